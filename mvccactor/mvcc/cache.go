@@ -1,0 +1,97 @@
+package mvcc
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Loader reads an encoded pack from the store. The bytes are the caller's to
+// keep. It is called by readers, concurrently.
+type Loader func(Revision) ([]byte, error)
+
+// cache keeps pack contents in memory within a budget. Packs enter when they
+// are written and when a reader had to load them; a second-chance clock chooses
+// which durable ones leave. The cache never refuses: a pack that is not durable
+// cannot leave, and how many of those there are is bounded by the persister.
+type cache struct {
+	load   Loader
+	budget int64 // bytes
+
+	resident atomic.Int64 // bytes
+	misses   atomic.Int64
+
+	mu   sync.Mutex
+	ring []*pack // evictable packs in memory, oldest first from hand on
+	hand int
+}
+
+// content returns what is in a pack, reading it from the store if needed. With
+// keep, what was read stays in memory; a scan of history leaves it out, so as
+// not to drive out the present.
+func (c *cache) content(p *pack, keep bool) (*body, error) {
+	if b := p.content.Load(); b != nil {
+		if keep && !p.used.Load() {
+			p.used.Store(true)
+		}
+		return b, nil
+	}
+	c.misses.Add(1)
+	value, err := c.load(p.id)
+	if err != nil {
+		return nil, err
+	}
+	b, err := decodePack(value)
+	if err != nil {
+		return nil, &CorruptError{Pack: p.id, Err: err}
+	}
+	if keep {
+		c.keep(p, b)
+	}
+	return b, nil
+}
+
+// admit makes a durable pack's content evictable, and keeps it for now.
+func (c *cache) admit(p *pack) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ring = append(c.ring, p)
+	c.evict()
+}
+
+// keep puts content that a reader loaded in memory. If the writer dropped dead
+// records from the pack meanwhile, the content has more than needed, never less.
+func (c *cache) keep(p *pack, b *body) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !p.content.CompareAndSwap(nil, b) {
+		return
+	}
+	c.resident.Add(int64(len(b.table) + len(b.data)))
+	c.ring = append(c.ring, p)
+	c.evict()
+}
+
+// evict runs with mu held.
+func (c *cache) evict() {
+	for c.resident.Load() > c.budget && len(c.ring) > 0 {
+		if c.hand >= len(c.ring) {
+			c.hand = 0
+		}
+		p := c.ring[c.hand]
+		if p.used.Swap(false) {
+			c.hand++
+			continue
+		}
+		c.drop(p)
+		last := len(c.ring) - 1
+		c.ring[c.hand] = c.ring[last]
+		c.ring[last] = nil
+		c.ring = c.ring[:last]
+	}
+}
+
+func (c *cache) drop(p *pack) {
+	if b := p.content.Swap(nil); b != nil {
+		c.resident.Add(-int64(len(b.table) + len(b.data)))
+	}
+}

@@ -1,0 +1,37 @@
+// Package mvcc is the keyspace: an index in memory over packs of revisions.
+//
+// # The log of revisions
+//
+// Every change of a key is a record: the revision (main, sub) at which it
+// happened and the key-value pair as etcd encodes it; a deletion is a record
+// with the tombstone mark and the bare key. Records are appended to packs, runs
+// of consecutive records of about 32 KiB. Packs are what the store below keeps;
+// FORMAT.md has their bytes.
+//
+// # The index
+//
+// An ordered tree maps each key to an entry, and an entry heads a chain of
+// versions, newest first. A version knows its revisions and the pack that holds
+// its record, never an offset, because reclaiming rewrites packs. Keys that
+// exist stand in one tree, deleted ones that still have history in another, so
+// that reading or counting the present never meets the dead.
+//
+// # One writer, many readers
+//
+// Store belongs to one goroutine, the mvcc actor's. It publishes a View, which
+// is immutable: copies of both trees (they share nodes and copy on write) and
+// the revision up to which chains may be read. Readers take the View from
+// Published and need no lock: a newer head that the writer swings in the
+// meantime is skipped because its revision is above the view's.
+//
+// # Compaction
+//
+// Compact moves the compact revision at once. CompactStep then cuts chains, a
+// bounded number at a time, and counts what became dead in each pack. Reclaim
+// drops dead records from packs; a tombstone goes last, when no older record of
+// its key is left that would otherwise come back at the next start. Readers
+// below a cut notice it afterwards by the floor in Published and answer
+// ErrCompacted, or start again on a newer view.
+//
+// The package uses tidwall/btree for the trees.
+package mvcc

@@ -1,0 +1,161 @@
+package mvcc
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync/atomic"
+)
+
+const (
+	// packBytes is where a pack is sealed and the next one begins. Larger packs
+	// cost more to rewrite for their dead records and to read for one record;
+	// smaller ones cost more in the store.
+	packBytes = 32 << 10
+
+	rowBytes     = 16 // of a table row: main, sub with tombstone bit, end offset
+	headerBytes  = 8  // of an encoded pack: format, row count
+	packFormat   = 1
+	tombstoneBit = 1 << 31
+)
+
+// body is the content of a pack: rows in revision order, and the records they
+// point into. It is immutable; the tail pack gets a longer one per publication
+// that shares the bytes of the shorter.
+type body struct {
+	table []byte
+	data  []byte
+}
+
+func (b *body) len() int { return len(b.table) / rowBytes }
+
+func (b *body) revision(i int) Revision {
+	row := b.table[i*rowBytes:]
+	return Revision{
+		Main: int64(binary.LittleEndian.Uint64(row)),
+		Sub:  int32(binary.LittleEndian.Uint32(row[8:]) &^ tombstoneBit),
+	}
+}
+
+func (b *body) tombstone(i int) bool {
+	return binary.LittleEndian.Uint32(b.table[i*rowBytes+8:])&tombstoneBit != 0
+}
+
+func (b *body) end(i int) uint32 {
+	return binary.LittleEndian.Uint32(b.table[i*rowBytes+12:])
+}
+
+func (b *body) record(i int) []byte {
+	start := uint32(0)
+	if i > 0 {
+		start = b.end(i - 1)
+	}
+	end := b.end(i)
+	return b.data[start:end:end]
+}
+
+// find returns the row of a revision, or -1.
+func (b *body) find(r Revision) int {
+	if i := b.seek(r); i < b.len() && b.revision(i) == r {
+		return i
+	}
+	return -1
+}
+
+// seek returns the first row at or above a revision.
+func (b *body) seek(r Revision) int {
+	lo, hi := 0, b.len()
+	for lo < hi {
+		mid := int(uint(lo+hi) / 2)
+		if b.revision(mid).Less(r) {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo
+}
+
+func appendRow(table []byte, r Revision, tombstone bool, end int) []byte {
+	sub := uint32(r.Sub)
+	if tombstone {
+		sub |= tombstoneBit
+	}
+	table = binary.LittleEndian.AppendUint64(table, uint64(r.Main))
+	table = binary.LittleEndian.AppendUint32(table, sub)
+	return binary.LittleEndian.AppendUint32(table, uint32(end))
+}
+
+// header returns the first bytes of the encoded pack; table and data follow it.
+func (b *body) header() []byte {
+	h := make([]byte, headerBytes)
+	h[0] = packFormat
+	binary.LittleEndian.PutUint32(h[4:], uint32(b.len()))
+	return h
+}
+
+// decodePack checks an encoded pack and returns its content, which shares the
+// bytes of value.
+func decodePack(value []byte) (*body, error) {
+	if len(value) < headerBytes {
+		return nil, fmt.Errorf("%d bytes are too short for a header", len(value))
+	}
+	if value[0] != packFormat {
+		return nil, fmt.Errorf("format %d is unknown", value[0])
+	}
+	rows := int(binary.LittleEndian.Uint32(value[4:]))
+	rest := value[headerBytes:]
+	if rows == 0 || rows > len(rest)/rowBytes {
+		return nil, fmt.Errorf("%d rows do not fit in %d bytes", rows, len(rest))
+	}
+	b := &body{table: rest[: rows*rowBytes : rows*rowBytes], data: rest[rows*rowBytes:]}
+	if err := b.check(); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+var (
+	errRowOrder  = errors.New("rows are not in revision order")
+	errRowOffset = errors.New("row offsets are not ascending")
+	errRowExtent = errors.New("rows do not cover the data")
+)
+
+func (b *body) check() error {
+	last, end := Revision{}, uint32(0)
+	for i := range b.len() {
+		r := b.revision(i)
+		if i > 0 && !last.Less(r) {
+			return errRowOrder
+		}
+		if b.end(i) < end {
+			return errRowOffset
+		}
+		last, end = r, b.end(i)
+	}
+	if int(end) != len(b.data) {
+		return errRowExtent
+	}
+	return nil
+}
+
+// pack is what the index knows of a run of consecutive records.
+type pack struct {
+	id Revision // of the record it was opened with; that record may be gone
+
+	// content is nil while the pack is not in memory. It is never nil before
+	// the pack is durable.
+	content atomic.Pointer[body]
+	// used tells the cache that a reader came by since the last round.
+	used atomic.Bool
+
+	// Records in the pack, bytes of their rows and data, and how many of both
+	// can be reclaimed. Written by the writer.
+	records, dead    atomic.Int32
+	bytes, deadBytes atomic.Int64
+
+	// Owned by the writer.
+	last      Revision // of the last record ever appended
+	dirty     bool     // stands in the list of packs to persist
+	evictable bool     // sealed and durable: the cache may drop the content
+}

@@ -1,0 +1,89 @@
+package mvcc
+
+import (
+	"bytes"
+	"fmt"
+)
+
+// Restore adds a pack read from the store to an empty index. Packs come in
+// order. Records above the durable revision belong to a change that was not
+// finished; they are dropped, and the pack is written anew without them. value
+// is only read during the call. Error: *CorruptError.
+func (s *Store) Restore(id Revision, value []byte, durable int64) error {
+	b, err := decodePack(value)
+	if err != nil {
+		return &CorruptError{Pack: id, Err: err}
+	}
+	if n := len(s.packs); n > 0 && !s.packs[n-1].last.Less(b.revision(0)) {
+		return &CorruptError{Pack: id, Record: b.revision(0),
+			Err: fmt.Errorf("it does not follow %v of the pack before", s.packs[n-1].last)}
+	}
+	if b.revision(0).Less(id) {
+		return &CorruptError{Pack: id, Record: b.revision(0), Err: errBelowID}
+	}
+	kept := b.seek(Revision{Main: durable + 1})
+	if kept == 0 {
+		s.deleted = append(s.deleted, packID(id))
+		return nil
+	}
+	torn := kept < b.len()
+	b = &body{table: b.table[:kept*rowBytes], data: b.data[:b.end(kept-1)]}
+
+	p := &pack{id: id, last: b.revision(kept - 1), evictable: true}
+	p.records.Store(int32(kept))
+	size := int64(len(b.table) + len(b.data))
+	p.bytes.Store(size)
+	s.liveBytes += size
+	s.storedBytes += size
+	s.packs = append(s.packs, p)
+	s.byID[id] = p
+	for i := range kept {
+		if err := s.restoreRecord(p, b, i); err != nil {
+			return err
+		}
+	}
+	if torn {
+		s.replaced = append(s.replaced, packMessage(id, b.clone()))
+	}
+	if s.cache.resident.Load()+size <= s.cache.budget {
+		p.content.Store(b.clone())
+		s.cache.resident.Add(size)
+		s.cache.admit(p)
+	}
+	return nil
+}
+
+func (b *body) clone() *body {
+	return &body{table: bytes.Clone(b.table), data: bytes.Clone(b.data)}
+}
+
+func (s *Store) restoreRecord(p *pack, b *body, i int) error {
+	r, rec := b.revision(i), b.record(i)
+	kv, err := parseRecord(rec)
+	if err == nil && !b.tombstone(i) && (kv.mod != r.Main || kv.version < 1 || kv.create < 1) {
+		err = errRecordRevision
+	}
+	if err != nil {
+		return &CorruptError{Pack: p.id, Record: r, Err: err}
+	}
+	s.link(kv.key, &version{
+		main: r.Main, sub: r.Sub, create: kv.create, ver: kv.version, lease: kv.lease,
+		size: uint32(len(rec)), tombstone: b.tombstone(i), pack: p,
+	})
+	return nil
+}
+
+// Restored ends restoring: it sets the revisions and forgets again what was
+// compacted.
+func (s *Store) Restored(revision, compactRevision int64) error {
+	if n := len(s.packs); n > 0 && s.packs[n-1].last.Main > revision {
+		panic("mvcc: restored records above the revision")
+	}
+	s.revision, s.compactRevision = revision, compactRevision
+	for !s.CompactStep(1 << 20) {
+		if s.published.pinned() {
+			break // a reader from before a reboot; the compactor goes on later
+		}
+	}
+	return nil
+}

@@ -1,0 +1,33 @@
+package mvcc
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Revision names a record: Main counts the transactions that changed the
+// keyspace, Sub the changes within one of them.
+type Revision struct {
+	Main int64
+	Sub  int32
+}
+
+// Less orders revisions by time.
+func (r Revision) Less(o Revision) bool {
+	return r.Main < o.Main || r.Main == o.Main && r.Sub < o.Sub
+}
+
+func (r Revision) String() string { return fmt.Sprintf("%d.%d", r.Main, r.Sub) }
+
+// appendHashKey appends the key under which etcd stores a record of this
+// revision: 8 bytes main, an underscore, 8 bytes sub, and a t for a tombstone.
+// HashKV is computed over it.
+func (r Revision) appendHashKey(dst []byte, tombstone bool) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Main))
+	dst = append(dst, '_')
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Sub))
+	if tombstone {
+		dst = append(dst, 't')
+	}
+	return dst
+}

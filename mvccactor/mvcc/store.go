@@ -1,0 +1,248 @@
+package mvcc
+
+import (
+	"fmt"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+)
+
+// Config is what a Store needs from outside.
+type Config struct {
+	// Load reads packs that are not in memory.
+	Load Loader
+	// CacheBytes is how much of packs stays in memory. Packs that are not
+	// durable yet stay regardless.
+	CacheBytes int64
+	// Published is where views go.
+	Published *Published
+}
+
+// Store is the keyspace with its only writer. It is not safe for concurrent
+// use; what it publishes is.
+type Store struct {
+	published *Published
+	cache     *cache
+
+	live, dead *tree
+	packs      []*pack // in order of their ids
+	byID       map[Revision]*pack
+
+	// revision of the last change; 1 before the first, as in etcd.
+	revision        int64
+	compactRevision int64 // -1 before the first compaction
+
+	// The tail pack is open: its rows and records are these, and content lags
+	// behind until the next publication. nil before the first record.
+	tail *pack
+	open body
+
+	dirty    []*pack           // appended to since the last TakeDirty
+	replaced []*mvccmsg.Pack   // reclaimed since then
+	deleted  []*mvccmsg.PackID // reclaimed since then, with nothing left
+
+	// What cutting has to visit, oldest first.
+	superseded queue
+	tombstones queue
+
+	gone int // packs in the list that were deleted
+
+	liveBytes, storedBytes int64
+
+	encoded []byte // scratch for one record
+}
+
+// NewStore returns an empty store.
+func NewStore(cfg Config) *Store {
+	return &Store{
+		published: cfg.Published,
+		cache:     &cache{load: cfg.Load, budget: cfg.CacheBytes},
+		live:      newTree(),
+		dead:      newTree(),
+		byID:      make(map[Revision]*pack),
+
+		revision:        1,
+		compactRevision: -1,
+	}
+}
+
+// Revision is the revision of the last change.
+func (s *Store) Revision() int64 { return s.revision }
+
+// CompactRevision is the lowest revision that can be read, -1 if all can.
+func (s *Store) CompactRevision() int64 { return s.compactRevision }
+
+// append adds a record to the tail pack and returns the pack.
+func (s *Store) append(r Revision, tombstone bool, record []byte) *pack {
+	if s.tail == nil || s.open.len() > 0 && len(s.open.data)+len(record) > packBytes {
+		s.openPack(r, len(record))
+	}
+	s.open.data = append(s.open.data, record...)
+	s.open.table = appendRow(s.open.table, r, tombstone, len(s.open.data))
+	s.tail.last = r
+	s.tail.records.Add(1)
+	size := int64(rowBytes + len(record))
+	s.tail.bytes.Add(size)
+	s.liveBytes += size
+	s.storedBytes += size
+	s.cache.resident.Add(size)
+	s.markDirty(s.tail)
+	return s.tail
+}
+
+// openPack seals the tail and begins a pack with room for the records to come,
+// so that its bytes never move: readers hold slices of them.
+func (s *Store) openPack(first Revision, size int) {
+	s.publishTail()
+	s.tail = &pack{id: first}
+	s.packs = append(s.packs, s.tail)
+	s.byID[first] = s.tail
+	s.open = body{data: make([]byte, 0, max(packBytes, size))}
+}
+
+// publishTail lets readers see what was appended to the tail pack.
+func (s *Store) publishTail() {
+	if s.tail == nil {
+		return
+	}
+	if b := s.tail.content.Load(); b == nil || len(b.table) < len(s.open.table) {
+		open := s.open
+		s.tail.content.Store(&open)
+	}
+}
+
+func (s *Store) markDirty(p *pack) {
+	if !p.dirty {
+		p.dirty = true
+		s.dirty = append(s.dirty, p)
+	}
+}
+
+// link makes a version the newest of a key. It keeps the trees, the queues of
+// what to cut, and the sizes.
+func (s *Store) link(key []byte, v *version) {
+	e, alive := s.lookup(key)
+	if e == nil {
+		e = &entry{key: string(key)}
+	} else {
+		old := e.head.Load()
+		if !old.revision().Less(v.revision()) {
+			panic(fmt.Sprintf("mvcc: record %v of key %q follows %v", v.revision(), key, old.revision()))
+		}
+		v.prev.Store(old)
+		s.superseded.push(v.main, e)
+	}
+	e.head.Store(v)
+	switch {
+	case v.tombstone:
+		s.tombstones.push(v.main, e)
+		if alive {
+			s.live.Delete(e)
+		}
+		s.dead.Set(e)
+	case !alive:
+		if v.prev.Load() != nil {
+			s.dead.Delete(e)
+		}
+		s.live.Set(e)
+	}
+}
+
+// lookup finds a key's entry, and whether the key exists now.
+func (s *Store) lookup(key []byte) (e *entry, alive bool) {
+	pivot := &entry{key: bytesAsString(key)}
+	if e, ok := s.live.Get(pivot); ok {
+		return e, true
+	}
+	if s.dead.Len() > 0 {
+		if e, ok := s.dead.Get(pivot); ok {
+			return e, false
+		}
+	}
+	return nil, false
+}
+
+// current returns the state of a key, nil if it does not exist.
+func (s *Store) current(key []byte) *version {
+	if e, alive := s.lookup(key); alive {
+		return e.head.Load()
+	}
+	return nil
+}
+
+// Applied is what the view says of raft and of the cluster.
+type Applied struct {
+	Index, Term uint64
+	ConfState   *raftpb.ConfState
+	Cluster     *mvccmsg.Cluster
+}
+
+// Publish makes all changes so far visible.
+func (s *Store) Publish(a Applied) *View {
+	s.publishTail()
+	v := &View{
+		Revision:        s.revision,
+		CompactRevision: s.compactRevision,
+		AppliedIndex:    a.Index,
+		AppliedTerm:     a.Term,
+		ConfState:       a.ConfState,
+		Cluster:         a.Cluster,
+		Sizes:           s.Sizes(),
+		live:            s.live.Copy(),
+		dead:            s.dead.Copy(),
+		packs:           s.packs,
+		cache:           s.cache,
+		published:       s.published,
+	}
+	s.published.Publish(v)
+	return v
+}
+
+// Sizes measures the keyspace.
+func (s *Store) Sizes() Sizes {
+	return Sizes{
+		Keys:     s.live.Len(),
+		Live:     s.liveBytes,
+		Stored:   s.storedBytes,
+		Resident: s.cache.resident.Load(),
+	}
+}
+
+// TakeDirty returns the packs that changed since the last call, complete, and
+// those that are gone. Their bytes are immutable.
+func (s *Store) TakeDirty() (put []*mvccmsg.Pack, deleted []*mvccmsg.PackID) {
+	s.publishTail()
+	put, deleted = s.replaced, s.deleted
+	for _, p := range s.dirty {
+		p.dirty = false
+		put = append(put, packMessage(p.id, p.content.Load()))
+	}
+	s.dirty, s.replaced, s.deleted = nil, nil, nil
+	return put, deleted
+}
+
+func packMessage(id Revision, b *body) *mvccmsg.Pack {
+	return &mvccmsg.Pack{Id: packID(id), Header: b.header(), Table: b.table, Data: b.data}
+}
+
+func packID(r Revision) *mvccmsg.PackID { return &mvccmsg.PackID{Main: r.Main, Sub: r.Sub} }
+
+// Durable tells that the store below now holds all records up to a revision.
+// Packs that end there may leave memory.
+func (s *Store) Durable(rev int64) {
+	// Packs become evictable in order: those that are not yet stand at the end,
+	// as many as the persister lags behind.
+	i := len(s.packs)
+	for i > 0 && !s.packs[i-1].evictable {
+		i--
+	}
+	for ; i < len(s.packs); i++ {
+		p := s.packs[i]
+		if p == s.tail || p.last.Main > rev {
+			return
+		}
+		p.evictable = true
+		s.cache.admit(p)
+	}
+}

@@ -1,0 +1,422 @@
+package mvcc
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// Leases tells which leases exist.
+type Leases interface {
+	Exists(id int64) bool
+}
+
+// Put sets a key. Errors: ErrKeyNotFound, ErrLeaseNotFound.
+func (s *Store) Put(req *pb.PutRequest, leases Leases) (*pb.PutResponse, error) {
+	if err := checkPut(s.reader(s.revision), req, leases); err != nil {
+		return nil, err
+	}
+	t := s.begin()
+	resp := t.put(req)
+	t.commit()
+	return resp, nil
+}
+
+// DeleteRange deletes the keys of a range.
+func (s *Store) DeleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
+	t := s.begin()
+	resp := t.deleteRange(req)
+	t.commit()
+	return resp
+}
+
+// Txn compares, and then executes one of the branches. A request that cannot be
+// executed whole changes nothing. Errors: ErrKeyNotFound, ErrLeaseNotFound,
+// ErrCompacted, ErrFutureRevision.
+func (s *Store) Txn(req *pb.TxnRequest, leases Leases) (*pb.TxnResponse, error) {
+	r := s.reader(s.revision)
+	branches := decide(r, req)
+	if err := checkTxn(r, req, branches, leases); err != nil {
+		return nil, err
+	}
+	t := s.begin()
+	resp, err := t.execute(req, branches)
+	if err != nil {
+		// Everything was checked. What is left is a store that cannot be read,
+		// and a branch that is half executed.
+		panic(fmt.Sprintf("mvcc: transaction failed after its checks: %v", err))
+	}
+	t.commit()
+	resp.Header = t.header()
+	return resp, nil
+}
+
+// ReadTxn executes a read-only transaction on the newest view. Errors as Txn
+// and *CorruptError.
+func (p *Published) ReadTxn(req *pb.TxnRequest) (resp *pb.TxnResponse, err error) {
+	err = p.read(0, func(v *View) error {
+		resp, err = v.readTxn(req)
+		return err
+	})
+	return resp, err
+}
+
+func (v *View) readTxn(req *pb.TxnRequest) (*pb.TxnResponse, error) {
+	r := reader{source: v.source(), revision: v.Revision, compactRevision: v.CompactRevision}
+	branches := decide(r, req)
+	if err := checkTxn(r, req, branches, nil); err != nil {
+		return nil, err
+	}
+	t := &transaction{reader: r, begin: v.Revision}
+	resp, err := t.execute(req, branches)
+	if err != nil {
+		return nil, err
+	}
+	resp.Header = t.header()
+	return resp, nil
+}
+
+// ReadOnlyTxn tells whether all operations, of both branches, are ranges. A
+// nested transaction counts as a write, as in etcd.
+func ReadOnlyTxn(req *pb.TxnRequest) bool {
+	return allRanges(req, func(*pb.RangeRequest) bool { return true })
+}
+
+// SerializableTxn tells whether all operations are serializable ranges.
+func SerializableTxn(req *pb.TxnRequest) bool {
+	return allRanges(req, (*pb.RangeRequest).GetSerializable)
+}
+
+func allRanges(req *pb.TxnRequest, ok func(*pb.RangeRequest) bool) bool {
+	for _, ops := range [][]*pb.RequestOp{req.Success, req.Failure} {
+		for _, op := range ops {
+			if r := op.GetRequestRange(); r == nil || !ok(r) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// reader reads the state at one revision, within a transaction or before it.
+type reader struct {
+	source
+	revision        int64
+	compactRevision int64
+	store           *Store // nil when a view is read
+}
+
+// reader returns a reader of the writer's own state.
+func (s *Store) reader(rev int64) reader {
+	return reader{
+		source:          source{live: s.live, dead: s.dead, cache: s.cache, present: rev},
+		revision:        rev,
+		compactRevision: s.compactRevision,
+		store:           s,
+	}
+}
+
+// settle makes the records of the tail pack readable before a read of records.
+func (r reader) settle() {
+	if r.store != nil {
+		r.store.publishTail()
+	}
+}
+
+// current returns a key's state at the reader's revision, or nil.
+func (r reader) current(key []byte) *version {
+	if e, ok := r.live.Get(&entry{key: bytesAsString(key)}); ok {
+		return e.at(r.revision)
+	}
+	return nil
+}
+
+func (r reader) keyValue(v *version) (*mvccpb.KeyValue, error) {
+	r.settle()
+	rec, err := r.cache.record(v, true)
+	if err != nil {
+		return nil, err
+	}
+	return unmarshalRecord(rec)
+}
+
+func (r reader) rangeKeys(req *pb.RangeRequest) (*pb.RangeResponse, error) {
+	rev := req.Revision
+	switch {
+	case rev > r.revision:
+		return nil, ErrFutureRevision
+	case rev <= 0:
+		rev = r.revision
+	}
+	if rev < r.compactRevision {
+		return nil, ErrCompacted
+	}
+	r.settle()
+	res, err := r.query(req, rev, r.revision)
+	if err != nil {
+		return nil, err
+	}
+	return res.Response()
+}
+
+// decide evaluates the compares of a transaction, and of those nested in the
+// branch it takes, against the state before it. The answers are in the order
+// in which execution comes by the transactions.
+func decide(r reader, req *pb.TxnRequest) []bool {
+	taken := []bool{holds(r, req.Compare)}
+	for _, op := range branch(req, taken[0]) {
+		if nested := op.GetRequestTxn(); nested != nil {
+			taken = append(taken, decide(r, nested)...)
+		}
+	}
+	return taken
+}
+
+func branch(req *pb.TxnRequest, success bool) []*pb.RequestOp {
+	if success {
+		return req.Success
+	}
+	return req.Failure
+}
+
+func holds(r reader, compares []*pb.Compare) bool {
+	for _, c := range compares {
+		if !compare(r, c) {
+			return false
+		}
+	}
+	return true
+}
+
+// compare tells whether a comparison holds for every key in its range. Without
+// any key it is made against a key that never was, except that no value equals
+// or differs from a missing one.
+func compare(r reader, c *pb.Compare) bool {
+	any, all := false, true
+	r.visit(newKeyRange(c.Key, c.RangeEnd), r.revision, func(_ *entry, v *version) bool {
+		any = true
+		all = compareVersion(r, c, v)
+		return all
+	})
+	if any {
+		return all
+	}
+	return c.Target != pb.Compare_VALUE && compareVersion(r, c, &version{})
+}
+
+func compareVersion(r reader, c *pb.Compare, v *version) bool {
+	result := 0
+	switch c.Target {
+	case pb.Compare_VERSION:
+		result = cmp.Compare(v.ver, c.GetVersion())
+	case pb.Compare_CREATE:
+		result = cmp.Compare(v.create, c.GetCreateRevision())
+	case pb.Compare_MOD:
+		result = cmp.Compare(v.main, c.GetModRevision())
+	case pb.Compare_LEASE:
+		result = cmp.Compare(v.lease, c.GetLease())
+	case pb.Compare_VALUE:
+		kv, err := r.keyValue(v)
+		if err != nil {
+			panic(fmt.Sprintf("mvcc: compare: %v", err))
+		}
+		result = bytes.Compare(kv.Value, c.GetValue())
+	}
+	switch c.Result {
+	case pb.Compare_EQUAL:
+		return result == 0
+	case pb.Compare_NOT_EQUAL:
+		return result != 0
+	case pb.Compare_GREATER:
+		return result > 0
+	case pb.Compare_LESS:
+		return result < 0
+	}
+	return true // an operator nobody knows never fails, as in etcd
+}
+
+// checkTxn finds what would make an operation of the taken branches fail.
+func checkTxn(r reader, req *pb.TxnRequest, taken []bool, leases Leases) error {
+	_, err := checkBranch(r, req, taken, leases)
+	return err
+}
+
+func checkBranch(r reader, req *pb.TxnRequest, taken []bool, leases Leases) (rest []bool, err error) {
+	ops, rest := branch(req, taken[0]), taken[1:]
+	for _, op := range ops {
+		switch op := op.Request.(type) {
+		case *pb.RequestOp_RequestRange:
+			err = checkRange(r, op.RequestRange)
+		case *pb.RequestOp_RequestPut:
+			err = checkPut(r, op.RequestPut, leases)
+		case *pb.RequestOp_RequestTxn:
+			rest, err = checkBranch(r, op.RequestTxn, rest, leases)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return rest, nil
+}
+
+func checkRange(r reader, req *pb.RangeRequest) error {
+	switch {
+	case req.Revision == 0:
+		return nil
+	case req.Revision > r.revision:
+		return ErrFutureRevision
+	case req.Revision < r.compactRevision:
+		return ErrCompacted
+	}
+	return nil
+}
+
+func checkPut(r reader, req *pb.PutRequest, leases Leases) error {
+	if req.Lease != 0 && !leases.Exists(req.Lease) {
+		return ErrLeaseNotFound
+	}
+	if (req.IgnoreValue || req.IgnoreLease) && r.current(req.Key) == nil {
+		return ErrKeyNotFound
+	}
+	return nil
+}
+
+// transaction makes the changes of one revision.
+type transaction struct {
+	reader
+	begin   int64 // the revision before
+	changes int32
+}
+
+func (s *Store) begin() *transaction {
+	return &transaction{reader: s.reader(s.revision), begin: s.revision}
+}
+
+// changed moves the reader to the revision that the transaction writes.
+func (t *transaction) changed() {
+	t.changes++
+	t.revision = t.begin + 1
+	t.present = t.revision
+}
+
+func (t *transaction) commit() {
+	if t.changes > 0 {
+		t.store.revision = t.begin + 1
+	}
+}
+
+func (t *transaction) header() *pb.ResponseHeader {
+	return &pb.ResponseHeader{Revision: t.revision}
+}
+
+func (t *transaction) execute(req *pb.TxnRequest, taken []bool) (*pb.TxnResponse, error) {
+	resp, _, err := t.executeBranch(req, taken)
+	return resp, err
+}
+
+func (t *transaction) executeBranch(req *pb.TxnRequest, taken []bool) (resp *pb.TxnResponse, rest []bool, err error) {
+	ops, rest := branch(req, taken[0]), taken[1:]
+	resp = &pb.TxnResponse{
+		Header:    &pb.ResponseHeader{},
+		Succeeded: taken[0],
+		Responses: make([]*pb.ResponseOp, len(ops)),
+	}
+	for i, op := range ops {
+		resp.Responses[i], rest, err = t.executeOp(op, rest)
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	return resp, rest, nil
+}
+
+func (t *transaction) executeOp(op *pb.RequestOp, rest []bool) (*pb.ResponseOp, []bool, error) {
+	switch op := op.Request.(type) {
+	case *pb.RequestOp_RequestRange:
+		resp, err := t.rangeKeys(op.RequestRange)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: resp}}, rest, err
+	case *pb.RequestOp_RequestPut:
+		resp := t.put(op.RequestPut)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: resp}}, rest, nil
+	case *pb.RequestOp_RequestDeleteRange:
+		resp := t.deleteRange(op.RequestDeleteRange)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: resp}}, rest, nil
+	case *pb.RequestOp_RequestTxn:
+		resp, rest, err := t.executeBranch(op.RequestTxn, rest)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseTxn{ResponseTxn: resp}}, rest, err
+	}
+	return &pb.ResponseOp{}, rest, nil
+}
+
+func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
+	old := t.current(req.Key)
+	value, lease := req.Value, req.Lease
+	resp := &pb.PutResponse{}
+	if old != nil && (req.IgnoreValue || req.PrevKv) {
+		kv := t.mustKeyValue(old)
+		if req.IgnoreValue {
+			value = kv.Value
+		}
+		if req.PrevKv {
+			resp.PrevKv = kv
+		}
+	}
+	if req.IgnoreLease {
+		lease = old.lease
+	}
+
+	v := &version{main: t.begin + 1, sub: t.changes, create: t.begin + 1, ver: 1, lease: lease}
+	if old != nil {
+		v.create, v.ver = old.create, old.ver+1
+	}
+	s := t.store
+	s.encoded = appendKeyValue(s.encoded[:0], req.Key, v.create, v.main, v.ver, value, lease)
+	v.size = uint32(len(s.encoded))
+	v.pack = s.append(v.revision(), false, s.encoded)
+	s.link(req.Key, v)
+	t.changed()
+	resp.Header = t.header()
+	return resp
+}
+
+func (t *transaction) deleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
+	var doomed []*entry
+	newKeyRange(req.Key, req.RangeEnd).ascend(t.live, func(e *entry) bool {
+		doomed = append(doomed, e)
+		return true
+	})
+	resp := &pb.DeleteRangeResponse{Deleted: int64(len(doomed))}
+	if req.PrevKv {
+		for _, e := range doomed {
+			resp.PrevKvs = append(resp.PrevKvs, t.mustKeyValue(e.head.Load()))
+		}
+	}
+	for _, e := range doomed {
+		t.delete([]byte(e.key))
+	}
+	resp.Header = t.header()
+	return resp
+}
+
+func (t *transaction) delete(key []byte) {
+	s := t.store
+	v := &version{main: t.begin + 1, sub: t.changes, tombstone: true}
+	s.encoded = appendKeyValue(s.encoded[:0], key, 0, 0, 0, nil, 0)
+	v.size = uint32(len(s.encoded))
+	v.pack = s.append(v.revision(), true, s.encoded)
+	s.link(key, v)
+	t.changed()
+}
+
+// mustKeyValue reads a record for a write to depend on. Where it cannot be
+// read, members would diverge: the member stops instead.
+func (t *transaction) mustKeyValue(v *version) *mvccpb.KeyValue {
+	kv, err := t.keyValue(v)
+	if err != nil {
+		panic(fmt.Sprintf("mvcc: read for a write: %v", err))
+	}
+	return kv
+}

@@ -1,0 +1,189 @@
+package mvcc
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+)
+
+// View is the state after an applied entry. It is immutable and needs no lock.
+type View struct {
+	// Revision is the current revision; 1 in a store that nothing changed yet.
+	Revision int64
+	// CompactRevision is the lowest revision that can be read; -1 before the
+	// first compaction.
+	CompactRevision int64
+	// AppliedIndex and AppliedTerm are of the last entry contained.
+	AppliedIndex, AppliedTerm uint64
+	ConfState                 *raftpb.ConfState
+	// Cluster holds members and alarms. Read only.
+	Cluster *mvccmsg.Cluster
+	Sizes   Sizes
+
+	live, dead *tree
+	packs      []*pack
+	cache      *cache
+	published  *Published
+}
+
+// Sizes measures the keyspace. All but Keys are bytes.
+type Sizes struct {
+	// Keys that exist.
+	Keys int
+	// Live records, with history that is not compacted: what the quota counts.
+	Live int64
+	// Stored: live records and dead ones not yet reclaimed.
+	Stored int64
+	// Resident in memory.
+	Resident int64
+}
+
+// baseBytes is what an empty store reports as its size: as with etcd a few
+// pages, so that quotas and dashboards never divide by zero.
+const baseBytes = 16 << 10
+
+// InUse is the size that quota and dashboards call "in use".
+func (s Sizes) InUse() int64 { return baseBytes + s.Live }
+
+// Total is the size that dashboards call "total": it exceeds InUse by what
+// reclaiming will give back.
+func (s Sizes) Total() int64 { return baseBytes + s.Stored }
+
+// errStale: the chains were cut above the revision a reader was reading at.
+var errStale = errors.New("mvcc: view is older than the compaction")
+
+// Published is where readers find the newest View. It outlives reboots of the
+// core; nothing older than what it holds is ever put in.
+type Published struct {
+	view atomic.Pointer[View]
+	// floor is the revision that cutting has reached or is about to: chains may
+	// miss versions that only reads below it need.
+	floor atomic.Int64
+
+	mu   sync.Mutex
+	pins map[*Pin]struct{}
+}
+
+// NewPublished returns an empty Published; View is nil until the first Publish.
+func NewPublished() *Published {
+	p := &Published{pins: make(map[*Pin]struct{})}
+	p.floor.Store(-1)
+	return p
+}
+
+// View returns the newest view, nil before the first.
+func (p *Published) View() *View { return p.view.Load() }
+
+// Publish makes a view the newest, unless the one in place has more applied:
+// after a reboot of the core readers keep the old view until replay catches up.
+func (p *Published) Publish(v *View) {
+	if old := p.view.Load(); old != nil && old.AppliedIndex > v.AppliedIndex {
+		return
+	}
+	v.published = p
+	p.view.Store(v)
+}
+
+// Pin holds a revision readable: cutting and reclaiming stop below it. It is
+// for exports and long ranges and must be released.
+type Pin struct {
+	published *Published
+	revision  int64
+}
+
+// Pin pins the revision of the newest view, and returns that view.
+func (p *Published) Pin() (*View, *Pin) {
+	return p.pin(func(v *View) int64 { return v.Revision })
+}
+
+// PinHistory pins all revisions that can be read in the newest view.
+func (p *Published) PinHistory() (*View, *Pin) {
+	return p.pin(func(v *View) int64 { return v.CompactRevision })
+}
+
+func (p *Published) pin(revision func(*View) int64) (*View, *Pin) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v := p.view.Load()
+	pin := &Pin{published: p, revision: revision(v)}
+	p.pins[pin] = struct{}{}
+	return v, pin
+}
+
+// Release lets go. It may be called more than once.
+func (pin *Pin) Release() {
+	pin.published.mu.Lock()
+	defer pin.published.mu.Unlock()
+	delete(pin.published.pins, pin)
+}
+
+// raiseFloor moves the floor to a revision, or as near as pins allow, and
+// returns how far cutting may go.
+func (p *Published) raiseFloor(rev int64) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pin := range p.pins {
+		rev = min(rev, pin.revision)
+	}
+	if rev > p.floor.Load() { // under mu: no pin comes in between
+		p.floor.Store(rev)
+	}
+	return rev
+}
+
+func (p *Published) pinned() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.pins) > 0
+}
+
+// checkRevision returns the revision to read at: 0 and below mean the view's.
+func (v *View) checkRevision(rev int64) (int64, error) {
+	switch {
+	case rev > v.Revision:
+		return 0, ErrFutureRevision
+	case rev <= 0:
+		rev = v.Revision
+	}
+	if rev < v.CompactRevision {
+		return 0, ErrCompacted
+	}
+	return rev, nil
+}
+
+// stale tells, after a read at a revision, whether cutting may have taken away
+// what it needed.
+func (v *View) stale(rev int64) bool { return v.published.floor.Load() > rev }
+
+// maxFreshViews bounds how often a read of the present starts again because a
+// compaction overtook it; then it pins the present.
+const maxFreshViews = 3
+
+// read calls fn with the newest view until no compaction overtook it. Reads of
+// a chosen revision are told ErrCompacted instead.
+func (p *Published) read(rev int64, fn func(*View) error) error {
+	for range maxFreshViews {
+		v := p.View()
+		err := fn(v)
+		if !v.stale(readAt(v, rev)) {
+			return err
+		}
+		if rev > 0 {
+			return ErrCompacted
+		}
+	}
+	v, pin := p.Pin()
+	defer pin.Release()
+	return fn(v)
+}
+
+func readAt(v *View, rev int64) int64 {
+	if rev <= 0 {
+		return v.Revision
+	}
+	return rev
+}
