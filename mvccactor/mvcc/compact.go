@@ -18,24 +18,30 @@ func (s *Store) Compact(rev int64) error {
 	return nil
 }
 
-// CompactStep cuts the chains of at most budget entries, and reports whether
-// there is nothing left to cut. The compact revision must have been published.
-func (s *Store) CompactStep(budget int) (done bool) {
+// CompactDone tells whether nothing is left to cut at the compact revision.
+func (s *Store) CompactDone() bool {
+	return !s.superseded.due(s.compactRevision) && !s.tombstones.due(s.compactRevision-1)
+}
+
+// CompactStep cuts the chains of at most budget entries. It reports whether it
+// cut any, and whether none are left; neither is true when a pin holds them. The
+// compact revision must have been published.
+func (s *Store) CompactStep(budget int) (cut, done bool) {
 	floor := s.published.raiseFloor(s.compactRevision)
 	for range budget {
-		if e, ok := s.superseded.pop(floor); ok {
+		e, ok := s.superseded.pop(floor)
+		if ok {
 			s.cut(e, floor)
-			continue
-		}
-		// A tombstone at the floor itself is still history: a watch from the
-		// compact revision sees it.
-		if e, ok := s.tombstones.pop(floor - 1); ok {
+		} else if e, ok = s.tombstones.pop(floor - 1); ok {
+			// A tombstone at the floor itself is still history: a watch from the
+			// compact revision sees it.
 			s.cut(e, floor-1)
-			continue
+		} else {
+			break
 		}
-		return floor >= s.compactRevision
+		cut = true
 	}
-	return false
+	return cut, s.CompactDone()
 }
 
 // cut drops the versions of an entry that no read at or above floor needs. The

@@ -293,7 +293,8 @@ func (h *harness) compact() {
 	}
 	h.model.compact = rev
 	h.store.Publish(Applied{})
-	for !h.store.CompactStep(3) {
+	for !h.store.CompactDone() {
+		h.store.CompactStep(3)
 		h.read()
 	}
 }
@@ -378,7 +379,8 @@ func TestReclaimLeavesNothing(t *testing.T) {
 		h.disk.persist(h.store)
 		h.store.Compact(h.store.Revision())
 		h.store.Publish(Applied{})
-		for !h.store.CompactStep(7) {
+		for !h.store.CompactDone() {
+			h.store.CompactStep(7)
 		}
 		for round := 0; ; round++ {
 			garbage := h.pub.View().Garbage(1 << 20)

@@ -25,9 +25,14 @@ func (q *queue) push(at int64, e *entry) {
 	*last = append(*last, queued{at, e})
 }
 
-// pop returns the oldest element if it is due at or before a revision.
-func (q *queue) pop(due int64) (*entry, bool) {
-	if len(q.chunks) == 0 || q.chunks[0][q.head].at > due {
+// due tells whether the oldest element is due at a revision.
+func (q *queue) due(rev int64) bool {
+	return len(q.chunks) > 0 && q.chunks[0][q.head].at <= rev
+}
+
+// pop returns the oldest element if it is due at a revision.
+func (q *queue) pop(rev int64) (*entry, bool) {
+	if !q.due(rev) {
 		return nil, false
 	}
 	e := q.chunks[0][q.head].entry

@@ -75,15 +75,15 @@ func (s *Store) restoreRecord(p *pack, b *body, i int) error {
 
 // Restored ends restoring: it sets the revisions and forgets again what was
 // compacted.
-func (s *Store) Restored(revision, compactRevision int64) error {
+func (s *Store) Restored(revision, compactRevision int64) {
 	if n := len(s.packs); n > 0 && s.packs[n-1].last.Main > revision {
 		panic("mvcc: restored records above the revision")
 	}
 	s.revision, s.compactRevision = revision, compactRevision
-	for !s.CompactStep(1 << 20) {
-		if s.published.pinned() {
-			break // a reader from before a reboot; the compactor goes on later
-		}
+	for cut := true; cut; { // until done, or a reader from before a reboot pins it
+		cut, _ = s.CompactStep(restoreStep)
 	}
-	return nil
 }
+
+// restoreStep is how much is cut between two looks at what pins hold.
+const restoreStep = 1 << 16

@@ -135,12 +135,6 @@ func (p *Published) raiseFloor(rev int64) int64 {
 	return rev
 }
 
-func (p *Published) pinned() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.pins) > 0
-}
-
 // checkRevision returns the revision to read at: 0 and below mean the view's.
 func (v *View) checkRevision(rev int64) (int64, error) {
 	switch {
@@ -186,4 +180,10 @@ func readAt(v *View, rev int64) int64 {
 		return v.Revision
 	}
 	return rev
+}
+
+// Holds tells whether the view has a pack with records.
+func (v *View) Holds(id Revision) bool {
+	i := v.packAt(id)
+	return i < len(v.packs) && v.packs[i].id == id && v.packs[i].records.Load() > 0
 }

@@ -11,6 +11,7 @@ package mvccmsg
 
 import (
 	applymsg "github.com/troupe-db/troupe/proto/applymsg"
+	raftmsg "github.com/troupe-db/troupe/proto/raftmsg"
 	raftpb "go.etcd.io/raft/v3/raftpb"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -87,8 +88,8 @@ type EntryOps struct {
 	Term  uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	// The batch's id, so that its proposer can answer its callers. Zero for an
 	// entry that carries no requests.
-	BatchId  uint64              `protobuf:"varint,3,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
-	Requests []*applymsg.Request `protobuf:"bytes,4,rep,name=requests,proto3" json:"requests,omitempty"`
+	BatchId uint64 `protobuf:"varint,3,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	Ops     []*Op  `protobuf:"bytes,4,rep,name=ops,proto3" json:"ops,omitempty"`
 	// Set when this entry changed the raft configuration: the outcome, and the
 	// change for raft to take over before the entry counts as applied.
 	ConfState  *raftpb.ConfState    `protobuf:"bytes,5,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
@@ -150,9 +151,9 @@ func (x *EntryOps) GetBatchId() uint64 {
 	return 0
 }
 
-func (x *EntryOps) GetRequests() []*applymsg.Request {
+func (x *EntryOps) GetOps() []*Op {
 	if x != nil {
-		return x.Requests
+		return x.Ops
 	}
 	return nil
 }
@@ -178,6 +179,60 @@ func (x *EntryOps) GetCluster() *Cluster {
 	return nil
 }
 
+// Op is one request of an entry, in its place.
+type Op struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to execute; unset when apply has answered already.
+	Request       *applymsg.Request `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	Answer        *raftmsg.Result   `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Op) Reset() {
+	*x = Op{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Op) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Op) ProtoMessage() {}
+
+func (x *Op) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Op.ProtoReflect.Descriptor instead.
+func (*Op) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Op) GetRequest() *applymsg.Request {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Op) GetAnswer() *raftmsg.Result {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
 // Cluster is the replicated state beside the keyspace that apply owns.
 type Cluster struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -191,7 +246,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[2]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -203,7 +258,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[2]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -216,7 +271,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{2}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Cluster) GetMembers() []*applymsg.Member {
@@ -246,15 +301,15 @@ type Persisted struct {
 	Epoch        uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	AppliedIndex uint64                 `protobuf:"varint,2,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	Revision     int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Bytes of messages the persister has let go of.
-	Bytes         int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// How many Persist messages this answers.
+	Messages      int64 `protobuf:"varint,4,opt,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Persisted) Reset() {
 	*x = Persisted{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[3]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +321,7 @@ func (x *Persisted) String() string {
 func (*Persisted) ProtoMessage() {}
 
 func (x *Persisted) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[3]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +334,7 @@ func (x *Persisted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Persisted.ProtoReflect.Descriptor instead.
 func (*Persisted) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{3}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Persisted) GetEpoch() uint64 {
@@ -303,9 +358,9 @@ func (x *Persisted) GetRevision() int64 {
 	return 0
 }
 
-func (x *Persisted) GetBytes() int64 {
+func (x *Persisted) GetMessages() int64 {
 	if x != nil {
-		return x.Bytes
+		return x.Messages
 	}
 	return 0
 }
@@ -320,7 +375,7 @@ type CompactStep struct {
 
 func (x *CompactStep) Reset() {
 	*x = CompactStep{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[4]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -332,7 +387,7 @@ func (x *CompactStep) String() string {
 func (*CompactStep) ProtoMessage() {}
 
 func (x *CompactStep) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[4]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -345,7 +400,7 @@ func (x *CompactStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactStep.ProtoReflect.Descriptor instead.
 func (*CompactStep) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{4}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CompactStep) GetEpoch() uint64 {
@@ -355,31 +410,32 @@ func (x *CompactStep) GetEpoch() uint64 {
 	return 0
 }
 
-// ReplacePack swaps the records of a sealed pack for the ones that are still
-// alive; without any the pack goes.
-type ReplacePack struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Pack          *Pack                  `protobuf:"bytes,2,opt,name=pack,proto3" json:"pack,omitempty"`
+// Reclaim asks to drop the dead records of a sealed pack.
+type Reclaim struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Id    *PackID                `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The pack's value as read from the store.
+	Value         []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ReplacePack) Reset() {
-	*x = ReplacePack{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[5]
+func (x *Reclaim) Reset() {
+	*x = Reclaim{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ReplacePack) String() string {
+func (x *Reclaim) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ReplacePack) ProtoMessage() {}
+func (*Reclaim) ProtoMessage() {}
 
-func (x *ReplacePack) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[5]
+func (x *Reclaim) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -390,21 +446,28 @@ func (x *ReplacePack) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ReplacePack.ProtoReflect.Descriptor instead.
-func (*ReplacePack) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{5}
+// Deprecated: Use Reclaim.ProtoReflect.Descriptor instead.
+func (*Reclaim) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *ReplacePack) GetEpoch() uint64 {
+func (x *Reclaim) GetEpoch() uint64 {
 	if x != nil {
 		return x.Epoch
 	}
 	return 0
 }
 
-func (x *ReplacePack) GetPack() *Pack {
+func (x *Reclaim) GetId() *PackID {
 	if x != nil {
-		return x.Pack
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Reclaim) GetValue() []byte {
+	if x != nil {
+		return x.Value
 	}
 	return nil
 }
@@ -418,15 +481,17 @@ type Persist struct {
 	// several messages is complete in each: the last one counts.
 	Packs   []*Pack   `protobuf:"bytes,2,rep,name=packs,proto3" json:"packs,omitempty"`
 	Deleted []*PackID `protobuf:"bytes,3,rep,name=deleted,proto3" json:"deleted,omitempty"`
-	// The state after the records above. Unset when only packs were replaced.
-	Durable       *Durable `protobuf:"bytes,4,opt,name=durable,proto3" json:"durable,omitempty"`
+	// The state after the records above.
+	Durable *Durable `protobuf:"bytes,4,opt,name=durable,proto3" json:"durable,omitempty"`
+	// What the message weighs in the mailbox: bytes of requests it stands for.
+	Bytes         int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Persist) Reset() {
 	*x = Persist{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[6]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +503,7 @@ func (x *Persist) String() string {
 func (*Persist) ProtoMessage() {}
 
 func (x *Persist) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[6]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +516,7 @@ func (x *Persist) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Persist.ProtoReflect.Descriptor instead.
 func (*Persist) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{6}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Persist) GetEpoch() uint64 {
@@ -482,6 +547,13 @@ func (x *Persist) GetDurable() *Durable {
 	return nil
 }
 
+func (x *Persist) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // PackID names a pack by the revision of the first record it was opened with.
 type PackID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -493,7 +565,7 @@ type PackID struct {
 
 func (x *PackID) Reset() {
 	*x = PackID{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +577,7 @@ func (x *PackID) String() string {
 func (*PackID) ProtoMessage() {}
 
 func (x *PackID) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +590,7 @@ func (x *PackID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackID.ProtoReflect.Descriptor instead.
 func (*PackID) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{7}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PackID) GetMain() int64 {
@@ -550,7 +622,7 @@ type Pack struct {
 
 func (x *Pack) Reset() {
 	*x = Pack{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +634,7 @@ func (x *Pack) String() string {
 func (*Pack) ProtoMessage() {}
 
 func (x *Pack) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +647,7 @@ func (x *Pack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pack.ProtoReflect.Descriptor instead.
 func (*Pack) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Pack) GetId() *PackID {
@@ -628,7 +700,7 @@ type Durable struct {
 
 func (x *Durable) Reset() {
 	*x = Durable{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +712,7 @@ func (x *Durable) String() string {
 func (*Durable) ProtoMessage() {}
 
 func (x *Durable) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +725,7 @@ func (x *Durable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Durable.ProtoReflect.Descriptor instead.
 func (*Durable) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Durable) GetFormat() uint32 {
@@ -724,39 +796,44 @@ var File_mvccmsg_mvcc_proto protoreflect.FileDescriptor
 const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\n" +
 	"\x12mvccmsg/mvcc.proto\x12\x0etroupe.mvccmsg\x1a\n" +
-	"raft.proto\x1a\x14applymsg/apply.proto\"S\n" +
+	"raft.proto\x1a\x14applymsg/apply.proto\x1a\x12raftmsg/raft.proto\"S\n" +
 	"\aExecute\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x122\n" +
-	"\aentries\x18\x02 \x03(\v2\x18.troupe.mvccmsg.EntryOpsR\aentries\"\xa1\x02\n" +
+	"\aentries\x18\x02 \x03(\v2\x18.troupe.mvccmsg.EntryOpsR\aentries\"\x91\x02\n" +
 	"\bEntryOps\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x19\n" +
-	"\bbatch_id\x18\x03 \x01(\x04R\abatchId\x124\n" +
-	"\brequests\x18\x04 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\x120\n" +
+	"\bbatch_id\x18\x03 \x01(\x04R\abatchId\x12$\n" +
+	"\x03ops\x18\x04 \x03(\v2\x12.troupe.mvccmsg.OpR\x03ops\x120\n" +
 	"\n" +
 	"conf_state\x18\x05 \x01(\v2\x11.raftpb.ConfStateR\tconfState\x125\n" +
 	"\vconf_change\x18\x06 \x01(\v2\x14.raftpb.ConfChangeV2R\n" +
 	"confChange\x121\n" +
-	"\acluster\x18\a \x01(\v2\x17.troupe.mvccmsg.ClusterR\acluster\"\x86\x01\n" +
+	"\acluster\x18\a \x01(\v2\x17.troupe.mvccmsg.ClusterR\acluster\"h\n" +
+	"\x02Op\x122\n" +
+	"\arequest\x18\x01 \x01(\v2\x18.troupe.applymsg.RequestR\arequest\x12.\n" +
+	"\x06answer\x18\x02 \x01(\v2\x16.troupe.raftmsg.ResultR\x06answer\"\x86\x01\n" +
 	"\aCluster\x121\n" +
 	"\amembers\x18\x01 \x03(\v2\x17.troupe.applymsg.MemberR\amembers\x12.\n" +
 	"\x06alarms\x18\x02 \x03(\v2\x16.troupe.applymsg.AlarmR\x06alarms\x12\x18\n" +
-	"\aremoved\x18\x03 \x03(\x04R\aremoved\"x\n" +
+	"\aremoved\x18\x03 \x03(\x04R\aremoved\"~\n" +
 	"\tPersisted\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12#\n" +
 	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\"#\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x1a\n" +
+	"\bmessages\x18\x04 \x01(\x03R\bmessages\"#\n" +
 	"\vCompactStep\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"M\n" +
-	"\vReplacePack\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12(\n" +
-	"\x04pack\x18\x02 \x01(\v2\x14.troupe.mvccmsg.PackR\x04pack\"\xb0\x01\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"]\n" +
+	"\aReclaim\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12&\n" +
+	"\x02id\x18\x02 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\"\xc6\x01\n" +
 	"\aPersist\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12*\n" +
 	"\x05packs\x18\x02 \x03(\v2\x14.troupe.mvccmsg.PackR\x05packs\x120\n" +
 	"\adeleted\x18\x03 \x03(\v2\x16.troupe.mvccmsg.PackIDR\adeleted\x121\n" +
-	"\adurable\x18\x04 \x01(\v2\x17.troupe.mvccmsg.DurableR\adurable\".\n" +
+	"\adurable\x18\x04 \x01(\v2\x17.troupe.mvccmsg.DurableR\adurable\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\".\n" +
 	"\x06PackID\x12\x12\n" +
 	"\x04main\x18\x01 \x01(\x03R\x04main\x12\x10\n" +
 	"\x03sub\x18\x02 \x01(\x05R\x03sub\"p\n" +
@@ -790,44 +867,48 @@ func file_mvccmsg_mvcc_proto_rawDescGZIP() []byte {
 	return file_mvccmsg_mvcc_proto_rawDescData
 }
 
-var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*Execute)(nil),             // 0: troupe.mvccmsg.Execute
 	(*EntryOps)(nil),            // 1: troupe.mvccmsg.EntryOps
-	(*Cluster)(nil),             // 2: troupe.mvccmsg.Cluster
-	(*Persisted)(nil),           // 3: troupe.mvccmsg.Persisted
-	(*CompactStep)(nil),         // 4: troupe.mvccmsg.CompactStep
-	(*ReplacePack)(nil),         // 5: troupe.mvccmsg.ReplacePack
-	(*Persist)(nil),             // 6: troupe.mvccmsg.Persist
-	(*PackID)(nil),              // 7: troupe.mvccmsg.PackID
-	(*Pack)(nil),                // 8: troupe.mvccmsg.Pack
-	(*Durable)(nil),             // 9: troupe.mvccmsg.Durable
-	(*applymsg.Request)(nil),    // 10: troupe.applymsg.Request
+	(*Op)(nil),                  // 2: troupe.mvccmsg.Op
+	(*Cluster)(nil),             // 3: troupe.mvccmsg.Cluster
+	(*Persisted)(nil),           // 4: troupe.mvccmsg.Persisted
+	(*CompactStep)(nil),         // 5: troupe.mvccmsg.CompactStep
+	(*Reclaim)(nil),             // 6: troupe.mvccmsg.Reclaim
+	(*Persist)(nil),             // 7: troupe.mvccmsg.Persist
+	(*PackID)(nil),              // 8: troupe.mvccmsg.PackID
+	(*Pack)(nil),                // 9: troupe.mvccmsg.Pack
+	(*Durable)(nil),             // 10: troupe.mvccmsg.Durable
 	(*raftpb.ConfState)(nil),    // 11: raftpb.ConfState
 	(*raftpb.ConfChangeV2)(nil), // 12: raftpb.ConfChangeV2
-	(*applymsg.Member)(nil),     // 13: troupe.applymsg.Member
-	(*applymsg.Alarm)(nil),      // 14: troupe.applymsg.Alarm
+	(*applymsg.Request)(nil),    // 13: troupe.applymsg.Request
+	(*raftmsg.Result)(nil),      // 14: troupe.raftmsg.Result
+	(*applymsg.Member)(nil),     // 15: troupe.applymsg.Member
+	(*applymsg.Alarm)(nil),      // 16: troupe.applymsg.Alarm
 }
 var file_mvccmsg_mvcc_proto_depIdxs = []int32{
 	1,  // 0: troupe.mvccmsg.Execute.entries:type_name -> troupe.mvccmsg.EntryOps
-	10, // 1: troupe.mvccmsg.EntryOps.requests:type_name -> troupe.applymsg.Request
+	2,  // 1: troupe.mvccmsg.EntryOps.ops:type_name -> troupe.mvccmsg.Op
 	11, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
 	12, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
-	2,  // 4: troupe.mvccmsg.EntryOps.cluster:type_name -> troupe.mvccmsg.Cluster
-	13, // 5: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
-	14, // 6: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
-	8,  // 7: troupe.mvccmsg.ReplacePack.pack:type_name -> troupe.mvccmsg.Pack
-	8,  // 8: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
-	7,  // 9: troupe.mvccmsg.Persist.deleted:type_name -> troupe.mvccmsg.PackID
-	9,  // 10: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
-	7,  // 11: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
-	11, // 12: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
-	2,  // 13: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	3,  // 4: troupe.mvccmsg.EntryOps.cluster:type_name -> troupe.mvccmsg.Cluster
+	13, // 5: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
+	14, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
+	15, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
+	16, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
+	8,  // 9: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
+	9,  // 10: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
+	8,  // 11: troupe.mvccmsg.Persist.deleted:type_name -> troupe.mvccmsg.PackID
+	10, // 12: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
+	8,  // 13: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
+	11, // 14: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
+	3,  // 15: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_mvccmsg_mvcc_proto_init() }
@@ -841,7 +922,7 @@ func file_mvccmsg_mvcc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mvccmsg_mvcc_proto_rawDesc), len(file_mvccmsg_mvcc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

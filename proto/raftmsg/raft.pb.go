@@ -124,7 +124,12 @@ type Propose struct {
 	// How many requests the entry carries.
 	Requests int64 `protobuf:"varint,4,opt,name=requests,proto3" json:"requests,omitempty"`
 	// Set instead of data for a change of the raft configuration.
-	ConfChange    *raftpb.ConfChangeV2 `protobuf:"bytes,5,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
+	ConfChange *raftpb.ConfChangeV2 `protobuf:"bytes,5,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
+	// When the proposer took the oldest of the requests, began and finished the
+	// batch; see actors.Now.
+	Enqueued      int64 `protobuf:"varint,6,opt,name=enqueued,proto3" json:"enqueued,omitempty"`
+	Started       int64 `protobuf:"varint,7,opt,name=started,proto3" json:"started,omitempty"`
+	Ended         int64 `protobuf:"varint,8,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -192,6 +197,27 @@ func (x *Propose) GetConfChange() *raftpb.ConfChangeV2 {
 		return x.ConfChange
 	}
 	return nil
+}
+
+func (x *Propose) GetEnqueued() int64 {
+	if x != nil {
+		return x.Enqueued
+	}
+	return 0
+}
+
+func (x *Propose) GetStarted() int64 {
+	if x != nil {
+		return x.Started
+	}
+	return 0
+}
+
+func (x *Propose) GetEnded() int64 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
 }
 
 // Appended returns the responses of appends that are durable now, in order.
@@ -661,15 +687,14 @@ func (x *RoleChanged) GetIsLeader() bool {
 	return false
 }
 
-// Settled returns window to the proposer: how many of its proposals are now
-// durable here, or were refused by raft.
+// Settled returns window to the proposer.
 type Settled struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Epoch     uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Proposals int64                  `protobuf:"varint,2,opt,name=proposals,proto3" json:"proposals,omitempty"`
-	Bytes     int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Batches that stand durably in this member's log.
+	Batches []uint64 `protobuf:"varint,2,rep,packed,name=batches,proto3" json:"batches,omitempty"`
 	// Batches that raft dropped: they are in no log and may be proposed again.
-	Dropped       []uint64 `protobuf:"varint,4,rep,packed,name=dropped,proto3" json:"dropped,omitempty"`
+	Dropped       []uint64 `protobuf:"varint,3,rep,packed,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -711,18 +736,11 @@ func (x *Settled) GetEpoch() uint64 {
 	return 0
 }
 
-func (x *Settled) GetProposals() int64 {
+func (x *Settled) GetBatches() []uint64 {
 	if x != nil {
-		return x.Proposals
+		return x.Batches
 	}
-	return 0
-}
-
-func (x *Settled) GetBytes() int64 {
-	if x != nil {
-		return x.Bytes
-	}
-	return 0
+	return nil
 }
 
 func (x *Settled) GetDropped() []uint64 {
@@ -947,14 +965,17 @@ var File_raftmsg_raft_proto protoreflect.FileDescriptor
 const file_raftmsg_raft_proto_rawDesc = "" +
 	"\n" +
 	"\x12raftmsg/raft.proto\x12\x0etroupe.raftmsg\x1a\n" +
-	"raft.proto\x1a\trpc.proto\"\xa1\x01\n" +
+	"raft.proto\x1a\trpc.proto\"\xed\x01\n" +
 	"\aPropose\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x19\n" +
 	"\bbatch_id\x18\x03 \x01(\x04R\abatchId\x12\x1a\n" +
 	"\brequests\x18\x04 \x01(\x03R\brequests\x125\n" +
 	"\vconf_change\x18\x05 \x01(\v2\x14.raftpb.ConfChangeV2R\n" +
-	"confChange\"i\n" +
+	"confChange\x12\x1a\n" +
+	"\benqueued\x18\x06 \x01(\x03R\benqueued\x12\x18\n" +
+	"\astarted\x18\a \x01(\x03R\astarted\x12\x14\n" +
+	"\x05ended\x18\b \x01(\x03R\x05ended\"i\n" +
 	"\bAppended\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12-\n" +
 	"\tresponses\x18\x02 \x03(\v2\x0f.raftpb.MessageR\tresponses\x12\x18\n" +
@@ -984,12 +1005,11 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x16\n" +
 	"\x06leader\x18\x03 \x01(\x04R\x06leader\x12\x1b\n" +
-	"\tis_leader\x18\x04 \x01(\bR\bisLeader\"m\n" +
+	"\tis_leader\x18\x04 \x01(\bR\bisLeader\"S\n" +
 	"\aSettled\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1c\n" +
-	"\tproposals\x18\x02 \x01(\x03R\tproposals\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x18\n" +
-	"\adropped\x18\x04 \x03(\x04R\adropped\"p\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\abatches\x18\x02 \x03(\x04R\abatches\x12\x18\n" +
+	"\adropped\x18\x03 \x03(\x04R\adropped\"p\n" +
 	"\vResultBatch\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\x04R\abatchId\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x120\n" +

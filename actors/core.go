@@ -1,0 +1,559 @@
+package actors
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	"github.com/rs/zerolog"
+)
+
+// Errors of the core.
+var (
+	// ErrTooManyReboots is wrapped by the reason to give up when the core fails
+	// more often than allowed.
+	ErrTooManyReboots = errors.New("actors: too many core reboots")
+	// ErrStuck is wrapped when stages do not stop in time: Go cannot kill a
+	// Receive, so only the process can end it.
+	ErrStuck = errors.New("actors: stages do not stop")
+	// ErrVanished is the reason of a failure when a stage stopped although
+	// nobody asked it to.
+	ErrVanished = errors.New("actors: stage stopped unasked")
+)
+
+// Defaults of CoreConfig.
+const (
+	// DefaultReboots per DefaultRebootWindow: a fault that returns faster than
+	// every twelve seconds is not cured by rebooting.
+	DefaultReboots      = 5
+	DefaultRebootWindow = time.Minute
+	// DefaultDrainTimeout bounds an orderly stop: what is queued takes
+	// milliseconds, a slow disk seconds.
+	DefaultDrainTimeout = 5 * time.Second
+	// DefaultStopTimeout bounds the wait for stages told to stop at once. It
+	// must outlast one slow fsync.
+	DefaultStopTimeout = 10 * time.Second
+)
+
+// Failure says which stage failed, and how.
+type Failure struct {
+	Stage   string // path of the stage
+	Reason  any    // what was passed to panic, or an error
+	Stack   []byte // of the panic; nil if the stage vanished
+	Message any    // in hand at the panic; nil if none
+	Epoch   uint64
+	At      time.Time
+}
+
+// Error implements error.
+func (f Failure) Error() string {
+	return fmt.Sprintf("%s failed in epoch %d: %v", f.Stage, f.Epoch, f.Reason)
+}
+
+// Unwrap returns the reason if it is an error.
+func (f Failure) Unwrap() error {
+	err, _ := f.Reason.(error)
+	return err
+}
+
+func failureOf(stage string, epoch uint64, reason any) Failure {
+	f := Failure{Stage: stage, Reason: reason, Epoch: epoch, At: time.Now()}
+	if p, ok := reason.(*Panic); ok {
+		f.Reason, f.Stack, f.Message, f.At = p.Value, p.Stack, p.Message, p.At
+	}
+	return f
+}
+
+// Troop is one incarnation of the core: everything opened from disk, wired, with
+// fresh mailboxes, ready to be spawned.
+type Troop struct {
+	// Stages in the order in which they are spawned and, in an orderly stop,
+	// drained: first those that take work from outside.
+	Stages []Stage
+	// Started, if set, is called when all stages have been spawned.
+	Started func()
+	// Halt, if set, closes the files. It is called once, when the last stage
+	// has terminated.
+	Halt func() error
+}
+
+// CoreConfig configures the core supervisor. All functions run on its goroutine,
+// one at a time, and may take as long as they need.
+type CoreConfig struct {
+	// Boot builds the troop of an epoch from disk: for the first boot and for
+	// each reboot. Epochs count from 1. Stages of the previous epoch have all
+	// terminated and its Halt has returned.
+	Boot func(epoch uint64) (*Troop, error)
+	// Limit and Window: at most Limit reboots in Window, the next failure gives
+	// up. Zero means the default.
+	Limit  int
+	Window time.Duration
+	// GiveUp is called when the core cannot go on: too many reboots, a failed
+	// Boot or Halt, a stuck stage, or a failure that Classify rejected. In a
+	// server it exits the process and does not return; where it returns (tests)
+	// the core stays down.
+	GiveUp func(reason error)
+	// Classify, if set, may reject a failure that a reboot would only repeat (a
+	// second panic on the same raft entry, a failed fsync): GiveUp is then
+	// called at once, while other stages still run.
+	Classify func(Failure) error
+	// OnReboot, if set, is called when the old epoch is gone and before Boot of
+	// the new one: the place to fail what the old one still owes.
+	OnReboot func(epoch uint64, f Failure)
+
+	DrainTimeout time.Duration // zero means the default
+	StopTimeout  time.Duration // zero means the default
+	Registry     *Registry     // gets each mailbox; may be nil
+	Logger       zerolog.Logger
+}
+
+func (c *CoreConfig) complete() error {
+	if c.Boot == nil || c.GiveUp == nil {
+		return errors.New("actors: core needs Boot and GiveUp")
+	}
+	if c.Limit < 0 || c.Window < 0 || c.DrainTimeout < 0 || c.StopTimeout < 0 {
+		return errors.New("actors: negative bound in the core's configuration")
+	}
+	orDefault(&c.Limit, DefaultReboots)
+	orDefault(&c.Window, DefaultRebootWindow)
+	orDefault(&c.DrainTimeout, DefaultDrainTimeout)
+	orDefault(&c.StopTimeout, DefaultStopTimeout)
+	return nil
+}
+
+func orDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Core runs the stages of the core: when one fails, all are stopped,
+// awaited, and booted again from disk with fresh mailboxes and the next epoch.
+// A stage is never restarted in place, because the message in hand is lost and an
+// ordered stream must not skip one.
+type Core struct {
+	sys  *actor.ActorSystem
+	pid  *actor.PID
+	done chan struct{} // closed by the supervisor when it is down for good
+
+	mu     sync.Mutex
+	epoch  uint64
+	reboot int
+	last   *Failure
+	result error // valid when done is closed
+}
+
+// StartCore boots the first epoch and returns when its stages run. If that fails
+// it returns the error instead of calling GiveUp, and nothing is left running.
+func StartCore(sys *actor.ActorSystem, cfg CoreConfig) (*Core, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	c := &Core{sys: sys, done: make(chan struct{})}
+	first := make(chan error, 1)
+	s := &coreActor{cfg: cfg, handle: c, first: first, alive: map[string]*actor.PID{}}
+	pid, err := sys.Root.SpawnNamed(actor.PropsFromProducer(func() actor.Actor { return s }), CorePath)
+	if err != nil {
+		return nil, fmt.Errorf("actors: spawn %s: %w", CorePath, err)
+	}
+	c.pid = pid
+	if err := <-first; err != nil {
+		<-c.done
+		return nil, err
+	}
+	return c, nil
+}
+
+// Stop stops the core in order: each stage delivers what is queued and stops
+// before the next one is told to. After DrainTimeout the rest is stopped at once.
+// Then files are closed. It returns what went wrong, the reason of an earlier
+// GiveUp, or the error of ctx if that ends first; the stop goes on then.
+func (c *Core) Stop(ctx context.Context) error {
+	select {
+	case <-c.done:
+	default:
+		c.sys.Root.Send(c.pid, coreStop{})
+	}
+	select {
+	case <-c.done:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.result
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Done is closed when the core is down for good: stopped or given up.
+func (c *Core) Done() <-chan struct{} { return c.done }
+
+// Epoch returns the current epoch, from 1.
+func (c *Core) Epoch() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.epoch
+}
+
+// Restarts returns how often the core was rebooted.
+func (c *Core) Restarts() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reboot
+}
+
+// LastFailure returns the latest failure that stopped the core. Stages that fail
+// because others are gone do not count.
+func (c *Core) LastFailure() (Failure, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last == nil {
+		return Failure{}, false
+	}
+	return *c.last, true
+}
+
+// coreState is where the supervisor is in the life of an epoch.
+type coreState int
+
+const (
+	coreRunning  coreState = iota
+	coreDraining           // orderly stop, stage by stage
+	coreStopping           // all told to stop, waiting for the last Terminated
+	coreDown               // for good
+)
+
+// Messages of the supervisor to itself. Timers carry the turn in which they were
+// set, so that a late one is recognised.
+type (
+	coreStop  struct{}
+	coreTimer struct{ turn int }
+)
+
+// coreActor is the supervisor's actor. It uses protoactor's own mailbox: it hears
+// a handful of messages in its life.
+type coreActor struct {
+	cfg    CoreConfig
+	handle *Core
+	first  chan<- error // result of the first boot; nil afterwards
+
+	state    coreState
+	epoch    uint64
+	troop    *Troop
+	alive    map[string]*actor.PID // spawned and not terminated, by path
+	draining string                // path of the stage being drained
+	cause    *Failure              // why the troop is being stopped; nil unless a reboot follows
+	result   error                 // outcome when there is no reboot
+	gaveUp   bool                  // GiveUp was called
+	recent   []time.Time           // reboots within the window, at most Limit
+	turn     int                   // number of the latest timer
+	timer    *time.Timer
+}
+
+// Receive implements actor.Actor.
+func (s *coreActor) Receive(ctx actor.Context) {
+	s.guarded(ctx, func() {
+		switch m := ctx.Message().(type) {
+		case *actor.Started:
+			s.boot(ctx)
+		case *actor.Terminated:
+			s.terminated(ctx, m.Who.Id)
+		case coreStop:
+			s.drain(ctx)
+		case coreTimer:
+			s.timeout(ctx, m)
+		}
+	})
+}
+
+// HandleFailure implements actor.SupervisorStrategy. It runs on the supervisor's
+// goroutine; protoactor passes the supervisor's own context.
+func (s *coreActor) HandleFailure(_ *actor.ActorSystem, sup actor.Supervisor, child *actor.PID, _ *actor.RestartStatistics, reason, _ any) {
+	ctx := sup.(actor.Context)
+	s.guarded(ctx, func() { s.failed(ctx, failureOf(child.Id, s.epoch, reason)) })
+}
+
+// guarded turns a panic of the supervisor itself, or of a function it was
+// configured with, into giving up: protoactor would restart it with no memory of
+// its children.
+func (s *coreActor) guarded(ctx actor.Context, f func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			p := newPanic(r, nil)
+			s.giveUp(ctx, fmt.Errorf("actors: core supervisor: %w\n%s", p, p.Stack))
+		}
+	}()
+	f()
+}
+
+func (s *coreActor) boot(ctx actor.Context) {
+	s.epoch++
+	s.handle.mu.Lock()
+	s.handle.epoch = s.epoch
+	s.handle.mu.Unlock()
+	s.cfg.Registry.setEpoch(s.epoch)
+	troop, err := s.open()
+	if err != nil {
+		s.giveUp(ctx, fmt.Errorf("actors: boot core, epoch %d: %w", s.epoch, err))
+		return
+	}
+	s.troop, s.state, s.cause = troop, coreRunning, nil
+	for i, stage := range troop.Stages {
+		ref, err := Spawn(ctx, stage)
+		if err != nil {
+			for _, rest := range troop.Stages[i:] {
+				rest.discard(err)
+			}
+			s.giveUp(ctx, err)
+			return
+		}
+		s.alive[ref.PID.Id] = ref.PID
+		s.cfg.Registry.Add(stage.Mailbox)
+	}
+	if troop.Started != nil {
+		troop.Started()
+	}
+	s.cfg.Logger.Info().Uint64("epoch", s.epoch).Int("stages", len(troop.Stages)).Msg("core is up")
+	s.reportFirst(nil)
+}
+
+// open calls Boot; its panic is an error.
+func (s *coreActor) open() (troop *Troop, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			p := newPanic(r, nil)
+			err = fmt.Errorf("%w\n%s", p, p.Stack)
+		}
+	}()
+	troop, err = s.cfg.Boot(s.epoch)
+	if err == nil && (troop == nil || len(troop.Stages) == 0) {
+		err = errors.New("no stages")
+	}
+	return troop, err
+}
+
+// failed decides what the failure of a stage means.
+func (s *coreActor) failed(ctx actor.Context, f Failure) {
+	s.cfg.Logger.Error().Str("stage", f.Stage).Uint64("epoch", f.Epoch).Str("reason", fmt.Sprint(f.Reason)).
+		Str("message", fmt.Sprintf("%T", f.Message)).Bytes("stack", f.Stack).Msg("stage failed")
+	if s.state == coreRunning || s.state == coreDraining {
+		s.handle.mu.Lock()
+		s.handle.last = &f
+		s.handle.mu.Unlock()
+	}
+	switch s.state {
+	case coreRunning:
+		if err := s.verdict(f); err != nil {
+			s.giveUp(ctx, err)
+			return
+		}
+		s.cause = &f
+		s.stopAll(ctx)
+	case coreDraining:
+		s.result = errors.Join(s.result, f)
+		s.stopAll(ctx)
+	case coreStopping, coreDown: // told to stop already
+	}
+}
+
+// verdict returns why the core must not be rebooted after f, or nil.
+func (s *coreActor) verdict(f Failure) error {
+	if s.cfg.Classify != nil {
+		if err := s.cfg.Classify(f); err != nil {
+			return err
+		}
+	}
+	horizon := time.Now().Add(-s.cfg.Window)
+	s.recent = slices.DeleteFunc(s.recent, func(t time.Time) bool { return !t.After(horizon) })
+	if len(s.recent) >= s.cfg.Limit {
+		return fmt.Errorf("%w: %d in %v, then %w", ErrTooManyReboots, len(s.recent), s.cfg.Window, f)
+	}
+	return nil
+}
+
+// stopAll tells every stage to stop now, unblocking it first.
+func (s *coreActor) stopAll(ctx actor.Context) {
+	s.state = coreStopping
+	s.setTimer(ctx, s.cfg.StopTimeout)
+	if s.troop != nil {
+		for _, stage := range s.troop.Stages {
+			stage.cancel()
+		}
+	}
+	for _, pid := range s.alive {
+		ctx.Stop(pid)
+	}
+	s.settle(ctx)
+}
+
+func (s *coreActor) terminated(ctx actor.Context, path string) {
+	if _, known := s.alive[path]; !known {
+		return
+	}
+	delete(s.alive, path)
+	switch s.state {
+	case coreRunning:
+		s.failed(ctx, failureOf(path, s.epoch, ErrVanished))
+	case coreDraining:
+		s.drainNext(ctx)
+	case coreStopping:
+		s.settle(ctx)
+	case coreDown:
+	}
+}
+
+// drain begins the orderly stop. During a reboot it only cancels the boot.
+func (s *coreActor) drain(ctx actor.Context) {
+	switch s.state {
+	case coreRunning:
+		s.state = coreDraining
+		s.setTimer(ctx, s.cfg.DrainTimeout)
+		s.drainNext(ctx)
+	case coreStopping:
+		s.cause = nil
+	case coreDraining, coreDown:
+	}
+}
+
+// drainNext poisons the first stage that is still alive, once.
+func (s *coreActor) drainNext(ctx actor.Context) {
+	for _, stage := range s.troop.Stages {
+		if pid, alive := s.alive[stage.Name]; alive {
+			if s.draining != stage.Name {
+				s.draining = stage.Name
+				ctx.Poison(pid)
+			}
+			return
+		}
+	}
+	s.stopAll(ctx)
+}
+
+// settle goes on when the last stage has terminated.
+func (s *coreActor) settle(ctx actor.Context) {
+	if s.state != coreStopping || len(s.alive) > 0 {
+		return
+	}
+	s.stopTimer()
+	err := s.halt()
+	switch {
+	case s.cause == nil:
+		s.down(ctx, errors.Join(s.result, err))
+	case err != nil:
+		s.giveUp(ctx, fmt.Errorf("actors: halt core, epoch %d: %w", s.epoch, err))
+	default:
+		s.reboot(ctx, *s.cause)
+	}
+}
+
+// halt closes the troop's files, once; a panic there is an error.
+func (s *coreActor) halt() (err error) {
+	troop := s.troop
+	s.troop = nil
+	if troop == nil || troop.Halt == nil {
+		return nil
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			p := newPanic(r, nil)
+			err = fmt.Errorf("%w\n%s", p, p.Stack)
+		}
+	}()
+	return troop.Halt()
+}
+
+func (s *coreActor) reboot(ctx actor.Context, f Failure) {
+	s.recent = append(s.recent, time.Now())
+	s.handle.mu.Lock()
+	s.handle.reboot++
+	s.handle.mu.Unlock()
+	s.cfg.Registry.countReboot()
+	s.cfg.Logger.Warn().Uint64("epoch", s.epoch+1).Str("after", f.Stage).Msg("rebooting the core from disk")
+	if s.cfg.OnReboot != nil {
+		s.cfg.OnReboot(s.epoch+1, f)
+	}
+	s.boot(ctx)
+}
+
+// giveUp calls GiveUp, or reports to StartCore during the first boot, and takes
+// everything down in case that returns.
+func (s *coreActor) giveUp(ctx actor.Context, reason error) {
+	if s.state == coreDown {
+		return
+	}
+	s.cause, s.result = nil, errors.Join(s.result, reason)
+	s.cfg.Logger.Error().Err(reason).Uint64("epoch", s.epoch).Msg("core gives up")
+	if s.first == nil && !s.gaveUp {
+		s.gaveUp = true
+		s.cfg.GiveUp(reason)
+	}
+	s.reportFirst(reason)
+	s.stopAll(ctx)
+}
+
+func (s *coreActor) reportFirst(err error) {
+	if s.first != nil {
+		s.first <- err
+		s.first = nil
+	}
+}
+
+// down ends the supervisor.
+func (s *coreActor) down(ctx actor.Context, result error) {
+	s.state = coreDown
+	s.stopTimer()
+	s.handle.mu.Lock()
+	s.handle.result = result
+	s.handle.mu.Unlock()
+	close(s.handle.done)
+	ctx.Stop(ctx.Self())
+}
+
+func (s *coreActor) timeout(ctx actor.Context, m coreTimer) {
+	if m.turn != s.turn {
+		return
+	}
+	switch s.state {
+	case coreDraining:
+		s.cfg.Logger.Warn().Str("stage", s.draining).Dur("after", s.cfg.DrainTimeout).Msg("draining takes too long, stopping at once")
+		s.stopAll(ctx)
+	case coreStopping:
+		s.stuck(ctx)
+	case coreRunning, coreDown:
+	}
+}
+
+// stuck gives up on stages that do not return from Receive. Their files stay
+// open, since they may still write to them.
+func (s *coreActor) stuck(ctx actor.Context) {
+	var names []string
+	for path := range s.alive {
+		names = append(names, path)
+	}
+	slices.Sort(names)
+	err := fmt.Errorf("%w: %v after %v", ErrStuck, names, s.cfg.StopTimeout)
+	s.cfg.Logger.Error().Err(err).Msg("core cannot stop")
+	s.state = coreDown
+	if s.cause != nil {
+		s.cfg.GiveUp(fmt.Errorf("%w, after %w", err, *s.cause))
+	}
+	s.down(ctx, errors.Join(s.result, err))
+}
+
+func (s *coreActor) setTimer(ctx actor.Context, d time.Duration) {
+	s.stopTimer()
+	s.turn++
+	root, self, m := ctx.ActorSystem().Root, ctx.Self(), coreTimer{s.turn}
+	s.timer = time.AfterFunc(d, func() { root.Send(self, m) })
+}
+
+func (s *coreActor) stopTimer() {
+	s.turn++
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+}

@@ -1,0 +1,363 @@
+package actors
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+)
+
+// ErrStopped is the reason given to OnReject for what is left in the mailbox of
+// an actor that is being stopped.
+var ErrStopped = errors.New("actors: actor stopped")
+
+// Batch is what an actor's Receive gets from its mailbox: everything that was
+// queued, up to the batch bound, lane by lane and in order of arrival within a
+// lane. Receive handles Msgs[Done] and advances Done:
+//
+//	for ; b.Done < len(b.Msgs); b.Done++ {
+//		handle(b.Msgs[b.Done])
+//	}
+//
+// Returning means that the whole batch was dealt with. When Receive panics, Done
+// tells which message was in hand. The batch and its slices belong to the
+// mailbox and are reused after Receive; the messages belong to the actor.
+type Batch struct {
+	Msgs     []any
+	Enqueued []int64 // when each message was posted, as Now
+	Done     int     // messages handled so far; advanced by Receive
+	Requests int     // sum over Msgs
+	Bytes    int64   // sum over Msgs
+	Started  int64   // when the batch was drained, as Now
+
+	ends []int // ends[l] is the index behind the last message of lane l
+}
+
+// Lane returns the lane that Msgs[i] was posted to.
+func (b *Batch) Lane(i int) int {
+	for l, end := range b.ends {
+		if i < end {
+			return l
+		}
+	}
+	panic(fmt.Sprintf("actors: message %d of a batch of %d", i, len(b.Msgs)))
+}
+
+// OfLane returns the messages of one lane.
+func (b *Batch) OfLane(l int) []any {
+	from := 0
+	if l > 0 {
+		from = b.ends[l-1]
+	}
+	return b.Msgs[from:b.ends[l]]
+}
+
+func (b *Batch) reset() {
+	clear(b.Msgs)
+	b.Msgs, b.Enqueued = b.Msgs[:0], b.Enqueued[:0]
+	b.Done, b.Requests, b.Bytes = 0, 0, 0
+}
+
+func (b *Batch) take(it *item) {
+	b.Msgs = append(b.Msgs, it.msg)
+	b.Enqueued = append(b.Enqueued, it.enqueued)
+	b.Requests += it.requests
+	b.Bytes += int64(it.bytes)
+}
+
+// Panic is what a supervisor gets as the reason when an actor panicked.
+type Panic struct {
+	Value   any    // what was passed to panic
+	Stack   []byte // of the panicking goroutine, at most 16 KB
+	Message any    // in hand; nil for a panic outside of a message
+	At      time.Time
+}
+
+// stackMax bounds the recorded stack: the top frames tell the story.
+const stackMax = 16 << 10
+
+// Error implements error.
+func (p *Panic) Error() string { return fmt.Sprintf("panic: %v", p.Value) }
+
+// Unwrap returns the panic value if it is an error, so that errors.Is and
+// errors.As see through a Panic.
+func (p *Panic) Unwrap() error {
+	err, _ := p.Value.(error)
+	return err
+}
+
+// newPanic must be called by the deferred function that recovered, so that the
+// stack still holds the frames of the panic.
+func newPanic(value, message any) *Panic {
+	if p, ok := value.(*Panic); ok {
+		return p
+	}
+	stack := debug.Stack()
+	return &Panic{Value: value, Stack: stack[:min(len(stack), stackMax)], Message: message, At: time.Now()}
+}
+
+// run is the actor's loop, from the wake-up until nothing is left to do. It
+// never runs twice at the same time: scheduled guards it.
+func (m *Mailbox) run() {
+	yield := m.cfg.Yield
+	for {
+		m.mu.Lock()
+		switch {
+		case m.system.n > 0:
+			msg := m.system.pop()
+			m.mu.Unlock()
+			m.handleSystem(msg)
+		case !m.pending():
+			m.park()
+			return
+		case m.control.n > 0:
+			msg := m.control.pop()
+			m.mu.Unlock()
+			m.guarded(msg, func() { m.invoker.InvokeUserMessage(msg) })
+		case m.queued() == 0:
+			m.pill = false
+			m.mu.Unlock()
+			m.invoker.InvokeUserMessage(&actor.PoisonPill{})
+		case yield:
+			yield = false
+			m.mu.Unlock()
+			runtime.Gosched()
+		default:
+			m.fill(&m.batch)
+			m.mu.Unlock()
+			m.deliver(&m.batch)
+		}
+	}
+}
+
+// park ends run. Called with mu held, releases it. The goroutine of an actor
+// that has stopped is let go.
+func (m *Mailbox) park() {
+	m.scheduled = false
+	dead := m.dead
+	m.mu.Unlock()
+	if p, ok := m.dispatcher.(interface{ stop() }); ok && dead {
+		p.stop()
+	}
+}
+
+// fill moves queued messages into the batch and lets blocked posts into the room
+// that becomes free. Called with mu held.
+func (m *Mailbox) fill(b *Batch) {
+	later := 0 // lanes with messages behind the one being drained
+	for i := range m.lanes {
+		if m.lanes[i].queue.n > 0 {
+			later++
+		}
+	}
+	for i := range m.lanes {
+		l := &m.lanes[i]
+		if l.queue.n > 0 {
+			later--
+			m.drain(l, b, m.cfg.MaxBatch.Messages-later)
+			m.admit(l)
+		}
+		b.ends[i] = len(b.Msgs)
+	}
+	m.batches++
+	m.batchMax = max(m.batchMax, len(b.Msgs))
+}
+
+// drain takes the first message of l, and more while the batch holds fewer than
+// most messages and stays within its bytes.
+func (m *Mailbox) drain(l *lane, b *Batch, most int) {
+	requests, bytes := b.Requests, b.Bytes
+	for first := true; l.queue.n > 0; first = false {
+		next := l.queue.front()
+		if !first && (len(b.Msgs) >= most || b.Bytes+int64(next.bytes) > m.cfg.MaxBatch.Bytes) {
+			break
+		}
+		b.take(next)
+		l.queue.drop()
+		l.dequeued++
+	}
+	if !l.Hold {
+		m.free(l, b.Requests-requests, int(b.Bytes-bytes))
+	}
+}
+
+// deliver runs Receive on the batch and records how long messages waited and how
+// long they were served.
+func (m *Mailbox) deliver(b *Batch) {
+	b.Started = Now()
+	m.busySince.Store(b.Started)
+	if m.waits != nil {
+		m.waits.recordSince(b.Started, b.Enqueued)
+		m.sizes.Record(b.Started, int64(len(b.Msgs)))
+	}
+	m.receive(b)
+	if m.services != nil {
+		end := Now()
+		m.services.Record(end, end-b.Started)
+	}
+	m.busySince.Store(0)
+	b.reset()
+}
+
+func (m *Mailbox) receive(b *Batch) {
+	defer func() {
+		if r := recover(); r != nil {
+			var inHand any
+			if b.Done < len(b.Msgs) {
+				inHand = b.Msgs[b.Done]
+			}
+			p := newPanic(r, inHand)
+			var tail []any
+			if inHand != nil {
+				m.reject(inHand, p)
+				tail = b.Msgs[b.Done+1:]
+			}
+			m.fail(p, tail)
+		}
+	}()
+	m.cfg.Faults.delay(m.cfg.Name)
+	m.invoker.InvokeUserMessage(b)
+}
+
+// guarded runs f, which handles msg, and turns a panic into a failure.
+func (m *Mailbox) guarded(msg any, f func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			p := newPanic(r, msg)
+			if _, inner, _ := actor.UnwrapEnvelope(msg); !isSystem(msg) {
+				m.reject(inner, p)
+			}
+			m.fail(p, nil)
+		}
+	}()
+	f()
+}
+
+// fail closes the mailbox for good, rejects tail and all that is queued, and
+// tells the supervisor.
+func (m *Mailbox) fail(p *Panic, tail []any) {
+	m.notePanic(p)
+	m.mu.Lock()
+	m.failed = true
+	m.mu.Unlock()
+	for _, msg := range tail {
+		m.reject(msg, p)
+	}
+	m.Close(p)
+	m.invoker.EscalateFailure(p, p.Message)
+}
+
+func (m *Mailbox) notePanic(p *Panic) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lastPanic = &PanicRecord{Text: p.Error(), Stack: string(p.Stack), At: p.At}
+}
+
+// handleSystem handles one message of protoactor's own. Stop closes the mailbox
+// first: protoactor would otherwise let queued messages vanish without a word,
+// and keep an actor that waits for its children handling messages.
+func (m *Mailbox) handleSystem(msg any) {
+	switch msg.(type) {
+	case *actor.SuspendMailbox:
+		return // sent by EscalateFailure; failed already says so
+	case *actor.Stop:
+		m.Close(ErrStopped)
+	case *actor.Restart:
+		m.Close(ErrStopped)
+		msg = &actor.Stop{}
+	case *actor.ResumeMailbox:
+		m.mu.Lock()
+		failed := m.failed
+		m.mu.Unlock()
+		if !failed {
+			return
+		}
+		msg = &actor.Stop{}
+	}
+	m.guarded(msg, func() { m.invoker.InvokeSystemMessage(msg) })
+}
+
+func isSystem(msg any) bool {
+	_, ok := msg.(actor.SystemMessage)
+	return ok
+}
+
+// PostUserMessage implements actor.Mailbox for messages sent to the PID. They
+// are control messages, delivered one by one before the lanes, and few:
+// everything else is posted to the mailbox. A PoisonPill refuses further posts
+// and stops the actor once all that is queued has been delivered.
+func (m *Mailbox) PostUserMessage(message any) {
+	_, msg, _ := actor.UnwrapEnvelope(message)
+	_, poison := msg.(*actor.PoisonPill)
+	m.mu.Lock()
+	var refusal error
+	switch {
+	case poison:
+		m.seal(ErrStopped)
+		m.pill = true
+	case m.closed:
+		refusal = m.closedFor
+	case m.control.n >= controlMax:
+		refusal = ErrNotBatched
+	default:
+		m.control.push(message)
+	}
+	wake := m.wake()
+	m.mu.Unlock()
+	if wake {
+		m.dispatcher.Schedule(m.loop)
+	}
+	if refusal != nil {
+		m.reject(msg, refusal)
+	}
+}
+
+// PostSystemMessage implements actor.Mailbox. System messages are few, never
+// refused, and served before everything else.
+func (m *Mailbox) PostSystemMessage(message any) {
+	m.mu.Lock()
+	m.system.push(message)
+	wake := m.wake()
+	m.mu.Unlock()
+	if wake {
+		m.dispatcher.Schedule(m.loop)
+	}
+}
+
+// RegisterHandlers implements actor.Mailbox.
+func (m *Mailbox) RegisterHandlers(invoker actor.MessageInvoker, dispatcher actor.Dispatcher) {
+	if m.invoker != nil {
+		panic(fmt.Sprintf("actors: mailbox %s serves a second actor", m.cfg.Name))
+	}
+	m.invoker, m.dispatcher = invoker, dispatcher
+}
+
+// Start implements actor.Mailbox. The name of an actor is known before its
+// handlers are registered, so until here messages are only queued.
+func (m *Mailbox) Start() {
+	m.mu.Lock()
+	m.ready = true
+	wake := m.wake()
+	m.mu.Unlock()
+	if wake {
+		m.dispatcher.Schedule(m.loop)
+	}
+}
+
+// UserMessageCount implements actor.Mailbox.
+func (m *Mailbox) UserMessageCount() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.queued() + m.control.n
+}
+
+// stopped is called by the Guard when the actor has seen Stopped.
+func (m *Mailbox) stopped() {
+	m.Close(ErrStopped)
+	m.mu.Lock()
+	m.dead = true
+	m.mu.Unlock()
+}

@@ -1,0 +1,85 @@
+package actors
+
+import (
+	"fmt"
+	"sync"
+	"time"
+)
+
+// faultDelayMax bounds an injected delay, so that no test can hang a stage.
+const faultDelayMax = 10 * time.Second
+
+// Faults injects trouble into stages, for tests. A nil *Faults does nothing and
+// costs one comparison, so production code calls its methods freely.
+type Faults struct {
+	mu     sync.Mutex
+	delays map[string]time.Duration
+	points map[faultPoint]int // hits still to pass before the panic
+}
+
+type faultPoint struct{ stage, point string }
+
+// Fault is the value an armed point panics with.
+type Fault struct{ Stage, Point string }
+
+// Error implements error.
+func (f Fault) Error() string { return fmt.Sprintf("injected fault at %s in %s", f.Point, f.Stage) }
+
+// NewFaults returns a set without faults.
+func NewFaults() *Faults {
+	return &Faults{delays: map[string]time.Duration{}, points: map[faultPoint]int{}}
+}
+
+// Delay makes every batch of the stage take d longer (0 removes the delay, 10 s
+// is the most). The mailbox sleeps inside the service time, so that statistics
+// show it.
+func (f *Faults) Delay(stage string, d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delays[stage] = min(max(d, 0), faultDelayMax)
+}
+
+// Arm makes the stage panic with a Fault at the nth time (from 1) that it reaches
+// the point, once.
+func (f *Faults) Arm(stage, point string, nth int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.points[faultPoint{stage, point}] = max(nth, 1)
+}
+
+// Point marks a place where a stage can be made to panic.
+func (f *Faults) Point(stage, point string) {
+	if f == nil {
+		return
+	}
+	if f.hit(faultPoint{stage, point}) {
+		panic(Fault{stage, point})
+	}
+}
+
+func (f *Faults) hit(p faultPoint) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, armed := f.points[p]
+	switch {
+	case !armed:
+		return false
+	case n > 1:
+		f.points[p] = n - 1
+		return false
+	}
+	delete(f.points, p)
+	return true
+}
+
+func (f *Faults) delay(stage string) {
+	if f == nil {
+		return
+	}
+	f.mu.Lock()
+	d := f.delays[stage]
+	f.mu.Unlock()
+	if d > 0 {
+		time.Sleep(d)
+	}
+}

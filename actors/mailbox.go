@@ -1,0 +1,663 @@
+package actors
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/asynkron/protoactor-go/actor"
+)
+
+// Errors of posting.
+var (
+	// ErrFull: the lane has no room, or others are already waiting for it.
+	ErrFull = errors.New("actors: mailbox full")
+	// ErrTooBig: the message weighs more than the whole lane may hold, so that
+	// waiting is pointless. It wraps ErrFull.
+	ErrTooBig = fmt.Errorf("%w: the message exceeds the limit of its lane", ErrFull)
+	// ErrClosed: the actor is stopping, has stopped or has failed.
+	ErrClosed = errors.New("actors: mailbox closed")
+)
+
+// ErrNotBatched is the reason given to OnReject for a message sent to the PID
+// when the small queue for such control messages is full.
+var ErrNotBatched = errors.New("actors: too many messages sent past the mailbox")
+
+// Defaults and fixed bounds.
+const (
+	// DefaultBatchMessages bounds one drain: at 1 µs a message, the actor looks
+	// up to its lane 0 again at least every quarter of a millisecond.
+	DefaultBatchMessages = 256
+	// DefaultBatchBytes bounds one drain to what a disk writes in about 10 ms.
+	DefaultBatchBytes = 4 << 20
+	// controlMax bounds the messages sent to the PID instead of the mailbox.
+	// They are administration, so more than a few are a mistake.
+	controlMax = 1024
+	// idleWaitersMax bounds the spare records of blocked posts kept for reuse.
+	idleWaitersMax = 64
+)
+
+// Cost is what a message weighs in its mailbox. One raft entry carries many
+// requests, so limits count requests and bytes, never messages. A message weighs
+// at least one request, or nothing would bound the number of empty ones.
+type Cost struct {
+	Requests int // client requests carried; 0 counts as 1
+	Bytes    int // payload bytes
+}
+
+func (c Cost) weighed() Cost {
+	if c.Requests < 0 || c.Bytes < 0 {
+		panic(fmt.Sprintf("actors: negative cost %+v", c))
+	}
+	c.Requests = max(c.Requests, 1)
+	return c
+}
+
+// Limit bounds what a lane holds. Both bounds apply at once and both are
+// positive.
+type Limit struct {
+	Requests int
+	Bytes    int64
+}
+
+// BatchLimit bounds one drain. A zero field means the default. The first message
+// of each lane is taken even if it exceeds Bytes, so that a batch may weigh up to
+// Bytes plus one message per lane.
+type BatchLimit struct {
+	Messages int
+	Bytes    int64
+}
+
+// Class says what happens when a lane is full.
+type Class int
+
+const (
+	// Refuse is for clients: TryPost fails and the client is told to back off.
+	Refuse Class = iota
+	// Credit is for ordered internal streams. The sender either holds a window
+	// that makes overflow impossible and uses MustPost, or waits in Post.
+	Credit
+	// Lossy is for messages that may be lost (peers, ticks): a full lane drops
+	// and counts.
+	Lossy
+	// Victim is for watch streams: TryPost fails and the stream is caught up
+	// from the store later.
+	Victim
+)
+
+// String returns the name used on the debug page and in metrics.
+func (c Class) String() string {
+	switch c {
+	case Refuse:
+		return "refuse"
+	case Credit:
+		return "credit"
+	case Lossy:
+		return "lossy"
+	case Victim:
+		return "victim"
+	}
+	return fmt.Sprintf("class(%d)", int(c))
+}
+
+// Lane is one class of importance in a mailbox, with a limit of its own.
+type Lane struct {
+	Name  string
+	Class Class
+	Limit Limit
+	// Unlimited lifts the limit: for messages whose number something else
+	// bounds. Limit must then be zero.
+	Unlimited bool
+	// Hold keeps the capacity of a message taken after it was delivered, until
+	// Release: the limit bounds what is accepted and not yet answered.
+	Hold bool
+}
+
+// MailboxConfig describes a mailbox.
+type MailboxConfig struct {
+	// Name is the path of the actor, from name.go.
+	Name string
+
+	// Class, Limit and Hold describe the only lane of a simple mailbox. With
+	// Lanes they are left zero.
+	Class Class
+	Limit Limit
+	Hold  bool
+	// Lanes are the classes of importance. A batch holds the messages of lane 0
+	// first, then those of lane 1, and so on. A lane with messages gives at
+	// least one to every batch, so a flood in lane 0 starves nobody.
+	Lanes []Lane
+
+	MaxBatch BatchLimit
+	// Yield lets other goroutines run once before the first drain after being
+	// idle. It costs a scheduler round and forms batches: for the stages where
+	// one more message in a batch saves an fsync or a raft entry (proposer, WAL).
+	Yield bool
+	// Light leaves out the histograms (about 12 KB), for actors by the thousand.
+	Light bool
+
+	// OnReject gets each message that was accepted and will not be handled:
+	// what is left at close or stop, with the reason of the close, and the
+	// message in hand when Receive panicked, with a *Panic. It runs on whatever
+	// goroutine closes the mailbox, possibly concurrently, and must not block.
+	OnReject func(msg any, reason error)
+
+	// Faults delays batches in tests; nil in production.
+	Faults *Faults
+}
+
+// Validate reports the first contradiction in the configuration.
+func (c MailboxConfig) Validate() error {
+	if c.Name == "" {
+		return errors.New("actors: mailbox without a name")
+	}
+	if len(c.Lanes) > 0 && (c.Class != 0 || c.Limit != Limit{} || c.Hold) {
+		return fmt.Errorf("actors: mailbox %s: Lanes exclude Class, Limit and Hold", c.Name)
+	}
+	for _, l := range c.lanes() {
+		if err := l.validate(); err != nil {
+			return fmt.Errorf("actors: mailbox %s: %w", c.Name, err)
+		}
+	}
+	if b := c.MaxBatch; b.Bytes < 0 || b.Messages < 0 || (b.Messages > 0 && b.Messages < len(c.Lanes)) {
+		return fmt.Errorf("actors: mailbox %s: batch bound %+v is too small for %d lanes", c.Name, b, len(c.Lanes))
+	}
+	return nil
+}
+
+func (l Lane) validate() error {
+	switch {
+	case l.Class < Refuse || l.Class > Victim:
+		return fmt.Errorf("lane %q: unknown class %v", l.Name, l.Class)
+	case l.Unlimited && l.Limit != Limit{}:
+		return fmt.Errorf("lane %q: unlimited and limited", l.Name)
+	case !l.Unlimited && (l.Limit.Requests <= 0 || l.Limit.Bytes <= 0):
+		return fmt.Errorf("lane %q: limit %+v is not positive", l.Name, l.Limit)
+	}
+	return nil
+}
+
+func (c MailboxConfig) lanes() []Lane {
+	if len(c.Lanes) > 0 {
+		return c.Lanes
+	}
+	return []Lane{{Class: c.Class, Limit: c.Limit, Hold: c.Hold}}
+}
+
+// Mailbox is a bounded, batching, observable queue in front of one actor. It
+// implements actor.Mailbox, but messages are posted to it directly, because only
+// that way can the sender learn that it is full. All methods may be called from
+// any goroutine.
+//
+// A mailbox serves one actor once. It never delivers anything after its actor
+// panicked: restarting a stage in place would skip the message in hand, so a
+// restart or resume directive from any supervisor is carried out as a stop.
+type Mailbox struct {
+	cfg        MailboxConfig
+	invoker    actor.MessageInvoker // set before ready, constant afterwards
+	dispatcher actor.Dispatcher     // same
+	loop       func()               // m.run, bound once so that waking allocates nothing
+
+	mu        sync.Mutex
+	ready     bool // Start was called
+	scheduled bool // the actor's goroutine runs or is about to
+	closed    bool // posts are refused
+	pill      bool // stop as soon as everything queued has been delivered
+	failed    bool // Receive panicked; closed is set too, and nothing is queued any more
+	dead      bool // Stopped was delivered
+	closedFor error
+	system    ring[any]
+	control   ring[any] // messages sent to the PID
+	lanes     []lane
+	taken     load // sum over lanes
+	highWater load
+	spare     *waiter // idle records, linked by next
+	spares    int
+	rate      rate
+	batches   uint64
+	batchMax  int
+	lastPanic *PanicRecord
+
+	// Owned by the actor's goroutine.
+	batch Batch
+
+	busySince atomic.Int64 // start of the batch in progress, 0 when none
+	waits     *Histogram   // nil when Light; nanoseconds from post to start of batch
+	services  *Histogram   // nanoseconds from start of batch to the end of Receive
+	sizes     *Histogram   // messages per batch
+}
+
+// load is an amount of requests and bytes.
+type load struct {
+	requests int
+	bytes    int64
+}
+
+func (l *load) add(requests, bytes int) {
+	l.requests += requests
+	l.bytes += int64(bytes)
+}
+
+func (l *load) raiseTo(o load) {
+	l.requests = max(l.requests, o.requests)
+	l.bytes = max(l.bytes, o.bytes)
+}
+
+// lane is the state behind one Lane. Guarded by Mailbox.mu.
+type lane struct {
+	Lane
+	queue ring[item]
+	// taken is the queued load plus, with Hold, the delivered but unreleased
+	// one. Invariant: within Limit unless Unlimited.
+	taken     load
+	highWater load
+	// waiting are the blocked posts, oldest first. Invariant: the first does
+	// not fit, or there is none.
+	first, last *waiter
+	waiters     int
+
+	enqueued, requests, dequeued, refused, dropped, blocked uint64
+}
+
+// waiter is a blocked Post.
+type waiter struct {
+	item
+	next, prev *waiter
+	ready      chan struct{} // capacity 1; one token when settled
+	settled    bool          // accepted or closed; guarded by Mailbox.mu
+	err        error
+}
+
+var _ actor.Mailbox = (*Mailbox)(nil)
+
+// NewMailbox returns an open mailbox. Messages may be posted before the actor is
+// spawned. It panics on an invalid configuration; limits that come from flags
+// are checked before with Validate.
+func NewMailbox(cfg MailboxConfig) *Mailbox {
+	if err := cfg.Validate(); err != nil {
+		panic(err)
+	}
+	if cfg.MaxBatch.Messages == 0 {
+		cfg.MaxBatch.Messages = max(DefaultBatchMessages, len(cfg.Lanes))
+	}
+	if cfg.MaxBatch.Bytes == 0 {
+		cfg.MaxBatch.Bytes = DefaultBatchBytes
+	}
+	m := &Mailbox{cfg: cfg}
+	for _, l := range cfg.lanes() {
+		m.lanes = append(m.lanes, lane{Lane: l})
+	}
+	m.batch.ends = make([]int, len(m.lanes))
+	m.loop = m.run
+	if !cfg.Light {
+		m.waits, m.services, m.sizes = new(Histogram), new(Histogram), new(Histogram)
+	}
+	return m
+}
+
+// Name returns the path of the actor.
+func (m *Mailbox) Name() string { return m.cfg.Name }
+
+// TryPost queues msg, or returns at once with ErrFull, ErrTooBig or ErrClosed.
+// It never overtakes a blocked Post. A full Lossy lane counts a drop, any other
+// a refusal.
+func (m *Mailbox) TryPost(lane int, msg any, c Cost) error {
+	c = c.weighed()
+	now := Now()
+	m.mu.Lock()
+	l := &m.lanes[lane]
+	if err := m.admission(l, c); err != nil {
+		l.countOverflow(err)
+		m.mu.Unlock()
+		return err
+	}
+	m.push(l, item{msg, c.Requests, c.Bytes, now})
+	wake := m.wake()
+	m.mu.Unlock()
+	if wake {
+		m.dispatcher.Schedule(m.loop)
+	}
+	return nil
+}
+
+// MustPost queues msg in a Credit lane whose sender holds a window that makes
+// overflow impossible: a full lane is a broken invariant and panics. When the
+// mailbox is closed, the message goes to OnReject.
+func (m *Mailbox) MustPost(lane int, msg any, c Cost) {
+	if class := m.lanes[lane].Class; class != Credit {
+		panic(fmt.Sprintf("actors: %s: MustPost to lane %d of class %v", m.cfg.Name, lane, class))
+	}
+	switch err := m.TryPost(lane, msg, c); {
+	case err == nil:
+	case err == ErrClosed:
+		m.reject(msg, m.closeReason())
+	default:
+		panic(fmt.Sprintf("actors: %s: credit lane %d overflows its window: %v: %s",
+			m.cfg.Name, lane, err, m.describe(lane)))
+	}
+}
+
+// Post queues msg, waiting for room in first-come order. It returns ErrTooBig,
+// ErrClosed or the error of ctx; the message was queued if and only if it
+// returns nil.
+func (m *Mailbox) Post(ctx context.Context, lane int, msg any, c Cost) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c = c.weighed()
+	now := Now()
+	m.mu.Lock()
+	l := &m.lanes[lane]
+	err := m.admission(l, c)
+	if err == nil {
+		m.push(l, item{msg, c.Requests, c.Bytes, now})
+		wake := m.wake()
+		m.mu.Unlock()
+		if wake {
+			m.dispatcher.Schedule(m.loop)
+		}
+		return nil
+	}
+	if err != ErrFull {
+		m.mu.Unlock()
+		return err
+	}
+	w := m.enlist(l, item{msg, c.Requests, c.Bytes, now})
+	m.mu.Unlock()
+	return m.await(ctx, l, w)
+}
+
+// await blocks until w is settled or ctx ends. A settlement that races with the
+// end of ctx wins, because the message is already queued then.
+func (m *Mailbox) await(ctx context.Context, l *lane, w *waiter) error {
+	select {
+	case <-w.ready:
+		m.mu.Lock()
+	case <-ctx.Done():
+		m.mu.Lock()
+		if !w.settled {
+			return m.withdraw(l, w, ctx.Err())
+		}
+		<-w.ready
+	}
+	defer m.mu.Unlock()
+	err := w.err
+	m.retire(w)
+	return err
+}
+
+// withdraw removes a blocked post. The one behind it may be smaller and fit.
+// Called with mu held, releases it.
+func (m *Mailbox) withdraw(l *lane, w *waiter, err error) error {
+	l.unlink(w)
+	m.retire(w)
+	m.admit(l)
+	wake := m.wake()
+	m.mu.Unlock()
+	if wake {
+		m.dispatcher.Schedule(m.loop)
+	}
+	return err
+}
+
+// Release gives back capacity of the only lane with Hold. c is the sum of what
+// was answered; the requests of a message that was posted with none count as one.
+func (m *Mailbox) Release(c Cost) {
+	held := -1
+	for i := range m.lanes {
+		if m.lanes[i].Hold {
+			if held >= 0 {
+				panic(fmt.Sprintf("actors: %s: Release with several holding lanes", m.cfg.Name))
+			}
+			held = i
+		}
+	}
+	if held < 0 {
+		panic(fmt.Sprintf("actors: %s: Release without a holding lane", m.cfg.Name))
+	}
+	m.ReleaseLane(held, c)
+}
+
+// ReleaseLane gives back capacity of a lane with Hold. Giving back more than was
+// taken panics.
+func (m *Mailbox) ReleaseLane(lane int, c Cost) {
+	m.mu.Lock()
+	l := &m.lanes[lane]
+	if !l.Hold || c.Requests < 0 || c.Bytes < 0 || c.Requests > l.taken.requests || int64(c.Bytes) > l.taken.bytes {
+		m.mu.Unlock()
+		panic(fmt.Sprintf("actors: %s: lane %d cannot release %+v: %s", m.cfg.Name, lane, c, m.describe(lane)))
+	}
+	m.free(l, c.Requests, c.Bytes)
+	m.admit(l)
+	wake := m.wake()
+	m.mu.Unlock()
+	if wake {
+		m.dispatcher.Schedule(m.loop)
+	}
+}
+
+// Close refuses further posts, fails the blocked ones with ErrClosed and hands
+// what is queued to OnReject with err as the reason (ErrClosed if nil). A batch
+// in progress is finished. The actor lives on until it is stopped. Closing again
+// is harmless; the first reason stays.
+func (m *Mailbox) Close(err error) {
+	if err == nil {
+		err = ErrClosed
+	}
+	m.mu.Lock()
+	m.seal(err)
+	err = m.closedFor
+	left := m.takeAll()
+	m.mu.Unlock()
+	for _, msg := range left {
+		m.reject(msg, err)
+	}
+}
+
+// Load returns the requests and bytes taken at the moment: queued, plus accepted
+// and not yet released in lanes with Hold.
+func (m *Mailbox) Load() (requests int, bytes int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.taken.requests, m.taken.bytes
+}
+
+// Closed reports that posts are refused for good.
+func (m *Mailbox) Closed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed
+}
+
+func (m *Mailbox) closeReason() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closedFor
+}
+
+func (m *Mailbox) describe(lane int) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := &m.lanes[lane]
+	return fmt.Sprintf("%d of %d requests and %d of %d bytes taken, %d blocked",
+		l.taken.requests, l.Limit.Requests, l.taken.bytes, l.Limit.Bytes, l.waiters)
+}
+
+// reject hands msg to OnReject. Its panic must not keep the rest from being
+// rejected; it is recorded like a panic of the actor.
+func (m *Mailbox) reject(msg any, reason error) {
+	if m.cfg.OnReject == nil {
+		return
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			m.notePanic(newPanic(r, msg))
+		}
+	}()
+	m.cfg.OnReject(msg, reason)
+}
+
+// The functions below are called with mu held.
+
+// admission says whether c may enter l now.
+func (m *Mailbox) admission(l *lane, c Cost) error {
+	switch {
+	case m.closed:
+		return ErrClosed
+	case l.Unlimited:
+		return nil
+	case c.Requests > l.Limit.Requests || int64(c.Bytes) > l.Limit.Bytes:
+		return ErrTooBig
+	case l.first != nil || !l.fits(c.Requests, c.Bytes):
+		return ErrFull
+	}
+	return nil
+}
+
+func (l *lane) fits(requests, bytes int) bool {
+	return l.taken.requests+requests <= l.Limit.Requests && l.taken.bytes+int64(bytes) <= l.Limit.Bytes
+}
+
+func (l *lane) countOverflow(err error) {
+	switch {
+	case err == ErrClosed:
+	case l.Class == Lossy:
+		l.dropped++
+	default:
+		l.refused++
+	}
+}
+
+func (m *Mailbox) push(l *lane, it item) {
+	l.queue.push(it)
+	l.taken.add(it.requests, it.bytes)
+	l.highWater.raiseTo(l.taken)
+	m.taken.add(it.requests, it.bytes)
+	m.highWater.raiseTo(m.taken)
+	l.enqueued++
+	l.requests += uint64(it.requests)
+	m.rate.add(it.enqueued, it.requests)
+}
+
+func (m *Mailbox) free(l *lane, requests, bytes int) {
+	l.taken.add(-requests, -bytes)
+	m.taken.add(-requests, -bytes)
+}
+
+// admit queues blocked posts, oldest first, while they fit.
+func (m *Mailbox) admit(l *lane) {
+	for w := l.first; w != nil && l.fits(w.requests, w.bytes); w = l.first {
+		l.unlink(w)
+		m.push(l, w.item)
+		w.settle(nil)
+	}
+}
+
+// wake reports that the caller must schedule the actor after unlocking.
+func (m *Mailbox) wake() bool {
+	if m.scheduled || !m.ready || !m.pending() {
+		return false
+	}
+	m.scheduled = true
+	return true
+}
+
+// pending reports that the actor has something to do.
+func (m *Mailbox) pending() bool {
+	return m.system.n > 0 || m.control.n > 0 || m.pill || m.queued() > 0
+}
+
+func (m *Mailbox) queued() int {
+	n := 0
+	for i := range m.lanes {
+		n += m.lanes[i].queue.n
+	}
+	return n
+}
+
+// seal refuses posts from now on.
+func (m *Mailbox) seal(reason error) {
+	if !m.closed {
+		m.closed, m.closedFor = true, reason
+	}
+	for i := range m.lanes {
+		l := &m.lanes[i]
+		for w := l.first; w != nil; w = l.first {
+			l.unlink(w)
+			w.settle(ErrClosed)
+		}
+	}
+}
+
+// takeAll empties the queues and frees what they held.
+func (m *Mailbox) takeAll() []any {
+	var left []any
+	for m.control.n > 0 {
+		_, msg, _ := actor.UnwrapEnvelope(m.control.pop())
+		left = append(left, msg)
+	}
+	for i := range m.lanes {
+		l := &m.lanes[i]
+		for l.queue.n > 0 {
+			it := l.queue.pop()
+			m.free(l, it.requests, it.bytes)
+			left = append(left, it.msg)
+		}
+	}
+	return left
+}
+
+func (m *Mailbox) enlist(l *lane, it item) *waiter {
+	w := m.spare
+	if w == nil {
+		w = &waiter{ready: make(chan struct{}, 1)}
+	} else {
+		m.spare = w.next
+		m.spares--
+	}
+	w.item, w.settled, w.err, w.next, w.prev = it, false, nil, nil, l.last
+	if l.last == nil {
+		l.first = w
+	} else {
+		l.last.next = w
+	}
+	l.last = w
+	l.waiters++
+	l.blocked++
+	return w
+}
+
+// retire keeps a settled or withdrawn waiter for reuse. The spares belong to the
+// mailbox and not to a global pool, because a channel made in a synctest bubble
+// must not leave it.
+func (m *Mailbox) retire(w *waiter) {
+	w.item = item{}
+	if m.spares == idleWaitersMax {
+		return
+	}
+	w.prev, w.next = nil, m.spare
+	m.spare = w
+	m.spares++
+}
+
+func (l *lane) unlink(w *waiter) {
+	if w.prev == nil {
+		l.first = w.next
+	} else {
+		w.prev.next = w.next
+	}
+	if w.next == nil {
+		l.last = w.prev
+	} else {
+		w.next.prev = w.prev
+	}
+	w.next, w.prev = nil, nil
+	l.waiters--
+}
+
+func (w *waiter) settle(err error) {
+	w.settled, w.err = true, err
+	w.ready <- struct{}{}
+}

@@ -1,0 +1,43 @@
+package actors
+
+import "strconv"
+
+// The paths of all actors. They are the keys of the registry, the labels of the
+// metrics and what a person reads on the debug page.
+const (
+	CorePath      = "core"
+	CoreWAL       = CorePath + "/wal"
+	CoreRaft      = CorePath + "/raft"
+	CoreProposer  = CorePath + "/proposer"
+	CoreReadIndex = CorePath + "/readindex"
+	CoreApply     = CorePath + "/apply"
+	CoreMVCC      = CorePath + "/mvcc"
+	CorePersister = CorePath + "/persister"
+	CoreLease     = CorePath + "/lease"
+
+	EdgePath         = "edge"
+	EdgeWatchHub     = EdgePath + "/watch/hub"
+	EdgeWatchVictims = EdgePath + "/watch/victims"
+	EdgeCompactor    = EdgePath + "/compactor"
+	EdgeHash         = EdgePath + "/hash"
+	EdgePurge        = EdgePath + "/purge"
+	EdgeFD           = EdgePath + "/fd"
+	EdgeDisk         = EdgePath + "/disk"
+)
+
+// EdgeWatch is the path of watch stream n.
+func EdgeWatch(n uint64) string { return EdgePath + "/watch/" + strconv.FormatUint(n, 10) }
+
+// The three connections to a peer, each served by an actor.
+const (
+	PeerControl  = "control"
+	PeerLog      = "log"
+	PeerSnapshot = "snapshot"
+)
+
+// EdgePeer is the path of the actor that serves one connection (PeerControl,
+// PeerLog, PeerSnapshot) to the member id, which is written in hexadecimal as
+// everywhere else.
+func EdgePeer(id uint64, connection string) string {
+	return EdgePath + "/peer/" + strconv.FormatUint(id, 16) + "/" + connection
+}

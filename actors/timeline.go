@@ -1,0 +1,93 @@
+package actors
+
+import (
+	"fmt"
+	"sync"
+)
+
+// The stages that a raft entry passes, as Timeline numbers them.
+const (
+	TimelineProposer = iota
+	TimelineRaft
+	TimelineWAL
+	TimelineApply
+	TimelineMVCC
+	TimelinePersister
+	timelineStages
+)
+
+// TimelineStage names a stage of the timeline by its actor's path.
+func TimelineStage(stage int) string {
+	names := [timelineStages]string{CoreProposer, CoreRaft, CoreWAL, CoreApply, CoreMVCC, CorePersister}
+	return names[stage]
+}
+
+// timelineSlots is how many recent raft entries are remembered: at 1,000 entries
+// a second four seconds, well above what makes a request slow. About 900 KB.
+// A power of two, so that the slot of an index is a mask away.
+const timelineSlots = 4096
+
+// StageTime says when one stage handled an entry. All times are readings of Now.
+type StageTime struct {
+	Stage    int   // a Timeline constant
+	Enqueued int64 // the stage's mailbox took the message
+	Started  int64 // its batch was drained
+	Ended    int64 // the stage was done with it
+}
+
+// Timeline remembers for each recent raft entry when each stage had it. Since an
+// entry carries a whole batch of requests, noting is cheap per request. It feeds
+// the log of slow requests with the time spent in each stage.
+//
+// Each slot has a lock of its own, held for a few stores: stages meet on one only
+// when they handle the same entry at the same instant.
+type Timeline struct {
+	slots [timelineSlots]timelineSlot
+}
+
+type timelineSlot struct {
+	mu    sync.Mutex
+	index uint64 // raft index of the entry; 0 when never used
+	seen  uint32 // bit per stage
+	times [timelineStages]StageTime
+}
+
+// NewTimeline returns an empty timeline.
+func NewTimeline() *Timeline { return new(Timeline) }
+
+// Note records a stage's times for the entry at index (from 1). A later entry
+// overwrites the one 4096 before it; a note for an overwritten entry is ignored.
+func (t *Timeline) Note(stage int, index uint64, enqueued, started, ended int64) {
+	if stage < 0 || stage >= timelineStages || index == 0 {
+		panic(fmt.Sprintf("actors: timeline note for stage %d, index %d", stage, index))
+	}
+	s := &t.slots[index%timelineSlots]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if index < s.index {
+		return
+	}
+	if index > s.index {
+		s.index, s.seen = index, 0
+	}
+	s.seen |= 1 << stage
+	s.times[stage] = StageTime{stage, enqueued, started, ended}
+}
+
+// Read returns the noted stages of an entry in pipeline order; false when the
+// entry was never noted or has been overwritten.
+func (t *Timeline) Read(index uint64) ([]StageTime, bool) {
+	s := &t.slots[index%timelineSlots]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if index == 0 || s.index != index {
+		return nil, false
+	}
+	times := make([]StageTime, 0, timelineStages)
+	for i := range s.times {
+		if s.seen&(1<<i) != 0 {
+			times = append(times, s.times[i])
+		}
+	}
+	return times, true
+}

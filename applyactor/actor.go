@@ -1,0 +1,84 @@
+package applyactor
+
+import (
+	"context"
+
+	"github.com/asynkron/protoactor-go/actor"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor/apply"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+)
+
+// Config is what the apply actor needs.
+type Config struct {
+	Epoch    uint64
+	State    *apply.State
+	Limit    actors.Limit
+	MVCC     *actors.Mailbox
+	MVCCLane int
+	Timeline *actors.Timeline
+	Faults   *actors.Faults
+}
+
+// Actor applies entries.
+type Actor struct {
+	cfg    Config
+	ctx    context.Context // ends when the actor is told to stop
+	cancel context.CancelFunc
+}
+
+// New returns the stage.
+func New(cfg Config) actors.Stage {
+	a := &Actor{cfg: cfg}
+	a.ctx, a.cancel = context.WithCancel(context.Background())
+	return actors.Stage{
+		Name:  actors.CoreApply,
+		Actor: a,
+		Mailbox: actors.NewMailbox(actors.MailboxConfig{
+			Name: actors.CoreApply, Class: actors.Credit, Limit: cfg.Limit, Faults: cfg.Faults,
+		}),
+		Cancel: a.cancel,
+	}
+}
+
+// Receive implements actor.Actor.
+func (a *Actor) Receive(ctx actor.Context) {
+	if b, ok := ctx.Message().(*actors.Batch); ok {
+		a.batch(b)
+	}
+}
+
+func (a *Actor) batch(b *actors.Batch) {
+	out := &mvccmsg.Execute{Epoch: a.cfg.Epoch}
+	bytes := 0
+	for ; b.Done < len(b.Msgs); b.Done++ {
+		m := b.Msgs[b.Done].(*applymsg.Apply)
+		if m.Epoch != a.cfg.Epoch {
+			continue
+		}
+		for _, e := range m.Entries {
+			out.Entries = append(out.Entries, a.apply(e))
+			bytes += len(e.Data)
+			a.cfg.Timeline.Note(actors.TimelineApply, e.GetIndex(), b.Enqueued[b.Done], b.Started, actors.Now())
+		}
+	}
+	a.cfg.Faults.Point(actors.CoreApply, "batch")
+	if len(out.Entries) == 0 {
+		return
+	}
+	// The keyspace takes no more: hold back. The error says that the core stops.
+	_ = a.cfg.MVCC.Post(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: bytes})
+}
+
+func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
+	defer actors.GuardEntry(e.GetIndex())
+	a.cfg.Faults.Point(actors.CoreApply, "entry")
+	ops, err := a.cfg.State.Apply(e)
+	if err != nil {
+		panic(err)
+	}
+	return ops
+}

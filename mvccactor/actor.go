@@ -1,0 +1,409 @@
+package mvccactor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// Lanes of mvcc's mailbox.
+const (
+	mvccControl = iota
+	mvccExecute
+	mvccReclaim
+)
+
+// ExecuteLane is where applyactor posts to.
+const ExecuteLane = mvccExecute
+
+const (
+	// compactStep is how many entries one CompactStep cuts: about a tenth of a
+	// millisecond, so that requests between steps do not notice.
+	compactStep = 256
+	// persistBytes is how much may change before the persister is told although
+	// it has not answered the last message yet.
+	persistBytes = 1 << 20
+)
+
+var (
+	controlLimit = actors.Limit{Requests: 256, Bytes: 1 << 20}
+	// reclaimLimit: packs on their way from the compactor, one under work and
+	// one ready. A pack is as large as the largest record.
+	reclaimLimit = actors.Limit{Requests: 2, Bytes: 1 << 30}
+)
+
+// Config is what the mvcc actor needs.
+type Config struct {
+	Epoch     uint64
+	Store     *mvcc.Store
+	State     State
+	Limit     actors.Limit // of the execute lane
+	Persister *actors.Mailbox
+	Raft      *actors.Mailbox
+	RaftLane  int
+	Deliver   func(*raftmsg.ResultBatch)
+	Compacted *Compacted
+	Timeline  *actors.Timeline
+	Observe   Observer
+	Faults    *actors.Faults
+}
+
+// State is what the view says beside the keyspace, and what is written with it.
+type State struct {
+	ClusterID, MemberID       uint64
+	AppliedIndex, AppliedTerm uint64
+	ConfState                 *raftpb.ConfState
+	Cluster                   *mvccmsg.Cluster
+}
+
+// Observer is told what was executed, for metrics. It must not block.
+type Observer interface {
+	Put(bytes int)
+	Delete()
+	Txn()
+	Compact(time.Duration)
+	Applied(index uint64, requests int, took time.Duration)
+}
+
+// Compacted tells waiters how far superseded versions have been cut.
+type Compacted struct {
+	mu       sync.Mutex
+	revision int64
+	changed  chan struct{} // closed when revision grows
+}
+
+// NewCompacted returns one at revision 0.
+func NewCompacted() *Compacted { return &Compacted{changed: make(chan struct{})} }
+
+// Await returns when everything below a compacted revision is cut.
+func (c *Compacted) Await(ctx context.Context, revision int64) error {
+	for {
+		c.mu.Lock()
+		done, changed := c.revision >= revision, c.changed
+		c.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (c *Compacted) set(revision int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if revision > c.revision {
+		c.revision = revision
+		close(c.changed)
+		c.changed = make(chan struct{})
+	}
+}
+
+// Actor is the only writer of the keyspace.
+type Actor struct {
+	cfg    Config
+	box    *actors.Mailbox
+	store  *mvcc.Store
+	state  State
+	ctx    context.Context // ends when the actor is told to stop
+	cancel context.CancelFunc
+
+	compacting    bool // a CompactStep is on its way
+	compactStart  int64
+	unpersisted   int  // bytes of requests since the last Persist
+	dirty         bool // something changed since the last Persist
+	persistsUnder int  // Persists not answered
+
+	results []*raftmsg.ResultBatch
+	changes []*raftpb.ConfChangeV2
+}
+
+// New returns the stage.
+func New(cfg Config) actors.Stage {
+	a := &Actor{cfg: cfg, store: cfg.Store, state: cfg.State}
+	a.ctx, a.cancel = context.WithCancel(context.Background())
+	a.box = actors.NewMailbox(actors.MailboxConfig{
+		Name: actors.CoreMVCC,
+		Lanes: []actors.Lane{
+			mvccControl: {Name: "control", Class: actors.Credit, Limit: controlLimit},
+			mvccExecute: {Name: "execute", Class: actors.Credit, Limit: cfg.Limit},
+			mvccReclaim: {Name: "reclaim", Class: actors.Credit, Limit: reclaimLimit},
+		},
+		Faults: cfg.Faults,
+	})
+	return actors.Stage{Name: actors.CoreMVCC, Actor: a, Mailbox: a.box, Cancel: a.cancel}
+}
+
+// PostReclaim hands a pack with dead records to mvcc, waiting for room.
+func PostReclaim(ctx context.Context, box *actors.Mailbox, m *mvccmsg.Reclaim) error {
+	return box.Post(ctx, mvccReclaim, m, actors.Cost{Requests: 1, Bytes: len(m.Value)})
+}
+
+// Receive implements actor.Actor.
+func (a *Actor) Receive(ctx actor.Context) {
+	switch m := ctx.Message().(type) {
+	case *actor.Started:
+		a.publish()
+		a.cfg.Compacted.set(a.store.CompactRevision())
+		a.persist() // what recovery cleaned up
+	case *actors.Batch:
+		a.batch(m)
+	}
+}
+
+func (a *Actor) batch(b *actors.Batch) {
+	first := a.state.AppliedIndex
+	for ; b.Done < len(b.Msgs); b.Done++ {
+		switch m := b.Msgs[b.Done].(type) {
+		case *mvccmsg.Execute:
+			a.execute(m)
+		case *mvccmsg.Persisted:
+			a.persisted(m)
+		case *mvccmsg.CompactStep:
+			a.compactStep(m)
+		case *mvccmsg.Reclaim:
+			a.reclaim(m)
+		}
+	}
+	a.cfg.Faults.Point(actors.CoreMVCC, "batch")
+	if a.state.AppliedIndex > first {
+		a.finish(b)
+	}
+	if a.dirty && (a.persistsUnder == 0 || a.unpersisted >= persistBytes) {
+		a.persist()
+	}
+}
+
+// finish makes the executed entries visible, then known.
+func (a *Actor) finish(b *actors.Batch) {
+	a.cfg.Faults.Point(actors.CoreMVCC, "publish")
+	a.publish()
+	requests := 0
+	for _, r := range a.results {
+		requests += len(r.Results)
+		a.cfg.Deliver(r)
+	}
+	clear(a.results)
+	a.results = a.results[:0]
+	a.cfg.Raft.MustPost(a.cfg.RaftLane, &raftmsg.Applied{
+		Epoch: a.cfg.Epoch, Index: a.state.AppliedIndex, ConfChanges: a.changes,
+	}, actors.Cost{Requests: 1})
+	a.changes = nil
+	a.note(b)
+	a.cfg.Observe.Applied(a.state.AppliedIndex, requests, time.Duration(actors.Now()-b.Started))
+	if rev := a.store.CompactRevision(); rev >= 0 && !a.compacting {
+		a.startCompacting()
+	}
+}
+
+func (a *Actor) note(b *actors.Batch) {
+	now := actors.Now()
+	for i, msg := range b.Msgs {
+		if m, ok := msg.(*mvccmsg.Execute); ok {
+			for _, e := range m.Entries {
+				a.cfg.Timeline.Note(actors.TimelineMVCC, e.Index, b.Enqueued[i], b.Started, now)
+			}
+		}
+	}
+}
+
+func (a *Actor) publish() {
+	a.store.Publish(mvcc.Applied{
+		Index: a.state.AppliedIndex, Term: a.state.AppliedTerm,
+		ConfState: a.state.ConfState, Cluster: a.state.Cluster,
+	})
+}
+
+func (a *Actor) execute(m *mvccmsg.Execute) {
+	if m.Epoch != a.cfg.Epoch {
+		return
+	}
+	for _, e := range m.Entries {
+		a.entry(e)
+	}
+}
+
+func (a *Actor) entry(e *mvccmsg.EntryOps) {
+	defer actors.GuardEntry(e.Index)
+	if e.Index != a.state.AppliedIndex+1 {
+		panic(fmt.Sprintf("mvccactor: entry %d follows %d", e.Index, a.state.AppliedIndex))
+	}
+	a.cfg.Faults.Point(actors.CoreMVCC, "entry")
+	a.state.AppliedIndex, a.state.AppliedTerm = e.Index, e.Term
+	if e.ConfState != nil {
+		a.state.ConfState = e.ConfState
+		a.changes = append(a.changes, e.ConfChange)
+	}
+	if e.Cluster != nil {
+		a.state.Cluster = e.Cluster
+	}
+	a.dirty = true
+	if e.BatchId == 0 {
+		return
+	}
+	results := make([]raftmsg.Result, len(e.Ops))
+	out := &raftmsg.ResultBatch{BatchId: e.BatchId, Index: e.Index, Results: make([]*raftmsg.Result, len(e.Ops))}
+	for i, op := range e.Ops {
+		if op.Answer != nil {
+			out.Results[i] = op.Answer
+		} else {
+			out.Results[i] = &results[i]
+			a.request(op.Request, &results[i])
+			a.cfg.Faults.Point(actors.CoreMVCC, "request")
+		}
+		out.Results[i].Revision = a.store.Revision()
+	}
+	a.results = append(a.results, out)
+}
+
+// request executes one request and fills in its result.
+func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) {
+	switch op := req.Op.(type) {
+	case *applymsg.Request_Put:
+		resp, err := a.store.Put(op.Put, noLeases{})
+		res.Code = codeOf(err)
+		res.Response = &raftmsg.Result_Put{Put: resp}
+		a.unpersisted += len(op.Put.Key) + len(op.Put.Value)
+		a.cfg.Observe.Put(len(op.Put.Key) + len(op.Put.Value))
+	case *applymsg.Request_DeleteRange:
+		resp := a.store.DeleteRange(op.DeleteRange)
+		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: resp}
+		a.unpersisted += int(resp.Deleted) * len(op.DeleteRange.Key)
+		a.cfg.Observe.Delete()
+	case *applymsg.Request_Txn:
+		resp, err := a.store.Txn(op.Txn, noLeases{})
+		res.Code = codeOf(err)
+		res.Response = &raftmsg.Result_Txn{Txn: resp}
+		a.unpersisted += txnBytes(op.Txn)
+		a.cfg.Observe.Txn()
+	case *applymsg.Request_Compaction:
+		res.Code = codeOf(a.store.Compact(op.Compaction.Revision))
+		res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{
+			Header: &pb.ResponseHeader{Revision: a.store.Revision()}}}
+	}
+	if res.Code != raftmsg.Code_OK {
+		res.Response = nil
+	}
+}
+
+// txnBytes estimates what a transaction adds to the store.
+func txnBytes(txn *pb.TxnRequest) int {
+	n := 0
+	for _, ops := range [][]*pb.RequestOp{txn.Success, txn.Failure} {
+		for _, op := range ops {
+			if p := op.GetRequestPut(); p != nil {
+				n += len(p.Key) + len(p.Value)
+			}
+			if t := op.GetRequestTxn(); t != nil {
+				n += txnBytes(t)
+			}
+		}
+	}
+	return n
+}
+
+// noLeases: there is no lease before there is a lease service.
+type noLeases struct{}
+
+func (noLeases) Exists(int64) bool { return false }
+
+func codeOf(err error) raftmsg.Code {
+	switch {
+	case err == nil:
+		return raftmsg.Code_OK
+	case errors.Is(err, mvcc.ErrKeyNotFound):
+		return raftmsg.Code_KEY_NOT_FOUND
+	case errors.Is(err, mvcc.ErrLeaseNotFound):
+		return raftmsg.Code_LEASE_NOT_FOUND
+	case errors.Is(err, mvcc.ErrCompacted):
+		return raftmsg.Code_COMPACTED
+	case errors.Is(err, mvcc.ErrFutureRevision):
+		return raftmsg.Code_FUTURE_REVISION
+	}
+	panic(err)
+}
+
+// startCompacting begins to cut what the compact revision leaves behind.
+func (a *Actor) startCompacting() {
+	if a.store.CompactDone() {
+		a.cfg.Compacted.set(a.store.CompactRevision())
+		return
+	}
+	a.compacting, a.compactStart = true, actors.Now()
+	a.nextStep()
+}
+
+func (a *Actor) nextStep() {
+	a.box.MustPost(mvccControl, &mvccmsg.CompactStep{Epoch: a.cfg.Epoch}, actors.Cost{Requests: 1})
+}
+
+func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
+	if m.Epoch != a.cfg.Epoch {
+		return
+	}
+	rev := a.store.CompactRevision()
+	cut, done := a.store.CompactStep(compactStep)
+	switch {
+	case done:
+		a.compacting = false
+		a.cfg.Compacted.set(rev)
+		a.cfg.Observe.Compact(time.Duration(actors.Now() - a.compactStart))
+	case cut:
+		a.nextStep()
+	default:
+		a.compacting = false // a pin holds it; the next applied entry goes on
+	}
+}
+
+func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
+	if m.Epoch != a.cfg.Epoch {
+		return
+	}
+	if err := a.store.Reclaim(mvcc.Revision{Main: m.Id.Main, Sub: m.Id.Sub}, m.Value); err != nil {
+		panic(err)
+	}
+	a.dirty = true
+}
+
+func (a *Actor) persisted(m *mvccmsg.Persisted) {
+	if m.Epoch != a.cfg.Epoch {
+		return
+	}
+	a.persistsUnder -= int(m.Messages)
+	a.store.Durable(m.Revision)
+}
+
+// persist hands what changed to the persister.
+func (a *Actor) persist() {
+	put, deleted := a.store.TakeDirty()
+	m := &mvccmsg.Persist{
+		Epoch: a.cfg.Epoch, Packs: put, Deleted: deleted,
+		Durable: &mvccmsg.Durable{
+			Format:    storeFormat,
+			ClusterId: a.state.ClusterID, MemberId: a.state.MemberID,
+			AppliedIndex: a.state.AppliedIndex, AppliedTerm: a.state.AppliedTerm,
+			ConfState: a.state.ConfState, Cluster: a.state.Cluster,
+			Revision: a.store.Revision(), CompactRevision: a.store.CompactRevision(),
+		},
+	}
+	m.Bytes = int64(min(a.unpersisted, persisterMessageMax))
+	a.persistsUnder++
+	a.unpersisted, a.dirty = 0, false
+	// The store below is slow: hold back. The error says that the core stops.
+	_ = a.cfg.Persister.Post(a.ctx, persisterPersist, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
+}

@@ -1,0 +1,73 @@
+package mvccactor
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+)
+
+// OpenConfig says what to open.
+type OpenConfig struct {
+	// Backend is how the store below is opened; its Visit functions are set
+	// here.
+	Backend backend.Config
+	// OpenBackend opens it; backend.Open, or a twin in tests.
+	OpenBackend func(backend.Config) (backend.Store, error)
+	CacheBytes  int64
+	Published   *mvcc.Published
+}
+
+// Opened is what was recovered.
+type Opened struct {
+	Backend backend.Store
+	Store   *mvcc.Store
+	// Durable is nil in a new store.
+	Durable *mvccmsg.Durable
+}
+
+// Open opens the store below and rebuilds the index from its packs, in the same
+// pass that checks them. Errors that name a pack or a file are of type
+// *mvcc.CorruptError or *backend.CorruptError.
+func Open(cfg OpenConfig) (*Opened, error) {
+	o := new(Opened)
+	o.Store = mvcc.NewStore(mvcc.Config{
+		Load:       func(id mvcc.Revision) ([]byte, error) { return o.load(id) },
+		CacheBytes: cfg.CacheBytes,
+		Published:  cfg.Published,
+	})
+	cfg.Backend.VisitState = func(e backend.Entry) error {
+		if e.Key != stateName {
+			return fmt.Errorf("mvccactor: unknown state %q in the store", e.Key)
+		}
+		o.Durable = new(mvccmsg.Durable)
+		if err := proto.Unmarshal(e.Value, o.Durable); err != nil {
+			return fmt.Errorf("mvccactor: state in the store: %w", err)
+		}
+		if o.Durable.Format > storeFormat {
+			return fmt.Errorf("mvccactor: the store has format %d, this version knows %d: %w",
+				o.Durable.Format, storeFormat, backend.ErrNewer)
+		}
+		return nil
+	}
+	cfg.Backend.VisitPack = func(id backend.PackID, value []byte) error {
+		return o.Store.Restore(mvcc.Revision{Main: id.Main, Sub: id.Sub}, value, o.Durable.GetRevision())
+	}
+	var err error
+	if o.Backend, err = cfg.OpenBackend(cfg.Backend); err != nil {
+		return nil, err
+	}
+	if o.Durable != nil {
+		o.Store.Restored(o.Durable.Revision, o.Durable.CompactRevision)
+	} else {
+		o.Store.Restored(o.Store.Revision(), o.Store.CompactRevision())
+	}
+	return o, nil
+}
+
+func (o *Opened) load(id mvcc.Revision) ([]byte, error) {
+	return o.Backend.Load(backend.PackID{Main: id.Main, Sub: id.Sub})
+}

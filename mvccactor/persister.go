@@ -1,0 +1,171 @@
+package mvccactor
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// Lanes of the persister's mailbox.
+const (
+	persisterPersist = iota
+	persisterTicks
+)
+
+const (
+	// flushInterval is how long changes gather before they are written: nobody
+	// waits for them, and the tail pack is written once instead of many times.
+	flushInterval = 50 * time.Millisecond
+	// flushBytes is where they are written at once.
+	flushBytes = 4 << 20
+	// persisterMessageMax is the largest weight of one Persist: the smallest
+	// limit that may be set for the mailbox.
+	persisterMessageMax = 1 << 20
+
+	// storeFormat is the version of all that mvccactor writes to the store.
+	storeFormat = 1
+	// stateName is the name under which Durable is kept.
+	stateName = "state"
+)
+
+// PersisterConfig is what the persister needs.
+type PersisterConfig struct {
+	Epoch    uint64
+	Store    backend.Store
+	Limit    actors.Limit
+	Raft     *actors.Mailbox
+	RaftLane int
+	// Fatal ends the process. It is called when a commit failed.
+	Fatal func(error)
+	// Commit is told how long each commit took, for metrics.
+	Commit func(time.Duration)
+	Faults *actors.Faults
+}
+
+// Persister writes packs and state to the store.
+type Persister struct {
+	cfg    PersisterConfig
+	box    *actors.Mailbox
+	mvcc   *actors.Mailbox
+	ticker *actors.Ticker
+
+	packs    map[backend.PackID]*mvccmsg.Pack // nil: to delete
+	durable  *mvccmsg.Durable
+	messages int
+	cost     actors.Cost
+}
+
+// NewPersister returns the persister and its stage.
+func NewPersister(cfg PersisterConfig) (*Persister, actors.Stage) {
+	p := &Persister{cfg: cfg, packs: make(map[backend.PackID]*mvccmsg.Pack)}
+	p.box = actors.NewMailbox(actors.MailboxConfig{
+		Name: actors.CorePersister,
+		Lanes: []actors.Lane{
+			persisterPersist: {Name: "persist", Class: actors.Credit, Limit: cfg.Limit, Hold: true},
+			persisterTicks:   {Name: "ticks", Class: actors.Lossy, Limit: actors.Limit{Requests: 1, Bytes: 1}},
+		},
+		Faults: cfg.Faults,
+	})
+	return p, actors.Stage{Name: actors.CorePersister, Actor: p, Mailbox: p.box}
+}
+
+// Connect tells the persister whom to answer.
+func (p *Persister) Connect(mvcc *actors.Mailbox) { p.mvcc = mvcc }
+
+// Receive implements actor.Actor.
+func (p *Persister) Receive(ctx actor.Context) {
+	switch m := ctx.Message().(type) {
+	case *actor.Started:
+		p.ticker = actors.StartTicker(p.box, persisterTicks, flushInterval, p.cfg.Epoch)
+	case *actors.Batch:
+		p.batch(m)
+	case *actor.Stopping:
+		p.ticker.Stop()
+	}
+}
+
+// batch merges what it hears. It writes when a tick says that enough time has
+// passed, or at once when there is much.
+func (p *Persister) batch(b *actors.Batch) {
+	due := false
+	for ; b.Done < len(b.Msgs); b.Done++ {
+		switch m := b.Msgs[b.Done].(type) {
+		case *mvccmsg.Persist:
+			p.cfg.Faults.Point(actors.CorePersister, "entry")
+			p.merge(m)
+		case *actors.Tick:
+			due = true
+		}
+	}
+	if p.messages > 0 && (due || p.cost.Bytes >= flushBytes) {
+		p.cfg.Faults.Point(actors.CorePersister, "batch")
+		p.flush()
+	}
+}
+
+func (p *Persister) merge(m *mvccmsg.Persist) {
+	if m.Epoch != p.cfg.Epoch {
+		return
+	}
+	for _, pack := range m.Packs {
+		p.packs[packID(pack.Id)] = pack
+	}
+	for _, id := range m.Deleted {
+		p.packs[packID(id)] = nil
+	}
+	p.durable = m.Durable
+	p.messages++
+	p.cost.Requests++
+	p.cost.Bytes += int(m.Bytes)
+}
+
+func packID(id *mvccmsg.PackID) backend.PackID { return backend.PackID{Main: id.Main, Sub: id.Sub} }
+
+// flush writes what was merged in one transaction, and tells who waits for it.
+func (p *Persister) flush() {
+	batch, err := p.prepare()
+	if err != nil {
+		panic(err)
+	}
+	start := actors.Now()
+	if err := p.cfg.Store.Commit(batch); err != nil {
+		err = fmt.Errorf("mvccactor: commit to the store: %w", err)
+		p.cfg.Fatal(err)
+		panic(err) // Fatal of a test comes back
+	}
+	p.cfg.Commit(time.Duration(actors.Now() - start))
+	d := p.durable
+	p.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{Epoch: p.cfg.Epoch,
+		AppliedIndex: d.AppliedIndex, Revision: d.Revision, Messages: int64(p.messages)}, actors.Cost{Requests: 1})
+	p.cfg.Raft.MustPost(p.cfg.RaftLane, &raftmsg.Persisted{Epoch: p.cfg.Epoch,
+		AppliedIndex: d.AppliedIndex, AppliedTerm: d.AppliedTerm, ConfState: d.ConfState}, actors.Cost{Requests: 1})
+	p.box.ReleaseLane(persisterPersist, p.cost)
+	clear(p.packs)
+	p.durable, p.messages, p.cost = nil, 0, actors.Cost{}
+}
+
+func (p *Persister) prepare() (backend.Batch, error) {
+	state, err := proto.Marshal(p.durable)
+	if err != nil {
+		return backend.Batch{}, fmt.Errorf("mvccactor: state: %w", err)
+	}
+	batch := backend.Batch{Set: []backend.Entry{{Key: stateName, Value: state}}}
+	for id, pack := range p.packs {
+		if pack == nil {
+			batch.Delete = append(batch.Delete, id)
+			continue
+		}
+		batch.Put = append(batch.Put, backend.Pack{ID: id, Parts: [][]byte{pack.Header, pack.Table, pack.Data}})
+	}
+	// A transaction that is split must put older records first.
+	slices.SortFunc(batch.Put, func(a, b backend.Pack) int { return a.ID.Compare(b.ID) })
+	return batch, nil
+}

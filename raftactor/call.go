@@ -1,0 +1,202 @@
+package raftactor
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// Call is one request on its way from the gateway to the proposer, and its
+// answer on the way back. It is not a protobuf message: it stays in the process.
+type Call struct {
+	encoded  []byte // the request as a field of a RequestBatch
+	deadline int64  // actors.Now by which it is answered, at the latest
+	answer   Answer
+	done     chan struct{} // gets one token with the answer; never closed
+}
+
+// Answer is the outcome of a call.
+type Answer struct {
+	Result *raftmsg.Result
+	Index  uint64 // of the entry that carried the request, 0 if it got into none
+}
+
+// fieldRequests is the number of RequestBatch.requests, fieldBatchID of id.
+const (
+	fieldBatchID  = 1
+	fieldRequests = 2
+)
+
+// NewCall encodes a request. Doing so here spreads the work over the callers'
+// goroutines, of which there are many, instead of the proposer, of which there
+// is one.
+func NewCall(req *applymsg.Request, timeout time.Duration) *Call {
+	size := proto.Size(req)
+	buf := make([]byte, 0, size+protowire.SizeTag(fieldRequests)+protowire.SizeVarint(uint64(size)))
+	buf = protowire.AppendTag(buf, fieldRequests, protowire.BytesType)
+	buf = protowire.AppendVarint(buf, uint64(size))
+	buf, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(buf, req)
+	if err != nil {
+		panic("raftactor: " + err.Error()) // strings were checked when the request came in
+	}
+	return &Call{encoded: buf, deadline: actors.Now() + int64(timeout), done: make(chan struct{}, 1)}
+}
+
+// Size is the length of the encoded request in bytes.
+func (c *Call) Size() int { return len(c.encoded) }
+
+// Cost is what the call weighs in the proposer's mailbox.
+func (c *Call) Cost() actors.Cost { return actors.Cost{Requests: 1, Bytes: len(c.encoded)} }
+
+// Wait returns the answer, or the context's error if that comes first. The
+// request may be applied even so.
+func (c *Call) Wait(ctx context.Context) (Answer, error) {
+	select {
+	case <-c.done:
+		return c.answer, nil
+	case <-ctx.Done():
+		return Answer{}, ctx.Err()
+	}
+}
+
+func (c *Call) resolve(a Answer) {
+	c.answer = a
+	c.done <- struct{}{}
+}
+
+// Fail answers a call that changed nothing, or of which nobody knows whether it
+// did, with a code.
+func (c *Call) Fail(code raftmsg.Code) {
+	c.resolve(Answer{Result: &raftmsg.Result{Code: code}})
+}
+
+// Replies finds the callers of a batch when its results come. It outlives
+// reboots of the core. Each call is answered exactly once.
+type Replies struct {
+	mu      sync.Mutex
+	batches map[uint64]*proposed
+	order   []*proposed // by time proposed; answered ones are skipped
+}
+
+// proposed is a batch under way.
+type proposed struct {
+	id       uint64
+	calls    []*Call // nil once answered
+	deadline int64   // of the call that gives up first
+	cost     actors.Cost
+	release  func(actors.Cost)
+}
+
+// NewReplies returns an empty table.
+func NewReplies() *Replies { return &Replies{batches: make(map[uint64]*proposed)} }
+
+// register files the calls of a batch. release gives their room in the mailbox
+// back once they are answered.
+func (r *Replies) register(id uint64, calls []*Call, release func(actors.Cost)) {
+	p := &proposed{id: id, calls: calls, deadline: calls[0].deadline, release: release}
+	for _, c := range calls {
+		p.cost.Requests++
+		p.cost.Bytes += len(c.encoded)
+		p.deadline = min(p.deadline, c.deadline)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.batches[id] = p
+	r.order = append(r.order, p)
+}
+
+// take removes a batch from the table.
+func (r *Replies) take(id uint64) *proposed {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.batches[id]
+	delete(r.batches, id)
+	for len(r.order) > 0 && r.batches[r.order[0].id] != r.order[0] {
+		r.order = r.order[1:]
+	}
+	return p
+}
+
+// recall takes the calls of a batch back unanswered, nil if it is answered.
+func (r *Replies) recall(id uint64) []*Call {
+	if p := r.take(id); p != nil {
+		return p.calls
+	}
+	return nil
+}
+
+// Deliver answers the callers of a batch. A batch of another member, or one that
+// was given up, has none.
+func (r *Replies) Deliver(b *raftmsg.ResultBatch) {
+	p := r.take(b.BatchId)
+	if p == nil {
+		return
+	}
+	p.release(p.cost)
+	for i, c := range p.calls {
+		c.resolve(Answer{Result: b.Results[i], Index: b.Index})
+	}
+}
+
+func (p *proposed) fail(code raftmsg.Code) {
+	p.release(p.cost)
+	for _, c := range p.calls {
+		c.Fail(code)
+	}
+}
+
+// FailAll answers all callers with a code.
+func (r *Replies) FailAll(code raftmsg.Code) {
+	r.mu.Lock()
+	left := slices.Collect(func(yield func(*proposed) bool) {
+		for _, p := range r.batches {
+			if !yield(p) {
+				return
+			}
+		}
+	})
+	clear(r.batches)
+	r.order = nil
+	r.mu.Unlock()
+	for _, p := range left {
+		p.fail(code)
+	}
+}
+
+// expire answers the callers whose time is over. The oldest batches stand first,
+// so that a look at the front is enough.
+func (r *Replies) expire(now int64, code raftmsg.Code) {
+	for {
+		r.mu.Lock()
+		var p *proposed
+		if len(r.order) > 0 && r.order[0].deadline <= now {
+			p = r.order[0]
+		}
+		r.mu.Unlock()
+		if p == nil {
+			return
+		}
+		if p = r.take(p.id); p != nil {
+			p.fail(code)
+		}
+	}
+}
+
+// Requests returns how many requests are proposed and not answered.
+func (r *Replies) Requests() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, p := range r.batches {
+		n += len(p.calls)
+	}
+	return n
+}

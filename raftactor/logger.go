@@ -1,0 +1,25 @@
+package raftactor
+
+import (
+	"fmt"
+
+	"github.com/rs/zerolog"
+)
+
+// Logger lets raft write to a zerolog logger.
+type Logger struct{ Log zerolog.Logger }
+
+func (l *Logger) Debug(v ...any)                   { l.Log.Debug().Msg(fmt.Sprint(v...)) }
+func (l *Logger) Debugf(format string, v ...any)   { l.Log.Debug().Msgf(format, v...) }
+func (l *Logger) Info(v ...any)                    { l.Log.Info().Msg(fmt.Sprint(v...)) }
+func (l *Logger) Infof(format string, v ...any)    { l.Log.Info().Msgf(format, v...) }
+func (l *Logger) Warning(v ...any)                 { l.Log.Warn().Msg(fmt.Sprint(v...)) }
+func (l *Logger) Warningf(format string, v ...any) { l.Log.Warn().Msgf(format, v...) }
+func (l *Logger) Error(v ...any)                   { l.Log.Error().Msg(fmt.Sprint(v...)) }
+func (l *Logger) Errorf(format string, v ...any)   { l.Log.Error().Msgf(format, v...) }
+
+// Fatal is a broken invariant of raft's: the core must not go on.
+func (l *Logger) Fatal(v ...any)                 { panic(fmt.Sprint(v...)) }
+func (l *Logger) Fatalf(format string, v ...any) { panic(fmt.Sprintf(format, v...)) }
+func (l *Logger) Panic(v ...any)                 { panic(fmt.Sprint(v...)) }
+func (l *Logger) Panicf(format string, v ...any) { panic(fmt.Sprintf(format, v...)) }

@@ -1,0 +1,243 @@
+package raftactor
+
+import (
+	"errors"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// Lanes of the proposer's mailbox.
+const (
+	proposerControl = iota
+	proposerCalls
+)
+
+const (
+	// packBytesMax is where an entry is full. A larger request travels alone.
+	packBytesMax = 1 << 20
+	// windowMax and windowBytes bound what is proposed and not durable when the
+	// disk is slow: several appends then overlap their waiting.
+	windowMax   = 4
+	windowBytes = 4 << 20
+	// slowFsync is where a disk counts as slow. On a faster one a single append
+	// under way gathers the larger batch, and wins.
+	slowFsync = 500 * time.Microsecond
+	// proposerTick is how often overdue calls are looked for.
+	proposerTick = 100 * time.Millisecond
+)
+
+// ProposerConfig is what the proposer needs.
+type ProposerConfig struct {
+	Epoch   uint64
+	Limit   actors.Limit // requests accepted and not yet answered
+	Replies *Replies
+	Raft    *actors.Mailbox
+	// NextBatch returns an id that no other batch of any member or boot has.
+	NextBatch func() uint64
+	// Fsync returns how long the WAL's fsyncs take lately.
+	Fsync  func() time.Duration
+	Faults *actors.Faults
+}
+
+// Proposer packs requests into raft entries.
+type Proposer struct {
+	cfg ProposerConfig
+	box *actors.Mailbox
+
+	leader      uint64
+	paused      bool           // raft dropped a proposal: wait until something moves
+	backlog     []*Call        // not proposed yet, oldest first
+	enqueued    int64          // when the oldest of them came
+	outstanding map[uint64]int // bytes by batch, proposed and not durable
+	bytes       int            // sum over outstanding
+	ticker      *actors.Ticker
+}
+
+// NewProposer returns the stage and its mailbox.
+func NewProposer(cfg ProposerConfig) actors.Stage {
+	p := &Proposer{cfg: cfg, outstanding: make(map[uint64]int)}
+	p.box = actors.NewMailbox(actors.MailboxConfig{
+		Name: actors.CoreProposer,
+		Lanes: []actors.Lane{
+			{Name: "control", Class: actors.Credit, Limit: controlLimit},
+			{Name: "calls", Class: actors.Refuse, Limit: cfg.Limit, Hold: true},
+		},
+		MaxBatch: actors.BatchLimit{Messages: 4096, Bytes: packBytesMax},
+		Yield:    true,
+		OnReject: func(msg any, _ error) {
+			if c, ok := msg.(*Call); ok {
+				c.Fail(raftmsg.Code_STOPPED)
+			}
+		},
+		Faults: cfg.Faults,
+	})
+	return actors.Stage{Name: actors.CoreProposer, Actor: p, Mailbox: p.box}
+}
+
+// Receive implements actor.Actor.
+func (p *Proposer) Receive(ctx actor.Context) {
+	switch m := ctx.Message().(type) {
+	case *actor.Started:
+		p.ticker = actors.StartTicker(p.box, proposerControl, proposerTick, p.cfg.Epoch)
+	case *actors.Batch:
+		p.batch(m)
+	case *actor.Stopping:
+		p.stop()
+	}
+}
+
+func (p *Proposer) batch(b *actors.Batch) {
+	for ; b.Done < len(b.Msgs); b.Done++ {
+		switch m := b.Msgs[b.Done].(type) {
+		case *Call:
+			p.cfg.Faults.Point(actors.CoreProposer, "entry")
+			if len(p.backlog) == 0 {
+				p.enqueued = b.Enqueued[b.Done]
+			}
+			p.backlog = append(p.backlog, m)
+		case *raftmsg.Settled:
+			p.settled(m)
+		case *raftmsg.RoleChanged:
+			p.roleChanged(m)
+		case *actors.Tick:
+			p.tick(m)
+		}
+	}
+	p.cfg.Faults.Point(actors.CoreProposer, "batch")
+	p.propose(b.Started)
+}
+
+// propose sends entries while the window is open.
+func (p *Proposer) propose(started int64) {
+	for len(p.backlog) > 0 && p.leader != 0 && !p.paused && p.open() {
+		n, size := p.pack()
+		id := p.cfg.NextBatch()
+		data := encodeBatch(id, p.backlog[:n], size)
+		calls := append([]*Call(nil), p.backlog[:n]...)
+		clear(p.backlog[:n])
+		p.backlog = p.backlog[n:]
+		p.outstanding[id] = len(data)
+		p.bytes += len(data)
+		p.cfg.Replies.register(id, calls, p.release)
+		p.cfg.Raft.MustPost(raftProposals, &raftmsg.Propose{
+			Epoch: p.cfg.Epoch, Data: data, BatchId: id, Requests: int64(n),
+			Enqueued: p.enqueued, Started: started, Ended: actors.Now(),
+		}, actors.Cost{Requests: n, Bytes: len(data)})
+		p.enqueued = started // a bound for those that wait on
+	}
+	if len(p.backlog) == 0 {
+		p.backlog = nil
+	}
+}
+
+func (p *Proposer) release(c actors.Cost) { p.box.ReleaseLane(proposerCalls, c) }
+
+// open tells whether one more entry may be under way.
+func (p *Proposer) open() bool {
+	if len(p.outstanding) == 0 {
+		return true
+	}
+	return p.cfg.Fsync() >= slowFsync && len(p.outstanding) < windowMax && p.bytes < windowBytes
+}
+
+// pack returns how many of the oldest calls go into the next entry, and their
+// size.
+func (p *Proposer) pack() (n, size int) {
+	for n < len(p.backlog) {
+		next := size + len(p.backlog[n].encoded)
+		if n > 0 && next > packBytesMax {
+			break
+		}
+		n, size = n+1, next
+	}
+	return n, size
+}
+
+// encodeBatch concatenates what the callers encoded to an applymsg.RequestBatch.
+func encodeBatch(id uint64, calls []*Call, size int) []byte {
+	data := make([]byte, 0, size+protowire.SizeTag(fieldBatchID)+protowire.SizeVarint(id))
+	data = protowire.AppendTag(data, fieldBatchID, protowire.VarintType)
+	data = protowire.AppendVarint(data, id)
+	for _, c := range calls {
+		data = append(data, c.encoded...)
+	}
+	return data
+}
+
+var errBatchID = errors.New("raftactor: entry without a batch id")
+
+// batchID reads the id from an encoded RequestBatch without decoding the rest.
+func batchID(data []byte) (uint64, error) {
+	field, typ, n := protowire.ConsumeTag(data)
+	if n < 0 || field != fieldBatchID || typ != protowire.VarintType {
+		return 0, errBatchID
+	}
+	id, n := protowire.ConsumeVarint(data[n:])
+	if n < 0 {
+		return 0, errBatchID
+	}
+	return id, nil
+}
+
+func (p *Proposer) settled(m *raftmsg.Settled) {
+	if m.Epoch != p.cfg.Epoch {
+		return
+	}
+	for _, id := range m.Batches {
+		p.forget(id)
+	}
+	for _, id := range m.Dropped {
+		p.paused = true
+		p.forget(id)
+		// In no log: first in line for the next entry. The room they hold in
+		// the mailbox stays taken.
+		p.backlog = append(p.cfg.Replies.recall(id), p.backlog...)
+	}
+}
+
+func (p *Proposer) forget(id uint64) {
+	p.bytes -= p.outstanding[id]
+	delete(p.outstanding, id)
+}
+
+// roleChanged reopens the window: what was under way in another term may or may
+// not be in the log, and nobody will tell.
+func (p *Proposer) roleChanged(m *raftmsg.RoleChanged) {
+	if m.Epoch != p.cfg.Epoch {
+		return
+	}
+	p.leader, p.paused = m.Leader, false
+	clear(p.outstanding)
+	p.bytes = 0
+}
+
+func (p *Proposer) tick(t *actors.Tick) {
+	if t.Epoch != p.cfg.Epoch {
+		return
+	}
+	p.paused = false
+	p.cfg.Replies.expire(t.At, raftmsg.Code_TIMED_OUT)
+	n := 0
+	for n < len(p.backlog) && p.backlog[n].deadline <= t.At {
+		n++
+	}
+	p.failBacklog(n, raftmsg.Code_TIMED_OUT)
+}
+
+func (p *Proposer) failBacklog(n int, code raftmsg.Code) {
+	for _, c := range p.backlog[:n] {
+		p.release(c.Cost())
+		c.Fail(code)
+	}
+	p.backlog = p.backlog[n:]
+}
+
+func (p *Proposer) stop() {
+	p.ticker.Stop()
+	p.failBacklog(len(p.backlog), raftmsg.Code_STOPPED)
+}

@@ -1,0 +1,233 @@
+package raftactor
+
+import (
+	"context"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// Lanes of the read-index batcher's mailbox.
+const (
+	readControl = iota
+	readCalls
+)
+
+const (
+	// readTick is how often lost attempts and overdue readers are looked for.
+	readTick = 100 * time.Millisecond
+	// readRetry is when an attempt without an answer counts as lost.
+	readRetry = 500 * time.Millisecond
+)
+
+// ReadCall is one reader that waits until the view is linearizable.
+type ReadCall struct {
+	deadline int64
+	code     raftmsg.Code
+	done     chan struct{} // gets one token with the code
+}
+
+// NewReadCall returns a call that is answered within timeout.
+func NewReadCall(timeout time.Duration) *ReadCall {
+	return &ReadCall{deadline: actors.Now() + int64(timeout), done: make(chan struct{}, 1)}
+}
+
+// Wait returns the outcome: OK when the view contains all that was acknowledged
+// before the call.
+func (c *ReadCall) Wait(ctx context.Context) (raftmsg.Code, error) {
+	select {
+	case <-c.done:
+		return c.code, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+func (c *ReadCall) resolve(code raftmsg.Code) {
+	c.code = code
+	c.done <- struct{}{}
+}
+
+// PostRead hands a reader to the batcher.
+func PostRead(box *actors.Mailbox, c *ReadCall) error {
+	return box.TryPost(readCalls, c, actors.Cost{Requests: 1})
+}
+
+// ReadIndexConfig is what the batcher needs.
+type ReadIndexConfig struct {
+	Epoch   uint64
+	Limit   actors.Limit
+	Raft    *actors.Mailbox
+	State   *State
+	Applied func() uint64 // index of the newest view
+	NextID  func() uint64 // an id that is never used twice
+	Faults  *actors.Faults
+	// Slow and Failed count attempts, for metrics.
+	Slow, Failed func()
+}
+
+// ReadIndex batches readers: all that came before an attempt share its index.
+type ReadIndex struct {
+	cfg ReadIndexConfig
+	box *actors.Mailbox
+
+	leader  uint64
+	queued  []*ReadCall // for the next attempt
+	attempt []*ReadCall // the one under way asks for these
+	id      uint64
+	sent    int64
+	slow    bool
+	settled []readWait // have an index, and wait for it to be applied; by index
+	ticker  *actors.Ticker
+}
+
+type readWait struct {
+	index uint64
+	calls []*ReadCall
+}
+
+// NewReadIndex returns the stage.
+func NewReadIndex(cfg ReadIndexConfig) actors.Stage {
+	r := &ReadIndex{cfg: cfg}
+	r.box = actors.NewMailbox(actors.MailboxConfig{
+		Name: actors.CoreReadIndex,
+		Lanes: []actors.Lane{
+			{Name: "control", Class: actors.Credit, Limit: controlLimit},
+			{Name: "calls", Class: actors.Refuse, Limit: cfg.Limit},
+		},
+		OnReject: func(msg any, _ error) {
+			if c, ok := msg.(*ReadCall); ok {
+				c.resolve(raftmsg.Code_STOPPED)
+			}
+		},
+		Faults: cfg.Faults,
+	})
+	return actors.Stage{Name: actors.CoreReadIndex, Actor: r, Mailbox: r.box}
+}
+
+// Receive implements actor.Actor.
+func (r *ReadIndex) Receive(ctx actor.Context) {
+	switch m := ctx.Message().(type) {
+	case *actor.Started:
+		r.ticker = actors.StartTicker(r.box, readControl, readTick, r.cfg.Epoch)
+	case *actors.Batch:
+		r.batch(m)
+	case *actor.Stopping:
+		r.ticker.Stop()
+		r.failAll(raftmsg.Code_STOPPED)
+	}
+}
+
+func (r *ReadIndex) batch(b *actors.Batch) {
+	for ; b.Done < len(b.Msgs); b.Done++ {
+		switch m := b.Msgs[b.Done].(type) {
+		case *ReadCall:
+			r.queued = append(r.queued, m)
+		case *raftmsg.ReadIndexed:
+			r.readIndexed(m)
+		case *raftmsg.Applied:
+		case *raftmsg.RoleChanged:
+			r.roleChanged(m)
+		case *actors.Tick:
+			r.tick(m)
+		}
+	}
+	r.ask()
+	r.release()
+}
+
+// ask starts an attempt for all that wait, if none is under way.
+func (r *ReadIndex) ask() {
+	if len(r.attempt) > 0 || len(r.queued) == 0 || r.leader == 0 {
+		return
+	}
+	r.attempt, r.queued = r.queued, nil
+	r.slow = false
+	r.send()
+}
+
+func (r *ReadIndex) send() {
+	r.id, r.sent = r.cfg.NextID(), actors.Now()
+	r.cfg.Raft.MustPost(raftProposals, &raftmsg.ReadIndex{Epoch: r.cfg.Epoch, Id: r.id}, actors.Cost{Requests: 1})
+}
+
+func (r *ReadIndex) readIndexed(m *raftmsg.ReadIndexed) {
+	if m.Epoch != r.cfg.Epoch || m.Id != r.id || len(r.attempt) == 0 {
+		return
+	}
+	r.settled = append(r.settled, readWait{m.Index, r.attempt})
+	r.attempt = nil
+}
+
+// release answers the readers whose index is applied. Indexes grow, so the
+// first stand in front.
+func (r *ReadIndex) release() {
+	r.cfg.State.readers.Store(len(r.settled) > 0)
+	applied := r.cfg.Applied()
+	for len(r.settled) > 0 && r.settled[0].index <= applied {
+		for _, c := range r.settled[0].calls {
+			c.resolve(raftmsg.Code_OK)
+		}
+		r.settled = r.settled[1:]
+	}
+	r.cfg.State.readers.Store(len(r.settled) > 0)
+}
+
+func (r *ReadIndex) roleChanged(m *raftmsg.RoleChanged) {
+	if m.Epoch != r.cfg.Epoch {
+		return
+	}
+	r.leader = m.Leader
+	for _, c := range r.attempt {
+		r.cfg.Failed()
+		c.resolve(raftmsg.Code_LEADER_CHANGED)
+	}
+	r.attempt = nil
+}
+
+func (r *ReadIndex) tick(t *actors.Tick) {
+	if t.Epoch != r.cfg.Epoch {
+		return
+	}
+	r.queued = r.expire(r.queued, t.At)
+	r.attempt = r.expire(r.attempt, t.At)
+	for i := range r.settled {
+		r.settled[i].calls = r.expire(r.settled[i].calls, t.At)
+	}
+	if len(r.attempt) > 0 && t.At-r.sent > int64(readRetry) {
+		if !r.slow {
+			r.slow = true
+			r.cfg.Slow()
+		}
+		r.send()
+	}
+}
+
+// expire answers the readers whose time is over and returns the others.
+func (r *ReadIndex) expire(calls []*ReadCall, now int64) []*ReadCall {
+	left := calls[:0]
+	for _, c := range calls {
+		if c.deadline > now {
+			left = append(left, c)
+			continue
+		}
+		r.cfg.Failed()
+		c.resolve(raftmsg.Code_TIMED_OUT)
+	}
+	return left
+}
+
+func (r *ReadIndex) failAll(code raftmsg.Code) {
+	for _, w := range r.settled {
+		r.queued = append(r.queued, w.calls...)
+	}
+	for _, calls := range [][]*ReadCall{r.queued, r.attempt} {
+		for _, c := range calls {
+			c.resolve(code)
+		}
+	}
+	r.queued, r.attempt, r.settled = nil, nil, nil
+}

@@ -1,0 +1,201 @@
+package walactor
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/proto/walmsg"
+	"github.com/troupe-db/troupe/walactor/wal"
+)
+
+// gatherBytes is where a batch is written although more is queued: what a disk
+// takes a few milliseconds for.
+const gatherBytes = 4 << 20
+
+// Peers carries responses to other members. Loss is allowed.
+type Peers interface {
+	Send([]*raftpb.Message)
+}
+
+// Config is what the WAL actor needs.
+type Config struct {
+	Epoch    uint64
+	Member   uint64 // responses to it go to raft, all others to peers
+	Log      *wal.Log
+	Limit    actors.Limit
+	Raft     *actors.Mailbox
+	RaftLane int
+	Peers    Peers
+	Disk     *Disk
+	Timeline *actors.Timeline
+	// Fatal ends the process. It is called when the log failed.
+	Fatal   func(error)
+	Observe Observer
+	Faults  *actors.Faults
+}
+
+// Observer is told of writes, for metrics. It must not block.
+type Observer interface {
+	Write(time.Duration, int)
+	Fsync(time.Duration)
+}
+
+// Disk is what other goroutines may know of the log's disk.
+type Disk struct {
+	fsync atomic.Int64 // smoothed duration of an append with fsync, ns
+	since atomic.Int64 // when the append under way began; 0 when none is
+}
+
+// Fsync returns how long appends take lately, with their fsync.
+func (d *Disk) Fsync() time.Duration { return time.Duration(d.fsync.Load()) }
+
+// Outstanding returns for how long an append has been under way, 0 if none is.
+func (d *Disk) Outstanding() time.Duration {
+	if since := d.since.Load(); since != 0 {
+		return time.Duration(actors.Now() - since)
+	}
+	return 0
+}
+
+// note takes one measurement into the average: an eighth of the difference, so
+// that a single stall is no slow disk.
+func (d *Disk) note(took time.Duration) {
+	old := d.fsync.Load()
+	d.fsync.Store(old + (int64(took)-old)/8)
+}
+
+// Actor owns the log.
+type Actor struct {
+	cfg     Config
+	batches []wal.Batch
+	appends []*walmsg.Append
+}
+
+// New returns the stage.
+func New(cfg Config) actors.Stage {
+	return actors.Stage{
+		Name:  actors.CoreWAL,
+		Actor: &Actor{cfg: cfg},
+		Mailbox: actors.NewMailbox(actors.MailboxConfig{
+			Name: actors.CoreWAL, Class: actors.Credit, Limit: cfg.Limit,
+			MaxBatch: actors.BatchLimit{Bytes: gatherBytes},
+			Yield:    true,
+			Faults:   cfg.Faults,
+		}),
+	}
+}
+
+// Receive implements actor.Actor.
+func (a *Actor) Receive(ctx actor.Context) {
+	if b, ok := ctx.Message().(*actors.Batch); ok {
+		a.batch(b)
+	}
+}
+
+// batch writes everything that is queued at once, and then answers.
+func (a *Actor) batch(b *actors.Batch) {
+	var trim *walmsg.Trim
+	for i := range b.Msgs {
+		a.cfg.Faults.Point(actors.CoreWAL, "entry")
+		switch m := b.Msgs[i].(type) {
+		case *walmsg.Append:
+			a.gather(m)
+		case *walmsg.Trim:
+			if m.Epoch == a.cfg.Epoch {
+				trim = m
+				a.batches = append(a.batches, wal.Batch{Mark: &wal.Mark{
+					Index: m.MarkIndex, Term: m.MarkTerm, ConfState: m.MarkConfState}})
+			}
+		}
+	}
+	a.write()
+	a.cfg.Faults.Point(actors.CoreWAL, "batch")
+	a.note(b)
+	a.answer()
+	if trim != nil {
+		if _, err := a.cfg.Log.Trim(trim.Index); err != nil {
+			a.cfg.Fatal(err)
+		}
+	}
+	b.Done = len(b.Msgs)
+	clear(a.batches)
+	clear(a.appends)
+	a.batches, a.appends = a.batches[:0], a.appends[:0]
+}
+
+func (a *Actor) gather(m *walmsg.Append) {
+	if m.Epoch != a.cfg.Epoch {
+		return
+	}
+	b := wal.Batch{Entries: m.Message.Entries, Sync: m.MustSync}
+	if m.Message.Term != nil {
+		b.HardState = &raftpb.HardState{Term: m.Message.Term, Vote: m.Message.Vote, Commit: m.Message.Commit}
+	}
+	if s := m.Message.Snapshot; s != nil {
+		b.Mark = &wal.Mark{Index: s.Metadata.GetIndex(), Term: s.Metadata.GetTerm(), ConfState: s.Metadata.GetConfState()}
+	}
+	a.batches = append(a.batches, b)
+	a.appends = append(a.appends, m)
+}
+
+func (a *Actor) write() {
+	start := actors.Now()
+	a.cfg.Disk.since.Store(start)
+	err := a.cfg.Log.AppendAll(a.batches)
+	a.cfg.Disk.since.Store(0)
+	if err != nil {
+		a.cfg.Fatal(err)
+		panic(err) // Fatal of a test comes back
+	}
+	took := time.Duration(actors.Now() - start)
+	bytes, synced := 0, false
+	for _, b := range a.batches {
+		synced = synced || b.Sync
+		for _, e := range b.Entries {
+			bytes += len(e.Data)
+		}
+	}
+	a.cfg.Observe.Write(took, bytes)
+	if synced {
+		a.cfg.Disk.note(took)
+		a.cfg.Observe.Fsync(took)
+	}
+}
+
+func (a *Actor) note(b *actors.Batch) {
+	now := actors.Now()
+	for i, msg := range b.Msgs {
+		if m, ok := msg.(*walmsg.Append); ok {
+			for _, e := range m.Message.Entries {
+				a.cfg.Timeline.Note(actors.TimelineWAL, e.GetIndex(), b.Enqueued[i], b.Started, now)
+			}
+		}
+	}
+}
+
+// answer delivers the responses, which are now allowed to be known.
+func (a *Actor) answer() {
+	if len(a.appends) == 0 {
+		return
+	}
+	done := &raftmsg.Appended{Epoch: a.cfg.Epoch, Appends: int64(len(a.appends))}
+	var peers []*raftpb.Message
+	for _, m := range a.appends {
+		for _, resp := range m.Message.Responses {
+			if resp.GetTo() == a.cfg.Member {
+				done.Responses = append(done.Responses, resp)
+			} else {
+				peers = append(peers, resp)
+			}
+		}
+	}
+	if len(peers) > 0 {
+		a.cfg.Peers.Send(peers)
+	}
+	a.cfg.Raft.MustPost(a.cfg.RaftLane, done, actors.Cost{Requests: 1})
+}

@@ -1,0 +1,269 @@
+package wal_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/troupe-db/troupe/walactor/wal"
+	"github.com/troupe-db/troupe/walactor/wal/waltest"
+)
+
+// restedLog returns a log of several segments, and the places of its batches.
+// By the nonce's parity it was closed cleanly, or opened after a crash and
+// left alone.
+func restedLog(t *testing.T, seed, nonce uint64) (*waltest.MemFS, *model, *wal.Report) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	fsys := waltest.New()
+	l, m := mustCreate(t, fsys, nonce)
+	for l.Segments() < 4 {
+		must(t, l.AppendAll([]wal.Batch{nextBatch(rng, m), nextBatch(rng, m)}))
+	}
+	must(t, l.Append(nextBatch(rng, m)))
+	if nonce%2 == 0 {
+		must(t, l.Close())
+	} else {
+		must(t, l.Append(wal.Batch{Sync: true}))
+		fsys.Crash(seed)
+		mustOpen(t, fsys, nonce, m)
+		fsys.Kill()
+	}
+	rep, err := wal.Verify(fsys, dir)
+	must(t, err)
+	if len(rep.Segments) < 4 || rep.LastIndex != m.last() || rep.ClusterID != 0xc1 || rep.MemberID != 0xa1 {
+		t.Fatalf("report %+v", rep)
+	}
+	return fsys, m, rep
+}
+
+// refused demands that the log is refused by a CorruptError at the given file
+// and not behind the damage, by Open and by Verify, and left alone.
+func refused(t *testing.T, fsys *waltest.MemFS, file string, damage int64) {
+	t.Helper()
+	before, err := fsys.ReadFile(dir + "/" + file)
+	must(t, err)
+	for _, open := range []func() error{
+		func() error { _, _, err := wal.Open(fsys, dir, config(1)); return err },
+		func() error { _, err := wal.Verify(fsys, dir); return err },
+		func() error { return wal.Dump(fsys, dir, func(wal.Record) error { return nil }) },
+	} {
+		var c *wal.CorruptError
+		if err := open(); !errors.As(err, &c) || c.File != file || c.Offset > damage || c.Offset < 0 {
+			t.Fatalf("damage in %s at %d: %v", file, damage, err)
+		}
+	}
+	after, err := fsys.ReadFile(dir + "/" + file)
+	must(t, err)
+	if string(after) != string(before) {
+		t.Fatal("the refused log was changed")
+	}
+}
+
+// damageRounds is how often each of the three kinds of damage is played: with
+// TROUPE_WAL_CRASHES=10000 more than 10,000 in all.
+func damageRounds(t *testing.T) int { return crashes(t) * 35 / 100 }
+
+// TestDamageIsRefused flips bits and zeroes sectors anywhere in data that was
+// closed cleanly: headers, batches, padding.
+func TestDamageIsRefused(t *testing.T) {
+	kinds := map[string]func(*waltest.MemFS, string, int64, *rand.Rand) error{
+		"flip": func(f *waltest.MemFS, path string, off int64, rng *rand.Rand) error {
+			return f.FlipBit(path, off, uint(rng.IntN(8)))
+		},
+		"zero": func(f *waltest.MemFS, path string, off int64, _ *rand.Rand) error {
+			return f.ZeroSector(path, off)
+		},
+		"garbage": func(f *waltest.MemFS, path string, off int64, rng *rand.Rand) error {
+			return f.Damage(path, func(b []byte) []byte {
+				for i := off; i < min(off+64, int64(len(b))); i++ {
+					b[i] = byte(rng.Uint32())
+				}
+				return b
+			})
+		},
+	}
+	for name, damage := range kinds {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rng := rand.New(rand.NewPCG(11, 0))
+			for done := 0; done < damageRounds(t); {
+				orig, _, rep := restedLog(t, rng.Uint64(), rng.Uint64())
+				last := durableEnd(t, orig)
+				for range 100 {
+					seg := rep.Segments[rng.IntN(len(rep.Segments))]
+					end := seg.UsedBytes
+					if seg.File == rep.Segments[len(rep.Segments)-1].File {
+						end = last
+					}
+					off := rng.Int64N(end)
+					fsys := orig.Clone()
+					path := dir + "/" + seg.File
+					before, _ := fsys.ReadFile(path)
+					must(t, damage(fsys, path, off, rng))
+					if after, _ := fsys.ReadFile(path); string(after[:end]) == string(before[:end]) {
+						continue // zeros before and after
+					}
+					refused(t, fsys, seg.File, off+waltest.SectorBytes)
+					done++
+				}
+			}
+		})
+	}
+}
+
+// durableEnd returns where the content of the last segment ends, and checks
+// that a later batch says that all of it is durable.
+func durableEnd(t *testing.T, fsys *waltest.MemFS) int64 {
+	t.Helper()
+	var content, durable uint64
+	var end int64
+	must(t, wal.Dump(fsys, dir, func(r wal.Record) error {
+		if r.Kind != wal.KindMetadata {
+			content, end = r.BatchSeq, 0
+		} else if end == 0 {
+			end = r.Offset - recordAt
+		}
+		durable = r.DurableSeq
+		return nil
+	}))
+	if durable < content || end == 0 {
+		t.Fatalf("batch %d is the last one with content, but only %d is said to be durable", content, durable)
+	}
+	return end
+}
+
+// recordAt is the offset of the first record in its batch.
+const recordAt = 64
+
+// TestDamageInLastBatch: without any later batch a flipped bit is told from a
+// torn write, even in a payload that has sectors of zeros of its own.
+func TestDamageInLastBatch(t *testing.T) {
+	fsys := waltest.New()
+	l, _ := mustCreate(t, fsys, 1)
+	file := segments(t, fsys)[0]
+	start := usedBytes(t, fsys, file)
+	zeros := string(make([]byte, 3000))
+	must(t, l.Append(wal.Batch{Entries: entries(2, 1, "a"+zeros+"b"+zeros), Sync: true}))
+	end := usedBytes(t, fsys, file)
+	for off := start; off < end; off += 7 {
+		damaged := fsys.Clone()
+		must(t, damaged.FlipBit(dir+"/"+file, off, uint(off%8)))
+		refused(t, damaged, file, off)
+	}
+}
+
+// usedBytes is where the last byte that is not zero lies, by the eye of the
+// test, rounded down to a batch boundary.
+func usedBytes(t *testing.T, fsys *waltest.MemFS, file string) int64 {
+	t.Helper()
+	b, err := fsys.ReadFile(dir + "/" + file)
+	must(t, err)
+	n := len(b)
+	for b[n-1] == 0 {
+		n--
+	}
+	return int64(n+63) &^ 63
+}
+
+// TestStructuralDamage: files that are gone, doubled, cut or strange.
+func TestStructuralDamage(t *testing.T) {
+	orig, _, rep := restedLog(t, 5, 0)
+	if len(rep.Segments) != 4 {
+		t.Fatal("choose another seed")
+	}
+	seg := func(i int) string { return rep.Segments[i].File }
+	cases := []struct {
+		name, file string
+		do         func(*waltest.MemFS) error
+	}{
+		{"middle segment gone", seg(2), func(f *waltest.MemFS) error { return f.Remove(dir + "/" + seg(1)) }},
+		{"segment doubled", "0000000000000002-00000000ffffffff.wal", func(f *waltest.MemFS) error {
+			return plant(f, "0000000000000002-00000000ffffffff.wal", nil)
+		}},
+		{"strange name", "1-2.wal", func(f *waltest.MemFS) error { return plant(f, "1-2.wal", nil) }},
+		{"segment after the end", seg(3), func(f *waltest.MemFS) error {
+			return plant(f, fmt.Sprintf("%016x-%016x.wal", rep.Segments[3].Seq+1, 1), nil)
+		}},
+		{"file cut", seg(3), func(f *waltest.MemFS) error {
+			return f.Damage(dir+"/"+seg(3), func(b []byte) []byte { return b[:len(b)-1] })
+		}},
+		{"header cut", seg(1), func(f *waltest.MemFS) error {
+			return f.Damage(dir+"/"+seg(1), func(b []byte) []byte { return b[:100] })
+		}},
+		{"segment of another place", seg(2), func(f *waltest.MemFS) error {
+			other, err := f.ReadFile(dir + "/" + seg(1))
+			if err != nil {
+				return err
+			}
+			return f.Damage(dir+"/"+seg(2), func([]byte) []byte { return other })
+		}},
+		{"segment of another log", seg(1), func(f *waltest.MemFS) error {
+			other, _, _ := restedLog(t, 5, 2) // the same history under other nonces
+			b, err := other.ReadFile(dir + "/" + seg(1))
+			if err != nil {
+				return err
+			}
+			return f.Damage(dir+"/"+seg(1), func([]byte) []byte { return b })
+		}},
+		{"wal of etcd", seg(0), func(f *waltest.MemFS) error {
+			return f.Damage(dir+"/"+seg(0), func(b []byte) []byte { copy(b, "\x04\x00\x00\x00\x00\x00\x00\x84"); return b })
+		}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			fsys := orig.Clone()
+			must(t, c.do(fsys))
+			refused(t, fsys, c.file, 1<<40)
+		})
+	}
+}
+
+// TestHoleIsNamed: a missing segment is called that.
+func TestHoleIsNamed(t *testing.T) {
+	fsys, _, rep := restedLog(t, 5, 0)
+	must(t, fsys.Remove(dir+"/"+rep.Segments[1].File))
+	if _, err := wal.Verify(fsys, dir); err == nil || !strings.Contains(err.Error(), "segments are missing") {
+		t.Errorf("segment 2 removed: %v", err)
+	}
+}
+
+// TestFirstSegmentGone: fine if a mark covers what is missing, else refused.
+func TestFirstSegmentGone(t *testing.T) {
+	for _, mark := range []uint64{0, 3, 4} { // the second segment begins at 5
+		fsys := waltest.New()
+		l, m := mustCreate(t, fsys, 1)
+		for i := uint64(2); l.Segments() < 2; i++ {
+			b := wal.Batch{Entries: entries(i, 1, strings.Repeat("x", 3500)), HardState: hard(1, 1, i)}
+			m.apply(b)
+			must(t, l.Append(b))
+		}
+		if mark > 0 {
+			b := wal.Batch{Mark: &wal.Mark{Index: mark, Term: 1}}
+			m.apply(b)
+			must(t, l.Append(b))
+		}
+		must(t, l.Close())
+		names := segments(t, fsys)
+		if names[1] != "0000000000000002-0000000000000005.wal" {
+			t.Fatalf("segments %v", names)
+		}
+		must(t, fsys.Remove(dir+"/"+names[0]))
+		if mark == 4 {
+			mustOpen(t, fsys, 2, m)
+		} else {
+			refused(t, fsys, names[1], 0)
+		}
+	}
+}
+
+func plant(f *waltest.MemFS, name string, content []byte) error {
+	file, err := f.Create(dir + "/" + name)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteAt(content, 0)
+	return errors.Join(err, file.Close())
+}

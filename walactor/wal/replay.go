@@ -1,0 +1,389 @@
+package wal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"path/filepath"
+
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// segment is one file of the log.
+type segment struct {
+	name  string
+	seq   uint64
+	first uint64 // index the log was to go on with when the segment began
+	size  int64  // bytes
+}
+
+// position is where a batch may follow, and what it continues.
+type position struct {
+	off   int64  // bytes from the start of the segment
+	seq   uint64 // number of the batch before
+	chain uint32 // chain CRC of the batch before
+}
+
+// replay reads a log from its first segment to its end. It is the only
+// decoder: recovery, Verify and Dump differ in their visitors.
+type replay struct {
+	fsys  FS
+	dir   string
+	admit func(*segmentHeader) error // checks the ids before anything else
+	visit func(*Record) error        // called after the record changed st; may be nil
+	began func(SegmentReport)        // called after each segment; may be nil
+
+	segs                []segment
+	clusterID, memberID uint64         // of the first segment
+	head                *segmentHeader // of the last segment read
+	buf                 []byte         // the last segment read, whole
+	tail                position       // the end of the log in buf
+	st                  state
+	torn                *TornTail
+	// ended: the last segment holds a segment-end record at tail. The cut
+	// was interrupted there, and the log ends before that record.
+	ended            bool
+	batches, records int // of the last segment read
+}
+
+// listSegments returns the segments in dir, oldest first.
+func listSegments(fsys FS, dir string) ([]segment, error) {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return nil, err
+	}
+	var segs []segment
+	for _, name := range names {
+		if filepath.Ext(name) != segmentSuffix {
+			continue
+		}
+		seq, first, ok := parseSegmentName(name)
+		if !ok {
+			return nil, &CorruptError{name, 0, "not the name of a segment"}
+		}
+		// Hexadecimal digits of fixed width sort as the numbers do.
+		if n := len(segs); n > 0 && segs[n-1].seq+1 != seq {
+			return nil, &CorruptError{name, 0, fmt.Sprintf("follows segment %#x: segments are missing or doubled", segs[n-1].seq)}
+		}
+		segs = append(segs, segment{name: name, seq: seq, first: first})
+	}
+	return segs, nil
+}
+
+// run reads the whole log. It changes nothing on disk.
+func (r *replay) run() error {
+	segs, err := listSegments(r.fsys, r.dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(segs) == 0 {
+		return fmt.Errorf("%w: %s", ErrNotFound, r.dir)
+	}
+	if err != nil {
+		return err
+	}
+	r.segs = segs
+	for i := range segs {
+		if err := r.segment(i); err != nil {
+			return err
+		}
+	}
+	if r.st.first > r.st.mark.index+1 {
+		return &CorruptError{segs[0].name, 0, fmt.Sprintf("entries %d to %d after mark %d are missing: earlier segments are gone",
+			r.st.mark.index+1, r.st.first-1, r.st.mark.index)}
+	}
+	return nil
+}
+
+// segment reads one segment.
+func (r *replay) segment(i int) error {
+	seg := &r.segs[i]
+	prevChain := r.tail.chain
+	if err := r.load(seg); err != nil {
+		return err
+	}
+	if i == 0 {
+		if err := r.admit(r.head); err != nil {
+			return err
+		}
+		r.st = stateAt(r.head)
+		r.clusterID, r.memberID = r.head.clusterID, r.head.memberID
+	} else if err := r.checkSuccession(seg, prevChain); err != nil {
+		return err
+	}
+	r.tail = position{off: headerBytes, seq: r.head.lastBatch, chain: chainStart(r.buf)}
+	r.batches, r.records, r.ended = 0, 0, false
+	if err := r.scan(seg, i == len(r.segs)-1); err != nil {
+		return err
+	}
+	if r.began != nil {
+		r.began(SegmentReport{File: seg.name, Seq: seg.seq, FirstIndex: seg.first, Bytes: seg.size,
+			UsedBytes: r.tail.off, Batches: r.batches, Records: r.records, Ended: r.ended})
+	}
+	return nil
+}
+
+// load reads a segment's file into r.buf and its header into r.head.
+func (r *replay) load(seg *segment) error {
+	f, err := r.fsys.Open(filepath.Join(r.dir, seg.name), false)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return err
+	}
+	var block [headerBytes]byte
+	if err := readFull(f, block[:min(size, headerBytes)]); err != nil {
+		return err
+	}
+	head, err := decodeSegmentHeader(block[:min(size, headerBytes)])
+	if err != nil {
+		return &CorruptError{seg.name, 0, err.Error()}
+	}
+	switch {
+	case head.size != size:
+		return &CorruptError{seg.name, min(size, head.size), fmt.Sprintf("file has %d bytes, its header says %d", size, head.size)}
+	case head.seq != seg.seq || head.first != seg.first:
+		return &CorruptError{seg.name, 0, "header is that of " + segmentName(head.seq, head.first)}
+	}
+	seg.size = size
+	if int64(cap(r.buf)) < size {
+		r.buf = make([]byte, size)
+	}
+	r.buf = r.buf[:size]
+	r.head = head
+	return readFull(f, r.buf)
+}
+
+func readFull(f File, b []byte) error {
+	n, err := f.ReadAt(b, 0)
+	if n == len(b) || err == nil {
+		return nil
+	}
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// checkSuccession compares a header with the state that the segments before
+// it have left.
+func (r *replay) checkSuccession(seg *segment, prevChain uint32) error {
+	want := headerFor(&r.st, r.clusterID, r.memberID, seg.seq)
+	want.nonce, want.size = r.head.nonce, r.head.size
+	want.lastBatch, want.chain = r.tail.seq, prevChain
+	if !bytes.Equal(want.encode(), r.buf[:headerBytes]) {
+		return &CorruptError{seg.name, 0, "header does not continue the segment before"}
+	}
+	return nil
+}
+
+// scan decodes the batches of the loaded segment until its end, which it
+// judges if it is not a segment-end record.
+func (r *replay) scan(seg *segment, isLast bool) error {
+	for !r.ended {
+		b, miss := decodeBatch(r.buf, r.tail, r.head.nonce)
+		if miss != nil {
+			return r.judge(seg, isLast, miss)
+		}
+		if err := r.batch(seg, b); err != nil {
+			return err
+		}
+		if r.ended && isLast {
+			return nil // the log ends before the segment-end record
+		}
+		r.tail = b.next
+		r.batches++
+		r.records += int(b.records)
+	}
+	return nil
+}
+
+// batch hands out the records of a batch.
+func (r *replay) batch(seg *segment, b *batch) error {
+	err := decodeRecords(b.payload, b.records, func(rec *Record) error {
+		if r.ended {
+			return fmt.Errorf("record after the segment-end record")
+		}
+		if err := r.st.record(rec); err != nil {
+			return err
+		}
+		if rec.Kind == KindSegmentEnd {
+			r.ended = true
+		}
+		if r.visit == nil {
+			return nil
+		}
+		rec.File = seg.name
+		rec.Offset += r.tail.off + batchHeaderBytes
+		rec.BatchSeq, rec.DurableSeq = b.seq, b.durableSeq
+		if err := r.visit(rec); err != nil {
+			return &visitError{err}
+		}
+		return nil
+	})
+	var ve *visitError
+	if errors.As(err, &ve) {
+		return ve.err
+	}
+	if err != nil {
+		return &CorruptError{seg.name, r.tail.off, err.Error()}
+	}
+	return nil
+}
+
+// visitError tells a visitor's error from one in the data.
+type visitError struct{ err error }
+
+func (e *visitError) Error() string { return e.err.Error() }
+
+// batch is one decoded batch.
+type batch struct {
+	batchHeader
+	payload []byte
+	next    position
+}
+
+// miss says why no batch could be decoded.
+type miss struct {
+	maybeTorn bool // an interrupted write leaves this; else only damage does
+	reason    string
+}
+
+// decodeBatch decodes the batch at a position. A non-zero header with a bad
+// CRC cannot come from an interrupted write, as the header lies in one
+// sector; see FORMAT.md for the whole table.
+func decodeBatch(buf []byte, at position, nonce uint64) (*batch, *miss) {
+	if at.off+batchHeaderBytes > int64(len(buf)) {
+		return nil, &miss{true, "segment is full"}
+	}
+	raw := buf[at.off : at.off+batchHeaderBytes]
+	if bytes.Equal(raw, zeroSector[:batchHeaderBytes]) {
+		return nil, &miss{true, "batch header is zero"}
+	}
+	h, chain, ok := decodeBatchHeader(raw)
+	end := at.off + batchHeaderBytes + padded(int64(h.size))
+	switch {
+	case !ok:
+		return nil, &miss{false, "batch header checksum mismatch"}
+	case h.nonce != nonce:
+		return nil, &miss{false, "batch is of another segment"}
+	case h.seq != at.seq+1 || chain != chainNext(at.chain, raw):
+		return nil, &miss{false, fmt.Sprintf("batch %d does not continue batch %d", h.seq, at.seq)}
+	case h.durableSeq >= h.seq:
+		return nil, &miss{false, fmt.Sprintf("batch %d says %d was durable before it", h.seq, h.durableSeq)}
+	case end > int64(len(buf)):
+		return nil, &miss{false, fmt.Sprintf("batch of %d bytes runs past the segment", h.size)}
+	}
+	body := buf[at.off+batchHeaderBytes : end]
+	if crc32.Checksum(body, castagnoli) != h.crc {
+		if countZeroPieces(body, at.off+batchHeaderBytes) > h.zeroPieces {
+			return nil, &miss{true, "batch checksum mismatch, sectors are missing"}
+		}
+		return nil, &miss{false, "batch checksum mismatch"}
+	}
+	return &batch{h, body[:h.size], position{end, h.seq, chain}}, nil
+}
+
+// judge decides what it means that the log stops decoding at r.tail.
+func (r *replay) judge(seg *segment, isLast bool, m *miss) error {
+	corrupt := func(why string) error { return &CorruptError{seg.name, r.tail.off, m.reason + why} }
+	if !m.maybeTorn {
+		return corrupt("")
+	}
+	if !isLast {
+		return corrupt(", but a later segment exists")
+	}
+	rest := r.buf[r.tail.off:]
+	if later := provesDurable(rest, r.head.nonce, r.tail.seq+1); later != 0 {
+		return corrupt(fmt.Sprintf(", but batch %d says that it was durable", later))
+	}
+	if n := usedBytes(rest); n > 0 {
+		r.torn = &TornTail{File: seg.name, Offset: r.tail.off, Bytes: n}
+	}
+	return nil
+}
+
+// usedBytes returns the length of b without the zeros at its end.
+func usedBytes(b []byte) int64 {
+	for len(b) >= sectorBytes && bytes.Equal(b[len(b)-sectorBytes:], zeroSector[:]) {
+		b = b[:len(b)-sectorBytes]
+	}
+	for len(b) > 0 && b[len(b)-1] == 0 {
+		b = b[:len(b)-1]
+	}
+	return int64(len(b))
+}
+
+// provesDurable looks for a batch that was written when batch seq was known
+// to be durable, and returns its number or 0. Its header is proof enough.
+func provesDurable(buf []byte, nonce, seq uint64) uint64 {
+	for off := 0; off+batchHeaderBytes <= len(buf); off += batchAlign {
+		if [4]byte(buf[off:off+4]) != batchMagic {
+			continue
+		}
+		h, _, ok := decodeBatchHeader(buf[off:])
+		if ok && h.nonce == nonce && h.durableSeq >= seq {
+			return h.seq
+		}
+	}
+	return 0
+}
+
+// collector keeps the entries after a mark.
+type collector struct {
+	after   uint64
+	entries []*raftpb.Entry
+	slab    []entrySlot
+}
+
+// entrySlot keeps an entry together with what it points to; slots are made by
+// the hundred because a log has a million of them.
+type entrySlot struct {
+	e           raftpb.Entry
+	index, term uint64
+	typ         raftpb.EntryType
+}
+
+const slabEntries = 256 // about 40 KiB at a time
+
+func (c *collector) visit(r *Record) error {
+	switch {
+	case r.Kind == KindMark && r.Replaces:
+		c.entries = nil
+	case r.Kind == KindEntry:
+		c.truncate(r.Index)
+		if r.Index > c.after {
+			c.entries = append(c.entries, c.entry(r))
+		}
+	}
+	return nil
+}
+
+func (c *collector) truncate(index uint64) {
+	if len(c.entries) == 0 {
+		return
+	}
+	first := c.entries[0].GetIndex()
+	if index <= first {
+		c.entries = nil
+	} else if keep := index - first; keep < uint64(len(c.entries)) {
+		c.entries = c.entries[:keep]
+	}
+}
+
+func (c *collector) entry(r *Record) *raftpb.Entry {
+	if len(c.slab) == 0 {
+		c.slab = make([]entrySlot, slabEntries)
+	}
+	s := &c.slab[0]
+	c.slab = c.slab[1:]
+	s.index, s.term, s.typ = r.Index, r.Term, r.EntryType
+	s.e.Index, s.e.Term, s.e.Type = &s.index, &s.term, &s.typ
+	if r.Data != nil {
+		s.e.Data = bytes.Clone(r.Data)
+	}
+	return &s.e
+}

@@ -1,0 +1,78 @@
+package wal
+
+import (
+	"fmt"
+
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// Report is what Verify found.
+type Report struct {
+	ClusterID, MemberID uint64
+	Segments            []SegmentReport   // oldest first, those read without error
+	HardState           *raftpb.HardState // nil if none was recorded
+	Mark                Mark
+	FirstIndex          uint64 // of the entries held; LastIndex+1 if there are none
+	LastIndex           uint64
+	Torn                *TornTail // what the next Open will cut off, or nil
+}
+
+// SegmentReport describes one segment.
+type SegmentReport struct {
+	File       string
+	Seq        uint64
+	FirstIndex uint64 // the index the log went on with
+	Bytes      int64  // size of the file
+	UsedBytes  int64  // up to the end of the last batch
+	Batches    int
+	Records    int
+	Ended      bool // closed by a segment-end record
+}
+
+// Verify reads the whole log and changes nothing. The error is a
+// *CorruptError if data is damaged, ErrNotFound, ErrLocked or of the disk;
+// the report then covers what was read before.
+func Verify(fsys FS, dir string) (*Report, error) {
+	rep := &Report{}
+	r := &replay{
+		fsys: fsys, dir: dir,
+		admit: func(h *segmentHeader) error {
+			rep.ClusterID, rep.MemberID = h.clusterID, h.memberID
+			return nil
+		},
+		began: func(s SegmentReport) { rep.Segments = append(rep.Segments, s) },
+	}
+	err := locked(fsys, dir, r.run)
+	if r.head != nil {
+		rep.HardState, rep.Mark = r.st.hardState(), r.st.snapshotMark()
+		rep.FirstIndex, rep.LastIndex, rep.Torn = r.st.first, r.st.last, r.torn
+	}
+	return rep, err
+}
+
+// Dump hands every record of the log to visit, in the order in which they
+// were written, and stops at visit's first error. It changes nothing. The
+// errors are those of Verify, found after all records before the damage were
+// handed out.
+func Dump(fsys FS, dir string, visit func(Record) error) error {
+	r := &replay{
+		fsys: fsys, dir: dir,
+		admit: func(*segmentHeader) error { return nil },
+		visit: func(rec *Record) error { return visit(*rec) },
+	}
+	return locked(fsys, dir, r.run)
+}
+
+// locked runs do under the directory's lock: beside a running member the end
+// of the log would look damaged.
+func locked(fsys FS, dir string, do func() error) error {
+	lock, err := lockDir(fsys, dir)
+	if err != nil {
+		return err
+	}
+	err = do()
+	if cerr := lock.Close(); err == nil && cerr != nil {
+		return fmt.Errorf("wal: unlock %s: %w", dir, cerr)
+	}
+	return err
+}
