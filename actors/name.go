@@ -23,6 +23,8 @@ const (
 	EdgePurge        = EdgePath + "/purge"
 	EdgeFD           = EdgePath + "/fd"
 	EdgeDisk         = EdgePath + "/disk"
+	EdgeSpares       = EdgePath + "/spares"
+	EdgeAutoCompact  = EdgePath + "/autocompact"
 )
 
 // EdgeWatch is the path of watch stream n.

@@ -20,7 +20,10 @@ type Config struct {
 	MVCC     *actors.Mailbox
 	MVCCLane int
 	Timeline *actors.Timeline
-	Faults   *actors.Faults
+	// Committed is told how many requests each committed entry carries, for
+	// metrics.
+	Committed func(requests int)
+	Faults    *actors.Faults
 }
 
 // Actor applies entries.
@@ -80,5 +83,6 @@ func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 	if err != nil {
 		panic(err)
 	}
+	a.cfg.Committed(len(ops.Ops))
 	return ops
 }

@@ -70,11 +70,13 @@ type State struct {
 
 // Observer is told what was executed, for metrics. It must not block.
 type Observer interface {
-	Put(bytes int)
-	Delete()
-	Txn()
-	Compact(time.Duration)
-	Applied(index uint64, requests int, took time.Duration)
+	// Executed tells of one request: its kind as "Put", whether it succeeded,
+	// the bytes of key and value that a put brought, and how long it took.
+	Executed(op string, ok bool, bytes int, took time.Duration)
+	// Applied tells of a batch of requests that became visible.
+	Applied(requests int)
+	// Compacted tells how long it took to cut what a compaction left behind.
+	Compacted(took time.Duration)
 }
 
 // Compacted tells waiters how far superseded versions have been cut.
@@ -205,7 +207,7 @@ func (a *Actor) finish(b *actors.Batch) {
 	}, actors.Cost{Requests: 1})
 	a.changes = nil
 	a.note(b)
-	a.cfg.Observe.Applied(a.state.AppliedIndex, requests, time.Duration(actors.Now()-b.Started))
+	a.cfg.Observe.Applied(requests)
 	if rev := a.store.CompactRevision(); rev >= 0 && !a.compacting {
 		a.startCompacting()
 	}
@@ -258,12 +260,15 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	}
 	results := make([]raftmsg.Result, len(e.Ops))
 	out := &raftmsg.ResultBatch{BatchId: e.BatchId, Index: e.Index, Results: make([]*raftmsg.Result, len(e.Ops))}
+	start := actors.Now()
 	for i, op := range e.Ops {
-		if op.Answer != nil {
-			out.Results[i] = op.Answer
-		} else {
+		if out.Results[i] = op.Answer; op.Answer == nil {
 			out.Results[i] = &results[i]
-			a.request(op.Request, &results[i])
+			name, bytes := a.request(op.Request, &results[i])
+			now := actors.Now()
+			a.cfg.Observe.Executed(name, results[i].Code == raftmsg.Code_OK, bytes, time.Duration(now-start))
+			start = now
+			a.unpersisted += bytes
 			a.cfg.Faults.Point(actors.CoreMVCC, "request")
 		}
 		out.Results[i].Revision = a.store.Revision()
@@ -271,34 +276,34 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	a.results = append(a.results, out)
 }
 
-// request executes one request and fills in its result.
-func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) {
+// request executes one request and fills in its result. It returns the kind of
+// the request and about how many bytes it added to the store.
+func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string, bytes int) {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
 		resp, err := a.store.Put(op.Put, noLeases{})
-		res.Code = codeOf(err)
-		res.Response = &raftmsg.Result_Put{Put: resp}
-		a.unpersisted += len(op.Put.Key) + len(op.Put.Value)
-		a.cfg.Observe.Put(len(op.Put.Key) + len(op.Put.Value))
+		if res.Code = codeOf(err); err == nil {
+			res.Response = &raftmsg.Result_Put{Put: resp}
+		}
+		return "Put", len(op.Put.Key) + len(op.Put.Value)
 	case *applymsg.Request_DeleteRange:
 		resp := a.store.DeleteRange(op.DeleteRange)
 		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: resp}
-		a.unpersisted += int(resp.Deleted) * len(op.DeleteRange.Key)
-		a.cfg.Observe.Delete()
+		return "DeleteRange", int(resp.Deleted) * len(op.DeleteRange.Key)
 	case *applymsg.Request_Txn:
 		resp, err := a.store.Txn(op.Txn, noLeases{})
-		res.Code = codeOf(err)
-		res.Response = &raftmsg.Result_Txn{Txn: resp}
-		a.unpersisted += txnBytes(op.Txn)
-		a.cfg.Observe.Txn()
+		if res.Code = codeOf(err); err == nil {
+			res.Response = &raftmsg.Result_Txn{Txn: resp}
+		}
+		return "Txn", txnBytes(op.Txn)
 	case *applymsg.Request_Compaction:
-		res.Code = codeOf(a.store.Compact(op.Compaction.Revision))
-		res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{
-			Header: &pb.ResponseHeader{Revision: a.store.Revision()}}}
+		if res.Code = codeOf(a.store.Compact(op.Compaction.Revision)); res.Code == raftmsg.Code_OK {
+			res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{
+				Header: &pb.ResponseHeader{Revision: a.store.Revision()}}}
+		}
+		return "Compaction", 0
 	}
-	if res.Code != raftmsg.Code_OK {
-		res.Response = nil
-	}
+	panic(fmt.Sprintf("mvccactor: request %T", req.Op))
 }
 
 // txnBytes estimates what a transaction adds to the store.
@@ -362,7 +367,7 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 	case done:
 		a.compacting = false
 		a.cfg.Compacted.set(rev)
-		a.cfg.Observe.Compact(time.Duration(actors.Now() - a.compactStart))
+		a.cfg.Observe.Compacted(time.Duration(actors.Now() - a.compactStart))
 	case cut:
 		a.nextStep()
 	default:

@@ -66,8 +66,6 @@ type Config struct {
 	Epoch     uint64
 	Replica   *replica.Replica
 	Heartbeat time.Duration // one tick
-	// Proposals bounds the proposals lane: the proposer's window.
-	Proposals actors.Limit
 	WAL       *actors.Mailbox
 	Apply     *actors.Mailbox
 	Peers     Peers
@@ -81,8 +79,6 @@ type Config struct {
 // Observer is told what happens.
 type Observer interface {
 	LeaderChanged(leader uint64, isLeader bool)
-	// ProposalsCommitted counts committed entries' index.
-	Committed(index uint64)
 }
 
 // State is what other goroutines may know of raft at any time. It outlives
@@ -121,6 +117,7 @@ type Raft struct {
 	waiting   []uint64 // read attempts that wait for the term's first entry
 	proposals map[uint64]*raftmsg.Propose
 	enqueued  map[uint64]int64 // when each of them came
+	underway  [][]uint64       // batches in each append that is not durable, oldest first
 	term      uint64
 	leader    uint64
 	isLeader  bool
@@ -203,8 +200,17 @@ func must(err error) {
 }
 
 func (r *Raft) appended(m *raftmsg.Appended) {
-	if m.Epoch == r.cfg.Epoch {
-		must(r.cfg.Replica.Appended(int(m.Appends), m.Responses))
+	if m.Epoch != r.cfg.Epoch {
+		return
+	}
+	must(r.cfg.Replica.Appended(int(m.Appends), m.Responses))
+	var batches []uint64
+	for _, ids := range r.underway[:m.Appends] {
+		batches = append(batches, ids...)
+	}
+	r.underway = r.underway[m.Appends:]
+	if len(batches) > 0 {
+		r.settle(batches, nil)
 	}
 }
 
@@ -266,6 +272,7 @@ func (r *Raft) propose(m *raftmsg.Propose, enqueued int64) {
 	}
 	switch {
 	case err == nil:
+		// What the member forwards to a leader settles when it comes back.
 		r.proposals[m.BatchId], r.enqueued[m.BatchId] = m, enqueued
 	default:
 		// No leader, a leader that is stepping down, or too much uncommitted:
@@ -328,7 +335,6 @@ func (r *Raft) dispatch(out replica.Output) {
 	}
 	for _, m := range out.Applies {
 		r.cfg.Apply.MustPost(0, &applymsg.Apply{Epoch: r.cfg.Epoch, Entries: m.Entries}, entriesCost(m.Entries))
-		r.cfg.Observe.Committed(m.Entries[len(m.Entries)-1].GetIndex())
 	}
 	for _, rs := range out.Reads {
 		r.answerRead(rs.ID, rs.Index)
@@ -338,21 +344,21 @@ func (r *Raft) dispatch(out replica.Output) {
 func (r *Raft) dispatchAppend(a replica.Append) {
 	r.cfg.WAL.MustPost(0, &walmsg.Append{Epoch: r.cfg.Epoch, Message: a.Message, MustSync: a.MustSync},
 		entriesCost(a.Message.Entries))
-	if len(r.proposals) == 0 {
-		return
-	}
+	var ids []uint64
 	now := actors.Now()
 	for _, e := range a.Message.Entries {
 		id, err := batchID(e.Data)
 		if err != nil || r.proposals[id] == nil {
 			continue
 		}
+		ids = append(ids, id)
 		p := r.proposals[id]
 		r.cfg.Timeline.Note(actors.TimelineProposer, e.GetIndex(), p.Enqueued, p.Started, p.Ended)
 		r.cfg.Timeline.Note(actors.TimelineRaft, e.GetIndex(), r.enqueued[id], r.started, now)
 		delete(r.proposals, id)
 		delete(r.enqueued, id)
 	}
+	r.underway = append(r.underway, ids)
 }
 
 // entriesCost weighs entries in a mailbox. They count as one request: how many

@@ -200,3 +200,8 @@ func (r *Replies) Requests() int {
 	}
 	return n
 }
+
+// PostCall hands a call to the proposer. Errors as actors.Mailbox.TryPost.
+func PostCall(box *actors.Mailbox, c *Call) error {
+	return box.TryPost(proposerCalls, c, c.Cost())
+}

@@ -1,0 +1,107 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/proto/applymsg"
+)
+
+// Config describes a member.
+type Config struct {
+	Name                string
+	ClusterID, MemberID uint64
+	// Members of a new cluster, this one among them. Once the member has a log,
+	// the log decides.
+	Members []*applymsg.Member
+	// ClientURLs are what the member tells clients of itself.
+	ClientURLs []string
+
+	// DataDir holds everything; WALDir the log alone, DataDir's member/wal if
+	// empty.
+	DataDir, WALDir string
+
+	Heartbeat, Election time.Duration
+	PreVote             bool
+	Mailboxes           Mailboxes
+	// CacheBytes is how much of the keyspace's records stays in memory.
+	CacheBytes int64
+	// AutoCompact may be nil.
+	AutoCompact mvccactor.AutoCompact
+
+	// Listeners are for clients: gRPC and HTTP.
+	Listeners []net.Listener
+	// MetricsListeners serve metrics and health only.
+	MetricsListeners []net.Listener
+	Gateway          grpcgw.Config // Member, HTTP, Observer and Logger are set here
+	SlowApply        time.Duration
+	Pprof            bool
+	ExtensiveMetrics bool
+
+	Logger zerolog.Logger
+	Faults *actors.Faults // tests
+	// Exit ends the process: the member cannot go on. It does not return, but in
+	// tests.
+	Exit func(reason error)
+}
+
+// Mailboxes are the limits of the stages' mailboxes.
+type Mailboxes struct {
+	Proposer, Raft, WAL, Apply, MVCC, Persister actors.Limit
+}
+
+// DefaultMailboxes returns the limits that flags start from.
+func DefaultMailboxes() Mailboxes {
+	return Mailboxes{
+		// Requests accepted and not yet answered.
+		Proposer: actors.Limit{Requests: 10_000, Bytes: 64 << 20},
+		// The proposer's window: batches under way.
+		Raft: actors.Limit{Requests: 20_000, Bytes: 128 << 20},
+		// What raft hands out: 256 appends or applies, an entry of any size.
+		WAL:   actors.Limit{Requests: 1024, Bytes: 256 << 20},
+		Apply: actors.Limit{Requests: 1024, Bytes: 256 << 20},
+		MVCC:  actors.Limit{Requests: 1024, Bytes: 64 << 20},
+		// Not yet in the store.
+		Persister: actors.Limit{Requests: 1024, Bytes: 64 << 20},
+	}
+}
+
+// DefaultCacheBytes is how much of the records stays in memory.
+const DefaultCacheBytes = 512 << 20
+
+var errConfig = errors.New("node: bad configuration")
+
+func (c *Config) validate() error {
+	switch {
+	case c.DataDir == "":
+		return fmt.Errorf("%w: no data directory", errConfig)
+	case c.MemberID == 0 || c.ClusterID == 0 || len(c.Members) == 0:
+		return fmt.Errorf("%w: no member or cluster", errConfig)
+	case c.Heartbeat <= 0 || c.Election < 5*c.Heartbeat:
+		return fmt.Errorf("%w: election timeout %v must be at least five heartbeats of %v", errConfig, c.Election, c.Heartbeat)
+	case c.Exit == nil:
+		return fmt.Errorf("%w: no way to exit", errConfig)
+	}
+	return nil
+}
+
+func (c *Config) walDir() string {
+	if c.WALDir != "" {
+		return c.WALDir
+	}
+	return filepath.Join(c.DataDir, "member", "wal")
+}
+
+func (c *Config) dbDir() string { return filepath.Join(c.DataDir, "member", "db") }
+
+// requestTimeout is etcd's: five seconds for queues, computation and disk, and
+// twice the election timeout for a possible leader change.
+func (c *Config) requestTimeout() time.Duration { return 5*time.Second + 2*c.Election }

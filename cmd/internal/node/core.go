@@ -1,0 +1,290 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor"
+	"github.com/troupe-db/troupe/applyactor/apply"
+	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
+	"github.com/troupe-db/troupe/raftactor/replica"
+	"github.com/troupe-db/troupe/walactor"
+	"github.com/troupe-db/troupe/walactor/wal"
+)
+
+// crew is one incarnation of the core: what others have to reach in it.
+type crew struct {
+	epoch     uint64
+	log       *wal.Log
+	store     backend.Store
+	proposer  *actors.Mailbox
+	readIndex *actors.Mailbox
+	mvcc      *actors.Mailbox
+}
+
+// Errors of opening a data directory.
+var (
+	// ErrEtcdData: the directory is of a real etcd member.
+	ErrEtcdData = errors.New("node: the data directory belongs to an etcd member, whose files have another format; " +
+		"to migrate, take a snapshot with 'etcdctl snapshot save' and restore it into a new data directory")
+	// ErrStoreBehind: the store lost what the log does not hold any more.
+	ErrStoreBehind = errors.New("node: the store ends before the log begins")
+	// ErrOtherMember: store and log do not belong together, or not to this member.
+	ErrOtherMember = errors.New("node: the data directory belongs to another member")
+)
+
+// prepareDataDir refuses what is not ours before anything is touched.
+func prepareDataDir(cfg *Config) error {
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, "member", "snap", "db")); err == nil {
+		return fmt.Errorf("%w (%s)", ErrEtcdData, cfg.DataDir)
+	}
+	for _, dir := range []string{filepath.Join(cfg.DataDir, "member"), filepath.Dir(cfg.walDir())} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("node: data directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// boot opens log and store, and builds the stages around what they hold.
+func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
+	log, rec, err := n.openLog()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, log.Close())
+		}
+	}()
+	opened, err := mvccactor.Open(mvccactor.OpenConfig{
+		Backend: backend.Config{
+			Dir:       n.cfg.dbDir(),
+			MustExist: rec.Mark.Index > 0,
+			Logger:    storeLogger{n.cfg.Logger},
+			OnFailure: n.exit,
+		},
+		OpenBackend: backend.Open,
+		CacheBytes:  n.cfg.CacheBytes,
+		Published:   n.published,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, opened.Backend.Close())
+		}
+	}()
+	if err := n.checkTogether(rec, opened.Durable); err != nil {
+		return nil, err
+	}
+	rep, err := n.newReplica(rec, opened.Durable)
+	if err != nil {
+		return nil, err
+	}
+	return n.assemble(epoch, log, rep, opened), nil
+}
+
+func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {
+	dir := n.cfg.walDir()
+	cfg := wal.Config{ClusterID: n.cfg.ClusterID, MemberID: n.cfg.MemberID, Rand: rand.Uint64}
+	exists, err := wal.Exists(wal.OSFS{}, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !exists {
+		log, err := wal.Create(wal.OSFS{}, dir, cfg, wal.Batch{})
+		return log, &wal.Recovered{}, err
+	}
+	log, rec, err := wal.Open(wal.OSFS{}, dir, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	if t := rec.Torn; t != nil {
+		n.cfg.Logger.Warn().Str("file", t.File).Int64("offset", t.Offset).Int64("bytes", t.Bytes).
+			Msg("cut an unfinished write off the log")
+	}
+	return log, rec, nil
+}
+
+func (n *Node) checkTogether(rec *wal.Recovered, d *mvccmsg.Durable) error {
+	if d != nil && (d.ClusterId != n.cfg.ClusterID || d.MemberId != n.cfg.MemberID) {
+		return fmt.Errorf("%w: the store is of member %x in cluster %x, this is member %x in cluster %x",
+			ErrOtherMember, d.MemberId, d.ClusterId, n.cfg.MemberID, n.cfg.ClusterID)
+	}
+	if applied := d.GetAppliedIndex(); applied < rec.Mark.Index {
+		return fmt.Errorf("%w: the store has applied %d entries, the log begins after %d",
+			ErrStoreBehind, applied, rec.Mark.Index)
+	}
+	return nil
+}
+
+func (n *Node) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Replica, error) {
+	cfg := replica.Config{
+		ID:             n.cfg.MemberID,
+		ElectionTicks:  int(n.cfg.Election / n.cfg.Heartbeat),
+		HeartbeatTicks: 1,
+		PreVote:        n.cfg.PreVote,
+		Logger:         &raftactor.Logger{Log: n.cfg.Logger},
+		MarkIndex:      rec.Mark.Index,
+		MarkTerm:       rec.Mark.Term,
+		Entries:        rec.Entries,
+		HardState:      rec.HardState,
+		Applied:        d.GetAppliedIndex(),
+		AppliedTerm:    d.GetAppliedTerm(),
+		ConfState:      d.GetConfState(),
+	}
+	if rec.HardState == nil && len(rec.Entries) == 0 && d == nil {
+		for _, m := range n.cfg.Members {
+			context, err := proto.Marshal(m)
+			if err != nil {
+				return nil, fmt.Errorf("node: member %x: %w", m.Id, err)
+			}
+			cfg.Bootstrap = append(cfg.Bootstrap, raft.Peer{ID: m.Id, Context: context})
+		}
+	}
+	return replica.New(cfg)
+}
+
+// assemble wires the stages. Their mailboxes are made from the last to the
+// first, because each stage posts to those behind it.
+func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvccactor.Opened) *actors.Troop {
+	limits, faults, watch := n.cfg.Mailboxes, n.cfg.Faults, observer{n}
+	d := o.Durable
+	raftBox := raftactor.NewMailbox(limits.Raft, faults)
+	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
+		Epoch: epoch, Store: o.Backend, Limit: limits.Persister,
+		Raft: raftBox, RaftLane: raftactor.RaftLocal,
+		Fatal: n.exit, Commit: n.metrics.ObserveCommit, Faults: faults,
+	})
+	mvccStage := mvccactor.New(mvccactor.Config{
+		Epoch: epoch, Store: o.Store, Limit: limits.MVCC,
+		State: mvccactor.State{
+			ClusterID: n.cfg.ClusterID, MemberID: n.cfg.MemberID,
+			AppliedIndex: d.GetAppliedIndex(), AppliedTerm: d.GetAppliedTerm(),
+			ConfState: d.GetConfState(), Cluster: d.GetCluster(),
+		},
+		Persister: persisterStage.Mailbox, Raft: raftBox, RaftLane: raftactor.RaftLocal,
+		Deliver: n.replies.Deliver, Compacted: n.compacted,
+		Timeline: n.timeline, Observe: watch, Faults: faults,
+	})
+	persister.Connect(mvccStage.Mailbox)
+	applyStage := applyactor.New(applyactor.Config{
+		Epoch: epoch, State: apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
+		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
+		Timeline: n.timeline, Committed: n.metrics.CountCommitted, Faults: faults,
+	})
+	walStage := walactor.New(walactor.Config{
+		Epoch: epoch, Member: n.cfg.MemberID, Log: log, Limit: limits.WAL,
+		Raft: raftBox, RaftLane: raftactor.RaftLocal, Peers: raftactor.NoPeers{},
+		Disk: n.disk, Timeline: n.timeline, Fatal: n.exit, Observe: watch, Faults: faults,
+	})
+	raftActor, raftStage := raftactor.New(raftactor.Config{
+		Epoch: epoch, Replica: rep, Heartbeat: n.cfg.Heartbeat,
+		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: raftactor.NoPeers{},
+		State: n.raft, Timeline: n.timeline, Faults: faults, Observe: watch,
+	}, raftBox)
+	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
+		Epoch: epoch, Limit: limits.Proposer, Raft: raftBox, State: n.raft,
+		Applied: n.applied, NextID: n.nextID, Faults: faults,
+		Slow: n.metrics.ReadIndexSlow, Failed: n.metrics.ReadIndexFailed,
+	})
+	proposerStage := raftactor.NewProposer(raftactor.ProposerConfig{
+		Epoch: epoch, Limit: limits.Proposer, Replies: n.replies, Raft: raftBox,
+		NextBatch: n.nextID, Fsync: n.disk.Fsync, Faults: faults,
+	})
+	raftActor.Connect(proposerStage.Mailbox, readStage.Mailbox)
+	return &actors.Troop{
+		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, persisterStage},
+		Started: func() {
+			n.current.Store(&crew{epoch: epoch, log: log, store: o.Backend,
+				proposer: proposerStage.Mailbox, readIndex: readStage.Mailbox, mvcc: mvccStage.Mailbox})
+		},
+		Halt: func() error {
+			n.current.Store(nil)
+			n.raft.Reset()
+			return errors.Join(o.Backend.Close(), log.Close())
+		},
+	}
+}
+
+func (n *Node) nextID() uint64 { return n.sequence.Add(1) }
+
+func (n *Node) applied() uint64 {
+	if v := n.published.View(); v != nil {
+		return v.AppliedIndex
+	}
+	return 0
+}
+
+// exit ends the process at once: what the disk holds is unknown.
+func (n *Node) exit(err error) { n.cfg.Exit(err) }
+
+func (n *Node) giveUp(reason error) {
+	n.replies.FailAll(raftmsg.Code_STOPPED)
+	n.cfg.Exit(reason)
+}
+
+// classify gives up at once where a reboot would only repeat the failure.
+func (n *Node) classify(f actors.Failure) error {
+	var entry *actors.EntryPanic
+	switch {
+	case errors.Is(f, wal.ErrFailed), errors.Is(f, backend.ErrFailed):
+		return f
+	case errors.As(f, &entry):
+		if n.lastPanic.Swap(entry.Index) == entry.Index {
+			return fmt.Errorf("node: applying entry %d failed twice: %w", entry.Index, f)
+		}
+	}
+	return nil
+}
+
+// onReboot fails what the core that is gone still owes.
+func (n *Node) onReboot(epoch uint64, f actors.Failure) {
+	n.cfg.Logger.Error().Str("stage", f.Stage).Uint64("epoch", epoch).Interface("reason", fmt.Sprint(f.Reason)).
+		Bytes("stack", f.Stack).Msg("a stage failed; the core reboots from disk")
+	n.raft.Reset()
+	n.replies.FailAll(raftmsg.Code_STOPPED)
+}
+
+// observer turns what stages tell into metrics.
+type observer struct{ n *Node }
+
+func (o observer) LeaderChanged(leader uint64, _ bool) {
+	if leader != 0 {
+		o.n.metrics.LeaderChanged()
+	}
+}
+
+func (o observer) Write(took time.Duration, bytes int) { o.n.metrics.ObserveWALWrite(bytes, took) }
+
+func (o observer) Fsync(took time.Duration) { o.n.metrics.ObserveFsync(took) }
+
+func (o observer) Executed(op string, ok bool, bytes int, took time.Duration) {
+	o.n.metrics.ObserveApply(op, ok, took)
+	switch op {
+	case "Put":
+		o.n.metrics.CountOperations(1, 0, 0, 0, int64(bytes))
+	case "DeleteRange":
+		o.n.metrics.CountOperations(0, 1, 0, 0, 0)
+	case "Txn":
+		o.n.metrics.CountOperations(0, 0, 0, 1, int64(bytes))
+	}
+}
+
+func (o observer) Applied(requests int) { o.n.metrics.CountApplied(requests) }
+
+func (o observer) Compacted(took time.Duration) { o.n.metrics.ObserveCompaction(took, time.Now()) }

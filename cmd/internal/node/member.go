@@ -1,0 +1,154 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"hash/crc32"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
+)
+
+var _ grpcgw.Member = (*Node)(nil)
+
+// Identity implements grpcgw.Member.
+func (n *Node) Identity() grpcgw.Identity {
+	return grpcgw.Identity{ClusterID: n.cfg.ClusterID, MemberID: n.cfg.MemberID, Name: n.cfg.Name}
+}
+
+// Raft implements grpcgw.Member.
+func (n *Node) Raft() grpcgw.RaftStatus {
+	s := n.raft.Status()
+	return grpcgw.RaftStatus{Leader: s.Leader, Term: s.Term, Committed: s.Committed,
+		Applied: max(s.Applied, n.applied()), IsLearner: s.IsLearner}
+}
+
+// Keyspace implements grpcgw.Member.
+func (n *Node) Keyspace() *mvcc.Published { return n.published }
+
+// Propose implements grpcgw.Member.
+func (n *Node) Propose(ctx context.Context, req *applymsg.Request) (grpcgw.Outcome, error) {
+	c := n.current.Load()
+	if c == nil {
+		return n.refused(raftmsg.Code_STOPPED), nil
+	}
+	call := raftactor.NewCall(req, n.cfg.requestTimeout())
+	switch err := raftactor.PostCall(c.proposer, call); {
+	case errors.Is(err, actors.ErrFull):
+		return n.refused(raftmsg.Code_TOO_MANY_REQUESTS), nil
+	case err != nil:
+		return n.refused(raftmsg.Code_STOPPED), nil
+	}
+	answer, err := call.Wait(ctx)
+	if err != nil {
+		n.metrics.CountFailed(1)
+		return grpcgw.Outcome{}, err
+	}
+	if answer.Index == 0 {
+		n.metrics.CountFailed(1)
+	}
+	return grpcgw.Outcome{Result: answer.Result, Index: answer.Index}, nil
+}
+
+func (n *Node) refused(code raftmsg.Code) grpcgw.Outcome {
+	n.metrics.CountFailed(1)
+	return grpcgw.Outcome{Result: &raftmsg.Result{Code: code}}
+}
+
+// ReadIndex implements grpcgw.Member.
+func (n *Node) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
+	if n.raft.Alone() {
+		return raftmsg.Code_OK, nil
+	}
+	c := n.current.Load()
+	if c == nil {
+		return raftmsg.Code_STOPPED, nil
+	}
+	call := raftactor.NewReadCall(n.cfg.requestTimeout())
+	switch err := raftactor.PostRead(c.readIndex, call); {
+	case errors.Is(err, actors.ErrFull):
+		return raftmsg.Code_TOO_MANY_REQUESTS, nil
+	case err != nil:
+		return raftmsg.Code_STOPPED, nil
+	}
+	return call.Wait(ctx)
+}
+
+// errNotReady: a linearizable read does not work yet.
+var errNotReady = errors.New("node: not ready")
+
+// readable tells whether a linearizable read works.
+func (n *Node) readable(ctx context.Context) error {
+	code, err := n.ReadIndex(ctx)
+	if err == nil && code != raftmsg.Code_OK {
+		err = errNotReady
+	}
+	return err
+}
+
+// publishAttributes tells the cluster name and client URLs of this member,
+// unless it knows.
+func (n *Node) publishAttributes(ctx context.Context) {
+	req := &applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{
+		MemberId: n.cfg.MemberID, Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs}}}
+	for ctx.Err() == nil {
+		out, err := n.Propose(ctx, req)
+		if err == nil && (out.Result.Code == raftmsg.Code_OK || out.Result.Code == raftmsg.Code_MEMBER_NOT_FOUND) {
+			return
+		}
+	}
+}
+
+// AwaitCompaction implements grpcgw.Member.
+func (n *Node) AwaitCompaction(ctx context.Context, revision int64) error {
+	return n.compacted.Await(ctx, revision)
+}
+
+// Reclaim implements grpcgw.Member.
+func (n *Node) Reclaim(ctx context.Context) error { return n.loops.Reclaim(ctx) }
+
+// StoreHash implements grpcgw.Member.
+func (n *Node) StoreHash(ctx context.Context) (uint32, error) {
+	c := n.current.Load()
+	if c == nil {
+		return 0, backend.ErrClosed
+	}
+	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	err := c.store.State(func(e backend.Entry) error {
+		sum.Write([]byte(e.Key))
+		sum.Write(e.Value)
+		return ctx.Err()
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = c.store.Scan(func(id backend.PackID, value []byte) error {
+		sum.Write([]byte(id.String()))
+		sum.Write(value)
+		return ctx.Err()
+	})
+	return sum.Sum32(), err
+}
+
+// Health implements grpcgw.Member.
+func (n *Node) Health() []grpcgw.Trouble { return n.trouble.list(n) }
+
+// Actors implements grpcgw.Member.
+func (n *Node) Actors() actors.Snapshot { return n.registry.Snapshot() }
+
+// Timeline implements grpcgw.Member.
+func (n *Node) Timeline() *actors.Timeline { return n.timeline }
+
+// coreStore is how the compactor finds the core that runs now.
+func (n *Node) coreStore() (epoch uint64, box *actors.Mailbox, store backend.Store, ok bool) {
+	c := n.current.Load()
+	if c == nil {
+		return 0, nil, nil, false
+	}
+	return c.epoch, c.mvcc, c.store, true
+}

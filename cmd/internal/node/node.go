@@ -1,0 +1,207 @@
+// Package node is a member as a whole: the supervision tree, the gateway in
+// front of it, and the loops at its edge. The daemon and tests use the same.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/raftactor"
+	"github.com/troupe-db/troupe/walactor"
+)
+
+// Node is a running member.
+type Node struct {
+	cfg     Config
+	metrics *grpcgw.Metrics
+	gateway *grpcgw.Gateway
+	system  *actor.ActorSystem
+	core    *actors.Core
+	edge    *actors.Edge
+	loops   *mvccactor.Compactor
+	monitor *http.Server
+
+	// What outlives reboots of the core.
+	registry  *actors.Registry
+	timeline  *actors.Timeline
+	published *mvcc.Published
+	replies   *raftactor.Replies
+	raft      *raftactor.State
+	disk      *walactor.Disk
+	compacted *mvccactor.Compacted
+	sequence  atomic.Uint64 // of ids that must be unique
+	current   atomic.Pointer[crew]
+	trouble   trouble
+
+	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
+
+	ready chan struct{} // closed once the member serves
+	done  chan error    // gets one error when serving ends unasked
+	stop  sync.Once
+}
+
+// New starts a member: it opens or creates the data directory, boots the core
+// and serves. It returns once the core runs; Ready tells when clients' calls
+// work.
+func New(cfg Config) (*Node, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if err := prepareDataDir(&cfg); err != nil {
+		return nil, err
+	}
+	n := &Node{
+		cfg:       cfg,
+		registry:  actors.NewRegistry(),
+		timeline:  actors.NewTimeline(),
+		published: mvcc.NewPublished(),
+		replies:   raftactor.NewReplies(),
+		raft:      new(raftactor.State),
+		disk:      new(walactor.Disk),
+		compacted: mvccactor.NewCompacted(),
+		ready:     make(chan struct{}),
+		done:      make(chan error, 1),
+	}
+	// Ids are unique among members and boots: the upper half is random per boot.
+	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
+	n.metrics = grpcgw.NewMetrics(grpcgw.MetricsConfig{
+		Mailboxes: n.registry.Stats, QuotaBytes: cfg.Gateway.QuotaBytes,
+		SlowApply: cfg.SlowApply, Extensive: cfg.ExtensiveMetrics,
+	})
+	n.metrics.SetMember(n)
+	if err := n.start(); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) start() (err error) {
+	n.system = actors.NewSystem(n.cfg.Logger)
+	n.registry.Observe(n.system)
+	n.core, err = actors.StartCore(n.system, actors.CoreConfig{
+		Boot:     n.boot,
+		GiveUp:   n.giveUp,
+		Classify: n.classify,
+		OnReboot: n.onReboot,
+		Registry: n.registry,
+		Logger:   n.cfg.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.startEdge(); err != nil {
+		return errors.Join(err, n.core.Stop(context.Background()))
+	}
+	if err := n.startGateway(); err != nil {
+		return errors.Join(err, n.edge.Stop(context.Background()), n.core.Stop(context.Background()))
+	}
+	go n.announce() // ends with the member: it waits for a leader, or for done
+	return nil
+}
+
+func (n *Node) startEdge() (err error) {
+	n.edge, err = actors.StartEdge(n.system, actors.EdgeConfig{Registry: n.registry, Logger: n.cfg.Logger})
+	if err != nil {
+		return err
+	}
+	n.loops = mvccactor.NewCompactor(mvccactor.CompactorConfig{
+		Published: n.published, Core: n.coreStore, Logger: n.cfg.Logger})
+	children := []actors.Child{
+		{Name: actors.EdgeCompactor, New: func(i uint64) (actors.Stage, error) { return n.loops.Stage(i), nil }},
+		{Name: actors.EdgeSpares, New: n.spareLoop},
+		{Name: actors.EdgeDisk, New: n.diskLoop},
+	}
+	if n.cfg.AutoCompact != nil {
+		children = append(children, actors.Child{Name: actors.EdgeAutoCompact, New: n.autoCompactLoop})
+	}
+	for _, c := range children {
+		if _, err := n.edge.Spawn(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) startGateway() (err error) {
+	httpConfig := grpcgw.HTTPConfig{Member: n, Metrics: n.metrics, Logger: n.cfg.Logger,
+		Pprof: n.cfg.Pprof, ReadTimeout: n.cfg.requestTimeout()}
+	cfg := n.cfg.Gateway
+	cfg.Member, cfg.Observer, cfg.Logger = n, n.metrics, n.cfg.Logger
+	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
+	if n.gateway, err = grpcgw.New(cfg); err != nil {
+		return err
+	}
+	go func() { // ends when Stop closes the listeners
+		if err := n.gateway.Serve(n.cfg.Listeners...); err != nil {
+			n.fail(fmt.Errorf("node: serve clients: %w", err))
+		}
+	}()
+	n.monitor = &http.Server{Handler: grpcgw.NewMetricsHandler(httpConfig), ReadHeaderTimeout: 10 * time.Second}
+	for _, l := range n.cfg.MetricsListeners {
+		go func() { // ends when Stop closes the server
+			if err := n.monitor.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				n.fail(fmt.Errorf("node: serve metrics: %w", err))
+			}
+		}()
+	}
+	return nil
+}
+
+func (n *Node) fail(err error) {
+	select {
+	case n.done <- err:
+	default: // one is enough
+	}
+}
+
+// Ready is closed once clients' calls work.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Done gets an error when the member stops serving without being asked to.
+func (n *Node) Done() <-chan error { return n.done }
+
+// Faults arms faults in tests; nil in production.
+func (n *Node) Faults() *actors.Faults { return n.cfg.Faults }
+
+// Stop ends the member in order: clients first, then the stages, then the files.
+// What was accepted is answered before, unless ctx ends.
+func (n *Node) Stop(ctx context.Context) (err error) {
+	n.stop.Do(func() {
+		err = errors.Join(
+			n.gateway.Stop(ctx),
+			n.monitor.Close(),
+			n.edge.Stop(ctx),
+			n.core.Stop(ctx),
+		)
+	})
+	return err
+}
+
+// announce tells the world that the member serves, and the cluster what it says
+// of itself.
+func (n *Node) announce() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for n.readable(ctx) != nil {
+		select {
+		case <-n.core.Done():
+			return
+		case <-time.After(n.cfg.Heartbeat):
+		}
+	}
+	n.publishAttributes(ctx)
+	close(n.ready)
+	n.cfg.Logger.Info().Msg("ready to serve client requests")
+}

@@ -1,0 +1,165 @@
+package backend
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// meta is what memory knows of a stored value.
+type meta struct {
+	crc  uint32
+	size uint32 // of the value, envelope included
+}
+
+// fingerprint is an order-independent digest of a set of stored values. The sum
+// of mixed 64-bit terms detects any difference (a multiset hash in the style of
+// AdHash); the XOR of the plain terms, where a set differs by a single element,
+// is that element.
+type fingerprint struct {
+	count uint64
+	bytes uint64
+	sum   uint64
+	xor   [16]byte
+}
+
+// catalogue is stored in every transaction and describes the packs and the
+// state as they are after it.
+type catalogue struct {
+	// seq is the number of the transaction.
+	seq uint64
+	// split is set while a batch is under way that spans several transactions.
+	split bool
+	packs fingerprint
+	state fingerprint
+}
+
+const (
+	fingerprintLen = 8 + 8 + 8 + 16
+	catalogueLen   = 8 + 1 + 2*fingerprintLen
+)
+
+// packTerm is the identity of a pack in a fingerprint: id and checksum.
+func packTerm(id PackID, crc uint32) (t [16]byte) {
+	binary.BigEndian.PutUint64(t[0:], uint64(id.Main))
+	binary.BigEndian.PutUint32(t[8:], uint32(id.Sub))
+	binary.BigEndian.PutUint32(t[12:], crc)
+	return t
+}
+
+func parsePackTerm(t [16]byte) (PackID, uint32) {
+	return PackID{
+		Main: int64(binary.BigEndian.Uint64(t[0:])),
+		Sub:  int32(binary.BigEndian.Uint32(t[8:])),
+	}, binary.BigEndian.Uint32(t[12:])
+}
+
+// stateTerm is the identity of a state entry: its value's checksum covers the
+// name, a second one over the name alone separates names that collide.
+func stateTerm(name string, crc uint32) (t [16]byte) {
+	binary.BigEndian.PutUint32(t[0:], crc32.Checksum([]byte(name), castagnoli))
+	binary.BigEndian.PutUint32(t[4:], uint32(len(name)))
+	binary.BigEndian.PutUint32(t[12:], crc)
+	return t
+}
+
+// mixTerm spreads a term over 64 bits with the finalizer of SplitMix64 (Steele,
+// Lea, Flood 2014) applied to each half.
+func mixTerm(t [16]byte) uint64 {
+	return mix64(mix64(binary.BigEndian.Uint64(t[0:])) + binary.BigEndian.Uint64(t[8:]))
+}
+
+func mix64(z uint64) uint64 {
+	z += 0x9e3779b97f4a7c15
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
+
+func (f *fingerprint) add(t [16]byte, size uint32) {
+	f.count++
+	f.bytes += uint64(size)
+	f.sum += mixTerm(t)
+	f.flip(t)
+}
+
+func (f *fingerprint) remove(t [16]byte, size uint32) {
+	f.count--
+	f.bytes -= uint64(size)
+	f.sum -= mixTerm(t)
+	f.flip(t)
+}
+
+func (f *fingerprint) flip(t [16]byte) {
+	for i := range t {
+		f.xor[i] ^= t[i]
+	}
+}
+
+func (f fingerprint) append(dst []byte) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, f.count)
+	dst = binary.BigEndian.AppendUint64(dst, f.bytes)
+	dst = binary.BigEndian.AppendUint64(dst, f.sum)
+	return append(dst, f.xor[:]...)
+}
+
+func parseFingerprint(b []byte) (f fingerprint) {
+	f.count = binary.BigEndian.Uint64(b[0:])
+	f.bytes = binary.BigEndian.Uint64(b[8:])
+	f.sum = binary.BigEndian.Uint64(b[16:])
+	copy(f.xor[:], b[24:fingerprintLen])
+	return f
+}
+
+func (c catalogue) encode() []byte {
+	b := make([]byte, 0, catalogueLen)
+	b = binary.BigEndian.AppendUint64(b, c.seq)
+	var flags byte
+	if c.split {
+		flags = 1
+	}
+	b = append(b, flags)
+	b = c.packs.append(b)
+	return c.state.append(b)
+}
+
+func parseCatalogue(b []byte) (catalogue, error) {
+	if len(b) != catalogueLen || b[8] > 1 {
+		return catalogue{}, fmt.Errorf("catalogue of %d bytes is malformed", len(b))
+	}
+	return catalogue{
+		seq:   binary.BigEndian.Uint64(b),
+		split: b[8] == 1,
+		packs: parseFingerprint(b[9:]),
+		state: parseFingerprint(b[9+fingerprintLen:]),
+	}, nil
+}
+
+// explain compares the packs that were found with the catalogue and names the
+// damage. It returns nil when they agree.
+func (c catalogue) explain(found fingerprint, packs map[PackID]meta) *CorruptError {
+	if found == c.packs {
+		return nil
+	}
+	var diff [16]byte
+	for i := range diff {
+		diff[i] = found.xor[i] ^ c.packs.xor[i]
+	}
+	id, crc := parsePackTerm(diff)
+	switch {
+	case found.count+1 == c.packs.count && found.sum+mixTerm(diff) == c.packs.sum:
+		return &CorruptError{Pack: id, Reason: "pack is missing"}
+	case found.count == c.packs.count+1 && found.sum-mixTerm(diff) == c.packs.sum:
+		return &CorruptError{Pack: id, Reason: "pack was deleted and is there again"}
+	case found.count == c.packs.count && id == PackID{}:
+		for id, m := range packs {
+			want := mixTerm(packTerm(id, m.crc^crc))
+			if found.sum-mixTerm(packTerm(id, m.crc))+want == c.packs.sum {
+				return &CorruptError{Pack: id, Reason: "pack is an earlier version of itself"}
+			}
+		}
+	}
+	return &CorruptError{Reason: fmt.Sprintf(
+		"catalogue holds %d packs of %d bytes, found %d of %d bytes, and more than one differs",
+		c.packs.count, c.packs.bytes, found.count, found.bytes)}
+}

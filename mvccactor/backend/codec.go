@@ -1,0 +1,101 @@
+package backend
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// Keys. Their first byte says what they hold; see FORMAT.md.
+const (
+	prefixCatalogue = 'c'
+	prefixPack      = 'p'
+	prefixState     = 's'
+	prefixFiller    = 'z'
+
+	packKeyLen = 1 + 8 + 4
+
+	// maxNameLen bounds the name of a state entry, in bytes. Badger's limit for
+	// keys is 65,000.
+	maxNameLen = 4 << 10
+)
+
+// formatVersion is the version of the envelope and of the catalogue.
+const formatVersion = 1
+
+// headerLen is the length of the envelope before the content, in bytes.
+const headerLen = 1 + 4 + 4
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var catalogueKey = []byte{prefixCatalogue}
+
+func appendPackKey(dst []byte, id PackID) []byte {
+	dst = append(dst, prefixPack)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(id.Main))
+	return binary.BigEndian.AppendUint32(dst, uint32(id.Sub))
+}
+
+func packKey(id PackID) []byte { return appendPackKey(make([]byte, 0, packKeyLen), id) }
+
+// parsePackKey returns false for a key that no pack has.
+func parsePackKey(key []byte) (PackID, bool) {
+	if len(key) != packKeyLen || key[0] != prefixPack {
+		return PackID{}, false
+	}
+	id := PackID{
+		Main: int64(binary.BigEndian.Uint64(key[1:])),
+		Sub:  int32(binary.BigEndian.Uint32(key[9:])),
+	}
+	return id, id.valid()
+}
+
+func (p PackID) valid() bool { return p.Main >= 1 && p.Sub >= 0 }
+
+func stateKey(name string) []byte { return append([]byte{prefixState}, name...) }
+
+// appendValue appends the envelope and the content to dst and returns the
+// checksum too.
+func appendValue(dst, key []byte, parts ...[]byte) ([]byte, uint32) {
+	start := len(dst)
+	var n uint32
+	for _, p := range parts {
+		n += uint32(len(p))
+	}
+	dst = append(dst, formatVersion)
+	dst = binary.BigEndian.AppendUint32(dst, n)
+	dst = binary.BigEndian.AppendUint32(dst, 0)
+	for _, p := range parts {
+		dst = append(dst, p...)
+	}
+	crc := checksum(key, dst[start:])
+	binary.BigEndian.PutUint32(dst[start+5:], crc)
+	return dst, crc
+}
+
+// checksum covers the key, so that values that changed places are found, and
+// the whole value but for the checksum itself.
+func checksum(key, value []byte) uint32 {
+	crc := crc32.Update(0, castagnoli, key)
+	crc = crc32.Update(crc, castagnoli, value[:5])
+	return crc32.Update(crc, castagnoli, value[headerLen:])
+}
+
+// openValue checks the envelope of value and returns its content, which shares
+// memory with value, and its checksum.
+func openValue(key, value []byte) (content []byte, crc uint32, err error) {
+	if len(value) < headerLen {
+		return nil, 0, fmt.Errorf("value of %d bytes is shorter than its header", len(value))
+	}
+	crc = binary.BigEndian.Uint32(value[5:])
+	if sum := checksum(key, value); sum != crc {
+		return nil, 0, fmt.Errorf("checksum is %08x, stored as %08x", sum, crc)
+	}
+	if value[0] != formatVersion {
+		return nil, 0, fmt.Errorf("%w: value version %d", ErrNewer, value[0])
+	}
+	if n := binary.BigEndian.Uint32(value[1:]); int64(n) != int64(len(value)-headerLen) {
+		return nil, 0, fmt.Errorf("content has %d bytes, its header says %d", len(value)-headerLen, n)
+	}
+	return value[headerLen:], crc, nil
+}

@@ -1,0 +1,701 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+const (
+	// readAttempts is how often a failing read is repeated before it counts. A
+	// read can lose a race with the collection of the value log: it holds a
+	// pointer to a file that has just been rewritten.
+	readAttempts = 3
+	// keepBuffer bounds the commit buffer that is kept between commits, in bytes.
+	// The persister's batches have 4 MiB.
+	keepBuffer = 8 << 20
+)
+
+// errNoKey is a value that badger does not have.
+var errNoKey = errors.New("badger does not have it")
+
+// store implements Store on badger.
+type store struct {
+	cfg    Config
+	db     *badger.DB
+	limits limits
+	bridge *logBridge
+	table  *table
+
+	// life is held for reading by every call and for writing by Close.
+	life   sync.RWMutex
+	closed bool
+	// closing stops a Reclaim.
+	closing context.Context
+	close   context.CancelFunc
+	// reclaiming is held by Reclaim.
+	reclaiming sync.Mutex
+
+	// commit serialises transactions; it guards seq, buffer, and the highest
+	// numbers of log files whose names are durable.
+	commit           sync.Mutex
+	seq              uint64
+	buffer           []byte
+	valueLog, memLog uint32
+
+	failure atomic.Pointer[error]
+	// faulted is set when a read hit a page that the disk could not deliver.
+	// Badger then keeps the lock of that file.
+	faulted atomic.Bool
+}
+
+// Open opens the store in cfg.Dir, or creates one. It reads every pack and
+// compares them with the catalogue: a missing or altered pack is a
+// *CorruptError, and so is any other damage that it finds.
+func Open(cfg Config) (Store, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := prepareDir(cfg); err != nil {
+		return nil, err
+	}
+	if cfg.MemTableBytes, err = memTableBytes(cfg.Dir, cfg.MemTableBytes); err != nil {
+		return nil, err
+	}
+	s := &store{cfg: cfg, table: newTable()}
+	s.closing, s.close = context.WithCancel(context.Background())
+	s.bridge = &logBridge{log: cfg.Logger, fail: s.fail}
+	if s.db, err = openBadger(badgerOptions(cfg, s.bridge), cfg.Logger); err != nil {
+		s.close()
+		return nil, err
+	}
+	if err := s.start(); err != nil {
+		s.close()
+		s.abandon()
+		return nil, err
+	}
+	return s, nil
+}
+
+// openBadger opens the database. A crash between creating and sizing a file
+// makes the first attempt fail; the attempt itself sizes it.
+func openBadger(o badger.Options, log Logger) (db *badger.DB, err error) {
+	for range 2 {
+		err = guard(func() (err error) {
+			db, err = badger.OpenManaged(o)
+			return err
+		})
+		if err == nil {
+			return db, nil
+		}
+		if !strings.Contains(err.Error(), "Create a new file") {
+			break
+		}
+		log.Warnf("badger: %v; trying again", err)
+	}
+	if strings.Contains(err.Error(), "Cannot acquire directory lock") {
+		return nil, fmt.Errorf("%w: %s", ErrInUse, o.Dir)
+	}
+	return nil, fmt.Errorf("backend: open: %w", err)
+}
+
+// start checks what badger opened and fills the table.
+func (s *store) start() error {
+	if path := s.bridge.ignoredTable(); path != "" {
+		return &CorruptError{File: filepath.Base(path), Reason: "table has a bad checksum"}
+	}
+	if err := s.failed(); err != nil {
+		return err
+	}
+	s.limits = newLimits(s.db.MaxBatchCount(), s.db.MaxBatchSize(), s.cfg.ValueLogBytes)
+	s.seq = s.db.MaxVersion()
+	found, err := s.reader().rebuild(s.table, s.cfg.VisitState, s.cfg.VisitPack)
+	if err != nil {
+		return err
+	}
+	s.seq = max(s.seq, s.table.cat.seq)
+	s.db.SetDiscardTs(s.seq)
+	if !found {
+		if s.cfg.MustExist {
+			return &CorruptError{Reason: "catalogue is missing"}
+		}
+		if err := s.apply(step{}, false); err != nil {
+			return err
+		}
+	}
+	if s.table.cat.split {
+		s.cfg.Logger.Infof("the last batch was interrupted between two transactions")
+	}
+	if err := s.syncNames(); err != nil {
+		return err
+	}
+	s.table.garbage = s.valueLogGarbage()
+	return s.failed()
+}
+
+// fail marks the store as failed, the first time it is called.
+func (s *store) fail(err error) {
+	if !s.failure.CompareAndSwap(nil, &err) {
+		return
+	}
+	if s.cfg.OnFailure != nil {
+		go s.cfg.OnFailure(err)
+	}
+}
+
+func (s *store) failed() error {
+	if err := s.failure.Load(); err != nil {
+		return fmt.Errorf("%w: %w", ErrFailed, *err)
+	}
+	return nil
+}
+
+// enter begins a call; leave ends it.
+func (s *store) enter() error {
+	s.life.RLock()
+	if s.closed {
+		s.life.RUnlock()
+		return ErrClosed
+	}
+	return nil
+}
+
+func (s *store) leave() { s.life.RUnlock() }
+
+// Commit implements Store.
+func (s *store) Commit(b Batch) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	if err := s.failed(); err != nil {
+		return err
+	}
+	steps, err := planBatch(b, s.limits)
+	if err != nil {
+		return err
+	}
+	for i, st := range steps {
+		if err := s.apply(st, i < len(steps)-1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply commits one step with the catalogue that holds after it. Any error
+// makes the store fail.
+func (s *store) apply(st step, more bool) error {
+	seq := s.seq + 1
+	txn := s.db.NewTransactionAt(seq, true)
+	defer txn.Discard()
+	c, err := s.fill(txn, st)
+	if err == nil {
+		c.cat = s.table.after(c, seq, more)
+		value, _ := appendValue(nil, catalogueKey, c.cat.encode())
+		err = txn.Set(catalogueKey, value)
+	}
+	if err != nil {
+		err = fmt.Errorf("commit %d: %w", seq, err)
+		s.fail(err)
+		return s.failed()
+	}
+	s.table.begin(c)
+	if err := s.send(txn, seq); err != nil {
+		return err
+	}
+	s.table.finish(c)
+	return nil
+}
+
+// send commits a filled transaction.
+func (s *store) send(txn *badger.Txn, seq uint64) error {
+	s.seq = seq
+	err := txn.CommitAt(seq, nil)
+	if err == nil {
+		err = s.syncNames()
+	}
+	if err != nil {
+		s.fail(fmt.Errorf("commit %d: %w", seq, err))
+	}
+	if err := s.failed(); err != nil {
+		return err
+	}
+	s.db.SetDiscardTs(seq)
+	return nil
+}
+
+// fill puts a step into a transaction.
+func (s *store) fill(txn *badger.Txn, st step) (change, error) {
+	c := change{
+		packs: make(map[PackID]*meta, len(st.Put)+len(st.Delete)),
+		names: make(map[string]*meta, len(st.Set)+len(st.Unset)),
+	}
+	s.buffer = grow(s.buffer, st)
+	set := func(key []byte, parts ...[]byte) (*meta, error) {
+		start := len(s.buffer)
+		var crc uint32
+		s.buffer, crc = appendValue(s.buffer, key, parts...)
+		value := s.buffer[start:len(s.buffer):len(s.buffer)]
+		return &meta{crc: crc, size: uint32(len(value))}, txn.Set(key, value)
+	}
+	var err error
+	for _, p := range st.Put {
+		if c.packs[p.ID], err = set(packKey(p.ID), p.Parts...); err != nil {
+			return c, err
+		}
+	}
+	for _, id := range st.Delete {
+		if !s.table.want(id).has {
+			continue
+		}
+		c.packs[id] = nil
+		if err := txn.Delete(packKey(id)); err != nil {
+			return c, err
+		}
+	}
+	for _, e := range st.Set {
+		if c.names[e.Key], err = set(stateKey(e.Key), e.Value); err != nil {
+			return c, err
+		}
+	}
+	for _, name := range st.Unset {
+		if _, ok := s.table.names[name]; !ok {
+			continue
+		}
+		c.names[name] = nil
+		if err := txn.Delete(stateKey(name)); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+// grow returns an empty buffer with room for all values of a step.
+func grow(buf []byte, st step) []byte {
+	var n int64
+	for _, p := range st.Put {
+		n += valueLen(p.Parts...)
+	}
+	for _, e := range st.Set {
+		n += valueLen(e.Value)
+	}
+	switch {
+	case int64(cap(buf)) < n, cap(buf) > keepBuffer && n <= keepBuffer:
+		return make([]byte, 0, n)
+	}
+	return buf[:0]
+}
+
+// syncNames makes the names of new log files durable. Badger syncs a log's
+// content but not the folder that names it.
+func (s *store) syncNames() error {
+	valueLogs, err := numbered(s.cfg.Dir, valueLogExt)
+	if err != nil {
+		return err
+	}
+	memLogs, err := numbered(s.cfg.Dir, memLogExt)
+	if err != nil {
+		return err
+	}
+	v, m := highest(valueLogs), highest(memLogs)
+	if v == s.valueLog && m == s.memLog {
+		return nil
+	}
+	if err := syncDir(s.cfg.Dir); err != nil {
+		return err
+	}
+	s.valueLog, s.memLog = v, m
+	return nil
+}
+
+func highest(numbers []uint32) (n uint32) {
+	for _, x := range numbers {
+		n = max(n, x)
+	}
+	return n
+}
+
+// Load implements Store.
+func (s *store) Load(id PackID) ([]byte, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	value, err := s.load(id, nil)
+	if err != nil {
+		return nil, err
+	}
+	return value[headerLen:], nil
+}
+
+func (s *store) reader() *reader {
+	return &reader{db: s.db, dir: s.cfg.Dir, faulted: &s.faulted}
+}
+
+// load reads a pack into buf and checks it. A commit of the same pack meanwhile
+// may give either version.
+func (s *store) load(id PackID, buf []byte) ([]byte, error) {
+	key := packKey(id)
+	r := s.reader()
+	for attempt := 1; ; attempt++ {
+		before := s.table.want(id)
+		if !before.exists() {
+			return nil, &CorruptError{Pack: id, Reason: "pack is not in the catalogue"}
+		}
+		value, m, err := r.read(key, buf)
+		after := s.table.want(id)
+		if err == nil && (before.accepts(m) || after.accepts(m)) {
+			return value, nil
+		}
+		if before != after || attempt < readAttempts {
+			continue
+		}
+		if s.faulted.Load() {
+			s.fail(fmt.Errorf("read pack %s: %w", id, err))
+		}
+		if err == nil {
+			err = fmt.Errorf("value of %d bytes with checksum %08x, the catalogue has %d with %08x",
+				m.size, m.crc, before.now.size, before.now.crc)
+		}
+		return nil, r.corrupt(id, err)
+	}
+}
+
+// State implements Store.
+func (s *store) State(fn func(Entry) error) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	r := s.reader()
+	for _, name := range s.table.entryNames() {
+		value, m, err := r.retry(stateKey(name))
+		if err == nil && m != s.table.names[name] {
+			err = errors.New("value is not the one in the catalogue")
+		}
+		if err != nil {
+			return &CorruptError{Reason: fmt.Sprintf("state %q: %v", name, err)}
+		}
+		if err := fn(Entry{Key: name, Value: value[headerLen:]}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Scan implements Store.
+func (s *store) Scan(fn func(PackID, []byte) error) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	ids := s.table.ids()
+	s.leave()
+	var buf []byte
+	for _, id := range ids {
+		value, ok, err := s.scanOne(id, buf)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		buf = value[:0]
+		if err := fn(id, value[headerLen:]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scanOne reads one pack of a scan; ok is false if it was deleted meanwhile.
+func (s *store) scanOne(id PackID, buf []byte) (value []byte, ok bool, err error) {
+	if err := s.enter(); err != nil {
+		return nil, false, err
+	}
+	defer s.leave()
+	value, err = s.load(id, buf)
+	if err != nil && !s.table.want(id).exists() {
+		return nil, false, nil
+	}
+	return value, err == nil, err
+}
+
+// Sizes implements Store.
+func (s *store) Sizes() Sizes {
+	allocated, err := allocatedBytes(s.cfg.Dir)
+	if err != nil {
+		s.cfg.Logger.Warnf("sizes: %v", err)
+	}
+	s.table.mu.RLock()
+	defer s.table.mu.RUnlock()
+	return Sizes{
+		AllocatedBytes: allocated,
+		PackBytes:      s.table.cat.packs.bytes,
+		Packs:          len(s.table.packs),
+		GarbageBytes:   s.table.garbage,
+	}
+}
+
+// Close implements Store. A second Close returns ErrClosed.
+func (s *store) Close() error {
+	s.close()
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.closed {
+		return ErrClosed
+	}
+	s.closed = true
+	if s.faulted.Load() {
+		// Badger would wait for the lock of the faulted file for ever. Everything
+		// committed is durable, so that nothing is lost by not closing it.
+		return fmt.Errorf("backend: close: given up after a read fault: %w", s.failed())
+	}
+	err := s.db.Close()
+	if err == nil {
+		err = syncFile(filepath.Join(s.cfg.Dir, discardName))
+	}
+	if err != nil {
+		return fmt.Errorf("backend: close: %w", err)
+	}
+	return nil
+}
+
+// abandon closes a store that Open refuses.
+func (s *store) abandon() {
+	if s.faulted.Load() {
+		return
+	}
+	if err := guard(s.db.Close); err != nil {
+		s.cfg.Logger.Warnf("badger: close: %v", err)
+	}
+}
+
+// guard turns a panic of fn into an error, a fault on a mapped page included:
+// badger's decoders index into what they read.
+func guard(fn func() error) (err error) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if p := recover(); p != nil {
+			err = &panicError{value: p}
+		}
+	}()
+	return fn()
+}
+
+// panicError is a panic in badger.
+type panicError struct{ value any }
+
+func (e *panicError) Error() string { return fmt.Sprintf("badger panicked: %v", e.value) }
+
+func isPanic(err error) bool {
+	var p *panicError
+	return errors.As(err, &p)
+}
+
+// reader reads values from a badger database and trusts none of them.
+type reader struct {
+	db  *badger.DB
+	dir string
+	// faulted is set by a read that panicked.
+	faulted *atomic.Bool
+}
+
+// read returns a checked copy of a value, envelope included, in buf if it is
+// large enough.
+func (r *reader) read(key, buf []byte) (value []byte, m meta, err error) {
+	err = guard(func() error {
+		txn := r.db.NewTransactionAt(math.MaxUint64, false)
+		defer txn.Discard()
+		item, err := txn.Get(key)
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return errNoKey
+		}
+		if err != nil {
+			return err
+		}
+		value, err = item.ValueCopy(buf)
+		return err
+	})
+	if isPanic(err) {
+		r.faulted.Store(true)
+	}
+	if err != nil {
+		return nil, meta{}, err
+	}
+	_, crc, err := openValue(key, value)
+	return value, meta{crc: crc, size: uint32(len(value))}, err
+}
+
+// retry reads a value, again where that may help.
+func (r *reader) retry(key []byte) (value []byte, m meta, err error) {
+	for range readAttempts {
+		if value, m, err = r.read(key, nil); err == nil {
+			break
+		}
+	}
+	return value, m, err
+}
+
+// corrupt describes a pack that could not be read and finds its file.
+func (r *reader) corrupt(id PackID, cause error) *CorruptError {
+	return &CorruptError{Pack: id, File: r.locate(packKey(id)), Reason: cause.Error()}
+}
+
+// locate returns the value log that holds the newest version of a key, as far
+// as the headers of the logs can be read.
+func (r *reader) locate(key []byte) string {
+	fids, err := numbered(r.dir, valueLogExt)
+	if err != nil {
+		return ""
+	}
+	var file string
+	var newest uint64
+	for _, fid := range fids {
+		path := valueLogPath(r.dir, fid)
+		version, ok := findInLog(path, key)
+		if ok && version >= newest {
+			newest, file = version, filepath.Base(path)
+		}
+	}
+	return file
+}
+
+// rebuild reads all state and all packs into an empty table and compares them
+// with the catalogue. Found is false when there is no catalogue and nothing else.
+func (r *reader) rebuild(t *table, onState func(Entry) error, onPack func(PackID, []byte) error) (found bool, err error) {
+	found, err = r.readCatalogue(t)
+	if err != nil {
+		return found, err
+	}
+	var packs, state fingerprint
+	err = r.each(prefixState, func(key, value []byte, m meta, bad error) error {
+		name := string(key[1:])
+		if errors.Is(bad, ErrNewer) {
+			return bad
+		}
+		if bad != nil {
+			return &CorruptError{Reason: fmt.Sprintf("state %q: %v", name, bad)}
+		}
+		t.names[name] = m
+		state.add(stateTerm(name, m.crc), m.size)
+		if onState == nil {
+			return nil
+		}
+		return onState(Entry{Key: name, Value: append([]byte(nil), value...)})
+	})
+	if err != nil {
+		return found, err
+	}
+	if state != t.cat.state {
+		return found, &CorruptError{Reason: fmt.Sprintf("catalogue holds %d state entries of %d bytes, found %d of %d bytes",
+			t.cat.state.count, t.cat.state.bytes, state.count, state.bytes)}
+	}
+	err = r.each(prefixPack, func(key, value []byte, m meta, bad error) error {
+		id, ok := parsePackKey(key)
+		if !ok {
+			return &CorruptError{Reason: fmt.Sprintf("key %x is no pack's", key)}
+		}
+		if errors.Is(bad, ErrNewer) {
+			return bad
+		}
+		if bad != nil {
+			return r.corrupt(id, bad)
+		}
+		t.packs[id] = m
+		packs.add(packTerm(id, m.crc), m.size)
+		if onPack == nil {
+			return nil
+		}
+		return onPack(id, value)
+	})
+	if err != nil {
+		return found, err
+	}
+	if damage := t.cat.explain(packs, t.packs); damage != nil {
+		if damage.Pack != (PackID{}) {
+			damage.File = r.locate(packKey(damage.Pack))
+		}
+		return found, damage
+	}
+	return found, nil
+}
+
+func (r *reader) readCatalogue(t *table) (found bool, err error) {
+	value, _, err := r.read(catalogueKey, nil)
+	switch {
+	case errors.Is(err, errNoKey):
+		return false, nil
+	case errors.Is(err, ErrNewer):
+		return false, err
+	case err == nil:
+		t.cat, err = parseCatalogue(value[headerLen:])
+	}
+	if err != nil {
+		return false, &CorruptError{Reason: fmt.Sprintf("catalogue: %v", err)}
+	}
+	return true, nil
+}
+
+// each visits the values whose keys begin with prefix, in order. A value that
+// fails its check is visited with the error.
+func (r *reader) each(prefix byte, fn func(key, value []byte, m meta, bad error) error) error {
+	var visitErr error
+	visiting := false
+	err := guard(func() error {
+		txn := r.db.NewTransactionAt(math.MaxUint64, false)
+		defer txn.Discard()
+		o := badger.DefaultIteratorOptions
+		o.Prefix = []byte{prefix}
+		// Values are read through the mapping, in place.
+		o.PrefetchValues = false
+		it := txn.NewIterator(o)
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			item := it.Item()
+			key := item.Key()
+			err := item.Value(func(value []byte) error {
+				content, crc, bad := openValue(key, value)
+				visiting = true
+				visitErr = fn(key, content, meta{crc: crc, size: uint32(len(value))}, bad)
+				visiting = false
+				return visitErr
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if visitErr != nil {
+		return visitErr
+	}
+	var p *panicError
+	if errors.As(err, &p) {
+		if visiting {
+			panic(p.value)
+		}
+		r.faulted.Store(true)
+		return &CorruptError{Reason: fmt.Sprintf("while reading all keys with prefix %q: %v", prefix, err)}
+	}
+	if err != nil {
+		return fmt.Errorf("backend: read all: %w", err)
+	}
+	return nil
+}
+
+var _ Store = (*store)(nil)
