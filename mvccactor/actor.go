@@ -55,9 +55,15 @@ type Config struct {
 	RaftLane  int
 	Deliver   func(*raftmsg.ResultBatch)
 	Compacted *Compacted
-	Timeline  *actors.Timeline
-	Observe   Observer
-	Faults    *actors.Faults
+	// ReplayedTo is the last index that was in the log at boot: what a
+	// compaction up to there hashed to is not of interest any more.
+	ReplayedTo uint64
+	// Hash wakes whoever takes the hashes that compactions ask for; it then
+	// calls Continue.
+	Hash     func()
+	Timeline *actors.Timeline
+	Observe  Observer
+	Faults   *actors.Faults
 }
 
 // State is what the view says beside the keyspace, and what is written with it.
@@ -125,6 +131,7 @@ type Actor struct {
 	ctx    context.Context // ends when the actor is told to stop
 	cancel context.CancelFunc
 
+	hashing       bool // a compaction in this batch asked for its hash
 	compacting    bool // a CompactStep is on its way
 	compactStart  int64
 	unpersisted   int  // bytes of requests since the last Persist
@@ -154,6 +161,11 @@ func New(cfg Config) actors.Stage {
 // PostReclaim hands a pack with dead records to mvcc, waiting for room.
 func PostReclaim(ctx context.Context, box *actors.Mailbox, m *mvccmsg.Reclaim) error {
 	return box.Post(ctx, mvccReclaim, m, actors.Cost{Requests: 1, Bytes: len(m.Value)})
+}
+
+// Continue tells mvcc that forgetting may go on where a pin held it back.
+func Continue(box *actors.Mailbox, epoch uint64) error {
+	return box.TryPost(mvccControl, &mvccmsg.CompactStep{Epoch: epoch}, actors.Cost{Requests: 1})
 }
 
 // Receive implements actor.Actor.
@@ -208,7 +220,11 @@ func (a *Actor) finish(b *actors.Batch) {
 	a.changes = nil
 	a.note(b)
 	a.cfg.Observe.Applied(requests)
-	if rev := a.store.CompactRevision(); rev >= 0 && !a.compacting {
+	if a.hashing {
+		a.hashing = false
+		a.cfg.Hash()
+	}
+	if !a.compacting {
 		a.startCompacting()
 	}
 }
@@ -297,7 +313,11 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string
 		}
 		return "Txn", txnBytes(op.Txn)
 	case *applymsg.Request_Compaction:
+		previous := a.store.CompactRevision()
 		if res.Code = codeOf(a.store.Compact(op.Compaction.Revision)); res.Code == raftmsg.Code_OK {
+			if a.state.AppliedIndex > a.cfg.ReplayedTo {
+				a.hashing = a.store.ScheduleHash(previous) || a.hashing
+			}
 			res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{
 				Header: &pb.ResponseHeader{Revision: a.store.Revision()}}}
 		}

@@ -39,22 +39,10 @@ func lockDir(dir string, how int) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// prepareDir creates the folder or repairs what a crash may have left in it and
-// badger does not accept. It refuses what badger would accept wrongly.
-func prepareDir(c Config) error {
-	err := checkExists(c)
-	if err != nil {
-		return err
-	}
-	release, err := lockDir(c.Dir, unix.LOCK_EX)
-	if err != nil {
-		return err
-	}
-	defer release()
-	if err := checkManifestPresent(c.Dir); err != nil {
-		return err
-	}
-	if err := repairManifest(c); err != nil {
+// repairDir puts in order what a crash may have left and badger does not accept.
+// It is called for a folder that was found good.
+func repairDir(c Config) error {
+	if err := cutManifest(c); err != nil {
 		return err
 	}
 	if err := removeEmptyLogs(c); err != nil {
@@ -63,27 +51,29 @@ func prepareDir(c Config) error {
 	return repairDiscard(c)
 }
 
-func checkExists(c Config) error {
-	_, err := os.Stat(filepath.Join(c.Dir, manifestName))
+// findOrCreate reports whether there is a database in the folder, and otherwise
+// creates the folder.
+func findOrCreate(c Config) (exists bool, err error) {
+	_, err = os.Stat(filepath.Join(c.Dir, manifestName))
 	if err == nil {
-		return nil
+		return true, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("backend: %w", err)
+		return false, fmt.Errorf("backend: %w", err)
+	}
+	if err := checkManifestPresent(c.Dir); err != nil {
+		return false, err
 	}
 	if c.MustExist {
-		if err := checkManifestPresent(c.Dir); err != nil {
-			return err
-		}
-		return fmt.Errorf("%w: %s", ErrMissing, c.Dir)
+		return false, fmt.Errorf("%w: %s", ErrMissing, c.Dir)
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return fmt.Errorf("backend: %w", err)
+		return false, fmt.Errorf("backend: %w", err)
 	}
 	if err := os.Chmod(c.Dir, 0o700); err != nil {
-		return fmt.Errorf("backend: %w", err)
+		return false, fmt.Errorf("backend: %w", err)
 	}
-	return syncDir(filepath.Dir(c.Dir))
+	return false, syncDir(filepath.Dir(c.Dir))
 }
 
 // checkManifestPresent refuses a folder with data but no manifest: badger would
@@ -109,10 +99,10 @@ func checkManifestPresent(dir string) error {
 	return nil
 }
 
-// repairManifest cuts a record that a crash left half written at the end of the
+// cutManifest cuts a record that a crash left half written at the end of the
 // manifest. Badger syncs each record before it acts on it, so such a record had
-// no effect yet. A bad record with good ones behind it is damage.
-func repairManifest(c Config) error {
+// no effect yet.
+func cutManifest(c Config) error {
 	path := filepath.Join(c.Dir, manifestName)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -121,14 +111,10 @@ func repairManifest(c Config) error {
 	if err != nil {
 		return fmt.Errorf("backend: %w", err)
 	}
-	end, damaged := manifestEnd(data)
-	switch {
-	case damaged:
-		return &CorruptError{File: manifestName, Reason: fmt.Sprintf("bad record at offset %d of %d", end, len(data))}
-	case end == len(data):
+	end, _ := manifestEnd(data)
+	if end == len(data) {
 		return nil
 	}
-	c.Logger.Warnf("%s: cutting a half-written record at offset %d of %d", manifestName, end, len(data))
 	return truncateSync(path, int64(end))
 }
 
@@ -193,7 +179,6 @@ func removeEmptyLogs(c Config) error {
 		if info.Size() != 0 {
 			continue
 		}
-		c.Logger.Warnf("%s: removing a log of length zero left by a crash", f.Name())
 		if err := os.Remove(filepath.Join(c.Dir, f.Name())); err != nil {
 			return fmt.Errorf("backend: %w", err)
 		}

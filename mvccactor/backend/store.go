@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -65,13 +67,19 @@ func Open(cfg Config) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := prepareDir(cfg); err != nil {
+	exists, err := findOrCreate(cfg)
+	if err != nil {
 		return nil, err
 	}
 	if cfg.MemTableBytes, err = memTableBytes(cfg.Dir, cfg.MemTableBytes); err != nil {
 		return nil, err
 	}
 	s := &store{cfg: cfg, table: newTable()}
+	if exists {
+		if err := s.inspect(); err != nil {
+			return nil, err
+		}
+	}
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.bridge = &logBridge{log: cfg.Logger, fail: s.fail}
 	if s.db, err = openBadger(badgerOptions(cfg, s.bridge), cfg.Logger); err != nil {
@@ -84,6 +92,66 @@ func Open(cfg Config) (Store, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// inspect reads the whole store without changing anything, fills the table, and
+// repairs the folder if it is good. A store that is refused is left as it was.
+func (s *store) inspect() error {
+	release, err := lockDir(s.cfg.Dir, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer release()
+	// On the same file system, because there is certainly one to write to.
+	tmp := filepath.Join(s.cfg.Dir, inspectName)
+	if err := os.RemoveAll(tmp); err != nil {
+		return fmt.Errorf("backend: %w", err)
+	}
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return fmt.Errorf("backend: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	o := &overlay{dir: s.cfg.Dir, tmp: tmp}
+	if err := o.build(); err != nil {
+		return fmt.Errorf("backend: open: %w", err)
+	}
+	if len(o.damage) > 0 {
+		p := o.damage[0]
+		return &CorruptError{File: p.File, Reason: fmt.Sprintf("%s at offset %d", p.Reason, p.Offset)}
+	}
+	if err := s.read(o); err != nil {
+		return err
+	}
+	for _, note := range o.notes {
+		s.cfg.Logger.Warnf("%s", note)
+	}
+	return repairDir(s.cfg)
+}
+
+// inspectName is the temporary folder of inspect.
+const inspectName = "inspect"
+
+// read fills the table from an overlay.
+func (s *store) read(o *overlay) error {
+	db, err := o.open(s.cfg.MemTableBytes, s.cfg.Logger)
+	if err != nil {
+		return err
+	}
+	r := &reader{db: db, dir: o.dir, faulted: &s.faulted}
+	found, err := r.rebuild(s.table, s.cfg.VisitState, s.cfg.VisitPack)
+	if err == nil && !found && s.cfg.MustExist {
+		err = &CorruptError{Reason: "catalogue is missing"}
+	}
+	if err == nil {
+		err = o.tailDamage(r)
+	}
+	if s.faulted.Load() {
+		return err // badger would wait for a lock for ever
+	}
+	if cerr := guard(db.Close); err == nil && cerr != nil {
+		err = fmt.Errorf("backend: open: %w", cerr)
+	}
+	return err
 }
 
 // openBadger opens the database. A crash between creating and sizing a file
@@ -117,17 +185,18 @@ func (s *store) start() error {
 		return err
 	}
 	s.limits = newLimits(s.db.MaxBatchCount(), s.db.MaxBatchSize(), s.cfg.ValueLogBytes)
-	s.seq = s.db.MaxVersion()
-	found, err := s.reader().rebuild(s.table, s.cfg.VisitState, s.cfg.VisitPack)
+	// What badger opened must be what was read before.
+	opened := newTable()
+	found, err := s.reader().readCatalogue(opened)
 	if err != nil {
 		return err
 	}
-	s.seq = max(s.seq, s.table.cat.seq)
+	if opened.cat != s.table.cat {
+		return &CorruptError{Reason: fmt.Sprintf("transaction %d was read, %d opened", s.table.cat.seq, opened.cat.seq)}
+	}
+	s.seq = max(s.db.MaxVersion(), s.table.cat.seq)
 	s.db.SetDiscardTs(s.seq)
 	if !found {
-		if s.cfg.MustExist {
-			return &CorruptError{Reason: "catalogue is missing"}
-		}
 		if err := s.apply(step{}, false); err != nil {
 			return err
 		}
@@ -602,8 +671,7 @@ func (r *reader) rebuild(t *table, onState func(Entry) error, onPack func(PackID
 		return found, err
 	}
 	if state != t.cat.state {
-		return found, &CorruptError{Reason: fmt.Sprintf("catalogue holds %d state entries of %d bytes, found %d of %d bytes",
-			t.cat.state.count, t.cat.state.bytes, state.count, state.bytes)}
+		return found, stateDamage(t.cat.state, state)
 	}
 	err = r.each(prefixPack, func(key, value []byte, m meta, bad error) error {
 		id, ok := parsePackKey(key)
@@ -635,6 +703,11 @@ func (r *reader) rebuild(t *table, onState func(Entry) error, onPack func(PackID
 	return found, nil
 }
 
+func stateDamage(want, found fingerprint) *CorruptError {
+	return &CorruptError{Reason: fmt.Sprintf("catalogue holds %d state entries of %d bytes, found %d of %d bytes that differ",
+		want.count, want.bytes, found.count, found.bytes)}
+}
+
 func (r *reader) readCatalogue(t *table) (found bool, err error) {
 	value, _, err := r.read(catalogueKey, nil)
 	switch {
@@ -656,6 +729,33 @@ func (r *reader) readCatalogue(t *table) (found bool, err error) {
 func (r *reader) each(prefix byte, fn func(key, value []byte, m meta, bad error) error) error {
 	var visitErr error
 	visiting := false
+	err := r.guarded(prefix, &visiting, func(item *badger.Item) error {
+		key := item.Key()
+		return item.Value(func(value []byte) error {
+			content, crc, bad := openValue(key, value)
+			visiting = true
+			visitErr = fn(key, content, meta{crc: crc, size: uint32(len(value))}, bad)
+			visiting = false
+			return visitErr
+		})
+	})
+	if visitErr != nil {
+		return visitErr
+	}
+	return err
+}
+
+// eachKey visits the keys that begin with prefix, in order.
+func (r *reader) eachKey(prefix byte, fn func(*badger.Item)) error {
+	visiting := false
+	return r.guarded(prefix, &visiting, func(item *badger.Item) error {
+		fn(item)
+		return nil
+	})
+}
+
+// guarded iterates. A panic is damage, unless it comes from a visit.
+func (r *reader) guarded(prefix byte, visiting *bool, fn func(*badger.Item) error) error {
 	err := guard(func() error {
 		txn := r.db.NewTransactionAt(math.MaxUint64, false)
 		defer txn.Discard()
@@ -666,27 +766,15 @@ func (r *reader) each(prefix byte, fn func(key, value []byte, m meta, bad error)
 		it := txn.NewIterator(o)
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {
-			item := it.Item()
-			key := item.Key()
-			err := item.Value(func(value []byte) error {
-				content, crc, bad := openValue(key, value)
-				visiting = true
-				visitErr = fn(key, content, meta{crc: crc, size: uint32(len(value))}, bad)
-				visiting = false
-				return visitErr
-			})
-			if err != nil {
+			if err := fn(it.Item()); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if visitErr != nil {
-		return visitErr
-	}
 	var p *panicError
 	if errors.As(err, &p) {
-		if visiting {
+		if *visiting {
 			panic(p.value)
 		}
 		r.faulted.Store(true)

@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"hash/crc32"
+	"sync"
 )
 
 // HashKV digests the history of the keyspace. Members that applied the same
@@ -21,6 +22,10 @@ const hashSeed = "key"
 // HashKV computes the hash of all records up to a revision, 0 for the current.
 // Errors: ErrCompacted, ErrFutureRevision, *CorruptError.
 func (p *Published) HashKV(rev int64) (HashKV, error) {
+	if h, ok := p.hashes.find(rev); ok && rev > 0 {
+		h.Revision = p.View().Revision
+		return h, nil
+	}
 	v, pin := p.PinHistory()
 	defer pin.Release()
 	switch {
@@ -31,13 +36,17 @@ func (p *Published) HashKV(rev int64) (HashKV, error) {
 	case rev == 0:
 		rev = v.Revision
 	}
-	h := HashKV{CompactRevision: v.CompactRevision, HashRevision: rev, Revision: v.Revision}
+	return v.hash(rev, v.CompactRevision, func() error { return nil })
+}
+
+// hash digests the records up to a revision, given what the last compaction was.
+func (v *View) hash(rev, compacted int64, pause func() error) (HashKV, error) {
 	sum := crc32.New(castagnoli)
 	sum.Write([]byte(hashSeed))
-	keeps := v.keeper(rev)
+	keeps := v.keeper(rev, compacted)
 	var key []byte
-	err := v.history(Revision{}, Revision{Main: rev + 1}, func(r Revision, tombstone bool, rec []byte) error {
-		if r.Main <= v.CompactRevision {
+	err := v.history(Revision{}, Revision{Main: rev + 1}, pause, func(r Revision, tombstone bool, rec []byte) error {
+		if r.Main <= compacted {
 			if kept, err := keeps(r, tombstone, rec); err != nil || !kept {
 				return err
 			}
@@ -47,17 +56,16 @@ func (p *Published) HashKV(rev int64) (HashKV, error) {
 		sum.Write(rec)
 		return nil
 	})
-	h.Hash = sum.Sum32()
-	return h, err
+	return HashKV{Hash: sum.Sum32(), CompactRevision: compacted, HashRevision: rev, Revision: v.Revision}, err
 }
 
 // keeper returns what decides on records at and below the compact revision:
 // those that a compaction at rev would keep count. If it would keep none at
 // all, those that the last compaction kept do: etcd's rule.
-func (v *View) keeper(rev int64) func(Revision, bool, []byte) (bool, error) {
+func (v *View) keeper(rev, compacted int64) func(Revision, bool, []byte) (bool, error) {
 	at := rev
 	if rev > 0 && v.source().count(keyRange{open: true}, rev) == 0 {
-		at = v.CompactRevision
+		at = compacted
 	}
 	return func(r Revision, tombstone bool, rec []byte) (bool, error) {
 		if tombstone || at < 0 {
@@ -84,9 +92,9 @@ func (v *View) state(key []byte, rev int64) *version {
 	return nil
 }
 
-// history calls fn for the records from a revision to below another, in order.
-// It may meet dead records. The view must be pinned.
-func (v *View) history(from, to Revision, fn func(Revision, bool, []byte) error) error {
+// history calls fn for the records from a revision to below another, in order,
+// and pause after each pack. It may meet dead records. The view must be pinned.
+func (v *View) history(from, to Revision, pause func() error, fn func(Revision, bool, []byte) error) error {
 	for _, p := range v.packs[v.packAt(from):] {
 		if !p.id.Less(to) {
 			return nil
@@ -110,6 +118,9 @@ func (v *View) history(from, to Revision, fn func(Revision, bool, []byte) error)
 				return err
 			}
 		}
+		if err := pause(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -126,4 +137,100 @@ func (v *View) packAt(r Revision) int {
 		}
 	}
 	return max(0, lo-1)
+}
+
+const (
+	// hashesKept is how many hashes of compactions are remembered, as in etcd.
+	hashesKept = 10
+	// hashJobs bounds compactions whose hash is not taken yet; each holds back
+	// the forgetting that it asks for. Further ones go without a hash.
+	hashJobs = 16
+)
+
+// hashes remembers what the history hashed to right before each of the last
+// compactions: the hash of a compacted revision can be compared afterwards, by
+// members that compact at different times.
+type hashes struct {
+	mu   sync.Mutex
+	jobs []hashJob
+	kept []HashKV // oldest first
+}
+
+type hashJob struct {
+	revision, previous int64 // of the compaction, and of the one before
+	pin                *Pin
+}
+
+func (h *hashes) find(rev int64) (HashKV, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, k := range h.kept {
+		if k.HashRevision == rev {
+			return k, true
+		}
+	}
+	return HashKV{}, false
+}
+
+func (h *hashes) keep(k HashKV) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.kept = append(h.kept, k)
+	if len(h.kept) > hashesKept {
+		h.kept = h.kept[1:]
+	}
+}
+
+func (h *hashes) next() (hashJob, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.jobs) == 0 {
+		return hashJob{}, false
+	}
+	return h.jobs[0], true
+}
+
+func (h *hashes) done() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.jobs = h.jobs[1:]
+}
+
+// ScheduleHash asks for the hash at the compaction that was just made. Until it
+// is taken by TakeHashes, nothing is forgotten that the one before kept. It
+// reports whether there is room for one more.
+func (s *Store) ScheduleHash(previous int64) bool {
+	h := &s.published.hashes
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.jobs) == hashJobs {
+		return false
+	}
+	pin := s.published.pin(func(*View) int64 { return previous })
+	h.jobs = append(h.jobs, hashJob{revision: s.compactRevision, previous: previous, pin: pin})
+	return true
+}
+
+// TakeHashes takes the hashes that compactions asked for. It calls pause after
+// each pack, and ends early if that returns an error. It reports whether it took
+// any.
+func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
+	for {
+		job, ok := p.hashes.next()
+		if !ok {
+			return took, nil
+		}
+		v := p.View()
+		if v.CompactRevision < job.revision {
+			return took, nil // not published yet
+		}
+		h, err := v.hash(job.revision, job.previous, pause)
+		if err != nil {
+			return took, err
+		}
+		p.hashes.keep(h)
+		p.hashes.done()
+		job.pin.Release()
+		took = true
+	}
 }

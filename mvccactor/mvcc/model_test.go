@@ -291,8 +291,23 @@ func (h *harness) compact() {
 	case err != nil:
 		h.t.Fatal(err)
 	}
+	previous := h.model.compact
+	wantHash := h.model.hash(rev)
 	h.model.compact = rev
+	h.store.ScheduleHash(previous)
 	h.store.Publish(Applied{})
+	if h.rng.IntN(2) == 0 {
+		h.store.CompactStep(1000) // held by the pin
+	}
+	if took, err := h.pub.TakeHashes(func() error { return nil }); err != nil || !took {
+		h.t.Fatal(took, err)
+	}
+	if rev > 0 { // 0 is the current revision to HashKV
+		got, err := h.pub.HashKV(rev)
+		if err != nil || got.Hash != wantHash || got.CompactRevision != previous {
+			h.t.Fatalf("hash at compaction %d: %+v (%v), want %08x", rev, got, err, wantHash)
+		}
+	}
 	for !h.store.CompactDone() {
 		h.store.CompactStep(3)
 		h.read()
@@ -313,7 +328,10 @@ func (h *harness) reclaim() {
 }
 
 func (h *harness) checkHash() {
-	low := max(1, h.model.compact)
+	low := max(1, h.model.compact+1)
+	if low > h.model.revision() {
+		return
+	}
 	rev := low + h.rng.Int64N(h.model.revision()-low+1)
 	got, err := h.pub.HashKV(rev)
 	if err != nil {

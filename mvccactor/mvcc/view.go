@@ -66,6 +66,8 @@ type Published struct {
 
 	mu   sync.Mutex
 	pins map[*Pin]struct{}
+
+	hashes hashes
 }
 
 // NewPublished returns an empty Published; View is nil until the first Publish.
@@ -96,22 +98,23 @@ type Pin struct {
 }
 
 // Pin pins the revision of the newest view, and returns that view.
-func (p *Published) Pin() (*View, *Pin) {
-	return p.pin(func(v *View) int64 { return v.Revision })
+func (p *Published) Pin() (v *View, pin *Pin) {
+	pin = p.pin(func(newest *View) int64 { v = newest; return newest.Revision })
+	return v, pin
 }
 
 // PinHistory pins all revisions that can be read in the newest view.
-func (p *Published) PinHistory() (*View, *Pin) {
-	return p.pin(func(v *View) int64 { return v.CompactRevision })
+func (p *Published) PinHistory() (v *View, pin *Pin) {
+	pin = p.pin(func(newest *View) int64 { v = newest; return newest.CompactRevision })
+	return v, pin
 }
 
-func (p *Published) pin(revision func(*View) int64) (*View, *Pin) {
+func (p *Published) pin(revision func(*View) int64) *Pin {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	v := p.view.Load()
-	pin := &Pin{published: p, revision: revision(v)}
+	pin := &Pin{published: p, revision: revision(p.view.Load())}
 	p.pins[pin] = struct{}{}
-	return v, pin
+	return pin
 }
 
 // Release lets go. It may be called more than once.

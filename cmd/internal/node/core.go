@@ -179,6 +179,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		},
 		Persister: persisterStage.Mailbox, Raft: raftBox, RaftLane: raftactor.RaftLocal,
 		Deliver: n.replies.Deliver, Compacted: n.compacted,
+		ReplayedTo: log.LastIndex(), Hash: n.wakeHash,
 		Timeline: n.timeline, Observe: watch, Faults: faults,
 	})
 	persister.Connect(mvccStage.Mailbox)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
@@ -24,6 +25,11 @@ const (
 	// 100 MiB/s, so that fsyncs of the log do not wait behind it.
 	spareEvery = 10 * time.Millisecond
 	spareChunk = 1 << 20
+
+	// hashEvery is how often the hash loop looks on its own.
+	hashEvery = time.Second
+	// paceSlice is how long a scan works at a stretch.
+	paceSlice = 2 * time.Millisecond
 
 	// diskEvery is how often free space is looked at. At 200 MB/s a disk loses
 	// 20 MB between two looks.
@@ -164,6 +170,47 @@ func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64) {
 		DiskAlarm: &applymsg.DiskAlarm{MemberId: g.n.cfg.MemberID, Raised: raise}}})
 	if err != nil && !errors.Is(err, context.Canceled) {
 		g.n.cfg.Logger.Warn().Err(err).Msg("disk alarm was not accepted")
+	}
+}
+
+// hashLoop takes the hashes that compactions ask for. It is woken for each, and
+// looks again now and then.
+func (n *Node) hashLoop(incarnation uint64) (actors.Stage, error) {
+	return actors.NewLoop(actors.LoopConfig{
+		Name: actors.EdgeHash, Every: hashEvery, Epoch: incarnation, Faults: n.cfg.Faults,
+		Do: func(ctx context.Context, _ actors.Tick) {
+			took, err := n.published.TakeHashes(pacer(ctx))
+			if err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrClosed) {
+				n.cfg.Logger.Error().Err(err).Msg("cannot take the hash of a compaction")
+			}
+			if c := n.current.Load(); took && c != nil {
+				_ = mvccactor.Continue(c.mvcc, c.epoch) // the next applied entry does the same
+			}
+		},
+	}), nil
+}
+
+// pacer returns what pauses a scan so that it takes a quarter of a core.
+func pacer(ctx context.Context) func() error {
+	began := time.Now()
+	return func() error {
+		if busy := time.Since(began); busy > paceSlice {
+			select {
+			case <-time.After(3 * busy):
+			case <-ctx.Done():
+			}
+			began = time.Now()
+		}
+		return ctx.Err()
+	}
+}
+
+func (n *Node) wakeHash() {
+	if h := n.hasher.Load(); h != nil {
+		if box := h.Mailbox(); box != nil {
+			// Full: it is about to look anyway.
+			_ = box.TryPost(0, &actors.Tick{Epoch: uint64(h.Restarts()) + 1}, actors.Cost{Requests: 1})
+		}
 	}
 }
 

@@ -44,6 +44,7 @@ type Node struct {
 	sequence  atomic.Uint64 // of ids that must be unique
 	current   atomic.Pointer[crew]
 	trouble   trouble
+	hasher    atomic.Pointer[actors.Handle]
 
 	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
 
@@ -122,13 +123,18 @@ func (n *Node) startEdge() (err error) {
 		{Name: actors.EdgeCompactor, New: func(i uint64) (actors.Stage, error) { return n.loops.Stage(i), nil }},
 		{Name: actors.EdgeSpares, New: n.spareLoop},
 		{Name: actors.EdgeDisk, New: n.diskLoop},
+		{Name: actors.EdgeHash, New: n.hashLoop},
 	}
 	if n.cfg.AutoCompact != nil {
 		children = append(children, actors.Child{Name: actors.EdgeAutoCompact, New: n.autoCompactLoop})
 	}
 	for _, c := range children {
-		if _, err := n.edge.Spawn(c); err != nil {
+		h, err := n.edge.Spawn(c)
+		if err != nil {
 			return err
+		}
+		if c.Name == actors.EdgeHash {
+			n.hasher.Store(h)
 		}
 	}
 	return nil
