@@ -128,11 +128,12 @@ func (s *State) forbidden(req *applymsg.Request) raftmsg.Code {
 	return raftmsg.Code_OK
 }
 
-// putsWithin tells whether a transaction may put. Nested transactions do not
-// count, as in etcd.
+// putsWithin tells whether a transaction may put, in whichever branch.
 func putsWithin(txn *pb.TxnRequest) bool {
-	isPut := func(op *pb.RequestOp) bool { return op.GetRequestPut() != nil }
-	return slices.ContainsFunc(txn.GetSuccess(), isPut) || slices.ContainsFunc(txn.GetFailure(), isPut)
+	puts := func(op *pb.RequestOp) bool {
+		return op.GetRequestPut() != nil || putsWithin(op.GetRequestTxn())
+	}
+	return slices.ContainsFunc(txn.GetSuccess(), puts) || slices.ContainsFunc(txn.GetFailure(), puts)
 }
 
 func (s *State) alarm(req *pb.AlarmRequest) *pb.AlarmResponse {

@@ -97,7 +97,7 @@ type Garbage struct {
 func (v *View) Garbage(limit int) []Garbage {
 	var found []Garbage
 	for _, p := range v.packs {
-		if dead := p.deadBytes.Load(); dead > 0 {
+		if dead := p.deadBytes.Load(); dead > 0 && p.settled.Load() {
 			found = append(found, Garbage{ID: p.id, Dead: dead, Bytes: p.bytes.Load()})
 		}
 	}
@@ -116,7 +116,7 @@ func (v *View) Garbage(limit int) []Garbage {
 // are gone meanwhile, are left alone. Error: *CorruptError.
 func (s *Store) Reclaim(id Revision, value []byte) error {
 	p := s.byID[id]
-	if p == nil || !p.evictable || p.dead.Load() == 0 {
+	if p == nil || !p.settled.Load() || p.dead.Load() == 0 {
 		return nil
 	}
 	b, err := decodePack(value)

@@ -22,7 +22,9 @@ const hashSeed = "key"
 // HashKV computes the hash of all records up to a revision, 0 for the current.
 // Errors: ErrCompacted, ErrFutureRevision, *CorruptError.
 func (p *Published) HashKV(rev int64) (HashKV, error) {
-	if h, ok := p.hashes.find(rev); ok && rev > 0 {
+	// After a compaction at 0, that hash answers for the current revision too:
+	// so it does in etcd.
+	if h, ok := p.hashes.find(rev); ok {
 		h.Revision = p.View().Revision
 		return h, nil
 	}

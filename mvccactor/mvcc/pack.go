@@ -149,13 +149,15 @@ type pack struct {
 	// used tells the cache that a reader came by since the last round.
 	used atomic.Bool
 
+	// settled: sealed and durable, so that the cache may drop the content and
+	// dead records may be reclaimed. Written by the writer.
+	settled atomic.Bool
 	// Records in the pack, bytes of their rows and data, and how many of both
 	// can be reclaimed. Written by the writer.
 	records, dead    atomic.Int32
 	bytes, deadBytes atomic.Int64
 
 	// Owned by the writer.
-	last      Revision // of the last record ever appended
-	dirty     bool     // stands in the list of packs to persist
-	evictable bool     // sealed and durable: the cache may drop the content
+	last  Revision // of the last record ever appended
+	dirty bool     // stands in the list of packs to persist
 }

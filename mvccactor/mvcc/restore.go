@@ -29,7 +29,8 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	torn := kept < b.len()
 	b = &body{table: b.table[:kept*rowBytes], data: b.data[:b.end(kept-1)]}
 
-	p := &pack{id: id, last: b.revision(kept - 1), evictable: true}
+	p := &pack{id: id, last: b.revision(kept - 1)}
+	p.settled.Store(true)
 	p.records.Store(int32(kept))
 	size := int64(len(b.table) + len(b.data))
 	p.bytes.Store(size)

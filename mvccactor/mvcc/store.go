@@ -234,7 +234,7 @@ func (s *Store) Durable(rev int64) {
 	// Packs become evictable in order: those that are not yet stand at the end,
 	// as many as the persister lags behind.
 	i := len(s.packs)
-	for i > 0 && !s.packs[i-1].evictable {
+	for i > 0 && !s.packs[i-1].settled.Load() {
 		i--
 	}
 	for ; i < len(s.packs); i++ {
@@ -242,7 +242,7 @@ func (s *Store) Durable(rev int64) {
 		if p == s.tail || p.last.Main > rev {
 			return
 		}
-		p.evictable = true
+		p.settled.Store(true)
 		s.cache.admit(p)
 	}
 }

@@ -17,11 +17,11 @@ import (
 
 // Config describes a member.
 type Config struct {
-	Name                string
+	Name     string
+	PeerURLs []string // of this member
+	// Of a new member. Once it has data, the data decides.
 	ClusterID, MemberID uint64
-	// Members of a new cluster, this one among them. Once the member has a log,
-	// the log decides.
-	Members []*applymsg.Member
+	Members             []*applymsg.Member // of the cluster, this one among them
 	// ClientURLs are what the member tells clients of itself.
 	ClientURLs []string
 
@@ -83,7 +83,7 @@ func (c *Config) validate() error {
 	switch {
 	case c.DataDir == "":
 		return fmt.Errorf("%w: no data directory", errConfig)
-	case c.MemberID == 0 || c.ClusterID == 0 || len(c.Members) == 0:
+	case !Exists(c.DataDir) && (c.MemberID == 0 || c.ClusterID == 0 || len(c.Members) == 0):
 		return fmt.Errorf("%w: no member or cluster", errConfig)
 	case c.Heartbeat <= 0 || c.Election < 5*c.Heartbeat:
 		return fmt.Errorf("%w: election timeout %v must be at least five heartbeats of %v", errConfig, c.Election, c.Heartbeat)

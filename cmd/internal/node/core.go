@@ -55,7 +55,7 @@ func prepareDataDir(cfg *Config) error {
 			return fmt.Errorf("node: data directory: %w", err)
 		}
 	}
-	return nil
+	return identify(cfg)
 }
 
 // boot opens log and store, and builds the stages around what they hold.

@@ -30,7 +30,7 @@ func startMember(t *testing.T, dir string, change func(*Config)) *testMember {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Name: "default", ClusterID: 1, MemberID: 2,
+		Name: "default", PeerURLs: []string{"http://localhost:2380"}, ClusterID: 1, MemberID: 2,
 		Members:   []*applymsg.Member{{Id: 2, PeerUrls: []string{"http://localhost:2380"}}},
 		DataDir:   dir,
 		Heartbeat: 100 * time.Millisecond, Election: time.Second, PreVote: true,

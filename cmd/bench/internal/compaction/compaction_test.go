@@ -1,0 +1,113 @@
+package compaction
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
+)
+
+func TestAllocatedCountsBlocksNotLength(t *testing.T) {
+	dir := t.TempDir()
+	sub := filepath.Join(dir, "deeper")
+	if err := os.Mkdir(sub, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(sub, "full"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sparse, err := os.Create(filepath.Join(dir, "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sparse.Truncate(1 << 30); err != nil {
+		t.Fatal(err)
+	}
+	if err := sparse.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := sparse.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := allocated(dir)
+	if err != nil || got < 1<<20 || got > 2<<20 {
+		t.Fatalf("%d bytes, %v; want about 1 MiB", got, err)
+	}
+	if _, err := allocated(filepath.Join(dir, "missing")); err == nil {
+		t.Fatal("a missing backend counts as an empty one")
+	}
+}
+
+func TestCurve(t *testing.T) {
+	c := new(curve)
+	for i, bytes := range []int64{300, 200, 140, 160} {
+		c.add(point{time.Duration(i) * time.Second, bytes}, nil)
+	}
+	if at, ok := c.firstAtMost(150, time.Minute); !ok || at != 2*time.Second {
+		t.Errorf("at %v, %v", at, ok)
+	}
+	if _, ok := c.firstAtMost(150, time.Second); ok {
+		t.Error("too late, yet in time")
+	}
+	if _, ok := c.firstAtMost(100, time.Minute); ok || c.least() != 140 {
+		t.Errorf("never that few, yet in time; least %d", c.least())
+	}
+	c.add(point{}, os.ErrPermission)
+	if c.failure() == nil || len(c.points) != 4 {
+		t.Error("a failed count is lost or counted")
+	}
+}
+
+func TestSizes(t *testing.T) {
+	cfg := Config{LiveBytes: 1 << 20, ValueBytes: 1008, PutKeys: 10, PutBytes: 84}
+	if got := cfg.liveKeys(); got != 1024 {
+		t.Errorf("%d keys of 1 KiB in 1 MiB", got)
+	}
+	if got := cfg.live(); got != 1<<20+10*100 {
+		t.Errorf("%d live bytes", got)
+	}
+	if len(key(liveGroup, 1)) != keyBytes || len(key(putGroup, 1<<40)) != keyBytes {
+		t.Error("keys of another length")
+	}
+	if len(value(0)) != 0 || len(value(13)) != 13 {
+		t.Error("values of another length")
+	}
+}
+
+// windows makes measured windows of a constant latency.
+func windows(n int, latency time.Duration) []Window {
+	w := loadgen.Window{Latencies: []time.Duration{latency}}
+	list := make([]Window, n)
+	for i := range list {
+		list[i] = Window{Put: w, Get: w}
+	}
+	return list
+}
+
+func TestJudge(t *testing.T) {
+	cfg := Config{Windows: 3, Limit: time.Minute}
+	good := func() Result {
+		return Result{Before: windows(3, time.Millisecond), After: windows(4, 2*time.Millisecond), FreedInTime: true, Live: 100}
+	}
+	if ok, err := Judge(io.Discard, cfg, good()); !ok || err != nil {
+		t.Errorf("good figures: %v, %v", ok, err)
+	}
+	for name, spoil := range map[string]func(*Result){
+		"FAIL blocks":             func(r *Result) { r.FreedInTime = false },
+		"FAIL put p99":            func(r *Result) { r.After = windows(3, 2100*time.Microsecond) },
+		"FAIL no get failed":      func(r *Result) { r.After[3].Get.Failed = 1 },
+		"FAIL no put failed":      func(r *Result) { r.Before[0].Put.Missed = 1 },
+		"FAIL get p99 during the": func(r *Result) { r.Before = windows(3, 0) },
+	} {
+		r := good()
+		spoil(&r)
+		var out strings.Builder
+		if ok, err := Judge(&out, cfg, r); ok || err != nil || !strings.Contains(out.String(), name) {
+			t.Errorf("%s: %v, %v\n%s", name, ok, err, out.String())
+		}
+	}
+}

@@ -1,0 +1,126 @@
+package differ
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// Method names what a Call does: an RPC, or one of the two ways to stop a
+// server.
+type Method string
+
+// The RPCs under test, and the two restarts.
+const (
+	Range       Method = "Range"
+	RangeStream Method = "RangeStream"
+	Put         Method = "Put"
+	DeleteRange Method = "DeleteRange"
+	Txn         Method = "Txn"
+	Compact     Method = "Compact"
+	HashKV      Method = "HashKV"
+	Hash        Method = "Hash"
+	Status      Method = "Status"
+	Alarm       Method = "Alarm"
+	Defragment  Method = "Defragment"
+	MemberList  Method = "MemberList"
+
+	Terminate Method = "restart by SIGTERM"
+	Kill      Method = "restart by SIGKILL"
+)
+
+// Call is one step of a sequence, in the form that both sides get.
+type Call struct {
+	Method  Method
+	Request proto.Message // nil for a restart
+}
+
+// Reply is what one side answered.
+type Reply struct {
+	Message proto.Message // nil when Code is not OK, and for a restart
+	Code    codes.Code
+	Error   string // the status's text; for a restart, what went wrong
+	// Irregular names a broken rule of a reply's form that the message
+	// cannot show, such as a stream's header in a chunk before the last.
+	Irregular string
+}
+
+// unary maps a method to its full name on the wire and its reply type.
+var unary = map[Method]struct {
+	fullName string
+	newReply func() proto.Message
+}{
+	Range:       {pb.KV_Range_FullMethodName, func() proto.Message { return new(pb.RangeResponse) }},
+	Put:         {pb.KV_Put_FullMethodName, func() proto.Message { return new(pb.PutResponse) }},
+	DeleteRange: {pb.KV_DeleteRange_FullMethodName, func() proto.Message { return new(pb.DeleteRangeResponse) }},
+	Txn:         {pb.KV_Txn_FullMethodName, func() proto.Message { return new(pb.TxnResponse) }},
+	Compact:     {pb.KV_Compact_FullMethodName, func() proto.Message { return new(pb.CompactionResponse) }},
+	HashKV:      {pb.Maintenance_HashKV_FullMethodName, func() proto.Message { return new(pb.HashKVResponse) }},
+	Hash:        {pb.Maintenance_Hash_FullMethodName, func() proto.Message { return new(pb.HashResponse) }},
+	Status:      {pb.Maintenance_Status_FullMethodName, func() proto.Message { return new(pb.StatusResponse) }},
+	Alarm:       {pb.Maintenance_Alarm_FullMethodName, func() proto.Message { return new(pb.AlarmResponse) }},
+	Defragment:  {pb.Maintenance_Defragment_FullMethodName, func() proto.Message { return new(pb.DefragmentResponse) }},
+	MemberList:  {pb.Cluster_MemberList_FullMethodName, func() proto.Message { return new(pb.MemberListResponse) }},
+}
+
+// invoke sends an RPC and waits for its whole reply.
+func invoke(ctx context.Context, conn grpc.ClientConnInterface, c Call) Reply {
+	if c.Method == RangeStream {
+		return rangeStream(ctx, conn, c.Request.(*pb.RangeRequest))
+	}
+	u, ok := unary[c.Method]
+	if !ok {
+		panic(fmt.Sprintf("differ: %q is no RPC", c.Method))
+	}
+	reply := u.newReply()
+	if err := conn.Invoke(ctx, u.fullName, c.Request, reply); err != nil {
+		return failure(err)
+	}
+	return Reply{Message: reply}
+}
+
+func failure(err error) Reply {
+	s := status.Convert(err)
+	return Reply{Code: s.Code(), Error: s.Message()}
+}
+
+// rangeStream joins the chunks of a stream. Where they were cut is not kept;
+// that only the last carries header, more and count is checked.
+func rangeStream(ctx context.Context, conn grpc.ClientConnInterface, req *pb.RangeRequest) Reply {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := pb.NewKVClient(conn).RangeStream(ctx, req)
+	if err != nil {
+		return failure(err)
+	}
+	whole := new(pb.RangeResponse)
+	irregular := ""
+	for finished := false; ; {
+		chunk, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			if !finished {
+				irregular = "the stream ended without a header"
+			}
+			return Reply{Message: whole, Irregular: irregular}
+		}
+		if err != nil {
+			return failure(err)
+		}
+		part := chunk.GetRangeResponse()
+		if finished {
+			irregular = "a chunk follows the one with the header"
+		}
+		finished = part.GetHeader() != nil
+		if !finished && (part.GetMore() || part.GetCount() != 0) {
+			irregular = "more or count in a chunk without the header"
+		}
+		proto.Merge(whole, part)
+	}
+}

@@ -1,0 +1,316 @@
+package differ
+
+import (
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"text/tabwriter"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/codes"
+)
+
+// Coverage counts what the sequences have exercised: calls, options and
+// replies.
+type Coverage map[string]int
+
+// Add counts one step. The reply is the reference's.
+func (c Coverage) Add(call Call, r Reply) {
+	c["call "+string(call.Method)]++
+	seen := make(map[string]bool) // an option counts once a call
+	for _, option := range options(call) {
+		seen[string(call.Method)+": "+option] = true
+	}
+	for name := range seen {
+		c["option "+name]++
+	}
+	if r.Code != codes.OK {
+		c[fmt.Sprintf("error %s: %s %s", call.Method, r.Code, withoutSizes(r.Error))]++
+	}
+}
+
+// Merge adds another count.
+func (c Coverage) Merge(other Coverage) {
+	for name, n := range other {
+		c[name] += n
+	}
+}
+
+// Below lists what was exercised fewer than least times; everything in Wanted
+// that is missing altogether is among it.
+func (c Coverage) Below(least int) []string {
+	var short []string
+	for _, name := range c.names() {
+		if c[name] < least {
+			short = append(short, fmt.Sprintf("%s: %d", name, c[name]))
+		}
+	}
+	return short
+}
+
+// names lists what was seen or is wanted, in order.
+func (c Coverage) names() []string {
+	names := slices.Clone(Wanted)
+	for name := range c {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Print writes the table.
+func (c Coverage) Print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, name := range c.names() {
+		if _, err := fmt.Fprintf(t, "%d\t%s\n", c[name], name); err != nil {
+			return fmt.Errorf("differ: %w", err)
+		}
+	}
+	return t.Flush()
+}
+
+var numbers = regexp.MustCompile(`\d+ vs\. \d+`)
+
+// withoutSizes makes one text of the transport's refusals of large messages.
+func withoutSizes(text string) string { return numbers.ReplaceAllString(text, "N vs. M") }
+
+// options names what is special about a call.
+func options(c Call) []string {
+	var tags tags
+	switch r := c.Request.(type) {
+	case *pb.RangeRequest:
+		tags.addRange(r)
+	case *pb.PutRequest:
+		tags.addPut(r)
+	case *pb.DeleteRangeRequest:
+		tags.addDelete(r)
+	case *pb.TxnRequest:
+		tags.addTxn(r, 1)
+	case *pb.CompactionRequest:
+		tags.add(r.Physical, "physical")
+		tags.add(true, "revision "+sign(r.Revision))
+	case *pb.HashKVRequest:
+		tags.add(true, "revision "+sign(r.Revision))
+	case *pb.AlarmRequest:
+		tags.add(true, fmt.Sprintf("%s %s", r.Action, r.Alarm))
+	case *pb.MemberListRequest:
+		tags.add(r.Linearizable, "linearizable")
+	}
+	return tags
+}
+
+type tags []string
+
+func (t *tags) add(present bool, name string) {
+	if present {
+		*t = append(*t, name)
+	}
+}
+
+func (t *tags) addRange(r *pb.RangeRequest) {
+	t.add(true, spanForm(r.Key, r.RangeEnd))
+	t.add(r.Limit > 0, "limit")
+	t.add(r.Limit < 0, "limit negative")
+	t.add(r.Revision != 0, "revision "+sign(r.Revision))
+	t.addSort(r.SortOrder, r.SortTarget)
+	t.add(r.KeysOnly, "keys_only")
+	t.add(r.CountOnly, "count_only")
+	t.add(r.Serializable, "serializable")
+	t.add(r.MinModRevision != 0, "min_mod_revision")
+	t.add(r.MaxModRevision != 0, "max_mod_revision")
+	t.add(r.MinCreateRevision != 0, "min_create_revision")
+	t.add(r.MaxCreateRevision != 0, "max_create_revision")
+}
+
+func (t *tags) addSort(order pb.RangeRequest_SortOrder, target pb.RangeRequest_SortTarget) {
+	_, orderKnown := pb.RangeRequest_SortOrder_name[int32(order)]
+	_, targetKnown := pb.RangeRequest_SortTarget_name[int32(target)]
+	t.add(!orderKnown, "unknown sort order")
+	t.add(!targetKnown, "unknown sort target")
+	t.add(orderKnown && targetKnown, fmt.Sprintf("sort %s by %s", order, target))
+}
+
+func (t *tags) addCompare(c *pb.Compare) {
+	_, targetKnown := pb.Compare_CompareTarget_name[int32(c.Target)]
+	_, resultKnown := pb.Compare_CompareResult_name[int32(c.Result)]
+	t.add(!targetKnown, "compare of an unknown target")
+	t.add(!resultKnown, "compare with an unknown operator")
+	t.add(targetKnown && resultKnown, fmt.Sprintf("compare %s %s", c.Target, c.Result))
+	t.add(len(c.RangeEnd) > 0, "compare of a range")
+	t.add(c.TargetUnion == nil, "compare without operand")
+	t.add(c.TargetUnion != nil && !operandFits(c), "compare with another target's operand")
+}
+
+func (t *tags) addPut(r *pb.PutRequest) {
+	t.add(len(r.Key) == 0, "no key")
+	t.add(r.PrevKv, "prev_kv")
+	t.add(r.IgnoreValue, "ignore_value")
+	t.add(r.IgnoreLease, "ignore_lease")
+	t.add(r.Lease != 0, "lease")
+	t.add(len(r.Value) >= largeValueMin && len(r.Value) <= largeValueMax, "value of 10 to 100 KB")
+	t.add(len(r.Value) > largeValueMax, "value near or above 1.5 MiB")
+}
+
+func (t *tags) addDelete(r *pb.DeleteRangeRequest) {
+	t.add(true, spanForm(r.Key, r.RangeEnd))
+	t.add(r.PrevKv, "prev_kv")
+}
+
+func (t *tags) addTxn(r *pb.TxnRequest, depth int) {
+	t.add(true, fmt.Sprintf("depth %d", depth))
+	t.add(len(r.Compare)+len(r.Success)+len(r.Failure) == 0, "nothing in it")
+	t.add(max(len(r.Compare), len(r.Success), len(r.Failure)) >= txnOpsMax, "128 operations or more")
+	for _, c := range r.Compare {
+		t.addCompare(c)
+	}
+	for _, op := range operations(r) {
+		t.addOp(op, depth)
+	}
+}
+
+func (t *tags) addOp(op *pb.RequestOp, depth int) {
+	inner := tags(nil)
+	kind := ""
+	switch {
+	case op.GetRequestRange() != nil:
+		kind = "range"
+		t.add(op.GetRequestRange().Revision != 0, "range at a revision")
+	case op.GetRequestPut() != nil:
+		kind = "put"
+		inner.addPut(op.GetRequestPut())
+	case op.GetRequestDeleteRange() != nil:
+		kind = "delete"
+		inner.addDelete(op.GetRequestDeleteRange())
+	case op.GetRequestTxn() != nil:
+		t.addTxn(op.GetRequestTxn(), depth+1)
+		return
+	default:
+		kind = "empty operation"
+	}
+	t.add(true, kind)
+	for _, name := range inner {
+		t.add(true, kind+" "+name)
+	}
+}
+
+// operandFits reports whether the operand belongs to the compare's target.
+func operandFits(c *pb.Compare) bool {
+	switch c.TargetUnion.(type) {
+	case *pb.Compare_Version:
+		return c.Target == pb.Compare_VERSION
+	case *pb.Compare_CreateRevision:
+		return c.Target == pb.Compare_CREATE
+	case *pb.Compare_ModRevision:
+		return c.Target == pb.Compare_MOD
+	case *pb.Compare_Value:
+		return c.Target == pb.Compare_VALUE
+	case *pb.Compare_Lease:
+		return c.Target == pb.Compare_LEASE
+	}
+	return false
+}
+
+func sign(revision int64) string {
+	switch {
+	case revision < 0:
+		return "negative"
+	case revision == 0:
+		return "0"
+	}
+	return "positive"
+}
+
+// spanForm names the form of a key and range end.
+func spanForm(key, end []byte) string {
+	k, e := string(key), string(end)
+	switch {
+	case k == "":
+		return "no key"
+	case e == "":
+		return "one key"
+	case k == fromKey && e == fromKey:
+		return "all keys"
+	case e == fromKey:
+		return "from key"
+	case e == k:
+		return "empty range"
+	case e < k:
+		return "inverted range"
+	case e == prefixEnd(k):
+		return "prefix"
+	}
+	return "range"
+}
+
+// Wanted is what a long run must have exercised, so that something which the
+// generator has lost is seen as missing. Names that a run sees beyond these
+// are counted too.
+var Wanted = wanted()
+
+func wanted() []string {
+	var list []string
+	add := func(kind string, m Method, names ...string) {
+		for _, name := range names {
+			list = append(list, fmt.Sprintf("%s %s: %s", kind, m, name))
+		}
+	}
+	for _, m := range []Method{Range, RangeStream, Put, DeleteRange, Txn, Compact, HashKV, Hash, Status, Alarm, Defragment, MemberList, Terminate, Kill} {
+		list = append(list, "call "+string(m))
+	}
+	forms := []string{"no key", "one key", "all keys", "from key", "empty range", "inverted range", "prefix", "range"}
+	for _, m := range []Method{Range, RangeStream} {
+		add("option", m, "unknown sort order", "unknown sort target")
+		add("option", m, forms...)
+		add("option", m, "limit", "limit negative", "revision positive", "revision negative", "keys_only", "count_only", "serializable",
+			"min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
+		add("error", m, "OutOfRange etcdserver: mvcc: required revision has been compacted",
+			"OutOfRange etcdserver: mvcc: required revision is a future revision",
+			"InvalidArgument etcdserver: key is not provided", "InvalidArgument etcdserver: invalid sort option")
+	}
+	for order := range pb.RangeRequest_SortOrder_name {
+		for target := range pb.RangeRequest_SortTarget_name {
+			add("option", Range, fmt.Sprintf("sort %s by %s", pb.RangeRequest_SortOrder(order), pb.RangeRequest_SortTarget(target)))
+		}
+	}
+	add("error", RangeStream, "Unimplemented RangeStream does not support custom sort orders",
+		"Unimplemented RangeStream does not support revision filters")
+	puts := []string{"prev_kv", "ignore_value", "ignore_lease", "lease", "value of 10 to 100 KB"}
+	add("option", Put, append(puts, "value near or above 1.5 MiB")...)
+	add("option", DeleteRange, append(forms, "prev_kv")...)
+	add("option", Txn, "depth 1", "depth 2", "depth 3", "nothing in it", "128 operations or more", "compare of a range", "compare without operand",
+		"compare of an unknown target", "compare with an unknown operator",
+		"compare with another target's operand", "range", "range at a revision", "put", "delete", "empty operation", "delete from key", "delete prev_kv")
+	for _, name := range puts {
+		add("option", Txn, "put "+name)
+	}
+	for target := range pb.Compare_CompareTarget_name {
+		for result := range pb.Compare_CompareResult_name {
+			add("option", Txn, fmt.Sprintf("compare %s %s", pb.Compare_CompareTarget(target), pb.Compare_CompareResult(result)))
+		}
+	}
+	for _, m := range []Method{Put, Txn} {
+		add("error", m, "InvalidArgument etcdserver: key is not provided", "InvalidArgument etcdserver: value is provided",
+			"InvalidArgument etcdserver: lease is provided", "InvalidArgument etcdserver: key not found",
+			"NotFound etcdserver: requested lease not found", "InvalidArgument etcdserver: request is too large",
+			"ResourceExhausted grpc: received message larger than max (N vs. M)",
+			"ResourceExhausted etcdserver: mvcc: database space exceeded")
+	}
+	for _, m := range []Method{Put, DeleteRange, Txn, Compact} {
+		add("error", m, "DataLoss etcdserver: corrupt cluster")
+	}
+	add("error", Txn, "InvalidArgument etcdserver: duplicate key given in txn request", "InvalidArgument etcdserver: too many operations in txn request",
+		"InvalidArgument etcdserver: invalid sort option",
+		"OutOfRange etcdserver: mvcc: required revision has been compacted", "OutOfRange etcdserver: mvcc: required revision is a future revision")
+	for _, m := range []Method{Compact, HashKV} {
+		add("option", m, "revision positive", "revision 0", "revision negative")
+		add("error", m, "OutOfRange etcdserver: mvcc: required revision has been compacted", "OutOfRange etcdserver: mvcc: required revision is a future revision")
+	}
+	add("option", Compact, "physical")
+	add("option", MemberList, "linearizable")
+	for _, kind := range []string{"NOSPACE", "CORRUPT"} {
+		add("option", Alarm, "GET "+kind, "ACTIVATE "+kind, "DEACTIVATE "+kind)
+	}
+	add("option", Alarm, "GET NONE", "ACTIVATE NONE")
+	return list
+}

@@ -1,0 +1,97 @@
+package differ
+
+import (
+	"context"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
+)
+
+// fastElections keeps restarts short.
+var fastElections = []string{"--heartbeat-interval=10", "--election-timeout=100"}
+
+// server returns the binary under a role: what the environment names, or else
+// the program, built.
+func server(t *testing.T, variable string, program tools.Program) string {
+	t.Helper()
+	if path := os.Getenv(variable); path != "" {
+		return path
+	}
+	bench, err := tools.Open(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := bench.Build(t.Context(), program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func etcdSide(t *testing.T) Side {
+	return Side{Binary: server(t, "BENCH_DIFF_LEFT", tools.Etcd), Args: append([]string{"--unsafe-no-fsync"}, fastElections...)}
+}
+
+func config(t *testing.T, left, right Side, seeds, steps int) Config {
+	return Config{
+		Left: left, Right: right, FirstSeed: 1, Seeds: seeds, Steps: steps, Parallel: 2, MaxDiffs: 10,
+		Dir: t.TempDir(), Out: t.Output(),
+		Rerun: func(seed uint64) string {
+			return "go run . diff -seed " + strconv.FormatUint(seed, 10) + " -steps " + strconv.Itoa(steps)
+		},
+	}
+}
+
+func run(t *testing.T, cfg Config) Result {
+	t.Helper()
+	result, err := Run(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+// Troupe must answer as etcd does. This is the short form; the long one is
+// the diff subcommand with 200 seeds of 2,000 steps. BENCH_DIFF_LEFT and
+// BENCH_DIFF_RIGHT name other binaries, which get the same flags.
+func TestTroupeAnswersLikeEtcd(t *testing.T) {
+	right := Side{Binary: server(t, "BENCH_DIFF_RIGHT", tools.Troupe), Args: fastElections}
+	const seeds, steps = 6, 400
+	result := run(t, config(t, etcdSide(t), right, seeds, steps))
+	if len(result.Differences) != 0 || result.Seeds != seeds || result.Calls < seeds*steps {
+		t.Fatalf("%d differences in %d seeds and %d calls", len(result.Differences), result.Seeds, result.Calls)
+	}
+}
+
+// Two servers of the same kind must not differ: what would be found then is a
+// reply that depends on chance, which belongs among the exemptions.
+func TestEtcdAnswersLikeItself(t *testing.T) {
+	side := etcdSide(t)
+	const seeds, steps = 2, 400
+	result := run(t, config(t, side, side, seeds, steps))
+	if len(result.Differences) != 0 || result.Seeds != seeds || result.Calls < seeds*steps {
+		t.Fatalf("%d differences in %d seeds and %d calls", len(result.Differences), result.Seeds, result.Calls)
+	}
+}
+
+// A number that is off by one in one reply in a thousand must be found.
+func TestPlantedFaultIsFound(t *testing.T) {
+	honest, faulty := etcdSide(t), etcdSide(t)
+	planted := new(liar)
+	faulty.Intercept = planted.intercept
+	var report strings.Builder
+	cfg := config(t, honest, faulty, 2, 1500)
+	cfg.Out = &report
+	result := run(t, cfg)
+	if lies := int(planted.lies.Load()); lies == 0 || len(result.Differences) != lies {
+		t.Fatalf("%d differences for %d planted faults", len(result.Differences), lies)
+	}
+	for _, want := range []string{"DIFFERENCE in seed", "--- request", "--- left", "--- right", "go run . diff -seed"} {
+		if !strings.Contains(report.String(), want) {
+			t.Errorf("the report lacks %q:\n%s", want, report.String())
+		}
+	}
+}

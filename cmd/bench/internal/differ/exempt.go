@@ -1,0 +1,195 @@
+package differ
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// identity is what a side is known by, learned when it starts.
+type identity struct {
+	cluster   uint64
+	member    uint64
+	term      uint64
+	peerURL   string
+	clientURL string
+}
+
+// placeholder stands in a compared message for a value that rightly differs
+// between the sides. It also stands for "this side's own member" in the
+// requests of a sequence.
+const placeholder = 0x5e1f
+
+// Exemption is a field that is not compared as it came.
+type Exemption struct {
+	Field  string
+	Reason string
+	// Check is what still has to hold for the field.
+	Check string
+	apply func(identity, proto.Message)
+}
+
+// Exemptions is the whole list. An exempt value that fails its check is left
+// as it is, and so shows up as a difference.
+var Exemptions = []Exemption{
+	{"header.cluster_id", "derived from the peer URLs, which differ because both sides run at once",
+		"constant while the data folder lives", exemptHeader(func(id identity, h *pb.ResponseHeader) { mask(&h.ClusterId, id.cluster) })},
+	{"header.member_id", "derived from the peer URLs",
+		"constant while the data folder lives", exemptHeader(func(id identity, h *pb.ResponseHeader) { mask(&h.MemberId, id.member) })},
+	{"header.raft_term", "elections at a restart are a matter of timing",
+		"constant between restarts", exemptHeader(func(id identity, h *pb.ResponseHeader) { mask(&h.RaftTerm, id.term) })},
+	{"AlarmResponse.alarms", "memberID as above; etcd lists several alarms in random order",
+		"the member's own id; the same set", exemptAlarms},
+	{"MemberListResponse.members", "ID as above; URLs hold the ports",
+		"the member's own id and URLs", exemptMembers},
+	{"HashResponse.hash", "covers the backend's own layout and its private records",
+		"none", exemptHash},
+	{"StatusResponse.leader, raftTerm", "as the header's fields",
+		"the member's own id and term", exemptStatusIdentity},
+	{"StatusResponse.raftIndex, raftAppliedIndex", "count the consensus log's own entries too",
+		"positive, and applied is not above committed", exemptStatusIndex},
+	{"StatusResponse.dbSize, dbSizeInUse", "properties of the storage engine",
+		"positive", exemptStatusSize},
+	{"StatusResponse.storageVersion", "etcd says nothing or 3.5.0 until a background task of some seconds' period sets it",
+		"empty, 3.5.0 or 3.7.0", exemptStatusStorage},
+	{"StatusResponse.errors", "holds alarms: member id and order as above; protobuf varies the blanks in a message's text by binary",
+		"the same set of words", exemptStatusErrors},
+}
+
+// normalise returns the reply in the form that is compared.
+func normalise(id identity, r Reply) Reply {
+	if r.Message == nil {
+		return r
+	}
+	r.Message = proto.Clone(r.Message)
+	for _, e := range Exemptions {
+		e.apply(id, r.Message)
+	}
+	return r
+}
+
+// same reports whether two normalised replies agree.
+func same(a, b Reply) bool {
+	return a.Code == b.Code && a.Error == b.Error && a.Irregular == b.Irregular && proto.Equal(a.Message, b.Message)
+}
+
+// mask replaces the value that is known to be the side's own.
+func mask(field *uint64, own uint64) {
+	if *field == own {
+		*field = placeholder
+	}
+}
+
+func exemptHeader(apply func(identity, *pb.ResponseHeader)) func(identity, proto.Message) {
+	return func(id identity, m proto.Message) {
+		if h := headerOf(m); h != nil {
+			apply(id, h)
+		}
+	}
+}
+
+// headerOf returns the reply's own header; nil if it has none. Headers inside
+// a Txn's replies carry only a revision and are compared as they are.
+func headerOf(m proto.Message) *pb.ResponseHeader {
+	if m, ok := m.(interface{ GetHeader() *pb.ResponseHeader }); ok {
+		return m.GetHeader()
+	}
+	return nil
+}
+
+func exemptAlarms(id identity, m proto.Message) {
+	r, ok := m.(*pb.AlarmResponse)
+	if !ok {
+		return
+	}
+	for _, a := range r.Alarms {
+		mask(&a.MemberID, id.member)
+	}
+	slices.SortFunc(r.Alarms, func(a, b *pb.AlarmMember) int {
+		return cmp.Or(cmp.Compare(a.MemberID, b.MemberID), cmp.Compare(a.Alarm, b.Alarm))
+	})
+}
+
+func exemptMembers(id identity, m proto.Message) {
+	r, ok := m.(*pb.MemberListResponse)
+	if !ok {
+		return
+	}
+	for _, member := range r.Members {
+		mask(&member.ID, id.member)
+		maskURL(member.PeerURLs, id.peerURL)
+		maskURL(member.ClientURLs, id.clientURL)
+	}
+}
+
+func maskURL(urls []string, own string) {
+	for i, u := range urls {
+		if u == own {
+			urls[i] = "own"
+		}
+	}
+}
+
+func exemptHash(_ identity, m proto.Message) {
+	if r, ok := m.(*pb.HashResponse); ok {
+		r.Hash = placeholder
+	}
+}
+
+func exemptStatusIdentity(id identity, m proto.Message) {
+	if r, ok := m.(*pb.StatusResponse); ok {
+		mask(&r.Leader, id.member)
+		mask(&r.RaftTerm, id.term)
+	}
+}
+
+func exemptStatusIndex(_ identity, m proto.Message) {
+	r, ok := m.(*pb.StatusResponse)
+	if ok && r.RaftAppliedIndex > 0 && r.RaftAppliedIndex <= r.RaftIndex {
+		r.RaftIndex, r.RaftAppliedIndex = placeholder, placeholder
+	}
+}
+
+func exemptStatusSize(_ identity, m proto.Message) {
+	r, ok := m.(*pb.StatusResponse)
+	if ok && r.DbSize > 0 && r.DbSizeInUse > 0 {
+		r.DbSize, r.DbSizeInUse = placeholder, placeholder
+	}
+}
+
+func exemptStatusStorage(_ identity, m proto.Message) {
+	r, ok := m.(*pb.StatusResponse)
+	if !ok {
+		return
+	}
+	switch r.StorageVersion {
+	case "", "3.5.0", "3.7.0":
+		r.StorageVersion = "any"
+	}
+}
+
+func exemptStatusErrors(id identity, m proto.Message) {
+	r, ok := m.(*pb.StatusResponse)
+	if !ok {
+		return
+	}
+	for i, text := range r.Errors {
+		words := strings.Fields(text)
+		for j, word := range words {
+			if word == memberWord(id.member) {
+				words[j] = memberWord(placeholder)
+			}
+		}
+		r.Errors[i] = strings.Join(words, " ")
+	}
+	slices.Sort(r.Errors)
+}
+
+// memberWord is how an alarm's text shows the member.
+func memberWord(id uint64) string {
+	text := (&pb.AlarmMember{MemberID: id}).String()
+	return strings.TrimSpace(text)
+}

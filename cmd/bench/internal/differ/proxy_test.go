@@ -1,0 +1,126 @@
+package differ
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"sync/atomic"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+)
+
+// faultEvery is how rarely the proxy lies: one reply in so many.
+const faultEvery = 1000
+
+// liar is a proxy that alters one reply in faultEvery by one.
+type liar struct {
+	replies atomic.Int64
+	lies    atomic.Int64
+}
+
+// intercept fits Side.Intercept.
+func (l *liar) intercept(endpoint string) (string, func(), error) {
+	conn, err := grpc.NewClient("passthrough:///"+endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
+	if err != nil {
+		return "", nil, err
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, errors.Join(err, conn.Close())
+	}
+	forward := func(_ any, stream grpc.ServerStream) error { return l.forward(conn, stream) }
+	server := grpc.NewServer(grpc.UnknownServiceHandler(forward), grpc.MaxRecvMsgSize(math.MaxInt32))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	stop := func() {
+		server.Stop()
+		<-served
+		_ = conn.Close()
+	}
+	return listener.Addr().String(), stop, nil
+}
+
+// frames gives the message types of a method, which a proxy needs to pass
+// them on.
+func frames(fullName string) (request, reply proto.Message, err error) {
+	if fullName == pb.KV_RangeStream_FullMethodName {
+		return new(pb.RangeRequest), new(pb.RangeStreamResponse), nil
+	}
+	requests := map[Method]proto.Message{
+		Range: new(pb.RangeRequest), Put: new(pb.PutRequest), DeleteRange: new(pb.DeleteRangeRequest), Txn: new(pb.TxnRequest),
+		Compact: new(pb.CompactionRequest), HashKV: new(pb.HashKVRequest), Hash: new(pb.HashRequest), Status: new(pb.StatusRequest),
+		Alarm: new(pb.AlarmRequest), Defragment: new(pb.DefragmentRequest), MemberList: new(pb.MemberListRequest),
+	}
+	for m, u := range unary {
+		if u.fullName == fullName {
+			return requests[m], u.newReply(), nil
+		}
+	}
+	return nil, nil, fmt.Errorf("proxy: unknown method %s", fullName)
+}
+
+func (l *liar) forward(conn *grpc.ClientConn, down grpc.ServerStream) error {
+	fullName, _ := grpc.MethodFromServerStream(down)
+	request, reply, err := frames(fullName)
+	if err != nil {
+		return err
+	}
+	if err := down.RecvMsg(request); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(down.Context())
+	defer cancel()
+	up, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, fullName)
+	if err != nil {
+		return err
+	}
+	if err := up.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if err := up.CloseSend(); err != nil {
+		return err
+	}
+	for {
+		proto.Reset(reply)
+		if err := up.RecvMsg(reply); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if l.replies.Add(1) >= faultEvery && alter(reply) {
+			l.replies.Store(0)
+			l.lies.Add(1)
+		}
+		if err := down.SendMsg(reply); err != nil {
+			return err
+		}
+	}
+}
+
+// alter plants an off-by-one. It reports false for replies without a number,
+// and for the one by which a side's identity is learned.
+func alter(m proto.Message) bool {
+	switch r := m.(type) {
+	case *pb.MemberListResponse:
+		return false
+	case *pb.RangeResponse:
+		if len(r.Kvs) > 0 {
+			r.Kvs[0].ModRevision++
+		} else {
+			r.Count++
+		}
+		return true
+	}
+	if h := headerOf(m); h != nil {
+		h.Revision++
+		return true
+	}
+	return false
+}

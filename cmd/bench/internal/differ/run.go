@@ -1,0 +1,226 @@
+package differ
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// perSeedMax is how many differences one sequence reports. After a lost
+	// write everything differs, which says nothing more.
+	perSeedMax = 5
+	// describeMax is how many bytes of a message's text a report shows.
+	describeMax = 4000
+)
+
+// Config says what to compare and how much.
+type Config struct {
+	Left, Right Side   // Left is the reference
+	FirstSeed   uint64 // the seeds are FirstSeed, FirstSeed+1, …
+	Seeds       int
+	Steps       int    // calls a seed
+	Parallel    int    // seeds at a time; each runs two servers
+	MaxDiffs    int    // differences after which no new seed begins
+	Dir         string // parent of the data folders; empty means the system's temporary folder
+	Out         io.Writer
+	// Rerun is the command that runs one seed again.
+	Rerun func(seed uint64) string
+}
+
+func (c Config) validate() error {
+	if c.Left.Binary == "" || c.Right.Binary == "" || c.Seeds < 1 || c.Steps < 1 || c.Parallel < 1 || c.MaxDiffs < 1 {
+		return errors.New("differ: both binaries and at least 1 seed, step, sequence at a time and difference are needed")
+	}
+	return nil
+}
+
+// Difference is one step at which the sides disagreed.
+type Difference struct {
+	Seed        uint64
+	Step        int
+	Call        Call
+	Left, Right Reply // normalised
+	Logs        string
+}
+
+// Result is what a run found.
+type Result struct {
+	Seeds       int
+	Calls       int
+	Differences []Difference
+	Coverage    Coverage
+}
+
+// Run plays the sequences of all seeds. The error is about the run itself;
+// differences are in the result.
+func Run(ctx context.Context, cfg Config) (Result, error) {
+	if err := cfg.validate(); err != nil {
+		return Result{}, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	seeds := make(chan uint64) // closed below, by the only sender
+	var (
+		mu     sync.Mutex // guards the two results and cfg.Out
+		total  = Result{Coverage: make(Coverage)}
+		failed error
+		wg     sync.WaitGroup
+	)
+	worker := func() {
+		for seed := range seeds {
+			found, err := runSeed(ctx, cfg, seed)
+			mu.Lock()
+			if err != nil && ctx.Err() == nil {
+				failed = errors.Join(failed, fmt.Errorf("seed %d: %w", seed, err))
+			}
+			total.add(found)
+			err = report(cfg, found)
+			if failed = errors.Join(failed, err); failed != nil || len(total.Differences) >= cfg.MaxDiffs {
+				cancel()
+			}
+			mu.Unlock()
+		}
+	}
+	for range cfg.Parallel {
+		wg.Go(worker)
+	}
+	for i := range cfg.Seeds {
+		select {
+		case seeds <- cfg.FirstSeed + uint64(i):
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	close(seeds)
+	wg.Wait()
+	return total, failed
+}
+
+func (r *Result) add(other Result) {
+	r.Seeds += other.Seeds
+	r.Calls += other.Calls
+	r.Differences = append(r.Differences, other.Differences...)
+	r.Coverage.Merge(other.Coverage)
+}
+
+// runSeed plays one sequence on two fresh servers.
+func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err error) {
+	result = Result{Coverage: make(Coverage)}
+	left, err := begin(ctx, cfg.Left, cfg.Dir)
+	if err != nil {
+		return result, err
+	}
+	defer func() { err = errors.Join(err, left.end()) }()
+	right, err := begin(ctx, cfg.Right, cfg.Dir)
+	if err != nil {
+		return result, err
+	}
+	defer func() { err = errors.Join(err, right.end()) }()
+
+	sequence := NewGenerator(seed, cfg.Steps)
+	for ctx.Err() == nil {
+		call, more := sequence.Next()
+		if !more {
+			result.Seeds = 1
+			return result, nil
+		}
+		l, r := both(ctx, call, left, right)
+		if ctx.Err() != nil { // the replies tell of the end of the run
+			break
+		}
+		sequence.Observe(call, l)
+		result.Calls++
+		result.Coverage.Add(call, l)
+		l, r = normalise(left.id, l), normalise(right.id, r)
+		if same(l, r) && !broken(call, l) {
+			continue
+		}
+		result.Differences = append(result.Differences, Difference{seed, result.Calls, call, l, r, logs(left, right)})
+		if len(result.Differences) >= perSeedMax || !left.server.Running() || !right.server.Running() {
+			result.Seeds = 1
+			return result, nil
+		}
+	}
+	return result, ctx.Err()
+}
+
+// broken reports whether the reference itself failed in a way that no
+// sequence provokes, so that an agreeing failure would hide everything after
+// it.
+func broken(c Call, reference Reply) bool {
+	switch reference.Code {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.Canceled:
+		return true
+	}
+	return reference.Irregular != "" && (c.Method == Kill || c.Method == Terminate)
+}
+
+// both performs a step on the two sides at the same time.
+func both(ctx context.Context, c Call, left, right *running) (l, r Reply) {
+	done := make(chan Reply, 1)
+	go func() { done <- right.do(ctx, c) }()
+	l = left.do(ctx, c)
+	return l, <-done
+}
+
+// logs returns the last lines of a side that has ended.
+func logs(sides ...*running) string {
+	var b strings.Builder
+	for _, s := range sides {
+		if !s.server.Running() {
+			fmt.Fprintf(&b, "%s has ended; its last lines:\n%s\n", s.side.Binary, s.server.Log())
+		}
+	}
+	return b.String()
+}
+
+// report prints a sequence's differences.
+func report(cfg Config, found Result) error {
+	for _, d := range found.Differences {
+		_, err := fmt.Fprintf(cfg.Out, "\nDIFFERENCE in seed %d at step %d: %s\n--- request\n%s\n--- left\n%s\n--- right\n%s\n%sto run this seed again: %s\n",
+			d.Seed, d.Step, d.Call.Method, describe(d.Call.Request), d.Left, d.Right, d.Logs, cfg.Rerun(d.Seed))
+		if err != nil {
+			return fmt.Errorf("differ: %w", err)
+		}
+	}
+	return nil
+}
+
+// String shows a reply for people.
+func (r Reply) String() string {
+	var b strings.Builder
+	if r.Code != codes.OK {
+		fmt.Fprintf(&b, "%s: %s\n", r.Code, r.Error)
+	}
+	if r.Irregular != "" {
+		fmt.Fprintf(&b, "irregular: %s\n", r.Irregular)
+	}
+	if r.Message != nil {
+		b.WriteString(describe(r.Message))
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// describe shows a request or reply for people, cut to a readable length.
+func describe(m proto.Message) string {
+	if m == nil {
+		return "(none)"
+	}
+	text := strings.TrimSpace(prototext.Format(m))
+	if text == "" {
+		return "(empty)"
+	}
+	if len(text) > describeMax {
+		text = text[:describeMax] + fmt.Sprintf("… (%d bytes in all)", len(text))
+	}
+	return text
+}

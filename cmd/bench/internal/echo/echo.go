@@ -1,0 +1,83 @@
+// Package echo is the KV service with nothing behind it: every call gets the
+// same reply. What it costs is what gRPC alone costs, the physical limit for
+// any server that speaks this API with this library.
+package echo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/url"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+)
+
+const (
+	// keyBytes and valueBytes are the sizes that the benchmark loads use.
+	keyBytes, valueBytes = 32, 256
+	// receiveMax, etcd's default: a request of 1.5 MiB and 512 KiB around it.
+	receiveMax = 2 << 20
+	// pingMin is how often etcd lets a client ping by default.
+	pingMin = 5 * time.Second
+)
+
+// server answers Put and Range; everything else is Unimplemented.
+type server struct {
+	pb.UnimplementedKVServer
+	put pb.PutResponse
+	get pb.RangeResponse
+}
+
+func newServer() *server {
+	header := &pb.ResponseHeader{ClusterId: 0xcdf818194e3a8c32, MemberId: 0x8e9e05c52164694d, Revision: 1_000_000, RaftTerm: 2}
+	kv := &mvccpb.KeyValue{
+		Key: make([]byte, keyBytes), Value: make([]byte, valueBytes),
+		CreateRevision: 1_000_000, ModRevision: 1_000_000, Version: 1,
+	}
+	return &server{put: pb.PutResponse{Header: header}, get: pb.RangeResponse{Header: header, Kvs: []*mvccpb.KeyValue{kv}, Count: 1}}
+}
+
+// Put answers with a constant.
+func (s *server) Put(context.Context, *pb.PutRequest) (*pb.PutResponse, error) { return &s.put, nil }
+
+// Range answers with a constant: one key and its value.
+func (s *server) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
+	return &s.get, nil
+}
+
+// Serve listens on the URL and serves until the context ends. It writes the
+// line by which proc knows that a server is ready.
+func Serve(ctx context.Context, listenURL string, log io.Writer) error {
+	u, err := url.Parse(listenURL)
+	if err != nil {
+		return fmt.Errorf("echo: %w", err)
+	}
+	listener, err := net.Listen("tcp", u.Host)
+	if err != nil {
+		return fmt.Errorf("echo: %w", err)
+	}
+	// The options are those of etcd's own server.
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(receiveMax),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingMin}),
+	)
+	pb.RegisterKVServer(g, newServer())
+	stopped := context.AfterFunc(ctx, g.Stop)
+	defer stopped()
+	if _, err := fmt.Fprintln(log, "ready to serve client requests"); err != nil {
+		return errors.Join(fmt.Errorf("echo: %w", err), listener.Close())
+	}
+	if err := g.Serve(listener); err != nil {
+		return fmt.Errorf("echo: %w", err)
+	}
+	return nil
+}

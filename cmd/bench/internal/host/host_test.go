@@ -1,0 +1,40 @@
+package host
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestFilesystem(t *testing.T) {
+	const mounts = "/dev/a / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/b /tmp/deep xfs rw 0 0\nnone /tmpfoo btrfs rw 0 0\nbroken\n"
+	for path, want := range map[string]string{"/home/x": "ext4", "/tmp": "tmpfs", "/tmp/y": "tmpfs", "/tmp/deep/er": "xfs", "/tmpfoo/x": "btrfs"} {
+		if got := filesystem(mounts, path); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}
+
+func TestFields(t *testing.T) {
+	if got := field("a: 1\nmodel name\t: Some CPU: fast\n", "model name"); got != "Some CPU: fast" {
+		t.Errorf("%q", got)
+	}
+	if got := field("", "x"); got != "unknown" {
+		t.Errorf("%q", got)
+	}
+	if got := memoryGiB("24684084 kB"); got != 24 {
+		t.Errorf("%d GiB", got)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	facts, err := Describe(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if facts.Cores == 0 || facts.Fsync <= 0 || facts.Filesystem == "unknown" {
+		t.Fatalf("%+v", facts)
+	}
+	if text := facts.Markdown("go run . x"); !strings.Contains(text, "Command: `go run . x`") || strings.Contains(text, "%!") {
+		t.Fatal(text)
+	}
+}

@@ -1,0 +1,208 @@
+// Package loadgen offers load through gRPC stubs: closed loops, in which each
+// client sends its next request when the last is answered, and open loops, in
+// which requests come at a fixed pace whether or not the server keeps up.
+package loadgen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
+)
+
+// Pool is a number of connections to one server.
+type Pool []*grpc.ClientConn
+
+// Dial prepares connections; each is opened by its first call.
+func Dial(endpoint string, conns int) (Pool, error) {
+	var p Pool
+	for range conns {
+		c, err := grpc.NewClient("passthrough:///"+endpoint,
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("loadgen: %w", err), p.Close())
+		}
+		p = append(p, c)
+	}
+	return p, nil
+}
+
+// KV is the i-th client's stub; the clients share the connections evenly.
+func (p Pool) KV(i int) pb.KVClient { return pb.NewKVClient(p[i%len(p)]) }
+
+// Close closes all connections.
+func (p Pool) Close() error {
+	var err error
+	for _, c := range p {
+		err = errors.Join(err, c.Close())
+	}
+	return err
+}
+
+// Op is one request of a client.
+type Op func(ctx context.Context, kv pb.KVClient) error
+
+// Closed is a group of clients in closed loops.
+type Closed struct {
+	stop atomic.Bool
+	wg   sync.WaitGroup
+}
+
+// StartClosed starts clients first, first+1, … first+n-1. Each calls op until
+// Stop, or until the context ends, and tells done of every result. done is
+// called by many goroutines at once.
+func StartClosed(ctx context.Context, p Pool, first, n int, op Op, done func(error)) *Closed {
+	c := new(Closed)
+	for i := first; i < first+n; i++ {
+		kv := p.KV(i)
+		c.wg.Go(func() {
+			for !c.stop.Load() && ctx.Err() == nil {
+				done(op(ctx, kv))
+			}
+		})
+	}
+	return c
+}
+
+// Stop lets every client finish its request and returns when all have.
+func (c *Closed) Stop() {
+	c.stop.Store(true)
+	c.wg.Wait()
+}
+
+// Each performs jobs 0 to n-1 with so many clients at a time and returns the
+// first error, after which no new job begins.
+func Each(ctx context.Context, p Pool, clients, n int, job func(ctx context.Context, kv pb.KVClient, i int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for c := range clients {
+		kv := p.KV(c)
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return
+				}
+				if err := job(ctx, kv, i); err != nil {
+					cancel(fmt.Errorf("loadgen: job %d: %w", i, err))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+const (
+	// paceTick is how finely requests are spread over time.
+	paceTick = time.Millisecond
+	// backlogMax bounds the requests that wait for a free client. A server
+	// that is so far behind is not keeping up; what comes then is counted
+	// as missed.
+	backlogMax = 16 << 10
+)
+
+// Paced is an open loop.
+type Paced struct {
+	Pool    Pool
+	First   int // the first client's number, which picks its connection
+	Clients int // how many requests can be in flight
+	Rate    int // requests a second
+	Op      Op
+
+	mu     sync.Mutex // guards window
+	window Window
+}
+
+// Window is what happened between two calls of Cut. Latencies count from the
+// moment at which a request was due, so that a stall shows in every request
+// that it delayed.
+type Window struct {
+	Latencies []time.Duration // of the successful requests
+	Failed    int
+	Missed    int // not sent because too many were waiting
+	LastError error
+}
+
+// Run keeps the pace until the context ends.
+func (p *Paced) Run(ctx context.Context) {
+	due := make(chan time.Time, backlogMax) // closed below, by the only sender
+	var wg sync.WaitGroup
+	for i := range p.Clients {
+		kv := p.Pool.KV(p.First + i)
+		wg.Go(func() {
+			for at := range due {
+				if ctx.Err() != nil {
+					continue // empty the queue
+				}
+				p.record(at, p.Op(ctx, kv), ctx)
+			}
+		})
+	}
+	p.pace(ctx, due)
+	close(due)
+	wg.Wait()
+}
+
+func (p *Paced) pace(ctx context.Context, due chan<- time.Time) {
+	ticker := time.NewTicker(paceTick)
+	defer ticker.Stop()
+	began, sent := time.Now(), 0
+	gap := time.Second / time.Duration(p.Rate)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			for ; time.Duration(sent)*gap <= now.Sub(began); sent++ {
+				select {
+				case due <- began.Add(time.Duration(sent) * gap):
+				default:
+					p.mu.Lock()
+					p.window.Missed++
+					p.mu.Unlock()
+				}
+			}
+		}
+	}
+}
+
+func (p *Paced) record(due time.Time, err error, ctx context.Context) {
+	took := time.Since(due)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case err == nil:
+		p.window.Latencies = append(p.window.Latencies, took)
+	case ctx.Err() == nil: // else the end of the run cut it short
+		p.window.Failed++
+		p.window.LastError = err
+	}
+}
+
+// Cut returns what happened since the last Cut.
+func (p *Paced) Cut() Window {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.window
+	p.window = Window{}
+	return w
+}
+
+// Percentile of the window's latencies.
+func (w Window) Percentile(percent float64) time.Duration {
+	return stats.Percentile(slices.Sorted(slices.Values(w.Latencies)), percent)
+}

@@ -1,0 +1,79 @@
+package proc
+
+import (
+	"bytes"
+	"strings"
+	"sync"
+)
+
+const (
+	// tailLines is how much of a server's output is kept for error messages.
+	tailLines = 40
+	// lineBytesMax bounds one kept line; the rest of a longer one is dropped.
+	lineBytesMax = 4 << 10
+)
+
+// logTail is the writer behind a server's stdout and stderr. It keeps the last
+// lines and tells when an expected one has come.
+type logTail struct {
+	mu      sync.Mutex
+	lines   [][]byte // ring of the last tailLines lines
+	next    int      // where the next line goes
+	partial []byte   // an unfinished line
+	needle  []byte
+	found   chan struct{} // closed by Write, at the line that holds needle; nil when nothing is expected
+}
+
+func newLogTail() *logTail { return &logTail{lines: make([][]byte, tailLines)} }
+
+// expect returns a channel that is closed when a line containing needle
+// arrives after this call.
+func (l *logTail) expect(needle string) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.needle, l.found = []byte(needle), make(chan struct{})
+	return l.found
+}
+
+// Write never fails.
+func (l *logTail) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for rest := p; len(rest) > 0; {
+		line, after, complete := bytes.Cut(rest, []byte("\n"))
+		if room := lineBytesMax - len(l.partial); room > 0 {
+			l.partial = append(l.partial, line[:min(room, len(line))]...)
+		}
+		if !complete {
+			break
+		}
+		l.finishLine()
+		rest = after
+	}
+	return len(p), nil
+}
+
+func (l *logTail) finishLine() {
+	l.lines[l.next] = bytes.Clone(l.partial)
+	l.next = (l.next + 1) % len(l.lines)
+	if l.found != nil && bytes.Contains(l.partial, l.needle) {
+		close(l.found)
+		l.found = nil
+	}
+	l.partial = l.partial[:0]
+}
+
+// String joins the kept lines, oldest first.
+func (l *logTail) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var b strings.Builder
+	for i := range l.lines {
+		if line := l.lines[(l.next+i)%len(l.lines)]; line != nil {
+			b.Write(line)
+			b.WriteByte('\n')
+		}
+	}
+	b.Write(l.partial)
+	return b.String()
+}

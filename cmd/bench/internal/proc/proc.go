@@ -1,0 +1,303 @@
+// Package proc runs a server that takes etcd's flags as a child process on
+// loopback: it finds free ports and a fresh data folder, waits until the
+// server serves, stops it gently or not, starts it again on the same data, and
+// reads what it cost.
+package proc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Sentinel errors of Start, Restart and Terminate.
+var (
+	// ErrExited means that the process ended before it said that it serves.
+	ErrExited = errors.New("proc: the server exited before it was ready")
+	// ErrNotReady means that the ready line did not come in time.
+	ErrNotReady = errors.New("proc: the server was not ready in time")
+	// ErrStuck means that the process outlived a SIGTERM.
+	ErrStuck = errors.New("proc: the server did not stop on SIGTERM")
+)
+
+const (
+	// readyLine is what etcd and Troupe log once client calls work.
+	readyLine = "ready to serve client requests"
+	// readyTimeout covers a cold start with recovery of a few GiB.
+	readyTimeout = 2 * time.Minute
+	// stopTimeout covers a graceful stop: the hand-over of leadership, the
+	// last flush of the store, and a slow disk.
+	stopTimeout = 30 * time.Second
+	// portAttempts bounds the retries when another process takes a port
+	// between our choosing it and the server binding it.
+	portAttempts = 5
+)
+
+// Config says what to run.
+type Config struct {
+	Binary  string   // the server's executable
+	Command []string // arguments before the flags, such as a subcommand
+	Args    []string // flags after the ones that proc sets, so that they win
+	Name    string   // the member's name
+	Dir     string   // parent of the data folder; empty means the system's temporary folder
+}
+
+// Server is one child process and the data folder that outlives its restarts.
+// Its methods are for one goroutine at a time, except Usage and Endpoint.
+type Server struct {
+	cfg    Config
+	root   string // holds the data folder; removed by Close
+	client string // host:port
+	peer   string
+	log    *logTail
+
+	cmd    *exec.Cmd
+	exited chan struct{} // closed by the goroutine in launch, which waits for the process
+}
+
+// Start runs the server on free ports with a fresh data folder and returns
+// once it serves. The caller must Close it.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	root, err := os.MkdirTemp(cfg.Dir, "bench-"+cfg.Name+"-")
+	if err != nil {
+		return nil, fmt.Errorf("proc: %w", err)
+	}
+	var last error
+	for range portAttempts {
+		s := &Server{cfg: cfg, root: root, log: newLogTail()}
+		if s.client, s.peer, err = freePorts(); err != nil {
+			last = err
+			break
+		}
+		if last = s.launch(ctx); last == nil {
+			return s, nil
+		}
+		if !strings.Contains(s.log.String(), "address already in use") {
+			break
+		}
+		if err := os.RemoveAll(s.DataDir()); err != nil {
+			return nil, fmt.Errorf("proc: %w", err)
+		}
+	}
+	if err := os.RemoveAll(root); err != nil {
+		return nil, fmt.Errorf("proc: %w", err)
+	}
+	return nil, last
+}
+
+// freePorts asks the kernel for two ports that nobody listens on.
+func freePorts() (client, peer string, err error) {
+	var found [2]string
+	for i := range found {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", "", fmt.Errorf("proc: %w", err)
+		}
+		defer func() { _ = l.Close() }() // nothing was sent on it; a failed close leaves at worst a port in use, which Start retries
+		found[i] = l.Addr().String()
+	}
+	return found[0], found[1], nil
+}
+
+// launch starts the process and waits for the ready line.
+func (s *Server) launch(ctx context.Context) error {
+	ready := s.log.expect(readyLine)
+	cmd := exec.Command(s.cfg.Binary, s.arguments()...)
+	cmd.Stdout, cmd.Stderr = s.log, s.log
+	// The child must not outlive us, even if we are killed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("proc: start %s: %w", s.cfg.Name, err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // the exit status is read from cmd.ProcessState
+		close(exited)
+	}()
+	s.cmd, s.exited = cmd, exited
+
+	timeout := time.NewTimer(readyTimeout)
+	defer timeout.Stop()
+	var err error
+	select {
+	case <-ready:
+		return nil
+	case <-exited:
+		err = ErrExited
+	case <-timeout.C:
+		err = ErrNotReady
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.Kill()
+	return fmt.Errorf("%w: %s\n%s", err, s.cfg.Name, s.log)
+}
+
+func (s *Server) arguments() []string {
+	args := append([]string{}, s.cfg.Command...)
+	args = append(args,
+		"--name", s.cfg.Name,
+		"--data-dir", s.DataDir(),
+		"--listen-client-urls", s.ClientURL(),
+		"--advertise-client-urls", s.ClientURL(),
+		"--listen-peer-urls", s.PeerURL(),
+		"--initial-advertise-peer-urls", s.PeerURL(),
+		"--initial-cluster", s.cfg.Name+"="+s.PeerURL(),
+	)
+	return append(args, s.cfg.Args...)
+}
+
+// Endpoint is the client address as host:port.
+func (s *Server) Endpoint() string { return s.client }
+
+// ClientURL is the client address as a URL.
+func (s *Server) ClientURL() string { return "http://" + s.client }
+
+// PeerURL is the peer address as a URL.
+func (s *Server) PeerURL() string { return "http://" + s.peer }
+
+// DataDir is the server's data folder.
+func (s *Server) DataDir() string { return filepath.Join(s.root, "data") }
+
+// Log returns the last lines that the server wrote.
+func (s *Server) Log() string { return s.log.String() }
+
+// Running reports whether the process is alive.
+func (s *Server) Running() bool {
+	select {
+	case <-s.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// Kill ends the process with SIGKILL and waits for it. Killing a process that
+// is already gone does nothing.
+func (s *Server) Kill() {
+	_ = s.cmd.Process.Kill() // the only failure is that it has ended already
+	<-s.exited
+}
+
+// Terminate asks the process to stop with SIGTERM and waits for it. It
+// returns ErrStuck when it had to be killed, and an error when it ended with
+// a status other than 0 or the death by that signal.
+func (s *Server) Terminate(ctx context.Context) error {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM) // the only failure is that it has ended already
+	timeout := time.NewTimer(stopTimeout)
+	defer timeout.Stop()
+	select {
+	case <-s.exited:
+	case <-timeout.C:
+		s.Kill()
+		return fmt.Errorf("%w: %s\n%s", ErrStuck, s.cfg.Name, s.log)
+	case <-ctx.Done():
+		s.Kill()
+		return ctx.Err()
+	}
+	// etcd raises the signal again after its clean-up, so that its parent
+	// sees a death by SIGTERM; Troupe exits with 0.
+	status, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ok && status.Signaled() && status.Signal() == syscall.SIGTERM {
+		return nil
+	}
+	if code := s.cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("proc: %s ended with %s on SIGTERM\n%s", s.cfg.Name, s.cmd.ProcessState, s.log)
+	}
+	return nil
+}
+
+// Restart starts a stopped server again, on the same ports and data.
+func (s *Server) Restart(ctx context.Context) error { return s.launch(ctx) }
+
+// Close kills the process if it still runs and removes its data.
+func (s *Server) Close() error {
+	s.Kill()
+	if err := os.RemoveAll(s.root); err != nil {
+		return fmt.Errorf("proc: %w", err)
+	}
+	return nil
+}
+
+// Usage is what the process has cost so far.
+type Usage struct {
+	CPU     time.Duration // user and system time together; the kernel counts in ticks of 10 ms
+	RSS     int64         // resident bytes now
+	PeakRSS int64         // most resident bytes so far
+}
+
+// Usage reads the process's cost from /proc.
+func (s *Server) Usage() (Usage, error) {
+	dir := filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid))
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return Usage{}, fmt.Errorf("proc: %w", err)
+	}
+	status, err := os.ReadFile(filepath.Join(dir, "status"))
+	if err != nil {
+		return Usage{}, fmt.Errorf("proc: %w", err)
+	}
+	var u Usage
+	if u.CPU, err = parseCPU(string(stat)); err != nil {
+		return Usage{}, err
+	}
+	if u.RSS, err = parseStatusKiB(string(status), "VmRSS:"); err != nil {
+		return Usage{}, err
+	}
+	if u.PeakRSS, err = parseStatusKiB(string(status), "VmHWM:"); err != nil {
+		return Usage{}, err
+	}
+	return u, nil
+}
+
+// clockTick is the unit of the times in /proc/<pid>/stat: USER_HZ, which is
+// 100 per second on every Linux architecture that Go supports.
+const clockTick = 10 * time.Millisecond
+
+// parseCPU reads utime and stime, fields 14 and 15 of proc_pid_stat(5). The
+// second field is the program's name in brackets and may hold spaces and
+// brackets, so the counting starts behind the last one.
+func parseCPU(stat string) (time.Duration, error) {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	const utime = 14 - 3 // fields begins at the third
+	if len(fields) < utime+2 {
+		return 0, fmt.Errorf("proc: malformed stat line %q", stat)
+	}
+	var ticks int64
+	for _, f := range fields[utime : utime+2] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("proc: malformed stat line: %w", err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * clockTick, nil
+}
+
+// parseStatusKiB reads one "Name: N kB" line of /proc/<pid>/status, in bytes.
+func parseStatusKiB(status, name string) (int64, error) {
+	for line := range strings.Lines(status) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok {
+			continue
+		}
+		fields := strings.Fields(rest)
+		if len(fields) != 2 || fields[1] != "kB" {
+			return 0, fmt.Errorf("proc: malformed status line %q", line)
+		}
+		n, err := strconv.ParseInt(fields[0], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("proc: malformed status line: %w", err)
+		}
+		return n << 10, nil
+	}
+	return 0, fmt.Errorf("proc: no %s in status", name)
+}

@@ -1,0 +1,61 @@
+// Command bench compares Troupe with real etcd: behaviour, cost under load,
+// overload, and compaction. Each subcommand says what it does with -h; the
+// README says how to read what it prints.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// errFailed is returned by a subcommand that has already printed what failed.
+var errFailed = errors.New("failed")
+
+// command is one subcommand.
+type command struct {
+	name  string
+	about string
+	run   func(ctx context.Context, args []string) error
+}
+
+var commands = []command{
+	{"build", "build the programs that the others use into bin/", runBuild},
+	{"diff", "find differences in behaviour between two servers", runDiff},
+	{"bench", "measure servers in turn under etcd's own load generator", runBench},
+	{"echo", "serve the KV API with constant replies, as the physical limit", runEcho},
+	{"overload", "check what happens when more clients come than the queues take", runOverload},
+	{"compaction", "measure a large compaction under load", runCompaction},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	switch err := dispatch(ctx, os.Args[1:]); {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errFailed):
+		os.Exit(1)
+	default:
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func dispatch(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		for _, c := range commands {
+			if c.name == args[0] {
+				return c.run(ctx, args[1:])
+			}
+		}
+	}
+	fmt.Fprintln(os.Stderr, "usage: bench <subcommand> [flags]")
+	for _, c := range commands {
+		fmt.Fprintf(os.Stderr, "  %-11s %s\n", c.name, c.about)
+	}
+	return errFailed
+}

@@ -1,0 +1,85 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// identity is what a data directory says of the member it belongs to, in a file
+// that can be read without opening, and so without touching, anything else.
+type identity struct {
+	ClusterID uint64   `json:"cluster_id"`
+	MemberID  uint64   `json:"member_id"`
+	Name      string   `json:"name"`
+	PeerURLs  []string `json:"peer_urls"`
+}
+
+func identityPath(dataDir string) string { return filepath.Join(dataDir, "member", "identity.json") }
+
+// Exists tells whether a directory holds a member's data.
+func Exists(dataDir string) bool {
+	_, err := os.Stat(identityPath(dataDir))
+	return err == nil
+}
+
+// identify settles who this member is: what the data directory says, or in a new
+// one what the configuration says. The data of another member is refused: neither
+// its name nor one of its peer URLs is this one's.
+func identify(cfg *Config) error {
+	path := identityPath(cfg.DataDir)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return writeIdentity(path, identity{cfg.ClusterID, cfg.MemberID, cfg.Name, cfg.PeerURLs})
+	}
+	if err != nil {
+		return fmt.Errorf("node: identity: %w", err)
+	}
+	var id identity
+	if err := json.Unmarshal(text, &id); err != nil || id.MemberID == 0 || id.ClusterID == 0 {
+		return fmt.Errorf("node: %s does not say whose data it is: %w", path, errors.Join(err, ErrOtherMember))
+	}
+	known := func(url string) bool { return slices.Contains(id.PeerURLs, url) }
+	if id.Name != cfg.Name && !slices.ContainsFunc(cfg.PeerURLs, known) {
+		return fmt.Errorf("%w: %s is of member %q at %v, this is member %q at %v",
+			ErrOtherMember, cfg.DataDir, id.Name, id.PeerURLs, cfg.Name, cfg.PeerURLs)
+	}
+	cfg.ClusterID, cfg.MemberID = id.ClusterID, id.MemberID
+	if id.Name != cfg.Name {
+		id.Name = cfg.Name
+		return writeIdentity(path, id)
+	}
+	return nil
+}
+
+// writeIdentity replaces the file so that a crash leaves the old or the new one.
+func writeIdentity(path string, id identity) error {
+	text, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return fmt.Errorf("node: identity: %w", err)
+	}
+	temporary := path + ".tmp"
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("node: identity: %w", err)
+	}
+	_, err = f.Write(append(text, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("node: identity: %w", err)
+	}
+	if err := os.Rename(temporary, path); err != nil {
+		return fmt.Errorf("node: identity: %w", err)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("node: identity: %w", err)
+	}
+	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+		return fmt.Errorf("node: identity: %w", err)
+	}
+	return nil
+}
