@@ -138,6 +138,8 @@ type Actor struct {
 	dirty         bool // something changed since the last Persist
 	persistsUnder int  // Persists not answered
 
+	persists int64 // Persists answered
+
 	results []*raftmsg.ResultBatch
 	changes []*raftpb.ConfChangeV2
 }
@@ -174,7 +176,6 @@ func (a *Actor) Receive(ctx actor.Context) {
 	case *actor.Started:
 		a.publish()
 		a.cfg.Compacted.set(a.store.CompactRevision())
-		a.persist() // what recovery cleaned up
 	case *actors.Batch:
 		a.batch(m)
 	}
@@ -410,14 +411,15 @@ func (a *Actor) persisted(m *mvccmsg.Persisted) {
 		return
 	}
 	a.persistsUnder -= int(m.Messages)
-	a.store.Durable(m.Revision)
+	a.persists += m.Messages
+	a.store.Durable(m.Revision, a.persists)
 }
 
 // persist hands what changed to the persister.
 func (a *Actor) persist() {
-	put, deleted := a.store.TakeDirty()
+	appended, reclaimed := a.store.TakeDirty()
 	m := &mvccmsg.Persist{
-		Epoch: a.cfg.Epoch, Packs: put, Deleted: deleted,
+		Epoch: a.cfg.Epoch, Packs: appended, Reclaimed: reclaimed,
 		Durable: &mvccmsg.Durable{
 			Format:    storeFormat,
 			ClusterId: a.state.ClusterID, MemberId: a.state.MemberID,

@@ -1,6 +1,7 @@
 package mvccactor
 
 import (
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -54,7 +55,7 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		return nil
 	}
 	cfg.Backend.VisitPack = func(id backend.PackID, value []byte) error {
-		return o.Store.Restore(mvcc.Revision{Main: id.Main, Sub: id.Sub}, value, o.Durable.GetRevision())
+		return o.Store.Restore(mvcc.Revision{Main: id.Main, Sub: id.Sub}, value, max(1, o.Durable.GetRevision()))
 	}
 	var err error
 	if o.Backend, err = cfg.OpenBackend(cfg.Backend); err != nil {
@@ -65,7 +66,22 @@ func Open(cfg OpenConfig) (*Opened, error) {
 	} else {
 		o.Store.Restored(o.Store.Revision(), o.Store.CompactRevision())
 	}
+	if err := o.clean(); err != nil {
+		return nil, errors.Join(err, o.Backend.Close())
+	}
 	return o, nil
+}
+
+// clean removes what a commit that was cut off left above the durable revision,
+// before the same revisions are written again.
+func (o *Opened) clean() error {
+	_, reclaimed := o.Store.TakeDirty()
+	for _, batch := range reclaimBatches(reclaimed) {
+		if err := o.Backend.Commit(batch); err != nil {
+			return fmt.Errorf("mvccactor: clean up after an unfinished commit: %w", err)
+		}
+	}
+	return nil
 }
 
 func (o *Opened) load(id mvcc.Revision) ([]byte, error) {

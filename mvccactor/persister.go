@@ -57,10 +57,11 @@ type Persister struct {
 	mvcc   *actors.Mailbox
 	ticker *actors.Ticker
 
-	packs    map[backend.PackID]*mvccmsg.Pack // nil: to delete
-	durable  *mvccmsg.Durable
-	messages int
-	cost     actors.Cost
+	packs     map[backend.PackID]*mvccmsg.Pack
+	reclaimed []*mvccmsg.Reclaimed
+	durable   *mvccmsg.Durable
+	messages  int
+	cost      actors.Cost
 }
 
 // NewPersister returns the persister and its stage.
@@ -118,9 +119,7 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 	for _, pack := range m.Packs {
 		p.packs[packID(pack.Id)] = pack
 	}
-	for _, id := range m.Deleted {
-		p.packs[packID(id)] = nil
-	}
+	p.reclaimed = append(p.reclaimed, m.Reclaimed...)
 	p.durable = m.Durable
 	p.messages++
 	p.cost.Requests++
@@ -129,19 +128,19 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 
 func packID(id *mvccmsg.PackID) backend.PackID { return backend.PackID{Main: id.Main, Sub: id.Sub} }
 
-// flush writes what was merged in one transaction, and tells who waits for it.
+// flush writes what was merged, and tells who waits for it. Packs and the state
+// that covers them go first, whatever their size; the store keeps them in step.
+// Then what was reclaimed: it rests on that state being durable, and each piece
+// on those before it.
 func (p *Persister) flush() {
 	batch, err := p.prepare()
 	if err != nil {
 		panic(err)
 	}
-	start := actors.Now()
-	if err := p.cfg.Store.Commit(batch); err != nil {
-		err = fmt.Errorf("mvccactor: commit to the store: %w", err)
-		p.cfg.Fatal(err)
-		panic(err) // Fatal of a test comes back
+	p.commit(batch)
+	for _, batch := range reclaimBatches(p.reclaimed) {
+		p.commit(batch)
 	}
-	p.cfg.Commit(time.Duration(actors.Now() - start))
 	d := p.durable
 	p.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{Epoch: p.cfg.Epoch,
 		AppliedIndex: d.AppliedIndex, Revision: d.Revision, Messages: int64(p.messages)}, actors.Cost{Requests: 1})
@@ -149,7 +148,17 @@ func (p *Persister) flush() {
 		AppliedIndex: d.AppliedIndex, AppliedTerm: d.AppliedTerm, ConfState: d.ConfState}, actors.Cost{Requests: 1})
 	p.box.ReleaseLane(persisterPersist, p.cost)
 	clear(p.packs)
-	p.durable, p.messages, p.cost = nil, 0, actors.Cost{}
+	p.reclaimed, p.durable, p.messages, p.cost = nil, nil, 0, actors.Cost{}
+}
+
+func (p *Persister) commit(batch backend.Batch) {
+	start := actors.Now()
+	if err := p.cfg.Store.Commit(batch); err != nil {
+		err = fmt.Errorf("mvccactor: commit to the store: %w", err)
+		p.cfg.Fatal(err)
+		panic(err) // Fatal of a test comes back
+	}
+	p.cfg.Commit(time.Duration(actors.Now() - start))
 }
 
 func (p *Persister) prepare() (backend.Batch, error) {
@@ -158,14 +167,42 @@ func (p *Persister) prepare() (backend.Batch, error) {
 		return backend.Batch{}, fmt.Errorf("mvccactor: state: %w", err)
 	}
 	batch := backend.Batch{Set: []backend.Entry{{Key: stateName, Value: state}}}
-	for id, pack := range p.packs {
-		if pack == nil {
-			batch.Delete = append(batch.Delete, id)
-			continue
-		}
-		batch.Put = append(batch.Put, backend.Pack{ID: id, Parts: [][]byte{pack.Header, pack.Table, pack.Data}})
+	for _, pack := range p.packs {
+		batch.Put = append(batch.Put, backendPack(pack))
 	}
-	// A transaction that is split must put older records first.
 	slices.SortFunc(batch.Put, func(a, b backend.Pack) int { return a.ID.Compare(b.ID) })
 	return batch, nil
+}
+
+func backendPack(p *mvccmsg.Pack) backend.Pack {
+	return backend.Pack{ID: packID(p.Id), Parts: [][]byte{p.Header, p.Table, p.Data}}
+}
+
+const (
+	// reclaimBatchPacks and reclaimBatchBytes keep what was reclaimed within one
+	// transaction of the store: the tombstone of a key must not go while an older
+	// record of it stays.
+	reclaimBatchPacks = 512
+	reclaimBatchBytes = 4 << 20
+)
+
+// reclaimBatches divides what was reclaimed into transactions, in order.
+func reclaimBatches(reclaimed []*mvccmsg.Reclaimed) []backend.Batch {
+	var batches []backend.Batch
+	packs, bytes := 0, 0
+	for i, r := range reclaimed {
+		size := len(r.Pack.GetTable()) + len(r.Pack.GetData())
+		if i == 0 || packs == reclaimBatchPacks || bytes+size > reclaimBatchBytes {
+			batches = append(batches, backend.Batch{})
+			packs, bytes = 0, 0
+		}
+		b := &batches[len(batches)-1]
+		if r.Pack != nil {
+			b.Put = append(b.Put, backendPack(r.Pack))
+		} else {
+			b.Delete = append(b.Delete, packID(r.Id))
+		}
+		packs, bytes = packs+1, bytes+size
+	}
+	return batches
 }

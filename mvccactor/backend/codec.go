@@ -2,6 +2,7 @@ package backend
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 )
@@ -81,9 +82,16 @@ func checksum(key, value []byte) uint32 {
 	return crc32.Update(crc, castagnoli, value[headerLen:])
 }
 
+// errUnreadable is what badger's silence means: it logs a read error and returns
+// nothing.
+var errUnreadable = errors.New("value log is damaged or shorter than it was")
+
 // openValue checks the envelope of value and returns its content, which shares
 // memory with value, and its checksum.
 func openValue(key, value []byte) (content []byte, crc uint32, err error) {
+	if len(value) == 0 {
+		return nil, 0, errUnreadable
+	}
 	if len(value) < headerLen {
 		return nil, 0, fmt.Errorf("value of %d bytes is shorter than its header", len(value))
 	}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var damageRounds = flag.Int("damage-rounds", 60, "damaged copies in TestDamage")
+var damageRounds = flag.Int("damage-rounds", 30, "damaged copies in TestDamage")
 
 // history is the contents after each commit of a run; the state entry "n" says
 // which it is.
@@ -62,13 +62,13 @@ func makeHistory(t *testing.T, clean bool) history {
 
 // check opens a folder and reports what came of it: refused, or the number of
 // the commit whose contents it has. Anything else fails the test.
-func (h history) check(t *testing.T, what, dir string) (refused error, n int) {
+func (h history) check(t *testing.T, what, dir string) (n int, refused error) {
 	t.Helper()
 	cfg := small(dir)
 	cfg.MustExist = true
 	s, err := Open(cfg)
 	if err != nil {
-		return err, 0
+		return 0, err
 	}
 	defer s.Close()
 	n = -1
@@ -83,15 +83,16 @@ func (h history) check(t *testing.T, what, dir string) (refused error, n int) {
 	if !maps.Equal(got, h.packs[n]) {
 		t.Fatalf("%s: opened with contents that never were", what)
 	}
-	return nil, n
+	return n, nil
 }
 
 // TestDamage changes one byte at a time in every kind of file. The store is
 // refused or has its contents; it never has others.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	for _, clean := range []bool{false, true} {
 		h := makeHistory(t, clean)
-		if err, n := h.check(t, "undamaged", snapshot(t, h.dir)); err != nil || n != len(h.packs)-1 {
+		if n, err := h.check(t, "undamaged", snapshot(t, h.dir)); err != nil || n != len(h.packs)-1 {
 			t.Fatalf("undamaged: %v, commit %d", err, n)
 		}
 		files, err := os.ReadDir(h.dir)
@@ -108,13 +109,15 @@ func TestDamage(t *testing.T) {
 			dir := snapshot(t, h.dir)
 			flipByte(t, filepath.Join(dir, name), at)
 			what := fmt.Sprintf("%s at %d", name, at)
-			refused, n := h.check(t, what, dir)
+			n, refused := h.check(t, what, dir)
 			switch {
 			case refused == nil && n == len(h.packs)-1:
 				outcome[ext+" whole"]++
 			case refused == nil:
 				outcome[ext+" earlier"]++
-				if ext != "mem" && ext != "MANIFEST" {
+				// Only the last transaction of a memtable log looks alike, damaged or
+				// unfinished.
+				if ext != "mem" || n < len(h.packs)-2 {
 					t.Errorf("%s: fell back to commit %d", what, n)
 				}
 			default:

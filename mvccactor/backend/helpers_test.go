@@ -104,20 +104,39 @@ func contents(t testing.TB, s Store) (map[PackID]string, map[string]string) {
 	return packs, state
 }
 
-// snapshot copies a folder file by file, as it is: what a killed process leaves.
-// Holes stay holes.
+// snapshot copies a folder as it is: what a killed process leaves. Holes stay
+// holes. A copy is not a moment, so it is repeated when badger flushed or merged
+// meanwhile.
 func snapshot(t testing.TB, dir string) string {
 	t.Helper()
-	to := t.TempDir()
-	files, err := os.ReadDir(dir)
-	must(t, err)
-	for _, f := range files {
-		err := copySparse(filepath.Join(dir, f.Name()), filepath.Join(to, f.Name()))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
+	for range 100 {
+		to := t.TempDir()
+		before := listing(t, dir)
+		files, err := os.ReadDir(dir)
+		must(t, err)
+		for _, f := range files {
+			err := copySparse(filepath.Join(dir, f.Name()), filepath.Join(to, f.Name()))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		if listing(t, dir) == before {
+			return to
 		}
 	}
-	return to
+	t.Fatal("the folder does not come to rest")
+	return ""
+}
+
+func listing(t testing.TB, dir string) string {
+	files, err := os.ReadDir(dir)
+	must(t, err)
+	text, err := os.ReadFile(filepath.Join(dir, manifestName))
+	must(t, err)
+	for _, f := range files {
+		text = append(text, f.Name()...)
+	}
+	return string(text)
 }
 
 func copySparse(from, to string) error {

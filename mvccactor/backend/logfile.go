@@ -294,3 +294,10 @@ func numbered(dir, ext string) ([]uint32, error) {
 	slices.Sort(out)
 	return out, nil
 }
+
+func highest(numbers []uint32) (n uint32) {
+	for _, x := range numbers {
+		n = max(n, x)
+	}
+	return n
+}

@@ -15,6 +15,7 @@ type logBridge struct {
 
 	mu      sync.Mutex
 	ignored string // file of a table that badger opened without
+	rewrite func() // see onRewrite
 }
 
 // readErrorFormats are the lines badger logs when it cannot read a value. The
@@ -60,7 +61,28 @@ func (b *logBridge) Warningf(format string, args ...any) {
 
 // Infof implements badger.Logger. What badger calls information is of use to
 // nobody but its developers.
-func (b *logBridge) Infof(format string, args ...any) { b.Debugf(format, args...) }
+func (b *logBridge) Infof(format string, args ...any) {
+	if format == rewriteFormat {
+		b.mu.Lock()
+		fn := b.rewrite
+		b.mu.Unlock()
+		if fn != nil {
+			fn()
+		}
+	}
+	b.Debugf(format, args...)
+}
+
+// rewriteFormat is the line with which badger begins to rewrite a value log.
+const rewriteFormat = "Rewriting fid: %d"
+
+// onRewrite sets what is called when badger begins to rewrite a value log, in
+// the goroutine that does it; nil is nothing.
+func (b *logBridge) onRewrite(fn func()) {
+	b.mu.Lock()
+	b.rewrite = fn
+	b.mu.Unlock()
+}
 
 // Debugf implements badger.Logger. The line is formatted by the receiver only.
 func (b *logBridge) Debugf(format string, args ...any) {

@@ -8,9 +8,11 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"syscall"
 
 	"github.com/dgraph-io/badger/v4"
@@ -40,8 +42,10 @@ func (o *overlay) note(format string, args ...any) {
 
 // build fills the temporary folder.
 func (o *overlay) build() error {
-	files, err := os.ReadDir(o.dir)
-	if err != nil {
+	if err := o.manifest(); err != nil {
+		return err
+	}
+	if err := o.tables(); err != nil {
 		return err
 	}
 	fids, err := numbered(o.dir, valueLogExt)
@@ -50,6 +54,10 @@ func (o *overlay) build() error {
 	}
 	if len(fids) > 0 {
 		o.lastLog = filepath.Base(valueLogPath(o.dir, highest(fids)))
+	}
+	files, err := os.ReadDir(o.dir)
+	if err != nil {
+		return err
 	}
 	for _, f := range files {
 		info, err := f.Info()
@@ -71,16 +79,54 @@ func (o *overlay) file(name string, size int64) error {
 		return nil
 	case name == o.lastLog:
 		return o.last(name)
-	case ext == valueLogExt, ext == tableExt:
+	case ext == valueLogExt:
 		return o.link(name)
 	case ext == memLogExt:
 		return o.memLog(name)
-	case name == manifestName:
-		return o.manifest()
 	case name == badger.KeyRegistryFileName:
 		return o.copy(name, size)
 	}
 	return nil
+}
+
+// tables checks and links the tables that the manifest names. Others are what a
+// crash left of one that was being written.
+func (o *overlay) tables() error {
+	if len(o.damage) > 0 {
+		return nil // the manifest cannot be trusted
+	}
+	f, err := os.Open(filepath.Join(o.tmp, manifestName))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	manifest, _, err := badger.ReplayManifestFile(f, 0, badger.DefaultOptions("").WithLogger(nil))
+	if err != nil {
+		o.damaged(manifestName, err)
+		return nil
+	}
+	for _, id := range slices.Sorted(maps.Keys(manifest.Tables)) {
+		name := fmt.Sprintf("%06d%s", id, tableExt)
+		err := checkTableFile(filepath.Join(o.dir, name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			o.damaged(name, errors.New("table is missing"))
+		case isSystem(err):
+			return err
+		case err != nil:
+			o.damaged(name, err)
+		default:
+			err = o.link(name)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (o *overlay) damaged(name string, err error) {
+	o.damage = append(o.damage, Problem{File: name, Offset: -1, Reason: err.Error()})
 }
 
 func (o *overlay) link(name string) error {
@@ -185,8 +231,7 @@ var dataFile = regexp.MustCompile(`\d+\.(sst|vlog|mem)\b|MANIFEST|KEYREGISTRY`)
 // asCorrupt tells damage from trouble with the system: badger's complaints about
 // what it reads are plain errors, those of the system are not.
 func asCorrupt(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) && !errors.Is(err, fs.ErrNotExist) {
+	if isSystem(err) {
 		return err
 	}
 	file := dataFile.FindString(err.Error())
@@ -194,6 +239,13 @@ func asCorrupt(err error) error {
 		file = badger.KeyRegistryFileName
 	}
 	return &CorruptError{File: file, Reason: err.Error()}
+}
+
+// isSystem tells errors of the operating system other than that a file is
+// missing.
+func isSystem(err error) bool {
+	var errno syscall.Errno
+	return errors.As(err, &errno) && !errors.Is(err, fs.ErrNotExist)
 }
 
 // laterTransactions counts the transactions that have good records behind

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -125,11 +126,8 @@ func (s *store) reclaim(w *worker, garbage float64, files *int) error {
 	if err := s.failed(); err != nil {
 		return err
 	}
-	if err := w.do(func() error { return s.flush(w.ctx) }); err != nil {
-		return fmt.Errorf("backend: reclaim: flush: %w", err)
-	}
-	if err := w.do(func() error { return s.db.Flatten(1) }); err != nil {
-		return fmt.Errorf("backend: reclaim: merge: %w", err)
+	if err := s.merge(w); err != nil {
+		return err
 	}
 	for idle := 0; idle < gcAttempts; {
 		c, err := s.pick(garbage)
@@ -143,6 +141,10 @@ func (s *store) reclaim(w *worker, garbage float64, files *int) error {
 			err = w.do(func() error { return s.rotateValueLog(w.ctx, c.fid) })
 			if err != nil {
 				return fmt.Errorf("backend: reclaim: next value log: %w", err)
+			}
+			// Until they are merged away, what filled it up counts as alive.
+			if err := s.merge(w); err != nil {
+				return err
 			}
 			continue
 		}
@@ -160,6 +162,17 @@ func (s *store) reclaim(w *worker, garbage float64, files *int) error {
 		} else {
 			idle++
 		}
+	}
+	return nil
+}
+
+// merge flushes the memtable and merges all tables into one level.
+func (s *store) merge(w *worker) error {
+	if err := w.do(func() error { return s.flush(w.ctx) }); err != nil {
+		return fmt.Errorf("backend: reclaim: flush: %w", err)
+	}
+	if err := w.do(func() error { return s.db.Flatten(1) }); err != nil {
+		return fmt.Errorf("backend: reclaim: merge: %w", err)
 	}
 	return nil
 }
@@ -220,7 +233,7 @@ func (s *store) collect(c candidate) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	err = s.db.RunValueLogGC(c.share * gcSlack)
+	err = s.runGC(c.share * gcSlack)
 	switch {
 	case err == nil:
 		s.commit.Lock()
@@ -230,6 +243,18 @@ func (s *store) collect(c candidate) (done bool, err error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("backend: reclaim: collect %d: %w", c.fid, err)
+}
+
+// runGC has badger collect one file. As its first step badger notes its newest
+// version, without a lock against the write that sets it. So no transaction runs
+// until that step; the rest goes on beside them.
+func (s *store) runGC(ratio float64) error {
+	s.commit.Lock()
+	release := sync.OnceFunc(s.commit.Unlock)
+	defer release()
+	s.bridge.onRewrite(release)
+	defer s.bridge.onRewrite(nil)
+	return s.db.RunValueLogGC(ratio)
 }
 
 // flush makes badger write its memtable to a table and waits until that is

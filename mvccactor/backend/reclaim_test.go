@@ -21,7 +21,7 @@ import (
 // reclaimBytes is the live data of TestReclaim. The default fits a test run; the
 // figures in FORMAT.md are from -reclaim-bytes 1073741824, which also uses the
 // default file sizes.
-var reclaimBytes = flag.Int64("reclaim-bytes", 24<<20, "live bytes in TestReclaim")
+var reclaimBytes = flag.Int64("reclaim-bytes", 8<<20, "live bytes in TestReclaim")
 
 const reclaimPack = 32 << 10
 
@@ -91,6 +91,7 @@ func (c *churn) fill(from, n int64) {
 // TestReclaim writes as much garbage as live data in different ways, reclaims
 // under concurrent commits and loads, and looks at the disk.
 func TestReclaim(t *testing.T) {
+	t.Parallel()
 	live := *reclaimBytes / reclaimPack
 	for _, test := range []struct {
 		name  string
@@ -188,7 +189,7 @@ func measureReclaim(t *testing.T, s *store, c *churn, cfg Config) {
 			}
 		})
 	}
-	run(50)
+	run(10)
 	wg.Wait()
 	t.Logf("before: %d commits, longest %v; %d loads, longest %v", commits, stall, loads, stallLoad)
 	commits, loads, stall, stallLoad = 0, 0, 0, 0
@@ -231,6 +232,7 @@ func cpuTime() time.Duration {
 }
 
 func TestReclaimStops(t *testing.T) {
+	t.Parallel()
 	s := mustOpen(t, small(t.TempDir()))
 	c := newChurn(t, s)
 	c.fill(1, 300)
@@ -264,6 +266,7 @@ func TestReclaimStops(t *testing.T) {
 // TestReclaimRefusesDamage damages a value log: badger would drop what is behind
 // the damage, so that the file must not be collected.
 func TestReclaimRefusesDamage(t *testing.T) {
+	t.Parallel()
 	s := mustOpen(t, small(t.TempDir()))
 	c := newChurn(t, s)
 	c.fill(1, 100)
@@ -276,5 +279,33 @@ func TestReclaimRefusesDamage(t *testing.T) {
 	}
 	if _, err := os.Stat(damaged); err != nil {
 		t.Fatal("the damaged file is gone")
+	}
+}
+
+// TestReclaimActiveLog has all garbage in the value log that is being written:
+// badger would not touch it.
+func TestReclaimActiveLog(t *testing.T) {
+	t.Parallel()
+	s := mustOpen(t, Config{Dir: t.TempDir(), MemTableBytes: 256 << 10, ValueLogBytes: 8 << 20})
+	c := newChurn(t, s)
+	for range 6 {
+		c.fill(1, 30)
+	}
+	before := s.Sizes()
+	if fids, err := numbered(s.cfg.Dir, valueLogExt); err != nil || len(fids) != 1 {
+		t.Fatalf("value logs %v, %v", fids, err)
+	}
+	report, err := s.Reclaim(t.Context(), Budget{Duty: 1})
+	must(t, err)
+	after := s.Sizes()
+	if report.Files != 1 || after.AllocatedBytes > 2*after.PackBytes || before.AllocatedBytes < 4*after.PackBytes {
+		t.Fatalf("%+v: %+v then %+v", report, before, after)
+	}
+	c.check(s)
+	// Nothing is left to do.
+	report, err = s.Reclaim(t.Context(), Budget{Duty: 1})
+	must(t, err)
+	if report.Files != 0 {
+		t.Fatalf("%+v", report)
 	}
 }

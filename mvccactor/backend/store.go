@@ -117,7 +117,10 @@ func (s *store) inspect() error {
 	}
 	if len(o.damage) > 0 {
 		p := o.damage[0]
-		return &CorruptError{File: p.File, Reason: fmt.Sprintf("%s at offset %d", p.Reason, p.Offset)}
+		if p.Offset >= 0 {
+			p.Reason += fmt.Sprintf(", at offset %d", p.Offset)
+		}
+		return &CorruptError{File: p.File, Reason: p.Reason}
 	}
 	if err := s.read(o); err != nil {
 		return err
@@ -370,30 +373,27 @@ func grow(buf []byte, st step) []byte {
 // syncNames makes the names of new log files durable. Badger syncs a log's
 // content but not the folder that names it.
 func (s *store) syncNames() error {
-	valueLogs, err := numbered(s.cfg.Dir, valueLogExt)
+	files, err := os.ReadDir(s.cfg.Dir)
 	if err != nil {
 		return err
 	}
-	memLogs, err := numbered(s.cfg.Dir, memLogExt)
-	if err != nil {
-		return err
+	var valueLog, memLog uint32
+	for _, f := range files {
+		if n, ok := fileNumber(f.Name(), valueLogExt); ok {
+			valueLog = max(valueLog, n)
+		}
+		if n, ok := fileNumber(f.Name(), memLogExt); ok {
+			memLog = max(memLog, n)
+		}
 	}
-	v, m := highest(valueLogs), highest(memLogs)
-	if v == s.valueLog && m == s.memLog {
+	if valueLog == s.valueLog && memLog == s.memLog {
 		return nil
 	}
 	if err := syncDir(s.cfg.Dir); err != nil {
 		return err
 	}
-	s.valueLog, s.memLog = v, m
+	s.valueLog, s.memLog = valueLog, memLog
 	return nil
-}
-
-func highest(numbers []uint32) (n uint32) {
-	for _, x := range numbers {
-		n = max(n, x)
-	}
-	return n
 }
 
 // Load implements Store.
@@ -747,8 +747,7 @@ func (r *reader) each(prefix byte, fn func(key, value []byte, m meta, bad error)
 
 // eachKey visits the keys that begin with prefix, in order.
 func (r *reader) eachKey(prefix byte, fn func(*badger.Item)) error {
-	visiting := false
-	return r.guarded(prefix, &visiting, func(item *badger.Item) error {
+	return r.guarded(prefix, new(bool), func(item *badger.Item) error {
 		fn(item)
 		return nil
 	})

@@ -19,6 +19,7 @@ import (
 // TestModel drives both stores with random batches and compares them with maps,
 // through closes, kills and reclaims.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	t.Run("memory", func(t *testing.T) {
 		var m Store = NewMemory()
 		testModel(t, func() Store { return m }, func() Store {
@@ -44,7 +45,7 @@ func TestModel(t *testing.T) {
 }
 
 func testModel(t *testing.T, start, reopen func() Store) {
-	const rounds = 400
+	const rounds = 150
 	r := rand.New(rand.NewPCG(1, 2))
 	packs, state := map[PackID]string{}, map[string]string{}
 	s := start()
@@ -109,6 +110,7 @@ func testModel(t *testing.T, start, reopen func() Store) {
 }
 
 func TestEmptyAndMissing(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "db")
 	cfg := small(dir)
 	cfg.MustExist = true
@@ -151,6 +153,7 @@ func TestEmptyAndMissing(t *testing.T) {
 }
 
 func TestBadBatch(t *testing.T) {
+	t.Parallel()
 	cfg := small(t.TempDir())
 	for _, s := range []Store{mustOpen(t, cfg), NewMemory()} {
 		many := make([]Entry, 10000)
@@ -178,6 +181,7 @@ func TestBadBatch(t *testing.T) {
 
 // TestSplit cuts a batch of many transactions after each of them.
 func TestSplit(t *testing.T) {
+	t.Parallel()
 	var put []Pack
 	var old, gone []PackID
 	want := map[PackID]string{}
@@ -249,6 +253,7 @@ func TestSplit(t *testing.T) {
 
 // TestPlan checks the order and the limits of every plan.
 func TestPlan(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 3000 {
 		l := limits{entries: 1 + r.IntN(20), bytes: 300 + r.Int64N(5000), logBytes: 1 + r.Int64N(20000), packBytes: 30000}
@@ -311,10 +316,11 @@ func TestPlan(t *testing.T) {
 
 // TestLargePacks stores packs of 1.5 and 10 MiB beside small ones.
 func TestLargePacks(t *testing.T) {
+	t.Parallel()
 	cfg := Config{Dir: t.TempDir(), ValueLogBytes: 24 << 20}
 	s := mustOpen(t, cfg)
 	want := map[PackID]string{}
-	for round := range 3 {
+	for round := range 2 {
 		var b Batch
 		for i, n := range []int{3 << 19, 10 << 20, 100, 3 << 19, 10 << 20} {
 			c := content(uint64(round*10+i), n)
@@ -340,6 +346,7 @@ func TestLargePacks(t *testing.T) {
 // TestLoadDuringCommit reads packs while they are replaced and collected: every
 // read gives some whole version, none an error.
 func TestLoadDuringCommit(t *testing.T) {
+	t.Parallel()
 	s := mustOpen(t, small(t.TempDir()))
 	const ids = 8
 	value := func(version byte) []byte { return slices.Repeat([]byte{version}, 20000) }
@@ -370,9 +377,9 @@ func TestLoadDuringCommit(t *testing.T) {
 			}
 		})
 	}
-	for v := range 120 {
+	for v := range 40 {
 		put(byte(v))
-		if v%40 == 20 {
+		if v%20 == 10 {
 			_, err := s.Reclaim(t.Context(), Budget{Duty: 1, Garbage: minGarbage})
 			must(t, err)
 		}
@@ -386,6 +393,7 @@ func TestLoadDuringCommit(t *testing.T) {
 
 // TestFailure feeds the log lines badger writes for failures.
 func TestFailure(t *testing.T) {
+	t.Parallel()
 	cfg := small(t.TempDir())
 	failed := make(chan error, 10)
 	cfg.OnFailure = func(err error) { failed <- err }
@@ -418,6 +426,7 @@ func TestFailure(t *testing.T) {
 // TestTransactionTooBig makes badger refuse a transaction that was planned
 // wrongly: the store fails and nothing of it is there.
 func TestTransactionTooBig(t *testing.T) {
+	t.Parallel()
 	cfg := small(t.TempDir())
 	s := mustOpen(t, cfg)
 	var st step
@@ -440,6 +449,7 @@ func TestTransactionTooBig(t *testing.T) {
 }
 
 func TestVisit(t *testing.T) {
+	t.Parallel()
 	cfg := small(t.TempDir())
 	s := mustOpen(t, cfg)
 	must(t, s.Commit(Batch{
@@ -464,6 +474,7 @@ func TestVisit(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
+	t.Parallel()
 	for _, cfg := range []Config{
 		{},
 		{Dir: "x", MemTableBytes: 1},

@@ -57,7 +57,8 @@ type Report struct {
 const maxProblems = 1000
 
 // Verify checks a store that no process has open and changes nothing in its
-// folder. It reads every file once and every pack once more. Progress, which
+// folder. It reads every file once and every pack once more; the packs only if
+// the tables that point to them are good. Progress, which
 // may be nil, is told the bytes read so far and the bytes to read. The error is
 // about the checking; damage is in the report.
 func Verify(dir string, progress func(done, total uint64)) (*Report, error) {
@@ -112,6 +113,9 @@ func (v *verifier) run() error {
 	v.report.Notes = v.overlay.notes
 	for _, p := range v.overlay.damage {
 		v.problem(p)
+	}
+	if len(v.overlay.damage) > 0 {
+		return nil // badger would not survive opening it
 	}
 	memTable, err := memTableBytes(dir, defaultMemTableBytes)
 	if err != nil {

@@ -2,7 +2,10 @@ package mvcc
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
+
+	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
 // Compact makes all revisions below rev unreadable. The work of forgetting them
@@ -44,44 +47,39 @@ func (s *Store) CompactStep(budget int) (cut, done bool) {
 	return cut, s.CompactDone()
 }
 
-// cut drops the versions of an entry that no read at or above floor needs. The
-// entry of a deleted key stays until its records are gone from the packs.
+// cut counts as dead the versions of an entry that no read at or above floor
+// needs. They stay in the chain, where no such read comes by them, until their
+// records are reclaimed.
 func (s *Store) cut(e *entry, floor int64) {
-	var above *version
-	v := e.head.Load()
-	for v != nil && v.main > floor {
-		above, v = v, v.prev.Load()
-	}
+	v := e.head.Load().at(floor)
 	if v == nil {
 		return
 	}
-	s.bury(e, v.prev.Swap(nil))
-	switch {
-	case !v.tombstone || v.main >= s.published.floor.Load():
-	case above != nil:
-		above.prev.Store(nil)
-		s.bury(e, v)
-	case e.stale == 0:
-		s.markDead(v)
+	for old := v.prev.Load(); old != nil && !old.dead(); old = old.prev.Load() {
+		if !old.tombstone() {
+			s.markDead(old)
+		}
+		s.freeTombstone(old)
 	}
+	s.freeTombstone(v)
 }
 
-// bury takes versions, v and older, out of the index for good.
-func (s *Store) bury(e *entry, v *version) {
-	for ; v != nil; v = v.prev.Load() {
-		e.stale++
+// freeTombstone counts a tombstone as dead once no older record of its key is
+// left. As long as there is one, the tombstone has to hide it: at the next start
+// the key would otherwise exist again.
+func (s *Store) freeTombstone(v *version) {
+	if v.tombstone() && v.main < s.published.floor.Load() && v.prev.Load() == nil {
 		s.markDead(v)
 	}
 }
 
 // markDead counts a version's record as one to reclaim.
 func (s *Store) markDead(v *version) {
-	if v.dead {
+	if v.dead() {
 		return
 	}
-	v.dead = true
-	size := rowBytes + int64(v.size)
-	v.pack.dead.Add(1)
+	v.bits |= deadFlag
+	size := rowBytes + v.size()
 	v.pack.deadBytes.Add(size)
 	s.liveBytes -= size
 }
@@ -112,70 +110,64 @@ func (v *View) Garbage(limit int) []Garbage {
 }
 
 // Reclaim drops the dead records from a pack, whose encoded content value was
-// read from the store. Packs that are not sealed and durable, and those that
-// are gone meanwhile, are left alone. Error: *CorruptError.
+// read from the store. Packs that are not settled, and those that are gone
+// meanwhile, are left alone. Error: *CorruptError.
 func (s *Store) Reclaim(id Revision, value []byte) error {
 	p := s.byID[id]
-	if p == nil || !p.settled.Load() || p.dead.Load() == 0 {
+	if p == nil || !p.settled.Load() || p.deadBytes.Load() == 0 {
 		return nil
 	}
 	b, err := decodePack(value)
+	if err == nil && b.len() != len(p.versions) {
+		err = fmt.Errorf("%d records where %d were written", b.len(), len(p.versions))
+	}
 	if err != nil {
 		return &CorruptError{Pack: id, Err: err}
 	}
-	kept := new(body)
-	for i := range b.len() {
-		rec := b.record(i)
-		needed, err := s.settle(p, b.revision(i), rec)
-		if err != nil {
-			return err
+	kept, versions := new(body), make([]*version, 0, len(p.versions))
+	for i, v := range p.versions {
+		r, rec := b.revision(i), b.record(i)
+		if r != v.revision() || int64(len(rec)) != v.size() {
+			return &CorruptError{Pack: id, Record: v.revision(), Err: errMissing}
 		}
-		if needed {
-			kept.data = append(kept.data, rec...)
-			kept.table = appendRow(kept.table, b.revision(i), b.tombstone(i), len(kept.data))
+		if v.dead() {
+			if err := s.unlink(v, rec); err != nil {
+				return &CorruptError{Pack: id, Record: r, Err: err}
+			}
+			continue
 		}
+		kept.data = append(kept.data, rec...)
+		kept.table = appendRow(kept.table, r, b.tombstone(i), len(kept.data))
+		versions = append(versions, v)
 	}
+	p.versions = versions
 	s.replace(p, kept)
 	return nil
 }
 
-// settle decides on one record of a pack that is being rewritten: whether it
-// stays, and what its going means for the key.
-func (s *Store) settle(p *pack, r Revision, rec []byte) (needed bool, err error) {
+// unlink takes a dead version out of its chain. That may free the tombstone
+// above it, in this pack, where it is still to come, or in a later one.
+func (s *Store) unlink(v *version, rec []byte) error {
+	older, newer := v.prev.Load(), v.next
+	if older != nil {
+		older.next = newer
+	}
+	if newer != nil {
+		newer.prev.Store(older)
+		s.freeTombstone(newer)
+		return nil
+	}
+	// A tombstone, and the last that was known of the key.
 	kv, err := parseRecord(rec)
 	if err != nil {
-		return false, &CorruptError{Pack: p.id, Record: r, Err: err}
+		return err
 	}
 	e, _ := s.lookup(kv.key)
-	if e == nil {
-		return false, &CorruptError{Pack: p.id, Record: r, Err: errUnknownKey}
+	if e == nil || e.head.Load() != v {
+		return errUnknownKey
 	}
-	var above *version
-	v := e.head.Load()
-	for v != nil && v.revision() != r {
-		above, v = v, v.prev.Load()
-	}
-	switch {
-	case v == nil:
-		e.stale--
-		s.freeTombstone(e)
-		return false, nil
-	case !v.dead:
-		return true, nil
-	case above == nil:
-		s.dead.Delete(e) // a tombstone, and the last that was known of the key
-	default:
-		above.prev.Store(nil) // a tombstone below a key that exists again
-	}
-	return false, nil
-}
-
-// freeTombstone lets the tombstone of a deleted and compacted key go once no
-// older record is left that it has to hide.
-func (s *Store) freeTombstone(e *entry) {
-	if v := e.head.Load(); e.stale == 0 && v.tombstone && v.main < s.published.floor.Load() {
-		s.markDead(v)
-	}
+	s.dead.Delete(e)
+	return nil
 }
 
 // replace puts the records that are still needed in a pack's place. The cache
@@ -183,18 +175,19 @@ func (s *Store) freeTombstone(e *entry) {
 func (s *Store) replace(p *pack, kept *body) {
 	size := int64(len(kept.table) + len(kept.data))
 	s.storedBytes -= p.bytes.Load() - size
-	p.records.Store(int32(kept.len()))
 	p.bytes.Store(size)
-	p.dead.Store(0)
 	p.deadBytes.Store(0)
 	if kept.len() == 0 {
 		delete(s.byID, p.id)
-		s.deleted = append(s.deleted, packID(p.id))
+		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(p.id)})
 		s.gone++
 		s.sweep()
 		return
 	}
-	s.replaced = append(s.replaced, packMessage(p.id, kept))
+	s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(p.id), Pack: packMessage(p.id, kept)})
+	// Until the store has it, what the store has is no base for another round.
+	p.settled.Store(false)
+	s.rewrites = append(s.rewrites, rewrite{p, s.taken + 1})
 }
 
 // sweep takes deleted packs out of the list once they are a tenth of it. Views
@@ -204,10 +197,14 @@ func (s *Store) sweep() {
 		return
 	}
 	left := make([]*pack, 0, len(s.packs)-s.gone)
-	for _, p := range s.packs {
-		if p.records.Load() > 0 {
+	filled := 0
+	for i, p := range s.packs {
+		if p.bytes.Load() > 0 {
 			left = append(left, p)
+			if i < s.filled {
+				filled++
+			}
 		}
 	}
-	s.packs, s.gone = left, 0
+	s.packs, s.gone, s.filled = left, 0, filled
 }

@@ -38,14 +38,15 @@ func (p *Published) HashKV(rev int64) (HashKV, error) {
 	case rev == 0:
 		rev = v.Revision
 	}
-	return v.hash(rev, v.CompactRevision, func() error { return nil })
+	keeps := v.keeper(rev, v.CompactRevision, v.source().count(keyRange{open: true}, rev) > 0)
+	return v.hash(rev, v.CompactRevision, keeps, func() error { return nil })
 }
 
-// hash digests the records up to a revision, given what the last compaction was.
-func (v *View) hash(rev, compacted int64, pause func() error) (HashKV, error) {
+// hash digests the records up to a revision, given what the last compaction was
+// and which of the records up to there count.
+func (v *View) hash(rev, compacted int64, keeps keepFunc, pause func() error) (HashKV, error) {
 	sum := crc32.New(castagnoli)
 	sum.Write([]byte(hashSeed))
-	keeps := v.keeper(rev, compacted)
 	var key []byte
 	err := v.history(Revision{}, Revision{Main: rev + 1}, pause, func(r Revision, tombstone bool, rec []byte) error {
 		if r.Main <= compacted {
@@ -61,12 +62,15 @@ func (v *View) hash(rev, compacted int64, pause func() error) (HashKV, error) {
 	return HashKV{Hash: sum.Sum32(), CompactRevision: compacted, HashRevision: rev, Revision: v.Revision}, err
 }
 
-// keeper returns what decides on records at and below the compact revision:
-// those that a compaction at rev would keep count. If it would keep none at
-// all, those that the last compaction kept do: etcd's rule.
-func (v *View) keeper(rev, compacted int64) func(Revision, bool, []byte) (bool, error) {
+// keepFunc decides whether a record at or below the compact revision counts.
+type keepFunc func(Revision, bool, []byte) (bool, error)
+
+// keeper returns what decides on records at and below the last compaction: those
+// that a compaction at rev would keep count. If it would keep none at all, those
+// that the last one kept do: etcd's rule.
+func (v *View) keeper(rev, compacted int64, any bool) keepFunc {
 	at := rev
-	if rev > 0 && v.source().count(keyRange{open: true}, rev) == 0 {
+	if !any {
 		at = compacted
 	}
 	return func(r Revision, tombstone bool, rec []byte) (bool, error) {
@@ -80,6 +84,22 @@ func (v *View) keeper(rev, compacted int64) func(Revision, bool, []byte) (bool, 
 		state := v.state(kv.key, at)
 		return state != nil && state.revision() == r, nil
 	}
+}
+
+// keptByCompaction tells whether a compaction keeps any record at or below its
+// revision. In contrast to what HashKV asks, a tombstone at the revision itself
+// is one: etcd's rule again.
+func (v *View) keptByCompaction(rev int64) (bool, error) {
+	if v.source().count(keyRange{open: true}, rev) > 0 {
+		return true, nil
+	}
+	any := false
+	err := v.history(Revision{Main: rev}, Revision{Main: rev + 1}, func() error { return nil },
+		func(_ Revision, tombstone bool, _ []byte) error {
+			any = any || tombstone
+			return nil
+		})
+	return any, err
 }
 
 // state returns what a key is at a revision, or nil.
@@ -101,11 +121,11 @@ func (v *View) history(from, to Revision, pause func() error, fn func(Revision, 
 		if !p.id.Less(to) {
 			return nil
 		}
-		if p.records.Load() == 0 {
+		if p.bytes.Load() == 0 {
 			continue // reclaimed
 		}
 		b, err := v.cache.content(p, false)
-		if err != nil && p.records.Load() == 0 {
+		if err != nil && p.bytes.Load() == 0 {
 			continue // reclaimed in this moment
 		}
 		if err != nil {
@@ -226,7 +246,11 @@ func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 		if v.CompactRevision < job.revision {
 			return took, nil // not published yet
 		}
-		h, err := v.hash(job.revision, job.previous, pause)
+		any, err := v.keptByCompaction(job.revision)
+		if err != nil {
+			return took, err
+		}
+		h, err := v.hash(job.revision, job.previous, v.keeper(job.revision, job.previous, any), pause)
 		if err != nil {
 			return took, err
 		}

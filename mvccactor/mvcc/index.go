@@ -6,24 +6,35 @@ import (
 	"github.com/tidwall/btree"
 )
 
-// version is one state of a key, or its deletion. All but prev and dead is
-// immutable.
+// version is one state of a key, or its deletion. It lives as long as its record
+// is in a pack, so that the versions of a key are at any time what a start would
+// rebuild from the packs. All but prev, next and the dead flag is immutable.
 type version struct {
-	main      int64
-	create    int64
-	ver       int64
-	lease     int64
-	sub       int32
-	size      uint32 // of the record, bytes
-	tombstone bool
-	// dead: the record can be reclaimed. Owned by the writer.
-	dead bool
-	pack *pack
-	// prev is the version before, nil once compacted away.
+	main   int64
+	create int64
+	ver    int64
+	lease  int64
+	sub    int32
+	bits   uint32 // size of the record in bytes, and the dead flag
+	pack   *pack
+	// prev is the next older version, next the newer one. next and the dead flag
+	// are the writer's own.
 	prev atomic.Pointer[version]
+	next *version
 }
 
+const (
+	// deadFlag: the record can be reclaimed.
+	deadFlag = 1 << 31
+	sizeMask = deadFlag - 1
+)
+
 func (v *version) revision() Revision { return Revision{Main: v.main, Sub: v.sub} }
+func (v *version) size() int64        { return int64(v.bits & sizeMask) }
+
+// tombstone tells a deletion: versions count from 1.
+func (v *version) tombstone() bool { return v.ver == 0 }
+func (v *version) dead() bool      { return v.bits&deadFlag != 0 }
 
 // at returns the newest version at or below a revision, or nil.
 func (v *version) at(rev int64) *version {
@@ -37,16 +48,12 @@ func (v *version) at(rev int64) *version {
 type entry struct {
 	key  string
 	head atomic.Pointer[version]
-	// stale counts records of this key that are in packs but in no chain. While
-	// there is one, the key's last tombstone must stay: at the next start the
-	// stale record would otherwise be the newest. Owned by the writer.
-	stale int32
 }
 
 // at returns the key's state at a revision, or nil if it does not exist then.
 func (e *entry) at(rev int64) *version {
 	v := e.head.Load().at(rev)
-	if v == nil || v.tombstone {
+	if v == nil || v.tombstone() {
 		return nil
 	}
 	return v

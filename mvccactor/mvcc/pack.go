@@ -152,12 +152,13 @@ type pack struct {
 	// settled: sealed and durable, so that the cache may drop the content and
 	// dead records may be reclaimed. Written by the writer.
 	settled atomic.Bool
-	// Records in the pack, bytes of their rows and data, and how many of both
+	// Bytes of rows and data, zero once the pack is gone, and how many of them
 	// can be reclaimed. Written by the writer.
-	records, dead    atomic.Int32
 	bytes, deadBytes atomic.Int64
 
-	// Owned by the writer.
-	last  Revision // of the last record ever appended
-	dirty bool     // stands in the list of packs to persist
+	// Owned by the writer. versions are the index's nodes of the records, row by
+	// row.
+	versions []*version
+	last     Revision // of the last record ever appended
+	dirty    bool     // stands in the list of packs to persist
 }

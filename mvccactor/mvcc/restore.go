@@ -3,12 +3,15 @@ package mvcc
 import (
 	"bytes"
 	"fmt"
+
+	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
 // Restore adds a pack read from the store to an empty index. Packs come in
 // order. Records above the durable revision belong to a change that was not
-// finished; they are dropped, and the pack is written anew without them. value
-// is only read during the call. Error: *CorruptError.
+// finished; they are dropped, and the pack stands in the first TakeDirty as
+// reclaimed, which must be made durable before anything else. value is only read
+// during the call. Error: *CorruptError.
 func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	b, err := decodePack(value)
 	if err != nil {
@@ -23,7 +26,7 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	}
 	kept := b.seek(Revision{Main: durable + 1})
 	if kept == 0 {
-		s.deleted = append(s.deleted, packID(id))
+		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(id)})
 		return nil
 	}
 	torn := kept < b.len()
@@ -31,12 +34,13 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 
 	p := &pack{id: id, last: b.revision(kept - 1)}
 	p.settled.Store(true)
-	p.records.Store(int32(kept))
+	p.versions = make([]*version, 0, kept)
 	size := int64(len(b.table) + len(b.data))
 	p.bytes.Store(size)
 	s.liveBytes += size
 	s.storedBytes += size
 	s.packs = append(s.packs, p)
+	s.filled++
 	s.byID[id] = p
 	for i := range kept {
 		if err := s.restoreRecord(p, b, i); err != nil {
@@ -44,7 +48,7 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 		}
 	}
 	if torn {
-		s.replaced = append(s.replaced, packMessage(id, b.clone()))
+		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(id), Pack: packMessage(id, b.clone())})
 	}
 	if s.cache.resident.Load()+size <= s.cache.budget {
 		p.content.Store(b.clone())
@@ -58,19 +62,29 @@ func (b *body) clone() *body {
 	return &body{table: bytes.Clone(b.table), data: bytes.Clone(b.data)}
 }
 
+// belongs tells whether a record can be the one of a revision.
+func (kv *keyValue) belongs(r Revision, tombstone bool) bool {
+	if tombstone {
+		return kv.version == 0 && kv.mod == 0
+	}
+	return kv.version > 0 && kv.mod == r.Main && kv.create > 0 && kv.create <= kv.mod
+}
+
 func (s *Store) restoreRecord(p *pack, b *body, i int) error {
 	r, rec := b.revision(i), b.record(i)
 	kv, err := parseRecord(rec)
-	if err == nil && !b.tombstone(i) && (kv.mod != r.Main || kv.version < 1 || kv.create < 1) {
+	if err == nil && !kv.belongs(r, b.tombstone(i)) {
 		err = errRecordRevision
 	}
 	if err != nil {
 		return &CorruptError{Pack: p.id, Record: r, Err: err}
 	}
-	s.link(kv.key, &version{
+	v := &version{
 		main: r.Main, sub: r.Sub, create: kv.create, ver: kv.version, lease: kv.lease,
-		size: uint32(len(rec)), tombstone: b.tombstone(i), pack: p,
-	})
+		bits: uint32(len(rec)), pack: p,
+	}
+	p.versions = append(p.versions, v)
+	s.link(kv.key, v)
 	return nil
 }
 

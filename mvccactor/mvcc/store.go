@@ -38,15 +38,17 @@ type Store struct {
 	tail *pack
 	open body
 
-	dirty    []*pack           // appended to since the last TakeDirty
-	replaced []*mvccmsg.Pack   // reclaimed since then
-	deleted  []*mvccmsg.PackID // reclaimed since then, with nothing left
+	dirty     []*pack              // appended to since the last TakeDirty
+	reclaimed []*mvccmsg.Reclaimed // since then, in order
+	taken     int64                // calls of TakeDirty
+	rewrites  []rewrite            // reclaimed packs that are not durable, oldest first
 
 	// What cutting has to visit, oldest first.
 	superseded queue
 	tombstones queue
 
-	gone int // packs in the list that were deleted
+	gone   int // packs in the list that were deleted
+	filled int // packs in the list that are sealed and were durable once
 
 	liveBytes, storedBytes int64
 
@@ -73,22 +75,23 @@ func (s *Store) Revision() int64 { return s.revision }
 // CompactRevision is the lowest revision that can be read, -1 if all can.
 func (s *Store) CompactRevision() int64 { return s.compactRevision }
 
-// append adds a record to the tail pack and returns the pack.
-func (s *Store) append(r Revision, tombstone bool, record []byte) *pack {
+// append adds the record of a version to the tail pack.
+func (s *Store) append(v *version, record []byte) {
+	r := v.revision()
 	if s.tail == nil || s.open.len() > 0 && len(s.open.data)+len(record) > packBytes {
 		s.openPack(r, len(record))
 	}
 	s.open.data = append(s.open.data, record...)
-	s.open.table = appendRow(s.open.table, r, tombstone, len(s.open.data))
+	s.open.table = appendRow(s.open.table, r, v.tombstone(), len(s.open.data))
+	v.pack, v.bits = s.tail, uint32(len(record))
+	s.tail.versions = append(s.tail.versions, v)
 	s.tail.last = r
-	s.tail.records.Add(1)
 	size := int64(rowBytes + len(record))
 	s.tail.bytes.Add(size)
 	s.liveBytes += size
 	s.storedBytes += size
 	s.cache.resident.Add(size)
 	s.markDirty(s.tail)
-	return s.tail
 }
 
 // openPack seals the tail and begins a pack with room for the records to come,
@@ -131,11 +134,12 @@ func (s *Store) link(key []byte, v *version) {
 			panic(fmt.Sprintf("mvcc: record %v of key %q follows %v", v.revision(), key, old.revision()))
 		}
 		v.prev.Store(old)
+		old.next = v
 		s.superseded.push(v.main, e)
 	}
 	e.head.Store(v)
 	switch {
-	case v.tombstone:
+	case v.tombstone():
 		s.tombstones.push(v.main, e)
 		if alive {
 			s.live.Delete(e)
@@ -209,17 +213,25 @@ func (s *Store) Sizes() Sizes {
 	}
 }
 
-// TakeDirty returns the packs that changed since the last call, complete, and
-// those that are gone. Their bytes are immutable.
-func (s *Store) TakeDirty() (put []*mvccmsg.Pack, deleted []*mvccmsg.PackID) {
+// TakeDirty returns the packs that were appended to since the last call,
+// complete, and those from which records were dropped, in order. Their bytes are
+// immutable.
+func (s *Store) TakeDirty() (appended []*mvccmsg.Pack, reclaimed []*mvccmsg.Reclaimed) {
 	s.publishTail()
-	put, deleted = s.replaced, s.deleted
 	for _, p := range s.dirty {
 		p.dirty = false
-		put = append(put, packMessage(p.id, p.content.Load()))
+		appended = append(appended, packMessage(p.id, p.content.Load()))
 	}
-	s.dirty, s.replaced, s.deleted = nil, nil, nil
-	return put, deleted
+	reclaimed = s.reclaimed
+	s.dirty, s.reclaimed = nil, nil
+	s.taken++
+	return appended, reclaimed
+}
+
+// rewrite is a reclaimed pack, with the TakeDirty that hands it out.
+type rewrite struct {
+	pack  *pack
+	taken int64
 }
 
 func packMessage(id Revision, b *body) *mvccmsg.Pack {
@@ -228,17 +240,17 @@ func packMessage(id Revision, b *body) *mvccmsg.Pack {
 
 func packID(r Revision) *mvccmsg.PackID { return &mvccmsg.PackID{Main: r.Main, Sub: r.Sub} }
 
-// Durable tells that the store below now holds all records up to a revision.
-// Packs that end there may leave memory.
-func (s *Store) Durable(rev int64) {
-	// Packs become evictable in order: those that are not yet stand at the end,
-	// as many as the persister lags behind.
-	i := len(s.packs)
-	for i > 0 && !s.packs[i-1].settled.Load() {
-		i--
+// Durable tells that the store below now holds all records up to a revision, and
+// all that the first so many calls of TakeDirty returned.
+func (s *Store) Durable(rev, taken int64) {
+	for len(s.rewrites) > 0 && s.rewrites[0].taken <= taken {
+		s.rewrites[0].pack.settled.Store(true)
+		s.rewrites = s.rewrites[1:]
 	}
-	for ; i < len(s.packs); i++ {
-		p := s.packs[i]
+	// Packs are filled in order: those that are not durable yet stand at the
+	// end, as many as the persister lags behind.
+	for ; s.filled < len(s.packs); s.filled++ {
+		p := s.packs[s.filled]
 		if p == s.tail || p.last.Main > rev {
 			return
 		}

@@ -374,8 +374,7 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 	}
 	s := t.store
 	s.encoded = appendKeyValue(s.encoded[:0], req.Key, v.create, v.main, v.ver, value, lease)
-	v.size = uint32(len(s.encoded))
-	v.pack = s.append(v.revision(), false, s.encoded)
+	s.append(v, s.encoded)
 	s.link(req.Key, v)
 	t.changed()
 	resp.Header = t.header()
@@ -403,10 +402,9 @@ func (t *transaction) deleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeRes
 
 func (t *transaction) delete(key []byte) {
 	s := t.store
-	v := &version{main: t.begin + 1, sub: t.changes, tombstone: true}
+	v := &version{main: t.begin + 1, sub: t.changes}
 	s.encoded = appendKeyValue(s.encoded[:0], key, 0, 0, 0, nil, 0)
-	v.size = uint32(len(s.encoded))
-	v.pack = s.append(v.revision(), true, s.encoded)
+	s.append(v, s.encoded)
 	s.link(key, v)
 	t.changed()
 }

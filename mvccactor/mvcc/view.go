@@ -188,5 +188,5 @@ func readAt(v *View, rev int64) int64 {
 // Holds tells whether the view has a pack with records.
 func (v *View) Holds(id Revision) bool {
 	i := v.packAt(id)
-	return i < len(v.packs) && v.packs[i].id == id && v.packs[i].records.Load() > 0
+	return i < len(v.packs) && v.packs[i].id == id && v.packs[i].bytes.Load() > 0
 }

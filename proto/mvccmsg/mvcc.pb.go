@@ -479,8 +479,10 @@ type Persist struct {
 	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Packs written or extended since the last Persist. A pack that stands in
 	// several messages is complete in each: the last one counts.
-	Packs   []*Pack   `protobuf:"bytes,2,rep,name=packs,proto3" json:"packs,omitempty"`
-	Deleted []*PackID `protobuf:"bytes,3,rep,name=deleted,proto3" json:"deleted,omitempty"`
+	Packs []*Pack `protobuf:"bytes,2,rep,name=packs,proto3" json:"packs,omitempty"`
+	// Packs whose dead records were dropped since then, in the order in which that
+	// was done: it may depend on what was dropped before.
+	Reclaimed []*Reclaimed `protobuf:"bytes,3,rep,name=reclaimed,proto3" json:"reclaimed,omitempty"`
 	// The state after the records above.
 	Durable *Durable `protobuf:"bytes,4,opt,name=durable,proto3" json:"durable,omitempty"`
 	// What the message weighs in the mailbox: bytes of requests it stands for.
@@ -533,9 +535,9 @@ func (x *Persist) GetPacks() []*Pack {
 	return nil
 }
 
-func (x *Persist) GetDeleted() []*PackID {
+func (x *Persist) GetReclaimed() []*Reclaimed {
 	if x != nil {
-		return x.Deleted
+		return x.Reclaimed
 	}
 	return nil
 }
@@ -554,6 +556,60 @@ func (x *Persist) GetBytes() int64 {
 	return 0
 }
 
+// Reclaimed is a pack without its dead records.
+type Reclaimed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    *PackID                `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Unset when nothing is left of it.
+	Pack          *Pack `protobuf:"bytes,2,opt,name=pack,proto3" json:"pack,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reclaimed) Reset() {
+	*x = Reclaimed{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reclaimed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reclaimed) ProtoMessage() {}
+
+func (x *Reclaimed) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reclaimed.ProtoReflect.Descriptor instead.
+func (*Reclaimed) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Reclaimed) GetId() *PackID {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Reclaimed) GetPack() *Pack {
+	if x != nil {
+		return x.Pack
+	}
+	return nil
+}
+
 // PackID names a pack by the revision of the first record it was opened with.
 type PackID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -565,7 +621,7 @@ type PackID struct {
 
 func (x *PackID) Reset() {
 	*x = PackID{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +633,7 @@ func (x *PackID) String() string {
 func (*PackID) ProtoMessage() {}
 
 func (x *PackID) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +646,7 @@ func (x *PackID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackID.ProtoReflect.Descriptor instead.
 func (*PackID) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PackID) GetMain() int64 {
@@ -622,7 +678,7 @@ type Pack struct {
 
 func (x *Pack) Reset() {
 	*x = Pack{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +690,7 @@ func (x *Pack) String() string {
 func (*Pack) ProtoMessage() {}
 
 func (x *Pack) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +703,7 @@ func (x *Pack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pack.ProtoReflect.Descriptor instead.
 func (*Pack) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Pack) GetId() *PackID {
@@ -700,7 +756,7 @@ type Durable struct {
 
 func (x *Durable) Reset() {
 	*x = Durable{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +768,7 @@ func (x *Durable) String() string {
 func (*Durable) ProtoMessage() {}
 
 func (x *Durable) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +781,7 @@ func (x *Durable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Durable.ProtoReflect.Descriptor instead.
 func (*Durable) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Durable) GetFormat() uint32 {
@@ -827,13 +883,16 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\aReclaim\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12&\n" +
 	"\x02id\x18\x02 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\fR\x05value\"\xc6\x01\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\"\xcd\x01\n" +
 	"\aPersist\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12*\n" +
-	"\x05packs\x18\x02 \x03(\v2\x14.troupe.mvccmsg.PackR\x05packs\x120\n" +
-	"\adeleted\x18\x03 \x03(\v2\x16.troupe.mvccmsg.PackIDR\adeleted\x121\n" +
+	"\x05packs\x18\x02 \x03(\v2\x14.troupe.mvccmsg.PackR\x05packs\x127\n" +
+	"\treclaimed\x18\x03 \x03(\v2\x19.troupe.mvccmsg.ReclaimedR\treclaimed\x121\n" +
 	"\adurable\x18\x04 \x01(\v2\x17.troupe.mvccmsg.DurableR\adurable\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\".\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\"]\n" +
+	"\tReclaimed\x12&\n" +
+	"\x02id\x18\x01 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12(\n" +
+	"\x04pack\x18\x02 \x01(\v2\x14.troupe.mvccmsg.PackR\x04pack\".\n" +
 	"\x06PackID\x12\x12\n" +
 	"\x04main\x18\x01 \x01(\x03R\x04main\x12\x10\n" +
 	"\x03sub\x18\x02 \x01(\x05R\x03sub\"p\n" +
@@ -867,7 +926,7 @@ func file_mvccmsg_mvcc_proto_rawDescGZIP() []byte {
 	return file_mvccmsg_mvcc_proto_rawDescData
 }
 
-var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*Execute)(nil),             // 0: troupe.mvccmsg.Execute
 	(*EntryOps)(nil),            // 1: troupe.mvccmsg.EntryOps
@@ -877,38 +936,41 @@ var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*CompactStep)(nil),         // 5: troupe.mvccmsg.CompactStep
 	(*Reclaim)(nil),             // 6: troupe.mvccmsg.Reclaim
 	(*Persist)(nil),             // 7: troupe.mvccmsg.Persist
-	(*PackID)(nil),              // 8: troupe.mvccmsg.PackID
-	(*Pack)(nil),                // 9: troupe.mvccmsg.Pack
-	(*Durable)(nil),             // 10: troupe.mvccmsg.Durable
-	(*raftpb.ConfState)(nil),    // 11: raftpb.ConfState
-	(*raftpb.ConfChangeV2)(nil), // 12: raftpb.ConfChangeV2
-	(*applymsg.Request)(nil),    // 13: troupe.applymsg.Request
-	(*raftmsg.Result)(nil),      // 14: troupe.raftmsg.Result
-	(*applymsg.Member)(nil),     // 15: troupe.applymsg.Member
-	(*applymsg.Alarm)(nil),      // 16: troupe.applymsg.Alarm
+	(*Reclaimed)(nil),           // 8: troupe.mvccmsg.Reclaimed
+	(*PackID)(nil),              // 9: troupe.mvccmsg.PackID
+	(*Pack)(nil),                // 10: troupe.mvccmsg.Pack
+	(*Durable)(nil),             // 11: troupe.mvccmsg.Durable
+	(*raftpb.ConfState)(nil),    // 12: raftpb.ConfState
+	(*raftpb.ConfChangeV2)(nil), // 13: raftpb.ConfChangeV2
+	(*applymsg.Request)(nil),    // 14: troupe.applymsg.Request
+	(*raftmsg.Result)(nil),      // 15: troupe.raftmsg.Result
+	(*applymsg.Member)(nil),     // 16: troupe.applymsg.Member
+	(*applymsg.Alarm)(nil),      // 17: troupe.applymsg.Alarm
 }
 var file_mvccmsg_mvcc_proto_depIdxs = []int32{
 	1,  // 0: troupe.mvccmsg.Execute.entries:type_name -> troupe.mvccmsg.EntryOps
 	2,  // 1: troupe.mvccmsg.EntryOps.ops:type_name -> troupe.mvccmsg.Op
-	11, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
-	12, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
+	12, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
+	13, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
 	3,  // 4: troupe.mvccmsg.EntryOps.cluster:type_name -> troupe.mvccmsg.Cluster
-	13, // 5: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
-	14, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
-	15, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
-	16, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
-	8,  // 9: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
-	9,  // 10: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
-	8,  // 11: troupe.mvccmsg.Persist.deleted:type_name -> troupe.mvccmsg.PackID
-	10, // 12: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
-	8,  // 13: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
-	11, // 14: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
-	3,  // 15: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	14, // 5: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
+	15, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
+	16, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
+	17, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
+	9,  // 9: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
+	10, // 10: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
+	8,  // 11: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
+	11, // 12: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
+	9,  // 13: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
+	10, // 14: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
+	9,  // 15: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
+	12, // 16: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
+	3,  // 17: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_mvccmsg_mvcc_proto_init() }
@@ -922,7 +984,7 @@ func file_mvccmsg_mvcc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mvccmsg_mvcc_proto_rawDesc), len(file_mvccmsg_mvcc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

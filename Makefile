@@ -1,0 +1,59 @@
+# `make test` is what CI runs (.ci/run). It needs go, gcc (for the race
+# detector), git and, the first time, a Go module proxy.
+
+GO          ?= go
+STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+BENCH       := cmd/bench
+
+.PHONY: build generate test test-long bench \
+	check-format check-vet check-static check-generated check-tidy test-unit test-bench
+
+# The server, as bin/troupe.
+build:
+	$(GO) build -o bin/ ./cmd/troupe
+
+# The Go code of all .proto files.
+generate:
+	proto/generate.sh
+
+# Quick checks first.
+test: check-format check-tidy check-vet check-static check-generated test-unit test-bench
+
+check-format:
+	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "run gofmt -w on:"; echo "$$bad"; exit 1; fi
+
+check-tidy:
+	$(GO) mod tidy -diff
+	cd $(BENCH) && $(GO) mod tidy -diff
+
+check-vet:
+	$(GO) vet ./...
+	cd $(BENCH) && $(GO) vet ./...
+
+check-static:
+	$(STATICCHECK) ./...
+	cd $(BENCH) && $(STATICCHECK) ./...
+
+# Generated code is committed; it must be what the .proto files say.
+check-generated: generate
+	@bad=$$(git status --porcelain -- proto); if [ -n "$$bad" ]; then \
+		echo "generated code is stale: run make generate and commit"; echo "$$bad"; \
+		git --no-pager diff -- proto; exit 1; fi
+
+test-unit:
+	$(GO) test -race -timeout 10m ./...
+
+# The module of benchmarks: its unit tests, and a short differential test against
+# real etcd, which is built from Go modules.
+test-bench:
+	cd $(BENCH) && $(GO) test -timeout 10m ./...
+
+# What takes minutes: everything again without cached results, and the full
+# differential test.
+test-long: test
+	$(GO) test -race -count=1 -timeout 30m ./...
+	cd $(BENCH) && $(GO) run . diff -seeds 200 -steps 2000 -min-coverage 100
+
+# Troupe beside real etcd; see cmd/bench/README.md.
+bench:
+	cd $(BENCH) && $(GO) run . bench -pairs 5 -load put,get -profile

@@ -1,0 +1,105 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Feature is a feature gate of etcd.
+type Feature struct {
+	Name    string
+	Stage   string // ALPHA or BETA
+	Enabled bool
+}
+
+const (
+	alpha = "ALPHA"
+	beta  = "BETA"
+
+	allAlpha = "AllAlpha"
+	allBeta  = "AllBeta"
+)
+
+// knownFeatures are etcd 3.7's feature gates. None of them changes what Troupe
+// does yet.
+var knownFeatures = []Feature{
+	{allAlpha, alpha, false},
+	{allBeta, beta, false},
+	{"CompactHashCheck", alpha, false},
+	{"FastLeaseKeepAlive", beta, true},
+	{"InitialCorruptCheck", alpha, false},
+	{"LeaseCheckpoint", alpha, false},
+	{"LeaseCheckpointPersist", alpha, false},
+	{"PriorityRequest", alpha, false},
+	{"SetMemberLocalAddr", alpha, false},
+	{"StopGRPCServiceOnDefrag", alpha, false},
+	{"TxnModeWriteWithSharedBuffer", beta, true},
+}
+
+// featureGates is the value of --feature-gates: what was set explicitly.
+type featureGates struct{ set map[string]bool }
+
+// Set implements flag.Value. It reads "A=true,B=false".
+func (g *featureGates) Set(s string) error {
+	if g.set == nil {
+		g.set = map[string]bool{}
+	}
+	for pair := range strings.SplitSeq(s, ",") {
+		if pair = strings.TrimSpace(pair); pair == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		name = strings.TrimSpace(name)
+		if !ok {
+			return fmt.Errorf("missing bool value for %s", name)
+		}
+		on, err := strconv.ParseBool(strings.TrimSpace(value))
+		if err != nil {
+			return fmt.Errorf("invalid value of %s=%s, err: %w", name, value, err)
+		}
+		if !slices.ContainsFunc(knownFeatures, func(f Feature) bool { return f.Name == name }) {
+			return fmt.Errorf("unrecognized feature gate: %s", name)
+		}
+		g.set[name] = on
+	}
+	return nil
+}
+
+// String implements flag.Value.
+func (g *featureGates) String() string {
+	var pairs []string
+	for _, name := range slices.Sorted(maps.Keys(g.set)) {
+		pairs = append(pairs, name+"="+strconv.FormatBool(g.set[name]))
+	}
+	return strings.Join(pairs, ",")
+}
+
+// list returns all features as they are now. AllAlpha and AllBeta speak for
+// those of their stage that were not set by name.
+func (g *featureGates) list() []Feature {
+	features := slices.Clone(knownFeatures)
+	for i := range features {
+		f := &features[i]
+		group := map[string]string{alpha: allAlpha, beta: allBeta}[f.Stage]
+		if g.set[group] {
+			f.Enabled = true
+		}
+		if on, ok := g.set[f.Name]; ok {
+			f.Enabled = on
+		}
+	}
+	return features
+}
+
+// changed lists the features that differ from etcd's defaults.
+func (g *featureGates) changed() (names []string) {
+	for i, f := range g.list() {
+		if f.Enabled != knownFeatures[i].Enabled && f.Name != allAlpha && f.Name != allBeta {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}

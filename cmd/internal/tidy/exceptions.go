@@ -1,0 +1,99 @@
+package tidy
+
+// sideways are imports that do not go down the ranks.
+var sideways = map[[2]string]string{
+	{"actors/actorstest", "actors"}:          "test support of the kit",
+	{"walactor/wal/waltest", "walactor/wal"}: "test support of the core",
+
+	{"proto/mvccmsg", "proto/applymsg"}: "mvcc executes the requests that apply hears",
+	{"proto/mvccmsg", "proto/raftmsg"}:  "mvcc answers with raft's results",
+
+	{"cmd/troupe", "cmd/internal/config"}:           "cmd may import cmd/internal",
+	{"cmd/troupe", "cmd/internal/logging"}:          "cmd may import cmd/internal",
+	{"cmd/troupe", "cmd/internal/node"}:             "cmd may import cmd/internal",
+	{"cmd/internal/logging", "cmd/internal/config"}: "the log is configured by flags",
+}
+
+// viewCore is the one core that other cores may import: its View holds auth,
+// members and leases as immutable messages.
+const viewCore = "mvccactor/mvcc"
+
+// impure are the cores that are adapters to the outside world, behind an
+// interface with a twin in memory.
+var impure = map[string]string{
+	"mvccactor/backend": "adapter of badger",
+	"raftactor/peer":    "adapter of gRPC",
+}
+
+// testSupport are packages that only tests import.
+var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "cmd/internal/simtest", "cmd/internal/crashtest"}
+
+// carried are messages that an actor sends without naming their type, because
+// they come inside of what it hears.
+var carried = map[[2]string]string{}
+
+// topLevel is what the root may hold, beside what .gitignore names.
+var topLevel = []string{
+	".ci", ".git", ".github", ".gitignore",
+	"ARCHITECTURE.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "go.mod", "go.sum",
+	"actors", "applyactor", "cmd", "grpcgw", "leaseactor", "mvccactor", "proto", "raftactor", "walactor", "watchactor",
+}
+
+// commands is what cmd and cmd/internal may hold.
+var commands = map[string][]string{
+	"cmd":          {"bench", "internal", "troupe", "troupectl"},
+	"cmd/internal": {"config", "crashtest", "logging", "node", "simtest", "tidy"},
+}
+
+// Where an identifier may be used all the same.
+var (
+	nowhere []string
+	kit     = []string{"actors", "actors/actorstest"}
+)
+
+// ban says why an identifier is banned, what to use, and where it is allowed.
+type ban struct {
+	why     string
+	allowed []string
+}
+
+// banned are the parts of protoactor-go that lose, reorder or hoard messages, or
+// cost far more than they seem to. The names are those of its package actor, and
+// of methods.
+var banned = map[string]ban{
+	"Bounded":                       {"it spins when full; use actors.Mailbox", nowhere},
+	"BoundedDropping":               {"it loses messages silently; use actors.Mailbox with class Lossy", nowhere},
+	"Unbounded":                     {"it has no limit; use actors.Mailbox", kit},
+	"UnboundedLockfree":             {"it has no limit; use actors.Mailbox", kit},
+	"UnboundedPriority":             {"it has no limit; use lanes of actors.Mailbox", nowhere},
+	"WithMailbox":                   {"mailboxes are made by actors.NewMailbox", kit},
+	"MessageBatch":                  {"it delivers each message twice; use *actors.Batch", nowhere},
+	"SetReceiveTimeout":             {"it is a data race; use actors.Ticker", nowhere},
+	"Stash":                         {"it replays in reverse order", nowhere},
+	"RequestFuture":                 {"it costs ten allocations; send, and hear the answer as a message", nowhere},
+	"ReenterAfter":                  {"it runs closures of a dead incarnation; send a message with the epoch", nowhere},
+	"StopFuture":                    {"its timeout is fixed; use the supervisors of actors", kit},
+	"PoisonFuture":                  {"its timeout is fixed; use the supervisors of actors", kit},
+	"NewAllForOneStrategy":          {"it does not suspend healthy siblings; use actors.StartCore", nowhere},
+	"NewOneForOneStrategy":          {"it restarts in place; use actors.StartEdge", nowhere},
+	"NewRestartingStrategy":         {"it restarts in place; use actors.StartEdge", nowhere},
+	"NewExponentialBackoffStrategy": {"it is linear and unbounded; use actors.StartEdge", nowhere},
+	"RestartDirective":              {"the message in hand is lost and the next one applied; fail instead", kit},
+	"EscalateDirective":             {"with a guardian it panics the process", nowhere},
+	"WithGuardian":                  {"with EscalateDirective it panics the process", nowhere},
+	"WithReceiverMiddleware":        {"it makes an envelope for each message", nowhere},
+	"WithContextDecorator":          {"it doubles the cost of a message", nowhere},
+	"WithMetricProviders":           {"it costs twenty messages for each; actors.Registry has the numbers", nowhere},
+	"WithDefaultPrometheusProvider": {"it costs twenty messages for each; actors.Registry has the numbers", nowhere},
+}
+
+// bannedPackages are packages of protoactor-go that nothing may import, with all
+// below them.
+var bannedPackages = map[string]string{
+	"remote":    "it has no authentication and no backpressure; peers talk over their own gRPC streams",
+	"cluster":   "membership is raft's",
+	"metrics":   "it costs twenty messages for each; actors.Registry has the numbers",
+	"router":    "it hides the order of messages",
+	"scheduler": "its timers outlive their actor; use actors.Ticker",
+	"stream":    "it is unbounded; use actors.Mailbox",
+}

@@ -1,0 +1,255 @@
+package tidy
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+// root is the repository.
+func root(t *testing.T) fs.FS {
+	t.Helper()
+	dir, err := filepath.Abs(filepath.Join("..", "..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "go.mod")); err != nil {
+		t.Fatalf("this package is not where it was: %v", err)
+	}
+	return os.DirFS(dir)
+}
+
+func load(t *testing.T, fsys fs.FS) *Tree {
+	t.Helper()
+	tree, err := Load(fsys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+func report(t *testing.T, findings []string) {
+	t.Helper()
+	for _, f := range findings {
+		t.Error(f)
+	}
+}
+
+// The repository itself.
+
+func TestImportsGoDown(t *testing.T)       { report(t, load(t, root(t)).CheckImports()) }
+func TestCoresArePure(t *testing.T)        { report(t, load(t, root(t)).CheckCores()) }
+func TestContractsHold(t *testing.T)       { report(t, load(t, root(t)).CheckContracts()) }
+func TestNothingBannedIsUsed(t *testing.T) { report(t, load(t, root(t)).CheckBanned()) }
+
+func TestLayout(t *testing.T) {
+	repository := root(t)
+	entries := map[string][]string{}
+	for _, dir := range []string{".", "cmd", "cmd/internal"} {
+		list, err := fs.ReadDir(repository, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			entries[dir] = append(entries[dir], e.Name())
+		}
+	}
+	ignored, err := fs.ReadFile(repository, ".gitignore")
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, CheckTopLevel(entries, strings.Split(string(ignored), "\n")))
+}
+
+// The checks themselves: each finds what is planted, and nothing else.
+
+const (
+	roomDoc = `// Package walactor does things.
+//
+// # Hears
+//
+//	Append    do it
+//	Tick      time passes
+//
+// # Says
+//
+//	Appended, Applied  to raft
+//
+// # Mailbox
+//
+//	Credit
+//
+// # Supervision
+//
+//	core
+//
+// # Invariants
+//
+//  1. None.
+//
+// # Blocks
+//
+//	never
+package walactor
+`
+	roomCode = `package walactor
+import (
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/proto/walmsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+func receive(m any) any {
+	switch m := m.(type) {
+	case *walmsg.Append:
+		return m
+	case *actors.Tick:
+	}
+	return []any{&raftmsg.Appended{}, &raftmsg.Applied{}, &raftmsg.Result{}}
+}
+`
+	raftDoc  = "// Package raftactor hears.\n//\n// # Hears\n//\n//\tAppended  durable\n//\tApplied   visible\n//\n// # Says\n//\n// # Mailbox\n//\n// # Supervision\n//\n// # Invariants\n//\n// # Blocks\npackage raftactor\n"
+	raftCode = `package raftactor
+import "github.com/troupe-db/troupe/proto/raftmsg"
+func receive(m any) {
+	switch m.(type) {
+	case *raftmsg.Appended:
+	case *raftmsg.Applied:
+	}
+}
+`
+)
+
+func TestPlanted(t *testing.T) {
+	imports := (*Tree).CheckImports
+	cores := (*Tree).CheckCores
+	bans := (*Tree).CheckBanned
+	contracts := (*Tree).CheckContracts
+	for _, tc := range []struct {
+		name  string
+		check func(*Tree) []string
+		files map[string]string
+		want  []string // one for each finding: a part of it
+	}{
+		{"down", imports, map[string]string{
+			"grpcgw/a.go":           `package grpcgw; import _ "github.com/troupe-db/troupe/mvccactor/mvcc"`,
+			"leaseactor/lease/a.go": `package lease; import _ "github.com/troupe-db/troupe/mvccactor/mvcc"`,
+		}, nil},
+		{"up", imports, map[string]string{"walactor/wal/a.go": `package wal; import _ "github.com/troupe-db/troupe/walactor"`}, []string{"rank 1 may not import rank 3"}},
+		{"sideways", imports, map[string]string{"walactor/a.go": `package walactor; import _ "github.com/troupe-db/troupe/raftactor"`}, []string{"rank 3 may not import rank 3"}},
+		{"other core", imports, map[string]string{"raftactor/replica/a.go": `package replica; import _ "github.com/troupe-db/troupe/walactor/wal"`}, []string{"rank 1 may not import rank 1"}},
+		{"test may", imports, map[string]string{"walactor/a_test.go": `package walactor; import _ "github.com/troupe-db/troupe/raftactor"`}, nil},
+		{"no rank", imports, map[string]string{"util/a.go": `package util; import _ "github.com/troupe-db/troupe/actors"`}, []string{"has no rank"}},
+		{"to no rank", imports, map[string]string{"actors/a.go": `package actors; import _ "github.com/troupe-db/troupe/util"`}, []string{"which has no rank"}},
+		{"test support", imports, map[string]string{"cmd/troupe/a.go": `package main; import _ "github.com/troupe-db/troupe/actors/actorstest"`}, []string{"for tests only", "no longer", "no longer", "no longer"}},
+		{"old exception", imports, map[string]string{"actors/actorstest/a.go": `package actorstest`}, []string{"actors/actorstest no longer imports actors"}},
+		{"other module", imports, map[string]string{"x/go.mod": "module x", "x/a.go": `package x; import _ "github.com/troupe-db/troupe/actors"`}, nil},
+
+		{"pure", cores, map[string]string{"walactor/wal/a.go": `package wal
+			import ("time"; "math/rand/v2")
+			func f(now time.Time, r *rand.Rand) time.Duration { _ = rand.New(rand.NewPCG(1, 2)); return time.Second }`}, nil},
+		{"clock", cores, map[string]string{"walactor/wal/a.go": `package wal
+			import clock "time"
+			var t = clock.Now()`}, []string{"use time.Now"}},
+		{"dice", cores, map[string]string{"walactor/wal/a.go": `package wal
+			import "math/rand/v2"
+			var t = rand.IntN(3)`}, []string{"use math/rand/v2.IntN"}},
+		{"goroutine", cores, map[string]string{"walactor/wal/a.go": "package wal\nfunc f() { go f() }"}, []string{"start a goroutine"}},
+		{"core with actors", cores, map[string]string{"mvccactor/backend/a.go": `package backend; import _ "github.com/asynkron/protoactor-go/actor"`}, []string{"knows no actors"}},
+		{"adapter", cores, map[string]string{"mvccactor/backend/a.go": "package backend\nfunc f() { go f() }"}, nil},
+		{"shell", cores, map[string]string{"walactor/a.go": "package walactor\nfunc f() { go f() }"}, nil},
+
+		{"banned function", bans, map[string]string{"walactor/a.go": `package walactor
+			import "github.com/asynkron/protoactor-go/actor"
+			var m = actor.Bounded(5)`}, []string{"Bounded is banned"}},
+		{"banned method", bans, map[string]string{"walactor/a_test.go": `package walactor
+			import a "github.com/asynkron/protoactor-go/actor"
+			func f(c a.Context) { c.SetReceiveTimeout(1) }`}, []string{"SetReceiveTimeout is banned"}},
+		{"allowed in the kit", bans, map[string]string{"actors/a.go": `package actors
+			import "github.com/asynkron/protoactor-go/actor"
+			func f(c actor.Context) { c.StopFuture(nil) }`}, nil},
+		{"not allowed outside", bans, map[string]string{"walactor/a.go": `package walactor
+			import "github.com/asynkron/protoactor-go/actor"
+			func f(c actor.Context) { c.StopFuture(nil) }`}, []string{"StopFuture is banned"}},
+		{"same name elsewhere", bans, map[string]string{"walactor/a.go": `package walactor
+			import ("github.com/asynkron/protoactor-go/actor"; "x/queue")
+			var m actor.Actor = queue.Bounded(5)`}, nil},
+		{"banned package", bans, map[string]string{"raftactor/a.go": `package raftactor; import _ "github.com/asynkron/protoactor-go/remote"`}, []string{"no backpressure"}},
+
+		{"contract", contracts, map[string]string{"walactor/doc.go": roomDoc, "walactor/actor.go": roomCode, "raftactor/doc.go": raftDoc, "raftactor/actor.go": raftCode}, nil},
+		{"unlisted message", contracts, map[string]string{"walactor/doc.go": roomDoc,
+			"walactor/actor.go": strings.Replace(roomCode, "case *walmsg.Append:", "case *walmsg.Trim:\n\tcase *walmsg.Append:", 1)},
+			[]string{"handles Trim"}},
+		{"message that is not handled", contracts, map[string]string{"walactor/doc.go": roomDoc,
+			"walactor/actor.go": strings.Replace(roomCode, "case *walmsg.Append:", "case *walmsg.Append_Wrapper:", 1)},
+			[]string{"# Hears lists Append"}},
+		{"unlisted outcome", contracts, map[string]string{"walactor/doc.go": strings.Replace(roomDoc, "Appended, Applied", "Appended", 1),
+			"walactor/actor.go": roomCode, "raftactor/doc.go": raftDoc, "raftactor/actor.go": raftCode},
+			[]string{"makes a Applied"}},
+		{"outcome that is not sent", contracts, map[string]string{"walactor/doc.go": strings.Replace(roomDoc, "Applied", "Applied, Trimmed", 1),
+			"walactor/actor.go": roomCode}, []string{"# Says lists Trimmed"}},
+		{"no contract", contracts, map[string]string{"leaseactor/a.go": "package leaseactor"}, []string{"must have"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			fsys := fstest.MapFS{}
+			for name, source := range tc.files {
+				fsys[name] = &fstest.MapFile{Data: []byte(source)}
+			}
+			got := tc.check(load(t, fsys))
+			ok := len(got) == len(tc.want)
+			for i := 0; ok && i < len(got); i++ {
+				ok = strings.Contains(got[i], tc.want[i])
+			}
+			if !ok {
+				t.Errorf("found %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestTopLevelPlanted(t *testing.T) {
+	entries := map[string][]string{
+		".":   {"actors", "bin", "x.prof", "util", "README.md"},
+		"cmd": {"troupe", "tool", "x.test"},
+	}
+	got := CheckTopLevel(entries, []string{"/bin/", "*.test", "*.prof", ""})
+	if len(got) != 2 || !strings.HasPrefix(got[0], "util ") || !strings.HasPrefix(got[1], "cmd/tool ") {
+		t.Errorf("found %q", got)
+	}
+}
+
+func TestRank(t *testing.T) {
+	for dir, want := range map[string]int{
+		"cmd/troupe": 5, "cmd/internal/node": 5, "grpcgw": 4, "walactor": 3, "actors": 2, "actors/actorstest": 2,
+		"walactor/wal": 1, "walactor/wal/waltest": 1, "proto/walmsg": 0,
+	} {
+		if got, ok := Rank(dir); !ok || got != want {
+			t.Errorf("%s: %d, %v, want %d", dir, got, ok, want)
+		}
+	}
+	for _, dir := range []string{".", "cmd", "proto", "util", "actor", "internal/x"} {
+		if got, ok := Rank(dir); ok {
+			t.Errorf("%s has rank %d", dir, got)
+		}
+	}
+}
+
+// TestExceptionsHaveReasons: an exception without a reason is a hole.
+func TestExceptionsHaveReasons(t *testing.T) {
+	var reasons []string
+	for _, r := range sideways {
+		reasons = append(reasons, r)
+	}
+	for _, r := range impure {
+		reasons = append(reasons, r)
+	}
+	for _, b := range banned {
+		reasons = append(reasons, b.why)
+	}
+	if slices.Contains(reasons, "") {
+		t.Error("an exception or a ban has no reason")
+	}
+}

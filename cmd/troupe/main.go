@@ -1,0 +1,174 @@
+// Command troupe runs a member: a replicated, strictly serializable key-value
+// store that speaks etcd's API.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/cmd/internal/config"
+	"github.com/troupe-db/troupe/cmd/internal/logging"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1 // cannot start, or cannot go on
+	exitUsage  = 2 // the command line cannot be understood
+)
+
+// stopTimeout bounds an orderly stop: answering what was accepted takes
+// milliseconds, a slow disk seconds, and whoever stops a server kills it after
+// half a minute or so.
+const stopTimeout = 20 * time.Second
+
+func main() {
+	// Two: the first signal stops, the second exits at once.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	p := process{stdout: os.Stdout, stderr: os.Stderr, signals: signals, start: startNode}
+	os.Exit(p.run(os.Args[1:], os.Environ()))
+}
+
+// startNode starts the real member.
+func startNode(cfg *config.Config, logger zerolog.Logger) (member, error) {
+	n, err := startMember(cfg, logger, func(reason error) {
+		logger.Fatal().Err(reason).Msg("the member cannot go on") // exits with code 1
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// process is what a run depends on, so that tests can do without the real one.
+type process struct {
+	stdout, stderr io.Writer
+	signals        <-chan os.Signal
+	start          func(*config.Config, zerolog.Logger) (member, error)
+}
+
+// member is a running node.
+type member interface {
+	// Stop ends it in order, in the time that ctx allows.
+	Stop(ctx context.Context) error
+	// Done gets an error when it stops serving unasked.
+	Done() <-chan error
+}
+
+// run is the whole life of the process, up to its exit code.
+func (p *process) run(args, environ []string) int {
+	cfg, warnings, err := config.Parse(args, environ)
+	var usage *config.UsageError
+	switch {
+	case errors.Is(err, config.ErrHelp):
+		return p.help()
+	case errors.Is(err, config.ErrVersion):
+		fmt.Fprint(p.stdout, versionText())
+		return exitOK
+	case errors.As(err, &usage):
+		fmt.Fprintf(p.stderr, "%v\n%s", err, config.Usage)
+		return exitUsage
+	}
+	log, logErr := p.openLog(cfg)
+	defer func() { _ = log.Close() }() // the process ends: nothing is left to do about an error
+	for _, w := range warnings {
+		log.Warn().Str("name", w.Name).Str("value", w.Value).Msg(w.Text)
+	}
+	if err = errors.Join(err, logErr); err != nil {
+		return fail(log, "failed to verify flags", err)
+	}
+	log.Adopt()
+	logConfig(log, cfg)
+	return p.serve(cfg, log)
+}
+
+func (p *process) help() int {
+	if err := config.WriteHelp(p.stdout); err != nil {
+		return exitFailed
+	}
+	fmt.Fprint(p.stderr, config.Usage)
+	return exitOK
+}
+
+// openLog opens the configured log, or the default one to complain to.
+func (p *process) openLog(cfg *config.Config) (*logging.Log, error) {
+	var err error
+	if cfg != nil {
+		var log *logging.Log
+		if log, err = logging.Open(cfg.Log, p.stdout, p.stderr); err == nil {
+			return log, nil
+		}
+	}
+	log, defaultErr := logging.Open(config.Log{
+		Level: "info", Format: config.LogJSON, Outputs: []string{config.LogDefault},
+	}, p.stdout, p.stderr)
+	if defaultErr != nil {
+		panic(fmt.Sprintf("troupe: cannot log to stderr: %v", defaultErr)) // opens nothing
+	}
+	return log, err
+}
+
+// fail logs a fatal line. It leaves the exit to the caller, unlike zerolog's own.
+func fail(log *logging.Log, text string, err error) int {
+	log.WithLevel(zerolog.FatalLevel).Err(err).Msg(text)
+	return exitFailed
+}
+
+// logConfig says what this member runs with.
+func logConfig(log *logging.Log, cfg *config.Config) {
+	b := build()
+	e := log.Info().Str("version", b.version).Str("git-sha", b.revision).Str("go-version", b.goVersion)
+	for _, name := range slices.Sorted(maps.Keys(cfg.Effective)) {
+		e = e.Str(name, cfg.Effective[name])
+	}
+	e.Msg("starting with this configuration")
+}
+
+// serve runs the member until it is told to stop or cannot go on.
+func (p *process) serve(cfg *config.Config, log *logging.Log) int {
+	m, err := p.start(cfg, log.Logger)
+	if err != nil {
+		return fail(log, "failed to start", err)
+	}
+	select {
+	case err := <-m.Done():
+		if err != nil {
+			return fail(log, "stopped serving", err)
+		}
+		log.Info().Msg("the member ended")
+		return exitOK
+	case s := <-p.signals:
+		log.Info().Stringer("signal", s).Msg("stopping")
+	}
+	return p.stop(m, log)
+}
+
+// stop ends the member in order, unless a second signal says that there is no
+// time for it.
+func (p *process) stop(m member, log *logging.Log) int {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	stopped := make(chan error, 1)
+	go func() { stopped <- m.Stop(ctx) }() // ends by ctx, or with the process
+	select {
+	case s := <-p.signals:
+		return fail(log, "exiting at once", fmt.Errorf("second signal: %v", s))
+	case err := <-stopped:
+		if err != nil {
+			return fail(log, "stopped, but not in order", err)
+		}
+	}
+	log.Info().Msg("stopped")
+	return exitOK
+}

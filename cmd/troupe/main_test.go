@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/cmd/internal/config"
+)
+
+// fakeMember plays the member.
+type fakeMember struct {
+	done    chan error
+	stopped chan struct{} // closed when Stop begins
+	release chan error    // what Stop returns
+}
+
+func newFake() *fakeMember {
+	return &fakeMember{done: make(chan error, 1), stopped: make(chan struct{}), release: make(chan error, 1)}
+}
+
+func (m *fakeMember) Done() <-chan error { return m.done }
+func (m *fakeMember) Stop(context.Context) error {
+	close(m.stopped)
+	return <-m.release
+}
+
+// output is a buffer that the process and the test share.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+type run struct {
+	stdout, stderr output
+	signals        chan os.Signal
+	code           chan int
+}
+
+func start(m *fakeMember, err error, args ...string) *run {
+	r := &run{signals: make(chan os.Signal, 2), code: make(chan int, 1)}
+	p := process{stdout: &r.stdout, stderr: &r.stderr, signals: r.signals,
+		start: func(*config.Config, zerolog.Logger) (member, error) { return m, err }}
+	go func() { r.code <- p.run(args, nil) }()
+	return r
+}
+
+func (r *run) want(t *testing.T, code int, stderr string) {
+	t.Helper()
+	if got := <-r.code; got != code {
+		t.Errorf("exit code %d, want %d", got, code)
+	}
+	if !strings.Contains(r.stderr.String(), stderr) {
+		t.Errorf("stderr lacks %q:\n%s", stderr, r.stderr.String())
+	}
+}
+
+func TestSignalStopsInOrder(t *testing.T) {
+	m := newFake()
+	r := start(m, nil)
+	r.signals <- syscall.SIGTERM
+	<-m.stopped
+	m.release <- nil
+	r.want(t, exitOK, `"msg":"stopped"`)
+}
+
+func TestSecondSignalExitsAtOnce(t *testing.T) {
+	m := newFake()
+	r := start(m, nil)
+	r.signals <- syscall.SIGTERM
+	<-m.stopped
+	r.signals <- syscall.SIGINT
+	r.want(t, exitFailed, "second signal: interrupt")
+	m.release <- nil
+}
+
+func TestStopThatFails(t *testing.T) {
+	m := newFake()
+	r := start(m, nil)
+	r.signals <- syscall.SIGTERM
+	m.release <- errors.New("stuck")
+	r.want(t, exitFailed, `"error":"stuck"`)
+}
+
+func TestMemberEndsByItself(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		code int
+		text string
+	}{{nil, exitOK, "the member ended"}, {errors.New("broken pipe"), exitFailed, `"level":"fatal"`}} {
+		m := newFake()
+		m.done <- tc.err
+		start(m, nil).want(t, tc.code, tc.text)
+	}
+}
+
+func TestCannotStart(t *testing.T) {
+	start(nil, errors.New("address already in use")).want(t, exitFailed, `"level":"fatal"`)
+}
+
+func TestCommandLine(t *testing.T) {
+	for _, tc := range []struct {
+		args           []string
+		code           int
+		stdout, stderr string
+	}{
+		{[]string{"--version"}, exitOK, "etcd Version: 3.7.3\nTroupe Version: ", ""},
+		{[]string{"--help"}, exitOK, "--data-dir", "Usage:\n"},
+		{[]string{"--bogus"}, exitUsage, "", "flag provided but not defined: -bogus\nUsage:\n"},
+		{[]string{"--election-timeout=x"}, exitUsage, "", `invalid value "x" for flag -election-timeout: parse error`},
+		{[]string{"--election-timeout=100"}, exitFailed, "", `"error":"--election-timeout[100ms] should be`},
+		{[]string{"--log-outputs=" + filepath.Join(os.DevNull, "x")}, exitFailed, "", `"level":"fatal"`},
+	} {
+		r := start(nil, errors.New("not reached"), tc.args...)
+		r.want(t, tc.code, tc.stderr)
+		if !strings.Contains(r.stdout.String(), tc.stdout) {
+			t.Errorf("%q: stdout lacks %q:\n%s", tc.args, tc.stdout, r.stdout.String())
+		}
+	}
+}
+
+// TestConfigurationIsLogged: the effective configuration and the warnings are in
+// the log, in which every line is JSON.
+func TestConfigurationIsLogged(t *testing.T) {
+	m := newFake()
+	m.done <- nil
+	r := start(m, nil, "--name=n7", "--cors=http://a:1")
+	r.want(t, exitOK, "starting with this configuration")
+	var settings, warnings int
+	for line := range strings.Lines(r.stderr.String()) {
+		var e map[string]any
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if e["name"] == "n7" && e["data-dir"] == "n7.etcd" && e["election-timeout"] == "1000" {
+			settings++
+		}
+		if e["level"] == "warn" && e["name"] == "cors" {
+			warnings++
+		}
+	}
+	if settings != 1 || warnings != 1 {
+		t.Errorf("%d lines with settings, %d with the warning:\n%s", settings, warnings, r.stderr.String())
+	}
+}
+
+func TestVersionText(t *testing.T) {
+	lines := strings.Split(versionText(), "\n")
+	for i, want := range []string{"etcd Version: 3.7.3", "Troupe Version: ", "Git SHA: ", "Go Version: go1.", "Go OS/Arch: "} {
+		if !strings.HasPrefix(lines[i], want) {
+			t.Errorf("line %d is %q, want %q", i+1, lines[i], want)
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+
+	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/cmd/internal/config"
+	"github.com/troupe-db/troupe/cmd/internal/node"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/proto/applymsg"
+)
+
+// startMember starts the member that a configuration describes. exit is called
+// when the member cannot go on; it ends the process.
+func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*node.Node, error) {
+	boot, err := cfg.Bootstrap()
+	if err != nil && !node.Exists(cfg.DataDir) {
+		return nil, err // with data, flags of the first start need not make sense any more
+	}
+	clients, err := listen(cfg.ListenClientURLs)
+	if err != nil {
+		return nil, err
+	}
+	monitors, err := listen(cfg.ListenMetricsURLs)
+	if err != nil {
+		return nil, err
+	}
+	nc := node.Config{
+		Name:             cfg.Name,
+		PeerURLs:         texts(cfg.AdvertisePeerURLs),
+		ClientURLs:       texts(cfg.AdvertiseClientURLs),
+		DataDir:          cfg.DataDir,
+		WALDir:           cfg.WALDir,
+		Heartbeat:        cfg.HeartbeatInterval,
+		Election:         cfg.ElectionTimeout,
+		PreVote:          cfg.PreVote,
+		Mailboxes:        mailboxes(cfg.Mailboxes),
+		CacheBytes:       cfg.CacheBytes,
+		AutoCompact:      autoCompact(cfg),
+		Listeners:        clients,
+		MetricsListeners: monitors,
+		Gateway:          gateway(cfg),
+		SlowApply:        cfg.WarningApply,
+		Pprof:            cfg.Pprof,
+		ExtensiveMetrics: cfg.ExtensiveMetrics,
+		Logger:           logger,
+		Exit:             exit,
+	}
+	if nc.CacheBytes == 0 {
+		nc.CacheBytes = node.DefaultCacheBytes
+	}
+	if boot != nil {
+		nc.ClusterID, nc.MemberID = boot.ClusterID, boot.MemberID
+		for _, m := range boot.Members {
+			nc.Members = append(nc.Members, &applymsg.Member{Id: m.ID, Name: m.Name, PeerUrls: m.PeerURLs})
+		}
+	}
+	return node.New(nc)
+}
+
+func gateway(cfg *config.Config) grpcgw.Config {
+	g := grpcgw.DefaultConfig()
+	g.MaxRequestBytes = int(cfg.MaxRequestBytes)
+	g.MaxTxnOps = int(cfg.MaxTxnOps)
+	g.MaxConcurrentStreams = cfg.MaxConcurrentStreams
+	g.QuotaBytes = cfg.QuotaBytes
+	g.SlowRequest = cfg.WarningRequest
+	g.KeepaliveMinTime = cfg.KeepaliveMinTime
+	g.KeepaliveInterval = cfg.KeepaliveInterval
+	g.KeepaliveTimeout = cfg.KeepaliveTimeout
+	return g
+}
+
+func autoCompact(cfg *config.Config) mvccactor.AutoCompact {
+	switch {
+	case cfg.AutoCompactionPeriod > 0:
+		return mvccactor.KeepPeriod(cfg.AutoCompactionPeriod)
+	case cfg.AutoCompactionRevisions > 0:
+		return mvccactor.KeepRevisions(cfg.AutoCompactionRevisions)
+	}
+	return nil
+}
+
+// mailboxes puts what flags say over the defaults.
+func mailboxes(flags config.Mailboxes) node.Mailboxes {
+	m := node.DefaultMailboxes()
+	for _, f := range []struct {
+		limit *actors.Limit
+		flag  config.MailboxLimit
+	}{
+		{&m.Proposer, flags.Proposer}, {&m.Raft, flags.Raft}, {&m.WAL, flags.WAL},
+		{&m.Apply, flags.Apply}, {&m.MVCC, flags.MVCC}, {&m.Persister, flags.Persister},
+	} {
+		if f.flag.Requests > 0 {
+			f.limit.Requests = f.flag.Requests
+		}
+		if f.flag.Bytes > 0 {
+			f.limit.Bytes = f.flag.Bytes
+		}
+	}
+	return m
+}
+
+func texts(urls []url.URL) []string {
+	var out []string
+	for _, u := range urls {
+		out = append(out, u.String())
+	}
+	return out
+}
+
+// listen opens a listener for each URL. The sockets of a member that was killed
+// are taken over.
+func listen(urls []url.URL) (listeners []net.Listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+		}
+	}()
+	for _, u := range urls {
+		network, address := "tcp", u.Host
+		if u.Scheme == "unix" || u.Scheme == "unixs" {
+			network, address = "unix", u.Host+u.Path
+			if err := os.Remove(address); err != nil && !os.IsNotExist(err) {
+				return listeners, fmt.Errorf("listen on %s: %w", u.String(), err)
+			}
+		}
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return listeners, fmt.Errorf("listen on %s: %w", u.String(), err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}

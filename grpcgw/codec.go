@@ -1,0 +1,237 @@
+package grpcgw
+
+import (
+	"fmt"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+)
+
+// codec encodes and decodes gRPC messages into pooled buffers. Beside ordinary
+// messages it knows the answers of reads, rangeAnswer and rangeChunk, which it
+// splices from stored records: these are encoded key-value pairs already, and
+// decoding them only to encode them again would be most of the work of a large
+// range.
+type codec struct {
+	observer Observer
+	pool     mem.BufferPool
+}
+
+func newCodec(observer Observer) *codec {
+	return &codec{observer: observer, pool: mem.DefaultBufferPool()}
+}
+
+// Name is the content subtype that clients ask for.
+func (*codec) Name() string { return "proto" }
+
+// spliced is a response that encodes itself.
+type spliced interface {
+	// size returns how long the encoding is at most, in bytes.
+	size() int
+	// splice appends the encoding.
+	splice(dst []byte) []byte
+}
+
+// Marshal encodes a message. gRPC frees the buffers once they are written.
+func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
+	var buf mem.Buffer
+	var err error
+	switch m := v.(type) {
+	case spliced:
+		buf, err = c.buffer(m.size(), func(dst []byte) ([]byte, error) { return m.splice(dst), nil })
+	case proto.Message:
+		// Size leaves the sizes of nested messages behind, for UseCachedSize.
+		buf, err = c.buffer(proto.Size(m), func(dst []byte) ([]byte, error) {
+			return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(dst, m)
+		})
+	default:
+		return nil, fmt.Errorf("grpcgw: cannot encode a %T", v)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("grpcgw: encode %T: %w", v, err)
+	}
+	c.observer.Sent(buf.Len())
+	return mem.BufferSlice{buf}, nil
+}
+
+// buffer has a message of at most size bytes written, into a pooled buffer where
+// gRPC deems it worth it.
+func (c *codec) buffer(size int, write func([]byte) ([]byte, error)) (mem.Buffer, error) {
+	if mem.IsBelowBufferPoolingThreshold(size) {
+		data, err := write(make([]byte, 0, size))
+		return mem.SliceBuffer(data), err
+	}
+	pooled := c.pool.Get(size)
+	data, err := write((*pooled)[:0])
+	if err != nil {
+		c.pool.Put(pooled)
+		return nil, err
+	}
+	*pooled = data
+	return mem.NewBuffer(pooled, c.pool), nil
+}
+
+// Unmarshal decodes a message, which keeps nothing of data.
+func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return fmt.Errorf("grpcgw: cannot decode into a %T", v)
+	}
+	c.observer.Received(data.Len())
+	if len(data) == 1 {
+		return proto.Unmarshal(data[0].ReadOnlyData(), m)
+	}
+	whole := data.MaterializeToBuffer(c.pool)
+	defer whole.Free()
+	return proto.Unmarshal(whole.ReadOnlyData(), m)
+}
+
+// rangeAnswer is a RangeResponse made of stored records.
+type rangeAnswer struct {
+	header header
+	result *mvcc.RangeResult
+}
+
+func (a *rangeAnswer) size() int { return maxHeaderField + a.result.Size() }
+
+func (a *rangeAnswer) splice(dst []byte) []byte {
+	var header [maxHeaderBytes]byte
+	return a.result.AppendResponse(dst, a.header.append(header[:0]))
+}
+
+// rangeChunk is a RangeStreamResponse made of stored records. Only the last
+// chunk of a stream has header, count and more.
+type rangeChunk struct {
+	records [][]byte
+	last    bool
+	header  header
+	more    bool
+	count   int64
+}
+
+// Field numbers of etcd's RangeStreamResponse, RangeResponse and ResponseHeader.
+const (
+	fieldChunkResponse = 1
+
+	fieldRangeHeader = 1
+	fieldRangeKvs    = 2
+	fieldRangeMore   = 3
+	fieldRangeCount  = 4
+
+	fieldHeaderCluster  = 1
+	fieldHeaderMember   = 2
+	fieldHeaderRevision = 3
+	fieldHeaderTerm     = 4
+)
+
+const (
+	maxVarint = 10 // bytes of the longest varint
+	// maxHeaderBytes is the longest encoded header: four tags and varints.
+	maxHeaderBytes = 4 * (1 + maxVarint)
+	// maxHeaderField is the same with its own tag and length.
+	maxHeaderField = 2 + maxHeaderBytes
+)
+
+func (c *rangeChunk) size() int { return 1 + maxVarint + c.bodySize() }
+
+func (c *rangeChunk) bodySize() int {
+	n := recordsSize(c.records)
+	if !c.last {
+		return n
+	}
+	n += 1 + protowire.SizeBytes(c.header.size())
+	if c.more {
+		n += 2
+	}
+	if c.count != 0 {
+		n += 1 + protowire.SizeVarint(uint64(c.count))
+	}
+	return n
+}
+
+func recordsSize(records [][]byte) (n int) {
+	for _, rec := range records {
+		n += 1 + protowire.SizeBytes(len(rec))
+	}
+	return n
+}
+
+func (c *rangeChunk) splice(dst []byte) []byte {
+	dst = protowire.AppendTag(dst, fieldChunkResponse, protowire.BytesType)
+	dst = protowire.AppendVarint(dst, uint64(c.bodySize()))
+	if c.last {
+		dst = protowire.AppendTag(dst, fieldRangeHeader, protowire.BytesType)
+		dst = protowire.AppendVarint(dst, uint64(c.header.size()))
+		dst = c.header.append(dst)
+	}
+	for _, rec := range c.records {
+		dst = protowire.AppendTag(dst, fieldRangeKvs, protowire.BytesType)
+		dst = protowire.AppendBytes(dst, rec)
+	}
+	if !c.last {
+		return dst
+	}
+	if c.more {
+		dst = appendField(dst, fieldRangeMore, 1)
+	}
+	return appendField(dst, fieldRangeCount, uint64(c.count))
+}
+
+// appendField appends a varint field, or nothing for zero, as proto3 has it.
+func appendField(dst []byte, field protowire.Number, v uint64) []byte {
+	if v == 0 {
+		return dst
+	}
+	dst = protowire.AppendTag(dst, field, protowire.VarintType)
+	return protowire.AppendVarint(dst, v)
+}
+
+func fieldSize(v uint64) int {
+	if v == 0 {
+		return 0
+	}
+	return 1 + protowire.SizeVarint(v)
+}
+
+// header is what every response begins with.
+type header struct {
+	cluster, member, term uint64
+	revision              int64
+}
+
+func (h *header) size() int {
+	return fieldSize(h.cluster) + fieldSize(h.member) + fieldSize(uint64(h.revision)) + fieldSize(h.term)
+}
+
+func (h *header) append(dst []byte) []byte {
+	dst = appendField(dst, fieldHeaderCluster, h.cluster)
+	dst = appendField(dst, fieldHeaderMember, h.member)
+	dst = appendField(dst, fieldHeaderRevision, uint64(h.revision))
+	return appendField(dst, fieldHeaderTerm, h.term)
+}
+
+func (g *Gateway) header(revision int64) header {
+	return header{
+		cluster:  g.identity.ClusterID,
+		member:   g.identity.MemberID,
+		term:     g.member.Raft().Term,
+		revision: revision,
+	}
+}
+
+// fill completes the header of a response. A revision that is set stays: it is
+// the one the request was executed at.
+func (g *Gateway) fill(h *pb.ResponseHeader) *pb.ResponseHeader {
+	if h == nil {
+		h = &pb.ResponseHeader{}
+	}
+	h.ClusterId, h.MemberId, h.RaftTerm = g.identity.ClusterID, g.identity.MemberID, g.member.Raft().Term
+	if h.Revision == 0 {
+		h.Revision = g.keyspace.View().Revision
+	}
+	return h
+}

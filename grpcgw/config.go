@@ -1,0 +1,101 @@
+package grpcgw
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// Defaults of etcd.
+const (
+	DefaultMaxRequestBytes   = 3 << 19 // 1.5 MiB
+	DefaultMaxTxnOps         = 128
+	DefaultQuotaBytes        = 2 << 30
+	DefaultKeepaliveMinTime  = 5 * time.Second
+	DefaultKeepaliveInterval = 2 * time.Hour
+	DefaultKeepaliveTimeout  = 20 * time.Second
+	DefaultSlowRequest       = 300 * time.Millisecond
+)
+
+// Config is what a Gateway needs. Member and Logger are required; DefaultConfig
+// fills in the rest.
+type Config struct {
+	Member Member
+	// HTTP answers what is not gRPC; nil answers 404 to all.
+	HTTP http.Handler
+	// Observer counts what passes; nil for none.
+	Observer Observer
+	Logger   zerolog.Logger
+
+	// MaxRequestBytes bounds a write as it is proposed. gRPC accepts messages of
+	// 512 KiB more. Bytes.
+	MaxRequestBytes int
+	// MaxTxnOps bounds the compares, and the operations of each branch, of a txn.
+	MaxTxnOps int
+	// MaxConcurrentStreams bounds the RPCs of one connection at a time.
+	MaxConcurrentStreams uint32
+	// QuotaBytes bounds the keyspace: a put beyond it raises NOSPACE. Zero means
+	// the default, below zero means no quota.
+	QuotaBytes int64
+	// SlowRequest is the duration from which a unary request is logged; 0 logs none.
+	SlowRequest time.Duration
+
+	// KeepaliveMinTime is the shortest time between pings that a client may send;
+	// 0 leaves gRPC's own of five minutes.
+	KeepaliveMinTime time.Duration
+	// KeepaliveInterval is how often an idle client is pinged, and KeepaliveTimeout
+	// how long its answer may take. Either being 0 leaves gRPC's own.
+	KeepaliveInterval time.Duration
+	KeepaliveTimeout  time.Duration
+}
+
+// DefaultConfig returns etcd's settings, without a Member.
+func DefaultConfig() Config {
+	return Config{
+		Logger:               zerolog.Nop(),
+		MaxRequestBytes:      DefaultMaxRequestBytes,
+		MaxTxnOps:            DefaultMaxTxnOps,
+		MaxConcurrentStreams: math.MaxUint32,
+		QuotaBytes:           DefaultQuotaBytes,
+		SlowRequest:          DefaultSlowRequest,
+		KeepaliveMinTime:     DefaultKeepaliveMinTime,
+		KeepaliveInterval:    DefaultKeepaliveInterval,
+		KeepaliveTimeout:     DefaultKeepaliveTimeout,
+	}
+}
+
+// errConfig is wrapped by every complaint about a Config.
+var errConfig = errors.New("grpcgw: bad configuration")
+
+// Validate names the first setting that cannot work.
+func (c *Config) Validate() error {
+	switch {
+	case c.Member == nil:
+		return fmt.Errorf("%w: no member", errConfig)
+	case c.MaxRequestBytes <= 0 || c.MaxRequestBytes > math.MaxInt32-grpcOverheadBytes:
+		return fmt.Errorf("%w: max request bytes %d", errConfig, c.MaxRequestBytes)
+	case c.MaxTxnOps <= 0:
+		return fmt.Errorf("%w: max txn ops %d", errConfig, c.MaxTxnOps)
+	case c.MaxConcurrentStreams == 0:
+		return fmt.Errorf("%w: max concurrent streams 0", errConfig)
+	case c.SlowRequest < 0 || c.KeepaliveMinTime < 0 || c.KeepaliveInterval < 0 || c.KeepaliveTimeout < 0:
+		return fmt.Errorf("%w: negative duration", errConfig)
+	}
+	return nil
+}
+
+func (c *Config) complete() {
+	if c.QuotaBytes == 0 {
+		c.QuotaBytes = DefaultQuotaBytes
+	}
+	if c.Observer == nil {
+		c.Observer = blind{}
+	}
+	if c.HTTP == nil {
+		c.HTTP = http.NotFoundHandler()
+	}
+}

@@ -1,0 +1,101 @@
+package grpcgw
+
+import (
+	"context"
+	"errors"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// What RangeStream cannot do, in etcd's words.
+var (
+	errStreamOrder   = status.Error(codes.Unimplemented, "RangeStream does not support custom sort orders")
+	errStreamFilters = status.Error(codes.Unimplemented, "RangeStream does not support revision filters")
+)
+
+// errAlarmAction answers an alarm request of an unknown kind, over which etcd
+// itself stumbles.
+var errAlarmAction = status.Error(codes.InvalidArgument, "etcdserver: unknown alarm action")
+
+// errRecord tells of a record that the store handed out and that does not begin
+// with its key.
+var errRecord = errors.New("grpcgw: stored record without a key")
+
+// codeErrors is etcd's error for each outcome of a proposal or a read index.
+var codeErrors = map[raftmsg.Code]error{
+	raftmsg.Code_KEY_NOT_FOUND:    rpctypes.ErrGRPCKeyNotFound,
+	raftmsg.Code_LEASE_NOT_FOUND:  rpctypes.ErrGRPCLeaseNotFound,
+	raftmsg.Code_COMPACTED:        rpctypes.ErrGRPCCompacted,
+	raftmsg.Code_FUTURE_REVISION:  rpctypes.ErrGRPCFutureRev,
+	raftmsg.Code_NO_SPACE:         rpctypes.ErrGRPCNoSpace,
+	raftmsg.Code_CORRUPT:          rpctypes.ErrGRPCCorrupt,
+	raftmsg.Code_DUPLICATE_KEY:    rpctypes.ErrGRPCDuplicateKey,
+	raftmsg.Code_VALUE_PROVIDED:   rpctypes.ErrGRPCValueProvided,
+	raftmsg.Code_LEASE_PROVIDED:   rpctypes.ErrGRPCLeaseProvided,
+	raftmsg.Code_MEMBER_NOT_FOUND: rpctypes.ErrGRPCMemberNotFound,
+	raftmsg.Code_STOPPED:          rpctypes.ErrGRPCStopped,
+	raftmsg.Code_TIMED_OUT:        rpctypes.ErrGRPCTimeout,
+	raftmsg.Code_LEADER_CHANGED:   rpctypes.ErrGRPCLeaderChanged,
+	raftmsg.Code_NO_LEADER:        rpctypes.ErrGRPCNoLeader,
+	// Not the gRPC error of the same name: etcd lets this one reach the wire as
+	// code Unknown, and clients know it by its text.
+	raftmsg.Code_TOO_MANY_REQUESTS: rpctypes.ErrTooManyRequests,
+}
+
+// codeError returns the error for a code; nil for OK.
+func codeError(code raftmsg.Code) error {
+	if code == raftmsg.Code_OK {
+		return nil
+	}
+	if err, ok := codeErrors[code]; ok {
+		return err
+	}
+	return status.Error(codes.Unknown, "etcdserver: "+code.String())
+}
+
+// proposalError returns the error for a proposal whose context ended first.
+// etcd cannot tell a client's deadline from its own, and says timeout for both.
+func proposalError(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return rpctypes.ErrGRPCCanceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return rpctypes.ErrGRPCTimeout
+	}
+	return plainError(err)
+}
+
+// storeError returns the error for a read that the store refused.
+func storeError(err error) error {
+	var corrupt *mvcc.CorruptError
+	switch {
+	case errors.Is(err, mvcc.ErrCompacted):
+		return rpctypes.ErrGRPCCompacted
+	case errors.Is(err, mvcc.ErrFutureRevision):
+		return rpctypes.ErrGRPCFutureRev
+	case errors.Is(err, mvcc.ErrKeyNotFound):
+		return rpctypes.ErrGRPCKeyNotFound
+	case errors.Is(err, mvcc.ErrLeaseNotFound):
+		return rpctypes.ErrGRPCLeaseNotFound
+	case errors.As(err, &corrupt):
+		return rpctypes.ErrGRPCCorrupt
+	}
+	return plainError(err)
+}
+
+// plainError returns the error for anything that etcd has no text of its own for.
+// Ends of contexts are left to gRPC, as in etcd.
+func plainError(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(codes.Unknown, err.Error())
+}

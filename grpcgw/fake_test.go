@@ -1,0 +1,227 @@
+package grpcgw
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+const (
+	testCluster = 0xcdf818194e3a8c32
+	testMember  = 0x8e9e05c52164694d
+	testTerm    = 7
+)
+
+// fakeMember applies proposals at once to a store of its own.
+type fakeMember struct {
+	mu       sync.Mutex
+	store    *mvcc.Store
+	pub      *mvcc.Published
+	cluster  *mvccmsg.Cluster
+	index    uint64
+	raft     RaftStatus
+	timeline *actors.Timeline
+	slowest  string
+
+	// What the pipeline answers instead, when set.
+	proposeCode raftmsg.Code
+	proposeErr  error
+	readCode    raftmsg.Code
+	readErr     error
+	reclaimErr  error
+	// hold, when set, is waited for by every proposal, which says so on held.
+	hold, held chan struct{}
+
+	proposals, readIndexes, awaited int
+}
+
+func newFakeMember() *fakeMember {
+	m := &fakeMember{
+		pub: mvcc.NewPublished(),
+		cluster: &mvccmsg.Cluster{Members: []*applymsg.Member{
+			{Id: testMember, Name: "b", PeerUrls: []string{"http://b:2380"}, ClientUrls: []string{"http://b:2379"}},
+			{Id: 5, Name: "a", PeerUrls: []string{"http://a:2380"}, IsLearner: true},
+		}},
+		raft:     RaftStatus{Leader: testMember, Term: testTerm},
+		timeline: actors.NewTimeline(),
+	}
+	m.store = mvcc.NewStore(mvcc.Config{
+		Load:       func(mvcc.Revision) ([]byte, error) { return nil, errors.New("all is in memory") },
+		CacheBytes: 1 << 30,
+		Published:  m.pub,
+	})
+	m.publish()
+	return m
+}
+
+func (m *fakeMember) publish() {
+	m.store.Publish(mvcc.Applied{Index: m.index, Term: testTerm, Cluster: m.cluster})
+}
+
+func (m *fakeMember) Identity() Identity {
+	return Identity{ClusterID: testCluster, MemberID: testMember, Name: "b"}
+}
+
+func (m *fakeMember) Raft() RaftStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.raft
+	r.Applied, r.Committed = m.index, m.index+1
+	return r
+}
+
+func (m *fakeMember) Keyspace() *mvcc.Published { return m.pub }
+
+func (m *fakeMember) Propose(ctx context.Context, req *applymsg.Request) (Outcome, error) {
+	if m.hold != nil {
+		m.held <- struct{}{}
+		select {
+		case <-m.hold:
+		case <-ctx.Done():
+			return Outcome{}, ctx.Err()
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.proposals++
+	if m.proposeErr != nil {
+		return Outcome{}, m.proposeErr
+	}
+	if m.proposeCode != raftmsg.Code_OK {
+		return Outcome{Result: &raftmsg.Result{Code: m.proposeCode}}, nil
+	}
+	m.index++
+	res := m.apply(req)
+	m.publish()
+	res.Revision = m.store.Revision()
+	return Outcome{Result: res, Index: m.index}, nil
+}
+
+type noLeases struct{}
+
+func (noLeases) Exists(int64) bool { return false }
+
+func (m *fakeMember) apply(req *applymsg.Request) *raftmsg.Result {
+	res := &raftmsg.Result{}
+	var err error
+	switch op := req.Op.(type) {
+	case *applymsg.Request_Put:
+		var resp *pb.PutResponse
+		resp, err = m.store.Put(op.Put, noLeases{})
+		res.Response = &raftmsg.Result_Put{Put: resp}
+	case *applymsg.Request_DeleteRange:
+		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: m.store.DeleteRange(op.DeleteRange)}
+	case *applymsg.Request_Txn:
+		var resp *pb.TxnResponse
+		resp, err = m.store.Txn(op.Txn, noLeases{})
+		res.Response = &raftmsg.Result_Txn{Txn: resp}
+	case *applymsg.Request_Compaction:
+		err = m.store.Compact(op.Compaction.Revision)
+		res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{}}
+	case *applymsg.Request_Alarm:
+		res.Response = &raftmsg.Result_Alarm{Alarm: m.applyAlarm(op.Alarm)}
+	}
+	if err != nil {
+		return &raftmsg.Result{Code: map[error]raftmsg.Code{
+			mvcc.ErrCompacted:      raftmsg.Code_COMPACTED,
+			mvcc.ErrFutureRevision: raftmsg.Code_FUTURE_REVISION,
+			mvcc.ErrKeyNotFound:    raftmsg.Code_KEY_NOT_FOUND,
+			mvcc.ErrLeaseNotFound:  raftmsg.Code_LEASE_NOT_FOUND,
+		}[err]}
+	}
+	return res
+}
+
+func (m *fakeMember) applyAlarm(r *pb.AlarmRequest) *pb.AlarmResponse {
+	next := &mvccmsg.Cluster{Members: m.cluster.Members}
+	for _, a := range m.cluster.Alarms {
+		if a.MemberId != r.MemberID || a.Type != r.Alarm {
+			next.Alarms = append(next.Alarms, a)
+		}
+	}
+	if r.Action == pb.AlarmRequest_ACTIVATE {
+		next.Alarms = append(next.Alarms, &applymsg.Alarm{MemberId: r.MemberID, Type: r.Alarm})
+	}
+	m.cluster = next
+	return &pb.AlarmResponse{Alarms: []*pb.AlarmMember{{MemberID: r.MemberID, Alarm: r.Alarm}}}
+}
+
+func (m *fakeMember) ReadIndex(context.Context) (raftmsg.Code, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.readIndexes++
+	return m.readCode, m.readErr
+}
+
+func (m *fakeMember) AwaitCompaction(context.Context, int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.awaited++
+	for done := false; !done; {
+		_, done = m.store.CompactStep(1000)
+	}
+	m.publish()
+	return nil
+}
+
+func (m *fakeMember) Reclaim(context.Context) error { return m.reclaimErr }
+
+func (m *fakeMember) StoreHash(context.Context) (uint32, error) { return 0xfeed, nil }
+func (m *fakeMember) Health() []Trouble                         { return nil }
+func (m *fakeMember) Timeline() *actors.Timeline                { return m.timeline }
+func (m *fakeMember) Actors() actors.Snapshot                   { return actors.Snapshot{SlowestStage: m.slowest} }
+
+// set changes the member while requests may be under way.
+func (m *fakeMember) set(change func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change()
+}
+
+// testConfig is a configuration around a member.
+func testConfig(m Member) Config {
+	cfg := DefaultConfig()
+	cfg.Member = m
+	return cfg
+}
+
+// serve runs a gateway on an in-memory listener and returns a connection to it.
+func serve(t testing.TB, cfg Config) *grpc.ClientConn {
+	t.Helper()
+	g, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := bufconn.Listen(1 << 20)
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(l) }()
+	conn, err := grpc.NewClient("passthrough:///gateway", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		if err := g.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, ErrStopped) {
+			t.Errorf("Serve returned %v", err)
+		}
+	})
+	return conn
+}

@@ -1,0 +1,363 @@
+package grpcgw
+
+import (
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/troupe-db/troupe/actors"
+)
+
+// Feature is a feature gate as etcd's metric shows it.
+type Feature struct {
+	Name, Stage string // stage is ALPHA, BETA or GA
+	Enabled     bool
+}
+
+// MetricsConfig says what Metrics reads at each scrape.
+type MetricsConfig struct {
+	// Mailboxes returns the numbers of all actors, as actors.Registry.Stats does.
+	// Nil exports none.
+	Mailboxes func() []actors.ActorStats
+	// QuotaBytes is the limit of the keyspace as in Config, for
+	// etcd_server_quota_backend_bytes: 0 is the default, and without a limit 0 is
+	// exported.
+	QuotaBytes int64
+	// SlowApply is the duration from which an apply counts as slow; 0 counts none.
+	SlowApply time.Duration
+	// Extensive adds grpc_server_handling_seconds, as --metrics=extensive does.
+	Extensive bool
+	Features  []Feature
+}
+
+// Metrics are all numbers that a member exports, under etcd's names and with
+// etcd's meaning where etcd has them, and as troupe_* where it does not.
+//
+// What can be read is read when Prometheus scrapes: views, raft's state and the
+// mailboxes. What passes by is counted by the methods of this type, which the
+// stages of the pipeline get as plain functions or through small interfaces of
+// their own, so that they know nothing of Prometheus. They are safe for
+// concurrent use, never block, and cost some ten nanoseconds.
+//
+// Every Metrics has a registry of its own: two members in one process share
+// nothing.
+type Metrics struct {
+	cfg      MetricsConfig
+	registry *prometheus.Registry
+	member   atomic.Pointer[Member]
+	rpc      *rpcMetrics
+
+	proposalsCommitted, proposalsApplied   prometheus.Gauge
+	proposalsFailed                        prometheus.Counter
+	leaderChanges, heartbeatFailures       prometheus.Counter
+	slowReadIndexes, failedReadIndexes     prometheus.Counter
+	applies                                *prometheus.HistogramVec
+	slowApplies                            prometheus.Counter
+	ranges                                 *prometheus.HistogramVec
+	fsyncs, walWrites, commits             prometheus.Histogram
+	walBytes                               prometheus.Gauge
+	puts, deletes, reads, txns             prometheus.Counter
+	putBytes                               prometheus.Gauge
+	compactStep, compactTotal, reclaimStep prometheus.Histogram
+	compactedKeys                          prometheus.Counter
+	lastCompaction                         prometheus.Gauge
+	healthSuccess, healthFailure           prometheus.Counter
+	healthcheck                            *prometheus.GaugeVec
+	healthchecks                           *prometheus.CounterVec
+	hash, hashRevision, defrag             observer
+}
+
+// observer is the part of a histogram that is fed.
+type observer interface{ Observe(float64) }
+
+// NewMetrics builds the metrics. SetMember completes them.
+func NewMetrics(cfg MetricsConfig) *Metrics {
+	m := &Metrics{cfg: cfg, registry: prometheus.NewRegistry()}
+	m.rpc = newRPCMetrics(m.registry, cfg.Extensive)
+	m.addRaft()
+	m.addStorage()
+	m.addHealth()
+	m.addConstants()
+	m.registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		newScrape(m),
+	)
+	return m
+}
+
+// SetMember names the member whose state is read at each scrape. Until then
+// only counters are exported.
+func (m *Metrics) SetMember(member Member) { m.member.Store(&member) }
+
+// Registry is where further collectors may be registered.
+func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
+
+// handler serves /metrics.
+func (m *Metrics) handler(logger zerolog.Logger) http.Handler {
+	return promhttp.InstrumentMetricHandler(m.registry, promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		ErrorLog: scrapeLog{logger},
+		// One bad collector must not hide all others.
+		ErrorHandling: promhttp.ContinueOnError,
+	}))
+}
+
+type scrapeLog struct{ zerolog.Logger }
+
+func (l scrapeLog) Println(v ...any) { l.Warn().Interface("error", v).Msg("metrics incomplete") }
+
+// etcd's names for the parts of its metrics.
+const (
+	namespace          = "etcd"
+	namespaceDebugging = "etcd_debugging"
+	namespaceOwn       = "troupe"
+)
+
+func (m *Metrics) counter(ns, sub, name, help string) prometheus.Counter {
+	return register(m.registry, prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help}))
+}
+
+func (m *Metrics) gauge(ns, sub, name, help string) prometheus.Gauge {
+	return register(m.registry, prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help}))
+}
+
+func (m *Metrics) histogram(ns, sub, name, help string, start float64, count int) prometheus.Histogram {
+	return register(m.registry, prometheus.NewHistogram(histogramOpts(ns, sub, name, help, start, count)))
+}
+
+func (m *Metrics) histogramVec(ns, sub, name, help string, start float64, count int, labels ...string) *prometheus.HistogramVec {
+	return register(m.registry, prometheus.NewHistogramVec(histogramOpts(ns, sub, name, help, start, count), labels))
+}
+
+// histogramOpts makes count buckets that double from start, as all of etcd's do.
+func histogramOpts(ns, sub, name, help string, start float64, count int) prometheus.HistogramOpts {
+	return prometheus.HistogramOpts{
+		Namespace: ns, Subsystem: sub, Name: name, Help: help,
+		Buckets: prometheus.ExponentialBuckets(start, 2, count),
+	}
+}
+
+func register[C prometheus.Collector](r *prometheus.Registry, c C) C {
+	r.MustRegister(c)
+	return c
+}
+
+func (m *Metrics) addRaft() {
+	const server = "server"
+	m.proposalsCommitted = m.gauge(namespace, server, "proposals_committed_total",
+		"Client requests in committed raft entries since the start.")
+	m.proposalsApplied = m.gauge(namespace, server, "proposals_applied_total",
+		"Client requests applied since the start.")
+	m.proposalsFailed = m.counter(namespace, server, "proposals_failed_total",
+		"Proposals that timed out, were refused or were lost.")
+	m.leaderChanges = m.counter(namespace, server, "leader_changes_seen_total",
+		"How often this member saw a new leader.")
+	m.heartbeatFailures = m.counter(namespace, server, "heartbeat_send_failures_total",
+		"Heartbeats that this leader could not send in time.")
+	m.slowReadIndexes = m.counter(namespace, server, "slow_read_indexes_total",
+		"Read indexes that came too late or timed out.")
+	m.failedReadIndexes = m.counter(namespace, server, "read_indexes_failed_total",
+		"Read indexes that failed.")
+	// 0.1 ms to 52 s.
+	m.applies = m.histogramVec(namespace, server, "apply_duration_seconds",
+		"Time to apply a request.", 0.0001, 20, "version", "op", "success")
+	m.slowApplies = m.counter(namespace, server, "slow_apply_total",
+		"Applies that took longer than the warning threshold.")
+	m.ranges = m.histogramVec(namespace, server, "range_duration_seconds",
+		"Time to look up a range in the keyspace.", 0.0001, 20, "success")
+}
+
+func (m *Metrics) addStorage() {
+	// 1 ms to 8 s.
+	const milli, octaves = 0.001, 14
+	m.fsyncs = m.histogram(namespace, "disk", "wal_fsync_duration_seconds",
+		"Time of one fsync of the WAL.", milli, octaves)
+	m.walWrites = m.histogram(namespace, "disk", "wal_write_duration_seconds",
+		"Time of one write to the WAL.", milli, octaves)
+	m.walBytes = m.gauge(namespace, "disk", "wal_write_bytes_total",
+		"Bytes written to the WAL.")
+	m.commits = m.histogram(namespace, "disk", "backend_commit_duration_seconds",
+		"Time of one commit to the backend.", milli, octaves)
+	m.defrag = m.histogram(namespace, "disk", "backend_defrag_duration_seconds",
+		"Time of one defragmentation.", 0.1, 13)
+
+	const mvcc = "mvcc"
+	m.puts = m.counter(namespace, mvcc, "put_total", "Puts executed by this member.")
+	m.deletes = m.counter(namespace, mvcc, "delete_total", "Deletes executed by this member.")
+	m.reads = m.counter(namespace, mvcc, "range_total", "Ranges executed by this member.")
+	m.txns = m.counter(namespace, mvcc, "txn_total", "Transactions of more than one operation executed by this member.")
+	m.hash = m.histogram(namespace, mvcc, "hash_duration_seconds",
+		"Time to hash the whole store.", 0.01, 15)
+	m.hashRevision = m.histogram(namespace, mvcc, "hash_rev_duration_seconds",
+		"Time to hash the keyspace at a revision.", 0.01, 15)
+	m.putBytes = m.gauge(namespaceDebugging, mvcc, "total_put_size_in_bytes",
+		"Bytes of keys and values put through this member.")
+	m.compactStep = m.histogram(namespaceDebugging, mvcc, "index_compaction_pause_duration_milliseconds",
+		"Time of one step that removes superseded versions from the index.", 0.5, 14)
+	m.reclaimStep = m.histogram(namespaceDebugging, mvcc, "db_compaction_pause_duration_milliseconds",
+		"Time of one step that gives back the space of superseded versions.", 1, 13)
+	m.compactTotal = m.histogram(namespaceDebugging, mvcc, "db_compaction_total_duration_milliseconds",
+		"Time from the start to the end of a compaction.", 100, 14)
+	m.compactedKeys = m.counter(namespaceDebugging, mvcc, "db_compaction_keys_total",
+		"Versions removed by compaction.")
+	m.lastCompaction = m.gauge(namespaceDebugging, mvcc, "db_compaction_last",
+		"Unix time of the last compaction; 0 before the first since the start.")
+}
+
+func (m *Metrics) addHealth() {
+	m.healthSuccess = m.counter(namespace, "server", "health_success", "Health checks that succeeded.")
+	m.healthFailure = m.counter(namespace, "server", "health_failures", "Health checks that failed.")
+	m.healthcheck = register(m.registry, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Subsystem: "server", Name: "healthcheck",
+		Help: "The latest result of each check of /livez and /readyz: 1 is success.",
+	}, []string{"type", "name"}))
+	m.healthchecks = register(m.registry, prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Subsystem: "server", Name: "healthchecks_total",
+		Help: "Checks of /livez and /readyz by result.",
+	}, []string{"type", "name", "status"}))
+}
+
+// addConstants exports what a label says, with the value 1.
+func (m *Metrics) addConstants() {
+	label := func(name, help, label, value string) {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: name, Help: help, ConstLabels: prometheus.Labels{label: value},
+		})
+		g.Set(1)
+		m.registry.MustRegister(g)
+	}
+	label("etcd_server_version", "The API level that is served, as a label.", "server_version", version.Version)
+	label("etcd_server_go_version", "The Go version of this build, as a label.", "server_go_version", goVersion())
+	label("etcd_cluster_version", "The API level of the cluster, as a label.", "cluster_version", version.Cluster(version.Version))
+	m.gauge(namespace, "server", "quota_backend_bytes", "The quota of the keyspace in bytes.").Set(float64(exportedQuota(m.cfg.QuotaBytes)))
+	features := register(m.registry, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Subsystem: "server", Name: "feature_enabled",
+		Help: "Feature gates: 1 is enabled.",
+	}, []string{"name", "stage"}))
+	for _, f := range m.cfg.Features {
+		features.WithLabelValues(f.Name, f.Stage).Set(flagValue(f.Enabled))
+	}
+}
+
+func exportedQuota(bytes int64) int64 {
+	if bytes == 0 {
+		return DefaultQuotaBytes
+	}
+	return max(bytes, 0)
+}
+
+func flagValue(on bool) float64 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// CountCommitted counts the client requests of entries that raft committed.
+// Entries are not what is counted: one carries many requests.
+func (m *Metrics) CountCommitted(requests int) { m.proposalsCommitted.Add(float64(requests)) }
+
+// CountApplied counts client requests that were applied.
+func (m *Metrics) CountApplied(requests int) { m.proposalsApplied.Add(float64(requests)) }
+
+// CountFailed counts proposals that got no outcome: refused, timed out, lost
+// with the leader, or stopped.
+func (m *Metrics) CountFailed(requests int) { m.proposalsFailed.Add(float64(requests)) }
+
+// LeaderChanged counts that raft reported a leader other than the last one.
+// Losing the leader does not count.
+func (m *Metrics) LeaderChanged() { m.leaderChanges.Inc() }
+
+// HeartbeatFailed counts a heartbeat that could not be sent in time.
+func (m *Metrics) HeartbeatFailed() { m.heartbeatFailures.Inc() }
+
+// ReadIndexSlow counts a read index that was repeated or timed out.
+func (m *Metrics) ReadIndexSlow() { m.slowReadIndexes.Inc() }
+
+// ReadIndexFailed counts a read index that failed, as on a change of leader.
+func (m *Metrics) ReadIndexFailed() { m.failedReadIndexes.Inc() }
+
+// ObserveApply records the apply of a request, named as in etcd's metrics:
+// Put, DeleteRange, Txn, Compaction, Alarm, ClusterMemberAttrSet.
+func (m *Metrics) ObserveApply(op string, success bool, elapsed time.Duration) {
+	m.applies.WithLabelValues("v3", op, boolLabel(success)).Observe(elapsed.Seconds())
+	if m.cfg.SlowApply > 0 && elapsed > m.cfg.SlowApply {
+		m.slowApplies.Inc()
+	}
+}
+
+// ObserveRange records a lookup in the keyspace.
+func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {
+	m.ranges.WithLabelValues(boolLabel(success)).Observe(elapsed.Seconds())
+}
+
+// ObserveFsync records one fsync of the WAL.
+func (m *Metrics) ObserveFsync(elapsed time.Duration) { m.fsyncs.Observe(elapsed.Seconds()) }
+
+// ObserveWALWrite records one write to the WAL.
+func (m *Metrics) ObserveWALWrite(bytes int, elapsed time.Duration) {
+	m.walBytes.Add(float64(bytes))
+	m.walWrites.Observe(elapsed.Seconds())
+}
+
+// ObserveCommit records one durable commit of the backend.
+func (m *Metrics) ObserveCommit(elapsed time.Duration) { m.commits.Observe(elapsed.Seconds()) }
+
+// CountOperations counts what a batch did to the keyspace: operations, those
+// inside transactions included, txns of more than one operation, and the bytes
+// of the keys and values that were put.
+func (m *Metrics) CountOperations(puts, deletes, ranges, txns int, putBytes int64) {
+	m.puts.Add(float64(puts))
+	m.deletes.Add(float64(deletes))
+	m.reads.Add(float64(ranges))
+	m.txns.Add(float64(txns))
+	m.putBytes.Add(float64(putBytes))
+}
+
+// ObserveCompactStep records one step of a compaction of the index, and how many
+// versions it removed.
+func (m *Metrics) ObserveCompactStep(versions int, elapsed time.Duration) {
+	m.compactedKeys.Add(float64(versions))
+	m.compactStep.Observe(millis(elapsed))
+}
+
+// ObserveReclaimStep records one step that gives disk space back.
+func (m *Metrics) ObserveReclaimStep(elapsed time.Duration) { m.reclaimStep.Observe(millis(elapsed)) }
+
+// ObserveCompaction records a whole compaction that ended at a wall time.
+func (m *Metrics) ObserveCompaction(elapsed time.Duration, end time.Time) {
+	m.compactTotal.Observe(millis(elapsed))
+	m.lastCompaction.Set(float64(end.Unix()))
+}
+
+func (m *Metrics) countHealth(healthy bool) {
+	if healthy {
+		m.healthSuccess.Inc()
+	} else {
+		m.healthFailure.Inc()
+	}
+}
+
+func (m *Metrics) countCheck(kind, name string, err error) {
+	result := "success"
+	if err != nil {
+		result = "error"
+	}
+	m.healthcheck.WithLabelValues(kind, name).Set(flagValue(err == nil))
+	m.healthchecks.WithLabelValues(kind, name, result).Inc()
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func boolLabel(b bool) string {
+	if b {
+		return "true"
+	}
+	return "false"
+}

@@ -1,0 +1,224 @@
+package grpcgw
+
+import (
+	"math"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+)
+
+// scrape reads, whenever Prometheus asks, what need not be counted: the newest
+// view, what raft says, and the mailboxes.
+type scrape struct{ metrics *Metrics }
+
+func newScrape(m *Metrics) *scrape { return &scrape{m} }
+
+func goVersion() string { return runtime.Version() }
+
+func gaugeDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+// Descriptions of what scrape collects from raft and the view.
+var (
+	descHasLeader = gaugeDesc("etcd_server_has_leader", "1 if a leader is known.")
+	descIsLeader  = gaugeDesc("etcd_server_is_leader", "1 if this member is the leader.")
+	descIsLearner = gaugeDesc("etcd_server_is_learner", "1 if this member is a learner.")
+	descServerID  = gaugeDesc("etcd_server_id", "The member's id, as a label in hexadecimal.", "server_id")
+	descPending   = gaugeDesc("etcd_server_proposals_pending", "Client requests accepted and not yet answered.")
+	descTotal     = gaugeDesc("etcd_mvcc_db_total_size_in_bytes", "Size of the keyspace, with what compaction has yet to give back.")
+	descInUse     = gaugeDesc("etcd_mvcc_db_total_size_in_use_in_bytes", "Size of the keyspace, history included.")
+	descKeys      = gaugeDesc("etcd_debugging_mvcc_keys_total", "Keys that exist.")
+	descRevision  = gaugeDesc("etcd_debugging_mvcc_current_revision", "The current revision.")
+	descCompacted = gaugeDesc("etcd_debugging_mvcc_compact_revision", "The lowest revision that can be read; -1 before the first compaction.")
+	descAlarms    = gaugeDesc("etcd_debugging_server_alarms", "1 for each active alarm.", "server_id", "alarm_type")
+	descPeers     = gaugeDesc("etcd_network_known_peers", "1 for each member known, this one included.", "Local", "Remote")
+	descCommitted = gaugeDesc("troupe_raft_committed_index", "The raft index up to which entries are committed.")
+	descApplied   = gaugeDesc("troupe_raft_applied_index", "The raft index up to which entries are applied.")
+	descTerm      = gaugeDesc("troupe_raft_term", "The current raft term.")
+	descResident  = gaugeDesc("troupe_mvcc_resident_bytes", "Bytes of the keyspace's records held in memory.")
+)
+
+// Descriptions of what scrape collects from mailboxes. The whole mailbox has an
+// empty lane; lanes follow where there are several.
+var (
+	laneLabels    = []string{"mailbox", "lane"}
+	mailboxLabels = laneLabels[:1]
+
+	descDepth     = prometheus.NewDesc("troupe_mailbox_depth", "Requests in the mailbox now.", laneLabels, nil)
+	descLimit     = prometheus.NewDesc("troupe_mailbox_limit", "Requests that the mailbox may hold; 0 is no limit.", laneLabels, nil)
+	descHighWater = prometheus.NewDesc("troupe_mailbox_high_water", "The most requests that the mailbox ever held.", laneLabels, nil)
+	descBytes     = prometheus.NewDesc("troupe_mailbox_bytes", "Bytes in the mailbox now.", laneLabels, nil)
+	descByteLimit = prometheus.NewDesc("troupe_mailbox_limit_bytes", "Bytes that the mailbox may hold; 0 is no limit.", laneLabels, nil)
+	descByteHigh  = prometheus.NewDesc("troupe_mailbox_high_water_bytes", "The most bytes that the mailbox ever held.", laneLabels, nil)
+	descEnqueued  = prometheus.NewDesc("troupe_mailbox_enqueued_total", "Messages accepted.", laneLabels, nil)
+	descRequests  = prometheus.NewDesc("troupe_mailbox_requests_total", "Requests in the messages accepted.", laneLabels, nil)
+	descRefused   = prometheus.NewDesc("troupe_mailbox_refused_total", "Messages refused because the mailbox was full.", laneLabels, nil)
+	descDropped   = prometheus.NewDesc("troupe_mailbox_dropped_total", "Messages dropped because a lossy mailbox was full.", laneLabels, nil)
+	descBatches   = prometheus.NewDesc("troupe_mailbox_batches_total", "Batches that the actor handled.", mailboxLabels, nil)
+	descWait      = prometheus.NewDesc("troupe_mailbox_wait_seconds", "Time from posting a message to the start of its batch.", mailboxLabels, nil)
+	descService   = prometheus.NewDesc("troupe_mailbox_service_seconds", "Time in which the actor handled a batch.", mailboxLabels, nil)
+	descRestarts  = prometheus.NewDesc("troupe_mailbox_restarts_total", "How often the actor was replaced.", mailboxLabels, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descHasLeader, descIsLeader, descIsLearner, descServerID, descPending,
+		descTotal, descInUse, descKeys, descRevision, descCompacted, descAlarms, descPeers,
+		descCommitted, descApplied, descTerm, descResident,
+		descDepth, descLimit, descHighWater, descBytes, descByteLimit, descByteHigh, descEnqueued, descRequests,
+		descRefused, descDropped, descBatches, descWait, descService, descRestarts} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *scrape) Collect(ch chan<- prometheus.Metric) {
+	if member := s.metrics.member.Load(); member != nil {
+		collectRaft(ch, *member)
+		if v := (*member).Keyspace().View(); v != nil {
+			collectView(ch, v, (*member).Identity().MemberID)
+		}
+	}
+	if s.metrics.cfg.Mailboxes != nil {
+		collectMailboxes(ch, s.metrics.cfg.Mailboxes())
+	}
+}
+
+func collectRaft(ch chan<- prometheus.Metric, member Member) {
+	id, r := member.Identity().MemberID, member.Raft()
+	gaugeMetric(ch, descHasLeader, flagValue(r.Leader != 0))
+	gaugeMetric(ch, descIsLeader, flagValue(r.Leader == id))
+	gaugeMetric(ch, descIsLearner, flagValue(r.IsLearner))
+	gaugeMetric(ch, descServerID, 1, hexID(id))
+	gaugeMetric(ch, descCommitted, float64(r.Committed))
+	gaugeMetric(ch, descApplied, float64(r.Applied))
+	gaugeMetric(ch, descTerm, float64(r.Term))
+}
+
+func collectView(ch chan<- prometheus.Metric, v *mvcc.View, id uint64) {
+	gaugeMetric(ch, descTotal, float64(v.Sizes.Total()))
+	gaugeMetric(ch, descInUse, float64(v.Sizes.InUse()))
+	gaugeMetric(ch, descKeys, float64(v.Sizes.Keys))
+	gaugeMetric(ch, descResident, float64(v.Sizes.Resident))
+	gaugeMetric(ch, descRevision, float64(v.Revision))
+	gaugeMetric(ch, descCompacted, float64(v.CompactRevision))
+	type series struct{ member, kind string }
+	seen := map[series]bool{} // an alarm may stand twice, raised by quota and by disk
+	for _, a := range v.Cluster.GetAlarms() {
+		if k := (series{hexID(a.GetMemberId()), a.GetType().String()}); !seen[k] {
+			seen[k] = true
+			gaugeMetric(ch, descAlarms, 1, k.member, k.kind)
+		}
+	}
+	for _, m := range v.Cluster.GetMembers() {
+		gaugeMetric(ch, descPeers, 1, hexID(id), hexID(m.GetId()))
+	}
+}
+
+func hexID(id uint64) string { return strconv.FormatUint(id, 16) }
+
+func gaugeMetric(ch chan<- prometheus.Metric, d *prometheus.Desc, v float64, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func countMetric(ch chan<- prometheus.Metric, d *prometheus.Desc, n uint64, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+}
+
+func collectMailboxes(ch chan<- prometheus.Metric, stats []actors.ActorStats) {
+	for i := range stats {
+		a := &stats[i]
+		if a.Name == actors.CoreProposer {
+			gaugeMetric(ch, descPending, float64(pending(a)))
+		}
+		if perStream(a.Name) {
+			continue
+		}
+		collectLoad(ch, &a.LaneStats, a.Name, "")
+		if len(a.Lanes) > 1 {
+			collectLanes(ch, a)
+		}
+		countMetric(ch, descBatches, a.Batches, a.Name)
+		countMetric(ch, descRestarts, uint64(a.Restarts), a.Name)
+		ch <- durations(descWait, &a.Wait, a.Name)
+		ch <- durations(descService, &a.Service, a.Name)
+	}
+}
+
+// pending is how many client requests the proposer has accepted and not yet
+// answered: it holds a request's place until then. Its other lanes are internal.
+func pending(proposer *actors.ActorStats) (requests int) {
+	for i := range proposer.Lanes {
+		if l := &proposer.Lanes[i]; l.Class == actors.Refuse {
+			requests += l.DepthRequests
+		}
+	}
+	return requests
+}
+
+// perStream tells whether a mailbox belongs to a single watch stream: those come
+// and go by the thousand, and stand on the debug page only.
+func perStream(name string) bool {
+	n, ok := strings.CutPrefix(name, actors.EdgePath+"/watch/")
+	return ok && n != "" && strings.Trim(n, "0123456789") == ""
+}
+
+func collectLanes(ch chan<- prometheus.Metric, a *actors.ActorStats) {
+	var names []string
+	for i := range a.Lanes {
+		if l := &a.Lanes[i]; l.Name != "" && !slices.Contains(names, l.Name) {
+			names = append(names, l.Name)
+			collectLoad(ch, l, a.Name, l.Name)
+		}
+	}
+}
+
+func collectLoad(ch chan<- prometheus.Metric, l *actors.LaneStats, mailbox, lane string) {
+	gaugeMetric(ch, descDepth, float64(l.DepthRequests), mailbox, lane)
+	gaugeMetric(ch, descLimit, float64(l.LimitRequests), mailbox, lane)
+	gaugeMetric(ch, descHighWater, float64(l.HighWaterRequests), mailbox, lane)
+	gaugeMetric(ch, descBytes, float64(l.DepthBytes), mailbox, lane)
+	gaugeMetric(ch, descByteLimit, float64(l.LimitBytes), mailbox, lane)
+	gaugeMetric(ch, descByteHigh, float64(l.HighWaterBytes), mailbox, lane)
+	countMetric(ch, descEnqueued, l.Enqueued, mailbox, lane)
+	countMetric(ch, descRequests, l.Requests, mailbox, lane)
+	countMetric(ch, descRefused, l.Refused, mailbox, lane)
+	countMetric(ch, descDropped, l.Dropped, mailbox, lane)
+}
+
+// The exported buckets of wait and service time end at 2^10 ns (1 µs), 2^12 ns
+// and so on to 2^34 ns (17 s). The kit's own are sixteen times finer; these are
+// as many as a dashboard can use and Prometheus should store.
+const (
+	firstBucketLog = 10
+	lastBucketLog  = 34
+	bucketLogStep  = 2
+)
+
+// bucketsOf folds a histogram of nanoseconds into the exported buckets. An
+// exported bucket's bound is a bound of the kit's buckets too, so none is split.
+func bucketsOf(h *actors.HistogramStats) map[float64]uint64 {
+	buckets := make(map[float64]uint64, (lastBucketLog-firstBucketLog)/bucketLogStep+1)
+	log, below := firstBucketLog, uint64(0)
+	for upper, cumulative := range h.Buckets {
+		for ; log <= lastBucketLog && upper >= int64(1)<<log; log += bucketLogStep {
+			buckets[math.Ldexp(1e-9, log)] = below
+		}
+		below = cumulative
+	}
+	for ; log <= lastBucketLog; log += bucketLogStep {
+		buckets[math.Ldexp(1e-9, log)] = below
+	}
+	return buckets
+}
+
+func durations(d *prometheus.Desc, h *actors.HistogramStats, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstHistogram(d, h.Count, float64(h.Sum)/1e9, bucketsOf(h), labels...)
+}

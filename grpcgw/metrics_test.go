@@ -1,0 +1,293 @@
+package grpcgw
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	libmetrics "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/troupe-db/troupe/actors"
+)
+
+func scrapeText(t *testing.T, m *Metrics) string {
+	t.Helper()
+	h := NewMetricsHandler(HTTPConfig{Member: newMonitored(t), Metrics: m, Logger: zerolog.Nop()})
+	resp := request(t, h, http.MethodGet, "/metrics")
+	text := body(t, resp)
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s", resp.Status, text)
+	}
+	return text
+}
+
+func wantLines(t *testing.T, text string, lines ...string) {
+	t.Helper()
+	have := strings.Split(text, "\n")
+	for _, l := range lines {
+		if !slices.Contains(have, l) {
+			name, _, _ := strings.Cut(l, " ")
+			name, _, _ = strings.Cut(name, "{")
+			var close []string
+			for _, h := range have {
+				if strings.HasPrefix(h, name) {
+					close = append(close, h)
+				}
+			}
+			t.Errorf("missing %q; there is:\n%s", l, strings.Join(close, "\n"))
+		}
+	}
+}
+
+// TestMetricsOfState checks what is read at scrape time, in the form in which
+// etcd 3.7.3 exports it.
+func TestMetricsOfState(t *testing.T) {
+	box := actors.NewMailbox(actors.MailboxConfig{
+		Name: actors.CoreProposer,
+		Lanes: []actors.Lane{
+			{Name: "control", Class: actors.Credit, Limit: actors.Limit{Requests: 1, Bytes: 1}},
+			{Name: "calls", Class: actors.Refuse, Limit: actors.Limit{Requests: 6, Bytes: 99}, Hold: true},
+		},
+	})
+	for lane, requests := range []int{1, 2} {
+		if err := box.TryPost(lane, "message", actors.Cost{Requests: requests, Bytes: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	registry := actors.NewRegistry()
+	registry.Add(box)
+	m := NewMetrics(MetricsConfig{
+		Mailboxes: registry.Stats,
+		Features:  []Feature{{"FastLeaseKeepAlive", "BETA", true}},
+	})
+	if text := scrapeText(t, m); strings.Contains(text, "etcd_server_has_leader") {
+		t.Error("a leader is reported before there is a member")
+	}
+	m.SetMember(newMonitored(t, etcdserverpb.AlarmType_NOSPACE, etcdserverpb.AlarmType_NOSPACE))
+	wantLines(t, scrapeText(t, m),
+		"# TYPE etcd_server_has_leader gauge",
+		"etcd_server_has_leader 1",
+		"etcd_server_is_leader 1",
+		"etcd_server_is_learner 0",
+		`etcd_server_id{server_id="8e9e05c52164694d"} 1`,
+		`etcd_server_version{server_version="3.7.3"} 1`,
+		`etcd_cluster_version{cluster_version="3.7"} 1`,
+		"etcd_server_quota_backend_bytes 2.147483648e+09",
+		`etcd_server_feature_enabled{name="FastLeaseKeepAlive",stage="BETA"} 1`,
+		"# TYPE etcd_server_proposals_committed_total gauge",
+		"etcd_server_proposals_pending 2",
+		"etcd_debugging_mvcc_current_revision 2",
+		"etcd_debugging_mvcc_keys_total 1",
+		"etcd_debugging_mvcc_compact_revision -1",
+		`etcd_debugging_server_alarms{alarm_type="NOSPACE",server_id="8e9e05c52164694d"} 1`,
+		`etcd_network_known_peers{Local="8e9e05c52164694d",Remote="8e9e05c52164694d"} 1`,
+		"troupe_raft_applied_index 5",
+		`troupe_mailbox_limit{lane="",mailbox="core/proposer"} 7`,
+		`troupe_mailbox_limit_bytes{lane="",mailbox="core/proposer"} 100`,
+		`troupe_mailbox_depth{lane="",mailbox="core/proposer"} 3`,
+		`troupe_mailbox_depth{lane="calls",mailbox="core/proposer"} 2`,
+		`troupe_mailbox_requests_total{lane="calls",mailbox="core/proposer"} 2`,
+		`troupe_mailbox_service_seconds_count{mailbox="core/proposer"} 0`,
+	)
+}
+
+func TestMetricsOfStages(t *testing.T) {
+	m := NewMetrics(MetricsConfig{SlowApply: 100 * time.Millisecond})
+	m.CountCommitted(3)
+	m.CountApplied(2)
+	m.CountFailed(1)
+	m.LeaderChanged()
+	m.HeartbeatFailed()
+	m.ReadIndexSlow()
+	m.ReadIndexFailed()
+	m.ObserveApply("Put", true, time.Millisecond)
+	m.ObserveApply("Txn", false, time.Second)
+	m.ObserveRange(true, time.Millisecond)
+	m.ObserveFsync(3 * time.Millisecond)
+	m.ObserveWALWrite(4096, time.Millisecond)
+	m.ObserveCommit(10 * time.Millisecond)
+	m.CountOperations(5, 4, 3, 2, 1000)
+	m.ObserveCompactStep(100, 2*time.Millisecond)
+	m.ObserveReclaimStep(4 * time.Millisecond)
+	m.ObserveCompaction(time.Second, time.Unix(1700000000, 0))
+	wantLines(t, scrapeText(t, m),
+		"etcd_server_proposals_committed_total 3",
+		"etcd_server_proposals_applied_total 2",
+		"# TYPE etcd_server_proposals_failed_total counter",
+		"etcd_server_proposals_failed_total 1",
+		"etcd_server_leader_changes_seen_total 1",
+		"etcd_server_heartbeat_send_failures_total 1",
+		"etcd_server_slow_read_indexes_total 1",
+		"etcd_server_read_indexes_failed_total 1",
+		"etcd_server_slow_apply_total 1",
+		`etcd_server_apply_duration_seconds_bucket{op="Put",success="true",version="v3",le="0.0008"} 0`,
+		`etcd_server_apply_duration_seconds_bucket{op="Put",success="true",version="v3",le="0.0016"} 1`,
+		`etcd_server_apply_duration_seconds_bucket{op="Put",success="true",version="v3",le="52.4288"} 1`,
+		`etcd_server_apply_duration_seconds_count{op="Txn",success="false",version="v3"} 1`,
+		`etcd_server_range_duration_seconds_count{success="true"} 1`,
+		`etcd_disk_wal_fsync_duration_seconds_bucket{le="0.002"} 0`,
+		`etcd_disk_wal_fsync_duration_seconds_bucket{le="0.004"} 1`,
+		`etcd_disk_wal_fsync_duration_seconds_bucket{le="8.192"} 1`,
+		"etcd_disk_wal_write_bytes_total 4096",
+		`etcd_disk_backend_commit_duration_seconds_bucket{le="0.016"} 1`,
+		"etcd_mvcc_put_total 5", "etcd_mvcc_delete_total 4", "etcd_mvcc_range_total 3", "etcd_mvcc_txn_total 2",
+		"etcd_debugging_mvcc_total_put_size_in_bytes 1000",
+		"etcd_debugging_mvcc_db_compaction_keys_total 100",
+		"etcd_debugging_mvcc_db_compaction_last 1.7e+09",
+		`etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds_bucket{le="2"} 1`,
+		`etcd_debugging_mvcc_db_compaction_total_duration_milliseconds_bucket{le="800"} 0`,
+	)
+}
+
+type announced map[string]grpc.ServiceInfo
+
+func (a announced) GetServiceInfo() map[string]grpc.ServiceInfo { return a }
+
+func TestMetricsOfRPCs(t *testing.T) {
+	m := NewMetrics(MetricsConfig{Extensive: true})
+	m.Announce(announced{
+		"etcdserverpb.KV":    {Methods: []grpc.MethodInfo{{Name: "Put"}, {Name: "Range"}, {Name: "RangeStream", IsServerStream: true}}},
+		"etcdserverpb.Watch": {Methods: []grpc.MethodInfo{{Name: "Watch", IsClientStream: true, IsServerStream: true}}},
+	})
+	const put = "/etcdserverpb.KV/Put"
+	m.Started(put, KindUnary, "3.7")
+	m.Handled(put, KindUnary, nil, 3*time.Millisecond)
+	m.Started(put, KindUnary, "3.7")
+	m.Handled(put, KindUnary, status.Error(codes.InvalidArgument, "etcdserver: key is not provided"), time.Millisecond)
+	m.Started(put, KindUnary, "unknown")
+	m.Handled(put, KindUnary, fmt.Errorf("put: %w", context.DeadlineExceeded), time.Second)
+	m.Started(methodRange, KindUnary, "3.7")
+	m.Handled(methodRange, KindUnary, nil, time.Millisecond)
+	m.Started(methodDefragment, KindUnary, "3.7")
+	m.Received(10)
+	m.Sent(20)
+	s := m.CountStream("/etcdserverpb.Watch/Watch", silentStream{})
+	if s.RecvMsg(nil) != nil || s.SendMsg(nil) != nil || s.SendMsg(nil) != nil {
+		t.Fatal("stream failed")
+	}
+	label := func(rest string) string {
+		return `{` + rest + `grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"}`
+	}
+	wantLines(t, scrapeText(t, m),
+		"grpc_server_started_total"+label("")+" 3",
+		"grpc_server_handled_total"+label(`grpc_code="OK",`)+" 1",
+		"grpc_server_handled_total"+label(`grpc_code="InvalidArgument",`)+" 1",
+		"grpc_server_handled_total"+label(`grpc_code="DeadlineExceeded",`)+" 1",
+		"grpc_server_handled_total"+label(`grpc_code="Aborted",`)+" 0",
+		"grpc_server_msg_received_total"+label("")+" 3",
+		"grpc_server_msg_sent_total"+label("")+" 1",
+		"grpc_server_handling_seconds_count"+label("")+" 3",
+		`grpc_server_started_total{grpc_method="RangeStream",grpc_service="etcdserverpb.KV",grpc_type="server_stream"} 0`,
+		`grpc_server_msg_received_total{grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"} 1`,
+		`grpc_server_msg_sent_total{grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"} 2`,
+		`etcd_server_request_duration_seconds_count{success="true",type="Put"} 1`,
+		`etcd_server_request_duration_seconds_count{success="false",type="Put"} 1`,
+		`etcd_server_client_requests_total{client_api_version="3.7",type="unary"} 4`,
+		`etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 1`,
+		"etcd_network_client_grpc_received_bytes_total 10",
+		"etcd_network_client_grpc_sent_bytes_total 20",
+		"etcd_mvcc_range_total 1",
+		"etcd_disk_defrag_inflight 1",
+	)
+	m.Handled(methodDefragment, KindUnary, nil, time.Second)
+	wantLines(t, scrapeText(t, m), "etcd_disk_defrag_inflight 0", "etcd_disk_backend_defrag_duration_seconds_count 1")
+}
+
+type silentStream struct{ grpc.ServerStream }
+
+func (silentStream) SendMsg(any) error { return nil }
+func (silentStream) RecvMsg(any) error { return nil }
+
+// TestClientVersionsAreBounded: a client chooses the text of its version.
+func TestClientVersionsAreBounded(t *testing.T) {
+	m := NewMetrics(MetricsConfig{})
+	for i := range 10 * maxClientVersions {
+		m.Started(methodRange, KindUnary, fmt.Sprint(i))
+	}
+	m.Started(methodRange, KindUnary, "\xff")
+	text := scrapeText(t, m)
+	if n := strings.Count(text, "\netcd_server_client_requests_total{"); n != maxClientVersions+1 {
+		t.Errorf("%d series", n)
+	}
+	wantLines(t, text, fmt.Sprintf(`etcd_server_client_requests_total{client_api_version="other",type="unary"} %d`, 9*maxClientVersions+1))
+}
+
+// TestBucketsOfMailboxes: the exported buckets are cumulative, always the same
+// ones, and no value is in a bucket below it.
+func TestBucketsOfMailboxes(t *testing.T) {
+	var h actors.Histogram
+	values := []int64{0, 1023, 1024, 4096, 5_000_000, 1 << 36}
+	for _, v := range values {
+		h.Record(1, v)
+	}
+	total, _ := h.Read(1)
+	buckets := bucketsOf(&total)
+	if len(buckets) != 13 {
+		t.Errorf("%d buckets", len(buckets))
+	}
+	for log := firstBucketLog; log <= lastBucketLog; log += bucketLogStep {
+		want := uint64(0)
+		for _, v := range values {
+			if v < 1<<log {
+				want++
+			}
+		}
+		bound := float64(int64(1)<<log) * 1e-9
+		if got, ok := buckets[bound]; !ok || got != want {
+			t.Errorf("bucket %g: %d (%v), want %d", bound, got, ok, want)
+		}
+	}
+}
+
+func TestPerStream(t *testing.T) {
+	for name, want := range map[string]bool{
+		actors.EdgeWatch(17): true, actors.EdgeWatchHub: false, actors.EdgeWatchVictims: false, actors.CoreWAL: false, "edge/watch/": false,
+	} {
+		if perStream(name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+}
+
+// BenchmarkRPCMetrics compares the cost of one unary request with that of the
+// usual library, which is why there is an own implementation.
+func BenchmarkRPCMetrics(b *testing.B) {
+	const put = "/etcdserverpb.KV/Put"
+	b.Run("own", func(b *testing.B) {
+		b.ReportAllocs()
+		m := NewMetrics(MetricsConfig{})
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				m.Started(put, KindUnary, "3.7")
+				m.Received(300)
+				m.Sent(30)
+				m.Handled(put, KindUnary, nil, time.Millisecond)
+			}
+		})
+	})
+	b.Run("library", func(b *testing.B) {
+		b.ReportAllocs()
+		lib := libmetrics.NewServerMetrics()
+		prometheus.NewRegistry().MustRegister(lib)
+		intercept := lib.UnaryServerInterceptor()
+		info := &grpc.UnaryServerInfo{FullMethod: put}
+		handler := func(context.Context, any) (any, error) { return nil, nil }
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if _, err := intercept(context.Background(), nil, info, handler); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	})
+}

@@ -1,0 +1,51 @@
+package grpcgw
+
+import (
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// Kinds of RPC, as etcd's metrics name them.
+const (
+	KindUnary  = "unary"
+	KindStream = "stream"
+)
+
+// Observer is told of every RPC and of every message on client connections. Its
+// methods are on the path of each request: they must be cheap and never block.
+type Observer interface {
+	// Started tells that an RPC begins. Method is as "/etcdserverpb.KV/Put",
+	// clientVersion what the client says of its API version, "unknown" if
+	// nothing.
+	Started(method, kind, clientVersion string)
+	// Handled tells the outcome of the same RPC: err is what the client gets.
+	Handled(method, kind string, err error, elapsed time.Duration)
+	// Announce tells, before serving, which methods there are.
+	Announce(server interface {
+		GetServiceInfo() map[string]grpc.ServiceInfo
+	})
+	// CountStream returns a stream that counts its messages.
+	CountStream(method string, stream grpc.ServerStream) grpc.ServerStream
+	// ObserveRange tells of one lookup in the keyspace.
+	ObserveRange(success bool, elapsed time.Duration)
+	// Received and Sent tell the size of a message in its encoding, in bytes.
+	Received(bytes int)
+	Sent(bytes int)
+}
+
+// blind is an Observer that counts nothing.
+type blind struct{}
+
+func (blind) Started(string, string, string)               {}
+func (blind) Handled(string, string, error, time.Duration) {}
+func (blind) ObserveRange(bool, time.Duration)             {}
+func (blind) Received(int)                                 {}
+func (blind) Sent(int)                                     {}
+
+func (blind) Announce(interface {
+	GetServiceInfo() map[string]grpc.ServiceInfo
+}) {
+}
+
+func (blind) CountStream(_ string, stream grpc.ServerStream) grpc.ServerStream { return stream }
