@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var damageRounds = flag.Int("damage-rounds", 30, "damaged copies in TestDamage")
+var damageRounds = flag.Int("damage-rounds", 24, "damaged copies in TestDamage")
 
 // history is the contents after each commit of a run; the state entry "n" says
 // which it is.

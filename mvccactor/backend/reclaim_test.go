@@ -21,7 +21,7 @@ import (
 // reclaimBytes is the live data of TestReclaim. The default fits a test run; the
 // figures in FORMAT.md are from -reclaim-bytes 1073741824, which also uses the
 // default file sizes.
-var reclaimBytes = flag.Int64("reclaim-bytes", 8<<20, "live bytes in TestReclaim")
+var reclaimBytes = flag.Int64("reclaim-bytes", 6<<20, "live bytes in TestReclaim")
 
 const reclaimPack = 32 << 10
 
