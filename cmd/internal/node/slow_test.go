@@ -1,0 +1,112 @@
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/actors"
+)
+
+// lines collects a log.
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+// last returns a field of the last line with a message.
+func (l *lines) last(message, field string) any {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := strings.Split(strings.TrimSpace(l.buf.String()), "\n")
+	for i := len(all) - 1; i >= 0; i-- {
+		var line map[string]any
+		if json.Unmarshal([]byte(all[i]), &line) == nil && line["message"] == message {
+			return line[field]
+		}
+	}
+	return nil
+}
+
+// TestSlowestStage: whichever stage is slow, the debug endpoint and the log of
+// slow requests name it.
+func TestSlowestStage(t *testing.T) {
+	for _, stage := range []string{actors.CoreProposer, actors.CoreReadIndex, actors.CoreRaft,
+		actors.CoreWAL, actors.CoreApply, actors.CoreMVCC, actors.CorePersister} {
+		t.Run(strings.TrimPrefix(stage, "core/"), func(t *testing.T) {
+			t.Parallel()
+			log := new(lines)
+			m := startMember(t, t.TempDir(), func(c *Config) {
+				c.Logger = zerolog.New(log)
+				c.Gateway.SlowRequest = time.Nanosecond // every request
+				c.Faults.Delay(stage, 20*time.Millisecond)
+			})
+			defer m.shut()
+			var fromLog any
+			var fromJSON string
+			for i := range 500 {
+				m.put("k", fmt.Sprint(i))
+				fromLog, fromJSON = log.last("slow request", "slowest_stage"), m.slowest()
+				if fromLog == stage && fromJSON == stage {
+					break
+				}
+			}
+			if fromLog != stage || fromJSON != stage {
+				t.Fatalf("the log names %v, the endpoint %q", fromLog, fromJSON)
+			}
+			if stages, _ := log.last("slow request", "stages").(map[string]any); stages[actors.CoreWAL] == nil {
+				t.Fatalf("no times per stage in the log: %v", stages)
+			}
+		})
+	}
+}
+
+// slowest asks the debug endpoint for the slowest stage, and checks that it shows
+// every stage within its limits.
+func (m *testMember) slowest() string {
+	m.t.Helper()
+	req, _ := http.NewRequest(http.MethodGet, "http://"+m.cfg.Listeners[0].Addr().String()+"/debug/actors?format=json", nil)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var s actors.Snapshot
+	if err := json.Unmarshal(text, &s); err != nil {
+		m.t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, b := range s.Mailboxes {
+		seen[b.Name] = true
+		for _, l := range b.Lanes {
+			if l.LimitRequests > 0 && l.HighWaterRequests > l.LimitRequests || l.LimitBytes > 0 && l.HighWaterBytes > l.LimitBytes {
+				m.t.Fatalf("%s: %s exceeds its limit: %+v", b.Name, l.Name, l)
+			}
+		}
+	}
+	for _, name := range []string{actors.CoreProposer, actors.CoreReadIndex, actors.CoreRaft, actors.CoreWAL,
+		actors.CoreApply, actors.CoreMVCC, actors.CorePersister} {
+		if !seen[name] {
+			m.t.Fatalf("the debug endpoint does not show %s", name)
+		}
+	}
+	return s.SlowestStage
+}
