@@ -167,14 +167,6 @@ func (s *Store) lookup(key []byte) (e *entry, alive bool) {
 	return nil, false
 }
 
-// current returns the state of a key, nil if it does not exist.
-func (s *Store) current(key []byte) *version {
-	if e, alive := s.lookup(key); alive {
-		return e.head.Load()
-	}
-	return nil
-}
-
 // Applied is what the view says of raft and of the cluster.
 type Applied struct {
 	Index, Term uint64

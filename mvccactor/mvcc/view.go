@@ -1,7 +1,6 @@
 package mvcc
 
 import (
-	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -52,9 +51,6 @@ func (s Sizes) InUse() int64 { return baseBytes + s.Live }
 // Total is the size that dashboards call "total": it exceeds InUse by what
 // reclaiming will give back.
 func (s Sizes) Total() int64 { return baseBytes + s.Stored }
-
-// errStale: the chains were cut above the revision a reader was reading at.
-var errStale = errors.New("mvcc: view is older than the compaction")
 
 // Published is where readers find the newest View. It outlives reboots of the
 // core; nothing older than what it holds is ever put in.
