@@ -12,6 +12,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
@@ -48,6 +49,9 @@ type Config struct {
 
 	Logger zerolog.Logger
 	Faults *actors.Faults // tests
+	// FreeSpace returns the free bytes on the disk of a folder; nil asks the
+	// file system.
+	FreeSpace func(dir string) (uint64, error)
 	// Exit ends the process: the member cannot go on. It does not return, but in
 	// tests.
 	Exit func(reason error)
@@ -89,6 +93,12 @@ func (c *Config) validate() error {
 		return fmt.Errorf("%w: election timeout %v must be at least five heartbeats of %v", errConfig, c.Election, c.Heartbeat)
 	case c.Exit == nil:
 		return fmt.Errorf("%w: no way to exit", errConfig)
+	}
+	if c.FreeSpace == nil {
+		c.FreeSpace = func(dir string) (uint64, error) {
+			free, _, err := backend.FreeSpace(dir)
+			return free, err
+		}
 	}
 	return nil
 }

@@ -121,7 +121,7 @@ func (g *diskGuard) look(ctx context.Context) {
 func (g *diskGuard) free() (uint64, bool) {
 	least := ^uint64(0)
 	for _, dir := range []string{g.n.cfg.DataDir, g.n.cfg.walDir()} {
-		free, _, err := backend.FreeSpace(dir)
+		free, err := g.n.cfg.FreeSpace(dir)
 		if err != nil {
 			g.n.cfg.Logger.Error().Err(err).Msg("cannot tell how much space is free")
 			return 0, false
