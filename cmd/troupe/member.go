@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -16,12 +17,18 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
+// errSeveral: there is no transport between members yet.
+var errSeveral = errors.New("--initial-cluster names several members: only clusters of one member can be started")
+
 // startMember starts the member that a configuration describes. exit is called
 // when the member cannot go on; it ends the process.
 func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*node.Node, error) {
 	boot, err := cfg.Bootstrap()
 	if err != nil && !node.Exists(cfg.DataDir) {
 		return nil, err // with data, flags of the first start need not make sense any more
+	}
+	if boot != nil && len(boot.Members) > 1 {
+		return nil, errSeveral
 	}
 	clients, err := listen(cfg.ListenClientURLs)
 	if err != nil {
