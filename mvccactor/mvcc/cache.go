@@ -1,6 +1,7 @@
 package mvcc
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -21,8 +22,9 @@ type cache struct {
 	misses   atomic.Int64
 
 	mu   sync.Mutex
-	ring []*pack // evictable packs in memory, oldest first from hand on
-	hand int
+	ring []*pack // evictable packs in memory, and some that are gone
+	hand int     // where the clock looks next
+	gone int     // packs in the ring without content
 }
 
 // content returns what is in a pack, reading it from the store if needed. With
@@ -66,9 +68,36 @@ func (c *cache) keep(p *pack, b *body) {
 	if !p.content.CompareAndSwap(nil, b) {
 		return
 	}
-	c.resident.Add(int64(len(b.table) + len(b.data)))
+	c.resident.Add(b.size())
 	c.ring = append(c.ring, p)
 	c.evict()
+}
+
+// replace puts what is left of a pack in the place of its content, if that is in
+// memory, or drops it if nothing is left.
+func (c *cache) replace(p *pack, b *body) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := p.content.Load()
+	if old == nil {
+		return
+	}
+	c.resident.Add(-old.size())
+	if b.len() > 0 {
+		c.resident.Add(b.size())
+		p.content.Store(b)
+		return
+	}
+	p.content.Store(nil)
+	if c.gone++; c.gone*2 > len(c.ring) {
+		c.sweep()
+	}
+}
+
+// sweep takes packs without content out of the ring. It runs with mu held.
+func (c *cache) sweep() {
+	c.ring = slices.DeleteFunc(c.ring, func(p *pack) bool { return p.content.Load() == nil })
+	c.gone, c.hand = 0, 0
 }
 
 // evict runs with mu held.
@@ -82,16 +111,14 @@ func (c *cache) evict() {
 			c.hand++
 			continue
 		}
-		c.drop(p)
+		if b := p.content.Swap(nil); b != nil {
+			c.resident.Add(-b.size())
+		} else {
+			c.gone--
+		}
 		last := len(c.ring) - 1
 		c.ring[c.hand] = c.ring[last]
 		c.ring[last] = nil
 		c.ring = c.ring[:last]
-	}
-}
-
-func (c *cache) drop(p *pack) {
-	if b := p.content.Swap(nil); b != nil {
-		c.resident.Add(-int64(len(b.table) + len(b.data)))
 	}
 }

@@ -170,10 +170,10 @@ func (s *Store) unlink(v *version, rec []byte) error {
 	return nil
 }
 
-// replace puts the records that are still needed in a pack's place. The cache
-// may go on with the old content: it has those records too.
+// replace puts the records that are still needed in a pack's place.
 func (s *Store) replace(p *pack, kept *body) {
-	size := int64(len(kept.table) + len(kept.data))
+	size := kept.size()
+	s.cache.replace(p, kept)
 	s.storedBytes -= p.bytes.Load() - size
 	p.bytes.Store(size)
 	p.deadBytes.Store(0)

@@ -29,6 +29,9 @@ type body struct {
 
 func (b *body) len() int { return len(b.table) / rowBytes }
 
+// size is what the body weighs in memory and in all counts, in bytes.
+func (b *body) size() int64 { return int64(len(b.table) + len(b.data)) }
+
 func (b *body) revision(i int) Revision {
 	row := b.table[i*rowBytes:]
 	return Revision{

@@ -35,7 +35,7 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	p := &pack{id: id, last: b.revision(kept - 1)}
 	p.settled.Store(true)
 	p.versions = make([]*version, 0, kept)
-	size := int64(len(b.table) + len(b.data))
+	size := b.size()
 	p.bytes.Store(size)
 	s.liveBytes += size
 	s.storedBytes += size

@@ -12,13 +12,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
@@ -102,10 +100,10 @@ func (t *timeline) add(err error) {
 	}
 }
 
-// isTooMany recognises etcd's error for more requests than the server takes.
+// isTooMany recognises etcd's error for more requests than the server takes, as
+// clients do: by its text. Its code on the wire is Unknown, from etcd too.
 func isTooMany(err error) bool {
-	s := status.Convert(err)
-	return s.Code() == codes.ResourceExhausted && strings.HasSuffix(s.Message(), "etcdserver: too many requests")
+	return errors.Is(rpctypes.Error(err), rpctypes.ErrTooManyRequests)
 }
 
 func sum(counts []atomic.Int64, from, to time.Duration) int64 {

@@ -19,9 +19,10 @@ func TestIsTooMany(t *testing.T) {
 		want bool
 	}{
 		{status.Error(codes.ResourceExhausted, "etcdserver: too many requests"), true},
+		{status.Error(codes.Unknown, "etcdserver: too many requests"), true},
 		{status.Error(codes.ResourceExhausted, "etcdserver: mvcc: database space exceeded"), false},
-		{status.Error(codes.Unavailable, "etcdserver: too many requests"), false},
-		{errors.New("etcdserver: too many requests"), false},
+		{status.Error(codes.Unavailable, "etcdserver: too many requests"), true},
+		{errors.New("etcdserver: too many requests"), true},
 	} {
 		if got := isTooMany(c.err); got != c.want {
 			t.Errorf("%v: %v", c.err, got)
