@@ -12,6 +12,10 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
+// ExecuteBytesMax is the largest weight of one Execute: the smallest limit that
+// may be set for the mailbox behind.
+const ExecuteBytesMax = 32 << 20
+
 // Config is what the apply actor needs.
 type Config struct {
 	Epoch    uint64
@@ -73,7 +77,7 @@ func (a *Actor) batch(b *actors.Batch) {
 		return
 	}
 	// The keyspace takes no more: hold back. The error says that the core stops.
-	_ = a.cfg.MVCC.Post(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: bytes})
+	_ = a.cfg.MVCC.Post(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: min(bytes, ExecuteBytesMax)})
 }
 
 func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {

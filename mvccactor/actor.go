@@ -428,7 +428,7 @@ func (a *Actor) persist() {
 			Revision: a.store.Revision(), CompactRevision: a.store.CompactRevision(),
 		},
 	}
-	m.Bytes = int64(min(a.unpersisted, persisterMessageMax))
+	m.Bytes = int64(min(a.unpersisted, PersistBytesMax))
 	a.persistsUnder++
 	a.unpersisted, a.dirty = 0, false
 	// The store below is slow: hold back. The error says that the core stops.

@@ -26,9 +26,9 @@ const (
 	flushInterval = 50 * time.Millisecond
 	// flushBytes is where they are written at once.
 	flushBytes = 4 << 20
-	// persisterMessageMax is the largest weight of one Persist: the smallest
+	// PersistBytesMax is the largest weight of one Persist: the smallest
 	// limit that may be set for the mailbox.
-	persisterMessageMax = 1 << 20
+	PersistBytesMax = 1 << 20
 
 	// storeFormat is the version of all that mvccactor writes to the store.
 	storeFormat = 1

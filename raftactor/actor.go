@@ -37,23 +37,24 @@ var (
 	// to what is under way, changes of leadership, ticks.
 	controlLimit = actors.Limit{Requests: 1024, Bytes: 1 << 20}
 	// localLimit bounds the answers of appends and applies. raft hands out at
-	// most outstandingMax of each.
-	localLimit = actors.Limit{Requests: 4 * outstandingMax, Bytes: 64 << 20}
+	// most OutstandingMax of each.
+	localLimit = actors.Limit{Requests: 4 * OutstandingMax, Bytes: 64 << 20}
 	// tickLimit: a second tick in the queue says that raft is late, more say
 	// nothing new.
 	tickLimit = actors.Limit{Requests: 2, Bytes: 2}
 )
 
 const (
-	// outstandingMax bounds appends, and applies, handed out and not answered;
-	// raft then waits with its next Ready.
-	outstandingMax = 256
+	// OutstandingMax bounds the appends, and the applies, handed out and not
+	// answered: the mailboxes of wal and apply need room for as many. raft waits
+	// with its next Ready.
+	OutstandingMax = 256
 	// waitingReadsMax bounds read attempts that wait for the term's first
 	// entry: the batcher has one at a time, and retries.
 	waitingReadsMax = 16
-	// persistEvery is after how many durably applied entries the WAL is marked
+	// markEvery is after how many durably applied entries the WAL is marked
 	// although their bytes are few; each mark costs a record, and lets segments go.
-	persistEvery = 1024
+	markEvery = 1024
 )
 
 // Peers carries messages to other members. Loss is allowed.
@@ -232,7 +233,7 @@ func (r *Raft) persisted(m *raftmsg.Persisted) {
 	}
 	must(r.cfg.Replica.Persisted(m.AppliedIndex, m.AppliedTerm, m.ConfState))
 	first := r.cfg.Replica.FirstIndex()
-	if m.AppliedIndex < r.marked+persistEvery && first <= r.marked+1 {
+	if m.AppliedIndex < r.marked+markEvery && first <= r.marked+1 {
 		return
 	}
 	r.marked = m.AppliedIndex
@@ -311,7 +312,7 @@ func (r *Raft) answerRead(id, index uint64) {
 func (r *Raft) ready() {
 	for {
 		appends, applies := r.cfg.Replica.Outstanding()
-		if appends >= outstandingMax || applies >= outstandingMax {
+		if appends >= OutstandingMax || applies >= OutstandingMax {
 			break
 		}
 		out, ok := r.cfg.Replica.Ready()

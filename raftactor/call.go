@@ -2,6 +2,7 @@ package raftactor
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -83,14 +84,12 @@ func (c *Call) Fail(code raftmsg.Code) {
 type Replies struct {
 	mu      sync.Mutex
 	batches map[uint64]*proposed
-	order   []*proposed // by time proposed; answered ones are skipped
 }
 
-// proposed is a batch under way.
+// proposed is a batch under way. Guarded by Replies.mu until it is taken out.
 type proposed struct {
-	id       uint64
-	calls    []*Call // nil once answered
-	deadline int64   // of the call that gives up first
+	calls    []*Call // nil where the call gave up waiting
+	deadline int64   // of the call that gives up next
 	cost     actors.Cost
 	release  func(actors.Cost)
 }
@@ -101,16 +100,27 @@ func NewReplies() *Replies { return &Replies{batches: make(map[uint64]*proposed)
 // register files the calls of a batch. release gives their room in the mailbox
 // back once they are answered.
 func (r *Replies) register(id uint64, calls []*Call, release func(actors.Cost)) {
-	p := &proposed{id: id, calls: calls, deadline: calls[0].deadline, release: release}
-	for _, c := range calls {
-		p.cost.Requests++
-		p.cost.Bytes += len(c.encoded)
-		p.deadline = min(p.deadline, c.deadline)
-	}
+	p := &proposed{calls: calls, release: release}
+	p.tally()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.batches[id] = p
-	r.order = append(r.order, p)
+}
+
+// tally computes the deadline and the cost of those that wait.
+func (p *proposed) tally() {
+	p.deadline, p.cost = math.MaxInt64, actors.Cost{}
+	for _, c := range p.calls {
+		if c != nil {
+			p.cost.Requests++
+			p.cost.Bytes += len(c.encoded)
+			p.deadline = min(p.deadline, c.deadline)
+		}
+	}
+}
+
+func (p *proposed) waiting() []*Call {
+	return slices.DeleteFunc(slices.Clone(p.calls), func(c *Call) bool { return c == nil })
 }
 
 // take removes a batch from the table.
@@ -119,16 +129,13 @@ func (r *Replies) take(id uint64) *proposed {
 	defer r.mu.Unlock()
 	p := r.batches[id]
 	delete(r.batches, id)
-	for len(r.order) > 0 && r.batches[r.order[0].id] != r.order[0] {
-		r.order = r.order[1:]
-	}
 	return p
 }
 
 // recall takes the calls of a batch back unanswered, nil if it is answered.
 func (r *Replies) recall(id uint64) []*Call {
 	if p := r.take(id); p != nil {
-		return p.calls
+		return p.waiting()
 	}
 	return nil
 }
@@ -142,52 +149,51 @@ func (r *Replies) Deliver(b *raftmsg.ResultBatch) {
 	}
 	p.release(p.cost)
 	for i, c := range p.calls {
-		c.resolve(Answer{Result: b.Results[i], Index: b.Index})
-	}
-}
-
-func (p *proposed) fail(code raftmsg.Code) {
-	p.release(p.cost)
-	for _, c := range p.calls {
-		c.Fail(code)
+		if c != nil {
+			c.resolve(Answer{Result: b.Results[i], Index: b.Index})
+		}
 	}
 }
 
 // FailAll answers all callers with a code.
 func (r *Replies) FailAll(code raftmsg.Code) {
 	r.mu.Lock()
-	left := slices.Collect(func(yield func(*proposed) bool) {
-		for _, p := range r.batches {
-			if !yield(p) {
-				return
-			}
-		}
-	})
-	clear(r.batches)
-	r.order = nil
+	left := r.batches
+	r.batches = make(map[uint64]*proposed)
 	r.mu.Unlock()
 	for _, p := range left {
-		p.fail(code)
+		p.release(p.cost)
+		for _, c := range p.waiting() {
+			c.Fail(code)
+		}
 	}
 }
 
-// expire answers the callers whose time is over. The oldest batches stand first,
-// so that a look at the front is enough.
-func (r *Replies) expire(now int64, code raftmsg.Code) {
-	for {
-		r.mu.Lock()
-		var p *proposed
-		if len(r.order) > 0 && r.order[0].deadline <= now {
-			p = r.order[0]
+// expire answers the callers whose time is over. It returns the batches that
+// nobody waits for any more. The table holds no more batches than the proposer's
+// mailbox admits requests, and mostly one.
+func (r *Replies) expire(now int64, code raftmsg.Code) (ended []uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, p := range r.batches {
+		if p.deadline > now {
+			continue
 		}
-		r.mu.Unlock()
-		if p == nil {
-			return
+		before := p.cost
+		for i, c := range p.calls {
+			if c != nil && c.deadline <= now {
+				p.calls[i] = nil
+				c.Fail(code)
+			}
 		}
-		if p = r.take(p.id); p != nil {
-			p.fail(code)
+		p.tally()
+		p.release(actors.Cost{Requests: before.Requests - p.cost.Requests, Bytes: before.Bytes - p.cost.Bytes})
+		if p.cost.Requests == 0 {
+			delete(r.batches, id)
+			ended = append(ended, id)
 		}
 	}
+	return ended
 }
 
 // Requests returns how many requests are proposed and not answered.
@@ -196,7 +202,7 @@ func (r *Replies) Requests() int {
 	defer r.mu.Unlock()
 	n := 0
 	for _, p := range r.batches {
-		n += len(p.calls)
+		n += p.cost.Requests
 	}
 	return n
 }

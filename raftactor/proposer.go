@@ -50,6 +50,7 @@ type Proposer struct {
 	box *actors.Mailbox
 
 	leader      uint64
+	isLeader    bool
 	paused      bool           // raft dropped a proposal: wait until something moves
 	backlog     []*Call        // not proposed yet, oldest first
 	enqueued    int64          // when the oldest of them came
@@ -211,7 +212,7 @@ func (p *Proposer) roleChanged(m *raftmsg.RoleChanged) {
 	if m.Epoch != p.cfg.Epoch {
 		return
 	}
-	p.leader, p.paused = m.Leader, false
+	p.leader, p.isLeader, p.paused = m.Leader, m.IsLeader, false
 	clear(p.outstanding)
 	p.bytes = 0
 }
@@ -221,7 +222,12 @@ func (p *Proposer) tick(t *actors.Tick) {
 		return
 	}
 	p.paused = false
-	p.cfg.Replies.expire(t.At, raftmsg.Code_TIMED_OUT)
+	for _, id := range p.cfg.Replies.expire(t.At, raftmsg.Code_TIMED_OUT) {
+		if !p.isLeader {
+			// Forwarded, and maybe lost on the way: nobody would tell.
+			p.forget(id)
+		}
+	}
 	n := 0
 	for n < len(p.backlog) && p.backlog[n].deadline <= t.At {
 		n++

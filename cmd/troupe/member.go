@@ -111,6 +111,10 @@ func mailboxes(flags config.Mailboxes) node.Mailboxes {
 			f.limit.Bytes = f.flag.Bytes
 		}
 	}
+	// Whoever lets the proposer accept more means it to pass them on.
+	if flags.Raft.Requests == 0 {
+		m.Raft.Requests = max(m.Raft.Requests, 2*m.Proposer.Requests)
+	}
 	return m
 }
 

@@ -10,10 +10,12 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/raftactor"
 )
 
 // Config describes a member.
@@ -78,8 +80,45 @@ func DefaultMailboxes() Mailboxes {
 	}
 }
 
+// requestOverhead is what encoding may add to a request of the largest size.
+const requestOverhead = 64 << 10 // bytes
+
 // DefaultCacheBytes is how much of the records stays in memory.
 const DefaultCacheBytes = 512 << 20
+
+// Least bytes of mailboxes: what one message, or the sender's window, may weigh
+// beside a request of the largest size. Smaller limits would not hold back, but
+// break the credit that senders rely on.
+const (
+	raftBytesMin      = 8 << 20  // the proposer's window
+	stageBytesMin     = 64 << 20 // what raft hands out before it waits
+	mvccBytesMin      = applyactor.ExecuteBytesMax
+	persisterBytesMin = mvccactor.PersistBytesMax
+)
+
+// validate checks the limits against each other and against the largest request.
+func (m Mailboxes) validate(request int64) error {
+	for _, l := range []struct {
+		stage           string
+		limit           actors.Limit
+		requests, bytes int64
+	}{
+		{"proposer", m.Proposer, 1, request},
+		{"raft", m.Raft, 2 * int64(m.Proposer.Requests), raftBytesMin + request},
+		{"wal", m.WAL, raftactor.OutstandingMax, stageBytesMin + request},
+		{"apply", m.Apply, raftactor.OutstandingMax, stageBytesMin + request},
+		{"mvcc", m.MVCC, 1, mvccBytesMin},
+		{"persister", m.Persister, 1, persisterBytesMin},
+	} {
+		if int64(l.limit.Requests) < l.requests {
+			return fmt.Errorf("%w: --mailbox-%s-requests=%d is below %d", errConfig, l.stage, l.limit.Requests, l.requests)
+		}
+		if l.limit.Bytes < l.bytes {
+			return fmt.Errorf("%w: --mailbox-%s-bytes=%d is below %d", errConfig, l.stage, l.limit.Bytes, l.bytes)
+		}
+	}
+	return nil
+}
 
 var errConfig = errors.New("node: bad configuration")
 
@@ -93,6 +132,9 @@ func (c *Config) validate() error {
 		return fmt.Errorf("%w: election timeout %v must be at least five heartbeats of %v", errConfig, c.Election, c.Heartbeat)
 	case c.Exit == nil:
 		return fmt.Errorf("%w: no way to exit", errConfig)
+	}
+	if err := c.Mailboxes.validate(int64(c.Gateway.MaxRequestBytes) + requestOverhead); err != nil {
+		return err
 	}
 	if c.FreeSpace == nil {
 		c.FreeSpace = func(dir string) (uint64, error) {

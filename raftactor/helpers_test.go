@@ -1,0 +1,114 @@
+package raftactor
+
+import (
+	"bytes"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/actors/actorstest"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// epoch is that of the stages under test.
+const epoch = 3
+
+// timeout is how long calls of these tests may take.
+const timeout = 5 * time.Second
+
+var one = actors.Cost{Requests: 1}
+
+// newRaftProbe stands in for raft, with its lanes.
+func newRaftProbe(t *testing.T, sys *actor.ActorSystem) *actorstest.Probe {
+	lane := func(name string) actors.Lane {
+		return actors.Lane{Name: name, Class: actors.Credit, Limit: actors.Limit{Requests: 1 << 20, Bytes: 1 << 30}}
+	}
+	return actorstest.NewProbeWith(t, sys, actors.MailboxConfig{Name: actors.CoreRaft, Lanes: []actors.Lane{
+		raftLocal: lane("local"), raftPeers: lane("peers"), raftTicks: lane("ticks"), raftProposals: lane("proposals")}})
+}
+
+// news returns the messages of a type that came since the last call.
+type news[M any] struct {
+	probe *actorstest.Probe
+	read  int
+}
+
+func (n *news[M]) next() (found []M) {
+	synctest.Wait()
+	all := n.probe.Messages()
+	for _, m := range all[n.read:] {
+		if m, ok := m.(M); ok {
+			found = append(found, m)
+		}
+	}
+	n.read = len(all)
+	return found
+}
+
+// put is a request whose encoding has about n bytes.
+func put(key string, n int) *applymsg.Request {
+	return &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{
+		Key: []byte(key), Value: bytes.Repeat([]byte{'v'}, n)}}}
+}
+
+// keys are those of the puts in a proposal.
+func keys(t *testing.T, p *raftmsg.Propose) []string {
+	t.Helper()
+	batch := new(applymsg.RequestBatch)
+	if err := proto.Unmarshal(p.Data, batch); err != nil {
+		t.Fatal(err)
+	}
+	if batch.Id != p.BatchId || int(p.Requests) != len(batch.Requests) {
+		t.Fatalf("batch %d with %d requests is proposed as batch %d with %d", batch.Id, len(batch.Requests), p.BatchId, p.Requests)
+	}
+	if id, err := batchID(p.Data); err != nil || id != p.BatchId {
+		t.Fatalf("the id in the entry is %d (%v), want %d", id, err, p.BatchId)
+	}
+	var found []string
+	for _, r := range batch.Requests {
+		found = append(found, string(r.GetPut().Key))
+	}
+	return found
+}
+
+// outcome returns the answer of a call, and whether there is one. A second
+// answer is an error.
+func outcome(t *testing.T, c *Call) (Answer, bool) {
+	t.Helper()
+	synctest.Wait()
+	select {
+	case <-c.done:
+	default:
+		return Answer{}, false
+	}
+	select {
+	case <-c.done:
+		t.Fatal("a call was answered twice")
+	default:
+	}
+	return c.answer, true
+}
+
+func wantCode(t *testing.T, c *Call, code raftmsg.Code) {
+	t.Helper()
+	a, ok := outcome(t, c)
+	if !ok {
+		t.Fatalf("no answer, want %v", code)
+	}
+	if a.Result.Code != code {
+		t.Fatalf("answer %v, want %v", a.Result.Code, code)
+	}
+}
+
+func wantNone(t *testing.T, c *Call) {
+	t.Helper()
+	if a, ok := outcome(t, c); ok {
+		t.Fatalf("an early answer: %+v", a)
+	}
+}

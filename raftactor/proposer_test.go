@@ -1,0 +1,629 @@
+package raftactor
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/actors/actorstest"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// The proposer runs alone, between callers and a probe in the place of raft, in
+// fake time.
+
+type proposerRig struct {
+	t       *testing.T
+	sys     *actor.ActorSystem
+	ref     actors.Ref
+	replies *Replies
+	fsync   atomic.Int64
+	ids     atomic.Uint64
+	faults  *actors.Faults
+	news[*raftmsg.Propose]
+}
+
+var roomy = actors.Limit{Requests: 10_000, Bytes: 64 << 20}
+
+func newProposerRig(t *testing.T, limit actors.Limit) *proposerRig {
+	r := &proposerRig{t: t, sys: actorstest.NewSystem(t), replies: NewReplies(), faults: actors.NewFaults()}
+	r.probe = newRaftProbe(t, r.sys)
+	r.ref = actorstest.Spawn(t, r.sys, NewProposer(ProposerConfig{
+		Epoch: epoch, Limit: limit, Replies: r.replies, Raft: r.probe.Mailbox,
+		NextBatch: func() uint64 { return r.ids.Add(1) },
+		Fsync:     func() time.Duration { return time.Duration(r.fsync.Load()) },
+		Faults:    r.faults,
+	}))
+	return r
+}
+
+func (r *proposerRig) post(key string, size int) *Call {
+	r.t.Helper()
+	c := NewCall(put(key, size), timeout)
+	if err := PostCall(r.ref.Mailbox, c); err != nil {
+		r.t.Fatal(err)
+	}
+	synctest.Wait()
+	return c
+}
+
+func (r *proposerRig) role(leader uint64, isLeader bool) {
+	r.ref.MustPost(proposerControl, &raftmsg.RoleChanged{Epoch: epoch, Term: 1, Leader: leader, IsLeader: isLeader}, one)
+	synctest.Wait()
+}
+
+func (r *proposerRig) lead() { r.role(1, true) }
+
+func (r *proposerRig) settle(ids ...uint64) {
+	r.ref.MustPost(proposerControl, &raftmsg.Settled{Epoch: epoch, Batches: ids}, one)
+	synctest.Wait()
+}
+
+func (r *proposerRig) drop(ids ...uint64) {
+	r.ref.MustPost(proposerControl, &raftmsg.Settled{Epoch: epoch, Dropped: ids}, one)
+	synctest.Wait()
+}
+
+// deliver answers a batch as mvcc does.
+func (r *proposerRig) deliver(p *raftmsg.Propose) {
+	results := make([]*raftmsg.Result, p.Requests)
+	for i := range results {
+		results[i] = &raftmsg.Result{Revision: int64(100*p.BatchId) + int64(i)}
+	}
+	r.replies.Deliver(&raftmsg.ResultBatch{BatchId: p.BatchId, Index: 10 + p.BatchId, Results: results})
+}
+
+// one returns the only proposal since the last look.
+func (r *proposerRig) one(want ...string) *raftmsg.Propose {
+	r.t.Helper()
+	got := r.next()
+	if len(got) != 1 {
+		r.t.Fatalf("%d proposals, want one of %v", len(got), want)
+	}
+	if k := keys(r.t, got[0]); !slices.Equal(k, want) {
+		r.t.Fatalf("proposed %v, want %v", k, want)
+	}
+	return got[0]
+}
+
+func (r *proposerRig) none() {
+	r.t.Helper()
+	if got := r.next(); len(got) != 0 {
+		r.t.Fatalf("proposed %v, want nothing", keys(r.t, got[0]))
+	}
+}
+
+func (r *proposerRig) held() int {
+	n, _ := r.ref.Load()
+	return n
+}
+
+func TestFastDiskHasOneEntryUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.fsync.Store(int64(slowFsync - 1))
+		r.lead()
+		r.post("a", 10)
+		first := r.one("a")
+		for _, k := range []string{"b", "c", "d"} {
+			r.post(k, 10)
+		}
+		r.none()
+		r.settle(first.BatchId)
+		second := r.one("b", "c", "d")
+		if first.BatchId == second.BatchId {
+			t.Fatal("two batches have the same id")
+		}
+		r.settle(first.BatchId) // again, and of another epoch
+		r.ref.MustPost(proposerControl, &raftmsg.Settled{Epoch: epoch - 1, Batches: []uint64{second.BatchId}}, one)
+		r.post("e", 10)
+		r.none()
+	})
+}
+
+func TestSlowDiskHasFourEntriesUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.fsync.Store(int64(slowFsync))
+		r.lead()
+		var under []*raftmsg.Propose
+		for i := range windowMax {
+			k := fmt.Sprint(i)
+			r.post(k, 10)
+			under = append(under, r.one(k))
+		}
+		r.post("x", 10)
+		r.post("y", 10)
+		r.none()
+		r.settle(under[2].BatchId)
+		r.one("x", "y")
+		r.post("z", 10)
+		r.none()
+		r.settle(under[0].BatchId, under[1].BatchId)
+		r.one("z")
+	})
+}
+
+func TestSlowDiskHasFourMegabytesUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.fsync.Store(int64(10 * time.Millisecond))
+		r.lead()
+		r.post("a", 1500<<10)
+		a := r.one("a")
+		r.post("b", 3<<20)
+		r.one("b")
+		r.post("c", 10)
+		r.none()
+		r.settle(a.BatchId)
+		r.one("c")
+	})
+}
+
+// TestPacks: an entry is filled up to a megabyte, a larger request travels alone,
+// and the order stays.
+func TestPacks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.fsync.Store(int64(time.Second))
+		var want []string
+		sizes := []int{600 << 10, 600 << 10, 10, 3 << 20, 10, 20, 1<<20 - 100, 400 << 10, 1 << 20}
+		for i, size := range sizes {
+			k := fmt.Sprint("k", i)
+			r.post(k, size)
+			want = append(want, k)
+		}
+		r.none() // no leader yet
+		r.lead()
+		var entries [][]string
+		for got := r.next(); len(got) > 0; got = r.next() {
+			for _, p := range got {
+				if len(p.Data) > packBytesMax+16 && p.Requests > 1 {
+					t.Errorf("%d requests in an entry of %d bytes", p.Requests, len(p.Data))
+				}
+				entries = append(entries, keys(t, p))
+				r.settle(p.BatchId)
+			}
+		}
+		if all := slices.Concat(entries...); !slices.Equal(all, want) {
+			t.Fatalf("order %v, want %v", all, want)
+		}
+		if got, want := fmt.Sprint(entries), "[[k0] [k1 k2] [k3] [k4 k5 k6] [k7] [k8]]"; got != want {
+			t.Fatalf("packed as %v, want %v", got, want)
+		}
+	})
+}
+
+func TestPackIsAMegabyteExactly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		empty := NewCall(put("k", 1000), timeout).Size() - 1000
+		for range 1024 { // 1024 calls of 1 KiB fill an entry, one byte more does not fit
+			r.post("k", 1024-empty)
+		}
+		r.post("z", 0)
+		r.lead()
+		got := r.next()
+		if len(got) != 1 || got[0].Requests != 1024 || len(got[0].Data) < packBytesMax {
+			t.Fatalf("%d requests in %d bytes", got[0].Requests, len(got[0].Data))
+		}
+		r.settle(got[0].BatchId)
+		r.one("z")
+	})
+}
+
+// TestLimitHolds: a request counts until it is answered, whatever the answer.
+func TestLimitHolds(t *testing.T) {
+	limit := actors.Limit{Requests: 3, Bytes: 1 << 20}
+	full := func(t *testing.T, r *proposerRig) {
+		t.Helper()
+		synctest.Wait()
+		if err := PostCall(r.ref.Mailbox, NewCall(put("more", 1), timeout)); !errors.Is(err, actors.ErrFull) {
+			t.Fatalf("over the limit: %v", err)
+		}
+	}
+	for name, answer := range map[string]func(*proposerRig, *raftmsg.Propose){
+		"delivered": func(r *proposerRig, p *raftmsg.Propose) { r.deliver(p) },
+		"failed":    func(r *proposerRig, _ *raftmsg.Propose) { r.replies.FailAll(raftmsg.Code_STOPPED) },
+		"timed out": func(*proposerRig, *raftmsg.Propose) { time.Sleep(timeout + 2*proposerTick) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newProposerRig(t, limit)
+				r.lead()
+				r.post("a", 1)
+				p := r.one("a")
+				calls := []*Call{r.post("b", 1), r.post("c", 1)}
+				full(t, r)
+				r.settle(p.BatchId)
+				p = r.one("b", "c")
+				full(t, r) // durable is not answered
+				if name == "failed" || name == "timed out" {
+					answer(r, p)
+					synctest.Wait()
+					if r.held() != 0 {
+						t.Fatalf("%d requests held", r.held())
+					}
+					return
+				}
+				answer(r, p)
+				wantCode(t, calls[0], raftmsg.Code_OK)
+				if r.held() != 1 {
+					t.Fatalf("%d requests held, want the first one", r.held())
+				}
+				r.post("d", 1)
+				r.post("e", 1)
+				full(t, r)
+			})
+		})
+	}
+	t.Run("bytes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := newProposerRig(t, actors.Limit{Requests: 100, Bytes: 1 << 20})
+			r.lead()
+			r.post("a", 600<<10)
+			p := r.one("a")
+			err := PostCall(r.ref.Mailbox, NewCall(put("b", 600<<10), timeout))
+			if !errors.Is(err, actors.ErrFull) || errors.Is(err, actors.ErrTooBig) {
+				t.Fatalf("over the limit: %v", err)
+			}
+			if err := PostCall(r.ref.Mailbox, NewCall(put("b", 2<<20), timeout)); !errors.Is(err, actors.ErrTooBig) {
+				t.Fatalf("larger than the limit: %v", err)
+			}
+			r.deliver(p)
+			r.post("c", 600<<10)
+		})
+	})
+	t.Run("waiting", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := newProposerRig(t, limit)
+			calls := []*Call{r.post("a", 1), r.post("b", 1), r.post("c", 1)}
+			full(t, r)
+			time.Sleep(timeout + 2*proposerTick)
+			for _, c := range calls {
+				wantCode(t, c, raftmsg.Code_TIMED_OUT)
+			}
+			if r.held() != 0 {
+				t.Fatalf("%d requests held", r.held())
+			}
+		})
+	})
+}
+
+func TestAnswersInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		calls := []*Call{r.post("a", 1), r.post("b", 1), r.post("c", 1)}
+		r.lead()
+		p := r.one("a", "b", "c")
+		if n := r.replies.Requests(); n != 3 {
+			t.Fatalf("%d requests under way", n)
+		}
+		r.deliver(p)
+		for i, c := range calls {
+			a, ok := outcome(t, c)
+			if !ok || a.Index != 10+p.BatchId || a.Result.Revision != int64(100*p.BatchId)+int64(i) {
+				t.Fatalf("call %d: %+v, %v", i, a, ok)
+			}
+		}
+		r.deliver(p) // a batch that nobody waits for
+		if n := r.replies.Requests(); n != 0 {
+			t.Fatalf("%d requests under way", n)
+		}
+	})
+}
+
+// TestDropped: what raft dropped is first in the next entry, under a new id,
+// after a pause.
+func TestDropped(t *testing.T) {
+	for name, move := range map[string]func(*proposerRig){
+		"tick": func(*proposerRig) { time.Sleep(proposerTick) },
+		"role": func(r *proposerRig) { r.lead() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newProposerRig(t, roomy)
+				time.Sleep(proposerTick / 10) // between two ticks
+				r.lead()
+				a := r.post("a", 1)
+				first := r.one("a")
+				b := r.post("b", 1)
+				r.drop(first.BatchId)
+				r.none()
+				c := r.post("c", 1)
+				r.none()
+				if r.held() != 3 {
+					t.Fatalf("%d requests held", r.held())
+				}
+				move(r)
+				again := r.one("a", "b", "c")
+				if again.BatchId == first.BatchId {
+					t.Fatal("proposed again under the same id")
+				}
+				r.settle(first.BatchId)
+				r.deliver(first)
+				wantNone(t, a)
+				r.deliver(again)
+				for _, call := range []*Call{a, b, c} {
+					wantCode(t, call, raftmsg.Code_OK)
+				}
+				if r.held() != 0 {
+					t.Fatalf("%d requests held", r.held())
+				}
+			})
+		})
+	}
+}
+
+// TestNeverTwice: what raft took is not proposed again, whoever leads: it may
+// stand in the log.
+func TestNeverTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.lead()
+		a := r.post("a", 1)
+		r.one("a")
+		r.role(0, false)
+		r.role(2, false)
+		r.lead()
+		r.none()
+		b := r.post("b", 1)
+		r.one("b") // the window is open again
+		time.Sleep(timeout + 2*proposerTick)
+		r.none()
+		wantCode(t, a, raftmsg.Code_TIMED_OUT)
+		wantCode(t, b, raftmsg.Code_TIMED_OUT)
+	})
+}
+
+func TestWithoutLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		a := r.post("a", 1)
+		time.Sleep(timeout / 2)
+		b := r.post("b", 1)
+		r.none()
+		time.Sleep(timeout/2 - proposerTick)
+		wantNone(t, a)
+		time.Sleep(2 * proposerTick)
+		wantCode(t, a, raftmsg.Code_TIMED_OUT)
+		wantNone(t, b)
+		r.lead()
+		r.deliver(r.one("b"))
+		wantCode(t, b, raftmsg.Code_OK)
+	})
+}
+
+// TestOldAndYoungTogether: a call that waited long for a leader does not take
+// those down that came later and share its entry.
+func TestOldAndYoungTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		old := r.post("old", 1)
+		time.Sleep(timeout - 5*proposerTick)
+		young := r.post("young", 1)
+		r.lead()
+		p := r.one("old", "young")
+		time.Sleep(10 * proposerTick)
+		wantCode(t, old, raftmsg.Code_TIMED_OUT)
+		wantNone(t, young)
+		if r.held() != 1 || r.replies.Requests() != 1 {
+			t.Fatalf("%d requests held, %d under way", r.held(), r.replies.Requests())
+		}
+		r.deliver(p)
+		if a, ok := outcome(t, young); !ok || a.Result.Revision != int64(100*p.BatchId)+1 {
+			t.Fatalf("answer %+v, %v", a, ok)
+		}
+		if r.held() != 0 {
+			t.Fatalf("%d requests held", r.held())
+		}
+	})
+}
+
+// TestDroppedAfterPartWasAnswered: only those that still wait are proposed again.
+func TestDroppedAfterPartWasAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		old := r.post("old", 1)
+		time.Sleep(timeout - 5*proposerTick)
+		r.post("young", 1)
+		r.lead()
+		p := r.one("old", "young")
+		time.Sleep(10 * proposerTick)
+		wantCode(t, old, raftmsg.Code_TIMED_OUT)
+		r.drop(p.BatchId)
+		time.Sleep(proposerTick)
+		r.one("young")
+	})
+}
+
+// TestForwardedAndLost: a follower never hears of what got lost on the way to the
+// leader. When its callers have given up, it goes on.
+func TestForwardedAndLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.role(2, false)
+		lost := r.post("lost", 1)
+		r.one("lost")
+		time.Sleep(timeout + 2*proposerTick)
+		wantCode(t, lost, raftmsg.Code_TIMED_OUT)
+		r.post("next", 1)
+		r.one("next")
+	})
+}
+
+// TestLeadersWindowStaysShut: what a leader proposed comes to its disk or ends
+// with its term. While the disk hangs, nothing is added.
+func TestLeadersWindowStaysShut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.lead()
+		r.post("hangs", 1)
+		p := r.one("hangs")
+		time.Sleep(timeout + 2*proposerTick)
+		next := r.post("next", 1)
+		r.none()
+		r.settle(p.BatchId)
+		r.deliver(r.one("next"))
+		wantCode(t, next, raftmsg.Code_OK)
+	})
+}
+
+func TestProposerStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.lead()
+		under := r.post("under way", 1)
+		p := r.one("under way")
+		waits := r.post("waits", 1)
+		r.faults.Delay(actors.CoreProposer, time.Second)
+		r.post("busy", 1)
+		queued := NewCall(put("queued", 1), timeout)
+		if err := PostCall(r.ref.Mailbox, queued); err != nil {
+			t.Fatal(err)
+		}
+		actorstest.Stop(t, r.sys, r.ref)
+		wantCode(t, waits, raftmsg.Code_STOPPED)
+		wantCode(t, queued, raftmsg.Code_STOPPED)
+		if err := PostCall(r.ref.Mailbox, NewCall(put("late", 1), timeout)); !errors.Is(err, actors.ErrClosed) {
+			t.Fatalf("after the stop: %v", err)
+		}
+		wantNone(t, under)
+		r.deliver(p)
+		wantCode(t, under, raftmsg.Code_OK)
+		if r.held() != 0 {
+			t.Fatalf("%d requests held", r.held())
+		}
+	})
+}
+
+func TestProposerPanics(t *testing.T) {
+	for _, point := range []string{"entry", "batch"} {
+		t.Run(point, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newProposerRig(t, roomy)
+				var calls []*Call
+				calls = append(calls, r.post("waits", 1))
+				r.faults.Arm(actors.CoreProposer, point, 1)
+				for i := range 3 {
+					c := NewCall(put(fmt.Sprint(i), 1), timeout)
+					if PostCall(r.ref.Mailbox, c) == nil {
+						calls = append(calls, c)
+					}
+				}
+				time.Sleep(proposerTick) // a batch without calls reaches a point too
+				for _, c := range calls {
+					wantCode(t, c, raftmsg.Code_STOPPED)
+				}
+			})
+		})
+	}
+}
+
+// TestEveryCallIsAnsweredOnce: whatever raft, the disk and time do, each call gets
+// one answer, no batch is proposed again but for those dropped, and no room in
+// the mailbox is lost.
+func TestEveryCallIsAnsweredOnce(t *testing.T) {
+	for seed := range uint64(12) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { anyOrder(t, rand.New(rand.NewPCG(seed, 3))) })
+		})
+	}
+}
+
+func anyOrder(t *testing.T, rng *rand.Rand) {
+	limit := actors.Limit{Requests: 20, Bytes: 4 << 20}
+	r := newProposerRig(t, limit)
+	var calls []*Call
+	var under []*raftmsg.Propose
+	live := map[string]bool{} // keys that raft took
+	codes := map[raftmsg.Code]int{}
+	take := func() {
+		for _, p := range r.next() {
+			for _, k := range keys(t, p) {
+				if live[k] {
+					t.Fatalf("%s was proposed twice", k)
+				}
+				live[k] = true
+			}
+			under = append(under, p)
+		}
+	}
+	any := func() *raftmsg.Propose {
+		if len(under) == 0 {
+			return nil
+		}
+		i := rng.IntN(len(under))
+		p := under[i]
+		under = slices.Delete(under, i, i+1)
+		return p
+	}
+	for range 250 {
+		switch n := rng.IntN(20); n {
+		case 0, 1, 2, 3, 4, 5, 6, 7:
+			c := NewCall(put(fmt.Sprint("k", len(calls)), rng.IntN(200)<<rng.IntN(12)), time.Duration(1+rng.IntN(2))*time.Second)
+			if err := PostCall(r.ref.Mailbox, c); err == nil {
+				calls = append(calls, c)
+			} else if !errors.Is(err, actors.ErrFull) {
+				t.Fatal(err)
+			}
+		case 8, 9, 10:
+			if p := any(); p != nil {
+				r.settle(p.BatchId)
+				take()
+				r.deliver(p)
+			}
+		case 11, 12:
+			if p := any(); p != nil {
+				for _, k := range keys(t, p) {
+					delete(live, k)
+				}
+				r.drop(p.BatchId)
+			}
+		case 13:
+			r.role(uint64(rng.IntN(3)), rng.IntN(2) == 0)
+		case 14:
+			r.fsync.Store(int64(rng.IntN(2)) * int64(time.Millisecond))
+		case 15:
+			if p := any(); p != nil {
+				r.settle(p.BatchId) // durable, and never heard of again
+			}
+		case 16:
+			if rng.IntN(5) == 0 {
+				r.replies.FailAll(raftmsg.Code_STOPPED)
+			}
+		default:
+			time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
+		}
+		take()
+		if n := r.held(); n > limit.Requests {
+			t.Fatalf("%d requests held", n)
+		}
+	}
+	if rng.IntN(2) == 0 {
+		time.Sleep(4 * time.Second)
+	}
+	actorstest.Stop(t, r.sys, r.ref)
+	r.replies.FailAll(raftmsg.Code_STOPPED)
+	for i, c := range calls {
+		a, ok := outcome(t, c)
+		if !ok {
+			t.Fatalf("call %d was never answered", i)
+		}
+		codes[a.Result.Code]++
+	}
+	if codes[raftmsg.Code_OK] == 0 {
+		t.Errorf("nothing succeeded: %v", codes)
+	}
+	if r.held() != 0 {
+		t.Fatalf("%d requests held in the end", r.held())
+	}
+}

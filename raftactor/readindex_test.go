@@ -1,0 +1,356 @@
+package raftactor
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/actors/actorstest"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// The read-index batcher runs alone, between readers and a probe in the place of
+// raft, in fake time.
+
+type readRig struct {
+	t            *testing.T
+	sys          *actor.ActorSystem
+	ref          actors.Ref
+	state        State
+	applied      atomic.Uint64
+	ids          atomic.Uint64
+	slow, failed atomic.Int64
+	news[*raftmsg.ReadIndex]
+}
+
+func newReadRig(t *testing.T, limit actors.Limit) *readRig {
+	r := &readRig{t: t, sys: actorstest.NewSystem(t)}
+	r.probe = newRaftProbe(t, r.sys)
+	r.ref = actorstest.Spawn(t, r.sys, NewReadIndex(ReadIndexConfig{
+		Epoch: epoch, Limit: limit, Raft: r.probe.Mailbox, State: &r.state,
+		Applied: r.applied.Load, NextID: func() uint64 { return r.ids.Add(1) },
+		Slow: func() { r.slow.Add(1) }, Failed: func() { r.failed.Add(1) },
+	}))
+	return r
+}
+
+func (r *readRig) read() *ReadCall {
+	r.t.Helper()
+	c := NewReadCall(timeout)
+	if err := PostRead(r.ref.Mailbox, c); err != nil {
+		r.t.Fatal(err)
+	}
+	synctest.Wait()
+	return c
+}
+
+func (r *readRig) tell(m any) {
+	r.ref.MustPost(readControl, m, one)
+	synctest.Wait()
+}
+
+func (r *readRig) role(leader uint64) {
+	r.tell(&raftmsg.RoleChanged{Epoch: epoch, Term: 1, Leader: leader})
+}
+
+func (r *readRig) answer(id, index uint64) {
+	r.tell(&raftmsg.ReadIndexed{Epoch: epoch, Id: id, Index: index})
+}
+
+// apply moves the view, and tells as raft does: only when somebody waits.
+func (r *readRig) apply(index uint64) {
+	r.applied.Store(index)
+	if r.state.readers.Load() {
+		r.tell(&raftmsg.Applied{Epoch: epoch, Index: index})
+	}
+}
+
+// attempt returns the id of the only attempt since the last look.
+func (r *readRig) attempt() uint64 {
+	r.t.Helper()
+	got := r.next()
+	if len(got) != 1 || got[0].Epoch != epoch {
+		r.t.Fatalf("attempts %v, want one", got)
+	}
+	return got[0].Id
+}
+
+func (r *readRig) want(code raftmsg.Code, calls ...*ReadCall) {
+	r.t.Helper()
+	synctest.Wait()
+	for i, c := range calls {
+		select {
+		case <-c.done:
+		default:
+			r.t.Fatalf("reader %d has no answer, want %v", i, code)
+		}
+		if c.code != code {
+			r.t.Fatalf("reader %d got %v, want %v", i, c.code, code)
+		}
+		select {
+		case <-c.done:
+			r.t.Fatalf("reader %d was answered twice", i)
+		default:
+		}
+	}
+}
+
+func (r *readRig) waits(calls ...*ReadCall) {
+	r.t.Helper()
+	synctest.Wait()
+	for i, c := range calls {
+		select {
+		case <-c.done:
+			r.t.Fatalf("reader %d was answered early, with %v", i, c.code)
+		default:
+		}
+	}
+}
+
+// TestReadersShareAnAttempt: those that came before an attempt share its index,
+// those that came after wait for the next one.
+func TestReadersShareAnAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.role(1)
+		a := r.read()
+		first := r.attempt()
+		b, c := r.read(), r.read()
+		if got := r.next(); len(got) != 0 {
+			t.Fatalf("a second attempt while one is under way: %v", got)
+		}
+		r.applied.Store(100)
+		r.answer(first, 7)
+		r.want(raftmsg.Code_OK, a)
+		r.waits(b, c)
+		second := r.attempt()
+		if second == first {
+			t.Fatal("two attempts have the same id")
+		}
+		r.answer(first, 7) // once more
+		r.waits(b, c)
+		r.answer(second, 9)
+		r.want(raftmsg.Code_OK, b, c)
+		if got := r.next(); len(got) != 0 {
+			t.Fatalf("an attempt for nobody: %v", got)
+		}
+	})
+}
+
+func TestReadersWaitForApplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.role(1)
+		r.apply(5)
+		a := r.read()
+		r.answer(r.attempt(), 7)
+		b := r.read() // the next attempt need not wait for the first to be applied
+		r.answer(r.attempt(), 8)
+		r.waits(a, b)
+		r.apply(6)
+		r.waits(a, b)
+		r.apply(7)
+		r.want(raftmsg.Code_OK, a)
+		r.waits(b)
+		r.apply(20)
+		r.want(raftmsg.Code_OK, b)
+		if r.state.readers.Load() {
+			t.Fatal("nobody waits, and raft is still asked to tell")
+		}
+	})
+}
+
+// TestAppliedWithoutAWord: should the word that entries are applied get lost, the
+// tick makes up for it.
+func TestAppliedWithoutAWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.role(1)
+		a := r.read()
+		r.answer(r.attempt(), 7)
+		r.applied.Store(7)
+		r.waits(a)
+		time.Sleep(readTick)
+		r.want(raftmsg.Code_OK, a)
+	})
+}
+
+func TestLostAttemptsAreRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.role(1)
+		start := time.Now()
+		a := r.read()
+		first := r.attempt()
+		time.Sleep(readRetry - time.Millisecond)
+		synctest.Wait()
+		if got := r.next(); len(got) != 0 {
+			t.Fatalf("repeated after %v", time.Since(start))
+		}
+		time.Sleep(2 * readTick)
+		second := r.attempt()
+		if second == first {
+			t.Fatal("repeated under the same id")
+		}
+		time.Sleep(readRetry + 2*readTick)
+		third := r.attempt()
+		r.answer(first, 0) // late, and of a time before some readers came
+		r.answer(second, 0)
+		r.waits(a)
+		r.answer(third, 0)
+		r.want(raftmsg.Code_OK, a)
+		if r.slow.Load() != 1 || r.failed.Load() != 0 {
+			t.Fatalf("%d slow and %d failed, want one slow attempt", r.slow.Load(), r.failed.Load())
+		}
+	})
+}
+
+func TestLeaderChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.role(1)
+		settled := r.read()
+		r.answer(r.attempt(), 9)
+		asked := r.read()
+		old := r.attempt()
+		queued := r.read()
+		r.role(0)
+		r.want(raftmsg.Code_LEADER_CHANGED, asked)
+		r.waits(settled, queued)
+		if r.failed.Load() != 1 {
+			t.Fatalf("%d failed", r.failed.Load())
+		}
+		time.Sleep(time.Second)
+		if got := r.next(); len(got) != 0 {
+			t.Fatalf("asked without a leader: %v", got)
+		}
+		r.role(2)
+		id := r.attempt()
+		r.answer(old, 1)
+		r.waits(queued)
+		r.answer(id, 10)
+		r.apply(10)
+		r.want(raftmsg.Code_OK, settled, queued)
+	})
+}
+
+func TestReadersExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		queued := r.read()
+		time.Sleep(timeout - readTick)
+		r.waits(queued)
+		time.Sleep(3 * readTick)
+		r.want(raftmsg.Code_TIMED_OUT, queued)
+
+		r.role(1)
+		settled := r.read()
+		r.answer(r.attempt(), 9)
+		time.Sleep(timeout / 2)
+		asked := r.read()
+		r.attempt()
+		time.Sleep(timeout/2 + 2*readTick)
+		r.want(raftmsg.Code_TIMED_OUT, settled)
+		r.waits(asked)
+		time.Sleep(timeout/2 + 2*readTick)
+		r.want(raftmsg.Code_TIMED_OUT, asked)
+		r.next()
+		time.Sleep(2 * time.Second)
+		if got := r.next(); len(got) != 0 {
+			t.Fatalf("repeated for nobody: %v", got)
+		}
+		if r.failed.Load() != 3 {
+			t.Fatalf("%d failed, want 3", r.failed.Load())
+		}
+		last := r.read() // an attempt that nobody waits for holds nobody up
+		r.answer(r.attempt(), 0)
+		r.apply(9)
+		r.want(raftmsg.Code_OK, last)
+	})
+}
+
+func TestReadIndexStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, actors.Limit{Requests: 4, Bytes: 1})
+		r.role(1)
+		settled := r.read()
+		r.answer(r.attempt(), 9)
+		asked := r.read()
+		queued := r.read()
+		actorstest.Stop(t, r.sys, r.ref)
+		r.want(raftmsg.Code_STOPPED, settled, asked, queued)
+		if err := PostRead(r.ref.Mailbox, NewReadCall(timeout)); !errors.Is(err, actors.ErrClosed) {
+			t.Fatalf("after the stop: %v", err)
+		}
+	})
+}
+
+func TestTooManyReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := actorstest.NewSystem(t)
+		faults := actors.NewFaults()
+		faults.Delay(actors.CoreReadIndex, time.Second)
+		ref := actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{
+			Epoch: epoch, Limit: actors.Limit{Requests: 2, Bytes: 1}, Raft: newRaftProbe(t, sys).Mailbox,
+			State: new(State), Applied: func() uint64 { return 0 }, NextID: func() uint64 { return 1 },
+			Faults: faults, Slow: func() {}, Failed: func() {},
+		}))
+		calls := []*ReadCall{NewReadCall(timeout)}
+		if err := PostRead(ref.Mailbox, calls[0]); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // it is in hand, and takes a second
+		for range 2 {
+			c := NewReadCall(timeout)
+			if err := PostRead(ref.Mailbox, c); err != nil {
+				t.Fatal(err)
+			}
+			calls = append(calls, c)
+		}
+		if err := PostRead(ref.Mailbox, NewReadCall(timeout)); !errors.Is(err, actors.ErrFull) {
+			t.Fatalf("over the limit: %v", err)
+		}
+		actorstest.Stop(t, sys, ref)
+		for _, c := range calls {
+			if code, err := c.Wait(context.Background()); err != nil || code != raftmsg.Code_STOPPED {
+				t.Fatalf("%v, %v", code, err)
+			}
+		}
+	})
+}
+
+func TestWaitEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := NewReadCall(timeout).Wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("reader: %v", err)
+	}
+	if _, err := NewCall(put("k", 1), timeout).Wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("call: %v", err)
+	}
+}
+
+// TestOtherEpochs: the batcher hears nothing from a core that is gone.
+func TestOtherEpochs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.tell(&raftmsg.RoleChanged{Epoch: epoch - 1, Leader: 1})
+		a := r.read()
+		if got := r.next(); len(got) != 0 {
+			t.Fatalf("asked: %v", got)
+		}
+		r.role(1)
+		id := r.attempt()
+		r.tell(&raftmsg.ReadIndexed{Epoch: epoch - 1, Id: id})
+		r.tell(&raftmsg.RoleChanged{Epoch: epoch - 1, Leader: 2})
+		r.waits(a)
+		r.answer(id, 0)
+		r.want(raftmsg.Code_OK, a)
+	})
+}
