@@ -56,6 +56,7 @@ func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*
 		SlowApply:        cfg.WarningApply,
 		Pprof:            cfg.Pprof,
 		ExtensiveMetrics: cfg.ExtensiveMetrics,
+		Features:         features(cfg.Features),
 		Logger:           logger,
 		Exit:             exit,
 	}
@@ -71,13 +72,23 @@ func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*
 	return node.New(nc)
 }
 
+func features(gates []config.Feature) []grpcgw.Feature {
+	var out []grpcgw.Feature
+	for _, f := range gates {
+		out = append(out, grpcgw.Feature(f))
+	}
+	return out
+}
+
 func gateway(cfg *config.Config) grpcgw.Config {
 	g := grpcgw.DefaultConfig()
 	g.MaxRequestBytes = int(cfg.MaxRequestBytes)
 	g.MaxTxnOps = int(cfg.MaxTxnOps)
 	g.MaxConcurrentStreams = cfg.MaxConcurrentStreams
 	g.QuotaBytes = cfg.QuotaBytes
-	g.SlowRequest = cfg.WarningRequest
+	if cfg.WarningRequest > 0 { // etcd takes 0 for its default too
+		g.SlowRequest = cfg.WarningRequest
+	}
 	g.KeepaliveMinTime = cfg.KeepaliveMinTime
 	g.KeepaliveInterval = cfg.KeepaliveInterval
 	g.KeepaliveTimeout = cfg.KeepaliveTimeout

@@ -48,6 +48,7 @@ type Config struct {
 	SlowApply        time.Duration
 	Pprof            bool
 	ExtensiveMetrics bool
+	Features         []grpcgw.Feature // feature gates, for metrics
 
 	Logger zerolog.Logger
 	Faults *actors.Faults // tests

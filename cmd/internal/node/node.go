@@ -79,7 +79,7 @@ func New(cfg Config) (*Node, error) {
 	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
 	n.metrics = grpcgw.NewMetrics(grpcgw.MetricsConfig{
 		Mailboxes: n.registry.Stats, QuotaBytes: cfg.Gateway.QuotaBytes,
-		SlowApply: cfg.SlowApply, Extensive: cfg.ExtensiveMetrics,
+		SlowApply: cfg.SlowApply, Extensive: cfg.ExtensiveMetrics, Features: cfg.Features,
 	})
 	n.metrics.SetMember(n)
 	if err := n.start(); err != nil {
