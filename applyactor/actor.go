@@ -2,6 +2,7 @@ package applyactor
 
 import (
 	"context"
+	"errors"
 
 	"github.com/asynkron/protoactor-go/actor"
 	"go.etcd.io/raft/v3/raftpb"
@@ -76,8 +77,11 @@ func (a *Actor) batch(b *actors.Batch) {
 	if len(out.Entries) == 0 {
 		return
 	}
-	// The keyspace takes no more: hold back. The error says that the core stops.
-	_ = a.cfg.MVCC.Post(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: min(bytes, ExecuteBytesMax)})
+	// The keyspace takes no more: hold back.
+	err := a.cfg.MVCC.Post(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: min(bytes, ExecuteBytesMax)})
+	if err != nil && a.ctx.Err() == nil && !errors.Is(err, actors.ErrClosed) {
+		panic(err) // entries must not get lost while the core goes on
+	}
 }
 
 func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {

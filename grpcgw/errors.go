@@ -94,6 +94,9 @@ func plainError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
+	if errors.Is(err, mvcc.ErrClosed) {
+		return rpctypes.ErrGRPCStopped
+	}
 	if _, ok := status.FromError(err); ok {
 		return err
 	}

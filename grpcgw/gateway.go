@@ -46,8 +46,9 @@ type Gateway struct {
 	envelope int
 	slow     slowLog
 
-	grpc *grpc.Server
-	http *http.Server
+	grpc   *grpc.Server
+	http   *http.Server
+	health *health.Server
 	// Where the connections go once it is known what they speak.
 	grpcConns, httpConns *connQueue
 	serving              sync.Once
@@ -70,6 +71,7 @@ func New(cfg Config) (*Gateway, error) {
 		identity:  cfg.Member.Identity(),
 		keyspace:  cfg.Member.Keyspace(),
 		slow:      slowLog{member: cfg.Member},
+		health:    health.NewServer(),
 		grpcConns: newConnQueue(),
 		httpConns: newConnQueue(),
 		listeners: make(map[net.Listener]struct{}),
@@ -125,7 +127,7 @@ func (g *Gateway) register(s *grpc.Server) {
 	pb.RegisterWatchServer(s, pb.UnimplementedWatchServer{})
 	pb.RegisterLeaseServer(s, pb.UnimplementedLeaseServer{})
 	pb.RegisterAuthServer(s, pb.UnimplementedAuthServer{})
-	healthpb.RegisterHealthServer(s, health.NewServer())
+	healthpb.RegisterHealthServer(s, g.health)
 }
 
 // Serve accepts connections on the listeners until Stop, which closes them. It
@@ -178,6 +180,7 @@ func closeAll(listeners []net.Listener) error {
 // came to that.
 func (g *Gateway) Stop(ctx context.Context) error {
 	g.close()
+	g.health.Shutdown()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -115,8 +115,8 @@ func (m *maintenance) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashResp
 
 // HashKV digests the history of the keyspace up to a revision: equal on all
 // members.
-func (m *maintenance) HashKV(_ context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
-	h, err := m.keyspace.HashKV(r.Revision)
+func (m *maintenance) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+	h, err := m.keyspace.HashKV(r.Revision, ctx.Err)
 	if err != nil {
 		return nil, storeError(err)
 	}

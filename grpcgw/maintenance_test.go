@@ -103,7 +103,7 @@ func TestHashes(t *testing.T) {
 		t.Fatalf("%v, %v", hash, err)
 	}
 	wantHeader(t, hash.Header, 11)
-	want, err := m.pub.HashKV(5)
+	want, err := m.pub.HashKV(5, func() error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

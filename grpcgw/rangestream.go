@@ -65,6 +65,7 @@ type walk struct {
 	keyspace *mvcc.Published
 	view     *mvcc.View // pinned; nil when reads look for the newest view
 	pin      *mvcc.Pin
+	overdue  *time.Timer // releases the pin
 	pinned   time.Time
 
 	req *pb.RangeRequest // what is left; Limit is that of the next chunk
@@ -87,6 +88,9 @@ func (k *kv) newWalk(r *pb.RangeRequest) *walk {
 	if r.Revision <= 0 {
 		w.view, w.pin = k.keyspace.Pin()
 		w.pinned = time.Now()
+		// A client that does not read blocks the stream in the midst of a chunk:
+		// the pin must go even so. The view is not used any more by then.
+		w.overdue = time.AfterFunc(2*maxPinned, w.pin.Release)
 		r.Revision = w.view.Revision
 	}
 	return w
@@ -94,6 +98,7 @@ func (k *kv) newWalk(r *pb.RangeRequest) *walk {
 
 func (w *walk) unpin() {
 	if w.pin != nil {
+		w.overdue.Stop()
 		w.pin.Release()
 	}
 	w.view, w.pin = nil, nil

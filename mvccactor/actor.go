@@ -132,13 +132,14 @@ type Actor struct {
 	cancel context.CancelFunc
 
 	hashing       bool // a compaction in this batch asked for its hash
+	cleaned       bool // records were cut or reclaimed since the last view
 	compacting    bool // a CompactStep is on its way
 	compactStart  int64
 	unpersisted   int  // bytes of requests since the last Persist
 	dirty         bool // something changed since the last Persist
 	persistsUnder int  // Persists not answered
 
-	persists int64 // Persists answered
+	persists int64 // what TakeDirty returned and the store has: Open's own and Persists answered
 
 	results []*raftmsg.ResultBatch
 	changes []*raftpb.ConfChangeV2
@@ -146,7 +147,7 @@ type Actor struct {
 
 // New returns the stage.
 func New(cfg Config) actors.Stage {
-	a := &Actor{cfg: cfg, store: cfg.Store, state: cfg.State}
+	a := &Actor{cfg: cfg, store: cfg.Store, state: cfg.State, persists: cfg.Store.Taken()}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	a.box = actors.NewMailbox(actors.MailboxConfig{
 		Name: actors.CoreMVCC,
@@ -167,7 +168,7 @@ func PostReclaim(ctx context.Context, box *actors.Mailbox, m *mvccmsg.Reclaim) e
 
 // Continue tells mvcc that forgetting may go on where a pin held it back.
 func Continue(box *actors.Mailbox, epoch uint64) error {
-	return box.TryPost(mvccControl, &mvccmsg.CompactStep{Epoch: epoch}, actors.Cost{Requests: 1})
+	return box.TryPost(mvccControl, &mvccmsg.CompactStep{Epoch: epoch, Nudge: true}, actors.Cost{Requests: 1})
 }
 
 // Receive implements actor.Actor.
@@ -198,6 +199,9 @@ func (a *Actor) batch(b *actors.Batch) {
 	a.cfg.Faults.Point(actors.CoreMVCC, "batch")
 	if a.state.AppliedIndex > first {
 		a.finish(b)
+	}
+	if a.cleaned {
+		a.publish() // of an idle member too, for the compactor and for dashboards
 	}
 	if a.dirty && (a.persistsUnder == 0 || a.unpersisted >= persistBytes) {
 		a.persist()
@@ -242,6 +246,7 @@ func (a *Actor) note(b *actors.Batch) {
 }
 
 func (a *Actor) publish() {
+	a.cleaned = false
 	a.store.Publish(mvcc.Applied{
 		Index: a.state.AppliedIndex, Term: a.state.AppliedTerm,
 		ConfState: a.state.ConfState, Cluster: a.state.Cluster,
@@ -382,8 +387,15 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 	if m.Epoch != a.cfg.Epoch {
 		return
 	}
+	if m.Nudge {
+		if !a.compacting {
+			a.startCompacting()
+		}
+		return
+	}
 	rev := a.store.CompactRevision()
 	cut, done := a.store.CompactStep(compactStep)
+	a.cleaned = a.cleaned || cut
 	switch {
 	case done:
 		a.compacting = false
@@ -403,7 +415,8 @@ func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
 	if err := a.store.Reclaim(mvcc.Revision{Main: m.Id.Main, Sub: m.Id.Sub}, m.Value); err != nil {
 		panic(err)
 	}
-	a.dirty = true
+	a.dirty, a.cleaned = true, true
+	a.unpersisted += len(m.Value) // at most what is kept of it
 }
 
 func (a *Actor) persisted(m *mvccmsg.Persisted) {
@@ -431,6 +444,9 @@ func (a *Actor) persist() {
 	m.Bytes = int64(min(a.unpersisted, PersistBytesMax))
 	a.persistsUnder++
 	a.unpersisted, a.dirty = 0, false
-	// The store below is slow: hold back. The error says that the core stops.
-	_ = a.cfg.Persister.Post(a.ctx, persisterPersist, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
+	// The store below is slow: hold back.
+	err := a.cfg.Persister.Post(a.ctx, persisterPersist, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
+	if err != nil && a.ctx.Err() == nil && !errors.Is(err, actors.ErrClosed) {
+		panic(err) // changes must not get lost while the core goes on
+	}
 }

@@ -40,14 +40,15 @@ func (k *keepRevisions) Look(_ time.Time, revision int64) int64 {
 
 func (k *keepRevisions) Done(time.Time) { k.last = k.asked }
 
-// KeepPeriod compacts all revisions older than a period, every period but at
-// least every hour.
-func KeepPeriod(period time.Duration) AutoCompact { return &keepPeriod{period: period} }
+// KeepPeriod compacts all revisions older than a period: first when the period
+// is over, then every period but at least every hour.
+func KeepPeriod(period time.Duration) AutoCompact { return &keepPeriod{period: period, wait: period} }
 
 type keepPeriod struct {
 	period  time.Duration
 	samples []int64 // revisions, oldest first, one per look
 	since   time.Time
+	wait    time.Duration // from since to the next compaction
 	last    int64
 }
 
@@ -63,10 +64,12 @@ func (k *keepPeriod) Look(now time.Time, revision int64) int64 {
 	if most := int(k.period/k.Every()) + 1; len(k.samples) > most {
 		k.samples = k.samples[len(k.samples)-most:]
 	}
-	if now.Sub(k.since) < k.interval() || k.samples[0] == k.last {
+	if now.Sub(k.since) < k.wait || k.samples[0] == k.last {
 		return 0
 	}
 	return k.samples[0]
 }
 
-func (k *keepPeriod) Done(now time.Time) { k.last, k.since = k.samples[0], now }
+func (k *keepPeriod) Done(now time.Time) {
+	k.last, k.since, k.wait = k.samples[0], now, k.interval()
+}

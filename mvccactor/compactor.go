@@ -3,6 +3,8 @@ package mvccactor
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -43,8 +45,13 @@ type CompactorConfig struct {
 
 // Compactor gives back what dead records occupy: first in packs, then on disk.
 type Compactor struct {
-	cfg  CompactorConfig
-	last time.Time // of the last round over the files
+	cfg CompactorConfig
+
+	mu   sync.Mutex // one at a time: the loop, or a Reclaim
+	last time.Time  // of the loop's last round over the files; guarded by mu
+
+	// hurry ends what the loop is doing, because a Reclaim waits.
+	hurry atomic.Pointer[context.CancelFunc]
 }
 
 // NewCompactor returns a compactor.
@@ -59,6 +66,13 @@ func (c *Compactor) Stage(epoch uint64) actors.Stage {
 }
 
 func (c *Compactor) look(ctx context.Context) {
+	if !c.mu.TryLock() {
+		return // a Reclaim does more
+	}
+	defer c.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.hurry.Store(&cancel)
 	if err := c.packs(ctx, garbageShare, reclaimTime); err != nil {
 		c.report(err)
 		return
@@ -136,8 +150,16 @@ func (c *Compactor) files(ctx context.Context) error {
 }
 
 // Reclaim gives back everything that is dead, at full speed. It returns when it
-// is done.
+// is done. Several wait for each other.
 func (c *Compactor) Reclaim(ctx context.Context) error {
+	if cancel := c.hurry.Load(); cancel != nil {
+		(*cancel)()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	for {
 		v := c.cfg.Published.View()
 		if len(v.Garbage(1)) == 0 {

@@ -85,5 +85,9 @@ func (o *Opened) clean() error {
 }
 
 func (o *Opened) load(id mvcc.Revision) ([]byte, error) {
-	return o.Backend.Load(backend.PackID{Main: id.Main, Sub: id.Sub})
+	value, err := o.Backend.Load(backend.PackID{Main: id.Main, Sub: id.Sub})
+	if errors.Is(err, backend.ErrClosed) {
+		err = mvcc.ErrClosed
+	}
+	return value, err
 }

@@ -28,7 +28,7 @@ const (
 	flushBytes = 4 << 20
 	// PersistBytesMax is the largest weight of one Persist: the smallest
 	// limit that may be set for the mailbox.
-	PersistBytesMax = 1 << 20
+	PersistBytesMax = 32 << 20
 
 	// storeFormat is the version of all that mvccactor writes to the store.
 	storeFormat = 1

@@ -275,6 +275,7 @@ func (r *Raft) propose(m *raftmsg.Propose, enqueued int64) {
 	case err == nil:
 		// What the member forwards to a leader settles when it comes back.
 		r.proposals[m.BatchId], r.enqueued[m.BatchId] = m, enqueued
+		m.Data = nil // raft's now; what is forwarded and lost stays here for a while
 	default:
 		// No leader, a leader that is stepping down, or too much uncommitted:
 		// the proposer tries again when something has moved.

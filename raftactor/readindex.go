@@ -96,7 +96,7 @@ func NewReadIndex(cfg ReadIndexConfig) actors.Stage {
 		Name: actors.CoreReadIndex,
 		Lanes: []actors.Lane{
 			{Name: "control", Class: actors.Credit, Limit: controlLimit},
-			{Name: "calls", Class: actors.Refuse, Limit: cfg.Limit},
+			{Name: "calls", Class: actors.Refuse, Limit: cfg.Limit, Hold: true},
 		},
 		OnReject: func(msg any, _ error) {
 			if c, ok := msg.(*ReadCall); ok {
@@ -139,6 +139,12 @@ func (r *ReadIndex) batch(b *actors.Batch) {
 	r.release()
 }
 
+// answer tells a reader the outcome and gives its room in the mailbox back.
+func (r *ReadIndex) answer(c *ReadCall, code raftmsg.Code) {
+	r.box.ReleaseLane(readCalls, actors.Cost{Requests: 1})
+	c.resolve(code)
+}
+
 // ask starts an attempt for all that wait, if none is under way.
 func (r *ReadIndex) ask() {
 	if len(r.attempt) > 0 || len(r.queued) == 0 || r.leader == 0 {
@@ -169,7 +175,7 @@ func (r *ReadIndex) release() {
 	applied := r.cfg.Applied()
 	for len(r.settled) > 0 && r.settled[0].index <= applied {
 		for _, c := range r.settled[0].calls {
-			c.resolve(raftmsg.Code_OK)
+			r.answer(c, raftmsg.Code_OK)
 		}
 		r.settled = r.settled[1:]
 	}
@@ -183,7 +189,7 @@ func (r *ReadIndex) roleChanged(m *raftmsg.RoleChanged) {
 	r.leader = m.Leader
 	for _, c := range r.attempt {
 		r.cfg.Failed()
-		c.resolve(raftmsg.Code_LEADER_CHANGED)
+		r.answer(c, raftmsg.Code_LEADER_CHANGED)
 	}
 	r.attempt = nil
 }
@@ -215,7 +221,7 @@ func (r *ReadIndex) expire(calls []*ReadCall, now int64) []*ReadCall {
 			continue
 		}
 		r.cfg.Failed()
-		c.resolve(raftmsg.Code_TIMED_OUT)
+		r.answer(c, raftmsg.Code_TIMED_OUT)
 	}
 	return left
 }
@@ -226,7 +232,7 @@ func (r *ReadIndex) failAll(code raftmsg.Code) {
 	}
 	for _, calls := range [][]*ReadCall{r.queued, r.attempt} {
 		for _, c := range calls {
-			c.resolve(code)
+			r.answer(c, code)
 		}
 	}
 	r.queued, r.attempt, r.settled = nil, nil, nil

@@ -25,6 +25,8 @@ import (
 // version, or damaged before it was committed; the member must stop.
 var ErrEntry = errors.New("apply: entry cannot be decoded")
 
+var errUnknown = errors.New("a request of a kind that this version does not know")
+
 // State is what is replicated beside the keyspace. It is not safe for concurrent
 // use.
 type State struct {
@@ -81,6 +83,9 @@ func (s *State) requests(e *raftpb.Entry, ops *mvccmsg.EntryOps) error {
 	all := make([]mvccmsg.Op, len(batch.Requests))
 	ops.Ops = make([]*mvccmsg.Op, len(batch.Requests))
 	for i, req := range batch.Requests {
+		if req.Op == nil {
+			return errUnknown
+		}
 		ops.Ops[i] = &all[i]
 		if all[i].Answer = s.decide(req); all[i].Answer == nil {
 			all[i].Request = req
@@ -153,10 +158,12 @@ func (s *State) alarm(req *pb.AlarmRequest) *pb.AlarmResponse {
 			break
 		}
 		a := &applymsg.Alarm{MemberId: req.MemberID, Type: req.Alarm}
-		if found >= 0 {
-			a = s.cluster.Alarms[found]
-		} else {
-			s.setAlarms(append(slices.Clone(s.cluster.Alarms), a))
+		switch alarms := slices.Clone(s.cluster.Alarms); {
+		case found < 0:
+			s.setAlarms(append(alarms, a))
+		case alarms[found].Disk:
+			alarms[found] = a // it stays when the disk is well again
+			s.setAlarms(alarms)
 		}
 		resp.Alarms = append(resp.Alarms, member(a))
 	case pb.AlarmRequest_DEACTIVATE:
@@ -229,11 +236,16 @@ func (s *State) confChange(e *raftpb.Entry, ops *mvccmsg.EntryOps) error {
 		return err
 	}
 	ops.ConfState, ops.ConfChange = s.conf, cc
+	members := slices.Clone(s.cluster.Members)
 	for _, c := range cc.Changes {
-		if err := s.changeMember(c, context); err != nil {
+		if c.GetType() == raftpb.ConfChangeRemoveNode {
+			continue
+		}
+		if members, err = withMember(members, c.GetNodeId(), context); err != nil {
 			return err
 		}
 	}
+	s.followConf(members)
 	return nil
 }
 
@@ -277,30 +289,51 @@ func nextConf(conf *raftpb.ConfState, cc *raftpb.ConfChangeV2, index uint64) (*r
 	return t.ConfState(), nil
 }
 
-func (s *State) changeMember(c *raftpb.ConfChangeSingle, context []byte) error {
-	id := c.GetNodeId()
-	members := slices.Clone(s.cluster.Members)
-	i := s.find(id)
-	switch c.GetType() {
-	case raftpb.ConfChangeRemoveNode:
-		if i >= 0 {
-			members = slices.Delete(members, i, i+1)
-		}
-		s.cluster = &mvccmsg.Cluster{Members: s.cluster.Members, Alarms: s.cluster.Alarms,
-			Removed: append(slices.Clone(s.cluster.Removed), id)}
-	default:
-		m := new(applymsg.Member)
-		if err := proto.Unmarshal(context, m); err != nil {
-			return err
-		}
-		m.Id, m.IsLearner = id, c.GetType() == raftpb.ConfChangeAddLearnerNode
-		if i >= 0 {
-			m.Name, m.ClientUrls = members[i].Name, members[i].ClientUrls
-			members[i] = m
-		} else {
-			members = append(members, m)
+// withMember adds a member, or updates what the context of a change says of it.
+func withMember(members []*applymsg.Member, id uint64, context []byte) ([]*applymsg.Member, error) {
+	m := new(applymsg.Member)
+	if err := proto.Unmarshal(context, m); err != nil {
+		return nil, err
+	}
+	m.Id = id
+	i := slices.IndexFunc(members, func(m *applymsg.Member) bool { return m.Id == id })
+	if i < 0 {
+		return append(members, m), nil
+	}
+	m.Name, m.ClientUrls, m.IsLearner = members[i].Name, members[i].ClientUrls, members[i].IsLearner
+	if len(m.PeerUrls) == 0 {
+		m.PeerUrls = members[i].PeerUrls
+	}
+	members[i] = m
+	return members, nil
+}
+
+// followConf keeps of the members those that stand in the configuration, and
+// remembers those that left it. While it is joint, who is about to leave still
+// votes and is a member.
+func (s *State) followConf(members []*applymsg.Member) {
+	learner := make(map[uint64]bool)
+	for _, id := range slices.Concat(s.conf.Voters, s.conf.VotersOutgoing) {
+		learner[id] = false
+	}
+	for _, id := range s.conf.Learners {
+		learner[id] = true
+	}
+	var left []*applymsg.Member
+	removed := s.cluster.Removed
+	for _, m := range members {
+		isLearner, ok := learner[m.Id]
+		switch {
+		case ok && isLearner != m.IsLearner:
+			m = proto.CloneOf(m)
+			m.IsLearner = isLearner
+			left = append(left, m)
+		case ok:
+			left = append(left, m)
+		case s.find(m.Id) >= 0 && !slices.Contains(removed, m.Id):
+			removed = append(slices.Clone(removed), m.Id)
 		}
 	}
-	s.setMembers(members)
-	return nil
+	s.cluster = &mvccmsg.Cluster{Members: s.cluster.Members, Alarms: s.cluster.Alarms, Removed: removed}
+	s.setMembers(left)
 }

@@ -12,6 +12,9 @@ var (
 	ErrCompacted = errors.New("mvcc: required revision has been compacted")
 	// ErrFutureRevision: the revision is above the current one.
 	ErrFutureRevision = errors.New("mvcc: required revision is a future revision")
+	// ErrClosed: the store below is closed, because the core stops or reboots.
+	// What is in memory can be read even so.
+	ErrClosed = errors.New("mvcc: store is closed")
 )
 
 // Answers of writes. A request that gets one has changed nothing.

@@ -19,9 +19,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // hashSeed is the name of the bucket in which etcd keeps records.
 const hashSeed = "key"
 
-// HashKV computes the hash of all records up to a revision, 0 for the current.
-// Errors: ErrCompacted, ErrFutureRevision, *CorruptError.
-func (p *Published) HashKV(rev int64) (HashKV, error) {
+// HashKV computes the hash of all records up to a revision, 0 for the current. It
+// calls pause after each pack, and ends with its error. Errors: ErrCompacted,
+// ErrFutureRevision, ErrClosed, *CorruptError.
+func (p *Published) HashKV(rev int64, pause func() error) (HashKV, error) {
 	// After a compaction at 0, that hash answers for the current revision too:
 	// so it does in etcd.
 	if h, ok := p.hashes.find(rev); ok {
@@ -39,7 +40,7 @@ func (p *Published) HashKV(rev int64) (HashKV, error) {
 		rev = v.Revision
 	}
 	keeps := v.keeper(rev, v.CompactRevision, v.source().count(keyRange{open: true}, rev) > 0)
-	return v.hash(rev, v.CompactRevision, keeps, func() error { return nil })
+	return v.hash(rev, v.CompactRevision, keeps, pause)
 }
 
 // hash digests the records up to a revision, given what the last compaction was

@@ -314,7 +314,7 @@ func (h *harness) compact() {
 	if took, err := h.pub.TakeHashes(func() error { return nil }); err != nil || !took {
 		h.t.Fatal(took, err)
 	}
-	got, err := h.pub.HashKV(rev)
+	got, err := h.pub.HashKV(rev, func() error { return nil })
 	if err != nil || got.Hash != wantHash || got.CompactRevision != previous {
 		h.t.Fatalf("hash at compaction %d: %+v (%v), want %08x", rev, got, err, wantHash)
 	}
@@ -348,7 +348,7 @@ func (h *harness) checkHash() {
 		return
 	}
 	rev := low + h.rng.Int64N(h.model.revision()-low+1)
-	got, err := h.pub.HashKV(rev)
+	got, err := h.pub.HashKV(rev, func() error { return nil })
 	if err != nil {
 		h.t.Fatal(err)
 	}

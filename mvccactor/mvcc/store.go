@@ -226,6 +226,9 @@ type rewrite struct {
 	taken int64
 }
 
+// Taken returns how often TakeDirty was called.
+func (s *Store) Taken() int64 { return s.taken }
+
 func packMessage(id Revision, b *body) *mvccmsg.Pack {
 	return &mvccmsg.Pack{Id: packID(id), Header: b.header(), Table: b.table, Data: b.data}
 }

@@ -367,8 +367,10 @@ func (x *Persisted) GetMessages() int64 {
 
 // CompactStep continues the removal of superseded versions from the index.
 type CompactStep struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Not a step, but the news that a pin is gone: to begin again if it stopped.
+	Nudge         bool `protobuf:"varint,2,opt,name=nudge,proto3" json:"nudge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +410,13 @@ func (x *CompactStep) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *CompactStep) GetNudge() bool {
+	if x != nil {
+		return x.Nudge
+	}
+	return false
 }
 
 // Reclaim asks to drop the dead records of a sealed pack.
@@ -877,9 +886,10 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12#\n" +
 	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x1a\n" +
-	"\bmessages\x18\x04 \x01(\x03R\bmessages\"#\n" +
+	"\bmessages\x18\x04 \x01(\x03R\bmessages\"9\n" +
 	"\vCompactStep\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"]\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05nudge\x18\x02 \x01(\bR\x05nudge\"]\n" +
 	"\aReclaim\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12&\n" +
 	"\x02id\x18\x02 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +

@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -178,13 +179,36 @@ func (r *Replica) append(entries []*raftpb.Entry) error {
 	if len(entries) == 0 {
 		return nil
 	}
+	replaced, err := r.tailFrom(entries[0].GetIndex())
+	if err != nil {
+		return err
+	}
 	if err := r.memory.Append(entries); err != nil {
 		return fmt.Errorf("replica: append: %w", err)
 	}
-	for _, e := range entries {
-		r.tailBytes += len(e.Data)
-	}
+	r.tailBytes += dataBytes(entries) - dataBytes(replaced)
 	return nil
+}
+
+// tailFrom returns the entries in memory from an index on: a new leader may
+// replace them.
+func (r *Replica) tailFrom(index uint64) ([]*raftpb.Entry, error) {
+	last, err := r.memory.LastIndex()
+	if err != nil || index > last {
+		return nil, err
+	}
+	entries, err := r.memory.Entries(index, last+1, math.MaxUint64)
+	if err != nil {
+		return nil, fmt.Errorf("replica: entries from %d: %w", index, err)
+	}
+	return entries, nil
+}
+
+func dataBytes(entries []*raftpb.Entry) (n int) {
+	for _, e := range entries {
+		n += len(e.Data)
+	}
+	return n
 }
 
 // storage is what raft reads: the entries in memory.
@@ -216,8 +240,15 @@ func (s storage) Snapshot() (*raftpb.Snapshot, error) {
 // Tick advances the logical clock.
 func (r *Replica) Tick() { r.node.Tick() }
 
-// Campaign starts an election.
-func (r *Replica) Campaign() error { return r.node.Campaign() }
+// Campaign starts an election, unless one is under way: on a slow disk, starting
+// over again and again would never end.
+func (r *Replica) Campaign() error {
+	switch r.node.BasicStatus().RaftState {
+	case raft.StatePreCandidate, raft.StateCandidate:
+		return nil
+	}
+	return r.node.Campaign()
+}
 
 // Propose appends an entry, or forwards it to the leader. An error means that
 // it is in no log and may be proposed again.

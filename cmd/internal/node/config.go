@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -81,6 +82,10 @@ func DefaultMailboxes() Mailboxes {
 	}
 }
 
+// requestBytesMax is the largest request that may be allowed: its record has to
+// fit in a pack, and a pack in half a file of the store.
+const requestBytesMax = 31 << 20
+
 // requestOverhead is what encoding may add to a request of the largest size.
 const requestOverhead = 64 << 10 // bytes
 
@@ -127,10 +132,12 @@ func (c *Config) validate() error {
 	switch {
 	case c.DataDir == "":
 		return fmt.Errorf("%w: no data directory", errConfig)
-	case !Exists(c.DataDir) && (c.MemberID == 0 || c.ClusterID == 0 || len(c.Members) == 0):
-		return fmt.Errorf("%w: no member or cluster", errConfig)
+	case !Exists(c.DataDir) && !c.bootstraps():
+		return fmt.Errorf("%w: no cluster with this member in it", errConfig)
 	case c.Heartbeat <= 0 || c.Election < 5*c.Heartbeat:
 		return fmt.Errorf("%w: election timeout %v must be at least five heartbeats of %v", errConfig, c.Election, c.Heartbeat)
+	case c.Gateway.MaxRequestBytes > requestBytesMax:
+		return fmt.Errorf("%w: --max-request-bytes=%d is above %d", errConfig, c.Gateway.MaxRequestBytes, requestBytesMax)
 	case c.Exit == nil:
 		return fmt.Errorf("%w: no way to exit", errConfig)
 	}
@@ -144,6 +151,13 @@ func (c *Config) validate() error {
 		}
 	}
 	return nil
+}
+
+// bootstraps tells whether a new member knows who it is and in what cluster.
+func (c *Config) bootstraps() bool {
+	return c.ClusterID != 0 && slices.ContainsFunc(c.Members, func(m *applymsg.Member) bool {
+		return m.Id != 0 && m.Id == c.MemberID
+	})
 }
 
 func (c *Config) walDir() string {

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -50,12 +51,35 @@ func prepareDataDir(cfg *Config) error {
 	if _, err := os.Stat(filepath.Join(cfg.DataDir, "member", "snap", "db")); err == nil {
 		return fmt.Errorf("%w (%s)", ErrEtcdData, cfg.DataDir)
 	}
+	if etcdLog(cfg.walDir()) {
+		return fmt.Errorf("%w (%s)", ErrEtcdData, cfg.walDir())
+	}
 	for _, dir := range []string{filepath.Join(cfg.DataDir, "member"), filepath.Dir(cfg.walDir())} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("node: data directory: %w", err)
 		}
 	}
 	return identify(cfg)
+}
+
+// etcdLog tells whether a directory holds the log of an etcd member. Its files
+// are named as ours are, but begin with a frame whose record has the type 4, a
+// checksum.
+func etcdLog(dir string) bool {
+	files, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	if err != nil || len(files) == 0 {
+		return false
+	}
+	f, err := os.Open(files[0])
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var head [10]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil {
+		return false
+	}
+	return head[8] == 0x08 && head[9] == 0x04
 }
 
 // boot opens log and store, and builds the stages around what they hold.
@@ -89,6 +113,9 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 		}
 	}()
 	if err := n.checkTogether(rec, opened.Durable); err != nil {
+		return nil, err
+	}
+	if err := recordIdentity(&n.cfg); err != nil {
 		return nil, err
 	}
 	rep, err := n.newReplica(rec, opened.Durable)

@@ -29,19 +29,14 @@ func Exists(dataDir string) bool {
 
 // identify settles who this member is: what the data directory says, or in a new
 // one what the configuration says. The data of another member is refused: neither
-// its name nor one of its peer URLs is this one's.
+// its name nor one of its peer URLs is this one's. It changes nothing on disk.
 func identify(cfg *Config) error {
-	path := identityPath(cfg.DataDir)
-	text, err := os.ReadFile(path)
+	id, err := readIdentity(cfg.DataDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return writeIdentity(path, identity{cfg.ClusterID, cfg.MemberID, cfg.Name, cfg.PeerURLs})
+		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("node: identity: %w", err)
-	}
-	var id identity
-	if err := json.Unmarshal(text, &id); err != nil || id.MemberID == 0 || id.ClusterID == 0 {
-		return fmt.Errorf("node: %s does not say whose data it is: %w", path, errors.Join(err, ErrOtherMember))
+		return err
 	}
 	known := func(url string) bool { return slices.Contains(id.PeerURLs, url) }
 	if id.Name != cfg.Name && !slices.ContainsFunc(cfg.PeerURLs, known) {
@@ -49,11 +44,35 @@ func identify(cfg *Config) error {
 			ErrOtherMember, cfg.DataDir, id.Name, id.PeerURLs, cfg.Name, cfg.PeerURLs)
 	}
 	cfg.ClusterID, cfg.MemberID = id.ClusterID, id.MemberID
-	if id.Name != cfg.Name {
-		id.Name = cfg.Name
-		return writeIdentity(path, id)
-	}
 	return nil
+}
+
+func readIdentity(dataDir string) (id identity, err error) {
+	path := identityPath(dataDir)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return id, fmt.Errorf("node: identity: %w", err)
+	}
+	if err := json.Unmarshal(text, &id); err != nil || id.MemberID == 0 || id.ClusterID == 0 {
+		return id, fmt.Errorf("node: %s does not say whose data it is: %w", path, errors.Join(err, ErrOtherMember))
+	}
+	return id, nil
+}
+
+// recordIdentity writes down who the member is, once its data is open and so its
+// own. It keeps the peer URLs of the first start, by which members are derived.
+func recordIdentity(cfg *Config) error {
+	now := identity{cfg.ClusterID, cfg.MemberID, cfg.Name, cfg.PeerURLs}
+	old, err := readIdentity(cfg.DataDir)
+	switch {
+	case err == nil && old.Name == now.Name:
+		return nil
+	case err == nil:
+		now.PeerURLs = old.PeerURLs
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return writeIdentity(identityPath(cfg.DataDir), now)
 }
 
 // writeIdentity replaces the file so that a crash leaves the old or the new one.

@@ -41,8 +41,9 @@ const (
 	// ballastBytes are kept in a file to be given back when space runs out in
 	// spite of the alarm.
 	ballastBytes = 64 << 20
-	// diskTimeout bounds the proposal of an alarm; the next look tries again.
-	diskTimeout = 2 * time.Second
+	// diskTimeout bounds the proposal of an alarm, so that the ballast is watched
+	// meanwhile; the next look tries again.
+	diskTimeout = 200 * time.Millisecond
 )
 
 // trouble is what is wrong with the member.
@@ -55,9 +56,6 @@ func (t *trouble) list(n *Node) []grpcgw.Trouble {
 	var found []grpcgw.Trouble
 	if d := n.disk.Outstanding(); d > 2*n.cfg.Election {
 		found = append(found, grpcgw.Trouble{Check: "fsync", Reason: "an fsync of the log has been under way for " + d.String()})
-	}
-	if t.diskLow.Load() {
-		found = append(found, grpcgw.Trouble{Check: "disk", Reason: "the disk is nearly full"})
 	}
 	if t.noSpares.Load() {
 		found = append(found, grpcgw.Trouble{Check: "log", Reason: "no space for the next segment of the log"})
@@ -111,7 +109,7 @@ func (g *diskGuard) look(ctx context.Context) {
 	}
 	g.n.trouble.diskLow.Store(low)
 	g.trim(free)
-	if v := g.n.published.View(); v != nil && g.raised(v.Cluster.GetAlarms()) != low {
+	if v := g.n.published.View(); v != nil && g.due(v.Cluster.GetAlarms(), low) {
 		g.propose(ctx, low, free)
 	}
 }
@@ -147,15 +145,20 @@ func (g *diskGuard) trim(free uint64) {
 	}
 }
 
-// raised tells whether this member's disk alarm, or one that says the same, is
-// active.
-func (g *diskGuard) raised(alarms []*applymsg.Alarm) bool {
+// due tells whether the disk alarm has to be raised or cleared. A NOSPACE that
+// was raised for another reason says the same already, and is not the guard's to
+// clear.
+func (g *diskGuard) due(alarms []*applymsg.Alarm, low bool) bool {
+	disk, any := false, false
 	for _, a := range alarms {
-		if a.Disk && a.MemberId == g.n.cfg.MemberID {
-			return true
+		if a.MemberId == g.n.cfg.MemberID && a.Type == pb.AlarmType_NOSPACE {
+			disk, any = disk || a.Disk, true
 		}
 	}
-	return false
+	if low {
+		return !any
+	}
+	return disk
 }
 
 func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64) {
@@ -168,7 +171,7 @@ func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64) {
 	defer cancel()
 	_, err := g.n.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_DiskAlarm{
 		DiskAlarm: &applymsg.DiskAlarm{MemberId: g.n.cfg.MemberID, Raised: raise}}})
-	if err != nil && !errors.Is(err, context.Canceled) {
+	if err != nil && ctx.Err() == nil {
 		g.n.cfg.Logger.Warn().Err(err).Msg("disk alarm was not accepted")
 	}
 }

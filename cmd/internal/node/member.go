@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"hash/crc32"
+	"slices"
+	"time"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/grpcgw"
@@ -96,11 +98,38 @@ func (n *Node) readable(ctx context.Context) error {
 func (n *Node) publishAttributes(ctx context.Context) {
 	req := &applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{
 		MemberId: n.cfg.MemberID, Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs}}}
-	for ctx.Err() == nil {
+	for !n.attributesKnown() {
 		out, err := n.Propose(ctx, req)
 		if err == nil && (out.Result.Code == raftmsg.Code_OK || out.Result.Code == raftmsg.Code_MEMBER_NOT_FOUND) {
 			return
 		}
+		if !n.wait(ctx) {
+			return
+		}
+	}
+}
+
+// attributesKnown tells whether the cluster knows of this member what it would
+// publish.
+func (n *Node) attributesKnown() bool {
+	for _, m := range n.published.View().Cluster.GetMembers() {
+		if m.Id == n.cfg.MemberID {
+			return m.Name == n.cfg.Name && slices.Equal(m.ClientUrls, n.cfg.ClientURLs)
+		}
+	}
+	return false
+}
+
+// wait lets a heartbeat pass between two attempts. It returns false when the
+// member ends.
+func (n *Node) wait(ctx context.Context) bool {
+	select {
+	case <-n.core.Done():
+		return false
+	case <-ctx.Done():
+		return false
+	case <-time.After(n.cfg.Heartbeat):
+		return true
 	}
 }
 
@@ -110,13 +139,22 @@ func (n *Node) AwaitCompaction(ctx context.Context, revision int64) error {
 }
 
 // Reclaim implements grpcgw.Member.
-func (n *Node) Reclaim(ctx context.Context) error { return n.loops.Reclaim(ctx) }
+func (n *Node) Reclaim(ctx context.Context) error { return closed(n.loops.Reclaim(ctx)) }
+
+// closed gives the error of a core that stops or reboots the name under which
+// the gateway knows it.
+func closed(err error) error {
+	if errors.Is(err, backend.ErrClosed) || errors.Is(err, actors.ErrClosed) {
+		return mvcc.ErrClosed
+	}
+	return err
+}
 
 // StoreHash implements grpcgw.Member.
 func (n *Node) StoreHash(ctx context.Context) (uint32, error) {
 	c := n.current.Load()
 	if c == nil {
-		return 0, backend.ErrClosed
+		return 0, mvcc.ErrClosed
 	}
 	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	err := c.store.State(func(e backend.Entry) error {
@@ -125,14 +163,14 @@ func (n *Node) StoreHash(ctx context.Context) (uint32, error) {
 		return ctx.Err()
 	})
 	if err != nil {
-		return 0, err
+		return 0, closed(err)
 	}
 	err = c.store.Scan(func(id backend.PackID, value []byte) error {
 		sum.Write([]byte(id.String()))
 		sum.Write(value)
 		return ctx.Err()
 	})
-	return sum.Sum32(), err
+	return sum.Sum32(), closed(err)
 }
 
 // Health implements grpcgw.Member.

@@ -186,7 +186,7 @@ func (n *Node) Faults() *actors.Faults { return n.cfg.Faults }
 func (n *Node) Stop(ctx context.Context) (err error) {
 	n.stop.Do(func() {
 		err = errors.Join(
-			n.gateway.Stop(ctx),
+			n.stopGateway(ctx),
 			n.monitor.Close(),
 			n.edge.Stop(ctx),
 			n.core.Stop(ctx),
@@ -195,16 +195,27 @@ func (n *Node) Stop(ctx context.Context) (err error) {
 	return err
 }
 
+// drainTimeout is how long requests under way may take to end when the member
+// stops. Streams that stay open are cut then: they have no end to wait for.
+const drainTimeout = 3 * time.Second
+
+func (n *Node) stopGateway(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	if err := n.gateway.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
 // announce tells the world that the member serves, and the cluster what it says
 // of itself.
 func (n *Node) announce() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	for n.readable(ctx) != nil {
-		select {
-		case <-n.core.Done():
+		if !n.wait(ctx) {
 			return
-		case <-time.After(n.cfg.Heartbeat):
 		}
 	}
 	n.publishAttributes(ctx)

@@ -1,0 +1,191 @@
+package applyactor
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/actors/actorstest"
+	"github.com/troupe-db/troupe/applyactor/apply"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+)
+
+const epoch = 4
+
+type rig struct {
+	t      *testing.T
+	sys    *actor.ActorSystem
+	stage  actors.Stage
+	ref    actors.Ref
+	faults *actors.Faults
+	index  uint64
+
+	mu        sync.Mutex
+	committed []int
+}
+
+func newRig(t *testing.T, sys *actor.ActorSystem, mvcc *actors.Mailbox) *rig {
+	r := &rig{t: t, sys: sys, faults: actors.NewFaults()}
+	r.stage = New(Config{
+		Epoch: epoch, State: apply.NewState(0, nil, nil), Limit: actors.Limit{Requests: 1024, Bytes: 64 << 20},
+		MVCC: mvcc, Timeline: actors.NewTimeline(), Faults: r.faults,
+		Committed: func(n int) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.committed = append(r.committed, n)
+		},
+	})
+	r.ref = actorstest.Spawn(t, r.sys, r.stage)
+	return r
+}
+
+// entry is the next one, with n puts.
+func (r *rig) entry(n int) *raftpb.Entry {
+	r.index++
+	batch := &applymsg.RequestBatch{Id: 100 + r.index}
+	for i := range n {
+		batch.Requests = append(batch.Requests, &applymsg.Request{Op: &applymsg.Request_Put{
+			Put: &pb.PutRequest{Key: fmt.Appendf(nil, "%d-%d", r.index, i)}}})
+	}
+	data, err := proto.Marshal(batch)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return &raftpb.Entry{Index: new(r.index), Term: new(uint64(1)), Data: data}
+}
+
+func (r *rig) post(entries ...*raftpb.Entry) {
+	r.ref.MustPost(0, &applymsg.Apply{Epoch: epoch, Entries: entries}, actors.Cost{Requests: 1, Bytes: 10})
+}
+
+func executes(p *actorstest.Probe) (found []*mvccmsg.Execute) {
+	synctest.Wait()
+	for _, m := range p.Messages() {
+		found = append(found, m.(*mvccmsg.Execute))
+	}
+	return found
+}
+
+// TestOneExecutePerBatch: all that was queued goes on in one message, in order,
+// the empty entry too.
+func TestOneExecutePerBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := actorstest.NewSystem(t)
+		mvcc := actorstest.NewProbe(t, sys, actors.CoreMVCC)
+		r := newRig(t, sys, mvcc.Mailbox)
+		r.post(r.entry(1))
+		if got := executes(mvcc); len(got) != 1 || len(got[0].Entries) != 1 || got[0].Epoch != epoch {
+			t.Fatalf("%v", got)
+		}
+		r.faults.Delay(actors.CoreApply, time.Second)
+		r.post(r.entry(1))
+		synctest.Wait() // one batch is in hand; the rest makes the next
+		r.post(r.entry(2), r.entry(3))
+		r.index++
+		r.post(&raftpb.Entry{Index: new(r.index), Term: new(uint64(1))})
+		r.ref.MustPost(0, &applymsg.Apply{Epoch: epoch - 1, Entries: []*raftpb.Entry{{Index: new(uint64(1))}}}, actors.Cost{})
+		r.post(r.entry(4))
+		time.Sleep(5 * time.Second)
+		got := executes(mvcc)
+		if len(got) != 3 || len(got[2].Entries) != 4 {
+			t.Fatalf("%d messages, the last %v", len(got), got[len(got)-1])
+		}
+		index := uint64(0)
+		for _, m := range got {
+			for _, e := range m.Entries {
+				if index++; e.Index != index {
+					t.Fatalf("entry %d at the place of %d", e.Index, index)
+				}
+				if want := 100 + index; e.BatchId != want && len(e.Ops) > 0 {
+					t.Fatalf("entry %d has batch %d", index, e.BatchId)
+				}
+			}
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if got, want := fmt.Sprint(r.committed), "[1 1 2 3 0 4]"; got != want {
+			t.Fatalf("committed %v, want %v", got, want)
+		}
+	})
+}
+
+// TestHoldsBack: while the keyspace takes no more, nothing is lost and nothing
+// goes on; when the core stops, the wait ends.
+func TestHoldsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := actorstest.NewSystem(t)
+		full := actors.NewMailbox(actors.MailboxConfig{ // nobody reads it
+			Name: actors.CoreMVCC, Class: actors.Credit, Limit: actors.Limit{Requests: 2, Bytes: 64 << 20}})
+		r := newRig(t, sys, full)
+		for range 5 {
+			r.post(r.entry(1))
+			synctest.Wait()
+		}
+		if n, _ := full.Load(); n != 2 {
+			t.Fatalf("%d messages queued", n)
+		}
+		r.mu.Lock()
+		applied := len(r.committed)
+		r.mu.Unlock()
+		if applied != 3 {
+			t.Fatalf("applied %d, want two and the one that waits", applied)
+		}
+		r.stage.Cancel()
+		actorstest.Stop(t, sys, r.ref)
+	})
+}
+
+// TestPanicsNameTheEntry: an entry that cannot be applied fails the actor with
+// its index, so that a second failure at the same one is recognised.
+func TestPanicsNameTheEntry(t *testing.T) {
+	for name, tc := range map[string]struct {
+		entry *raftpb.Entry
+		cause error
+	}{
+		"gap":         {&raftpb.Entry{Index: new(uint64(3))}, nil},
+		"undecodable": {&raftpb.Entry{Index: new(uint64(2)), Data: []byte{0xff}}, apply.ErrEntry},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sys := actorstest.NewSystem(t)
+				mvcc := actorstest.NewProbe(t, sys, actors.CoreMVCC)
+				r := newRig(t, sys, mvcc.Mailbox)
+				r.post(r.entry(1))
+				synctest.Wait()
+				r.post(tc.entry)
+				synctest.Wait()
+				if got := executes(mvcc); len(got) != 1 {
+					t.Fatalf("%v", got)
+				}
+				p := r.ref.Stats().LastPanic
+				if p == nil || !r.ref.Closed() || !strings.Contains(p.Text, fmt.Sprintf("entry %d", tc.entry.GetIndex())) {
+					t.Fatalf("the actor goes on, or does not say why it failed: %+v", p)
+				}
+				fresh := &Actor{cfg: Config{State: apply.NewState(1, nil, nil)}}
+				err := fail(fresh, tc.entry)
+				var entry *actors.EntryPanic
+				if !errors.As(err, &entry) || entry.Index != tc.entry.GetIndex() || tc.cause != nil && !errors.Is(err, tc.cause) {
+					t.Fatalf("panicked with %v", err)
+				}
+			})
+		})
+	}
+}
+
+// fail applies an entry and returns what it panics with.
+func fail(a *Actor, e *raftpb.Entry) (err error) {
+	defer func() { err, _ = recover().(error) }()
+	a.apply(e)
+	return nil
+}

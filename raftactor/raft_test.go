@@ -1,0 +1,698 @@
+package raftactor
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	"github.com/rs/zerolog"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/actors/actorstest"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/proto/walmsg"
+	"github.com/troupe-db/troupe/raftactor/replica"
+)
+
+// The raft actor runs over a real replica. The test is the log below and the
+// stages behind: it says when appends are durable and applies are done.
+
+const heartbeat = 100 * time.Millisecond
+
+type raftRig struct {
+	t       *testing.T
+	sys     *actor.ActorSystem
+	ref     actors.Ref
+	state   State
+	log     []*raftpb.Entry
+	hard    *raftpb.HardState
+	applied []*raftpb.Entry
+	roles   []string
+	sent    []*raftpb.Message // to peers
+
+	wal   news[*walmsg.Append]
+	trims news[*walmsg.Trim]
+	apply news[*applymsg.Apply]
+
+	appends []*walmsg.Append
+	applies []*applymsg.Apply
+
+	settled news[*raftmsg.Settled]
+	role    news[*raftmsg.RoleChanged]
+	reads   news[*raftmsg.ReadIndexed]
+	told    news[*raftmsg.Applied]
+
+	proposer, readIndex *actors.Mailbox
+}
+
+func (r *raftRig) LeaderChanged(leader uint64, isLeader bool) {
+	r.roles = append(r.roles, fmt.Sprint(leader, isLeader))
+}
+
+// Send implements Peers.
+func (r *raftRig) Send(ms []*raftpb.Message) { r.sent = append(r.sent, ms...) }
+
+func replicaConfig(boot bool) replica.Config {
+	cfg := replica.Config{ID: 1, ElectionTicks: 10, HeartbeatTicks: 1, PreVote: true, Logger: &Logger{zerolog.Nop()}}
+	if boot {
+		cfg.Bootstrap = []raft.Peer{{ID: 1}}
+	}
+	return cfg
+}
+
+func newRaftRig(t *testing.T, cfg replica.Config) *raftRig {
+	t.Helper()
+	r := &raftRig{t: t, sys: actorstest.NewSystem(t)}
+	rep, err := replica.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wal := actorstest.NewProbe(t, r.sys, actors.CoreWAL)
+	apply := actorstest.NewProbe(t, r.sys, actors.CoreApply)
+	r.wal.probe, r.trims.probe, r.apply.probe = wal, wal, apply
+	box := NewMailbox(roomy, nil)
+	a, stage := New(Config{
+		Epoch: epoch, Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox, Apply: apply.Mailbox,
+		Peers: r, State: &r.state, Timeline: actors.NewTimeline(), Observe: r,
+	}, box)
+	proposer := actorstest.NewProbe(t, r.sys, actors.CoreProposer)
+	readIndex := actorstest.NewProbe(t, r.sys, actors.CoreReadIndex)
+	r.settled.probe, r.role.probe = proposer, proposer
+	r.reads.probe, r.told.probe = readIndex, readIndex
+	r.proposer, r.readIndex = proposer.Mailbox, readIndex.Mailbox
+	a.Connect(proposer.Mailbox, readIndex.Mailbox)
+	r.ref = actorstest.Spawn(t, r.sys, stage)
+	return r
+}
+
+// collect takes what raft asked for.
+func (r *raftRig) collect() {
+	r.appends = append(r.appends, r.wal.next()...)
+	r.applies = append(r.applies, r.apply.next()...)
+}
+
+// durable completes the oldest n appends.
+func (r *raftRig) durable(n int) {
+	r.t.Helper()
+	done := &raftmsg.Appended{Epoch: epoch, Appends: int64(n)}
+	for _, a := range r.appends[:n] {
+		m := a.Message
+		if len(m.Entries) > 0 {
+			if at := m.Entries[0].GetIndex(); at <= uint64(len(r.log)) {
+				r.log = r.log[: at-1 : at-1]
+			}
+			r.log = append(r.log, m.Entries...)
+		}
+		if m.Term != nil {
+			r.hard = &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
+		}
+		done.Responses = append(done.Responses, m.Responses...)
+	}
+	r.appends = r.appends[n:]
+	r.ref.MustPost(raftLocal, done, one)
+	r.collect()
+}
+
+// applyAll completes all applies under way.
+func (r *raftRig) applyAll() {
+	r.t.Helper()
+	m := &raftmsg.Applied{Epoch: epoch}
+	for _, a := range r.applies {
+		for _, e := range a.Entries {
+			r.applied = append(r.applied, e)
+			m.Index = e.GetIndex()
+			switch e.GetType() {
+			case raftpb.EntryConfChange:
+				cc := new(raftpb.ConfChange)
+				if err := proto.Unmarshal(e.Data, cc); err != nil {
+					r.t.Fatal(err)
+				}
+				m.ConfChanges = append(m.ConfChanges, cc.AsV2())
+			case raftpb.EntryConfChangeV2:
+				cc := new(raftpb.ConfChangeV2)
+				if err := proto.Unmarshal(e.Data, cc); err != nil {
+					r.t.Fatal(err)
+				}
+				m.ConfChanges = append(m.ConfChanges, cc)
+			}
+		}
+	}
+	r.applies = nil
+	r.ref.MustPost(raftLocal, m, one)
+	r.collect()
+}
+
+func (r *raftRig) settle() {
+	r.t.Helper()
+	r.collect()
+	for len(r.appends)+len(r.applies) > 0 {
+		if len(r.appends) > 0 {
+			r.durable(1)
+		}
+		if len(r.applies) > 0 {
+			r.applyAll()
+		}
+	}
+}
+
+func (r *raftRig) propose(id uint64) {
+	data := encodeBatch(id, []*Call{NewCall(put(fmt.Sprint(id), 10), timeout)}, 0)
+	r.ref.MustPost(raftProposals, &raftmsg.Propose{Epoch: epoch, Data: data, BatchId: id, Requests: 1}, one)
+	synctest.Wait()
+}
+
+func (r *raftRig) readIndexed(id uint64) {
+	r.ref.MustPost(raftProposals, &raftmsg.ReadIndex{Epoch: epoch, Id: id}, one)
+	synctest.Wait()
+}
+
+// batches returns the ids of the batches applied.
+func (r *raftRig) batches() (ids []uint64) {
+	for _, e := range r.applied {
+		if id, err := batchID(e.Data); err == nil && e.GetType() == raftpb.EntryNormal {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func TestNoPeersPanics(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Fatal("a message to a peer was swallowed")
+		}
+	}()
+	NoPeers{}.Send([]*raftpb.Message{{Type: raftpb.MsgApp.Enum(), To: new(uint64(2))}})
+}
+
+// TestLoneVoterElectsItselfAtOnce: no time passes before a lone voter leads, on
+// the first start and on every other.
+func TestLoneVoterElectsItselfAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		if s := r.state.Status(); !s.IsLeader || s.Leader != 1 || s.Term < 2 {
+			t.Fatalf("status %+v", s)
+		}
+		if roles := r.role.next(); len(roles) == 0 || !roles[len(roles)-1].IsLeader || roles[len(roles)-1].Leader != 1 {
+			t.Fatalf("the proposer heard %v", roles)
+		}
+		if len(r.roles) != 1 || r.roles[0] != "1 true" {
+			t.Fatalf("observed %v", r.roles)
+		}
+		r.propose(7)
+		r.settle()
+
+		again := newRaftRig(t, r.recovered(len(r.applied)))
+		again.settle()
+		if s := again.state.Status(); !s.IsLeader || s.Term <= r.state.Status().Term {
+			t.Fatalf("after a restart: %+v", s)
+		}
+		fresh := newRaftRig(t, r.recovered(0))
+		fresh.settle()
+		if s := fresh.state.Status(); !s.IsLeader {
+			t.Fatalf("after a restart with an empty store: %+v", s)
+		}
+		if took := time.Since(start); took > heartbeat {
+			t.Fatalf("took %v", took)
+		}
+	})
+}
+
+// recovered is what log and store hold after so many entries were applied, with
+// the commit index as it was before all of them.
+func (r *raftRig) recovered(applied int) replica.Config {
+	cfg := replicaConfig(false)
+	cfg.Entries = r.log
+	cfg.HardState = &raftpb.HardState{Term: r.hard.Term, Vote: r.hard.Vote, Commit: new(uint64(1))}
+	if applied > 0 {
+		e := r.applied[applied-1]
+		cfg.Applied, cfg.AppliedTerm = e.GetIndex(), e.GetTerm()
+		cfg.ConfState = &raftpb.ConfState{Voters: []uint64{1}}
+	}
+	return cfg
+}
+
+// TestSlowElection: on a disk that needs longer than a tick, the election is
+// waited for instead of started over.
+func TestSlowElection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		start := time.Now()
+		for r.collect(); !r.state.Status().IsLeader; {
+			time.Sleep(5 * heartbeat / 2)
+			r.collect()
+			if n := len(r.appends); n > 0 {
+				r.durable(n)
+			}
+			if len(r.applies) > 0 {
+				r.applyAll()
+			}
+			if time.Since(start) > 3*time.Second {
+				t.Fatalf("no leader after %v, term %d", time.Since(start), r.state.Status().Term)
+			}
+		}
+	})
+}
+
+func TestProposalsFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		r.settled.next()
+		r.propose(100)
+		r.propose(101)
+		r.collect()
+		if len(r.appends) != 2 || !r.appends[0].MustSync || !r.appends[1].MustSync {
+			t.Fatalf("appends %v", r.appends)
+		}
+		if got := r.settled.next(); len(got) != 0 {
+			t.Fatalf("settled before it was durable: %v", got)
+		}
+		r.durable(1)
+		if got := r.settled.next(); len(got) != 1 || !slices.Equal(got[0].Batches, []uint64{100}) || len(got[0].Dropped) > 0 {
+			t.Fatalf("settled %v", got)
+		}
+		r.durable(1)
+		if got := r.settled.next(); len(got) != 1 || !slices.Equal(got[0].Batches, []uint64{101}) {
+			t.Fatalf("settled %v", got)
+		}
+		r.settle()
+		if got := r.batches(); !slices.Equal(got, []uint64{100, 101}) {
+			t.Fatalf("applied %v", got)
+		}
+		if s := r.state.Status(); s.Applied != uint64(len(r.applied)) || s.Committed != s.Applied {
+			t.Fatalf("status %+v after %d entries", s, len(r.applied))
+		}
+		for _, a := range r.apply.probe.Messages() {
+			if m := a.(*applymsg.Apply); m.Epoch != epoch {
+				t.Fatalf("epoch %d", m.Epoch)
+			}
+		}
+	})
+}
+
+// TestSettledTogether: appends that become durable in one go settle in one go.
+func TestSettledTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		r.settled.next()
+		for id := range uint64(5) {
+			r.propose(100 + id)
+		}
+		r.collect()
+		r.durable(len(r.appends))
+		if got := r.settled.next(); len(got) != 1 || !slices.Equal(got[0].Batches, []uint64{100, 101, 102, 103, 104}) {
+			t.Fatalf("settled %v", got)
+		}
+	})
+}
+
+func TestDroppedWithoutLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.propose(100)
+		if got := r.settled.next(); len(got) != 1 || !slices.Equal(got[0].Dropped, []uint64{100}) || len(got[0].Batches) > 0 {
+			t.Fatalf("settled %v", got)
+		}
+		r.settle()
+		if got := r.batches(); len(got) != 0 {
+			t.Fatalf("applied %v", got)
+		}
+	})
+}
+
+// TestReadsWaitForTheTerm: a lone leader answers no read before an entry of its
+// own term is applied: entries that an earlier term acknowledged may lie above
+// what it has applied.
+func TestReadsWaitForTheTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		for id := range uint64(5) {
+			r.propose(100 + id)
+			r.settle()
+		}
+		last := uint64(len(r.log))
+		r = newRaftRig(t, r.recovered(2))
+		for i := uint64(1); !r.state.Alone(); i++ {
+			r.readIndexed(i)
+			if got := r.reads.next(); len(got) > 0 {
+				t.Fatalf("answered %v, status %+v", got, r.state.Status())
+			}
+			switch r.collect(); {
+			case len(r.appends) > 0:
+				r.durable(1)
+			case len(r.applies) > 0:
+				r.applyAll()
+			default:
+				t.Fatalf("stands still: %+v", r.state.Status())
+			}
+		}
+		if s := r.state.Status(); s.Applied <= last {
+			t.Fatalf("alone with %d applied, the log had %d", s.Applied, last)
+		}
+		got := r.reads.next()
+		if len(got) < 3 {
+			t.Fatalf("%d reads answered", len(got))
+		}
+		for i, m := range got {
+			if m.Epoch != epoch || m.Id <= 0 || m.Index <= last {
+				t.Fatalf("answer %d: %v, the log had %d entries", i, m, last)
+			}
+		}
+		r.readIndexed(1000)
+		if got := r.reads.next(); len(got) != 1 || got[0].Id != 1000 || got[0].Index != r.state.Status().Committed {
+			t.Fatalf("answered %v", got)
+		}
+	})
+}
+
+func TestWaitingReadsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		for i := range uint64(3 * waitingReadsMax) {
+			r.readIndexed(i + 1)
+		}
+		r.settle()
+		if got := r.reads.next(); len(got) > waitingReadsMax {
+			t.Fatalf("%d reads waited", len(got))
+		}
+	})
+}
+
+func TestResetEndsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		if !r.state.Alone() {
+			t.Fatal("not alone")
+		}
+		if r.state.Reset(); r.state.Alone() {
+			t.Fatal("alone after a reset")
+		}
+	})
+}
+
+// TestSecondVoterEndsAlone: from the moment a second voter is adopted, reads wait
+// until raft has heard from it.
+func TestSecondVoterEndsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		r.ref.MustPost(raftProposals, &raftmsg.Propose{Epoch: epoch, BatchId: 100, ConfChange: &raftpb.ConfChangeV2{
+			Changes: []*raftpb.ConfChangeSingle{{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(uint64(2))}}}}, one)
+		r.settle()
+		if r.state.Alone() {
+			t.Fatal("alone among two")
+		}
+		r.readIndexed(1)
+		if got := r.reads.next(); len(got) > 0 {
+			t.Fatalf("answered %v without the second voter", got)
+		}
+		var beat *raftpb.Message
+		for _, m := range r.sent {
+			if m.GetType() == raftpb.MsgHeartbeat && len(m.Context) > 0 {
+				beat = m
+			}
+		}
+		if beat == nil {
+			t.Fatalf("the second voter was not asked: %v", r.sent)
+		}
+		err := r.ref.TryPost(raftPeers, &raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum(), From: new(uint64(2)),
+			To: new(uint64(1)), Term: beat.Term, Context: beat.Context}, one)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.reads.next(); len(got) != 1 || got[0].Id != 1 || got[0].Index != r.state.Status().Committed {
+			t.Fatalf("answered %v at %+v", got, r.state.Status())
+		}
+	})
+}
+
+// TestToldOfApplied: the batcher is told only while readers wait.
+func TestToldOfApplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		if got := r.told.next(); len(got) > 0 {
+			t.Fatalf("told %v", got)
+		}
+		r.state.readers.Store(true)
+		r.propose(100)
+		r.settle()
+		if got := r.told.next(); len(got) == 0 || got[len(got)-1].Index != uint64(len(r.applied)) {
+			t.Fatalf("told %v of %d", got, len(r.applied))
+		}
+	})
+}
+
+// TestPersisted: the log is marked when enough became durable in the store, and
+// never above that or above what is still in memory.
+func TestPersisted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		conf := &raftpb.ConfState{Voters: []uint64{1}}
+		persisted := func(index uint64) []*walmsg.Trim {
+			r.ref.MustPost(raftLocal, &raftmsg.Persisted{Epoch: epoch, AppliedIndex: index, AppliedTerm: 2, ConfState: conf}, one)
+			return r.trims.next()
+		}
+		for id := range uint64(markEvery) {
+			r.propose(100 + id)
+		}
+		r.settle()
+		if got := persisted(markEvery - 1); len(got) > 0 {
+			t.Fatalf("trimmed early: %v", got)
+		}
+		got := persisted(markEvery)
+		if len(got) != 1 || got[0].MarkIndex != markEvery || got[0].MarkTerm != 2 || !proto.Equal(got[0].MarkConfState, conf) || got[0].Epoch != epoch {
+			t.Fatalf("trims %v", got)
+		}
+		if got[0].Index != 0 {
+			t.Fatalf("trims to %d what is in memory", got[0].Index)
+		}
+		if got := persisted(markEvery + 1); len(got) > 0 {
+			t.Fatalf("trimmed again: %v", got)
+		}
+	})
+}
+
+// TestPersistedLargeEntries: large entries go from memory, and then from the log,
+// long before they are many.
+func TestPersistedLargeEntries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		for id := range uint64(20) {
+			data := encodeBatch(100+id, []*Call{NewCall(put("k", 200<<10), timeout)}, 0)
+			r.ref.MustPost(raftProposals, &raftmsg.Propose{Epoch: epoch, Data: data, BatchId: 100 + id, Requests: 1}, one)
+			r.settle()
+		}
+		last := uint64(len(r.applied))
+		r.ref.MustPost(raftLocal, &raftmsg.Persisted{Epoch: epoch, AppliedIndex: last, AppliedTerm: 2,
+			ConfState: &raftpb.ConfState{Voters: []uint64{1}}}, one)
+		got := r.trims.next()
+		if len(got) != 1 || got[0].MarkIndex != last || got[0].Index >= last || got[0].Index < last-5 {
+			t.Fatalf("trims %v, last is %d", got, last)
+		}
+	})
+}
+
+// TestCreditOfAppends: raft hands out so many appends and waits for the log.
+func TestCreditOfAppends(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		for id := range uint64(OutstandingMax + 50) {
+			r.propose(100 + id)
+		}
+		r.collect()
+		if len(r.appends) != OutstandingMax {
+			t.Fatalf("%d appends handed out", len(r.appends))
+		}
+		r.settle()
+		if got := r.batches(); len(got) != OutstandingMax+50 {
+			t.Fatalf("%d batches applied", len(got))
+		}
+	})
+}
+
+func TestRaftOtherEpochs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.collect()
+		r.settled.next()
+		for lane, m := range map[int][]any{
+			raftLocal: {&raftmsg.Appended{Epoch: 1, Appends: 1}, &raftmsg.Applied{Epoch: 1, Index: 1},
+				&raftmsg.Persisted{Epoch: 1, AppliedIndex: 1 << 20}},
+			raftTicks:     {},
+			raftProposals: {&raftmsg.Propose{Epoch: 1, BatchId: 1}, &raftmsg.ReadIndex{Epoch: 1, Id: 1}},
+		} {
+			for _, m := range m {
+				r.ref.MustPost(lane, m, one)
+			}
+		}
+		synctest.Wait()
+		if got := r.settled.next(); len(got) > 0 {
+			t.Fatalf("answered an old core: %v", got)
+		}
+		r.settle()
+		if !r.state.Status().IsLeader {
+			t.Fatalf("%+v", r.state.Status())
+		}
+	})
+}
+
+func TestRestartFromEntries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		for id := range uint64(10) {
+			r.propose(100 + id)
+			r.settle()
+		}
+		for applied := range len(r.applied) + 1 {
+			again := newRaftRig(t, r.recovered(applied))
+			again.settle()
+			for i, e := range again.applied {
+				if want := uint64(applied + i + 1); e.GetIndex() != want {
+					t.Fatalf("after %d were applied, %d came as number %d", applied, e.GetIndex(), i)
+				}
+			}
+			if got, want := again.batches(), r.batches(); !slices.Equal(got, want[len(want)-len(got):]) {
+				t.Fatalf("after %d were applied: batches %v", applied, got)
+			}
+			if len(again.applied) < len(r.applied)-applied {
+				t.Fatalf("after %d were applied, only %d of %d came", applied, len(again.applied), len(r.applied))
+			}
+			if !again.state.Alone() {
+				t.Fatalf("after %d were applied: %+v", applied, again.state.Status())
+			}
+			actorstest.Stop(t, again.sys, again.ref)
+		}
+		cfg := r.recovered(len(r.applied))
+		cfg.Entries = cfg.Entries[:len(cfg.Entries)-1]
+		if _, err := replica.New(cfg); !errors.Is(err, replica.ErrLogBehind) {
+			t.Fatalf("a log that lost its end: %v", err)
+		}
+	})
+}
+
+// TestTogether runs the three actors of the package over a log and a keyspace
+// that are always done at once.
+func TestTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := actorstest.NewSystem(t)
+		rep, err := replica.New(replicaConfig(true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		state, replies, ids := new(State), NewReplies(), uint64(0)
+		next := func() uint64 { ids++; return ids } // each actor has ids of its own here
+		box := NewMailbox(roomy, nil)
+		below := &stages{raft: box, replies: replies}
+		wal := actors.Stage{Name: actors.CoreWAL, Actor: below, Mailbox: actors.NewMailbox(actors.MailboxConfig{
+			Name: actors.CoreWAL, Class: actors.Credit, Limit: roomy})}
+		r, raftStage := New(Config{Epoch: epoch, Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox,
+			Apply: wal.Mailbox, Peers: NoPeers{}, State: state, Timeline: actors.NewTimeline(), Observe: new(raftRig)}, box)
+		proposer := NewProposer(ProposerConfig{Epoch: epoch, Limit: roomy, Replies: replies, Raft: box,
+			NextBatch: next, Fsync: func() time.Duration { return 0 }})
+		reads := uint64(1 << 32)
+		readIndex := NewReadIndex(ReadIndexConfig{Epoch: epoch, Limit: roomy, Raft: box, State: state,
+			Applied: func() uint64 { return state.Status().Applied },
+			NextID:  func() uint64 { reads++; return reads }, Slow: func() {}, Failed: func() {}})
+		r.Connect(proposer.Mailbox, readIndex.Mailbox)
+		for _, s := range []actors.Stage{wal, raftStage, proposer, readIndex} {
+			actorstest.Spawn(t, sys, s)
+		}
+		var calls []*Call
+		for i := range 500 {
+			c := NewCall(put(fmt.Sprint(i), 100), timeout)
+			if err := PostCall(proposer.Mailbox, c); err != nil {
+				t.Fatal(err)
+			}
+			calls = append(calls, c)
+			if i%50 == 0 {
+				synctest.Wait()
+			}
+		}
+		index := uint64(0)
+		for _, c := range calls {
+			a, ok := outcome(t, c)
+			if !ok || a.Result.Code != raftmsg.Code_OK || a.Index < index {
+				t.Fatalf("answer %+v, %v, after index %d", a, ok, index)
+			}
+			index = a.Index
+		}
+		c := NewReadCall(timeout)
+		if err := PostRead(readIndex.Mailbox, c); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * readTick)
+		if code, err := c.Wait(t.Context()); err != nil || code != raftmsg.Code_OK {
+			t.Fatal(code, err)
+		}
+		synctest.Wait()
+		if n, _ := proposer.Mailbox.Load(); n != 0 {
+			t.Fatalf("%d requests held", n)
+		}
+	})
+}
+
+// stages stands in for all stages below raft.
+type stages struct {
+	raft    *actors.Mailbox
+	replies *Replies
+}
+
+// Receive implements actor.Actor.
+func (s *stages) Receive(ctx actor.Context) {
+	b, ok := ctx.Message().(*actors.Batch)
+	if !ok {
+		return
+	}
+	for ; b.Done < len(b.Msgs); b.Done++ {
+		switch m := b.Msgs[b.Done].(type) {
+		case *walmsg.Append:
+			s.raft.MustPost(raftLocal, &raftmsg.Appended{Epoch: epoch, Appends: 1, Responses: m.Message.Responses}, one)
+		case *applymsg.Apply:
+			s.apply(m)
+		}
+	}
+}
+
+func (s *stages) apply(m *applymsg.Apply) {
+	done := &raftmsg.Applied{Epoch: epoch}
+	for _, e := range m.Entries {
+		done.Index = e.GetIndex()
+		if e.GetType() == raftpb.EntryConfChange {
+			cc := new(raftpb.ConfChange)
+			if err := proto.Unmarshal(e.Data, cc); err != nil {
+				panic(err)
+			}
+			done.ConfChanges = append(done.ConfChanges, cc.AsV2())
+			continue
+		}
+		batch := new(applymsg.RequestBatch)
+		if err := proto.Unmarshal(e.Data, batch); err != nil {
+			panic(err)
+		}
+		results := make([]*raftmsg.Result, len(batch.Requests))
+		for i := range results {
+			results[i] = new(raftmsg.Result)
+		}
+		s.replies.Deliver(&raftmsg.ResultBatch{BatchId: batch.Id, Index: e.GetIndex(), Results: results})
+	}
+	s.raft.MustPost(raftLocal, done, one)
+}

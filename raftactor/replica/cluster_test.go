@@ -1,0 +1,351 @@
+package replica
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// The cluster test runs three replicas over a network that loses and reorders
+// messages, over logs and stores that lag behind, and through crashes that
+// forget what was not synced. Everything is drawn from one seed. Whatever
+// happens, all members apply the same entries in the same order; once it stops
+// happening, they go on.
+
+type member struct {
+	id   uint64
+	rep  *Replica
+	down bool
+
+	appends []Append
+	applies []*raftpb.Message
+
+	// What a crash leaves.
+	log       []*raftpb.Entry
+	hard      *raftpb.HardState // with the commit index as last written
+	unsynced  *raftpb.HardState // written, may be lost
+	applied   uint64
+	appliedAt uint64 // term
+	conf      *raftpb.ConfState
+}
+
+type cluster struct {
+	t       *testing.T
+	seed    uint64
+	rng     *rand.Rand
+	members []*member
+	network []*raftpb.Message
+	lossy   bool
+
+	committed []*raftpb.Entry // by index-1, as the first member applied it
+	seen      map[string]uint64
+	proposed  int
+	terms     map[uint64]uint64 // leader by term
+	reads     map[uint64]uint64 // lowest index a read may return, by id
+}
+
+func newCluster(t *testing.T, seed uint64) *cluster {
+	c := &cluster{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), lossy: true,
+		seen: map[string]uint64{}, terms: map[uint64]uint64{}, reads: map[uint64]uint64{}}
+	peers := []raft.Peer{{ID: 1}, {ID: 2}, {ID: 3}}
+	for _, p := range peers {
+		cfg := config(p.ID)
+		cfg.Bootstrap = peers
+		c.members = append(c.members, &member{id: p.ID, rep: mustNew(t, cfg)})
+	}
+	return c
+}
+
+func (c *cluster) fatalf(format string, args ...any) {
+	c.t.Helper()
+	c.t.Fatalf("seed %d: %s", c.seed, fmt.Sprintf(format, args...))
+}
+
+func (c *cluster) ready(m *member) {
+	for {
+		out, ok := m.rep.Ready()
+		if !ok {
+			break
+		}
+		m.appends = append(m.appends, out.Appends...)
+		m.applies = append(m.applies, out.Applies...)
+		c.send(out.Peers)
+		for _, rs := range out.Reads {
+			if low := c.reads[rs.ID]; rs.Index < low {
+				c.fatalf("read %d got index %d, committed was %d when it was asked for", rs.ID, rs.Index, low)
+			}
+		}
+	}
+	s := m.rep.Status()
+	if s.IsLeader {
+		if other, ok := c.terms[s.Term]; ok && other != m.id {
+			c.fatalf("%d and %d lead in term %d", other, m.id, s.Term)
+		}
+		c.terms[s.Term] = m.id
+	}
+}
+
+func (c *cluster) send(ms []*raftpb.Message) {
+	for _, m := range ms {
+		c.network = append(c.network, proto.CloneOf(m))
+	}
+}
+
+// durable completes some of the appends under way.
+func (c *cluster) durable(m *member, n int) {
+	var own []*raftpb.Message
+	for _, a := range m.appends[:n] {
+		m.log = write(m.log, a.Message)
+		if a.Message.Term != nil {
+			hard := &raftpb.HardState{Term: a.Message.Term, Vote: a.Message.Vote, Commit: a.Message.Commit}
+			if m.unsynced = hard; a.MustSync {
+				m.hard = hard
+			}
+		}
+		if a.MustSync && m.unsynced != nil {
+			m.hard = m.unsynced
+		}
+		for _, resp := range a.Message.Responses {
+			if resp.GetTo() == m.id {
+				own = append(own, resp)
+			} else {
+				c.send([]*raftpb.Message{resp})
+			}
+		}
+	}
+	m.appends = m.appends[n:]
+	must(c.t, m.rep.Appended(n, own))
+	c.ready(m)
+}
+
+// apply completes some of the applies under way, all in one.
+func (c *cluster) apply(m *member, n int) {
+	var changes []*raftpb.ConfChangeV2
+	for _, msg := range m.applies[:n] {
+		for _, e := range msg.Entries {
+			c.check(m, e)
+			m.applied, m.appliedAt = e.GetIndex(), e.GetTerm()
+			if cc := confChange(c.t, e); cc != nil {
+				changes = append(changes, cc)
+			}
+		}
+	}
+	m.applies = m.applies[n:]
+	if m.applied >= 3 { // the members that the cluster began with
+		m.conf = &raftpb.ConfState{Voters: []uint64{1, 2, 3}}
+	}
+	must(c.t, m.rep.Applied(m.applied, changes))
+	c.ready(m)
+}
+
+func (c *cluster) check(m *member, e *raftpb.Entry) {
+	i := e.GetIndex()
+	if i != m.applied+1 {
+		c.fatalf("%d applies %d after %d", m.id, i, m.applied)
+	}
+	if i <= uint64(len(c.committed)) {
+		if was := c.committed[i-1]; was.GetTerm() != e.GetTerm() || string(was.Data) != string(e.Data) {
+			c.fatalf("%d applies %v at %d, another member applied %v", m.id, e, i, was)
+		}
+		return
+	}
+	c.committed = append(c.committed, e)
+	if e.GetType() == raftpb.EntryNormal && len(e.Data) > 0 {
+		if at, twice := c.seen[string(e.Data)]; twice {
+			c.fatalf("%q stands at %d and at %d", e.Data, at, i)
+		}
+		c.seen[string(e.Data)] = i
+	}
+}
+
+func (c *cluster) propose(m *member) (data string, ok bool) {
+	data = fmt.Sprintf("%d of %d", c.proposed, m.id)
+	c.proposed++
+	err := m.rep.Propose([]byte(data))
+	c.ready(m)
+	return data, err == nil
+}
+
+func (c *cluster) read(m *member) {
+	id := uint64(len(c.reads) + 1)
+	c.reads[id] = uint64(len(c.committed))
+	m.rep.ReadIndex(id)
+	c.ready(m)
+}
+
+// crash stops a member; what was not synced is there or not.
+func (c *cluster) crash(m *member) {
+	m.down, m.appends, m.applies = true, nil, nil
+	if m.unsynced != nil && c.rng.IntN(2) == 0 {
+		m.hard = m.unsynced
+	}
+}
+
+func (c *cluster) start(m *member) {
+	cfg := config(m.id)
+	cfg.Entries, cfg.HardState = m.log, m.hard
+	// The store may be behind what was applied; what it has is in the log.
+	cfg.Applied, cfg.AppliedTerm, cfg.ConfState = m.applied, m.appliedAt, m.conf
+	if m.applied < 3 || c.rng.IntN(3) == 0 {
+		cfg.Applied, cfg.AppliedTerm, cfg.ConfState = 0, 0, nil
+		m.applied, m.appliedAt, m.conf = 0, 0, nil
+	}
+	if len(m.log) == 0 {
+		cfg.HardState = nil
+		cfg.Bootstrap = []raft.Peer{{ID: 1}, {ID: 2}, {ID: 3}}
+	}
+	m.down, m.unsynced, m.rep = false, nil, mustNew(c.t, cfg)
+	c.ready(m)
+}
+
+// deliver takes any message off the network.
+func (c *cluster) deliver() {
+	if len(c.network) == 0 {
+		return
+	}
+	i := c.rng.IntN(len(c.network))
+	m := c.network[i]
+	last := len(c.network) - 1
+	c.network[i] = c.network[last]
+	c.network = c.network[:last]
+	to := c.members[m.GetTo()-1]
+	if to.down || c.lossy && c.rng.IntN(10) == 0 {
+		return
+	}
+	_ = to.rep.Step(m) // refused is lost
+	c.ready(to)
+}
+
+func (c *cluster) step() {
+	m := c.members[c.rng.IntN(len(c.members))]
+	n := c.rng.IntN(1000)
+	if m.down {
+		if n < 100 {
+			c.start(m)
+		}
+		return
+	}
+	switch {
+	case n < 40:
+		m.rep.Tick()
+		c.ready(m)
+	case n < 500:
+		c.deliver()
+	case n < 700:
+		if k := len(m.appends); k > 0 {
+			c.durable(m, 1+c.rng.IntN(k))
+		}
+	case n < 900:
+		if k := len(m.applies); k > 0 {
+			c.apply(m, 1+c.rng.IntN(k))
+		}
+	case n < 980:
+		c.propose(m)
+	case n < 995:
+		c.read(m)
+	case n < 996:
+		_ = m.rep.Campaign()
+		c.ready(m)
+	case n < 998:
+		must(c.t, m.rep.Persisted(m.applied, m.appliedAt, m.conf))
+	default:
+		c.crash(m)
+	}
+}
+
+// heal ends all trouble and waits until everything is carried out.
+func (c *cluster) heal(done func() bool) {
+	c.lossy = false
+	for _, m := range c.members {
+		if m.down {
+			c.start(m)
+		}
+	}
+	for round := 0; !done(); round++ {
+		if round > 2000 {
+			for _, m := range c.members {
+				c.t.Logf("%d: %+v", m.id, m.rep.Status())
+			}
+			c.fatalf("no progress without trouble")
+		}
+		for _, m := range c.members {
+			m.rep.Tick()
+			c.ready(m)
+		}
+		for c.busy() {
+			c.deliver()
+			for _, m := range c.members {
+				if k := len(m.appends); k > 0 {
+					c.durable(m, k)
+				}
+				if k := len(m.applies); k > 0 {
+					c.apply(m, k)
+				}
+			}
+		}
+	}
+}
+
+func (c *cluster) busy() bool {
+	n := len(c.network)
+	for _, m := range c.members {
+		n += len(m.appends) + len(m.applies)
+	}
+	return n > 0
+}
+
+// agreed tells whether all know the leader of the newest term: what they forward
+// to it arrives.
+func (c *cluster) agreed() bool {
+	first := c.members[0].rep.Status()
+	for _, m := range c.members {
+		if s := m.rep.Status(); s.Leader == 0 || s.Leader != first.Leader || s.Term != first.Term {
+			return false
+		}
+	}
+	return true
+}
+
+func TestCluster(t *testing.T) {
+	leaders, committed := 0, 0
+	for seed := range uint64(60) {
+		c := newCluster(t, seed)
+		for range 6000 {
+			c.step()
+		}
+		// A proposal that a member takes now is committed, and applied by all.
+		want := map[string]bool{}
+		c.heal(func() bool {
+			if len(want) < 10 {
+				if !c.agreed() {
+					return false
+				}
+				if data, ok := c.propose(c.members[len(want)%3]); ok {
+					want[data] = true
+				}
+				return false
+			}
+			for data := range want {
+				if c.seen[data] == 0 {
+					return false
+				}
+			}
+			for _, m := range c.members {
+				if m.applied != uint64(len(c.committed)) {
+					return false
+				}
+			}
+			return true
+		})
+		leaders += len(c.terms)
+		committed += len(c.seen)
+	}
+	t.Logf("%d leaders, %d proposals committed", leaders, committed)
+	if leaders < 100 || committed < 1000 {
+		t.Errorf("the test is too tame: %d leaders, %d proposals committed", leaders, committed)
+	}
+}
