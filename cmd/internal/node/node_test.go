@@ -2,13 +2,18 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/rs/zerolog"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/grpcgw"
@@ -107,6 +112,91 @@ func TestRestart(t *testing.T) {
 	for i := range 100 {
 		if got := m.get(fmt.Sprintf("k%d", i)); got != fmt.Sprint(i) {
 			t.Fatalf("k%d is %q", i, got)
+		}
+	}
+}
+
+// TestStopCutsStreams: a stream that a client leaves open does not keep the
+// member from stopping in order.
+func TestStopCutsStreams(t *testing.T) {
+	m := startMember(t, t.TempDir(), nil)
+	stream, err := healthpb.NewHealthClient(m.client.ActiveConnection()).Watch(context.Background(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := m.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m.client.Close()
+}
+
+// TestOtherMember: the data of another member is refused, and stays as it is.
+func TestOtherMember(t *testing.T) {
+	dir := t.TempDir()
+	startMember(t, dir, nil).shut()
+	before, err := os.ReadFile(identityPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Name: "other", PeerURLs: []string{"http://localhost:7777"}, DataDir: dir}
+	if err := prepareDataDir(&cfg); !errors.Is(err, ErrOtherMember) {
+		t.Fatalf("another member's data: %v", err)
+	}
+	cfg.PeerURLs = []string{"http://localhost:2380"}
+	if err := prepareDataDir(&cfg); err != nil || cfg.MemberID != 2 {
+		t.Fatalf("a member with a new name: %v, id %d", err, cfg.MemberID)
+	}
+	if after, err := os.ReadFile(identityPath(dir)); err != nil || string(after) != string(before) {
+		t.Fatalf("identity changed to %s (%v)", after, err)
+	}
+}
+
+// TestEtcdData: what belongs to an etcd member is recognised.
+func TestEtcdData(t *testing.T) {
+	dir := t.TempDir()
+	snap := filepath.Join(dir, "member", "snap")
+	if err := os.MkdirAll(snap, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(snap, "db"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := prepareDataDir(&Config{DataDir: dir}); !errors.Is(err, ErrEtcdData) {
+		t.Fatal(err)
+	}
+	wal := t.TempDir()
+	// The first record of an etcd log: a frame of 4 bytes, and a checksum.
+	head := []byte{4, 0, 0, 0, 0, 0, 0, 0x84, 0x08, 0x04, 0x10, 0x00}
+	if err := os.WriteFile(filepath.Join(wal, "0000000000000000-0000000000000000.wal"), head, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := prepareDataDir(&Config{DataDir: t.TempDir(), WALDir: wal}); !errors.Is(err, ErrEtcdData) {
+		t.Fatal(err)
+	}
+}
+
+// TestMailboxLimits: limits that a window would overflow are refused by name.
+func TestMailboxLimits(t *testing.T) {
+	for flag, change := range map[string]func(*Mailboxes){
+		"mailbox-persister-bytes": func(m *Mailboxes) { m.Persister.Bytes = 1 << 20 },
+		"mailbox-raft-requests":   func(m *Mailboxes) { m.Raft.Requests = 16 },
+		"mailbox-wal-requests":    func(m *Mailboxes) { m.WAL.Requests = 100 },
+		"mailbox-apply-bytes":     func(m *Mailboxes) { m.Apply.Bytes = 1 << 20 },
+		"mailbox-mvcc-bytes":      func(m *Mailboxes) { m.MVCC.Bytes = 100_000 },
+		"mailbox-proposer-bytes":  func(m *Mailboxes) { m.Proposer.Bytes = 1000 },
+	} {
+		m := DefaultMailboxes()
+		if err := m.validate(2 << 20); err != nil {
+			t.Fatal(err)
+		}
+		change(&m)
+		if err := m.validate(2 << 20); err == nil || !strings.Contains(err.Error(), flag) {
+			t.Errorf("%s: %v", flag, err)
 		}
 	}
 }
