@@ -227,6 +227,29 @@ func TestPersisterMerges(t *testing.T) {
 	})
 }
 
+// TestPersisterWritesTheLastForm: a pack that grows between two messages of one
+// interval is written as it is in the later one.
+func TestPersisterWritesTheLastForm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
+		time.Sleep(flushInterval / 10)
+		r.do(put("a", "1"))
+		r.do(put("b", "2"), put("large", strings.Repeat("v", persistBytes)))
+		if n, _ := r.persister.Load(); n != 2 {
+			t.Fatalf("%d messages wait for the tick", n)
+		}
+		r.flush()
+		if n := len(r.disk.batches()); n != 1 {
+			t.Fatalf("%d commits", n)
+		}
+		r.stop()
+		again := newRig(t, r.sys, rigConfig{memory: r.disk.Memory})
+		if again.get("a") != "1" || again.get("b") != "2" || len(again.get("large")) != persistBytes {
+			t.Fatalf("a %q, b %q, large %d bytes", again.get("a"), again.get("b"), len(again.get("large")))
+		}
+	})
+}
+
 // TestPersisterWritesMuchAtOnce: a lot is written without waiting for the tick.
 func TestPersisterWritesMuchAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -21,14 +21,16 @@ func (s *Store) Compact(rev int64) error {
 	return nil
 }
 
-// CompactDone tells whether nothing is left to cut at the compact revision.
+// CompactDone tells whether CompactStep has nothing left to do at the compact
+// revision.
 func (s *Store) CompactDone() bool {
 	return !s.superseded.due(s.compactRevision) && !s.tombstones.due(s.compactRevision-1)
 }
 
-// CompactStep cuts the chains of at most budget entries. It reports whether it
-// cut any, and whether none are left; neither is true when a pin holds them. The
-// compact revision must have been published.
+// CompactStep counts as dead what the compaction leaves behind in the chains of at
+// most budget entries. It reports whether it came by any, and whether none are
+// left; neither is true when a pin holds them. The compact revision must have been
+// published.
 func (s *Store) CompactStep(budget int) (cut, done bool) {
 	floor := s.published.raiseFloor(s.compactRevision)
 	for range budget {

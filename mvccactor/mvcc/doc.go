@@ -26,12 +26,13 @@
 //
 // # Compaction
 //
-// Compact moves the compact revision at once. CompactStep then cuts chains, a
-// bounded number at a time, and counts what became dead in each pack. Reclaim
-// drops dead records from packs; a tombstone goes last, when no older record of
-// its key is left that would otherwise come back at the next start. Readers
-// below a cut notice it afterwards by the floor in Published and answer
-// ErrCompacted, or start again on a newer view.
+// Compact moves the compact revision at once. CompactStep then counts superseded
+// versions as dead, a bounded number of keys at a time. Reclaim drops the dead
+// records of a pack, and their versions with them; a tombstone goes last, when no
+// older record of its key is left that would otherwise come back at the next
+// start. A reader at a revision below the floor in Published, up to which this has
+// come, may miss versions: it notices afterwards, and answers ErrCompacted or
+// starts again on a newer view.
 //
 // The package uses tidwall/btree for the trees.
 package mvcc

@@ -106,6 +106,9 @@ func decodePack(value []byte) (*body, error) {
 	if value[0] != packFormat {
 		return nil, fmt.Errorf("format %d is unknown", value[0])
 	}
+	if value[1]|value[2]|value[3] != 0 {
+		return nil, errReserved
+	}
 	rows := int(binary.LittleEndian.Uint32(value[4:]))
 	rest := value[headerBytes:]
 	if rows == 0 || rows > len(rest)/rowBytes {
@@ -119,6 +122,7 @@ func decodePack(value []byte) (*body, error) {
 }
 
 var (
+	errReserved  = errors.New("reserved bytes of the header are not zero")
 	errRowOrder  = errors.New("rows are not in revision order")
 	errRowOffset = errors.New("row offsets are not ascending")
 	errRowExtent = errors.New("rows do not cover the data")

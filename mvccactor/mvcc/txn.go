@@ -364,7 +364,7 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 			resp.PrevKv = kv
 		}
 	}
-	if req.IgnoreLease {
+	if req.IgnoreLease && old != nil { // deleted before by the same transaction: none
 		lease = old.lease
 	}
 

@@ -244,6 +244,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Halt: func() error {
 			n.current.Store(nil)
 			n.raft.Reset()
+			n.replies.FailAll(raftmsg.Code_STOPPED) // whose stages stopped before theirs was done
 			return errors.Join(o.Backend.Close(), log.Close())
 		},
 	}

@@ -21,9 +21,11 @@ import (
 )
 
 const (
-	// spareEvery and spareChunk throttle the zero-filling of segments to come:
-	// 100 MiB/s, so that fsyncs of the log do not wait behind it.
-	spareEvery = 10 * time.Millisecond
+	// spareEvery is how often a missing segment of the log is looked for.
+	// sparePause and spareChunk throttle its zero-filling: 100 MiB/s, so that
+	// fsyncs of the log do not wait behind it.
+	spareEvery = 200 * time.Millisecond
+	sparePause = 10 * time.Millisecond
 	spareChunk = 1 << 20
 
 	// hashEvery is how often the hash loop looks on its own.
@@ -67,18 +69,30 @@ func (t *trouble) list(n *Node) []grpcgw.Trouble {
 func (n *Node) spareLoop(incarnation uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeSpares, Every: spareEvery, Epoch: incarnation, Faults: n.cfg.Faults,
-		Do: func(context.Context, actors.Tick) {
-			c := n.current.Load()
-			if c == nil {
-				return
-			}
-			_, err := c.log.PrepareSpare(spareChunk)
-			full := errors.Is(err, wal.ErrNoSpace)
-			if n.trouble.noSpares.Swap(full) != full && full {
-				n.cfg.Logger.Warn().Err(err).Msg("cannot prepare a segment of the log")
+		Do: func(ctx context.Context, _ actors.Tick) {
+			for n.prepareSpare() {
+				select {
+				case <-time.After(sparePause):
+				case <-ctx.Done():
+					return
+				}
 			}
 		},
 	}), nil
+}
+
+// prepareSpare does a piece of the work, and tells whether there is more.
+func (n *Node) prepareSpare() (more bool) {
+	c := n.current.Load()
+	if c == nil {
+		return false
+	}
+	done, err := c.log.PrepareSpare(spareChunk)
+	full := errors.Is(err, wal.ErrNoSpace)
+	if n.trouble.noSpares.Swap(full) != full && full {
+		n.cfg.Logger.Warn().Err(err).Msg("cannot prepare a segment of the log")
+	}
+	return !done && err == nil
 }
 
 // diskGuard watches free space.
