@@ -119,7 +119,6 @@ type Raft struct {
 	proposals map[uint64]*raftmsg.Propose
 	enqueued  map[uint64]int64 // when each of them came
 	underway  [][]uint64       // batches in each append that is not durable, oldest first
-	term      uint64
 	leader    uint64
 	isLeader  bool
 	marked    uint64 // index of the last mark sent to the WAL
@@ -378,7 +377,7 @@ func (r *Raft) roleChanged() {
 	if s.Leader != r.leader || s.IsLeader != r.isLeader {
 		r.cfg.Observe.LeaderChanged(s.Leader, s.IsLeader)
 	}
-	r.term, r.leader, r.isLeader = s.Term, s.Leader, s.IsLeader
+	r.leader, r.isLeader = s.Leader, s.IsLeader
 	clear(r.proposals)
 	clear(r.enqueued)
 	r.waiting = nil
