@@ -17,6 +17,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/raftactor"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // Config describes a member.
@@ -52,13 +53,36 @@ type Config struct {
 	Features         []grpcgw.Feature // feature gates, for metrics
 
 	Logger zerolog.Logger
-	Faults *actors.Faults // tests
+	// Storage is how files are kept. Production uses the zero value.
+	Storage Storage
+	Faults  *actors.Faults // tests
 	// FreeSpace returns the free bytes on the disk of a folder; nil asks the
 	// file system.
 	FreeSpace func(dir string) (uint64, error)
 	// Exit ends the process: the member cannot go on. It does not return, but in
 	// tests.
 	Exit func(reason error)
+}
+
+// Storage is how a member keeps its files. The zero value keeps them on the
+// disk of the operating system in files of the usual sizes; tests scale them
+// down and put faults below.
+type Storage struct {
+	LogFS           wal.FS // of the log; nil is the operating system's
+	LogSegmentBytes int64  // zero is the default of wal
+	// MemTableBytes and ValueLogBytes are those of backend.Config.
+	MemTableBytes, ValueLogBytes int64
+	// OpenStore opens the store; nil is backend.Open.
+	OpenStore func(backend.Config) (backend.Store, error)
+}
+
+func (s *Storage) complete() {
+	if s.LogFS == nil {
+		s.LogFS = wal.OSFS{}
+	}
+	if s.OpenStore == nil {
+		s.OpenStore = backend.Open
+	}
 }
 
 // Mailboxes are the limits of the stages' mailboxes.
@@ -150,6 +174,7 @@ func (c *Config) validate() error {
 			return free, err
 		}
 	}
+	c.Storage.complete()
 	return nil
 }
 

@@ -95,12 +95,14 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 	}()
 	opened, err := mvccactor.Open(mvccactor.OpenConfig{
 		Backend: backend.Config{
-			Dir:       n.cfg.dbDir(),
-			MustExist: rec.Mark.Index > 0,
-			Logger:    storeLogger{n.cfg.Logger},
-			OnFailure: n.exit,
+			Dir:           n.cfg.dbDir(),
+			MustExist:     rec.Mark.Index > 0,
+			Logger:        storeLogger{n.cfg.Logger},
+			OnFailure:     n.exit,
+			MemTableBytes: n.cfg.Storage.MemTableBytes,
+			ValueLogBytes: n.cfg.Storage.ValueLogBytes,
 		},
-		OpenBackend: backend.Open,
+		OpenBackend: n.cfg.Storage.OpenStore,
 		CacheBytes:  n.cfg.CacheBytes,
 		Published:   n.published,
 	})
@@ -127,16 +129,18 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 
 func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {
 	dir := n.cfg.walDir()
-	cfg := wal.Config{ClusterID: n.cfg.ClusterID, MemberID: n.cfg.MemberID, Rand: rand.Uint64}
-	exists, err := wal.Exists(wal.OSFS{}, dir)
+	fsys := n.cfg.Storage.LogFS
+	cfg := wal.Config{ClusterID: n.cfg.ClusterID, MemberID: n.cfg.MemberID, Rand: rand.Uint64,
+		SegmentBytes: n.cfg.Storage.LogSegmentBytes}
+	exists, err := wal.Exists(fsys, dir)
 	if err != nil {
 		return nil, nil, err
 	}
 	if !exists {
-		log, err := wal.Create(wal.OSFS{}, dir, cfg, wal.Batch{})
+		log, err := wal.Create(fsys, dir, cfg, wal.Batch{})
 		return log, &wal.Recovered{}, err
 	}
-	log, rec, err := wal.Open(wal.OSFS{}, dir, cfg)
+	log, rec, err := wal.Open(fsys, dir, cfg)
 	if err != nil {
 		return nil, nil, err
 	}
