@@ -1,13 +1,9 @@
 package mvccactor
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -18,16 +14,14 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/actors/actorstest"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/mvccactor/mvcc/mvcctest"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
-	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
 // The crash test lets a member write, compact and reclaim, and cuts it off in the
@@ -36,192 +30,18 @@ import (
 // entry; then the log is replayed from there, and the whole is compared again:
 // every key at every revision that can be read, and the hash of the history.
 
-// record is one of the model's history.
-type record struct {
-	main, sub       int64
-	tombstone       bool
-	create, version int64
-	encoded         []byte // as mvccpb.KeyValue
-}
-
-func newRecord(main, sub int64, kv *mvccpb.KeyValue) *record {
-	encoded, err := proto.Marshal(kv)
-	if err != nil {
-		panic(err)
-	}
-	return &record{main, sub, kv.Version == 0, kv.CreateRevision, kv.Version, encoded}
-}
-
-// model is the keyspace as a map for each revision.
-type model struct {
-	history []*record
-	states  []map[string]*record // by revision
-	compact int64
-	marks   []mark // by applied index
-}
-
 // mark is what the model was after an entry.
 type mark struct {
-	revision, compact int64
-	results           []string
-}
-
-func newModel() *model {
-	none := map[string]*record{}
-	return &model{states: []map[string]*record{none, none}, compact: -1, marks: []mark{{revision: 1, compact: -1}}}
-}
-
-func (m *model) revision() int64 { return int64(len(m.states) - 1) }
-
-// change is one transaction of the model.
-type change struct {
-	m     *model
-	rev   int64
-	sub   int64
-	state map[string]*record
-}
-
-func (m *model) begin() *change {
-	return &change{m: m, rev: m.revision() + 1, state: maps.Clone(m.states[m.revision()])}
-}
-
-func (c *change) put(key, value string) {
-	kv := &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), CreateRevision: c.rev, ModRevision: c.rev, Version: 1}
-	if old := c.state[key]; old != nil {
-		kv.CreateRevision, kv.Version = old.create, old.version+1
-	}
-	c.state[key] = c.add(kv)
-}
-
-func (c *change) add(kv *mvccpb.KeyValue) *record {
-	r := newRecord(c.rev, c.sub, kv)
-	c.m.history = append(c.m.history, r)
-	c.sub++
-	return r
-}
-
-func (c *change) del(from, to string) {
-	for _, k := range slices.Sorted(maps.Keys(c.state)) {
-		if to == "" && k == from || k >= from && (to == "\x00" || k < to) {
-			delete(c.state, k)
-			c.add(&mvccpb.KeyValue{Key: []byte(k)})
-		}
-	}
-}
-
-func (c *change) commit() {
-	if c.sub > 0 {
-		c.m.states = append(c.m.states, c.state)
-	}
-}
-
-// apply executes a request and returns what its result must be.
-func (m *model) apply(req *applymsg.Request) string {
-	code := raftmsg.Code_OK
-	c := m.begin()
-	switch op := req.Op.(type) {
-	case *applymsg.Request_Put:
-		c.put(string(op.Put.Key), string(op.Put.Value))
-	case *applymsg.Request_DeleteRange:
-		c.del(string(op.DeleteRange.Key), string(op.DeleteRange.RangeEnd))
-	case *applymsg.Request_Txn:
-		// The one compare: that the key exists.
-		ops := op.Txn.Failure
-		if m.states[m.revision()][string(op.Txn.Compare[0].Key)] != nil {
-			ops = op.Txn.Success
-		}
-		for _, o := range ops {
-			if p := o.GetRequestPut(); p != nil {
-				c.put(string(p.Key), string(p.Value))
-			} else {
-				d := o.GetRequestDeleteRange()
-				c.del(string(d.Key), string(d.RangeEnd))
-			}
-		}
-	case *applymsg.Request_Compaction:
-		switch rev := op.Compaction.Revision; {
-		case rev <= m.compact:
-			code = raftmsg.Code_COMPACTED
-		case rev > m.revision():
-			code = raftmsg.Code_FUTURE_REVISION
-		default:
-			m.compact = rev
-		}
-	}
-	c.commit()
-	return fmt.Sprint(code, m.revision())
-}
-
-// hash is etcd's definition of HashKV at a revision, given the compact revision.
-func (m *model) hash(rev, compact int64) uint32 {
-	keep := map[*record]bool{}
-	visible := func(at int64) {
-		for _, r := range m.states[at] {
-			keep[r] = true
-		}
-	}
-	if visible(rev); len(keep) == 0 && compact >= 0 {
-		visible(compact)
-	}
-	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	sum.Write([]byte("key"))
-	for _, r := range m.history {
-		if r.main > rev || r.main <= compact && (r.tombstone || !keep[r]) {
-			continue
-		}
-		key := binary.BigEndian.AppendUint64(nil, uint64(r.main))
-		key = binary.BigEndian.AppendUint64(append(key, '_'), uint64(r.sub))
-		if r.tombstone {
-			key = append(key, 't')
-		}
-		sum.Write(key)
-		sum.Write(r.encoded)
-	}
-	return sum.Sum32()
-}
-
-// check compares what can be read with the model after so many entries.
-func (m *model) check(t *testing.T, pub *mvcc.Published, applied uint64) {
-	t.Helper()
-	want, v := m.marks[applied], pub.View()
-	if v.AppliedIndex != applied || v.Revision != want.revision || v.CompactRevision != want.compact {
-		t.Fatalf("view after entry %d has revision %d and compact revision %d; model after %d: %+v",
-			v.AppliedIndex, v.Revision, v.CompactRevision, applied, want)
-	}
-	for rev := max(1, want.compact); rev <= want.revision; rev++ {
-		res, err := pub.Range(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: rev})
-		if err != nil {
-			t.Fatalf("entry %d: range at %d: %v", applied, rev, err)
-		}
-		state := m.states[rev]
-		for i, key := range slices.Sorted(maps.Keys(state)) {
-			if i >= len(res.Records) || !bytes.Equal(res.Records[i], state[key].encoded) {
-				t.Fatalf("entry %d, compacted at %d: at revision %d, key %s of revision %d is not there, or not as it was",
-					applied, want.compact, rev, key, state[key].main)
-			}
-		}
-		if len(res.Records) != len(state) || res.Count != int64(len(state)) {
-			t.Fatalf("entry %d, compacted at %d: %d keys at revision %d, want %d",
-				applied, want.compact, len(res.Records), rev, len(state))
-		}
-	}
-	low := max(1, want.compact+1)
-	for rev := low; rev <= want.revision; rev += 1 + (want.revision-low)/4 {
-		got, err := pub.HashKV(rev, unpaced)
-		if err != nil {
-			t.Fatalf("entry %d: hash at %d: %v", applied, rev, err)
-		}
-		if hash := m.hash(rev, want.compact); got.Hash != hash {
-			t.Fatalf("entry %d, compacted at %d: hash at %d is %08x, want %08x", applied, want.compact, rev, got.Hash, hash)
-		}
-	}
+	mvcctest.Mark
+	results []string
 }
 
 type crashTest struct {
 	t     *testing.T
 	sys   *actor.ActorSystem
 	rng   *rand.Rand
-	model *model
+	model *mvcctest.Model
+	marks []mark              // by applied index
 	log   []*mvccmsg.EntryOps // entry i has index i+1
 	rig   *rig
 	stats *crashStats
@@ -248,8 +68,7 @@ func (c *crashTest) request() *applymsg.Request {
 	case n < 5 && c.rng.IntN(4) == 0:
 		return del("a", "\x00")
 	case n < 8:
-		txn := &pb.TxnRequest{Compare: []*pb.Compare{{Key: []byte(c.key()), Target: pb.Compare_CREATE,
-			Result: pb.Compare_GREATER, TargetUnion: &pb.Compare_CreateRevision{CreateRevision: 0}}}}
+		txn := &pb.TxnRequest{Compare: []*pb.Compare{mvcctest.Exists(c.key())}}
 		for i, k := range c.rng.Perm(25)[:1+c.rng.IntN(6)] {
 			key := []byte(fmt.Sprintf("k%02d", k))
 			op := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: key, Value: []byte(c.value())}}}
@@ -264,7 +83,8 @@ func (c *crashTest) request() *applymsg.Request {
 		}
 		return &applymsg.Request{Op: &applymsg.Request_Txn{Txn: txn}}
 	case n < 9:
-		return compaction(c.model.compact + c.rng.Int64N(c.model.revision()-c.model.compact+2))
+		now := c.model.Mark()
+		return compaction(now.Compact + c.rng.Int64N(now.Revision-now.Compact+2))
 	default:
 		return put(c.key(), c.value())
 	}
@@ -277,9 +97,9 @@ func (c *crashTest) next() *mvccmsg.EntryOps {
 	for range c.rng.IntN(4) {
 		req := c.request()
 		e.Ops = append(e.Ops, &mvccmsg.Op{Request: req})
-		results = append(results, c.model.apply(req))
+		results = append(results, c.model.Apply(req))
 	}
-	c.model.marks = append(c.model.marks, mark{c.model.revision(), c.model.compact, results})
+	c.marks = append(c.marks, mark{c.model.Mark(), results})
 	c.log = append(c.log, e)
 	return e
 }
@@ -326,9 +146,20 @@ func (c *crashTest) start(memory *backend.Memory, pub *mvcc.Published) {
 	}
 	durable := c.rig.Durable.GetAppliedIndex()
 	if pub == nil {
-		c.model.check(c.t, c.rig.pub, durable)
+		c.check(durable)
 	} else if pub.View().AppliedIndex < durable {
 		c.t.Fatalf("the view went back to %d", pub.View().AppliedIndex)
+	}
+}
+
+// check compares what can be read with the model after so many entries.
+func (c *crashTest) check(applied uint64) {
+	c.t.Helper()
+	if v := c.rig.pub.View(); v.AppliedIndex != applied {
+		c.t.Fatalf("view after entry %d, want %d", v.AppliedIndex, applied)
+	}
+	if err := c.model.Check(c.rig.pub, c.marks[applied].Mark); err != nil {
+		c.t.Fatalf("entry %d: %v", applied, err)
 	}
 }
 
@@ -388,9 +219,9 @@ func (c *crashTest) checkResults() {
 	for i, b := range c.rig.delivered {
 		var got []string
 		for _, res := range b.Results {
-			got = append(got, fmt.Sprint(res.Code, res.Revision))
+			got = append(got, mvcctest.Outcome(res))
 		}
-		if want := c.model.marks[b.Index].results; !slices.Equal(got, want) {
+		if want := c.marks[b.Index].results; !slices.Equal(got, want) {
 			c.t.Fatalf("entry %d: results %v, want %v", b.Index, got, want)
 		}
 		if c.rig.seen[i] < b.Index {
@@ -406,7 +237,7 @@ func (c *crashTest) round() {
 	}
 	if c.execute(entries) {
 		synctest.Wait()
-		c.model.check(c.t, c.rig.pub, uint64(len(c.log)))
+		c.check(uint64(len(c.log)))
 		for n := c.rng.IntN(60); n > 0 && !c.rig.persister.Closed(); n-- {
 			if !c.execute([]*mvccmsg.EntryOps{c.next()}) {
 				break
@@ -414,7 +245,7 @@ func (c *crashTest) round() {
 		}
 		synctest.Wait()
 		if !c.rig.persister.Closed() {
-			c.model.check(c.t, c.rig.pub, uint64(len(c.log)))
+			c.check(uint64(len(c.log)))
 		}
 	}
 	c.checkResults()
@@ -431,7 +262,8 @@ func TestCrash(t *testing.T) {
 	for seed := range uint64(14) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := &crashTest{t: t, sys: actorstest.NewSystem(t), rng: rand.New(rand.NewPCG(seed, 11)), model: newModel(), stats: stats}
+				c := &crashTest{t: t, sys: actorstest.NewSystem(t), rng: rand.New(rand.NewPCG(seed, 11)), model: mvcctest.New(), stats: stats}
+				c.marks = []mark{{Mark: c.model.Mark()}}
 				c.start(backend.NewMemory(), nil)
 				for range 10 {
 					c.round()

@@ -26,7 +26,7 @@ var impure = map[string]string{
 }
 
 // testSupport are packages that only tests import.
-var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "cmd/internal/simtest", "cmd/internal/crashtest"}
+var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/mvcc/mvcctest", "cmd/internal/simtest", "cmd/internal/crashtest"}
 
 // carried are messages that an actor sends without naming their type, because
 // they come inside of what it hears.
