@@ -8,9 +8,9 @@ BENCH       := cmd/bench
 .PHONY: build generate test test-long bench \
 	check-format check-vet check-static check-generated check-tidy test-unit test-bench
 
-# The server, as bin/troupe.
+# The server and the operator's tool, as bin/troupe and bin/troupectl.
 build:
-	$(GO) build -o bin/ ./cmd/troupe
+	$(GO) build -o bin/ ./cmd/troupe ./cmd/troupectl
 
 # The Go code of all .proto files.
 generate:

@@ -10,13 +10,34 @@ import (
 	"slices"
 )
 
-// identity is what a data directory says of the member it belongs to, in a file
+// Identity is what a data directory says of the member it belongs to, in a file
 // that can be read without opening, and so without touching, anything else.
-type identity struct {
+type Identity struct {
 	ClusterID uint64   `json:"cluster_id"`
 	MemberID  uint64   `json:"member_id"`
 	Name      string   `json:"name"`
 	PeerURLs  []string `json:"peer_urls"`
+}
+
+// Layout says where a data directory keeps what.
+type Layout struct {
+	Identity string // the file
+	Log      string // the folder of the write-ahead log
+	Store    string // the folder of the store
+}
+
+// LayoutOf returns the layout of a data directory. walDir is where the log is if
+// it is not in there; else it is empty. ErrEtcdData: it is an etcd member's.
+func LayoutOf(dataDir, walDir string) (Layout, error) {
+	cfg := Config{DataDir: dataDir, WALDir: walDir}
+	l := Layout{Identity: identityPath(dataDir), Log: cfg.walDir(), Store: cfg.dbDir()}
+	if _, err := os.Stat(filepath.Join(dataDir, "member", "snap", "db")); err == nil {
+		return l, fmt.Errorf("%w (%s)", ErrEtcdData, dataDir)
+	}
+	if etcdLog(l.Log) {
+		return l, fmt.Errorf("%w (%s)", ErrEtcdData, l.Log)
+	}
+	return l, nil
 }
 
 func identityPath(dataDir string) string { return filepath.Join(dataDir, "member", "identity.json") }
@@ -47,14 +68,25 @@ func identify(cfg *Config) error {
 	return nil
 }
 
-func readIdentity(dataDir string) (id identity, err error) {
-	path := identityPath(dataDir)
+func readIdentity(dataDir string) (Identity, error) { return ReadIdentity(identityPath(dataDir)) }
+
+// ReadIdentity reads the file of Layout.Identity. Errors: fs.ErrNotExist before
+// the first start was through; ErrOtherMember if it names nobody.
+func ReadIdentity(path string) (Identity, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return id, fmt.Errorf("node: identity: %w", err)
+		return Identity{}, fmt.Errorf("node: identity: %w", err)
 	}
+	id, err := parseIdentity(text)
+	if err != nil {
+		return Identity{}, fmt.Errorf("node: %s does not say whose data it is: %w", path, err)
+	}
+	return id, nil
+}
+
+func parseIdentity(text []byte) (id Identity, err error) {
 	if err := json.Unmarshal(text, &id); err != nil || id.MemberID == 0 || id.ClusterID == 0 {
-		return id, fmt.Errorf("node: %s does not say whose data it is: %w", path, errors.Join(err, ErrOtherMember))
+		return Identity{}, errors.Join(err, ErrOtherMember)
 	}
 	return id, nil
 }
@@ -62,7 +94,7 @@ func readIdentity(dataDir string) (id identity, err error) {
 // recordIdentity writes down who the member is, once its data is open and so its
 // own. It keeps the peer URLs of the first start, by which members are derived.
 func recordIdentity(cfg *Config) error {
-	now := identity{cfg.ClusterID, cfg.MemberID, cfg.Name, cfg.PeerURLs}
+	now := Identity{cfg.ClusterID, cfg.MemberID, cfg.Name, cfg.PeerURLs}
 	old, err := readIdentity(cfg.DataDir)
 	switch {
 	case err == nil && old.Name == now.Name:
@@ -76,7 +108,7 @@ func recordIdentity(cfg *Config) error {
 }
 
 // writeIdentity replaces the file so that a crash leaves the old or the new one.
-func writeIdentity(path string, id identity) error {
+func writeIdentity(path string, id Identity) error {
 	text, err := json.MarshalIndent(id, "", "  ")
 	if err != nil {
 		return fmt.Errorf("node: identity: %w", err)

@@ -11,6 +11,7 @@ var sideways = map[[2]string]string{
 	{"cmd/troupe", "cmd/internal/config"}:           "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/logging"}:          "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/node"}:             "cmd may import cmd/internal",
+	{"cmd/troupectl", "cmd/internal/node"}:          "cmd may import cmd/internal",
 	{"cmd/internal/logging", "cmd/internal/config"}: "the log is configured by flags",
 }
 
