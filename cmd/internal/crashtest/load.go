@@ -1,0 +1,450 @@
+package crashtest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// clientsPerConn spreads the clients over connections, as real ones are.
+	clientsPerConn = 8
+	// callTimeout is when a client gives up. It is far above what a call takes on
+	// a busy machine, so that what fails, fails by the kill.
+	callTimeout = 20 * time.Second
+	// refusedPause keeps clients from doing nothing but be refused.
+	refusedPause = time.Millisecond
+	// pastWindow is how far back reads of the past go, in revisions.
+	pastWindow = 400
+	// opsMax bounds the operations of a transaction's branch.
+	opsMax = 3
+	// rangeMax bounds the keys of a range.
+	rangeMax = 4
+)
+
+// LoadConfig says what clients do.
+type LoadConfig struct {
+	Clients int
+	Seed    uint64
+	Name    string // begins all values: two loads on the same data need two names
+	// Start and Floor are the revision and the compact revision at the start.
+	Start, Floor int64
+	// Large is how many of a hundred values have 8 to 100 KiB. Others have less.
+	Large int
+	// CompactAll lets compactions go up to the newest revision. Otherwise they
+	// leave what the load writes readable.
+	CompactAll bool
+}
+
+// Load is a number of clients at work. Each makes one call at a time, never makes
+// it twice, and records it.
+type Load struct {
+	cfg   LoadConfig
+	began time.Time // zero of the record's clock
+
+	stopped atomic.Bool // no further calls; set by Stop
+	// answered counts the calls that succeeded.
+	answered atomic.Int64
+	// newest is the highest revision in an answer, floor the highest compaction that
+	// was answered.
+	newest, floor atomic.Int64
+	// hints are what somebody lately saw of each key, for comparisons that hold.
+	hints [Keys]atomic.Pointer[mvccpb.KeyValue]
+
+	target  int64
+	reached chan struct{} // closed by the call that makes answered reach target
+	clients []*client
+	ended   sync.WaitGroup
+}
+
+// Dial connects to a server, with nothing that repeats calls. The connection is
+// closed when the test ends, at the latest.
+func Dial(t testing.TB, addr string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDisableRetry(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20))) // far above all keys with the largest values
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() }) // closed before, or nobody uses it
+	return conn
+}
+
+// StartLoad starts the clients. The caller must Stop them. The channel of Reached
+// is closed when target calls were answered.
+func StartLoad(t testing.TB, addr string, cfg LoadConfig, target int) *Load {
+	t.Helper()
+	l := &Load{cfg: cfg, began: time.Now(), target: int64(target), reached: make(chan struct{})}
+	l.newest.Store(cfg.Start)
+	l.floor.Store(cfg.Floor)
+	var conn *grpc.ClientConn
+	for i := range cfg.Clients {
+		if i%clientsPerConn == 0 {
+			conn = Dial(t, addr)
+		}
+		var key [32]byte
+		copy(key[:], fmt.Sprintf("%d/%d", cfg.Seed, i))
+		source := rand.NewChaCha8(key)
+		l.clients = append(l.clients, &client{Load: l, id: i, conn: conn, kv: pb.NewKVClient(conn), source: source, rng: rand.New(source)})
+	}
+	for _, c := range l.clients {
+		l.ended.Go(c.run) // ends after Stop, within callTimeout
+	}
+	return l
+}
+
+// Reached is closed when the target number of calls was answered.
+func (l *Load) Reached() <-chan struct{} { return l.reached }
+
+// Answered is how many calls were answered with success so far.
+func (l *Load) Answered() int { return int(l.answered.Load()) }
+
+// Now reads the clock of the record.
+func (l *Load) Now() int64 { return int64(time.Since(l.began)) }
+
+// Stop ends the clients, each after its call under way, and returns the record.
+// Once the server is dead that is at once. No call is made afterwards, and none of
+// those recorded is still on its way to a server: the connections are closed.
+func (l *Load) Stop() *Record {
+	l.stopped.Store(true)
+	l.ended.Wait()
+	r := &Record{Clock: l}
+	for _, c := range l.clients {
+		_ = c.conn.Close() // several clients share it: the second close fails
+		r.Operations = append(r.Operations, c.operations...)
+		r.FloorCalls = append(r.FloorCalls, c.floorCalls...)
+		r.Failures = append(r.Failures, c.failures...)
+	}
+	return r
+}
+
+// Record is what a load did.
+type Record struct {
+	Clock      *Load
+	Operations []*Operation
+	FloorCalls []*FloorCall
+	Failures   []Failure
+}
+
+// Failure is a call that failed otherwise than by a refusal.
+type Failure struct {
+	At  int64 // when it returned
+	Err error
+}
+
+// client makes one call after the other. All of it belongs to its goroutine, until
+// that has ended.
+type client struct {
+	*Load
+	id     int
+	conn   *grpc.ClientConn
+	kv     pb.KVClient
+	source *rand.ChaCha8
+	rng    *rand.Rand // of source
+	values int
+
+	operations []*Operation
+	floorCalls []*FloorCall
+	failures   []Failure
+}
+
+// run works until the load is stopped or the server is gone.
+func (c *client) run() {
+	for alive := true; alive && !c.stopped.Load(); {
+		switch n := c.rng.IntN(1000); {
+		case n < 5:
+			alive = c.compact()
+		case n < 80:
+			alive = c.readPast()
+		case n < 280:
+			alive = c.operate(c.get(c.keyRange()))
+		case n < 600:
+			alive = c.operate(c.put(c.rng.IntN(Keys)))
+		case n < 700:
+			alive = c.operate(c.delete(c.keyRange()))
+		default:
+			alive = c.operate(c.txn())
+		}
+	}
+}
+
+// operate makes a call and records it. It reports whether to go on.
+func (c *client) operate(req *pb.RequestOp) bool {
+	o := &Operation{Client: c.id, Request: req, Call: c.Now(), Return: Never}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	resp, err := execute(ctx, c.kv, req)
+	returned := c.Now()
+	c.operations = append(c.operations, o)
+	switch {
+	case err == nil:
+		o.Response, o.Return = resp, returned
+		c.learn(req, resp)
+		c.succeeded(o.revision())
+		return true
+	case isRefusal(err):
+		o.Refused = true
+		<-time.After(refusedPause)
+		return true
+	}
+	return c.failed(returned, err)
+}
+
+// failed records a failure. It reports whether the server is still there.
+func (c *client) failed(at int64, err error) bool {
+	c.failures = append(c.failures, Failure{At: at, Err: err})
+	return status.Code(err) != codes.Unavailable
+}
+
+func (c *client) succeeded(revision int64) {
+	raise(&c.newest, revision)
+	if c.answered.Add(1) == c.target {
+		close(c.reached)
+	}
+}
+
+// raise sets a number unless it is higher already.
+func raise(a *atomic.Int64, to int64) {
+	for {
+		old := a.Load()
+		if old >= to || a.CompareAndSwap(old, to) {
+			return
+		}
+	}
+}
+
+// isRefusal tells whether an answer proves that nothing was executed: the proposer
+// had no room, and says so before it takes a request. All other errors leave it
+// open.
+func isRefusal(err error) bool {
+	return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCRequestTooManyRequests)
+}
+
+// execute sends a request as the call it is.
+func execute(ctx context.Context, kv pb.KVClient, req *pb.RequestOp) (*pb.ResponseOp, error) {
+	switch r := req.Request.(type) {
+	case *pb.RequestOp_RequestRange:
+		resp, err := kv.Range(ctx, r.RequestRange)
+		if err != nil {
+			return nil, err
+		}
+		resp.Header = plain(resp.Header)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: resp}}, nil
+	case *pb.RequestOp_RequestPut:
+		resp, err := kv.Put(ctx, r.RequestPut)
+		if err != nil {
+			return nil, err
+		}
+		resp.Header = plain(resp.Header)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: resp}}, nil
+	case *pb.RequestOp_RequestDeleteRange:
+		resp, err := kv.DeleteRange(ctx, r.RequestDeleteRange)
+		if err != nil {
+			return nil, err
+		}
+		resp.Header = plain(resp.Header)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: resp}}, nil
+	case *pb.RequestOp_RequestTxn:
+		resp, err := kv.Txn(ctx, r.RequestTxn)
+		if err != nil {
+			return nil, err
+		}
+		resp.Header = plain(resp.Header)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseTxn{ResponseTxn: resp}}, nil
+	}
+	panic(fmt.Sprintf("crashtest: request of kind %T", req.Request))
+}
+
+// plain leaves out what is no matter of the keyspace.
+func plain(h *pb.ResponseHeader) *pb.ResponseHeader {
+	return &pb.ResponseHeader{Revision: h.GetRevision()}
+}
+
+// learn keeps what an answer tells of keys.
+func (c *client) learn(req *pb.RequestOp, resp *pb.ResponseOp) {
+	switch r := resp.Response.(type) {
+	case *pb.ResponseOp_ResponsePut:
+		put := req.GetRequestPut()
+		c.hint(&mvccpb.KeyValue{Key: put.Key, Value: put.Value, ModRevision: r.ResponsePut.Header.Revision})
+	case *pb.ResponseOp_ResponseRange:
+		for _, kv := range r.ResponseRange.Kvs {
+			c.hint(kv)
+		}
+	}
+}
+
+func (c *client) hint(kv *mvccpb.KeyValue) {
+	if i, err := keyIndex(kv.Key); err == nil {
+		c.hints[i].Store(kv)
+	}
+}
+
+// compact compacts below what the load writes, or anywhere.
+func (c *client) compact() bool {
+	top := c.cfg.Start
+	if c.cfg.CompactAll {
+		top = c.newest.Load()
+	}
+	floor := c.floor.Load()
+	if top <= floor {
+		return true
+	}
+	f := &FloorCall{Compact: true, Revision: floor + 1 + c.rng.Int64N(top-floor), Call: c.Now(), Return: Never}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	_, err := c.kv.Compact(ctx, &pb.CompactionRequest{Revision: f.Revision, Physical: c.rng.IntN(2) == 0})
+	returned := c.Now()
+	if isRefusal(err) {
+		return true
+	}
+	c.floorCalls = append(c.floorCalls, f)
+	return c.settle(f, returned, err)
+}
+
+// settle gives a call its outcome.
+func (c *client) settle(f *FloorCall, returned int64, err error) bool {
+	switch {
+	case err == nil:
+		f.Outcome, f.Return = Done, returned
+		if f.Compact {
+			raise(&c.floor, f.Revision)
+		}
+	case isCompacted(err):
+		f.Outcome, f.Return = Compacted, returned
+	default:
+		return c.failed(returned, err)
+	}
+	c.succeeded(0)
+	return true
+}
+
+func isCompacted(err error) bool {
+	return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCCompacted)
+}
+
+// readPast reads at a revision that was, or is about to be, compacted, or at a
+// later one.
+func (c *client) readPast() bool {
+	newest := c.newest.Load()
+	lowest := max(1, min(newest-pastWindow, c.floor.Load()-2))
+	key, end := c.keyRange()
+	f := &FloorCall{Revision: lowest + c.rng.Int64N(newest-lowest+1), Read: &pb.RangeRequest{Key: key, RangeEnd: end}, Call: c.Now(), Return: Never}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	var err error
+	f.Response, err = c.kv.Range(ctx, &pb.RangeRequest{Key: key, RangeEnd: end, Revision: f.Revision})
+	alive := c.settle(f, c.Now(), err)
+	if f.Outcome != Failed {
+		c.floorCalls = append(c.floorCalls, f)
+	}
+	return alive
+}
+
+// The requests.
+
+// keyRange is mostly a single key.
+func (c *client) keyRange() (key, end []byte) {
+	i := c.rng.IntN(Keys)
+	if c.rng.IntN(10) < 7 {
+		return Key(i), nil
+	}
+	return Key(i), Key(i + 1 + c.rng.IntN(rangeMax))
+}
+
+func (c *client) get(key, end []byte) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: key, RangeEnd: end}}}
+}
+
+func (c *client) put(i int) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: Key(i), Value: c.value(), PrevKv: c.rng.IntN(4) == 0}}}
+}
+
+func (c *client) delete(key, end []byte) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: key, RangeEnd: end, PrevKv: c.rng.IntN(4) == 0}}}
+}
+
+// value makes one that was never written before: a name, and noise that does not
+// compress.
+func (c *client) value() []byte {
+	c.values++
+	v := fmt.Appendf(nil, "%s.%d.%d ", c.cfg.Name, c.id, c.values)
+	size := c.rng.IntN(256)
+	switch n := c.rng.IntN(100); {
+	case n < c.cfg.Large:
+		size = 8<<10 + c.rng.IntN(92<<10)
+	case n < 2*c.cfg.Large:
+		size = c.rng.IntN(8 << 10)
+	}
+	noise := make([]byte, size)
+	_, _ = c.source.Read(noise) // never fails
+	return append(v, noise...)
+}
+
+// txn compares one or two keys and works on others in both branches.
+func (c *client) txn() *pb.RequestOp {
+	r := &pb.TxnRequest{}
+	for range 1 + c.rng.IntN(2) {
+		r.Compare = append(r.Compare, c.compare(c.rng.IntN(Keys)))
+	}
+	r.Success = c.branch()
+	if c.rng.IntN(2) == 0 {
+		r.Failure = c.branch()
+	} else {
+		r.Failure = []*pb.RequestOp{c.get(r.Compare[0].Key, nil)}
+	}
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: r}}
+}
+
+// branch works on keys in ascending order, none of which is written twice.
+func (c *client) branch() (ops []*pb.RequestOp) {
+	count := 1 + c.rng.IntN(opsMax)
+	for i := c.rng.IntN(Keys); i < Keys && len(ops) < count; {
+		switch width := 1 + c.rng.IntN(rangeMax); c.rng.IntN(4) {
+		case 0:
+			ops, i = append(ops, c.delete(Key(i), Key(i+width))), i+width
+		case 1:
+			ops, i = append(ops, c.get(Key(i), Key(i+width))), i+c.rng.IntN(2)
+		default:
+			ops, i = append(ops, c.put(i)), i+width
+		}
+	}
+	return ops
+}
+
+func (c *client) compare(i int) *pb.Compare {
+	cmp := &pb.Compare{Key: Key(i)}
+	hint := c.hints[i].Load()
+	if hint == nil {
+		hint = &mvccpb.KeyValue{}
+	}
+	switch c.rng.IntN(5) {
+	case 0:
+		cmp.Target, cmp.TargetUnion = pb.Compare_VALUE, &pb.Compare_Value{Value: hint.Value}
+	case 1:
+		cmp.Target, cmp.TargetUnion = pb.Compare_MOD, &pb.Compare_ModRevision{ModRevision: hint.ModRevision}
+	case 2:
+		cmp.Target, cmp.Result = pb.Compare_MOD, pb.Compare_LESS
+		cmp.TargetUnion = &pb.Compare_ModRevision{ModRevision: c.newest.Load()}
+	case 3:
+		cmp.Target, cmp.Result = pb.Compare_VERSION, pb.Compare_GREATER
+		cmp.TargetUnion = &pb.Compare_Version{Version: c.rng.Int64N(4)}
+	default:
+		cmp.Target, cmp.Result = pb.Compare_CREATE, pb.Compare_NOT_EQUAL
+		cmp.TargetUnion = &pb.Compare_CreateRevision{CreateRevision: hint.CreateRevision}
+	}
+	return cmp
+}

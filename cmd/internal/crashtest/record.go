@@ -1,0 +1,171 @@
+package crashtest
+
+import (
+	"fmt"
+	"math"
+	"strings"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// Never is when a call returns whose outcome is not known: it may be executed
+// at any time after it was made.
+const Never = math.MaxInt64
+
+// Operation is a call that reads or writes the present, and what came of it.
+type Operation struct {
+	Client  int
+	Request *pb.RequestOp
+	// Response is the answer, its headers with nothing but the revision. nil when
+	// the call failed: then it is not known whether it was executed.
+	Response *pb.ResponseOp
+	// Refused: the call failed with an answer that proves that it was not executed.
+	Refused bool
+	// Call and Return are when the call was made and answered, in nanoseconds on
+	// the clock of the record. Return is Never if it failed.
+	Call, Return int64
+}
+
+// revision is what the answer was given at: the revision that a write made, or
+// that anything else saw.
+func (o *Operation) revision() int64 {
+	switch r := o.Response.Response.(type) {
+	case *pb.ResponseOp_ResponseRange:
+		return r.ResponseRange.Header.GetRevision()
+	case *pb.ResponseOp_ResponsePut:
+		return r.ResponsePut.Header.GetRevision()
+	case *pb.ResponseOp_ResponseDeleteRange:
+		return r.ResponseDeleteRange.Header.GetRevision()
+	case *pb.ResponseOp_ResponseTxn:
+		return r.ResponseTxn.Header.GetRevision()
+	}
+	panic(fmt.Sprintf("crashtest: answer of kind %T", o.Response.Response))
+}
+
+// wrote tells whether an answer says that something was changed.
+func wrote(resp *pb.ResponseOp) bool {
+	switch r := resp.Response.(type) {
+	case *pb.ResponseOp_ResponsePut:
+		return true
+	case *pb.ResponseOp_ResponseDeleteRange:
+		return r.ResponseDeleteRange.Deleted > 0
+	case *pb.ResponseOp_ResponseTxn:
+		for _, each := range r.ResponseTxn.Responses {
+			if wrote(each) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Outcome is what came of a FloorCall.
+type Outcome int
+
+// Outcomes of a FloorCall.
+const (
+	Failed    Outcome = iota // not known; a read that failed is not recorded
+	Done                     // compacted, or read
+	Compacted                // refused, because the revision was compacted
+)
+
+func (o Outcome) String() string { return [...]string{"failed", "done", "compacted"}[o] }
+
+// FloorCall is a call that depends on the compact revision: a compaction, or a
+// read of the past.
+type FloorCall struct {
+	Compact  bool              // else Read is what was read
+	Read     *pb.RangeRequest  // at Revision
+	Response *pb.RangeResponse // of a read that is Done
+	Revision int64
+	Outcome  Outcome
+
+	Call, Return int64 // as in Operation
+}
+
+// The texts below are for people who look for what went wrong. Values are
+// shortened: their first bytes say who wrote them.
+
+func describeValue(v []byte) string {
+	const shown = 16 // bytes
+	if len(v) <= shown {
+		return fmt.Sprintf("%q", v)
+	}
+	return fmt.Sprintf("%q+%d", v[:shown], len(v)-shown)
+}
+
+func describeKV(i int, kv *mvccpb.KeyValue) string {
+	if kv == nil {
+		return fmt.Sprintf("no %s", Key(i))
+	}
+	return fmt.Sprintf("%s=%s (created %d, modified %d, version %d)", kv.Key, describeValue(kv.Value), kv.CreateRevision, kv.ModRevision, kv.Version)
+}
+
+func describeRange(key, end []byte) string {
+	if len(end) == 0 {
+		return string(key)
+	}
+	return fmt.Sprintf("%s to %s", key, end)
+}
+
+func describeRequest(op *pb.RequestOp) string {
+	switch r := op.Request.(type) {
+	case *pb.RequestOp_RequestRange:
+		return "get " + describeRange(r.RequestRange.Key, r.RequestRange.RangeEnd)
+	case *pb.RequestOp_RequestPut:
+		return fmt.Sprintf("put %s=%s", r.RequestPut.Key, describeValue(r.RequestPut.Value))
+	case *pb.RequestOp_RequestDeleteRange:
+		return "delete " + describeRange(r.RequestDeleteRange.Key, r.RequestDeleteRange.RangeEnd)
+	case *pb.RequestOp_RequestTxn:
+		var b strings.Builder
+		b.WriteString("txn if")
+		for _, c := range r.RequestTxn.Compare {
+			value := fmt.Sprint(c.GetVersion(), c.GetModRevision(), c.GetCreateRevision()) // one is not 0
+			if c.Target == pb.Compare_VALUE {
+				value = describeValue(c.GetValue())
+			}
+			fmt.Fprintf(&b, " %s %v %v %s,", c.Key, c.Target, c.Result, value)
+		}
+		for name, ops := range map[string][]*pb.RequestOp{"then": r.RequestTxn.Success, "else": r.RequestTxn.Failure} {
+			fmt.Fprintf(&b, " %s", name)
+			for _, each := range ops {
+				fmt.Fprintf(&b, " {%s}", describeRequest(each))
+			}
+		}
+		return b.String()
+	}
+	return fmt.Sprintf("%T", op.Request)
+}
+
+func describeResponse(op *pb.ResponseOp) string {
+	switch r := op.Response.(type) {
+	case *pb.ResponseOp_ResponseRange:
+		var b strings.Builder
+		fmt.Fprintf(&b, "revision %d:", r.ResponseRange.Header.GetRevision())
+		for _, kv := range r.ResponseRange.Kvs {
+			fmt.Fprintf(&b, " %s=%s (modified %d, version %d)", kv.Key, describeValue(kv.Value), kv.ModRevision, kv.Version)
+		}
+		return b.String()
+	case *pb.ResponseOp_ResponsePut:
+		return fmt.Sprintf("revision %d", r.ResponsePut.Header.GetRevision())
+	case *pb.ResponseOp_ResponseDeleteRange:
+		return fmt.Sprintf("revision %d, %d deleted", r.ResponseDeleteRange.Header.GetRevision(), r.ResponseDeleteRange.Deleted)
+	case *pb.ResponseOp_ResponseTxn:
+		var b strings.Builder
+		fmt.Fprintf(&b, "revision %d, succeeded %v", r.ResponseTxn.Header.GetRevision(), r.ResponseTxn.Succeeded)
+		for _, each := range r.ResponseTxn.Responses {
+			fmt.Fprintf(&b, " {%s}", describeResponse(each))
+		}
+		return b.String()
+	}
+	return fmt.Sprintf("%T", op.Response)
+}
+
+// String is for people.
+func (o *Operation) String() string {
+	if o.Response == nil {
+		return fmt.Sprintf("client %d at %d: %s: not answered", o.Client, o.Call, describeRequest(o.Request))
+	}
+	return fmt.Sprintf("client %d at %d to %d: %s: %s", o.Client, o.Call, o.Return, describeRequest(o.Request), describeResponse(o.Response))
+}

@@ -1,0 +1,403 @@
+package crashtest
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// Sentinel errors of Round.Check.
+var (
+	// ErrLost means that something was answered that is not in the store.
+	ErrLost = errors.New("crashtest: lost")
+	// ErrRevisions means that the revisions are not those of the writes, one by one.
+	ErrRevisions = errors.New("crashtest: revisions do not fit the writes")
+	// ErrNotLinearizable means that no order of the calls explains the answers.
+	ErrNotLinearizable = errors.New("crashtest: not linearizable")
+	// ErrFloor means that no order of compactions explains what could be read.
+	ErrFloor = errors.New("crashtest: compactions do not hold")
+	// ErrUndecided means that porcupine did not come to an end. The models leave it
+	// hardly any choice, so this is a fault of theirs.
+	ErrUndecided = errors.New("crashtest: the check took too long")
+)
+
+// checkTimeout bounds each run of porcupine, which takes milliseconds.
+const checkTimeout = time.Minute
+
+// Round is the record of what happened between two moments at which nothing was
+// under way, with the truth at both.
+type Round struct {
+	Start, End *State
+	// FloorBefore and Floor are the compact revisions at both moments; 0 if there
+	// was none yet.
+	FloorBefore, Floor int64
+	// Revisions are the states that could be read at End, all from the later of
+	// Start and Floor on, and any earlier ones that are known.
+	Revisions map[int64]*State
+
+	Operations []*Operation
+	FloorCalls []*FloorCall
+}
+
+// Summary counts what a round consisted of.
+type Summary struct {
+	Operations   int // reads and writes of the present
+	Acknowledged int // of them, those that were answered with success
+	Refused      int // of them, those that were answered as not executed
+	Unknown      int // of them, all others
+	Took         int // of the unknown ones, those that made a revision
+	Revisions    int
+	FloorCalls   int // compactions and reads of the past
+}
+
+// Add adds another round to the sum.
+func (s *Summary) Add(o Summary) {
+	s.Operations += o.Operations
+	s.Acknowledged += o.Acknowledged
+	s.Refused += o.Refused
+	s.Unknown += o.Unknown
+	s.Took += o.Took
+	s.Revisions += o.Revisions
+	s.FloorCalls += o.FloorCalls
+}
+
+// Check tells what is wrong with a round; nil if nothing is.
+//
+// A call of which it is not known whether it was executed is resolved by the
+// revisions that End can still read: if one of them has exactly the changes that
+// the call would have made there, the call may have been executed there. If none
+// has, the call is forgotten. That is sound: an executed call that changed
+// something made a revision, and all revisions are looked at; and one that
+// changed nothing, and whose answer nobody saw, explains nothing and contradicts
+// nothing. Of several calls that could have made the same revision, which only
+// deletions can, porcupine finds out which it was. Revisions below Floor cannot be
+// read any more: there, whatever no answer claims may be any unresolved call, and
+// again porcupine chooses.
+func (r *Round) Check() (Summary, error) {
+	c := checker{Round: r, claims: map[int64]*Operation{}, candidates: map[*Operation]map[int64]bool{}}
+	for _, step := range []func() error{c.claim, c.resolve, c.linearize, c.reads, c.floors} {
+		if err := step(); err != nil {
+			return Summary{}, err
+		}
+	}
+	return c.summary(), nil
+}
+
+// checker is a check under way.
+type checker struct {
+	*Round
+	// claims are the answered writes by the revision that each says it made.
+	claims map[int64]*Operation
+	// candidates are the revisions that an unanswered call may have made. A call
+	// without any is not in the map.
+	candidates map[*Operation]map[int64]bool
+	took       int // revisions that were made by unanswered calls
+}
+
+// claim finds answers that are not, or no longer, in the store.
+func (c *checker) claim() error {
+	for _, o := range c.Operations {
+		if o.Response == nil {
+			continue
+		}
+		rev := o.revision()
+		switch {
+		case rev > c.End.Revision:
+			return fmt.Errorf("%w: the store ends at revision %d, but there was\n%v", ErrLost, c.End.Revision, o)
+		case !wrote(o.Response):
+			continue
+		case rev <= c.Start.Revision:
+			return fmt.Errorf("%w: a write begins after revision %d and makes an earlier one:\n%v", ErrRevisions, c.Start.Revision, o)
+		case c.claims[rev] != nil:
+			return fmt.Errorf("%w: revision %d was made twice:\n%v\n%v", ErrRevisions, rev, c.claims[rev], o)
+		}
+		c.claims[rev] = o
+	}
+	return nil
+}
+
+// resolve compares each revision with the write that made it.
+func (c *checker) resolve() error {
+	first := max(c.Start.Revision, c.Floor)
+	unanswered := slices.DeleteFunc(slices.Clone(c.Operations), func(o *Operation) bool { return o.Response != nil || o.Refused })
+	for rev := c.Start.Revision + 1; rev <= c.End.Revision; rev++ {
+		if c.claims[rev] == nil {
+			c.took++
+		}
+		var err error
+		switch made := c.claims[rev]; {
+		case rev > first && made != nil:
+			err = c.compare(rev, made)
+		case rev > first:
+			err = c.attribute(rev, unanswered)
+		case made == nil:
+			for _, o := range unanswered {
+				c.mayBe(o, rev)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if last := c.Revisions[c.End.Revision]; last == nil || !last.Equal(c.End) {
+		return fmt.Errorf("%w: the end read as a revision is %v", ErrRevisions, last)
+	}
+	return nil
+}
+
+func (c *checker) mayBe(o *Operation, rev int64) {
+	if c.candidates[o] == nil {
+		c.candidates[o] = map[int64]bool{}
+	}
+	c.candidates[o][rev] = true
+}
+
+// compare finds differences between an answered write and the revision it claims.
+func (c *checker) compare(rev int64, made *Operation) error {
+	before, after := c.Revisions[rev-1], c.Revisions[rev]
+	if before == nil || after == nil {
+		return fmt.Errorf("%w: revision %d or the one before was not read", ErrRevisions, rev)
+	}
+	want, _ := before.Apply(made.Request)
+	if diff := want.difference(after); diff != "" {
+		return fmt.Errorf("%w: revision %d should be that of\n%v\nwanted and read: %s", ErrLost, rev, made, diff)
+	}
+	return nil
+}
+
+// attribute finds who may have made a revision that no answer claims.
+func (c *checker) attribute(rev int64, unanswered []*Operation) error {
+	before, after := c.Revisions[rev-1], c.Revisions[rev]
+	if before == nil || after == nil {
+		return fmt.Errorf("%w: revision %d or the one before was not read", ErrRevisions, rev)
+	}
+	found := false
+	for _, o := range unanswered {
+		if got, _ := before.Apply(o.Request); got.Equal(after) {
+			c.mayBe(o, rev)
+			found = true
+		}
+	}
+	if !found {
+		return fmt.Errorf("%w: revision %d is of no write; it differs from the one before by\n%s",
+			ErrRevisions, rev, (&State{Revision: rev, keys: before.keys}).difference(after))
+	}
+	return nil
+}
+
+// placed is an operation as the model hears of it.
+type placed struct {
+	*Operation
+	// nth counts, in order of their calls, those that changed nothing at the same
+	// revision.
+	nth        int
+	candidates map[int64]bool
+}
+
+// position is a state of the model: a state of the keyspace, and how many calls
+// have seen it.
+type position struct {
+	*State
+	seen int
+}
+
+// linearize has porcupine look for an order.
+//
+// Answers say at which revision they were given, and the model insists on it.
+// That leaves open only the order of those that changed nothing at the same
+// revision, and there the order of their calls is as good as any: if they fit
+// between two writes in some order, each as soon as it may, they fit in that one.
+// So the model admits one call at a time, and the search does not branch. Only
+// unanswered calls do.
+func (c *checker) linearize() error {
+	history, seen := c.history()
+	model := porcupine.Model{
+		Init: func() any { return position{State: c.Start} },
+		Step: func(state, input, _ any) (bool, any) {
+			return c.step(state.(position), input.(*placed), seen)
+		},
+		Equal: func(a, b any) bool {
+			x, y := a.(position), b.(position)
+			return x.seen == y.seen && x.State.Equal(y.State)
+		},
+		Hash: func(state any) uint64 { return uint64(state.(position).Revision) },
+	}
+	switch porcupine.CheckOperationsTimeout(model, history, checkTimeout) {
+	case porcupine.Ok:
+		return nil
+	case porcupine.Illegal:
+		return fmt.Errorf("%w\n%s", ErrNotLinearizable, explain(model, history))
+	}
+	return ErrUndecided
+}
+
+// history lists the operations for porcupine. seen is how many of them changed
+// nothing, by their revision.
+func (c *checker) history() (history []porcupine.Operation, seen map[int64]int) {
+	seen = map[int64]int{}
+	ops := slices.SortedStableFunc(slices.Values(c.Operations), func(a, b *Operation) int { return cmp.Compare(a.Call, b.Call) })
+	for _, o := range append(ops, c.finalRead()) {
+		p := &placed{Operation: o, candidates: c.candidates[o]}
+		switch {
+		case o.Response == nil && p.candidates == nil:
+			continue
+		case o.Response != nil && !wrote(o.Response):
+			p.nth = seen[o.revision()]
+			seen[o.revision()]++
+		}
+		history = append(history, porcupine.Operation{ClientId: o.Client, Input: p, Call: o.Call, Return: o.Return})
+	}
+	return history, seen
+}
+
+// finalRead is the reading of End, after everything that was answered.
+func (c *checker) finalRead() *Operation {
+	last := int64(0)
+	for _, o := range c.Operations {
+		last = max(last, o.Call)
+		if o.Response != nil {
+			last = max(last, o.Return)
+		}
+	}
+	o := &Operation{Client: -1, Request: everything(), Call: last + 1, Return: last + 2}
+	_, o.Response = c.End.Apply(o.Request)
+	return o
+}
+
+// everything is a read of all keys.
+func everything() *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}}}
+}
+
+func (c *checker) step(at position, o *placed, seen map[int64]int) (bool, position) {
+	next, resp := at.Apply(o.Request)
+	writes := next.Revision > at.Revision
+	switch {
+	case o.Response == nil && writes && o.candidates[next.Revision]:
+		return at.seen == seen[at.Revision], position{State: next}
+	case o.Response == nil:
+		return at.Revision == c.End.Revision, at // it was never executed, after all
+	case !proto.Equal(resp, o.Response):
+		return false, at
+	case writes:
+		return at.seen == seen[at.Revision], position{State: next}
+	}
+	return at.seen == o.nth, position{State: at.State, seen: at.seen + 1}
+}
+
+// explain tells how far porcupine came: after the longest order it found, one of
+// the calls that were under way should have been next.
+func explain(model porcupine.Model, history []porcupine.Operation) string {
+	_, info := porcupine.CheckOperationsVerbose(model, history, checkTimeout)
+	var longest []int
+	for _, partial := range info.PartialLinearizations()[0] {
+		if len(partial) > len(longest) {
+			longest = partial
+		}
+	}
+	state, done := model.Init(), map[int]bool{}
+	for _, i := range longest {
+		done[i] = true
+		_, state = model.Step(state, history[i].Input, nil)
+	}
+	deadline := int64(math.MaxInt64)
+	for i, h := range history {
+		if !done[i] {
+			deadline = min(deadline, h.Return)
+		}
+	}
+	at := state.(position)
+	var b strings.Builder
+	fmt.Fprintf(&b, "after %d of %d calls, at revision %d, none of these could be next:\n", len(longest), len(history), at.Revision)
+	for i, h := range history {
+		if o := h.Input.(*placed); !done[i] && h.Call <= deadline {
+			_, want := at.Apply(o.Request)
+			fmt.Fprintf(&b, "%v\n\tthe model answers %s\n", o, describeResponse(want))
+		}
+	}
+	return b.String()
+}
+
+// reads compares what was read of the past with what was there.
+func (c *checker) reads() error {
+	for _, f := range c.FloorCalls {
+		if f.Response == nil || c.Revisions[f.Revision] == nil {
+			continue
+		}
+		_, resp := c.Revisions[f.Revision].Apply(&pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: f.Read}})
+		want, got := resp.GetResponseRange(), f.Response
+		same := want.Count == got.Count && len(want.Kvs) == len(got.Kvs)
+		for i := 0; same && i < len(want.Kvs); i++ {
+			same = proto.Equal(want.Kvs[i], got.Kvs[i])
+		}
+		if !same {
+			return fmt.Errorf("%w: a read of %s at revision %d answered\n%s\nbut there was\n%s", ErrLost,
+				describeRange(f.Read.Key, f.Read.RangeEnd), f.Revision, describeResponse(rangeOp(got)), describeResponse(rangeOp(want)))
+		}
+	}
+	return nil
+}
+
+func rangeOp(r *pb.RangeResponse) *pb.ResponseOp {
+	return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: r}}
+}
+
+// floors has porcupine look for an order of compactions and reads of the past.
+// They need not be in one order with everything else, because nothing else
+// depends on the compact revision, and nobody compacts what is not there yet. A
+// compaction that failed does no harm at the very end.
+func (c *checker) floors() error {
+	model := porcupine.Model{
+		Init: func() any { return c.FloorBefore },
+		Step: func(state, input, _ any) (bool, any) {
+			floor, f := state.(int64), input.(*FloorCall)
+			switch {
+			case f.Compact && f.Outcome == Done:
+				return f.Revision > floor, f.Revision
+			case f.Compact && f.Outcome == Compacted:
+				return f.Revision <= floor, floor
+			case f.Compact:
+				return true, max(floor, f.Revision)
+			}
+			return (f.Outcome == Done) == (f.Revision >= floor), floor
+		},
+	}
+	var history []porcupine.Operation
+	for _, f := range c.FloorCalls {
+		history = append(history, porcupine.Operation{Input: f, Call: f.Call, Return: f.Return})
+	}
+	switch porcupine.CheckOperationsTimeout(model, history, checkTimeout) {
+	case porcupine.Ok:
+		return nil
+	case porcupine.Illegal:
+		var b strings.Builder
+		for _, f := range c.FloorCalls {
+			fmt.Fprintf(&b, "compact %v, revision %d, at %d to %d: %v\n", f.Compact, f.Revision, f.Call, f.Return, f.Outcome)
+		}
+		return fmt.Errorf("%w; they began at %d:\n%s", ErrFloor, c.FloorBefore, b.String())
+	}
+	return ErrUndecided
+}
+
+func (c *checker) summary() Summary {
+	s := Summary{Operations: len(c.Operations), Took: c.took, Revisions: int(c.End.Revision - c.Start.Revision), FloorCalls: len(c.FloorCalls)}
+	for _, o := range c.Operations {
+		switch {
+		case o.Response != nil:
+			s.Acknowledged++
+		case o.Refused:
+			s.Refused++
+		default:
+			s.Unknown++
+		}
+	}
+	return s
+}
