@@ -14,7 +14,14 @@ const faultDelayMax = 10 * time.Second
 type Faults struct {
 	mu     sync.Mutex
 	delays map[string]time.Duration
-	points map[faultPoint]int // hits still to pass before the panic
+	points map[faultPoint]int  // hits still to pass before the panic
+	bad    map[string]badEntry // by stage
+}
+
+// badEntry is a raft entry at which a stage panics.
+type badEntry struct {
+	index uint64
+	times int // still to come
 }
 
 type faultPoint struct{ stage, point string }
@@ -27,7 +34,7 @@ func (f Fault) Error() string { return fmt.Sprintf("injected fault at %s in %s",
 
 // NewFaults returns a set without faults.
 func NewFaults() *Faults {
-	return &Faults{delays: map[string]time.Duration{}, points: map[faultPoint]int{}}
+	return &Faults{delays: map[string]time.Duration{}, points: map[faultPoint]int{}, bad: map[string]badEntry{}}
 }
 
 // Delay makes every batch of the stage take d longer (0 removes the delay, 10 s
@@ -55,6 +62,38 @@ func (f *Faults) Point(stage, point string) {
 	if f.hit(faultPoint{stage, point}) {
 		panic(Fault{stage, point})
 	}
+}
+
+// ArmEntry makes the stage panic with a Fault when it comes by a raft entry, so
+// many times: as a bug would that only this entry shows, at every replay.
+func (f *Faults) ArmEntry(stage string, index uint64, times int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bad[stage] = badEntry{index, times}
+}
+
+// Entry is the Point "entry" of a stage that handles one raft entry after
+// another.
+func (f *Faults) Entry(stage string, index uint64) {
+	if f == nil {
+		return
+	}
+	f.Point(stage, "entry")
+	if f.isBad(stage, index) {
+		panic(Fault{stage, "entry"})
+	}
+}
+
+func (f *Faults) isBad(stage string, index uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b := f.bad[stage]
+	if b.index != index || b.times == 0 {
+		return false
+	}
+	b.times--
+	f.bad[stage] = b
+	return true
 }
 
 func (f *Faults) hit(p faultPoint) bool {

@@ -25,6 +25,8 @@ const (
 	EdgeDisk         = EdgePath + "/disk"
 	EdgeSpares       = EdgePath + "/spares"
 	EdgeAutoCompact  = EdgePath + "/autocompact"
+	EdgeScrub        = EdgePath + "/scrub"
+	EdgeWatchdog     = EdgePath + "/watchdog"
 )
 
 // EdgeWatch is the path of watch stream n.

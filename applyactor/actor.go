@@ -70,6 +70,7 @@ func (a *Actor) batch(b *actors.Batch) {
 		for _, e := range m.Entries {
 			out.Entries = append(out.Entries, a.apply(e))
 			bytes += len(e.Data)
+			a.cfg.Faults.Point(actors.CoreApply, "middle")
 			a.cfg.Timeline.Note(actors.TimelineApply, e.GetIndex(), b.Enqueued[b.Done], b.Started, actors.Now())
 		}
 	}
@@ -86,7 +87,7 @@ func (a *Actor) batch(b *actors.Batch) {
 
 func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 	defer actors.GuardEntry(e.GetIndex())
-	a.cfg.Faults.Point(actors.CoreApply, "entry")
+	a.cfg.Faults.Entry(actors.CoreApply, e.GetIndex())
 	ops, err := a.cfg.State.Apply(e)
 	if err != nil {
 		panic(err)

@@ -259,6 +259,7 @@ func (a *Actor) execute(m *mvccmsg.Execute) {
 	}
 	for _, e := range m.Entries {
 		a.entry(e)
+		a.cfg.Faults.Point(actors.CoreMVCC, "middle")
 	}
 }
 
@@ -267,7 +268,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	if e.Index != a.state.AppliedIndex+1 {
 		panic(fmt.Sprintf("mvccactor: entry %d follows %d", e.Index, a.state.AppliedIndex))
 	}
-	a.cfg.Faults.Point(actors.CoreMVCC, "entry")
+	a.cfg.Faults.Entry(actors.CoreMVCC, e.Index)
 	a.state.AppliedIndex, a.state.AppliedTerm = e.Index, e.Term
 	if e.ConfState != nil {
 		a.state.ConfState = e.ConfState
@@ -291,7 +292,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 			a.cfg.Observe.Executed(name, results[i].Code == raftmsg.Code_OK, bytes, time.Duration(now-start))
 			start = now
 			a.unpersisted += bytes
-			a.cfg.Faults.Point(actors.CoreMVCC, "request")
+			a.cfg.Faults.Point(actors.CoreMVCC, "head") // of the key's chain has moved
 		}
 		out.Results[i].Revision = a.store.Revision()
 	}

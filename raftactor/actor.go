@@ -333,6 +333,7 @@ func (r *Raft) dispatch(out replica.Output) {
 	}
 	for _, a := range out.Appends {
 		r.dispatchAppend(a)
+		r.cfg.Faults.Point(actors.CoreRaft, "middle")
 	}
 	for _, m := range out.Applies {
 		r.cfg.Apply.MustPost(0, &applymsg.Apply{Epoch: r.cfg.Epoch, Entries: m.Entries}, entriesCost(m.Entries))

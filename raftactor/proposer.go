@@ -125,6 +125,7 @@ func (p *Proposer) propose(started int64) {
 		p.outstanding[id] = len(data)
 		p.bytes += len(data)
 		p.cfg.Replies.register(id, calls, p.release)
+		p.cfg.Faults.Point(actors.CoreProposer, "middle")
 		p.cfg.Raft.MustPost(raftProposals, &raftmsg.Propose{
 			Epoch: p.cfg.Epoch, Data: data, BatchId: id, Requests: int64(n),
 			Enqueued: p.enqueued, Started: started, Ended: actors.Now(),

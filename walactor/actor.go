@@ -47,20 +47,13 @@ type Observer interface {
 
 // Disk is what other goroutines may know of the log's disk.
 type Disk struct {
+	actors.Stopwatch // runs during an append
+
 	fsync atomic.Int64 // smoothed duration of an append with fsync, ns
-	since atomic.Int64 // when the append under way began; 0 when none is
 }
 
 // Fsync returns how long appends take lately, with their fsync.
 func (d *Disk) Fsync() time.Duration { return time.Duration(d.fsync.Load()) }
-
-// Outstanding returns for how long an append has been under way, 0 if none is.
-func (d *Disk) Outstanding() time.Duration {
-	if since := d.since.Load(); since != 0 {
-		return time.Duration(actors.Now() - since)
-	}
-	return 0
-}
 
 // note takes one measurement into the average: an eighth of the difference, so
 // that a single stall is no slow disk.
@@ -113,6 +106,7 @@ func (a *Actor) batch(b *actors.Batch) {
 			}
 		}
 	}
+	a.cfg.Faults.Point(actors.CoreWAL, "middle")
 	a.write()
 	a.cfg.Faults.Point(actors.CoreWAL, "batch")
 	a.note(b)
@@ -144,10 +138,9 @@ func (a *Actor) gather(m *walmsg.Append) {
 }
 
 func (a *Actor) write() {
-	start := actors.Now()
-	a.cfg.Disk.since.Store(start)
+	start := a.cfg.Disk.Start()
 	err := a.cfg.Log.AppendAll(a.batches)
-	a.cfg.Disk.since.Store(0)
+	a.cfg.Disk.Stop()
 	if err != nil {
 		a.cfg.Fatal(err)
 		panic(err) // Fatal of a test comes back
