@@ -70,6 +70,7 @@ type Metrics struct {
 	healthSuccess, healthFailure           prometheus.Counter
 	healthcheck                            *prometheus.GaugeVec
 	healthchecks                           *prometheus.CounterVec
+	scrubbedPacks, scrubbedBytes           prometheus.Counter
 	hash, hashRevision, defrag             observer
 }
 
@@ -206,6 +207,10 @@ func (m *Metrics) addStorage() {
 		"Time from the start to the end of a compaction.", 100, 14)
 	m.compactedKeys = m.counter(namespaceDebugging, mvcc, "db_compaction_keys_total",
 		"Versions removed by compaction.")
+	m.scrubbedPacks = m.counter(namespaceOwn, "scrub", "packs_total",
+		"Packs read back from the disk and checked.")
+	m.scrubbedBytes = m.counter(namespaceOwn, "scrub", "bytes_total",
+		"Bytes of the packs read back from the disk and checked.")
 	m.lastCompaction = m.gauge(namespaceDebugging, mvcc, "db_compaction_last",
 		"Unix time of the last compaction; 0 before the first since the start.")
 }
@@ -308,6 +313,12 @@ func (m *Metrics) ObserveWALWrite(bytes int, elapsed time.Duration) {
 
 // ObserveCommit records one durable commit of the backend.
 func (m *Metrics) ObserveCommit(elapsed time.Duration) { m.commits.Observe(elapsed.Seconds()) }
+
+// CountScrubbed counts a pack that was read back from the disk and checked.
+func (m *Metrics) CountScrubbed(bytes int) {
+	m.scrubbedPacks.Inc()
+	m.scrubbedBytes.Add(float64(bytes))
+}
 
 // CountOperations counts what a batch did to the keyspace: operations, those
 // inside transactions included, txns of more than one operation, and the bytes

@@ -42,6 +42,7 @@ var (
 	descCommitted = gaugeDesc("troupe_raft_committed_index", "The raft index up to which entries are committed.")
 	descApplied   = gaugeDesc("troupe_raft_applied_index", "The raft index up to which entries are applied.")
 	descTerm      = gaugeDesc("troupe_raft_term", "The current raft term.")
+	descTrouble   = gaugeDesc("troupe_member_trouble", "1 for each thing that is wrong with this member, by its check of /readyz.", "check")
 	descResident  = gaugeDesc("troupe_mvcc_resident_bytes", "Bytes of the keyspace's records held in memory.")
 )
 
@@ -71,7 +72,7 @@ var (
 func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descHasLeader, descIsLeader, descIsLearner, descServerID, descPending,
 		descTotal, descInUse, descKeys, descRevision, descCompacted, descAlarms, descPeers,
-		descCommitted, descApplied, descTerm, descResident,
+		descCommitted, descApplied, descTerm, descTrouble, descResident,
 		descDepth, descLimit, descHighWater, descBytes, descByteLimit, descByteHigh, descEnqueued, descRequests,
 		descRefused, descDropped, descBatches, descWait, descService, descRestarts} {
 		ch <- d
@@ -100,6 +101,9 @@ func collectRaft(ch chan<- prometheus.Metric, member Member) {
 	gaugeMetric(ch, descCommitted, float64(r.Committed))
 	gaugeMetric(ch, descApplied, float64(r.Applied))
 	gaugeMetric(ch, descTerm, float64(r.Term))
+	for _, t := range member.Health() {
+		gaugeMetric(ch, descTrouble, 1, t.Check)
+	}
 }
 
 func collectView(ch chan<- prometheus.Metric, v *mvcc.View, id uint64) {

@@ -39,8 +39,12 @@ type CompactorConfig struct {
 	Published *mvcc.Published
 	// Core returns the epoch, mvcc's mailbox and the store of the core that runs
 	// now; ok is false while it reboots.
-	Core   func() (epoch uint64, mvcc *actors.Mailbox, store backend.Store, ok bool)
-	Logger zerolog.Logger
+	Core func() (epoch uint64, mvcc *actors.Mailbox, store backend.Store, ok bool)
+	// Room tells whether the disk has room for so many bytes more.
+	Room func(bytes int64) bool
+	// Corrupt is told of damage that was come by. It must not block.
+	Corrupt func(error)
+	Logger  zerolog.Logger
 }
 
 // Compactor gives back what dead records occupy: first in packs, then on disk.
@@ -83,10 +87,14 @@ func (c *Compactor) look(ctx context.Context) {
 }
 
 func (c *Compactor) report(err error) {
+	var damage *backend.CorruptError
 	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, backend.ErrClosed),
+	case errors.Is(err, context.Canceled), errors.Is(err, backend.ErrClosed), errors.Is(err, mvcc.ErrClosed),
 		errors.Is(err, actors.ErrClosed), errors.Is(err, backend.ErrBusy):
 		return // stopping, rebooting, or somebody else is at it
+	case errors.As(err, &damage):
+		c.cfg.Corrupt(err)
+		return
 	}
 	c.cfg.Logger.Error().Err(err).Msg("failed to reclaim space")
 }
@@ -107,9 +115,14 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 		if time.Now().After(end) {
 			return nil
 		}
-		value, err := store.Load(backend.PackID{Main: g.ID.Main, Sub: g.ID.Sub})
+		value, err := loadPack(store, g.ID)
 		if err != nil {
 			if c.gone(g.ID) {
+				continue
+			}
+			var damage *mvcc.CorruptError
+			if errors.As(err, &damage) {
+				c.cfg.Corrupt(err) // it stays as it is
 				continue
 			}
 			return err
@@ -139,7 +152,7 @@ func (c *Compactor) files(ctx context.Context) error {
 	if sizes.GarbageBytes < fileMin || float64(sizes.GarbageBytes) < fileShare*float64(sizes.PackBytes+sizes.GarbageBytes) {
 		return nil
 	}
-	report, err := store.Reclaim(ctx, backend.Budget{Garbage: fileShare})
+	report, err := store.Reclaim(ctx, backend.Budget{Garbage: fileShare, Room: c.cfg.Room})
 	c.last = time.Now()
 	if err != nil {
 		return err
@@ -177,7 +190,7 @@ func (c *Compactor) Reclaim(ctx context.Context) error {
 	if !ok {
 		return backend.ErrClosed
 	}
-	_, err := store.Reclaim(ctx, backend.Budget{Duty: 1, Garbage: minGarbage})
+	_, err := store.Reclaim(ctx, backend.Budget{Duty: 1, Garbage: minGarbage, Room: c.cfg.Room})
 	return err
 }
 

@@ -1,8 +1,9 @@
 // Package mvccactor executes requests on the keyspace and makes the outcome
 // visible and durable. Two actors share it: mvcc, the only writer of the
 // keyspace, and the persister, which writes packs to the store below and which
-// no client waits for. The compactor, a loop at the edge, looks for dead records
-// and gives disk space back.
+// no client waits for. Two loops at the edge work for them: the compactor looks
+// for dead records and gives disk space back, the scrubber reads packs back and
+// looks for damage.
 //
 // # Hears
 //
@@ -27,7 +28,8 @@
 //	mvcc       control: Credit; execute: Credit, what raft hands out;
 //	           reclaim: Credit, one pack at a time
 //	persister  Credit, held until durable: --mailbox-persister-bytes not yet in
-//	           the store; when full, mvcc takes no more
+//	           the store; when full, mvcc takes no more. While the disk has no room
+//	           the persister writes nothing, and so fills up
 //
 // # Supervision
 //

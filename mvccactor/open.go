@@ -20,6 +20,8 @@ type OpenConfig struct {
 	OpenBackend func(backend.Config) (backend.Store, error)
 	CacheBytes  int64
 	Published   *mvcc.Published
+	// Corrupt is mvcc.Config's.
+	Corrupt func(*mvcc.CorruptError)
 }
 
 // Opened is what was recovered.
@@ -39,6 +41,7 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		Load:       func(id mvcc.Revision) ([]byte, error) { return o.load(id) },
 		CacheBytes: cfg.CacheBytes,
 		Published:  cfg.Published,
+		Corrupt:    cfg.Corrupt,
 	})
 	cfg.Backend.VisitState = func(e backend.Entry) error {
 		if e.Key != stateName {
@@ -85,9 +88,18 @@ func (o *Opened) clean() error {
 }
 
 func (o *Opened) load(id mvcc.Revision) ([]byte, error) {
-	value, err := o.Backend.Load(backend.PackID{Main: id.Main, Sub: id.Sub})
-	if errors.Is(err, backend.ErrClosed) {
-		err = mvcc.ErrClosed
+	return loadPack(o.Backend, id)
+}
+
+// loadPack reads a pack from the store below, with the keyspace's errors.
+func loadPack(store backend.Store, id mvcc.Revision) ([]byte, error) {
+	value, err := store.Load(backend.PackID{Main: id.Main, Sub: id.Sub})
+	var damage *backend.CorruptError
+	switch {
+	case errors.Is(err, backend.ErrClosed):
+		return nil, mvcc.ErrClosed
+	case errors.As(err, &damage):
+		return nil, &mvcc.CorruptError{Pack: id, Err: err}
 	}
 	return value, err
 }

@@ -45,6 +45,11 @@ type PersisterConfig struct {
 	RaftLane int
 	// Fatal ends the process. It is called when a commit failed.
 	Fatal func(error)
+	// Room tells whether the disk has room for a commit of so many bytes. While
+	// it has not, nothing is written: the log keeps the entries. Nil is always.
+	Room func(bytes int) bool
+	// Watch runs during each commit. It may be nil.
+	Watch *actors.Stopwatch
 	// Commit is told how long each commit took, for metrics.
 	Commit func(time.Duration)
 	Faults *actors.Faults
@@ -106,11 +111,13 @@ func (p *Persister) batch(b *actors.Batch) {
 			due = true
 		}
 	}
-	if p.messages > 0 && (due || p.cost.Bytes >= flushBytes) {
+	if p.messages > 0 && (due || p.cost.Bytes >= flushBytes) && p.room() {
 		p.cfg.Faults.Point(actors.CorePersister, "batch")
 		p.flush()
 	}
 }
+
+func (p *Persister) room() bool { return p.cfg.Room == nil || p.cfg.Room(p.cost.Bytes) }
 
 func (p *Persister) merge(m *mvccmsg.Persist) {
 	if m.Epoch != p.cfg.Epoch {
@@ -138,6 +145,7 @@ func (p *Persister) flush() {
 		panic(err)
 	}
 	p.commit(batch)
+	p.cfg.Faults.Point(actors.CorePersister, "middle")
 	for _, batch := range reclaimBatches(p.reclaimed) {
 		p.commit(batch)
 	}
@@ -152,8 +160,10 @@ func (p *Persister) flush() {
 }
 
 func (p *Persister) commit(batch backend.Batch) {
-	start := actors.Now()
-	if err := p.cfg.Store.Commit(batch); err != nil {
+	start := p.cfg.Watch.Start()
+	err := p.cfg.Store.Commit(batch)
+	p.cfg.Watch.Stop()
+	if err != nil {
 		err = fmt.Errorf("mvccactor: commit to the store: %w", err)
 		p.cfg.Fatal(err)
 		panic(err) // Fatal of a test comes back

@@ -49,6 +49,7 @@ func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*
 		PreVote:          cfg.PreVote,
 		Mailboxes:        mailboxes(cfg.Mailboxes),
 		CacheBytes:       cfg.CacheBytes,
+		ScrubPeriod:      cfg.ScrubPeriod,
 		AutoCompact:      autoCompact(cfg),
 		Listeners:        clients,
 		MetricsListeners: monitors,

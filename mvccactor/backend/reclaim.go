@@ -22,6 +22,9 @@ type Budget struct {
 	// Reclaim ends when it is reached. A lower share costs more rewriting: at
 	// share g about 1/g bytes are rewritten per byte freed. Zero means 0.15.
 	Garbage float64
+	// Room, if set, is asked before each file is rewritten, which takes so many
+	// bytes at most before it gives any back. Without room Reclaim ends.
+	Room func(bytes int64) bool
 }
 
 // ReclaimReport says what a Reclaim did.
@@ -101,7 +104,7 @@ func (s *store) Reclaim(ctx context.Context, budget Budget) (ReclaimReport, erro
 	if report.Before, err = allocatedBytes(s.cfg.Dir); err != nil {
 		return report, err
 	}
-	err = s.reclaim(w, budget.Garbage, &report.Files)
+	err = s.reclaim(w, budget, &report.Files)
 	report.Work, report.Took = w.worked, time.Since(begin)
 	// The statistics are written through a mapping that nobody else syncs.
 	if serr := syncFile(filepath.Join(s.cfg.Dir, discardName)); err == nil && serr != nil {
@@ -122,15 +125,19 @@ func (s *store) Reclaim(ctx context.Context, budget Budget) (ReclaimReport, erro
 	return report, err
 }
 
-func (s *store) reclaim(w *worker, garbage float64, files *int) error {
+func (s *store) reclaim(w *worker, budget Budget, files *int) error {
 	if err := s.failed(); err != nil {
 		return err
+	}
+	room := func() bool { return budget.Room == nil || budget.Room(s.cfg.ValueLogBytes) }
+	if !room() {
+		return nil
 	}
 	if err := s.merge(w); err != nil {
 		return err
 	}
-	for idle := 0; idle < gcAttempts; {
-		c, err := s.pick(garbage)
+	for idle := 0; idle < gcAttempts && room(); {
+		c, err := s.pick(budget.Garbage)
 		if err != nil {
 			return fmt.Errorf("backend: reclaim: %w", err)
 		}

@@ -19,6 +19,12 @@ func allocatedBytes(dir string) (uint64, error) {
 	return allocated(dir, func(string) bool { return true })
 }
 
+// TableBytes sums the blocks of the tables in the folder of a store, which may be
+// open or not. While it merges them, the store may need as much again.
+func TableBytes(dir string) (uint64, error) {
+	return allocated(dir, func(name string) bool { return filepath.Ext(name) == tableExt })
+}
+
 func allocated(dir string, count func(name string) bool) (uint64, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {

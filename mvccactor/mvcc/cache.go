@@ -1,6 +1,7 @@
 package mvcc
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,8 +16,9 @@ type Loader func(Revision) ([]byte, error)
 // which durable ones leave. The cache never refuses: a pack that is not durable
 // cannot leave, and how many of those there are is bounded by the persister.
 type cache struct {
-	load   Loader
-	budget int64 // bytes
+	load    Loader
+	corrupt func(*CorruptError) // may be nil
+	budget  int64               // bytes
 
 	resident atomic.Int64 // bytes
 	misses   atomic.Int64
@@ -40,16 +42,25 @@ func (c *cache) content(p *pack, keep bool) (*body, error) {
 	c.misses.Add(1)
 	value, err := c.load(p.id)
 	if err != nil {
-		return nil, err
+		return nil, c.report(err)
 	}
 	b, err := decodePack(value)
 	if err != nil {
-		return nil, &CorruptError{Pack: p.id, Err: err}
+		return nil, c.report(&CorruptError{Pack: p.id, Err: err})
 	}
 	if keep {
 		c.keep(p, b)
 	}
 	return b, nil
+}
+
+// report returns err, and tells of it if it is damage.
+func (c *cache) report(err error) error {
+	var damage *CorruptError
+	if c.corrupt != nil && errors.As(err, &damage) {
+		c.corrupt(damage)
+	}
+	return err
 }
 
 // admit makes a durable pack's content evictable, and keeps it for now.

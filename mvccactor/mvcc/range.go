@@ -238,7 +238,7 @@ func (c *cache) record(ver *version, keep bool) ([]byte, error) {
 	}
 	i := b.find(ver.revision())
 	if i < 0 {
-		return nil, &CorruptError{Pack: ver.pack.id, Record: ver.revision(), Err: errMissing}
+		return nil, c.report(&CorruptError{Pack: ver.pack.id, Record: ver.revision(), Err: errMissing})
 	}
 	return b.record(i), nil
 }

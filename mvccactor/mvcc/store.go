@@ -17,6 +17,9 @@ type Config struct {
 	CacheBytes int64
 	// Published is where views go.
 	Published *Published
+	// Corrupt, if set, is told of each read that came by damage, before the
+	// reader is. It is called concurrently and must not block.
+	Corrupt func(*CorruptError)
 }
 
 // Store is the keyspace with its only writer. It is not safe for concurrent
@@ -59,7 +62,7 @@ type Store struct {
 func NewStore(cfg Config) *Store {
 	return &Store{
 		published: cfg.Published,
-		cache:     &cache{load: cfg.Load, budget: cfg.CacheBytes},
+		cache:     &cache{load: cfg.Load, corrupt: cfg.Corrupt, budget: cfg.CacheBytes},
 		live:      newTree(),
 		dead:      newTree(),
 		byID:      make(map[Revision]*pack),

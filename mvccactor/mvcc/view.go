@@ -181,6 +181,18 @@ func readAt(v *View, rev int64) int64 {
 	return rev
 }
 
+// NextPack returns the first pack behind another one that is complete and
+// durable; ok is false when there is none.
+func (v *View) NextPack(after Revision) (id Revision, ok bool) {
+	for i := v.packAt(after); i < len(v.packs); i++ {
+		p := v.packs[i]
+		if after.Less(p.id) && p.settled.Load() && p.bytes.Load() > 0 {
+			return p.id, true
+		}
+	}
+	return Revision{}, false
+}
+
 // Holds tells whether the view has a pack with records.
 func (v *View) Holds(id Revision) bool {
 	i := v.packAt(id)

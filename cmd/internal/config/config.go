@@ -70,6 +70,9 @@ type Config struct {
 	Mailboxes        Mailboxes
 	CacheBytes       int64 // of the keyspace's records in memory; 0: the store's default
 	Features         []Feature
+	// ScrubPeriod is how long a pass over all stored packs takes that looks for
+	// damage; 0 is never.
+	ScrubPeriod time.Duration
 
 	// Effective holds the final value of every flag that has an effect, for the
 	// log.

@@ -90,6 +90,7 @@ func TestForms(t *testing.T) {
 			func(c *Config) bool {
 				return c.Mailboxes.Proposer.Requests == 256 && c.Mailboxes.Persister.Bytes == 1024 && c.CacheBytes == 7
 			}},
+		{"no scrub", []string{"--scrub-period=0"}, nil, func(c *Config) bool { return c.ScrubPeriod == 0 }},
 		{"quota", []string{"--quota-backend-bytes=-1"}, nil, func(c *Config) bool { return c.QuotaBytes == -1 }},
 		{"streams", []string{"--max-concurrent-streams=0x10"}, nil, func(c *Config) bool { return c.MaxConcurrentStreams == 16 }},
 		{"level", []string{"--log-level=WARN"}, nil, func(c *Config) bool { return c.Log.Level == "warn" }},
@@ -258,7 +259,7 @@ func TestEveryFlagOfEtcd(t *testing.T) {
 		delete(have, name)
 	}
 	for name := range have {
-		if !strings.HasPrefix(name, "mailbox-") && name != "cache-bytes" {
+		if !strings.HasPrefix(name, "mailbox-") && name != "cache-bytes" && name != "scrub-period" {
 			t.Errorf("--%s is not a flag of etcd", name)
 		}
 	}

@@ -21,6 +21,7 @@ const (
 	defaultKeepaliveMinTime  = 5 * time.Second
 	defaultKeepaliveInterval = 2 * time.Hour
 	defaultKeepaliveTimeout  = 20 * time.Second
+	defaultScrubPeriod       = 12 * time.Hour // a pass within a day, whatever comes between
 	defaultWarningApply      = 100 * time.Millisecond
 	defaultWarningRequest    = 300 * time.Millisecond
 )
@@ -85,8 +86,8 @@ func (p *parser) addMonitoringFlags() {
 	listVar(fs, &c.Log.Outputs, "log-outputs", LogDefault, "'stdout', 'stderr', 'default' (stderr), or files, comma-separated.")
 }
 
-// addOwnFlags defines what etcd does not have. They have no default of their own
-// here, because what a stage can bear is known where the stage is.
+// addOwnFlags defines what etcd does not have. Limits have no default of their
+// own here, because what a stage can bear is known where the stage is.
 func (p *parser) addOwnFlags() {
 	fs, m := p.flags, &p.Mailboxes
 	for _, s := range []struct {
@@ -99,6 +100,7 @@ func (p *parser) addOwnFlags() {
 		fs.IntVar(&s.limit.Requests, "mailbox-"+s.name+"-requests", 0, "Requests that the mailbox of the "+s.name+" holds; 0 is its default.")
 		fs.Int64Var(&s.limit.Bytes, "mailbox-"+s.name+"-bytes", 0, "Bytes that the mailbox of the "+s.name+" holds; 0 is its default.")
 	}
+	fs.DurationVar(&p.ScrubPeriod, "scrub-period", defaultScrubPeriod, "Time in which everything stored is read back once, to find damage early; 0 is never.")
 	fs.Int64Var(&p.CacheBytes, "cache-bytes", 0, "Bytes of the keyspace's records that are held in memory; 0 is the default.")
 }
 

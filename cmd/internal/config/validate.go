@@ -169,7 +169,7 @@ func (p *parser) checkLimits() error {
 	for name, d := range map[string]int64{
 		"grpc-keepalive-min-time": int64(c.KeepaliveMinTime), "grpc-keepalive-interval": int64(c.KeepaliveInterval),
 		"grpc-keepalive-timeout": int64(c.KeepaliveTimeout), "warning-apply-duration": int64(c.WarningApply),
-		"warning-unary-request-duration": int64(c.WarningRequest),
+		"warning-unary-request-duration": int64(c.WarningRequest), "scrub-period": int64(c.ScrubPeriod),
 	} {
 		if d < 0 {
 			return fmt.Errorf("--%s must be >=0", name)

@@ -39,6 +39,9 @@ type Config struct {
 	Mailboxes           Mailboxes
 	// CacheBytes is how much of the keyspace's records stays in memory.
 	CacheBytes int64
+	// ScrubPeriod is how long a pass over all packs takes that looks for damage;
+	// zero is never.
+	ScrubPeriod time.Duration
 	// AutoCompact may be nil.
 	AutoCompact mvccactor.AutoCompact
 
@@ -162,6 +165,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("%w: election timeout %v must be at least five heartbeats of %v", errConfig, c.Election, c.Heartbeat)
 	case c.Gateway.MaxRequestBytes > requestBytesMax:
 		return fmt.Errorf("%w: --max-request-bytes=%d is above %d", errConfig, c.Gateway.MaxRequestBytes, requestBytesMax)
+	case c.ScrubPeriod < 0:
+		return fmt.Errorf("%w: --scrub-period=%v is negative", errConfig, c.ScrubPeriod)
 	case c.Exit == nil:
 		return fmt.Errorf("%w: no way to exit", errConfig)
 	}

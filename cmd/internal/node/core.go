@@ -17,6 +17,7 @@ import (
 	"github.com/troupe-db/troupe/applyactor/apply"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 	"github.com/troupe-db/troupe/raftactor"
@@ -93,6 +94,9 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 			err = errors.Join(err, log.Close())
 		}
 	}()
+	if err := n.makeRoom(); err != nil {
+		return nil, err
+	}
 	opened, err := mvccactor.Open(mvccactor.OpenConfig{
 		Backend: backend.Config{
 			Dir:           n.cfg.dbDir(),
@@ -105,6 +109,7 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 		OpenBackend: n.cfg.Storage.OpenStore,
 		CacheBytes:  n.cfg.CacheBytes,
 		Published:   n.published,
+		Corrupt:     func(e *mvcc.CorruptError) { n.corrupt(e) },
 	})
 	if err != nil {
 		return nil, err
@@ -199,7 +204,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
 		Epoch: epoch, Store: o.Backend, Limit: limits.Persister,
 		Raft: raftBox, RaftLane: raftactor.RaftLocal,
-		Fatal: n.exit, Commit: n.metrics.ObserveCommit, Faults: faults,
+		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Commit: n.metrics.ObserveCommit, Faults: faults,
 	})
 	mvccStage := mvccactor.New(mvccactor.Config{
 		Epoch: epoch, Store: o.Store, Limit: limits.MVCC,

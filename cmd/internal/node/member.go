@@ -173,9 +173,6 @@ func (n *Node) StoreHash(ctx context.Context) (uint32, error) {
 	return sum.Sum32(), closed(err)
 }
 
-// Health implements grpcgw.Member.
-func (n *Node) Health() []grpcgw.Trouble { return n.trouble.list(n) }
-
 // Actors implements grpcgw.Member.
 func (n *Node) Actors() actors.Snapshot { return n.registry.Snapshot() }
 

@@ -44,6 +44,9 @@ type Node struct {
 	sequence  atomic.Uint64 // of ids that must be unique
 	current   atomic.Pointer[crew]
 	trouble   trouble
+	space     space
+	integrity integrity
+	commit    actors.Stopwatch // runs during commits to the store
 	hasher    atomic.Pointer[actors.Handle]
 
 	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
@@ -118,12 +121,14 @@ func (n *Node) startEdge() (err error) {
 		return err
 	}
 	n.loops = mvccactor.NewCompactor(mvccactor.CompactorConfig{
-		Published: n.published, Core: n.coreStore, Logger: n.cfg.Logger})
+		Published: n.published, Core: n.coreStore, Room: n.room, Corrupt: n.corrupt, Logger: n.cfg.Logger})
 	children := []actors.Child{
 		{Name: actors.EdgeCompactor, New: func(i uint64) (actors.Stage, error) { return n.loops.Stage(i), nil }},
 		{Name: actors.EdgeSpares, New: n.spareLoop},
 		{Name: actors.EdgeDisk, New: n.diskLoop},
 		{Name: actors.EdgeHash, New: n.hashLoop},
+		{Name: actors.EdgeScrub, New: n.scrubLoop},
+		{Name: actors.EdgeWatchdog, New: n.watchdogLoop},
 	}
 	if n.cfg.AutoCompact != nil {
 		children = append(children, actors.Child{Name: actors.EdgeAutoCompact, New: n.autoCompactLoop})

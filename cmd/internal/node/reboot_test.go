@@ -2,58 +2,453 @@ package node
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
+	"net/http"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// TestReboot: a panic in any stage reboots the core from disk. What was
-// acknowledged is there, and the member goes on.
+// The proof of supervision: a stage that panics, wherever it is in its work,
+// costs clients a moment and nothing else.
+
+var rebootKeys = flag.Int("reboot-keys", 2000, "keys in the store when stages panic in TestReboot")
+
+// panicPoints are the places in each stage. Entry is at a message or raft entry,
+// middle with a batch half done, batch with it done and nobody told; head after
+// the head of a key's chain has moved, publish before the view that shows it.
+var panicPoints = map[string][]string{
+	actors.CoreProposer:  {"entry", "middle", "batch"},
+	actors.CoreRaft:      {"entry", "middle", "batch"},
+	actors.CoreWAL:       {"entry", "middle", "batch"},
+	actors.CoreApply:     {"entry", "middle", "batch"},
+	actors.CoreMVCC:      {"entry", "head", "middle", "publish", "batch"},
+	actors.CorePersister: {"entry", "middle", "batch"},
+}
+
+// TestReboot lets each stage panic at each place under load. What was
+// acknowledged is there, clients see errors only that say to try again, the
+// debug endpoint shows the panic, and the member serves again at once. How soon
+// is logged: go test -run TestReboot -reboot-keys 100000 -v ./cmd/internal/node
 func TestReboot(t *testing.T) {
-	points := map[string][]string{
-		actors.CoreProposer:  {"entry", "batch"},
-		actors.CoreRaft:      {"entry", "batch"},
-		actors.CoreWAL:       {"entry", "batch"},
-		actors.CoreApply:     {"entry", "batch"},
-		actors.CoreMVCC:      {"entry", "request", "publish", "batch"},
-		actors.CorePersister: {"entry", "batch"},
-	}
-	for stage, names := range points {
+	for stage, points := range panicPoints {
 		t.Run(strings.TrimPrefix(stage, "core/"), func(t *testing.T) {
-			t.Parallel()
+			if *rebootKeys <= 10_000 {
+				t.Parallel() // else the figures would be those of six at a time
+			}
 			m := startMember(t, t.TempDir(), nil)
 			defer m.shut()
-			acked := map[string]string{}
-			n := 0
-			write := func() {
-				key, value := fmt.Sprintf("k%d", n%7), fmt.Sprint(n)
-				n++
-				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-				defer cancel()
-				if _, err := m.client.Put(ctx, key, value); err == nil {
-					acked[key] = value
-				} else {
-					delete(acked, key) // it may or may not have happened
-				}
-			}
-			for i, point := range names {
-				for range 20 {
-					write()
-				}
-				m.Faults().Arm(stage, point, 2)
-				for m.core.Restarts() <= i {
-					write()
-				}
-				write()
-				for key, value := range acked {
-					if got := m.get(key); got != value {
-						t.Fatalf("after a panic at %s: %s is %q, acknowledged was %q", point, key, got, value)
+			m.fill(*rebootKeys)
+			l := startLoad(m)
+			var down []time.Duration
+			for i, point := range points {
+				l.await(20)
+				m.Faults().Arm(stage, point, 3)
+				for end := time.Now().Add(20 * time.Second); m.core.Restarts() <= i; {
+					if time.Now().After(end) {
+						t.Fatalf("no panic at %s", point)
 					}
+					l.await(1)
+				}
+				failure, _ := m.core.LastFailure()
+				if want := (actors.Fault{Stage: stage, Point: point}); !errors.Is(failure, want) {
+					t.Fatalf("the core failed by %v, armed was %v", failure, want)
+				}
+				down = append(down, l.served(failure.At).Sub(failure.At).Round(time.Millisecond))
+				m.showsPanic(stage, point, i+1)
+			}
+			l.stop()
+			l.check()
+			t.Logf("%d keys; serving again after %v at %v; %d writes acknowledged, %d not", *rebootKeys, down, points, l.acked.Load(), l.failed.Load())
+		})
+	}
+}
+
+// fill puts keys, several to a transaction and many at a time.
+func (m *testMember) fill(keys int) {
+	m.t.Helper()
+	const perTxn, writers = 100, 8
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for first := w * perTxn; first < keys; first += writers * perTxn {
+				txn := new(pb.TxnRequest)
+				for i := first; i < min(first+perTxn, keys); i++ {
+					txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{
+						Key: fmt.Appendf(nil, "fill/%08d", i), Value: fmt.Appendf(nil, "%0256d", i)}}})
+				}
+				out, err := m.Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_Txn{Txn: txn}})
+				if err != nil || out.Result.Code != 0 {
+					m.t.Errorf("fill: %v %v", err, out.Result)
 				}
 			}
 		})
 	}
+	wg.Wait()
+}
+
+// load is a number of clients that put numbers, each to a key of its own, and
+// read them back.
+type load struct {
+	m             *testMember
+	ctx           context.Context // ends the load
+	end           context.CancelFunc
+	wg            sync.WaitGroup
+	acked, failed atomic.Int64
+
+	mu      sync.Mutex
+	told    chan struct{} // closed at the next success, and replaced
+	started time.Time     // of the latest call that succeeded
+	strange []error       // that do not say to try again
+	may     [loadClients][]string
+}
+
+const loadClients = 8
+
+func startLoad(m *testMember) *load {
+	l := &load{m: m, told: make(chan struct{})}
+	l.ctx, l.end = context.WithCancel(context.Background())
+	for i := range loadClients {
+		l.wg.Go(func() { l.client(i) })
+	}
+	return l
+}
+
+func (l *load) client(i int) {
+	key := fmt.Sprintf("load/%d", i)
+	may := []string{""} // what the key may hold: the last value acknowledged, or one of those after it
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.may[i] = may
+	}()
+	for n := 0; l.ctx.Err() == nil; n++ {
+		ctx, cancel := context.WithTimeout(l.ctx, 10*time.Second)
+		began, value := time.Now(), fmt.Sprint(n)
+		_, err := l.m.client.Put(ctx, key, value)
+		may = append(may, value)
+		if err == nil {
+			may = []string{value}
+			l.acked.Add(1)
+			resp, rerr := l.m.client.Get(ctx, key)
+			if err = rerr; rerr == nil && (len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != value) {
+				err = fmt.Errorf("%s is %v, acknowledged was %s", key, resp.Kvs, value)
+			}
+		} else {
+			l.failed.Add(1)
+		}
+		cancel()
+		l.tell(began, err)
+	}
+}
+
+func (l *load) tell(began time.Time, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case err == nil:
+		if began.After(l.started) {
+			l.started = began
+		}
+		close(l.told)
+		l.told = make(chan struct{})
+	case l.ctx.Err() != nil: // cut off
+	case !errors.Is(err, rpctypes.ErrStopped):
+		l.strange = append(l.strange, err)
+	}
+}
+
+// await waits for some successes.
+func (l *load) await(n int) {
+	for range n {
+		l.mu.Lock()
+		told := l.told
+		l.mu.Unlock()
+		select {
+		case <-told:
+		case <-time.After(20 * time.Second):
+			l.m.t.Error("the load stands still")
+			return
+		}
+	}
+}
+
+// served waits until a put and a get that began after a moment have succeeded,
+// and returns when.
+func (l *load) served(after time.Time) time.Time {
+	for {
+		l.mu.Lock()
+		ok, told := l.started.After(after), l.told
+		l.mu.Unlock()
+		if ok {
+			return time.Now()
+		}
+		<-told
+	}
+}
+
+func (l *load) stop() {
+	l.end()
+	l.wg.Wait()
+}
+
+// check compares every key with what it may hold.
+func (l *load) check() {
+	l.m.t.Helper()
+	for _, err := range l.strange {
+		l.m.t.Errorf("a client was told %v", err)
+	}
+	for i, may := range l.may {
+		if got := l.m.get(fmt.Sprintf("load/%d", i)); !slices.Contains(may, got) {
+			l.m.t.Errorf("load/%d is %q, it may be %q", i, got, may)
+		}
+	}
+}
+
+// showsPanic demands that the debug endpoint tells of a stage's panic.
+func (m *testMember) showsPanic(stage, point string, reboots int) {
+	m.t.Helper()
+	s := m.snapshot()
+	i := slices.IndexFunc(s.Mailboxes, func(b actors.MailboxSnapshot) bool { return b.Name == stage })
+	if i < 0 {
+		m.t.Fatalf("%s is not shown", stage)
+	}
+	b := s.Mailboxes[i]
+	if s.Reboots != uint64(reboots) || b.Restarts != reboots {
+		m.t.Errorf("the endpoint shows %d reboots and %d restarts of %s, want %d", s.Reboots, b.Restarts, stage, reboots)
+	}
+	if !strings.Contains(b.LastPanic, "injected fault at "+point) || !strings.Contains(b.LastPanicStack, "Faults") {
+		m.t.Errorf("the endpoint shows the panic %q with stack %q", b.LastPanic, b.LastPanicStack)
+	}
+}
+
+// TestBadEntry: an entry at which a stage panics again after the reboot ends the
+// process, and the reason names it.
+func TestBadEntry(t *testing.T) {
+	for _, stage := range []string{actors.CoreApply, actors.CoreMVCC} {
+		t.Run(strings.TrimPrefix(stage, "core/"), func(t *testing.T) {
+			t.Parallel()
+			exit := make(chan error, 16)
+			dir := t.TempDir()
+			m := startMember(t, dir, func(c *Config) { c.Exit = func(reason error) { exit <- reason } })
+			m.put("a", "1")
+			bad := m.applied() + 1
+			m.Faults().ArmEntry(stage, bad, 2)
+			if _, err := m.client.Put(t.Context(), "a", "2"); !errors.Is(err, rpctypes.ErrStopped) {
+				t.Errorf("the put was answered with %v", err)
+			}
+			reason := <-exit
+			if want := fmt.Sprintf("applying entry %d failed twice", bad); !strings.Contains(reason.Error(), want) {
+				t.Errorf("the reason is %q, want %q", reason, want)
+			}
+			m.abandon()
+			// The bug is mended: the entry was in the log.
+			m = startMember(t, dir, nil)
+			defer m.shut()
+			if got := m.get("a"); got != "2" {
+				t.Errorf("a is %q", got)
+			}
+		})
+	}
+}
+
+// abandon ends a member that has asked for the end of its process.
+func (m *testMember) abandon() {
+	m.client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	_ = m.Stop(ctx) // its reason is known
+}
+
+// badDisk is the file system, until an fsync fails.
+type badDisk struct {
+	wal.OSFS
+	fail atomic.Bool
+}
+
+func (d *badDisk) Create(path string) (wal.File, error) { return d.wrap(d.OSFS.Create(path)) }
+
+func (d *badDisk) Open(path string, write bool) (wal.File, error) {
+	return d.wrap(d.OSFS.Open(path, write))
+}
+
+func (d *badDisk) wrap(f wal.File, err error) (wal.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &badFile{f, d}, nil
+}
+
+type badFile struct {
+	wal.File
+	disk *badDisk
+}
+
+func (f *badFile) Datasync() error {
+	if f.disk.fail.Load() {
+		return syscall.EIO
+	}
+	return f.File.Datasync()
+}
+
+// badStore is a store whose commits can be made to fail.
+type badStore struct {
+	backend.Store
+	fail *atomic.Bool
+}
+
+func (s badStore) Commit(b backend.Batch) error {
+	if s.fail.Load() {
+		return fmt.Errorf("%w: %w", backend.ErrFailed, syscall.EIO)
+	}
+	return s.Store.Commit(b)
+}
+
+// TestFailedWrite: a failed fsync of the log, or a failed commit to the store,
+// ends the process at once. What was acknowledged is there after a start.
+func TestFailedWrite(t *testing.T) {
+	for _, what := range []string{"log", "store"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			exit := make(chan error, 16)
+			disk, fail := new(badDisk), new(atomic.Bool)
+			dir := t.TempDir()
+			m := startMember(t, dir, func(c *Config) {
+				c.Exit = func(reason error) { exit <- reason }
+				c.Storage.LogFS = disk
+				c.Storage.OpenStore = func(cfg backend.Config) (backend.Store, error) {
+					s, err := backend.Open(cfg)
+					return badStore{s, fail}, err
+				}
+			})
+			l := startLoad(m)
+			l.await(100)
+			if what == "log" {
+				disk.fail.Store(true)
+			} else {
+				fail.Store(true)
+			}
+			if reason := <-exit; !errors.Is(reason, syscall.EIO) {
+				t.Errorf("the process ended by %v", reason)
+			}
+			if n := m.core.Restarts(); n != 0 {
+				t.Errorf("%d reboots before the end", n)
+			}
+			disk.fail.Store(false) // the kernel now says that all is well
+			fail.Store(false)
+			l.stop()
+			m.abandon()
+			m = startMember(t, dir, nil)
+			defer m.shut()
+			l.m = m
+			l.strange = nil // a process that ended would not have answered
+			l.check()
+		})
+	}
+}
+
+// TestHungFsync: an fsync that takes longer than two election timeouts is told in
+// the log, in the metrics and by /readyz, until it returns.
+func TestHungFsync(t *testing.T) {
+	for _, what := range []string{troubleFsync, troubleStore} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			log := new(lines)
+			hang := make(chan struct{})
+			var armed atomic.Bool
+			wait := func() {
+				if armed.Load() {
+					<-hang
+				}
+			}
+			disk := &hungDisk{wait: func() {}}
+			store := func() {}
+			if what == troubleFsync {
+				disk.wait = wait
+			} else {
+				store = wait
+			}
+			m := startMember(t, t.TempDir(), func(c *Config) {
+				c.Logger = newLogger(log)
+				c.Heartbeat, c.Election = 10*time.Millisecond, 100*time.Millisecond
+				c.Storage.LogFS = disk
+				c.Storage.OpenStore = func(cfg backend.Config) (backend.Store, error) {
+					s, err := backend.Open(cfg)
+					return hungStore{s, store}, err
+				}
+			})
+			defer m.shut()
+			if code, text := m.http("/readyz"); code != http.StatusOK {
+				t.Fatalf("/readyz before: %d %s", code, text)
+			}
+			armed.Store(true)
+			done := make(chan struct{})
+			go func() { // ends when the disk is well again
+				defer close(done)
+				m.put("k", "v")
+			}()
+			m.eventually("/readyz names it", func() bool {
+				code, text := m.http("/readyz")
+				return code == http.StatusServiceUnavailable && strings.Contains(text, "[-]"+what+" failed")
+			})
+			m.eventually("the log names it", func() bool { return log.last("the member is in trouble", "check") == what })
+			if _, text := m.http("/metrics"); !strings.Contains(text, `troupe_member_trouble{check="`+what+`"} 1`) {
+				t.Error("the metrics do not show it")
+			}
+			close(hang)
+			<-done
+			m.eventually("/readyz is well", func() bool { code, _ := m.http("/readyz"); return code == http.StatusOK })
+			m.eventually("the log says that it is over", func() bool { return log.last("the trouble is over", "check") == what })
+		})
+	}
+}
+
+// hungDisk is the file system with a wait before each fsync.
+type hungDisk struct {
+	wal.OSFS
+	wait func()
+}
+
+func (d *hungDisk) Create(path string) (wal.File, error) {
+	f, err := d.OSFS.Create(path)
+	return hungFile{f, d}, err
+}
+
+func (d *hungDisk) Open(path string, write bool) (wal.File, error) {
+	f, err := d.OSFS.Open(path, write)
+	return hungFile{f, d}, err
+}
+
+type hungFile struct {
+	wal.File
+	disk *hungDisk
+}
+
+func (f hungFile) Datasync() error {
+	f.disk.wait()
+	return f.File.Datasync()
+}
+
+type hungStore struct {
+	backend.Store
+	wait func()
+}
+
+func (s hungStore) Commit(b backend.Batch) error {
+	s.wait()
+	return s.Store.Commit(b)
 }

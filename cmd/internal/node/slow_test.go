@@ -74,24 +74,49 @@ func TestSlowestStage(t *testing.T) {
 	}
 }
 
-// slowest asks the debug endpoint for the slowest stage, and checks that it shows
-// every stage within its limits.
-func (m *testMember) slowest() string {
+// newLogger writes to lines.
+func newLogger(l *lines) zerolog.Logger { return zerolog.New(l).Level(zerolog.InfoLevel) }
+
+// http gets a path of the member.
+func (m *testMember) http(path string) (code int, text string) {
 	m.t.Helper()
-	req, _ := http.NewRequest(http.MethodGet, "http://"+m.cfg.Listeners[0].Addr().String()+"/debug/actors?format=json", nil)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := http.Get("http://" + m.cfg.Listeners[0].Addr().String() + path)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
+	b, err := io.ReadAll(resp.Body)
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	var s actors.Snapshot
-	if err := json.Unmarshal(text, &s); err != nil {
+	return resp.StatusCode, string(b)
+}
+
+// snapshot is what the debug endpoint shows.
+func (m *testMember) snapshot() (s actors.Snapshot) {
+	m.t.Helper()
+	_, text := m.http("/debug/actors?format=json")
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
 		m.t.Fatal(err)
 	}
+	return s
+}
+
+// eventually waits for something that needs no more than a moment.
+func (m *testMember) eventually(what string, ok func() bool) {
+	m.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			m.t.Fatalf("still waiting until %s", what)
+		}
+	}
+}
+
+// slowest asks the debug endpoint for the slowest stage, and checks that it shows
+// every stage within its limits.
+func (m *testMember) slowest() string {
+	m.t.Helper()
+	s := m.snapshot()
 	seen := map[string]bool{}
 	for _, b := range s.Mailboxes {
 		seen[b.Name] = true

@@ -1,0 +1,202 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/proto/applymsg"
+)
+
+const (
+	// diskEvery is how often free space is looked at. At 200 MB/s a disk loses
+	// 20 MB between two looks.
+	diskEvery = 100 * time.Millisecond
+	// diskLow raises the alarm, diskWell clears it: what the log, the store's
+	// files and reclaiming may still need, and some distance between the two. The
+	// size of the store's tables comes on top of both.
+	diskLow  = 192 << 20
+	diskWell = 256 << 20
+	// diskReserve has to be free, beside the tables' size and twice the commit's,
+	// for a commit to begin: the store writes through mappings, where a full disk
+	// kills the process. It is what the tables of two memtables and a new log
+	// take, with 100 ms of somebody else's 200 MB/s.
+	diskReserve = 40 << 20
+	// tablesEvery is how often the tables' size is looked at.
+	tablesEvery = time.Second
+	// ballastBytes are kept in a file to be given back when space runs out in
+	// spite of the alarm.
+	ballastBytes = 64 << 20
+	// diskTimeout bounds the proposal of an alarm, so that the ballast is watched
+	// meanwhile; the next look tries again.
+	diskTimeout = 200 * time.Millisecond
+)
+
+// space is what is known of the disk's free space.
+type space struct {
+	low    atomic.Bool   // the alarm is due
+	held   atomic.Bool   // the persister waits for room
+	tables atomic.Uint64 // bytes of the store's tables
+}
+
+// room tells whether the disk takes a commit, or a rewritten file, of so many
+// bytes. The store's folder alone counts: the log has its files in advance.
+func (n *Node) room(bytes int64) bool {
+	free, err := n.cfg.FreeSpace(n.cfg.DataDir)
+	return err != nil || free >= diskReserve+n.space.tables.Load()+2*uint64(bytes)
+}
+
+// persistRoom is room for the persister. It remembers that there was none.
+func (n *Node) persistRoom(bytes int) bool {
+	ok := n.room(int64(bytes))
+	n.space.held.Store(!ok)
+	return ok
+}
+
+// errDiskFull: the store cannot be opened on a disk that is so full.
+var errDiskFull = errors.New("node: the disk is too full to open the store")
+
+// makeRoom sees that there is enough space to open the store, which writes while
+// it recovers. The ballast is there to be given up for that.
+func (n *Node) makeRoom() error {
+	tables, err := backend.TableBytes(n.cfg.dbDir())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // a new store
+	}
+	if err != nil {
+		return err
+	}
+	n.space.tables.Store(tables)
+	if n.room(0) {
+		return nil
+	}
+	if err := n.newBallast().Release(); err != nil {
+		return err
+	}
+	if n.room(0) {
+		n.cfg.Logger.Warn().Msg("the disk is full; gave up the ballast to open the store")
+		return nil
+	}
+	free, err := n.cfg.FreeSpace(n.cfg.DataDir)
+	return errors.Join(err, fmt.Errorf("%w: %s has %d bytes free, %d are needed",
+		errDiskFull, n.cfg.DataDir, free, diskReserve+tables))
+}
+
+func (n *Node) newBallast() *backend.Ballast {
+	return backend.NewBallast(filepath.Join(n.cfg.DataDir, "member", "ballast"), ballastBytes)
+}
+
+// diskGuard watches free space.
+type diskGuard struct {
+	n       *Node
+	ballast *backend.Ballast
+	looked  time.Time // at the tables
+}
+
+func (n *Node) diskLoop(incarnation uint64) (actors.Stage, error) {
+	g := &diskGuard{n: n, ballast: n.newBallast()}
+	return actors.NewLoop(actors.LoopConfig{
+		Name: actors.EdgeDisk, Every: diskEvery, Epoch: incarnation, Faults: n.cfg.Faults,
+		Do: func(ctx context.Context, _ actors.Tick) { g.look(ctx) },
+	}), nil
+}
+
+func (g *diskGuard) look(ctx context.Context) {
+	free, ok := g.free()
+	if !ok {
+		return
+	}
+	g.lookAtTables()
+	low, tables := g.n.space.low.Load(), g.n.space.tables.Load()
+	switch {
+	case free < diskLow+tables:
+		low = true
+	case free >= diskWell+tables:
+		low = false
+	}
+	g.n.space.low.Store(low)
+	g.trim(free)
+	if v := g.n.published.View(); v != nil && g.due(v.Cluster.GetAlarms(), low) {
+		g.propose(ctx, low, free)
+	}
+}
+
+func (g *diskGuard) lookAtTables() {
+	if time.Since(g.looked) < tablesEvery {
+		return
+	}
+	g.looked = time.Now()
+	if tables, err := backend.TableBytes(g.n.cfg.dbDir()); err == nil {
+		g.n.space.tables.Store(tables)
+	}
+}
+
+// free returns the space on the fuller of the disks in use, with the ballast
+// counted as taken.
+func (g *diskGuard) free() (uint64, bool) {
+	least := ^uint64(0)
+	for _, dir := range []string{g.n.cfg.DataDir, g.n.cfg.walDir()} {
+		free, err := g.n.cfg.FreeSpace(dir)
+		if err != nil {
+			g.n.cfg.Logger.Error().Err(err).Msg("cannot tell how much space is free")
+			return 0, false
+		}
+		least = min(least, free)
+	}
+	return least, true
+}
+
+// trim keeps the ballast while there is room, and gives it up when there is
+// hardly any.
+func (g *diskGuard) trim(free uint64) {
+	var err error
+	switch held := g.ballast.Held(); {
+	case held && free < ballastBytes:
+		err = g.ballast.Release()
+		g.n.cfg.Logger.Warn().Uint64("free", free).Msg("the disk is full; gave up the ballast")
+	case !held && free >= diskWell+ballastBytes+g.n.space.tables.Load():
+		err = g.ballast.Create()
+	}
+	if err != nil {
+		g.n.cfg.Logger.Warn().Err(err).Msg("ballast")
+	}
+}
+
+// due tells whether the disk alarm has to be raised or cleared. A NOSPACE that
+// was raised for another reason says the same already, and is not the guard's to
+// clear.
+func (g *diskGuard) due(alarms []*applymsg.Alarm, low bool) bool {
+	disk, any := false, false
+	for _, a := range alarms {
+		if a.MemberId == g.n.cfg.MemberID && a.Type == pb.AlarmType_NOSPACE {
+			disk, any = disk || a.Disk, true
+		}
+	}
+	if low {
+		return !any
+	}
+	return disk
+}
+
+func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64) {
+	event := g.n.cfg.Logger.Info()
+	if raise {
+		event = g.n.cfg.Logger.Warn()
+	}
+	event.Bool("raise", raise).Uint64("free", free).Msg("disk alarm")
+	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
+	defer cancel()
+	_, err := g.n.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_DiskAlarm{
+		DiskAlarm: &applymsg.DiskAlarm{MemberId: g.n.cfg.MemberID, Raised: raise}}})
+	if err != nil && ctx.Err() == nil {
+		g.n.cfg.Logger.Warn().Err(err).Msg("disk alarm was not accepted")
+	}
+}

@@ -1,0 +1,127 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
+)
+
+// damageKept bounds the damage that is told apart. What is found beyond it is
+// damage that the log has named a thousand times.
+const damageKept = 1000 // texts
+
+// integrity is what is known of damage to the store.
+type integrity struct {
+	mu     sync.Mutex
+	seen   map[string]struct{} // texts; at most damageKept
+	oldest string              // of them; empty when there is none
+	due    bool                // the alarm has to be raised
+}
+
+func (i *integrity) first() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.oldest
+}
+
+// note takes a finding down. It reports whether it is a new one.
+func (i *integrity) note(text string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.due = true
+	if _, known := i.seen[text]; known || len(i.seen) == damageKept {
+		return false
+	}
+	if i.seen == nil {
+		i.seen = make(map[string]struct{})
+	}
+	i.seen[text] = struct{}{}
+	if i.oldest == "" {
+		i.oldest = text
+	}
+	return true
+}
+
+func (i *integrity) alarmDue() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.due
+}
+
+func (i *integrity) raised() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.due = false
+}
+
+// corrupt is told by whoever comes by damage: a reader, the compactor, the
+// scrubber. Whoever asked for the data gets an error; the alarm makes the damage
+// known to all.
+func (n *Node) corrupt(err error) {
+	if !n.integrity.note(err.Error()) {
+		return
+	}
+	event := n.cfg.Logger.Error().Err(err)
+	var pack *mvcc.CorruptError
+	if errors.As(err, &pack) {
+		event = event.Stringer("pack", pack.Pack)
+	}
+	var file *backend.CorruptError
+	if errors.As(err, &file) {
+		event = event.Str("file", file.File)
+	}
+	event.Msg("the store is corrupt")
+}
+
+// scrubLoop raises the alarm for damage that was found, and looks for more.
+func (n *Node) scrubLoop(incarnation uint64) (actors.Stage, error) {
+	s := mvccactor.NewScrubber(mvccactor.ScrubberConfig{
+		Published: n.published, Period: n.cfg.ScrubPeriod, Corrupt: n.corrupt,
+		Store: func() (backend.Store, bool) {
+			_, _, store, ok := n.coreStore()
+			return store, ok
+		},
+		Scrubbed: n.metrics.CountScrubbed, Logger: n.cfg.Logger,
+	})
+	return actors.NewLoop(actors.LoopConfig{
+		Name: actors.EdgeScrub, Every: s.Every(), Epoch: incarnation, Faults: n.cfg.Faults,
+		Do: func(ctx context.Context, _ actors.Tick) {
+			n.raiseCorrupt(ctx)
+			if n.cfg.ScrubPeriod > 0 {
+				s.Look(ctx, time.Now())
+			}
+		},
+	}), nil
+}
+
+// corruptTimeout bounds one attempt to raise the alarm; the next tick tries
+// again.
+const corruptTimeout = time.Second
+
+func (n *Node) raiseCorrupt(ctx context.Context) {
+	if !n.integrity.alarmDue() {
+		return
+	}
+	for _, a := range n.published.View().Cluster.GetAlarms() {
+		if a.MemberId == n.cfg.MemberID && a.Type == pb.AlarmType_CORRUPT {
+			n.integrity.raised()
+			return
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, corruptTimeout)
+	defer cancel()
+	_, err := n.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
+		MemberID: n.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT}}})
+	if err != nil && ctx.Err() == nil {
+		n.cfg.Logger.Warn().Err(err).Msg("the alarm CORRUPT was not accepted")
+	}
+}

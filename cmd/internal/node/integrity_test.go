@@ -1,0 +1,166 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/mvccactor/backend"
+)
+
+// damaged is a member whose store, unknown to it, has one bad pack.
+type damaged struct {
+	*testMember
+	log  *lines
+	dir  string
+	file string // that holds the bad pack
+}
+
+const damagedKeys = 300
+
+func damagedValue(i int) string { return strings.Repeat(fmt.Sprintf("value-%06d;", i), 300) }
+
+// damage fills a member with more than it keeps in memory, and flips a bit in
+// what the disk holds of a key.
+func damage(t *testing.T, key int, change func(*Config)) *damaged {
+	t.Helper()
+	d := &damaged{log: new(lines), dir: t.TempDir()}
+	d.testMember = startMember(t, d.dir, func(c *Config) {
+		c.Logger, c.CacheBytes = newLogger(d.log), 64<<10
+		if change != nil {
+			change(c)
+		}
+	})
+	for i := range damagedKeys {
+		d.put(fmt.Sprint(i), damagedValue(i))
+	}
+	d.eventually("the packs are in the store", func() bool {
+		d.put("tick", "") // publishes what was evicted
+		return d.published.View().Sizes.Resident < 256<<10
+	})
+	d.flip([]byte(damagedValue(key)))
+	return d
+}
+
+// flip changes a byte in the midst of a text in the value logs.
+func (d *damaged) flip(text []byte) {
+	d.t.Helper()
+	files, err := filepath.Glob(filepath.Join(d.cfg.DataDir, "member", "db", "*.vlog"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, path := range files {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		// The last one: a tail pack is written several times.
+		at := bytes.LastIndex(content, text)
+		if at < 0 {
+			continue
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		defer f.Close()
+		at += len(text) / 2
+		if _, err := f.WriteAt([]byte{content[at] ^ 4}, int64(at)); err != nil {
+			d.t.Fatal(err)
+		}
+		d.file = filepath.Base(path)
+		return
+	}
+	d.t.Fatal("the value is in no file")
+}
+
+// toldOf waits until the damage is known to all: alarm, log, /readyz.
+func (d *damaged) toldOf() {
+	d.t.Helper()
+	d.eventually("the alarm is raised", func() bool {
+		alarms, err := d.client.AlarmList(d.t.Context())
+		return err == nil && len(alarms.Alarms) == 1 && alarms.Alarms[0].Alarm == pb.AlarmType_CORRUPT &&
+			alarms.Alarms[0].MemberID == d.cfg.MemberID
+	})
+	const message = "the store is corrupt"
+	if pack, file := d.log.last(message, "pack"), d.log.last(message, "file"); pack == nil || file != d.file {
+		d.t.Errorf("the log names pack %v in file %v, the damage is in %s", pack, file, d.file)
+	}
+	if _, text := d.http("/readyz"); !strings.Contains(text, "[-]data_corruption failed") || !strings.Contains(text, "[-]corruption failed") {
+		d.t.Errorf("/readyz says %s", text)
+	}
+	if _, err := d.client.Put(d.t.Context(), "x", "y"); !errors.Is(err, rpctypes.ErrCorrupt) {
+		d.t.Errorf("a put is answered with %v", err)
+	}
+}
+
+// TestCorruptRead: a read that comes by damage gets an error, and so does every
+// other one that would. All else is answered as ever. The damage is told in the
+// log, by the alarm and by /readyz, and the member does not start with it.
+func TestCorruptRead(t *testing.T) {
+	const victim = 100
+	d := damage(t, victim, nil)
+	if _, err := d.client.Get(t.Context(), fmt.Sprint(victim)); !errors.Is(err, rpctypes.ErrCorrupt) {
+		t.Errorf("the damaged key is answered with %v", err)
+	}
+	d.toldOf()
+	bad := 0
+	for i := range damagedKeys {
+		resp, err := d.client.Get(t.Context(), fmt.Sprint(i))
+		switch {
+		case errors.Is(err, rpctypes.ErrCorrupt):
+			bad++ // in the same pack
+		case err != nil:
+			t.Fatal(err)
+		case string(resp.Kvs[0].Value) != damagedValue(i):
+			t.Fatalf("key %d has a wrong value", i)
+		}
+	}
+	if bad == 0 || bad > 32<<10/len(damagedValue(0)) {
+		t.Errorf("%d keys are damaged", bad)
+	}
+	for range 2 {
+		if _, err := d.client.Get(t.Context(), "", clientv3.WithPrefix()); !errors.Is(err, rpctypes.ErrCorrupt) {
+			t.Errorf("a range over the damage is answered with %v", err)
+		}
+	}
+	if resp, err := d.client.Get(t.Context(), "", clientv3.WithPrefix(), clientv3.WithKeysOnly()); err != nil || resp.Count != damagedKeys+1 {
+		t.Errorf("the keys are answered with %v", err)
+	}
+	d.shut()
+
+	n, err := New(d.cfg)
+	if err == nil {
+		_ = n.Stop(t.Context())
+		t.Fatal("the member starts with a bad pack")
+	}
+	var c *backend.CorruptError
+	if !errors.As(err, &c) || c.File != d.file || c.Pack == (backend.PackID{}) {
+		t.Errorf("the start is refused with %v", err)
+	}
+}
+
+// TestScrub: damage that nobody reads is found by the scrubber.
+func TestScrub(t *testing.T) {
+	d := damage(t, 200, func(c *Config) { c.ScrubPeriod = time.Second })
+	defer d.shut()
+	d.toldOf()
+	if _, text := d.http("/metrics"); !strings.Contains(text, "troupe_scrub_packs_total") {
+		t.Error("no metrics of the scrubber")
+	}
+	// Disarmed, it is raised again: the damage is still there.
+	if _, err := d.client.AlarmDisarm(t.Context(), &clientv3.AlarmMember{}); err != nil {
+		t.Fatal(err)
+	}
+	d.toldOf()
+}
