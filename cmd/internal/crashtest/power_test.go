@@ -1,0 +1,403 @@
+package crashtest
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor/mvcc/mvcctest"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/walactor/wal/waltest"
+)
+
+var powerCuts = flag.Int("power-cuts", 40, "simulated power cuts in TestPowerCut")
+
+const (
+	// Each seed is a member with some lives; each life ends with a power cut, of
+	// which several outcomes are tried. The last one is the start of the next life,
+	// so that what is not noticed adds up.
+	powerLives    = 2
+	powerOutcomes = 10
+	powerPerSeed  = powerLives * powerOutcomes
+)
+
+// TestPowerCut cuts the power of a member, log and store together, in the midst
+// of a commit of the store. Whatever of the unsynced data the disks kept, the
+// member starts again, with all that was acknowledged and nothing that never was:
+// every revision that can be read, and the hash of the history, equal those of a
+// model after some request at or behind the last acknowledged one.
+//
+// The log is on a disk in memory that loses what is not synced. The store maps
+// files of the operating system, so that its loss is played: see powerMix. Where
+// the kernel tells, it is also asked whether badger synced what it should have.
+func TestPowerCut(t *testing.T) {
+	stats := &powerStats{kinds: map[string]int{}}
+	began := time.Now()
+	t.Run("all", func(t *testing.T) {
+		for seed := range uint64((*powerCuts + powerPerSeed - 1) / powerPerSeed) {
+			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+				t.Parallel()
+				t.Cleanup(func() {
+					if t.Failed() {
+						t.Logf("rerun: go test -race -run 'TestPowerCut/all/seed=%d$' ./cmd/internal/crashtest -power-cuts %d", seed, *powerCuts)
+					}
+				})
+				l := &powerTest{t: t, rng: rand.New(rand.NewPCG(seed, 21)), stats: stats, model: mvcctest.New()}
+				l.run()
+			})
+		}
+	})
+	stats.report(t, time.Since(began))
+}
+
+// powerStats is what became of all cuts.
+type powerStats struct {
+	mu    sync.Mutex
+	lives int
+	cuts  int
+	// Of the log: a torn write was cut off; the request without an answer was
+	// there after all.
+	torn, later int
+	// Of the store: the commit under way was lost, or there. Those that carried
+	// no state do not count.
+	lost, kept int
+	kinds      map[string]int // what was done to the store
+}
+
+func (s *powerStats) add(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+// report says what happened, and fails if too little did.
+func (s *powerStats) report(t *testing.T, took time.Duration) {
+	t.Logf("%d lives, %d power cuts in %v: the log had a torn write in %d, the request without an answer in %d; the store had lost the commit under way in %d, not in %d",
+		s.lives, s.cuts, took.Round(time.Second), s.torn, s.later, s.lost, s.kept)
+	for _, kind := range slices.Sorted(maps.Keys(s.kinds)) {
+		t.Logf("%6d %s", s.kinds[kind], kind)
+	}
+	if t.Failed() || s.cuts < powerPerSeed {
+		return
+	}
+	n := s.cuts
+	if s.torn < n/50 || s.later < n/50 || s.lost < n/10 || s.kept < n/10 || s.kinds["value log torn"] < n/20 || s.kinds["memtable log torn"] < n/20 {
+		t.Error("the power cuts miss what they are for")
+	}
+	if n < 500 {
+		return
+	}
+	for _, kind := range []string{"earlier manifest", "torn manifest", "memtable log back", "value log back",
+		"value log uncut", "table of no manifest", "transactions missing", "empty logs"} {
+		if s.kinds[kind] == 0 {
+			t.Errorf("no power cut with %q", kind)
+		}
+	}
+}
+
+// powerTest is one member through its lives.
+type powerTest struct {
+	t     *testing.T
+	rng   *rand.Rand
+	stats *powerStats
+
+	// model is the keyspace after the last request that was answered; pending
+	// after the one that was not, nil if there is none.
+	model, pending *mvcctest.Model
+	// what describes the last outcome, for failures.
+	what string
+}
+
+func (p *powerTest) run() {
+	dir := p.t.TempDir()
+	plan := p.plan(dir, nil)
+	m, err := startPower(dir, waltest.New(), plan)
+	p.must(m, err)
+	for life := range powerLives {
+		p.live(m, plan)
+		p.stats.add(func() { p.stats.lives++ })
+		cut := plan.cut
+		for i := range powerOutcomes {
+			last := i == powerOutcomes-1 && life < powerLives-1
+			next, nextPlan := p.outcome(cut, last)
+			if last {
+				m, plan = next, nextPlan
+			}
+		}
+	}
+}
+
+// plan decides when the power fails.
+func (p *powerTest) plan(dir string, boot image) *powerPlan {
+	plan := &powerPlan{commit: 1 + p.rng.IntN(12), seed: p.rng.Uint64(), boot: boot, done: make(chan struct{}),
+		synced: imageSeesUnsynced(p.t, dir)}
+	if p.rng.IntN(3) == 0 {
+		plan.commit = 1 + p.rng.IntN(3)
+	}
+	plan.old = max(0, plan.commit-1-p.rng.IntN(3))
+	switch p.rng.IntN(5) {
+	case 0:
+		plan.reclaim = reclaimBefore
+	case 1:
+		plan.reclaim = reclaimBeside
+	}
+	return plan
+}
+
+func (p *powerTest) must(m *powerMember, err error) {
+	p.t.Helper()
+	if err != nil {
+		p.t.Fatalf("%v\n%s", err, m.log)
+	}
+}
+
+// live lets a member work until its power fails.
+func (p *powerTest) live(m *powerMember, plan *powerPlan) {
+	p.t.Helper()
+	if p.ready(m, plan) {
+		p.settle(m)
+		reclaims := new(sync.WaitGroup)
+		for deadline := time.Now().Add(2 * powerTimeout); p.on(plan); {
+			if time.Now().After(deadline) {
+				p.t.Fatalf("the power does not fail\n%s", m.log)
+			}
+			if p.rng.IntN(150) == 0 {
+				reclaims.Go(func() { _ = m.Reclaim(context.Background()) }) // ends with the member
+			}
+			if !p.propose(m, p.request()) {
+				break
+			}
+			p.pause()
+		}
+		defer reclaims.Wait()
+	}
+	select {
+	case <-plan.done:
+	case <-time.After(powerTimeout):
+		p.t.Fatalf("the power does not fail\n%s", m.log)
+	}
+	_ = m.stop() // its disks are dead
+	if plan.err != nil {
+		p.t.Fatalf("%v\n%s", plan.err, m.log)
+	}
+	if err := os.RemoveAll(m.dir); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *powerTest) on(plan *powerPlan) bool {
+	select {
+	case <-plan.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// ready waits until the member serves. It returns false if the power fails
+// before.
+func (p *powerTest) ready(m *powerMember, plan *powerPlan) bool {
+	p.t.Helper()
+	var off chan struct{}
+	if plan != nil {
+		off = plan.done
+	}
+	select {
+	case <-m.Ready():
+		return true
+	case <-off:
+		return false
+	case err := <-m.exits:
+		if plan == nil {
+			p.t.Fatalf("the member gave up: %v\n%s", err, m.log)
+		}
+		m.exits <- err
+		<-off
+		return false
+	case <-time.After(powerTimeout):
+		p.t.Fatalf("the member is not ready\n%s", m.log)
+		return false
+	}
+}
+
+// pause lets changes gather for a commit.
+func (p *powerTest) pause() {
+	if p.rng.IntN(4) == 0 {
+		time.Sleep(time.Duration(p.rng.IntN(8_000)) * time.Microsecond)
+	}
+}
+
+// propose makes a request. It returns false if there was no answer.
+func (p *powerTest) propose(m *powerMember, req *applymsg.Request) bool {
+	p.t.Helper()
+	next := p.model.Clone()
+	want := next.Apply(req)
+	ctx, cancel := context.WithTimeout(context.Background(), powerTimeout)
+	defer cancel()
+	out, err := m.Propose(ctx, req)
+	if err != nil || !answered(out) {
+		p.pending = next
+		return false
+	}
+	if got := mvcctest.Outcome(out.Result); got != want {
+		p.t.Fatalf("%v: the answer is %s, want %s", req.Op, got, want)
+	}
+	p.model = next
+	return true
+}
+
+// answered tells the answer to a request that was executed from a refusal.
+func answered(out grpcgw.Outcome) bool {
+	switch out.Result.Code {
+	case raftmsg.Code_OK, raftmsg.Code_COMPACTED, raftmsg.Code_FUTURE_REVISION:
+		return true
+	}
+	return false
+}
+
+// settle finds out whether the request without an answer was executed, and
+// compares everything with the model.
+func (p *powerTest) settle(m *powerMember) (later bool) {
+	p.t.Helper()
+	v := m.Keyspace().View()
+	now := mvcctest.Mark{Revision: v.Revision, Compact: v.CompactRevision}
+	if p.pending != nil && now != p.model.Mark() && now == p.pending.Mark() {
+		p.model, later = p.pending, true
+	}
+	p.pending = nil
+	if err := p.model.Check(m.Keyspace(), p.model.Mark()); err != nil {
+		p.t.Fatalf("%v\n%s\n%s", err, p.what, m.log)
+	}
+	return later
+}
+
+// outcome starts a member on what a power cut may have left. If it is to live on
+// it returns it, with the power on, and otherwise sees that it works.
+func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPlan) {
+	p.t.Helper()
+	img, kinds := cut.mix(p.rng)
+	dir := filepath.Join(p.t.TempDir(), "data")
+	if err := img.write(powerStoreDir(dir)); err != nil {
+		p.t.Fatal(err)
+	}
+	var plan *powerPlan
+	if liveOn {
+		if err := imageSync(powerStoreDir(dir)); err != nil {
+			p.t.Fatal(err)
+		}
+		plan = p.plan(dir, img)
+	}
+	p.what = fmt.Sprintf("after a power cut: %v\nsome commits before:\n%s\nat the end, transactions above %d not acknowledged:\n%s\nfound:\n%s",
+		kinds, cut.old.describe(), cut.floor, cut.last.describe(), img.describe())
+	fsys := cut.log.Clone()
+	fsys.Crash(p.rng.Uint64())
+	m, err := startPower(dir, fsys, plan)
+	if err != nil {
+		p.t.Fatalf("refused: %v\n%s\n%s", err, p.what, m.log)
+	}
+	if m.store.opened < cut.told {
+		p.t.Fatalf("the store has applied %d, and had said %d\n%s\n%s", m.store.opened, cut.told, p.what, m.log)
+	}
+	p.stats.add(func() { p.count(cut, m, kinds) })
+	if liveOn {
+		return m, plan
+	}
+	model, pending := p.model, p.pending
+	p.ready(m, nil)
+	later := p.settle(m)
+	p.stats.add(func() {
+		if later {
+			p.stats.later++
+		}
+	})
+	for range 3 {
+		if !p.propose(m, p.request()) {
+			p.t.Fatalf("the member does not take writes\n%s", m.log)
+		}
+	}
+	if err := m.stop(); err != nil {
+		p.t.Fatalf("%v\n%s", err, m.log)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		p.t.Fatal(err)
+	}
+	p.model, p.pending = model, pending
+	return nil, nil
+}
+
+func (p *powerTest) count(cut *powerCut, m *powerMember, kinds []string) {
+	s := p.stats
+	s.cuts++
+	s.torn += m.log.torn
+	switch {
+	case m.store.opened >= cut.applied && cut.applied > cut.told:
+		s.kept++
+	case m.store.opened == cut.told && cut.applied > cut.told:
+		s.lost++
+	}
+	slices.Sort(kinds)
+	for _, k := range slices.Compact(kinds) {
+		s.kinds[k]++
+	}
+}
+
+func (p *powerTest) key() string { return fmt.Sprintf("k%02d", p.rng.IntN(40)) }
+
+// value has random bytes, so that none is like another: few, or up to about a
+// pack.
+func (p *powerTest) value() string {
+	n := []int{20, 300, 3_000, 8_000, 30_000}[p.rng.IntN(5)]
+	b := make([]byte, 1+p.rng.IntN(n))
+	for i := range b {
+		b[i] = byte(p.rng.Uint32())
+	}
+	return string(b)
+}
+
+// request is a random one. Its history stays short: all of it is compared.
+func (p *powerTest) request() *applymsg.Request {
+	put := func(key string) *pb.PutRequest {
+		return &pb.PutRequest{Key: []byte(key), Value: []byte(p.value())}
+	}
+	del := func(from, to string) *pb.DeleteRangeRequest {
+		return &pb.DeleteRangeRequest{Key: []byte(from), RangeEnd: []byte(to)}
+	}
+	now := p.model.Mark()
+	switch n := p.rng.IntN(30); {
+	case now.Revision-now.Compact > 80, n < 1:
+		rev := now.Compact + p.rng.Int64N(now.Revision-now.Compact+2)
+		return &applymsg.Request{Op: &applymsg.Request_Compaction{Compaction: &pb.CompactionRequest{Revision: rev}}}
+	case n < 4:
+		return &applymsg.Request{Op: &applymsg.Request_DeleteRange{DeleteRange: del(p.key(), "")}}
+	case n < 5:
+		return &applymsg.Request{Op: &applymsg.Request_DeleteRange{DeleteRange: del(p.key(), p.key())}}
+	case n < 9:
+		txn := &pb.TxnRequest{Compare: []*pb.Compare{mvcctest.Exists(p.key())}}
+		for i, k := range p.rng.Perm(40)[:1+p.rng.IntN(6)] {
+			key := fmt.Sprintf("k%02d", k)
+			op := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put(key)}}
+			if p.rng.IntN(3) == 0 {
+				op = &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: del(key, "")}}
+			}
+			if i%2 == 0 {
+				txn.Success = append(txn.Success, op)
+			} else {
+				txn.Failure = append(txn.Failure, op)
+			}
+		}
+		return &applymsg.Request{Op: &applymsg.Request_Txn{Txn: txn}}
+	}
+	return &applymsg.Request{Op: &applymsg.Request_Put{Put: put(p.key())}}
+}

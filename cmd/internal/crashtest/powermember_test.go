@@ -1,0 +1,320 @@
+package crashtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/cmd/internal/node"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/walactor/wal/waltest"
+)
+
+const (
+	// powerLogDir is the log's directory on its disk in memory.
+	powerLogDir = "/log"
+	// Files are scaled down so that a few seconds of writes go through several of
+	// each kind. All are the least, or near the least, that is allowed.
+	powerSegmentBytes  = 128 << 10
+	powerMemTableBytes = 64 << 10
+	powerValueLogBytes = 1 << 20
+	// powerCacheBytes keeps few packs in memory, so that reads come from the store.
+	powerCacheBytes = 128 << 10
+	// powerFreeBytes is what the disk pretends to have free: too much for the
+	// alarm and too little for the ballast, which has no part in this.
+	powerFreeBytes = 300 << 20
+
+	powerTimeout = 30 * time.Second // of anything that a member is waited for
+)
+
+// errPower is the error of a store without power. It ends the member at once, as
+// a failed disk does.
+var errPower = fmt.Errorf("%w: the power is off", backend.ErrFailed)
+
+// powerMember is a member whose power can be cut.
+type powerMember struct {
+	*node.Node
+	dir   string
+	fsys  *waltest.MemFS
+	store *powerStore
+	log   *powerLog
+	exits chan error // from Config.Exit
+}
+
+func powerStoreDir(dir string) string { return filepath.Join(dir, "member", "db") }
+
+// powerConfig is the configuration of a test member with its data in a folder.
+func powerConfig(dir string, log *powerLog, exit func(error)) node.Config {
+	return node.Config{
+		Name: "default", PeerURLs: []string{"http://localhost:2380"}, ClusterID: 0xc1, MemberID: 0xa1,
+		Members: []*applymsg.Member{{Id: 0xa1, PeerUrls: []string{"http://localhost:2380"}}},
+		DataDir: dir,
+		// Short, because a start waits for an election.
+		Heartbeat: 10 * time.Millisecond, Election: 100 * time.Millisecond, PreVote: true,
+		Mailboxes: node.DefaultMailboxes(), CacheBytes: powerCacheBytes,
+		Gateway: grpcgw.DefaultConfig(),
+		Logger:  zerolog.New(log).Level(zerolog.InfoLevel),
+		Storage: node.Storage{LogSegmentBytes: powerSegmentBytes,
+			MemTableBytes: powerMemTableBytes, ValueLogBytes: powerValueLogBytes},
+		FreeSpace: func(string) (uint64, error) { return powerFreeBytes, nil },
+		Exit:      exit,
+	}
+}
+
+// startPower starts a member on a folder and a log's disk. The plan may be nil.
+func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember, error) {
+	m := &powerMember{dir: dir, fsys: fsys, log: new(powerLog), exits: make(chan error, 16)}
+	cfg := powerConfig(dir, m.log, func(err error) {
+		select {
+		case m.exits <- err:
+		default:
+		}
+	})
+	cfg.WALDir, cfg.Storage.LogFS = powerLogDir, fsys
+	cfg.Storage.OpenStore = func(c backend.Config) (backend.Store, error) {
+		var err error
+		m.store, err = openPowerStore(c, m, plan)
+		if err != nil {
+			return nil, err
+		}
+		return m.store, nil
+	}
+	var err error
+	m.Node, err = node.New(cfg)
+	return m, err
+}
+
+// stop ends the member. What its stages say to a dead disk does not matter.
+func (m *powerMember) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), powerTimeout)
+	defer cancel()
+	return m.Stop(ctx)
+}
+
+// powerLog keeps the end of a member's log, and counts what it says of a torn
+// write.
+type powerLog struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	torn int
+}
+
+// powerLogBytes bounds what is kept.
+const powerLogBytes = 64 << 10
+
+func (l *powerLog) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if bytes.Contains(line, []byte("cut an unfinished write off the log")) {
+		l.torn++
+	}
+	if l.text.Len() > powerLogBytes {
+		l.text.Next(powerLogBytes / 2)
+	}
+	return l.text.Write(line)
+}
+
+func (l *powerLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// powerPlan says when and how the power is cut.
+type powerPlan struct {
+	commit int // the commit during which it is, from 1
+	old    int // the commit after which the old image is taken; 0: the start
+	// reclaim is whether the store rewrites its files between the two images.
+	reclaim powerReclaim
+	seed    uint64
+	// synced is whether the kernel is asked if what was committed is on the disk.
+	synced bool
+
+	boot image         // of the folder before the start
+	done chan struct{} // closed when the power is off
+	cut  *powerCut     // then set
+	err  error         // or this
+}
+
+type powerReclaim int
+
+const (
+	noReclaim     powerReclaim = iota
+	reclaimBefore              // the commit; it is complete
+	reclaimBeside              // still under way when the power fails
+)
+
+// powerStore is the store of a member: backend's, of which it knows when a
+// commit returns. Its caller learns of it later, or never.
+type powerStore struct {
+	backend.Store
+	m       *powerMember
+	cfg     backend.Config
+	opened  uint64 // applied index in the store when it was opened
+	commits atomic.Int64
+	busy    atomic.Int64 // reclaims under way
+
+	mu   sync.Mutex // serialises commits; guards what follows
+	plan *powerPlan
+	old  image
+	told uint64
+	off  bool
+}
+
+func openPowerStore(cfg backend.Config, m *powerMember, plan *powerPlan) (*powerStore, error) {
+	s := &powerStore{m: m, cfg: cfg, plan: plan}
+	visit := cfg.VisitState
+	cfg.VisitState = func(e backend.Entry) error {
+		s.opened = powerApplied([]backend.Entry{e})
+		return visit(e)
+	}
+	var err error
+	if s.Store, err = backend.Open(cfg); err != nil {
+		return nil, err
+	}
+	s.told = s.opened
+	if plan != nil && plan.old == 0 {
+		if s.old, err = imageOf(cfg.Dir); err != nil {
+			return nil, errors.Join(err, s.Store.Close())
+		}
+	}
+	return s, nil
+}
+
+// powerApplied is the applied index in the state of a batch; 0 if it has none.
+func powerApplied(set []backend.Entry) uint64 {
+	if len(set) == 0 {
+		return 0
+	}
+	d := new(mvccmsg.Durable)
+	if err := proto.Unmarshal(set[0].Value, d); err != nil {
+		panic(err)
+	}
+	return d.AppliedIndex
+}
+
+// Reclaim implements backend.Store.
+func (s *powerStore) Reclaim(ctx context.Context, b backend.Budget) (backend.ReclaimReport, error) {
+	s.busy.Add(1)
+	defer s.busy.Add(-1)
+	return s.Store.Reclaim(ctx, b)
+}
+
+// Commit implements backend.Store. When its time has come the power fails before
+// the caller hears of it.
+func (s *powerStore) Commit(b backend.Batch) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.off {
+		return errPower
+	}
+	n := int(s.commits.Add(1))
+	p := s.plan
+	if p == nil || n < p.commit {
+		err := s.Store.Commit(b)
+		s.told = max(s.told, powerApplied(b.Set))
+		if err == nil && p != nil {
+			err = s.look(n)
+		}
+		return err
+	}
+	s.off = true
+	p.cut, p.err = s.cut(b)
+	close(p.done)
+	return errPower
+}
+
+// look takes the old image, and asks the kernel whether what was committed is on
+// the disk.
+func (s *powerStore) look(n int) (err error) {
+	p := s.plan
+	if p.synced && s.busy.Load() == 0 {
+		if err := imageCheckSynced(s.cfg.Dir); err != nil && s.busy.Load() == 0 {
+			s.off = true
+			p.err = err
+			close(p.done)
+			return errPower
+		}
+	}
+	if n == p.old {
+		s.old, err = imageOf(s.cfg.Dir)
+	}
+	return err
+}
+
+// cut commits, takes the image of what the running system sees, and cuts the
+// power of the log.
+func (s *powerStore) cut(b backend.Batch) (*powerCut, error) {
+	p := s.plan
+	rng := rand.New(rand.NewPCG(p.seed, 1))
+	c := &powerCut{boot: p.boot, old: s.old, told: s.told, applied: max(s.told, powerApplied(b.Set))}
+	if err := s.reclaimFiles(rng); err != nil {
+		return nil, err
+	}
+	c.busy = s.busy.Load() > 0
+	now, err := imageOf(s.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	c.floor = now.newestVersion()
+	if err := s.Store.Commit(b); err != nil {
+		return nil, err
+	}
+	if p.reclaim == reclaimBeside {
+		time.Sleep(time.Duration(rng.IntN(30)) * time.Millisecond)
+	}
+	c.busy = c.busy || s.busy.Load() > 0
+	if c.last, err = imageOf(s.cfg.Dir); err != nil {
+		return nil, err
+	}
+	// The log goes on until it notices.
+	m := s.m
+	m.fsys.CutPower(m.fsys.Calls()+1+rng.IntN(3), rng.Uint64())
+	select {
+	case err := <-m.exits:
+		m.exits <- err
+	case <-time.After(powerGrace):
+		// Nothing is being written: then the power fails between two writes.
+	}
+	c.log = m.fsys.Clone()
+	return c, nil
+}
+
+// powerGrace is how long the log may go without a write when its power is cut.
+const powerGrace = 200 * time.Millisecond
+
+// reclaimFiles has the store rewrite its files before the last commit, or beside
+// it.
+func (s *powerStore) reclaimFiles(rng *rand.Rand) error {
+	reclaim := func() error {
+		_, err := s.Reclaim(context.Background(), backend.Budget{Duty: 1, Garbage: 0.05})
+		if errors.Is(err, backend.ErrBusy) || errors.Is(err, backend.ErrClosed) {
+			return nil
+		}
+		return err
+	}
+	switch s.plan.reclaim {
+	case reclaimBefore:
+		return reclaim()
+	case reclaimBeside:
+		s.busy.Add(1)
+		go func() { // ends when the store is closed, at the latest
+			defer s.busy.Add(-1)
+			_ = reclaim() // the store may be closed in the midst of it
+		}()
+		time.Sleep(time.Duration(rng.IntN(60)) * time.Millisecond)
+	}
+	return nil
+}
