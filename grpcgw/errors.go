@@ -22,6 +22,9 @@ var (
 // itself stumbles.
 var errAlarmAction = status.Error(codes.InvalidArgument, "etcdserver: unknown alarm action")
 
+// errPanic answers a request whose handler panicked.
+var errPanic = status.Error(codes.Internal, "etcdserver: internal error")
+
 // errRecord tells of a record that the store handed out and that does not begin
 // with its key.
 var errRecord = errors.New("grpcgw: stored record without a key")

@@ -42,6 +42,7 @@ type fakeMember struct {
 	readCode    raftmsg.Code
 	readErr     error
 	reclaimErr  error
+	panics      bool
 	// hold, when set, is waited for by every proposal, which says so on held.
 	hold, held chan struct{}
 
@@ -86,6 +87,9 @@ func (m *fakeMember) Raft() RaftStatus {
 func (m *fakeMember) Keyspace() *mvcc.Published { return m.pub }
 
 func (m *fakeMember) Propose(ctx context.Context, req *applymsg.Request) (Outcome, error) {
+	if m.panics {
+		panic("fakeMember: an injected panic")
+	}
 	if m.hold != nil {
 		m.held <- struct{}{}
 		select {

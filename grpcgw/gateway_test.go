@@ -18,11 +18,14 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
 func dial(t *testing.T, target string) *grpc.ClientConn {
@@ -330,6 +333,28 @@ func TestSlowRequestLog(t *testing.T) {
 		}
 	}
 
+	// Without an answer, of whatever kind.
+	m.proposeCode, m.readCode = raftmsg.Code_STOPPED, raftmsg.Code_STOPPED
+	key := []byte("secret")
+	for what, call := range map[string]func() error{
+		"range":  func() error { _, err := kv.Range(t.Context(), &pb.RangeRequest{Key: key}); return err },
+		"put":    func() error { _, err := kv.Put(t.Context(), &pb.PutRequest{Key: key}); return err },
+		"delete": func() error { _, err := kv.DeleteRange(t.Context(), &pb.DeleteRangeRequest{Key: key}); return err },
+		"txn":    func() error { _, err := kv.Txn(t.Context(), &pb.TxnRequest{Success: ops(putOp("secret"))}); return err },
+		"compaction": func() error {
+			_, err := kv.Compact(t.Context(), &pb.CompactionRequest{Revision: 1})
+			return err
+		},
+	} {
+		if err := call(); err == nil {
+			t.Fatalf("%s succeeded", what)
+		}
+		if got := line(); got["error"] == nil || got["response_bytes"] != nil {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+	m.proposeCode, m.readCode = 0, 0
+
 	txn := &pb.TxnRequest{Failure: ops(rangeOp("secret"), rangeOp("secret")), Compare: []*pb.Compare{{Key: []byte("secret")}}}
 	if _, err := kv.Txn(t.Context(), txn); err != nil {
 		t.Fatal(err)
@@ -347,8 +372,30 @@ func TestSlowRequestLog(t *testing.T) {
 	if _, err := kv.Range(t.Context(), &pb.RangeRequest{Key: []byte("secret"), Revision: 9}); err == nil {
 		t.Fatal("read the future")
 	}
-	if got = line(); got["error"] == nil || got["response_bytes"] != 0.0 {
+	if got = line(); got["error"] == nil || got["response_bytes"] != nil {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestHandlerPanic: a panic in a handler is the end of one request, not of the
+// process.
+func TestHandlerPanic(t *testing.T) {
+	m := newFakeMember()
+	var out bytes.Buffer
+	cfg := testConfig(m)
+	cfg.Logger = zerolog.New(&out)
+	kv := pb.NewKVClient(serve(t, cfg))
+	m.panics = true
+	_, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")})
+	if status.Code(err) != codes.Internal {
+		t.Fatalf("answered with %v", err)
+	}
+	if log := out.String(); !strings.Contains(log, "KV/Put") || !strings.Contains(log, "fakeMember") {
+		t.Errorf("logged %s", log)
+	}
+	m.panics = false
+	if _, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")}); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -2,6 +2,8 @@ package grpcgw
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"time"
 	"unicode/utf8"
 
@@ -22,7 +24,11 @@ type call struct {
 func (g *Gateway) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	start := time.Now()
 	c := &call{Context: ctx}
-	resp, err := g.handleUnary(c, req, info, handler)
+	var resp any
+	err := g.guard(info.FullMethod, func() (err error) {
+		resp, err = g.handleUnary(c, req, info, handler)
+		return err
+	})
 	elapsed := time.Since(start)
 	g.cfg.Observer.Handled(info.FullMethod, KindUnary, err, elapsed)
 	if g.cfg.SlowRequest > 0 && elapsed >= g.cfg.SlowRequest {
@@ -54,10 +60,25 @@ func (g *Gateway) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerI
 	if raft.IsLearner && info.FullMethod != pb.Maintenance_Snapshot_FullMethodName {
 		err = rpctypes.ErrGRPCNotSupportedForLearner
 	} else if err = g.admit(raft, version, requireLeader); err == nil {
-		err = handler(srv, g.cfg.Observer.CountStream(info.FullMethod, ss))
+		err = g.guard(info.FullMethod, func() error {
+			return handler(srv, g.cfg.Observer.CountStream(info.FullMethod, ss))
+		})
 	}
 	g.cfg.Observer.Handled(info.FullMethod, KindStream, err, time.Since(start))
 	return err
+}
+
+// guard turns a panic of a handler into the failure of its one request: handlers
+// own nothing that outlives it, and change nothing but through the pipeline.
+func (g *Gateway) guard(method string, handle func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			g.cfg.Logger.Error().Str("method", method).Str("reason", fmt.Sprint(p)).
+				Bytes("stack", debug.Stack()).Msg("a request handler panicked")
+			err = errPanic
+		}
+	}()
+	return handle()
 }
 
 // admit makes the checks that every RPC passes.

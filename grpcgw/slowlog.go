@@ -79,10 +79,11 @@ func (g *Gateway) logSlow(c *call, method string, req, resp any, err error, elap
 	if m, ok := req.(proto.Message); ok {
 		line.Int("request_bytes", proto.Size(m))
 	}
-	keys, bytes := responseSize(resp)
-	line.Int("response_keys", keys).Int("response_bytes", bytes)
 	if err != nil {
-		line.AnErr("error", err)
+		line.AnErr("error", err) // and then there is no response, of whatever type
+	} else {
+		keys, bytes := responseSize(resp)
+		line.Int("response_keys", keys).Int("response_bytes", bytes)
 	}
 	if c.index != 0 {
 		line.Uint64("raft_index", c.index).Dict("stages", g.stageTimes(c.index))

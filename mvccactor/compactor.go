@@ -40,7 +40,7 @@ type CompactorConfig struct {
 	// Core returns the epoch, mvcc's mailbox and the store of the core that runs
 	// now; ok is false while it reboots.
 	Core func() (epoch uint64, mvcc *actors.Mailbox, store backend.Store, ok bool)
-	// Room tells whether the disk has room for so many bytes more.
+	// Room tells whether the disk has room for so many bytes more. Nil is always.
 	Room func(bytes int64) bool
 	// Corrupt is told of damage that was come by. It must not block.
 	Corrupt func(error)
@@ -107,8 +107,8 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 		return nil
 	}
 	epoch, box, store, ok := c.cfg.Core()
-	if !ok {
-		return nil
+	if !ok || !c.room() {
+		return nil // without room it would only fill the persister's mailbox
 	}
 	end := time.Now().Add(budget)
 	for _, g := range v.Garbage(reclaimPacks) {
@@ -134,6 +134,8 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 	}
 	return nil
 }
+
+func (c *Compactor) room() bool { return c.cfg.Room == nil || c.cfg.Room(0) }
 
 // gone tells whether a pack was deleted since the view in which it was found.
 func (c *Compactor) gone(id mvcc.Revision) bool { return !c.cfg.Published.View().Holds(id) }

@@ -111,6 +111,9 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 		Published:   n.published,
 		Corrupt:     func(e *mvcc.CorruptError) { n.corrupt(e) },
 	})
+	if err != nil && !n.room(0) {
+		err = n.diskFull(err) // it was filled meanwhile
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -85,9 +85,14 @@ func (n *Node) makeRoom() error {
 		n.cfg.Logger.Warn().Msg("the disk is full; gave up the ballast to open the store")
 		return nil
 	}
-	free, err := n.cfg.FreeSpace(n.cfg.DataDir)
-	return errors.Join(err, fmt.Errorf("%w: %s has %d bytes free, %d are needed",
-		errDiskFull, n.cfg.DataDir, free, diskReserve+tables))
+	return n.diskFull(nil)
+}
+
+// diskFull says that the disk is full, and what came of it, if anything.
+func (n *Node) diskFull(err error) error {
+	free, ferr := n.cfg.FreeSpace(n.cfg.DataDir)
+	return errors.Join(fmt.Errorf("%w: %s has %d bytes free, %d are needed",
+		errDiskFull, n.cfg.DataDir, free, diskReserve+n.space.tables.Load()), err, ferr)
 }
 
 func (n *Node) newBallast() *backend.Ballast {
