@@ -20,8 +20,11 @@ var (
 const (
 	// killClients work at the same time.
 	killClients = 64
-	// killAfterMin and killAfterMax bound the answered calls before a kill.
-	killAfterMin, killAfterMax = 500, 1100
+	// killAfterMin and killAfterMax bound the answered calls before a kill. Every
+	// killLongRounds-th round has killLongFactor times as many, so that compaction,
+	// reclaim and the store's files get further.
+	killAfterMin, killAfterMax     = 500, 1100
+	killLongRounds, killLongFactor = 9, 5
 	// killJitterMax is how long after the last of them the kill comes, at most:
 	// some batches' time.
 	killJitterMax = 4 * time.Millisecond
@@ -41,7 +44,7 @@ var variants = []struct {
 	// Nothing stays in memory: every read is of a pack in the store.
 	{"no cache", []string{"--cache-bytes=1"}, 2},
 	// Log, packs and files of the store fill quickly, and are let go of again.
-	{"large", []string{"--cache-bytes=1048576"}, 25},
+	{"large", []string{"--cache-bytes=1048576"}, 50},
 	// The proposer is full all the time, and refuses.
 	{"refusing", []string{"--mailbox-proposer-requests=24"}, 2},
 }
@@ -51,6 +54,8 @@ var variants = []struct {
 // Round.Check must find nothing wrong with what the clients were told. It would be
 // wrong to have lost an acknowledged write, to have done a call half or twice, to
 // answer reads out of order, to have revisions missing, or to forget a compaction.
+//
+// The long form: go test ./cmd/internal/crashtest -run 'TestKill$' -kill-rounds 100 -timeout 30m -v
 func TestKill(t *testing.T) {
 	k := newKiller(t)
 	for round := range *killRounds {
@@ -83,16 +88,16 @@ func newKiller(t *testing.T) *killer {
 		k.seed = rand.Uint64()
 	}
 	k.rng = rand.New(rand.NewPCG(k.seed, 0))
-	t.Cleanup(k.explain)
-	k.start(Config{Binary: Build(t, *killRace), DataDir: filepath.Join(t.ArtifactDir(), "data")})
+	cfg := Config{Binary: Build(t, *killRace), DataDir: filepath.Join(t.ArtifactDir(), "data")}
+	t.Cleanup(k.explain) // the folders with the logs are removed after it
+	k.start(cfg)
 	ctx, cancel := k.context()
 	defer cancel()
-	k.state = k.read(ctx, k.reader())
+	k.state = k.read(ctx, NewReader(Dial(k, k.server.Addr())))
 	return k
 }
 
-// explain says how to do it again. It runs before the server's own cleanup only
-// because that was registered later: the log is a file.
+// explain says how to do it again, and what the server said.
 func (k *killer) explain() {
 	if !k.Failed() {
 		return
@@ -109,8 +114,6 @@ func (k *killer) explain() {
 func (k *killer) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(k.Context(), roundTimeout)
 }
-
-func (k *killer) reader() *Reader { return NewReader(Dial(k, k.server.Addr())) }
 
 // start starts the server and waits until it serves.
 func (k *killer) start(cfg Config) {
@@ -133,10 +136,14 @@ func (k *killer) round(n int) {
 	ctx, cancel := k.context()
 	defer cancel()
 	v := variants[n%len(variants)]
+	target := killAfterMin + k.rng.IntN(killAfterMax-killAfterMin)
+	if n%killLongRounds == killLongRounds-1 {
+		target *= killLongFactor
+	}
 	load := StartLoad(k, k.server.Addr(), LoadConfig{
 		Clients: killClients, Seed: k.rng.Uint64(), Name: fmt.Sprint(n),
 		Start: k.state.Revision, Floor: k.floor, Large: v.large, CompactAll: n%5 == 4,
-	}, killAfterMin+k.rng.IntN(killAfterMax-killAfterMin))
+	}, target)
 	killed := k.kill(ctx, load)
 	record := load.Stop()
 	k.failures(record, killed)
@@ -190,7 +197,9 @@ func (k *killer) restart(args []string) {
 // check reads what there is now, and judges.
 func (k *killer) check(ctx context.Context, n int, record *Record) {
 	k.Helper()
-	r := k.reader()
+	conn := Dial(k, k.server.Addr())
+	defer func() { _ = conn.Close() }() // only read
+	r := NewReader(conn)
 	round := &Round{Start: k.state, End: k.read(ctx, r), FloorBefore: k.floor, Revisions: k.revisions, Operations: record.Operations, FloorCalls: record.FloorCalls}
 	round.Floor = k.probe(ctx, r, record.Clock, round)
 	if err := r.Revisions(ctx, max(round.Floor, round.Start.Revision), round.End.Revision, k.revisions); err != nil {
@@ -200,7 +209,7 @@ func (k *killer) check(ctx context.Context, n int, record *Record) {
 	if err != nil {
 		k.Fatalf("round %d (%s): %v", n, variants[n%len(variants)].name, err)
 	}
-	k.Logf("round %d (%s): %+v", n, variants[n%len(variants)].name, sum)
+	k.Logf("round %d (%s): %+v, serves after %v", n, variants[n%len(variants)].name, sum, k.serves[len(k.serves)-1])
 	k.sum.Add(sum)
 	k.state, k.floor = round.End, round.Floor
 	for rev := range k.revisions {
@@ -244,13 +253,13 @@ func (k *killer) stop() {
 		k.Fatal(err)
 	}
 	k.start(k.server.Config())
-	if s := k.read(ctx, k.reader()); !s.Equal(k.state) {
+	if s := k.read(ctx, NewReader(Dial(k, k.server.Addr()))); !s.Equal(k.state) {
 		k.Errorf("after an orderly stop: %s", k.state.difference(s))
 	}
 }
 
 func (k *killer) report() {
-	slices.Sort(k.serves)
+	slices.Sort(k.serves) // until here in order of time
 	k.Logf("seed %d: %d rounds, %d kills during a start, %d operations: %d acknowledged, %d refused, %d unknown of which %d took effect; %d revisions, %d compactions and reads of the past",
 		k.seed, *killRounds, k.again, k.sum.Operations, k.sum.Acknowledged, k.sum.Refused, k.sum.Unknown, k.sum.Took, k.sum.Revisions, k.sum.FloorCalls)
 	k.Logf("time to serve: median %v, highest %v", k.serves[len(k.serves)/2], k.serves[len(k.serves)-1])

@@ -121,21 +121,33 @@ func describeRequest(op *pb.RequestOp) string {
 		var b strings.Builder
 		b.WriteString("txn if")
 		for _, c := range r.RequestTxn.Compare {
-			value := fmt.Sprint(c.GetVersion(), c.GetModRevision(), c.GetCreateRevision()) // one is not 0
-			if c.Target == pb.Compare_VALUE {
-				value = describeValue(c.GetValue())
-			}
-			fmt.Fprintf(&b, " %s %v %v %s,", c.Key, c.Target, c.Result, value)
+			fmt.Fprintf(&b, " %s %v %v %s,", c.Key, c.Target, c.Result, describeTarget(c))
 		}
-		for name, ops := range map[string][]*pb.RequestOp{"then": r.RequestTxn.Success, "else": r.RequestTxn.Failure} {
-			fmt.Fprintf(&b, " %s", name)
-			for _, each := range ops {
-				fmt.Fprintf(&b, " {%s}", describeRequest(each))
-			}
-		}
+		b.WriteString(" then" + describeRequests(r.RequestTxn.Success))
+		b.WriteString(" else" + describeRequests(r.RequestTxn.Failure))
 		return b.String()
 	}
 	return fmt.Sprintf("%T", op.Request)
+}
+
+func describeRequests(ops []*pb.RequestOp) string {
+	var b strings.Builder
+	for _, op := range ops {
+		fmt.Fprintf(&b, " {%s}", describeRequest(op))
+	}
+	return b.String()
+}
+
+func describeTarget(c *pb.Compare) string {
+	switch c.Target {
+	case pb.Compare_VALUE:
+		return describeValue(c.GetValue())
+	case pb.Compare_VERSION:
+		return fmt.Sprint(c.GetVersion())
+	case pb.Compare_CREATE:
+		return fmt.Sprint(c.GetCreateRevision())
+	}
+	return fmt.Sprint(c.GetModRevision())
 }
 
 func describeResponse(op *pb.ResponseOp) string {

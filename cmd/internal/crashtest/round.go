@@ -200,6 +200,10 @@ type placed struct {
 	// revision.
 	nth        int
 	candidates map[int64]bool
+	// at is the revision that the answer was given at; writes tells whether the
+	// operation made it.
+	at     int64
+	writes bool
 }
 
 // position is a state of the model: a state of the keyspace, and how many calls
@@ -249,9 +253,12 @@ func (c *checker) history() (history []porcupine.Operation, seen map[int64]int) 
 		switch {
 		case o.Response == nil && p.candidates == nil:
 			continue
-		case o.Response != nil && !wrote(o.Response):
-			p.nth = seen[o.revision()]
-			seen[o.revision()]++
+		case o.Response != nil:
+			p.at, p.writes = o.revision(), wrote(o.Response)
+		}
+		if o.Response != nil && !p.writes {
+			p.nth = seen[p.at]
+			seen[p.at]++
 		}
 		history = append(history, porcupine.Operation{ClientId: o.Client, Input: p, Call: o.Call, Return: o.Return})
 	}
@@ -278,23 +285,33 @@ func everything() *pb.RequestOp {
 }
 
 func (c *checker) step(at position, o *placed, seen map[int64]int) (bool, position) {
-	next, resp := at.Apply(o.Request)
-	writes := next.Revision > at.Revision
+	complete := at.seen == seen[at.Revision]
 	switch {
-	case o.Response == nil && writes && o.candidates[next.Revision]:
-		return at.seen == seen[at.Revision], position{State: next}
+	case o.Response == nil && complete && o.candidates[at.Revision+1]:
+		if next, _ := at.Apply(o.Request); next.Revision > at.Revision {
+			return true, position{State: next}
+		}
+		return false, at
 	case o.Response == nil:
 		return at.Revision == c.End.Revision, at // it was never executed, after all
-	case !proto.Equal(resp, o.Response):
-		return false, at
-	case writes:
-		return at.seen == seen[at.Revision], position{State: next}
+	case o.writes && (!complete || o.at != at.Revision+1), !o.writes && (o.nth != at.seen || o.at != at.Revision):
+		return false, at // not now; what follows is slower
 	}
-	return at.seen == o.nth, position{State: at.State, seen: at.seen + 1}
+	next, resp := at.Apply(o.Request)
+	if !proto.Equal(resp, o.Response) {
+		return false, at
+	}
+	if o.writes {
+		return true, position{State: next}
+	}
+	return true, position{State: at.State, seen: at.seen + 1}
 }
 
-// explain tells how far porcupine came: after the longest order it found, one of
-// the calls that were under way should have been next.
+// explainMax is how many calls an explanation has.
+const explainMax = 8
+
+// explain tells how far porcupine came, and which calls were to be next by what
+// they were answered: one of them does not fit, or came too late.
 func explain(model porcupine.Model, history []porcupine.Operation) string {
 	_, info := porcupine.CheckOperationsVerbose(model, history, checkTimeout)
 	var longest []int
@@ -308,20 +325,27 @@ func explain(model porcupine.Model, history []porcupine.Operation) string {
 		done[i] = true
 		_, state = model.Step(state, history[i].Input, nil)
 	}
-	deadline := int64(math.MaxInt64)
-	for i, h := range history {
-		if !done[i] {
-			deadline = min(deadline, h.Return)
-		}
-	}
 	at := state.(position)
 	var b strings.Builder
-	fmt.Fprintf(&b, "after %d of %d calls, at revision %d, none of these could be next:\n", len(longest), len(history), at.Revision)
+	fmt.Fprintf(&b, "%d of %d calls are in order, up to revision %d. Next should be\n", len(longest), len(history), at.Revision)
+	listed := 0
 	for i, h := range history {
-		if o := h.Input.(*placed); !done[i] && h.Call <= deadline {
-			_, want := at.Apply(o.Request)
-			fmt.Fprintf(&b, "%v\n\tthe model answers %s\n", o, describeResponse(want))
+		o := h.Input.(*placed)
+		if done[i] || listed == explainMax || o.Response != nil && o.at != at.Revision && !(o.writes && o.at == at.Revision+1) {
+			continue
 		}
+		listed++
+		_, want := at.Apply(o.Request)
+		fmt.Fprintf(&b, "%v\n\tthe model answers %s\n", o, describeResponse(want))
+	}
+	until, first := int64(math.MaxInt64), -1
+	for i, h := range history {
+		if !done[i] && h.Return < until {
+			until, first = h.Return, i
+		}
+	}
+	if first >= 0 {
+		fmt.Fprintf(&b, "All that comes before this one should have been called before it returned:\n%v\n", history[first].Input)
 	}
 	return b.String()
 }

@@ -53,17 +53,26 @@ func NewState(revision int64, kvs []*mvccpb.KeyValue) (*State, error) {
 }
 
 // Equal tells whether two states are the same.
-func (s *State) Equal(o *State) bool { return s.difference(o) == "" }
+func (s *State) Equal(o *State) bool { return s.Revision == o.Revision && s.unlike(o) < 0 }
 
-// difference names what differs first, for people.
-func (s *State) difference(o *State) string {
-	if s.Revision != o.Revision {
-		return fmt.Sprintf("revision %d and %d", s.Revision, o.Revision)
-	}
+// unlike returns the index of the first key that differs, or -1.
+func (s *State) unlike(o *State) int {
 	for i, kv := range s.keys {
 		if kv != o.keys[i] && !proto.Equal(kv, o.keys[i]) {
-			return fmt.Sprintf("%s and %s", describeKV(i, kv), describeKV(i, o.keys[i]))
+			return i
 		}
+	}
+	return -1
+}
+
+// difference names what differs first, for people; empty when nothing does.
+func (s *State) difference(o *State) string {
+	i := s.unlike(o)
+	switch {
+	case s.Revision != o.Revision:
+		return fmt.Sprintf("revision %d and %d", s.Revision, o.Revision)
+	case i >= 0:
+		return fmt.Sprintf("%s and %s", describeKV(i, s.keys[i]), describeKV(i, o.keys[i]))
 	}
 	return ""
 }
