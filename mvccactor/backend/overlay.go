@@ -338,6 +338,17 @@ func (o *overlay) tailDamage(r *reader) error {
 	return nil
 }
 
+// cutLastLog cuts off what a crash left at the end of the last value log. Badger
+// does so too, but does not sync it: after another crash it could be back, in a
+// log that is no longer the last one, and there it is damage, for which the log is
+// never collected.
+func (o *overlay) cutLastLog() error {
+	if o.lastLog == "" || o.lastLogEnd.clean {
+		return nil
+	}
+	return truncateSync(filepath.Join(o.dir, o.lastLog), o.lastLogEnd.valid)
+}
+
 // liveKeys returns the keys, with transaction numbers, of all values that may
 // live in a value log.
 func (r *reader) liveKeys() (map[string]struct{}, error) {

@@ -128,6 +128,9 @@ func (s *store) inspect() error {
 	for _, note := range o.notes {
 		s.cfg.Logger.Warnf("%s", note)
 	}
+	if err := o.cutLastLog(); err != nil {
+		return err
+	}
 	return repairDir(s.cfg)
 }
 
