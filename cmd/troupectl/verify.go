@@ -154,11 +154,11 @@ func (c *checker) store() error {
 	var rep *backend.Report
 	var verifyErr error
 	played := &playedStore{}
+	stateBad := false
 	opened, err := c.open(mvccactor.OpenConfig{
 		Backend:   backend.Config{Dir: c.dir.Store},
 		Published: mvcc.NewPublished(),
 		OpenBackend: func(cfg backend.Config) (backend.Store, error) {
-			stateBad := false
 			rep, verifyErr = backend.VerifyWith(backend.VerifyConfig{
 				Dir: cfg.Dir,
 				VisitState: func(e backend.Entry) error {
@@ -190,6 +190,9 @@ func (c *checker) store() error {
 		return nil
 	}
 	c.storeFiles(rep)
+	if stateBad || !rep.PacksRead {
+		c.problem(problem{Area: areaIndex, File: c.dir.name(c.dir.Store, ""), Reason: "packs and index were not checked, because of the damage above"})
+	}
 	if err != nil {
 		if !errors.Is(err, errUnread) {
 			c.problem(problem{Area: areaIndex, File: c.dir.name(c.dir.Store, ""), Reason: flat(err)})
@@ -248,9 +251,6 @@ func (c *checker) storeFiles(rep *backend.Report) {
 	if rep.Interrupted {
 		c.note("%s: the last batch was cut off between two transactions", c.dir.name(c.dir.Store, ""))
 	}
-	if !rep.PacksRead {
-		c.problem(problem{Area: areaIndex, File: c.dir.name(c.dir.Store, ""), Reason: "packs and index were not checked, because of the damage above"})
-	}
 }
 
 // keyspace takes over what a start would have found, and checks what the store
@@ -275,7 +275,7 @@ func (c *checker) keyspace(rep *backend.Report, opened *mvccactor.Opened, played
 	if c.state.Format == 0 {
 		bad("the state has no format")
 	}
-	if s.Revision < 1 || s.CompactRevision > s.Revision {
+	if s.Revision < 1 || s.CompactRevision < -1 || s.CompactRevision > s.Revision {
 		bad("the state has revision %d and compact revision %d", s.Revision, s.CompactRevision)
 	}
 	if s.AppliedIndex == 0 || s.AppliedTerm == 0 || len(c.state.GetConfState().GetVoters()) == 0 {
