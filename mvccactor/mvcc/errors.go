@@ -44,6 +44,7 @@ func (e *CorruptError) Unwrap() error { return e.Err }
 
 var (
 	errMissing        = errors.New("the record is not there")
+	errTooEarly       = errors.New("the record is older than the first change")
 	errBelowID        = errors.New("the record is older than the pack")
 	errRecordRevision = errors.New("the record is of another revision")
 	errUnknownKey     = errors.New("the record's key is not in the index")

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"sync/atomic"
 )
 
@@ -77,6 +78,16 @@ func (b *body) seek(r Revision) int {
 		}
 	}
 	return lo
+}
+
+// upTo returns the number of rows that belong to changes up to a main revision.
+// It adds nothing to it: what a store says of its revision may be anything.
+func (b *body) upTo(main int64) int {
+	n := b.seek(Revision{Main: main, Sub: math.MaxInt32})
+	if n < b.len() && b.revision(n).Main == main {
+		n++
+	}
+	return n
 }
 
 func appendRow(table []byte, r Revision, tombstone bool, end int) []byte {

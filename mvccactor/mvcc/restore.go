@@ -24,7 +24,10 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	if b.revision(0).Less(id) {
 		return &CorruptError{Pack: id, Record: b.revision(0), Err: errBelowID}
 	}
-	kept := b.seek(Revision{Main: durable + 1})
+	if b.revision(0).Main <= firstRevision {
+		return &CorruptError{Pack: id, Record: b.revision(0), Err: errTooEarly}
+	}
+	kept := b.upTo(durable)
 	if kept == 0 {
 		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(id)})
 		return nil

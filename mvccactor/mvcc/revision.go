@@ -12,6 +12,10 @@ type Revision struct {
 	Sub  int32
 }
 
+// firstRevision is that of the keyspace before the first change, as in etcd. No
+// record has it.
+const firstRevision = 1
+
 // Less orders revisions by time.
 func (r Revision) Less(o Revision) bool {
 	return r.Main < o.Main || r.Main == o.Main && r.Sub < o.Sub
