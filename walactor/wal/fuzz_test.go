@@ -137,3 +137,33 @@ func FuzzBatches(f *testing.F) {
 		}
 	})
 }
+
+// fixSegment makes a segment of arbitrary bytes pass the checksums, the chain and
+// the nonce, and gives it the size that its header says: what is left is what it
+// says. It returns the numbers that its name has.
+func fixSegment(b []byte) (seg []byte, seq, first uint64) {
+	size := max(2*headerBytes, (len(b)+headerBytes-1)/headerBytes*headerBytes)
+	seg = make([]byte, size)
+	copy(seg, b)
+	copy(seg, segmentMagic[:])
+	le.PutUint32(seg[8:], formatVersion)
+	le.PutUint32(seg[12:], headerBytes)
+	le.PutUint64(seg[56:], uint64(size))
+	le.PutUint32(seg[headerBytes-4:], crc32.Checksum(seg[:headerBytes-4], castagnoli))
+	at := position{headerBytes, le.Uint64(seg[64:]), chainStart(seg)}
+	nonce := le.Uint64(seg[48:])
+	for at.off+batchHeaderBytes <= int64(size) {
+		raw := seg[at.off:]
+		if [4]byte(raw[:4]) != batchMagic {
+			break // the end, or what stands where it should be
+		}
+		room := int64(len(raw)) - batchHeaderBytes
+		h := batchHeader{size: uint32(min(int64(le.Uint32(raw[4:])), room)), records: le.Uint32(raw[8:]), seq: at.seq + 1,
+			durableSeq: min(le.Uint64(raw[24:]), at.seq), nonce: nonce, zeroPieces: le.Uint32(raw[40:])}
+		fixRecordCRCs(raw[batchHeaderBytes:][:h.size])
+		h.crc = crc32.Checksum(raw[batchHeaderBytes:][:min(padded(int64(h.size)), room)], castagnoli)
+		chain := h.encode(raw, at.chain)
+		at = position{at.off + batchHeaderBytes + padded(int64(h.size)), h.seq, chain}
+	}
+	return seg, le.Uint64(seg[32:]), le.Uint64(seg[40:])
+}
