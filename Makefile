@@ -4,8 +4,9 @@
 GO          ?= go
 STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCH       := cmd/bench
+FUZZTIME    ?= 60s
 
-.PHONY: build generate test test-long bench \
+.PHONY: build generate test test-long bench fuzz \
 	check-format check-vet check-static check-generated check-tidy test-unit test-bench
 
 # The server and the operator's tool, as bin/troupe and bin/troupectl.
@@ -53,6 +54,17 @@ test-bench:
 test-long: test
 	$(GO) test -race -count=1 -timeout 30m ./...
 	cd $(BENCH) && $(GO) run . diff -seeds 200 -steps 2000 -min-coverage 100
+
+# Every fuzz target for FUZZTIME, one after another. An input that breaks one is
+# left in testdata/fuzz beside it, where plain go test finds it again. Making
+# inputs small is cut short: of large ones it would take all the time.
+fuzz:
+	@$(GO) test -list '^Fuzz' ./... | \
+		awk '/^Fuzz/ { t[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2, t[i]; n = 0 }' | \
+		while read package target; do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$package </dev/null || exit 1; \
+		done
 
 # Troupe beside real etcd; see cmd/bench/README.md.
 bench:
