@@ -197,7 +197,12 @@ func (l *load) served(after time.Time) time.Time {
 		if ok {
 			return time.Now()
 		}
-		<-told
+		select {
+		case <-told:
+		case <-time.After(20 * time.Second):
+			l.m.t.Error("the member does not serve again")
+			return time.Now()
+		}
 	}
 }
 
@@ -251,7 +256,7 @@ func TestBadEntry(t *testing.T) {
 			if _, err := m.client.Put(t.Context(), "a", "2"); !errors.Is(err, rpctypes.ErrStopped) {
 				t.Errorf("the put was answered with %v", err)
 			}
-			reason := <-exit
+			reason := awaitExit(t, exit)
 			if want := fmt.Sprintf("applying entry %d failed twice", bad); !strings.Contains(reason.Error(), want) {
 				t.Errorf("the reason is %q, want %q", reason, want)
 			}
@@ -263,6 +268,17 @@ func TestBadEntry(t *testing.T) {
 				t.Errorf("a is %q", got)
 			}
 		})
+	}
+}
+
+func awaitExit(t *testing.T, exit <-chan error) error {
+	t.Helper()
+	select {
+	case reason := <-exit:
+		return reason
+	case <-time.After(20 * time.Second):
+		t.Fatal("the process goes on")
+		return nil
 	}
 }
 
@@ -342,7 +358,7 @@ func TestFailedWrite(t *testing.T) {
 			} else {
 				fail.Store(true)
 			}
-			if reason := <-exit; !errors.Is(reason, syscall.EIO) {
+			if reason := awaitExit(t, exit); !errors.Is(reason, syscall.EIO) {
 				t.Errorf("the process ended by %v", reason)
 			}
 			if n := m.core.Restarts(); n != 0 {
