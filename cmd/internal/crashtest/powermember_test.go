@@ -73,7 +73,8 @@ func powerConfig(dir string, log *powerLog, exit func(error)) node.Config {
 	}
 }
 
-// startPower starts a member on a folder and a log's disk. The plan may be nil.
+// startPower starts a member on a folder and a log's disk, which is in the folder
+// too if fsys is nil. The plan may be nil.
 func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember, error) {
 	m := &powerMember{dir: dir, fsys: fsys, log: new(powerLog), exits: make(chan error, 16)}
 	cfg := powerConfig(dir, m.log, func(err error) {
@@ -82,7 +83,12 @@ func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember,
 		default:
 		}
 	})
-	cfg.WALDir, cfg.Storage.LogFS = powerLogDir, fsys
+	if fsys != nil {
+		cfg.WALDir, cfg.Storage.LogFS = powerLogDir, fsys
+	} else {
+		// Nothing to be lost by a power cut: then the ballast takes part.
+		cfg.FreeSpace = func(string) (uint64, error) { return 10 * powerFreeBytes, nil }
+	}
 	cfg.Storage.OpenStore = func(c backend.Config) (backend.Store, error) {
 		var err error
 		m.store, err = openPowerStore(c, m, plan)
@@ -142,7 +148,6 @@ type powerPlan struct {
 	// synced is whether the kernel is asked if what was committed is on the disk.
 	synced bool
 
-	boot image         // of the folder before the start
 	done chan struct{} // closed when the power is off
 	cut  *powerCut     // then set
 	err  error         // or this
@@ -259,7 +264,7 @@ func (s *powerStore) look(n int) (err error) {
 func (s *powerStore) cut(b backend.Batch) (*powerCut, error) {
 	p := s.plan
 	rng := rand.New(rand.NewPCG(p.seed, 1))
-	c := &powerCut{boot: p.boot, old: s.old, told: s.told, applied: max(s.told, powerApplied(b.Set))}
+	c := &powerCut{old: s.old, told: s.told, applied: max(s.told, powerApplied(b.Set))}
 	if err := s.reclaimFiles(rng); err != nil {
 		return nil, err
 	}

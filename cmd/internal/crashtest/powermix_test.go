@@ -12,10 +12,9 @@ import (
 // powerCut is what is known of a store at the moment the power failed, in the
 // midst of a commit.
 type powerCut struct {
-	// boot is the folder as the member found it when it started, old as it was
-	// some commits before the end, and last as the running system saw it at the
-	// end. What the disk holds is something between them.
-	boot, old, last image
+	// old is the folder as it was some commits before the end, and last as the
+	// running system saw it at the end. What the disk holds is something between.
+	old, last image
 	// floor is the last transaction before the commit under way.
 	floor uint64
 	// busy is set when a reclaim wrote beside that commit.
@@ -53,8 +52,7 @@ type powerCut struct {
 //     memtable log whose table was merged is gone.
 //  6. The collection removes a value log when what lived in it was moved by writes
 //     that are complete.
-//  7. Badger cuts logs when it opens them, and does not sync that either.
-//  8. DISCARD is written through a mapping and may have any mixture.
+//  7. DISCARD is written through a mapping and may have any mixture.
 type powerMix struct {
 	rng *rand.Rand
 	cut *powerCut
@@ -210,7 +208,7 @@ func (m *powerMix) manifest() {
 	kept, since := len(records), len(imageChanges(old))
 	if m.mayKeepOld(last, old) && m.chance(2) {
 		kept = since
-		for kept+1 < len(records) && !imageMerges(records[since:kept+1]) && m.chance(2) {
+		for kept+1 < len(records) && m.chance(2) && !imageMerges(records[since:kept+1]) && m.haveTables(records[:kept+1]) {
 			kept++
 		}
 		m.did("earlier manifest")
@@ -236,22 +234,49 @@ func (m *powerMix) mayKeepOld(last, old []byte) bool {
 	if len(old) == len(last) || !bytes.HasPrefix(last, old) || len(imageChanges(old)) == 0 && len(old) > imageManifestHeader {
 		return false
 	}
-	for name := range imageTables(imageChanges(old)) {
-		if m.cut.old[name] == nil && m.cut.last[name] == nil {
-			return false
-		}
+	if !m.haveTables(imageChanges(old)) {
+		return false
 	}
 	had, has := m.cut.old.names(imageMem), m.cut.last.names(imageMem)
-	if m.cut.last[had[len(had)-1]] == nil {
+	if m.gone(had[len(had)-1]) {
 		return false // it went on after the image
 	}
 	for n := imageNumber(had[0]); n < imageNumber(has[len(has)-1]); n++ {
 		name := fmt.Sprintf("%05d%s", n, imageMem)
-		if m.cut.old[name] == nil && m.cut.last[name] == nil {
+		if m.cut.old[name] == nil && m.gone(name) {
 			return false
 		}
 	}
 	return true
+}
+
+// gone tells whether a file was removed, or being removed, at the end.
+func (m *powerMix) gone(name string) bool {
+	f := m.cut.last[name]
+	return f == nil || f.size == 0
+}
+
+// haveTables tells whether the images have the tables that records name: one may
+// have been made and merged between the two.
+func (m *powerMix) haveTables(records []imageChange) bool {
+	for name := range imageTables(records) {
+		if m.table(name) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// table returns a table as it was when it was whole. One that the old manifest
+// does not name may still have been written when the old image was taken.
+func (m *powerMix) table(name string) *imageFile {
+	if !m.gone(name) {
+		return m.cut.last[name]
+	}
+	if imageTables(imageChanges(m.cut.old[imageManifest].data))[name] {
+		return m.cut.old[name]
+	}
+	return nil
 }
 
 // tornRecord is what there may be of the record behind the last good one: a part
@@ -279,7 +304,7 @@ func (m *powerMix) tables(named map[string]bool) {
 		for _, name := range from.names(imageTable) {
 			delete(m.img, name)
 			if named[name] {
-				m.img[name] = from[name].clone()
+				m.img[name] = m.table(name).clone()
 				continue
 			}
 			switch f := from[name].clone(); m.rng.IntN(4) {
@@ -302,7 +327,7 @@ func (m *powerMix) tables(named map[string]bool) {
 func (m *powerMix) memtableLogs(needed, merged bool) {
 	had := m.cut.old.names(imageMem)
 	for i, name := range had {
-		if m.cut.last[name] != nil {
+		if !m.gone(name) {
 			continue
 		}
 		complete := i < len(had)-1
@@ -313,18 +338,20 @@ func (m *powerMix) memtableLogs(needed, merged bool) {
 		case choice == 1:
 			m.img[name] = &imageFile{}
 		default:
+			delete(m.img, name)
 			continue
 		}
 		m.did("memtable log back")
 	}
 }
 
-// valueLogs brings removed ones back, and lengths from before a cut: rules 3, 6
-// and 7.
+// valueLogs brings removed ones back, and lengths from before a cut: rules 3 and
+// 6.
 func (m *powerMix) valueLogs() {
 	for _, name := range m.cut.old.names(imageVlog) {
 		switch f, was := m.img[name], m.cut.old[name]; {
-		case m.cut.last[name] == nil:
+		case m.gone(name):
+			delete(m.img, name)
 			if m.chance(3) {
 				m.img[name] = was.clone()
 				m.did("value log back")
@@ -337,20 +364,9 @@ func (m *powerMix) valueLogs() {
 			m.did("value log uncut")
 		}
 	}
-	logs := m.cut.boot.names(imageVlog)
-	if len(logs) == 0 {
-		return
-	}
-	name := logs[len(logs)-1]
-	f, was := m.img[name], m.cut.boot[name]
-	if f != nil && m.cut.old[name] != nil && f.size < was.size && m.chance(2) {
-		f.data = append(f.extend(f.size)[:f.size], was.extend(was.size)[f.size:]...)
-		f.size = was.size
-		m.did("value log uncut")
-	}
 }
 
-// discard mixes the statistics of garbage: rule 8.
+// discard mixes the statistics of garbage: rule 7.
 func (m *powerMix) discard() {
 	f, old := m.img[imageDiscard], m.cut.old[imageDiscard]
 	if f == nil || old == nil {

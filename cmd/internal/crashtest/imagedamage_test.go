@@ -1,0 +1,424 @@
+package crashtest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+
+	"github.com/troupe-db/troupe/cmd/internal/node"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/mvcc/mvcctest"
+)
+
+var damagedBytes = flag.Int("damaged-bytes", imageShortRound, "damaged copies of a data directory in TestDamagedImage")
+
+// imageKinds are the kinds of files in a data directory, and imageShortRound is
+// how many bytes have to be changed for each to have its turn: a stopped and a
+// killed member take turns, and some kinds are there in one of them alone.
+var imageKinds = []string{imageDiscard, imageRegistry, imageLock, imageManifest, "ballast", "identity.json",
+	imageMem, ".spare", imageTable, imageVlog, ".wal"}
+
+const imageShortRound = 44
+
+// imageMember is the data directory of a member as it was at one moment, and what
+// the member must serve from it.
+type imageMember struct {
+	member, db, wal image
+	model           *mvcctest.Model
+}
+
+// imageFolders are the folders of a data directory, below it.
+var imageFolders = []string{"member", "member/db", "member/wal"}
+
+func (m *imageMember) folders() []image { return []image{m.member, m.db, m.wal} }
+
+// write makes a data directory.
+func (m *imageMember) write(dir string) error {
+	for i, img := range m.folders() {
+		if err := img.write(filepath.Join(dir, imageFolders[i])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// imageMembers are made once: for a stopped and for a killed member.
+var imageMembers = map[bool]*imageMember{}
+
+func imageMemberOf(t *testing.T, killed bool) *imageMember {
+	t.Helper()
+	if imageMembers[killed] == nil {
+		imageMembers[killed] = makeImageMember(t, killed)
+	}
+	return imageMembers[killed]
+}
+
+// makeImageMember lets a member work and takes its data directory: stopped in
+// order, or as kill -9 leaves it, with answers that only the log has.
+func makeImageMember(t *testing.T, killed bool) *imageMember {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "data")
+	p := &powerTest{t: t, rng: rand.New(rand.NewPCG(4, 22)), model: mvcctest.New()}
+	m, err := startPower(dir, nil, nil)
+	p.must(m, err)
+	p.ready(m, nil)
+	work := func(requests int) {
+		for range requests {
+			if !p.propose(m, p.request()) {
+				t.Fatalf("no answer\n%s", m.log)
+			}
+			p.pause()
+		}
+	}
+	work(250)
+	p.must(m, m.Reclaim(t.Context()))
+	work(100)
+	time.Sleep(200 * time.Millisecond) // lets the store catch up, and spares be made
+	img := &imageMember{}
+	take := func() {
+		for i, to := range []*image{&img.member, &img.db, &img.wal} {
+			*to, err = imageOf(filepath.Join(dir, imageFolders[i]))
+			p.must(m, err)
+		}
+	}
+	if killed {
+		m.store.mu.Lock() // no commit from here
+		work(30)
+		take()
+		m.store.mu.Unlock()
+	}
+	p.must(m, m.stop())
+	if !killed {
+		take()
+	}
+	img.model = p.model
+	return img
+}
+
+// imageKind sorts files: by their extension, or by name.
+func imageKind(name string) string {
+	if ext := filepath.Ext(name); ext != "" && ext != ".json" {
+		return ext
+	}
+	return name
+}
+
+// imageTarget is where a byte may be changed.
+type imageTarget struct {
+	folder int
+	name   string
+}
+
+// targets returns the files by kind.
+func (m *imageMember) targets() map[string][]imageTarget {
+	kinds := map[string][]imageTarget{}
+	for i, img := range m.folders() {
+		for _, name := range slices.Sorted(maps.Keys(img)) {
+			if img[name].size > 0 {
+				kinds[imageKind(name)] = append(kinds[imageKind(name)], imageTarget{i, name})
+			}
+		}
+	}
+	return kinds
+}
+
+// imageEndBytes is what counts as the end of a file, where what is damaged may
+// look like what was not finished.
+const imageEndBytes = 2000
+
+// offset chooses a byte of a page that was written; often at the end of what was,
+// now and then any byte.
+func (f *imageFile) offset(rng *rand.Rand) (at int64, written bool) {
+	var pages []int
+	for p := 0; p*imagePage < len(f.data); p++ {
+		if !imageIsZero(f.data[p*imagePage : min((p+1)*imagePage, len(f.data))]) {
+			pages = append(pages, p)
+		}
+	}
+	if len(pages) == 0 || rng.IntN(8) == 0 {
+		return rng.Int64N(f.size), false
+	}
+	if rng.IntN(3) == 0 {
+		end := len(bytes.TrimRight(f.data, "\x00"))
+		return int64(end - 1 - rng.IntN(min(end, imageEndBytes))), true
+	}
+	from := pages[rng.IntN(len(pages))] * imagePage
+	return int64(from + rng.IntN(min(imagePage, len(f.data)-from))), true
+}
+
+// change returns the file with another value in a byte.
+func (f *imageFile) change(at int64, rng *rand.Rand) *imageFile {
+	c := &imageFile{f.extend(at + 1), f.size}
+	if rng.IntN(2) == 0 {
+		c.data[at] ^= 1 << rng.IntN(8)
+	} else {
+		c.data[at] += byte(1 + rng.IntN(255))
+	}
+	return c
+}
+
+// imageOutcomes counts what became of damaged images.
+type imageOutcomes struct {
+	mu     sync.Mutex
+	kinds  map[string]bool
+	counts map[string]int
+}
+
+func (o *imageOutcomes) add(kind string, written bool, what string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.kinds[kind] = true
+	if !written {
+		kind += ", where nothing was written"
+	}
+	o.counts[kind+": "+what]++
+}
+
+// TestDamagedImage changes one byte of a member's data directory and starts the
+// member. It is refused, naming the file, or serves everything that was
+// acknowledged, at every revision and with the right hash. It never serves
+// anything else.
+//
+// Damage that looks like an unfinished write of the store is refused too, but
+// with the name of what does not fit then; see looksUnfinished.
+func TestDamagedImage(t *testing.T) {
+	images := map[string]*imageMember{"stopped": imageMemberOf(t, false), "killed": imageMemberOf(t, true)}
+	out := &imageOutcomes{kinds: map[string]bool{}, counts: map[string]int{}}
+	began := time.Now()
+	t.Run("all", func(t *testing.T) {
+		// A few at once: they wait for the disk most of the time.
+		const lanes = 4
+		for lane := range lanes {
+			t.Run(fmt.Sprint(lane), func(t *testing.T) {
+				t.Parallel()
+				for n := lane; n < *damagedBytes; n += lanes {
+					for _, state := range []string{"stopped", "killed"}[n%2 : n%2+1] {
+						damageOne(t, state, images[state], n/2, out)
+					}
+				}
+			})
+		}
+	})
+	t.Logf("%d damaged bytes in %v", *damagedBytes, time.Since(began).Round(time.Second))
+	for _, what := range slices.Sorted(maps.Keys(out.counts)) {
+		t.Logf("%6d %s", out.counts[what], what)
+	}
+	if kinds := slices.Sorted(maps.Keys(out.kinds)); *damagedBytes >= imageShortRound && !slices.Equal(kinds, slices.Sorted(slices.Values(imageKinds))) {
+		t.Errorf("changed were files of the kinds %v, there should be %v", kinds, imageKinds)
+	}
+}
+
+// damageOne changes a byte of a file of the n-th kind and sees what comes of it.
+func damageOne(t *testing.T, state string, img *imageMember, n int, out *imageOutcomes) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(uint64(n), 23))
+	targets := img.targets()
+	kinds := slices.Sorted(maps.Keys(targets))
+	kind := kinds[n%len(kinds)]
+	target := targets[kind][len(targets[kind])-1] // the newest, in every second case
+	if rng.IntN(2) == 0 {
+		target = targets[kind][rng.IntN(len(targets[kind]))]
+	}
+	file := img.folders()[target.folder][target.name]
+	at, written := file.offset(rng)
+	damaged := *img
+	for i, to := range []*image{&damaged.member, &damaged.db, &damaged.wal} {
+		if i == target.folder {
+			*to = maps.Clone(*to)
+			(*to)[target.name] = file.change(at, rng)
+		}
+	}
+	what := fmt.Sprintf("%s member, %s changed at %d", state, target.name, at)
+	dir := filepath.Join(t.TempDir(), "data")
+	if err := damaged.write(dir); err != nil {
+		t.Fatal(err)
+	}
+	switch err := serveImage(t, dir, img.model, what); {
+	case err == nil:
+		out.add(kind, written, "served")
+	case strings.Contains(err.Error(), target.name):
+		out.add(kind, written, "refused")
+	case img.looksUnfinished(target, at) && errors.Is(err, node.ErrStoreBehind):
+		out.add(kind, written, "refused, because the log begins later")
+	case img.looksUnfinished(target, at) && imageNamed.MatchString(err.Error()):
+		out.add(kind, written, "refused, naming a file that does not fit what is left")
+	default:
+		t.Errorf("%s: refused without naming the file: %v", what, err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// imageNamed finds the name of one of the store's files in an error.
+var imageNamed = regexp.MustCompile(`\d+\.(sst|vlog|mem)\b`)
+
+// looksUnfinished tells whether damage at an offset cannot be told from a write
+// that the power interrupted: it is in the last transaction of the newest
+// memtable log, or in the last record of the manifest. The store is then the one
+// before that write, if its files fit; and if they do, the member's log says
+// whether there was more.
+func (m *imageMember) looksUnfinished(target imageTarget, at int64) bool {
+	switch name, f := target.name, m.folders()[target.folder][target.name]; {
+	case filepath.Ext(name) == imageMem:
+		logs, writes := m.db.names(imageMem), imageWrites(f.data)
+		return name == logs[len(logs)-1] && len(writes) > 0 && at >= int64(writes[len(writes)-1].from)
+	case name == imageManifest:
+		records := imageChanges(f.data)
+		return len(records) < 2 || at >= int64(records[len(records)-2].to)
+	}
+	return false
+}
+
+// serveImage starts a member on a data directory. It returns why it was refused,
+// or compares what it serves with a model.
+func serveImage(t *testing.T, dir string, model *mvcctest.Model, what string) error {
+	t.Helper()
+	m, err := startPower(dir, nil, nil)
+	if err != nil {
+		return err
+	}
+	p := &powerTest{t: t, rng: rand.New(rand.NewPCG(1, 1)), model: model, what: what}
+	p.ready(m, nil)
+	if err := model.Check(m.Keyspace(), model.Mark()); err != nil {
+		t.Errorf("%s: served: %v\n%s", what, err, m.log)
+	}
+	if err := m.stop(); err != nil {
+		t.Errorf("%s: stop: %v\n%s", what, err, m.log)
+	}
+	return nil
+}
+
+// TestDamagedPack deletes, cuts or alters one pack below the durable revision,
+// behind the store's back and with badger's own checksums in order. The start is
+// refused and names the pack.
+func TestDamagedPack(t *testing.T) {
+	img := imageMemberOf(t, true)
+	for name, damage := range map[string]func(txn *badger.Txn, key, value []byte) error{
+		"deleted":   func(txn *badger.Txn, key, value []byte) error { return txn.Delete(key) },
+		"truncated": func(txn *badger.Txn, key, value []byte) error { return txn.Set(key, value[:len(value)/2]) },
+		"emptied":   func(txn *badger.Txn, key, value []byte) error { return txn.Set(key, nil) },
+		"altered": func(txn *badger.Txn, key, value []byte) error {
+			value[len(value)-1]++
+			return txn.Set(key, value)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			if err := img.write(dir); err != nil {
+				t.Fatal(err)
+			}
+			id := damagePack(t, powerStoreDir(dir), damage)
+			err := serveImage(t, dir, img.model, name)
+			var c *backend.CorruptError
+			if !errors.As(err, &c) || c.Pack != id || !strings.Contains(err.Error(), "pack "+id.String()) {
+				t.Errorf("pack %s %s: %v", id, name, err)
+			}
+		})
+	}
+	for name, damage := range map[string]func(path string) error{
+		"file gone": os.Remove,
+		"file cut":  func(path string) error { return os.Truncate(path, 30_000) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			if err := img.write(dir); err != nil {
+				t.Fatal(err)
+			}
+			logs := img.db.names(imageVlog)
+			if err := damage(filepath.Join(powerStoreDir(dir), logs[len(logs)-1])); err != nil {
+				t.Fatal(err)
+			}
+			err := serveImage(t, dir, img.model, name)
+			var c *backend.CorruptError
+			if !errors.As(err, &c) || c.Pack.Main == 0 {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+}
+
+// damagePack changes a pack in the middle of the store in a transaction of its
+// own.
+func damagePack(t *testing.T, dir string, damage func(txn *badger.Txn, key, value []byte) error) backend.PackID {
+	t.Helper()
+	db, err := badger.OpenManaged(badger.DefaultOptions(dir).WithLogger(nil).WithCompression(options.None).
+		WithMemTableSize(1 << 20).WithValueLogFileSize(powerValueLogBytes).WithValueThreshold(1 << 10).WithDetectConflicts(false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	var keys [][]byte
+	read := db.NewTransactionAt(math.MaxUint64, false)
+	defer read.Discard()
+	it := read.NewIterator(badger.IteratorOptions{Prefix: []byte{'p'}})
+	for it.Rewind(); it.Valid(); it.Next() {
+		keys = append(keys, it.Item().KeyCopy(nil))
+	}
+	it.Close()
+	key := keys[len(keys)/2]
+	item, err := read.Get(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := item.ValueCopy(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := db.MaxVersion() + 1
+	txn := db.NewTransactionAt(at, true)
+	defer txn.Discard()
+	if err := damage(txn, key, value); err != nil {
+		t.Fatal(err)
+	}
+	if err := txn.CommitAt(at, nil); err != nil {
+		t.Fatal(err)
+	}
+	return backend.PackID{Main: int64(binary.BigEndian.Uint64(key[1:])), Sub: int32(binary.BigEndian.Uint32(key[9:]))}
+}
+
+// TestEmptyLogs: a crash leaves logs of the store that have a name and nothing
+// else. The member starts.
+func TestEmptyLogs(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		img := imageMemberOf(t, killed)
+		vlogs := img.db.names(imageVlog)
+		for _, name := range []string{
+			fmt.Sprintf("%06d%s", imageNumber(vlogs[len(vlogs)-1])+1, imageVlog),
+			fmt.Sprintf("%05d%s", 99, imageMem),
+		} {
+			t.Run(fmt.Sprintf("killed=%v,%s", killed, filepath.Ext(name)[1:]), func(t *testing.T) {
+				dir := filepath.Join(t.TempDir(), "data")
+				if err := img.write(dir); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(powerStoreDir(dir), name), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := serveImage(t, dir, img.model, name); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
