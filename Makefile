@@ -6,7 +6,7 @@ STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCH       := cmd/bench
 FUZZTIME    ?= 60s
 
-.PHONY: build generate test test-long bench fuzz \
+.PHONY: build generate test test-long test-durable bench fuzz \
 	check-format check-vet check-static check-generated check-tidy test-unit test-bench
 
 # The server and the operator's tool, as bin/troupe and bin/troupectl.
@@ -49,11 +49,22 @@ test-unit:
 test-bench:
 	cd $(BENCH) && $(GO) test -timeout 10m ./...
 
-# What takes minutes: everything again without cached results, and the full
-# differential test.
+# What takes minutes: everything again without cached results, the full
+# differential test, and the proofs of durability.
 test-long: test
 	$(GO) test -race -count=1 -timeout 30m ./...
 	cd $(BENCH) && $(GO) run . diff -seeds 200 -steps 2000 -min-coverage 100
+	$(MAKE) test-durable
+
+# The proofs of durability in their long form, some twenty minutes: what the short
+# forms in test-unit play a few times. -v shows what came of it.
+test-durable: SHELL := /bin/bash
+test-durable: .SHELLFLAGS := -o pipefail -c
+test-durable:
+	TROUPE_WAL_CRASHES=10000 $(GO) test -count=1 -timeout 30m -v -run 'TestCrash$$|TestDamage' ./walactor/wal | grep -v '^ *--- \|^=== '
+	$(GO) test -count=1 -timeout 30m -v -run 'TestReboot' -reboot-keys 100000 ./cmd/internal/node | grep '_test.go\|^---\|^ok\|FAIL'
+	$(GO) test -count=1 -timeout 60m -v -run 'TestKill$$|TestPowerCut|TestDamagedImage|TestDiskFull' \
+		-kill-rounds 100 -power-cuts 2000 -damaged-bytes 2000 ./cmd/internal/crashtest | grep -v '^=== '
 
 # Every fuzz target for FUZZTIME, one after another. An input that breaks one is
 # left in testdata/fuzz beside it, where plain go test finds it again. Making
