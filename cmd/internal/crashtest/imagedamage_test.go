@@ -24,6 +24,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc/mvcctest"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 var damagedBytes = flag.Int("damaged-bytes", imageShortRound, "damaged copies of a data directory in TestDamagedImage")
@@ -89,6 +90,7 @@ func makeImageMember(t *testing.T, killed bool) *imageMember {
 	work(250)
 	p.must(m, m.Reclaim(t.Context()))
 	work(100)
+	p.spin(m, nil)                     // so that the log is marked at the last commit
 	time.Sleep(200 * time.Millisecond) // lets the store catch up, and spares be made
 	img := &imageMember{}
 	take := func() {
@@ -144,22 +146,28 @@ const imageEndBytes = 2000
 
 // offset chooses a byte of a page that was written; often at the end of what was,
 // now and then any byte.
-func (f *imageFile) offset(rng *rand.Rand) (at int64, written bool) {
+func (f *imageFile) offset(rng *rand.Rand) int64 {
 	var pages []int
 	for p := 0; p*imagePage < len(f.data); p++ {
-		if !imageIsZero(f.data[p*imagePage : min((p+1)*imagePage, len(f.data))]) {
+		if f.written(int64(p * imagePage)) {
 			pages = append(pages, p)
 		}
 	}
 	if len(pages) == 0 || rng.IntN(8) == 0 {
-		return rng.Int64N(f.size), false
+		return rng.Int64N(f.size)
 	}
 	if rng.IntN(3) == 0 {
 		end := len(bytes.TrimRight(f.data, "\x00"))
-		return int64(end - 1 - rng.IntN(min(end, imageEndBytes))), true
+		return int64(end - 1 - rng.IntN(min(end, imageEndBytes)))
 	}
 	from := pages[rng.IntN(len(pages))] * imagePage
-	return int64(from + rng.IntN(min(imagePage, len(f.data)-from))), true
+	return int64(from + rng.IntN(min(imagePage, len(f.data)-from)))
+}
+
+// written tells whether there is anything but zeros in the page of an offset.
+func (f *imageFile) written(at int64) bool {
+	from := int(at) / imagePage * imagePage
+	return from < len(f.data) && !imageIsZero(f.data[from:min(from+imagePage, len(f.data))])
 }
 
 // change returns the file with another value in a byte.
@@ -236,7 +244,8 @@ func damageOne(t *testing.T, state string, img *imageMember, n int, out *imageOu
 		target = targets[kind][rng.IntN(len(targets[kind]))]
 	}
 	file := img.folders()[target.folder][target.name]
-	at, written := file.offset(rng)
+	at := file.offset(rng)
+	written := file.written(at)
 	damaged := *img
 	for i, to := range []*image{&damaged.member, &damaged.db, &damaged.wal} {
 		if i == target.folder {
@@ -249,11 +258,20 @@ func damageOne(t *testing.T, state string, img *imageMember, n int, out *imageOu
 	if err := damaged.write(dir); err != nil {
 		t.Fatal(err)
 	}
-	switch err := serveImage(t, dir, img.model, what); {
+	err := serveImage(t, dir, img.model, what)
+	if err != nil && !errors.Is(err, node.ErrStoreBehind) {
+		// What the log says is asked only when badger has opened the store, and has
+		// cut off or removed what looked unfinished.
+		damaged.db.checkUntouched(t, powerStoreDir(dir), what)
+	}
+	switch {
 	case err == nil:
 		out.add(kind, written, "served")
 	case strings.Contains(err.Error(), target.name):
 		out.add(kind, written, "refused")
+	case kind == "identity.json" && (errors.Is(err, wal.ErrWrongMember) || errors.Is(err, wal.ErrWrongCluster)):
+		// It says that it is another member's, and the log says whose it is.
+		out.add(kind, written, "refused, because the log is another member's")
 	case img.looksUnfinished(target, at) && errors.Is(err, node.ErrStoreBehind):
 		out.add(kind, written, "refused, because the log begins later")
 	case img.looksUnfinished(target, at) && imageNamed.MatchString(err.Error()):
@@ -263,6 +281,22 @@ func damageOne(t *testing.T, state string, img *imageMember, n int, out *imageOu
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// checkUntouched compares the folder of a store that was refused with what it was.
+func (img image) checkUntouched(t *testing.T, dir, what string) {
+	t.Helper()
+	now, err := imageOf(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := func(a, b *imageFile) bool {
+		size := max(len(a.data), len(b.data))
+		return a.size == b.size && bytes.Equal(a.extend(int64(size)), b.extend(int64(size)))
+	}
+	if !maps.EqualFunc(img, now, same) {
+		t.Errorf("%s: refused, but the store is not as it was:\n%s\nbefore:\n%s", what, now.describe(), img.describe())
 	}
 }
 

@@ -2,6 +2,7 @@ package crashtest
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -16,9 +17,11 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/mvccactor/mvcc/mvcctest"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/walactor/wal"
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
 )
 
@@ -70,6 +73,8 @@ type powerStats struct {
 	// Of the log: a torn write was cut off; the request without an answer was
 	// there after all.
 	torn, later int
+	// The log was marked; and trimmed.
+	marked, trimmed int
 	// Of the store: the commit under way was lost, or there. Those that carried
 	// no state do not count.
 	lost, kept int
@@ -84,8 +89,8 @@ func (s *powerStats) add(change func()) {
 
 // report says what happened, and fails if too little did.
 func (s *powerStats) report(t *testing.T, took time.Duration) {
-	t.Logf("%d lives, %d power cuts in %v: the log had a torn write in %d, the request without an answer in %d; the store had lost the commit under way in %d, not in %d",
-		s.lives, s.cuts, took.Round(time.Second), s.torn, s.later, s.lost, s.kept)
+	t.Logf("%d lives, %d power cuts in %v: the log had been marked in %d, trimmed in %d, had a torn write in %d, and the request without an answer in %d; the store had lost the commit under way in %d, not in %d",
+		s.lives, s.cuts, took.Round(time.Second), s.marked, s.trimmed, s.torn, s.later, s.lost, s.kept)
 	for _, kind := range slices.Sorted(maps.Keys(s.kinds)) {
 		t.Logf("%6d %s", s.kinds[kind], kind)
 	}
@@ -98,7 +103,7 @@ func (s *powerStats) report(t *testing.T, took time.Duration) {
 			"value log uncut", "table of no manifest", "transactions missing", "empty logs"} {
 			least[kind] = 1
 		}
-		if s.torn < s.cuts/50 || s.later < s.cuts/50 || s.lost < s.cuts/10 || s.kept < s.cuts/10 {
+		if s.marked < s.cuts/10 || s.trimmed < s.cuts/20 || s.torn < s.cuts/50 || s.later < s.cuts/50 || s.lost < s.cuts/10 || s.kept < s.cuts/10 {
 			t.Error("the power cuts miss what they are for")
 		}
 	}
@@ -172,7 +177,10 @@ func (p *powerTest) must(m *powerMember, err error) {
 func (p *powerTest) live(m *powerMember, plan *powerPlan) {
 	p.t.Helper()
 	if m.Node != nil && p.ready(m, plan) {
-		p.settle(m)
+		p.settle(m, plan)
+		if p.rng.IntN(2) == 0 {
+			p.spin(m, plan)
+		}
 		reclaims := new(sync.WaitGroup)
 		for deadline := time.Now().Add(2 * powerTimeout); p.on(plan); {
 			if time.Now().After(deadline) {
@@ -265,6 +273,22 @@ func (p *powerTest) propose(m *powerMember, req *applymsg.Request) bool {
 	return true
 }
 
+// powerMarkEvery is after how many entries raft has the log marked; from the
+// second mark on, the log is trimmed.
+const powerMarkEvery = 1024
+
+// spin makes requests without effect until the next commit has the log marked, or
+// the power fails.
+func (p *powerTest) spin(m *powerMember, plan *powerPlan) {
+	p.t.Helper()
+	nothing := &applymsg.Request{Op: &applymsg.Request_DeleteRange{DeleteRange: &pb.DeleteRangeRequest{Key: []byte("none")}}}
+	for end := m.Keyspace().View().AppliedIndex + powerMarkEvery; m.Keyspace().View().AppliedIndex < end; {
+		if plan != nil && !p.on(plan) || !p.propose(m, nothing) {
+			return
+		}
+	}
+}
+
 // answered tells the answer to a request that was executed from a refusal.
 func answered(out grpcgw.Outcome) bool {
 	switch out.Result.Code {
@@ -275,8 +299,8 @@ func answered(out grpcgw.Outcome) bool {
 }
 
 // settle finds out whether the request without an answer was executed, and
-// compares everything with the model.
-func (p *powerTest) settle(m *powerMember) (later bool) {
+// compares everything with the model. With a plan, the power may fail meanwhile.
+func (p *powerTest) settle(m *powerMember, plan *powerPlan) (later bool) {
 	p.t.Helper()
 	v := m.Keyspace().View()
 	now := mvcctest.Mark{Revision: v.Revision, Compact: v.CompactRevision}
@@ -284,7 +308,8 @@ func (p *powerTest) settle(m *powerMember) (later bool) {
 		p.model, later = p.pending, true
 	}
 	p.pending = nil
-	if err := p.model.Check(m.Keyspace(), p.model.Mark()); err != nil {
+	err := p.model.Check(m.Keyspace(), p.model.Mark())
+	if err != nil && (plan == nil || !errors.Is(err, mvcc.ErrClosed)) {
 		p.t.Fatalf("%v\n%s\n%s", err, p.what, m.log)
 	}
 	return later
@@ -310,6 +335,13 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 		kinds, cut.old.describe(), cut.floor, cut.last.describe(), img.describe())
 	fsys := cut.log.Clone()
 	fsys.Crash(p.rng.Uint64())
+	log, err := wal.Verify(fsys, powerLogDir)
+	if err != nil {
+		p.t.Fatalf("the log: %v\n%s", err, p.what)
+	}
+	if log.Mark.Index > cut.told {
+		p.t.Fatalf("the log begins after %d, and the store had said %d\n%s", log.Mark.Index, cut.told, p.what)
+	}
 	m, err := startPower(dir, fsys, plan)
 	if err != nil && plan != nil && !p.on(plan) && plan.err == nil {
 		// The power failed again while the store was cleaned up. The folder is in
@@ -322,13 +354,13 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 	if m.store.opened < cut.told {
 		p.t.Fatalf("the store has applied %d, and had said %d\n%s\n%s", m.store.opened, cut.told, p.what, m.log)
 	}
-	p.stats.add(func() { p.count(cut, m, kinds) })
+	p.stats.add(func() { p.count(cut, m, log, kinds) })
 	if liveOn {
 		return m, plan
 	}
 	model, pending := p.model, p.pending
 	p.ready(m, nil)
-	later := p.settle(m)
+	later := p.settle(m, nil)
 	p.stats.add(func() {
 		if later {
 			p.stats.later++
@@ -343,7 +375,7 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 		if err := m.Reclaim(context.Background()); err != nil {
 			p.t.Fatalf("the member cannot give space back: %v\n%s\n%s", err, p.what, m.log)
 		}
-		p.settle(m)
+		p.settle(m, nil)
 	}
 	if err := m.stop(); err != nil {
 		p.t.Fatalf("%v\n%s", err, m.log)
@@ -355,10 +387,18 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 	return nil, nil
 }
 
-func (p *powerTest) count(cut *powerCut, m *powerMember, kinds []string) {
+func (p *powerTest) count(cut *powerCut, m *powerMember, log *wal.Report, kinds []string) {
 	s := p.stats
 	s.cuts++
-	s.torn += m.log.torn
+	if log.Mark.Index > 0 {
+		s.marked++
+	}
+	if log.Segments[0].Seq > 1 {
+		s.trimmed++
+	}
+	if log.Torn != nil {
+		s.torn++
+	}
 	switch {
 	case m.store.opened >= cut.applied && cut.applied > cut.told:
 		s.kept++

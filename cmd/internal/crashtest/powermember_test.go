@@ -109,12 +109,10 @@ func (m *powerMember) stop() error {
 	return m.Stop(ctx)
 }
 
-// powerLog keeps the end of a member's log, and counts what it says of a torn
-// write.
+// powerLog keeps the end of a member's log.
 type powerLog struct {
 	mu   sync.Mutex
 	text bytes.Buffer
-	torn int
 }
 
 // powerLogBytes bounds what is kept.
@@ -123,9 +121,6 @@ const powerLogBytes = 64 << 10
 func (l *powerLog) Write(line []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if bytes.Contains(line, []byte("cut an unfinished write off the log")) {
-		l.torn++
-	}
 	if l.text.Len() > powerLogBytes {
 		l.text.Next(powerLogBytes / 2)
 	}
