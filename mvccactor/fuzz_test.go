@@ -43,9 +43,10 @@ func FuzzDurable(f *testing.F) {
 		o, err := Open(OpenConfig{OpenBackend: openMemory(m, func(m *backend.Memory) backend.Store { return m }),
 			Published: mvcc.NewPublished(), CacheBytes: 1 << 20})
 		d := new(mvccmsg.Durable)
-		known := proto.Unmarshal(state, d) == nil && d.Format <= storeFormat
+		known := proto.Unmarshal(state, d) == nil && d.Format <= storeFormat &&
+			d.Revision >= 1 && d.CompactRevision >= -1 && d.CompactRevision <= d.Revision
 		if err != nil {
-			if known && d.Format == storeFormat && d.Revision >= 1 && d.CompactRevision >= -1 && d.CompactRevision <= d.Revision {
+			if known && d.Format == storeFormat {
 				t.Fatalf("%v is refused: %v", d, err)
 			}
 			return

@@ -55,7 +55,7 @@ func Open(cfg OpenConfig) (*Opened, error) {
 			return fmt.Errorf("mvccactor: the store has format %d, this version knows %d: %w",
 				o.Durable.Format, storeFormat, backend.ErrNewer)
 		}
-		return nil
+		return checkRevisions(o.Durable)
 	}
 	cfg.Backend.VisitPack = func(id backend.PackID, value []byte) error {
 		return o.Store.Restore(mvcc.Revision{Main: id.Main, Sub: id.Sub}, value, max(1, o.Durable.GetRevision()))
@@ -73,6 +73,16 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		return nil, errors.Join(err, o.Backend.Close())
 	}
 	return o, nil
+}
+
+// checkRevisions refuses revisions that no keyspace can have: what is restored by
+// them would be thrown away or compacted.
+func checkRevisions(d *mvccmsg.Durable) error {
+	if d.Revision < 1 || d.CompactRevision < -1 || d.CompactRevision > d.Revision {
+		return fmt.Errorf("mvccactor: state in the store has revision %d and compact revision %d",
+			d.Revision, d.CompactRevision)
+	}
+	return nil
 }
 
 // clean removes what a commit that was cut off left above the durable revision,

@@ -275,9 +275,6 @@ func (c *checker) keyspace(rep *backend.Report, opened *mvccactor.Opened, played
 	if c.state.Format == 0 {
 		bad("the state has no format")
 	}
-	if s.Revision < 1 || s.CompactRevision < -1 || s.CompactRevision > s.Revision {
-		bad("the state has revision %d and compact revision %d", s.Revision, s.CompactRevision)
-	}
 	if s.AppliedIndex == 0 || s.AppliedTerm == 0 || len(c.state.GetConfState().GetVoters()) == 0 {
 		bad("the state has applied index %d of term %d, with %d voters",
 			s.AppliedIndex, s.AppliedTerm, len(c.state.GetConfState().GetVoters()))

@@ -49,11 +49,8 @@ var (
 
 // prepareDataDir refuses what is not ours before anything is touched.
 func prepareDataDir(cfg *Config) error {
-	if _, err := os.Stat(filepath.Join(cfg.DataDir, "member", "snap", "db")); err == nil {
-		return fmt.Errorf("%w (%s)", ErrEtcdData, cfg.DataDir)
-	}
-	if etcdLog(cfg.walDir()) {
-		return fmt.Errorf("%w (%s)", ErrEtcdData, cfg.walDir())
+	if _, err := LayoutOf(cfg.DataDir, cfg.WALDir); err != nil {
+		return err
 	}
 	for _, dir := range []string{filepath.Join(cfg.DataDir, "member"), filepath.Dir(cfg.walDir())} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
