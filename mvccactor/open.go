@@ -20,6 +20,9 @@ type OpenConfig struct {
 	OpenBackend func(backend.Config) (backend.Store, error)
 	CacheBytes  int64
 	Published   *mvcc.Published
+	// Check, if set, may refuse what the store says of itself, before anything is
+	// changed in it.
+	Check func(*mvccmsg.Durable) error
 	// Corrupt is mvcc.Config's.
 	Corrupt func(*mvcc.CorruptError)
 }
@@ -55,7 +58,10 @@ func Open(cfg OpenConfig) (*Opened, error) {
 			return fmt.Errorf("mvccactor: the store has format %d, this version knows %d: %w",
 				o.Durable.Format, storeFormat, backend.ErrNewer)
 		}
-		return checkRevisions(o.Durable)
+		if err := checkRevisions(o.Durable); err != nil || cfg.Check == nil {
+			return err
+		}
+		return cfg.Check(o.Durable)
 	}
 	cfg.Backend.VisitPack = func(id backend.PackID, value []byte) error {
 		return o.Store.Restore(mvcc.Revision{Main: id.Main, Sub: id.Sub}, value, max(1, o.Durable.GetRevision()))

@@ -104,6 +104,7 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 			ValueLogBytes: n.cfg.Storage.ValueLogBytes,
 		},
 		OpenBackend: n.cfg.Storage.OpenStore,
+		Check:       func(d *mvccmsg.Durable) error { return n.checkTogether(rec, d) },
 		CacheBytes:  n.cfg.CacheBytes,
 		Published:   n.published,
 		Corrupt:     func(e *mvcc.CorruptError) { n.corrupt(e) },
@@ -119,8 +120,10 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 			err = errors.Join(err, opened.Backend.Close())
 		}
 	}()
-	if err := n.checkTogether(rec, opened.Durable); err != nil {
-		return nil, err
+	if opened.Durable == nil { // so that it was not asked
+		if err := n.checkTogether(rec, nil); err != nil {
+			return nil, err
+		}
 	}
 	if err := recordIdentity(&n.cfg); err != nil {
 		return nil, err
@@ -156,14 +159,16 @@ func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {
 	return log, rec, nil
 }
 
+// checkTogether refuses a store that does not go with the log. d is nil if the
+// store has never been written to.
 func (n *Node) checkTogether(rec *wal.Recovered, d *mvccmsg.Durable) error {
 	if d != nil && (d.ClusterId != n.cfg.ClusterID || d.MemberId != n.cfg.MemberID) {
 		return fmt.Errorf("%w: the store is of member %x in cluster %x, this is member %x in cluster %x",
 			ErrOtherMember, d.MemberId, d.ClusterId, n.cfg.MemberID, n.cfg.ClusterID)
 	}
 	if applied := d.GetAppliedIndex(); applied < rec.Mark.Index {
-		return fmt.Errorf("%w: the store has applied %d entries, the log begins after %d",
-			ErrStoreBehind, applied, rec.Mark.Index)
+		return fmt.Errorf("%w: in %s %d entries are applied, the log begins after %d",
+			ErrStoreBehind, n.cfg.dbDir(), applied, rec.Mark.Index)
 	}
 	return nil
 }
