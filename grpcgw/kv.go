@@ -89,6 +89,9 @@ func (k *kv) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error)
 	if err := k.checkPutSize(r); err != nil {
 		return nil, err
 	}
+	if err := k.checkSpace(putCost(r)); err != nil {
+		return nil, err
+	}
 	res, err := k.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Put{Put: r}})
 	if err != nil {
 		return nil, err
@@ -136,6 +139,9 @@ func (k *kv) txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error)
 		return k.readTxn(ctx, r)
 	}
 	if err := k.checkSize(r); err != nil {
+		return nil, err
+	}
+	if err := k.checkSpace(txnCost(r)); err != nil {
 		return nil, err
 	}
 	res, err := k.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Txn{Txn: r}})

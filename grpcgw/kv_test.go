@@ -386,6 +386,9 @@ func TestQuota(t *testing.T) {
 		t.Errorf("put up to the quota: %v", err)
 	}
 	cfg.QuotaBytes = -1
+	if _, err := maint.Alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_DEACTIVATE, MemberID: testMember, Alarm: pb.AlarmType_NOSPACE}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := pb.NewKVClient(serve(t, cfg)).Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: big.Value}); err != nil {
 		t.Errorf("put without quota: %v", err)
 	}

@@ -96,7 +96,7 @@ func (m *maintenance) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (
 	m.cfg.Logger.Info().Msg("defragmentation begins")
 	if err := m.member.Reclaim(ctx); err != nil {
 		m.cfg.Logger.Warn().Err(err).Msg("defragmentation failed")
-		return nil, plainError(err)
+		return nil, storeError(err)
 	}
 	m.cfg.Logger.Info().Msg("defragmentation is done")
 	return &pb.DefragmentResponse{}, nil

@@ -40,21 +40,14 @@ func opsCost(ops []*pb.RequestOp) (cost int64) {
 // in etcd it comes before every other check, and what the alarm forbids is
 // decided where requests are applied: the same on all members.
 func (g *Gateway) checkQuota(ctx context.Context, cost int64) error {
-	if cost == 0 {
+	if cost == 0 || g.cfg.QuotaBytes < 0 {
 		return nil
 	}
 	view := g.keyspace.View()
-	if g.hasAlarm(view, true) {
-		// What will be refused must not take the space that is left to the log.
-		return rpctypes.ErrGRPCNoSpace
-	}
-	if g.cfg.QuotaBytes < 0 {
-		return nil
-	}
 	if view.Sizes.InUse()+cost < g.cfg.QuotaBytes {
 		return nil
 	}
-	if !g.hasAlarm(view, false) {
+	if !g.hasNoSpace(view, false) {
 		// Whatever becomes of the alarm, this request does not fit.
 		_, _ = g.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
 			MemberID: g.identity.MemberID,
@@ -65,11 +58,26 @@ func (g *Gateway) checkQuota(ctx context.Context, cost int64) error {
 	return rpctypes.ErrGRPCNoSpace
 }
 
-// hasAlarm tells whether this member has raised NOSPACE, for its disk or for the
-// quota: then a full keyspace does not fill the log with alarms.
-func (g *Gateway) hasAlarm(view *mvcc.View, disk bool) bool {
+// checkSpace refuses, after all other checks, a write of some cost that the alarm
+// forbids where it is applied: it must not take the space that is left to the log.
+func (g *Gateway) checkSpace(cost int64) error {
+	view := g.keyspace.View()
+	if cost == 0 || !g.hasNoSpace(view, true) {
+		return nil
+	}
 	for _, a := range view.Cluster.GetAlarms() {
-		if a.MemberId == g.identity.MemberID && a.Type == pb.AlarmType_NOSPACE && a.Disk == disk {
+		if a.Type == pb.AlarmType_CORRUPT {
+			return nil // which goes before, where it is applied
+		}
+	}
+	return rpctypes.ErrGRPCNoSpace
+}
+
+// hasNoSpace tells whether this member has raised NOSPACE, for the quota or, with
+// any, for whatever reason.
+func (g *Gateway) hasNoSpace(view *mvcc.View, any bool) bool {
+	for _, a := range view.Cluster.GetAlarms() {
+		if a.MemberId == g.identity.MemberID && a.Type == pb.AlarmType_NOSPACE && (any || !a.Disk) {
 			return true
 		}
 	}

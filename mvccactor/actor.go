@@ -35,6 +35,9 @@ const (
 	// persistBytes is how much may change before the persister is told although
 	// it has not answered the last message yet.
 	persistBytes = 1 << 20
+	// entryOverhead is what an entry takes in the log beside its data, in bytes: a
+	// batch of its own, padded.
+	entryOverhead = 256
 )
 
 var (
@@ -135,7 +138,7 @@ type Actor struct {
 	cleaned       bool // records were cut or reclaimed since the last view
 	compacting    bool // a CompactStep is on its way
 	compactStart  int64
-	unpersisted   int  // bytes of requests since the last Persist
+	unpersisted   int  // bytes since the last Persist, in the store or in the log
 	dirty         bool // something changed since the last Persist
 	persistsUnder int  // Persists not answered
 
@@ -278,6 +281,12 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 		a.state.Cluster = e.Cluster
 	}
 	a.dirty = true
+	before := a.store.Appended()
+	defer func() {
+		// The log keeps the entry until the store has what it did, however little
+		// that is.
+		a.unpersisted += int(max(a.store.Appended()-before, e.Bytes+entryOverhead))
+	}()
 	if e.BatchId == 0 {
 		return
 	}
@@ -291,7 +300,6 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 			now := actors.Now()
 			a.cfg.Observe.Executed(name, results[i].Code == raftmsg.Code_OK, bytes, time.Duration(now-start))
 			start = now
-			a.unpersisted += bytes
 			a.cfg.Faults.Point(actors.CoreMVCC, "head") // of the key's chain has moved
 		}
 		out.Results[i].Revision = a.store.Revision()
@@ -300,7 +308,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 }
 
 // request executes one request and fills in its result. It returns the kind of
-// the request and about how many bytes it added to the store.
+// the request and, of a put, the bytes of key and value.
 func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string, bytes int) {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
@@ -312,7 +320,7 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string
 	case *applymsg.Request_DeleteRange:
 		resp := a.store.DeleteRange(op.DeleteRange)
 		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: resp}
-		return "DeleteRange", int(resp.Deleted) * len(op.DeleteRange.Key)
+		return "DeleteRange", 0
 	case *applymsg.Request_Txn:
 		resp, err := a.store.Txn(op.Txn, noLeases{})
 		if res.Code = codeOf(err); err == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -672,7 +673,9 @@ func TestReclaimBatches(t *testing.T) {
 		}
 	}
 	next := int64(1)
-	for i, b := range reclaimBatches(reclaimed) {
+	for i := 0; len(reclaimed) > 0; i++ {
+		b, n, _ := reclaimBatch(reclaimed)
+		reclaimed = reclaimed[n:]
 		bytes, ids := 0, []int64{}
 		for _, p := range b.Put {
 			bytes += len(p.Parts[2])
@@ -695,7 +698,60 @@ func TestReclaimBatches(t *testing.T) {
 	if next != 3001 {
 		t.Fatalf("%d packs", next-1)
 	}
-	if len(reclaimBatches(nil)) != 0 {
-		t.Fatal("a batch of nothing")
-	}
+}
+
+// TestPersistInPieces: while there is no room nothing is written, however much
+// waits; with room for a little at a time it is written in pieces, the state with
+// the last; and only then is it told.
+func TestPersistInPieces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var room atomic.Int64
+		asked := 0
+		r := newRig(t, actorstest.NewSystem(t), rigConfig{room: func(bytes int) bool {
+			if bytes > pieceBytes {
+				t.Errorf("asked for %d bytes", bytes)
+			}
+			asked++
+			return room.Add(-1) >= 0
+		}})
+		defer r.stop()
+		value := strings.Repeat("v", 30<<10)
+		for i := range 600 { // 18 MiB
+			r.post(newEntry(uint64(i+1), put(fmt.Sprint(i), value)))
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n := len(r.disk.batches()); n != 0 || asked == 0 {
+			t.Fatalf("%d commits without room", n)
+		}
+		for n := 1; len(r.disk.batches()) < 3; n++ {
+			if n > 20 {
+				t.Fatal("it is not written")
+			}
+			room.Store(1)
+			time.Sleep(flushInterval)
+			synctest.Wait()
+			for i, b := range r.disk.batches() {
+				bytes := 0
+				for _, p := range b.Put {
+					bytes += len(p.Parts[1]) + len(p.Parts[2])
+				}
+				if bytes > pieceBytes {
+					t.Fatalf("commit %d has %d bytes", i, bytes)
+				}
+			}
+		}
+		room.Store(1 << 30)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		// 18 MiB are three pieces; more came when the first Persist was answered.
+		for i, b := range r.disk.batches() {
+			if len(b.Set) > 0 != (i >= 2) {
+				t.Errorf("commit %d has state %v", i, b.Set)
+			}
+		}
+		if n := r.persister.Mailbox.Stats().DepthRequests; n != 0 {
+			t.Errorf("%d messages are held", n)
+		}
+	})
 }

@@ -95,10 +95,12 @@ func checkRevisions(d *mvccmsg.Durable) error {
 // before the same revisions are written again.
 func (o *Opened) clean() error {
 	_, reclaimed := o.Store.TakeDirty()
-	for _, batch := range reclaimBatches(reclaimed) {
+	for len(reclaimed) > 0 {
+		batch, n, _ := reclaimBatch(reclaimed)
 		if err := o.Backend.Commit(batch); err != nil {
 			return fmt.Errorf("mvccactor: clean up after an unfinished commit: %w", err)
 		}
+		reclaimed = reclaimed[n:]
 	}
 	return nil
 }

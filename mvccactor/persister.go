@@ -2,6 +2,7 @@ package mvccactor
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -46,7 +47,8 @@ type PersisterConfig struct {
 	// Fatal ends the process. It is called when a commit failed.
 	Fatal func(error)
 	// Room tells whether the disk has room for a commit of so many bytes. While
-	// it has not, nothing is written: the log keeps the entries. Nil is always.
+	// it has not, nothing more is written: the log keeps the entries. Nil is
+	// always.
 	Room func(bytes int) bool
 	// Watch runs during each commit. It may be nil.
 	Watch *actors.Stopwatch
@@ -65,6 +67,7 @@ type Persister struct {
 	packs     map[backend.PackID]*mvccmsg.Pack
 	reclaimed []*mvccmsg.Reclaimed
 	durable   *mvccmsg.Durable
+	stated    bool // durable is in the store
 	messages  int
 	cost      actors.Cost
 }
@@ -111,13 +114,11 @@ func (p *Persister) batch(b *actors.Batch) {
 			due = true
 		}
 	}
-	if p.messages > 0 && (due || p.cost.Bytes >= flushBytes) && p.room() {
+	if p.messages > 0 && (due || p.cost.Bytes >= flushBytes) {
 		p.cfg.Faults.Point(actors.CorePersister, "batch")
 		p.flush()
 	}
 }
-
-func (p *Persister) room() bool { return p.cfg.Room == nil || p.cfg.Room(p.cost.Bytes) }
 
 func (p *Persister) merge(m *mvccmsg.Persist) {
 	if m.Epoch != p.cfg.Epoch {
@@ -127,7 +128,7 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 		p.packs[packID(pack.Id)] = pack
 	}
 	p.reclaimed = append(p.reclaimed, m.Reclaimed...)
-	p.durable = m.Durable
+	p.durable, p.stated = m.Durable, false
 	p.messages++
 	p.cost.Requests++
 	p.cost.Bytes += int(m.Bytes)
@@ -135,27 +136,65 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 
 func packID(id *mvccmsg.PackID) backend.PackID { return backend.PackID{Main: id.Main, Sub: id.Sub} }
 
-// flush writes what was merged, and tells who waits for it. Packs and the state
-// that covers them go first, whatever their size; the store keeps them in step.
-// Then what was reclaimed: it rests on that state being durable, and each piece
-// on those before it.
+// flush writes what was merged, and tells who waits for it. It does so in pieces,
+// as long as there is room for each; what is left waits for the next tick. Packs go
+// first, the last of them with the state that covers them all: a start drops what
+// lies above its state. Then what was reclaimed: it rests on that state being
+// durable, and each piece on those before it.
 func (p *Persister) flush() {
-	batch, err := p.prepare()
-	if err != nil {
-		panic(err)
-	}
-	p.commit(batch)
-	p.cfg.Faults.Point(actors.CorePersister, "middle")
-	for _, batch := range reclaimBatches(p.reclaimed) {
+	for !p.stated {
+		batch, bytes, last := p.nextPacks()
+		if !p.room(bytes) {
+			return
+		}
 		p.commit(batch)
+		for _, pack := range batch.Put {
+			delete(p.packs, pack.ID)
+		}
+		p.stated = last
+		p.cfg.Faults.Point(actors.CorePersister, "middle")
 	}
+	for len(p.reclaimed) > 0 {
+		batch, n, bytes := reclaimBatch(p.reclaimed)
+		if !p.room(bytes) {
+			return
+		}
+		p.commit(batch)
+		p.reclaimed = p.reclaimed[n:]
+	}
+	p.tell()
+}
+
+func (p *Persister) room(bytes int) bool { return p.cfg.Room == nil || p.cfg.Room(bytes) }
+
+// nextPacks takes the oldest packs, and with the last of them the state.
+func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
+	ids := slices.SortedFunc(maps.Keys(p.packs), backend.PackID.Compare)
+	for i, id := range ids {
+		pack := p.packs[id]
+		size := len(pack.Table) + len(pack.Data)
+		if i > 0 && bytes+size > pieceBytes {
+			return batch, bytes, false
+		}
+		batch.Put = append(batch.Put, backendPack(pack))
+		bytes += size
+	}
+	state, err := proto.Marshal(p.durable)
+	if err != nil {
+		panic(fmt.Errorf("mvccactor: state: %w", err))
+	}
+	batch.Set = []backend.Entry{{Key: stateName, Value: state}}
+	return batch, bytes, true
+}
+
+// tell answers for everything that was merged.
+func (p *Persister) tell() {
 	d := p.durable
 	p.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{Epoch: p.cfg.Epoch,
 		AppliedIndex: d.AppliedIndex, Revision: d.Revision, Messages: int64(p.messages)}, actors.Cost{Requests: 1})
 	p.cfg.Raft.MustPost(p.cfg.RaftLane, &raftmsg.Persisted{Epoch: p.cfg.Epoch,
 		AppliedIndex: d.AppliedIndex, AppliedTerm: d.AppliedTerm, ConfState: d.ConfState}, actors.Cost{Requests: 1})
 	p.box.ReleaseLane(persisterPersist, p.cost)
-	clear(p.packs)
 	p.reclaimed, p.durable, p.messages, p.cost = nil, nil, 0, actors.Cost{}
 }
 
@@ -171,24 +210,14 @@ func (p *Persister) commit(batch backend.Batch) {
 	p.cfg.Commit(time.Duration(actors.Now() - start))
 }
 
-func (p *Persister) prepare() (backend.Batch, error) {
-	state, err := proto.Marshal(p.durable)
-	if err != nil {
-		return backend.Batch{}, fmt.Errorf("mvccactor: state: %w", err)
-	}
-	batch := backend.Batch{Set: []backend.Entry{{Key: stateName, Value: state}}}
-	for _, pack := range p.packs {
-		batch.Put = append(batch.Put, backendPack(pack))
-	}
-	slices.SortFunc(batch.Put, func(a, b backend.Pack) int { return a.ID.Compare(b.ID) })
-	return batch, nil
-}
-
 func backendPack(p *mvccmsg.Pack) backend.Pack {
 	return backend.Pack{ID: packID(p.Id), Parts: [][]byte{p.Header, p.Table, p.Data}}
 }
 
 const (
+	// pieceBytes is what is written at a time, and has to find room: in one piece
+	// whatever a tick finds under load.
+	pieceBytes = 6 << 20
 	// reclaimBatchPacks and reclaimBatchBytes keep what was reclaimed within one
 	// transaction of the store: the tombstone of a key must not go while an older
 	// record of it stays.
@@ -196,23 +225,20 @@ const (
 	reclaimBatchBytes = 4 << 20
 )
 
-// reclaimBatches divides what was reclaimed into transactions, in order.
-func reclaimBatches(reclaimed []*mvccmsg.Reclaimed) []backend.Batch {
-	var batches []backend.Batch
-	packs, bytes := 0, 0
-	for i, r := range reclaimed {
+// reclaimBatch makes the next transaction of what was reclaimed, in order. It
+// returns how many pieces it took, and their bytes.
+func reclaimBatch(reclaimed []*mvccmsg.Reclaimed) (b backend.Batch, n, bytes int) {
+	for _, r := range reclaimed {
 		size := len(r.Pack.GetTable()) + len(r.Pack.GetData())
-		if i == 0 || packs == reclaimBatchPacks || bytes+size > reclaimBatchBytes {
-			batches = append(batches, backend.Batch{})
-			packs, bytes = 0, 0
+		if n > 0 && (n == reclaimBatchPacks || bytes+size > reclaimBatchBytes) {
+			break
 		}
-		b := &batches[len(batches)-1]
 		if r.Pack != nil {
 			b.Put = append(b.Put, backendPack(r.Pack))
 		} else {
 			b.Delete = append(b.Delete, packID(r.Id))
 		}
-		packs, bytes = packs+1, bytes+size
+		n, bytes = n+1, bytes+size
 	}
-	return batches
+	return b, n, bytes
 }

@@ -85,6 +85,7 @@ type rigConfig struct {
 	cut        func(int, backend.Batch) (int, bool)
 	replayedTo uint64
 	cache      int64
+	room       func(bytes int) bool
 }
 
 type rig struct {
@@ -141,7 +142,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	r.index = r.Durable.GetAppliedIndex()
 	r.raft = actorstest.NewProbe(t, r.sys, actors.CoreRaft)
 	persister, persisterStage := NewPersister(PersisterConfig{
-		Epoch: r.epoch, Store: r.disk, Limit: cfg.persister, Raft: r.raft.Mailbox,
+		Epoch: r.epoch, Store: r.disk, Limit: cfg.persister, Raft: r.raft.Mailbox, Room: cfg.room,
 		Fatal: func(err error) {
 			r.mu.Lock()
 			defer r.mu.Unlock()

@@ -47,7 +47,7 @@ type Observer interface {
 
 // Disk is what other goroutines may know of the log's disk.
 type Disk struct {
-	actors.Stopwatch // runs during an append
+	actors.Stopwatch // runs while the log is written to
 
 	fsync atomic.Int64 // smoothed duration of an append with fsync, ns
 }
@@ -112,7 +112,10 @@ func (a *Actor) batch(b *actors.Batch) {
 	a.note(b)
 	a.answer()
 	if trim != nil {
-		if _, err := a.cfg.Log.Trim(trim.Index); err != nil {
+		a.cfg.Disk.Start()
+		_, err := a.cfg.Log.Trim(trim.Index)
+		a.cfg.Disk.Stop()
+		if err != nil {
 			a.cfg.Fatal(err)
 		}
 	}

@@ -53,7 +53,7 @@ func (s *State) Apply(e *raftpb.Entry) (*mvccmsg.EntryOps, error) {
 		panic(fmt.Sprintf("apply: entry %d follows %d", e.GetIndex(), s.index))
 	}
 	s.index++
-	ops := &mvccmsg.EntryOps{Index: e.GetIndex(), Term: e.GetTerm()}
+	ops := &mvccmsg.EntryOps{Index: e.GetIndex(), Term: e.GetTerm(), Bytes: int64(len(e.Data))}
 	before := s.cluster
 	var err error
 	switch e.GetType() {

@@ -355,8 +355,7 @@ func (c *checker) together() {
 	}
 	l, d := c.report.Log, c.state
 	if c.first && (l != nil && l.LastIndex > 0 || d != nil) {
-		c.problem(problem{Area: areaIdentity, File: c.dir.name(c.dir.Identity, ""),
-			Reason: "it is missing, though log or store hold data"})
+		c.note("%s: missing; the next start writes it, if log and store are of the member that is started", c.dir.name(c.dir.Identity, ""))
 	}
 	logName, storeName := c.dir.name(c.dir.Log, ""), c.dir.name(c.dir.Store, "")
 	if c.id != nil && l != nil && (c.id.ClusterID != l.clusterID || c.id.MemberID != l.memberID) {

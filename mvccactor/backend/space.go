@@ -154,6 +154,3 @@ func (b *Ballast) Release() error {
 	// Space counts as free once the removal is durable.
 	return syncDir(filepath.Dir(b.path))
 }
-
-// Restore allocates the ballast again; it is Create under the name of its use.
-func (b *Ballast) Restore() error { return b.Create() }

@@ -25,8 +25,8 @@ func TestBallast(t *testing.T) {
 	if b.Held() {
 		t.Fatal("a short ballast counts as held")
 	}
-	must(t, b.Restore())
-	must(t, b.Restore())
+	must(t, b.Create())
+	must(t, b.Create())
 	if !b.Held() {
 		t.Fatal("not restored")
 	}

@@ -1,6 +1,7 @@
 package mvcc
 
 import (
+	"errors"
 	"hash/crc32"
 	"sync"
 )
@@ -247,17 +248,28 @@ func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 		if v.CompactRevision < job.revision {
 			return took, nil // not published yet
 		}
-		any, err := v.keptByCompaction(job.revision)
-		if err != nil {
-			return took, err
+		h, err := v.compactionHash(job, pause)
+		var damage *CorruptError
+		if err != nil && !errors.As(err, &damage) {
+			return took, err // later
 		}
-		h, err := v.hash(job.revision, job.previous, v.keeper(job.revision, job.previous, any), pause)
-		if err != nil {
-			return took, err
+		if err == nil {
+			p.hashes.keep(h)
 		}
-		p.hashes.keep(h)
 		p.hashes.done()
 		job.pin.Release()
+		if err != nil {
+			return took, err // that hash is never to be had
+		}
 		took = true
 	}
+}
+
+// compactionHash is what the history hashed to at a compaction.
+func (v *View) compactionHash(job hashJob, pause func() error) (HashKV, error) {
+	any, err := v.keptByCompaction(job.revision)
+	if err != nil {
+		return HashKV{}, err
+	}
+	return v.hash(job.revision, job.previous, v.keeper(job.revision, job.previous, any), pause)
 }

@@ -54,6 +54,7 @@ type Store struct {
 	filled int // packs in the list that are sealed and were durable once
 
 	liveBytes, storedBytes int64
+	appended               int64 // bytes of all records and rows ever appended
 
 	encoded []byte // scratch for one record
 }
@@ -78,6 +79,9 @@ func (s *Store) Revision() int64 { return s.revision }
 // CompactRevision is the lowest revision that can be read, -1 if all can.
 func (s *Store) CompactRevision() int64 { return s.compactRevision }
 
+// Appended returns how many bytes were appended since the store was opened.
+func (s *Store) Appended() int64 { return s.appended }
+
 // append adds the record of a version to the tail pack.
 func (s *Store) append(v *version, record []byte) {
 	r := v.revision()
@@ -93,6 +97,7 @@ func (s *Store) append(v *version, record []byte) {
 	s.tail.bytes.Add(size)
 	s.liveBytes += size
 	s.storedBytes += size
+	s.appended += size
 	s.cache.resident.Add(size)
 	s.markDirty(s.tail)
 }

@@ -95,7 +95,9 @@ type EntryOps struct {
 	ConfState  *raftpb.ConfState    `protobuf:"bytes,5,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
 	ConfChange *raftpb.ConfChangeV2 `protobuf:"bytes,6,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
 	// Set when the members or alarms changed: all of them, after this entry.
-	Cluster       *Cluster `protobuf:"bytes,7,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Cluster *Cluster `protobuf:"bytes,7,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// How many bytes of data the entry has.
+	Bytes         int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -177,6 +179,13 @@ func (x *EntryOps) GetCluster() *Cluster {
 		return x.Cluster
 	}
 	return nil
+}
+
+func (x *EntryOps) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 // Op is one request of an entry, in its place.
@@ -864,7 +873,7 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"raft.proto\x1a\x14applymsg/apply.proto\x1a\x12raftmsg/raft.proto\"S\n" +
 	"\aExecute\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x122\n" +
-	"\aentries\x18\x02 \x03(\v2\x18.troupe.mvccmsg.EntryOpsR\aentries\"\x91\x02\n" +
+	"\aentries\x18\x02 \x03(\v2\x18.troupe.mvccmsg.EntryOpsR\aentries\"\xa7\x02\n" +
 	"\bEntryOps\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x19\n" +
@@ -874,7 +883,8 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"conf_state\x18\x05 \x01(\v2\x11.raftpb.ConfStateR\tconfState\x125\n" +
 	"\vconf_change\x18\x06 \x01(\v2\x14.raftpb.ConfChangeV2R\n" +
 	"confChange\x121\n" +
-	"\acluster\x18\a \x01(\v2\x17.troupe.mvccmsg.ClusterR\acluster\"h\n" +
+	"\acluster\x18\a \x01(\v2\x17.troupe.mvccmsg.ClusterR\acluster\x12\x14\n" +
+	"\x05bytes\x18\b \x01(\x03R\x05bytes\"h\n" +
 	"\x02Op\x122\n" +
 	"\arequest\x18\x01 \x01(\v2\x18.troupe.applymsg.RequestR\arequest\x12.\n" +
 	"\x06answer\x18\x02 \x01(\v2\x16.troupe.raftmsg.ResultR\x06answer\"\x86\x01\n" +

@@ -103,23 +103,53 @@ func TestDiskFull(t *testing.T) {
 	compact(t, client)
 	t.Logf("%d puts acknowledged, %d refused, %d deletes acknowledged", l.acked.Load(), l.refused.Load(), l.deleted.Load())
 
-	// The same without a kill: what could not be stored is stored now.
+	// The same without a kill: what could not be stored is stored now. A delete of
+	// long keys takes much more than it is long.
+	long := longKeys(t, client)
 	l = fillLoad(client)
 	l.await(t, s, &l.acked, 500)
 	fill = startFiller(t, filepath.Join(dir, "filler"))
 	await(t, s, "the disk is full", func() bool { return free(t, dir) == 0 })
 	l.await(t, s, &l.deleted, 100)
+	if resp, err := client.Delete(t.Context(), "long/", clientv3.WithPrefix()); err != nil || resp.Deleted != long {
+		t.Fatalf("a delete of %d long keys: %v, %v\n%s", long, resp, err, s.Log())
+	}
+	l.await(t, s, &l.deleted, 100)
 	fill.stop()
 	await(t, s, "the alarm is cleared", func() bool { return !alarmed(t, client) })
 	l.await(t, s, &l.acked, 100)
+
+	// An orderly stop on a full disk leaves the store as it is.
+	fill = startFiller(t, filepath.Join(dir, "filler"))
+	await(t, s, "the disk is full", func() bool { return free(t, dir) == 0 })
+	l.await(t, s, &l.deleted, 100)
 	l.stop()
-	if s.State() != nil {
-		t.Fatalf("the server ended: %v\n%s", s.State(), s.Log())
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatalf("stop: %v\n%s", err, s.Log())
 	}
-	s.Kill()
+	fill.stop()
 	s = Serve(t, cfg)
 	l.client = dial(t, s)
 	l.check(t)
+	if resp, err := l.client.Get(t.Context(), "long/", clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil || resp.Count != 0 {
+		t.Errorf("deleted keys are back: %v, %v", resp, err)
+	}
+}
+
+// longKeys puts keys that are much longer than their range's name.
+func longKeys(t *testing.T, client *clientv3.Client) (n int64) {
+	t.Helper()
+	for range 300 {
+		var puts []clientv3.Op
+		for range 100 {
+			puts = append(puts, clientv3.OpPut(fmt.Sprintf("long/%0*d", 1<<10, n), ""))
+			n++
+		}
+		if _, err := client.Txn(t.Context()).Then(puts...).Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return n
 }
 
 // again runs this test in a process that has mounts of its own.
@@ -292,6 +322,7 @@ func (l *spaceLoad) run(ctx context.Context, client int) {
 		if may[key] == nil {
 			resp, err := l.client.Get(ctx, key)
 			if err != nil {
+				l.complain(ctx, err)
 				continue
 			}
 			may[key] = []string{""}
@@ -324,12 +355,18 @@ func (l *spaceLoad) outcome(ctx context.Context, may []string, value string, err
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		l.refused.Add(1)
 		return may
-	case ctx.Err() == nil:
-		l.mu.Lock()
-		l.bad = append(l.bad, err)
-		l.mu.Unlock()
 	}
+	l.complain(ctx, err)
 	return append(slices.Clone(may), value)
+}
+
+// complain notes an error that a full disk is no reason for.
+func (l *spaceLoad) complain(ctx context.Context, err error) {
+	if ctx.Err() == nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.bad = append(l.bad, err)
+	}
 }
 
 // await waits until some more of the load was answered in one way.

@@ -262,5 +262,9 @@ func (k *killer) report() {
 	slices.Sort(k.serves) // until here in order of time
 	k.Logf("seed %d: %d rounds, %d kills during a start, %d operations: %d acknowledged, %d refused, %d unknown of which %d took effect; %d revisions, %d compactions and reads of the past",
 		k.seed, *killRounds, k.again, k.sum.Operations, k.sum.Acknowledged, k.sum.Refused, k.sum.Unknown, k.sum.Took, k.sum.Revisions, k.sum.FloorCalls)
+	const roundsLong, operationsLong = 100, 50_000
+	if *killRounds >= roundsLong && k.sum.Operations < operationsLong {
+		k.Errorf("fewer than %d operations", operationsLong)
+	}
 	k.Logf("time to serve: median %v, highest %v", k.serves[len(k.serves)/2], k.serves[len(k.serves)-1])
 }

@@ -43,6 +43,8 @@ var (
 		"to migrate, take a snapshot with 'etcdctl snapshot save' and restore it into a new data directory")
 	// ErrStoreBehind: the store lost what the log does not hold any more.
 	ErrStoreBehind = errors.New("node: the store ends before the log begins")
+	// ErrLogBehind: the log lost what the store has, or is another one.
+	ErrLogBehind = errors.New("node: the log ends before what was applied from it")
 	// ErrOtherMember: store and log do not belong together, or not to this member.
 	ErrOtherMember = errors.New("node: the data directory belongs to another member")
 )
@@ -82,7 +84,18 @@ func etcdLog(dir string) bool {
 
 // boot opens log and store, and builds the stages around what they hold.
 func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
+	select {
+	case <-n.stopping:
+		return nil, errStopping
+	default:
+	}
+	if err := n.makeRoom(); err != nil {
+		return nil, err
+	}
 	log, rec, err := n.openLog()
+	if errors.Is(err, wal.ErrNoSpace) {
+		err = n.diskFull(err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -91,20 +104,17 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 			err = errors.Join(err, log.Close())
 		}
 	}()
-	if err := n.makeRoom(); err != nil {
-		return nil, err
-	}
 	opened, err := mvccactor.Open(mvccactor.OpenConfig{
 		Backend: backend.Config{
 			Dir:           n.cfg.dbDir(),
-			MustExist:     rec.Mark.Index > 0,
+			MustExist:     rec.Mark.Index > 0 || Exists(n.cfg.DataDir),
 			Logger:        storeLogger{n.cfg.Logger},
 			OnFailure:     n.exit,
 			MemTableBytes: n.cfg.Storage.MemTableBytes,
 			ValueLogBytes: n.cfg.Storage.ValueLogBytes,
 		},
 		OpenBackend: n.cfg.Storage.OpenStore,
-		Check:       func(d *mvccmsg.Durable) error { return n.checkTogether(rec, d) },
+		Check:       func(d *mvccmsg.Durable) error { return n.checkTogether(log, rec, d) },
 		CacheBytes:  n.cfg.CacheBytes,
 		Published:   n.published,
 		Corrupt:     func(e *mvcc.CorruptError) { n.corrupt(e) },
@@ -121,7 +131,7 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 		}
 	}()
 	if opened.Durable == nil { // so that it was not asked
-		if err := n.checkTogether(rec, nil); err != nil {
+		if err := n.checkTogether(log, rec, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -144,6 +154,9 @@ func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if !exists && Exists(n.cfg.DataDir) {
+		return nil, nil, fmt.Errorf("%w: none in %s", ErrLogBehind, dir)
+	}
 	if !exists {
 		log, err := wal.Create(fsys, dir, cfg, wal.Batch{})
 		return log, &wal.Recovered{}, err
@@ -161,14 +174,19 @@ func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {
 
 // checkTogether refuses a store that does not go with the log. d is nil if the
 // store has never been written to.
-func (n *Node) checkTogether(rec *wal.Recovered, d *mvccmsg.Durable) error {
+func (n *Node) checkTogether(log *wal.Log, rec *wal.Recovered, d *mvccmsg.Durable) error {
 	if d != nil && (d.ClusterId != n.cfg.ClusterID || d.MemberId != n.cfg.MemberID) {
 		return fmt.Errorf("%w: the store is of member %x in cluster %x, this is member %x in cluster %x",
 			ErrOtherMember, d.MemberId, d.ClusterId, n.cfg.MemberID, n.cfg.ClusterID)
 	}
-	if applied := d.GetAppliedIndex(); applied < rec.Mark.Index {
+	applied := d.GetAppliedIndex()
+	if applied < rec.Mark.Index {
 		return fmt.Errorf("%w: in %s %d entries are applied, the log begins after %d",
 			ErrStoreBehind, n.cfg.dbDir(), applied, rec.Mark.Index)
+	}
+	if last := log.LastIndex(); applied > last {
+		return fmt.Errorf("%w: %s ends with %d, in %s %d entries are applied",
+			ErrLogBehind, n.cfg.walDir(), last, n.cfg.dbDir(), applied)
 	}
 	return nil
 }
@@ -259,7 +277,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 			n.current.Store(nil)
 			n.raft.Reset()
 			n.replies.FailAll(raftmsg.Code_STOPPED) // whose stages stopped before theirs was done
-			return errors.Join(o.Backend.Close(), log.Close())
+			return errors.Join(n.closeStore(o.Backend), log.Close())
 		},
 	}
 }
@@ -278,8 +296,13 @@ func (n *Node) exit(err error) { n.cfg.Exit(err) }
 
 func (n *Node) giveUp(reason error) {
 	n.replies.FailAll(raftmsg.Code_STOPPED)
-	n.cfg.Exit(reason)
+	if !errors.Is(reason, errStopping) {
+		n.cfg.Exit(reason)
+	}
 }
+
+// errStopping ends a reboot of the core while the member stops.
+var errStopping = errors.New("node: the member is stopping")
 
 // classify gives up at once where a reboot would only repeat the failure.
 func (n *Node) classify(f actors.Failure) error {

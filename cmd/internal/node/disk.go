@@ -37,7 +37,7 @@ const (
 	ballastBytes = 64 << 20
 	// diskTimeout bounds the proposal of an alarm, so that the ballast is watched
 	// meanwhile; the next look tries again.
-	diskTimeout = 200 * time.Millisecond
+	diskTimeout = 50 * time.Millisecond
 )
 
 // space is what is known of the disk's free space.
@@ -51,7 +51,7 @@ type space struct {
 // bytes. The store's folder alone counts: the log has its files in advance.
 func (n *Node) room(bytes int64) bool {
 	free, err := n.cfg.FreeSpace(n.cfg.DataDir)
-	return err != nil || free >= diskReserve+n.space.tables.Load()+2*uint64(bytes)
+	return err == nil && free >= diskReserve+n.space.tables.Load()+2*uint64(bytes)
 }
 
 // persistRoom is room for the persister. It remembers that there was none.
@@ -63,6 +63,30 @@ func (n *Node) persistRoom(bytes int) bool {
 
 // errDiskFull: the store cannot be opened on a disk that is so full.
 var errDiskFull = errors.New("node: the disk is too full to open the store")
+
+// refuses tells whether a proposal must not get into the log: without room the
+// store does not take it, so that the log cannot let go of it, and there is no
+// segment in advance. What the guard says of the disk still fits.
+func (n *Node) refuses(c *crew, req *applymsg.Request) bool {
+	return n.space.held.Load() && req.GetDiskAlarm() == nil && c.log.Spares() == 0
+}
+
+// closeStore closes the store, which writes while it does. Without room it waits,
+// if the core reboots; if the member stops, it leaves the store as a kill would.
+func (n *Node) closeStore(store backend.Store) error {
+	for told := false; !n.room(0); {
+		if !told {
+			n.cfg.Logger.Warn().Msg("the disk is full: the store is closed when there is room, or left as it is")
+			told = true
+		}
+		select {
+		case <-n.stopping:
+			return nil
+		case <-time.After(diskEvery):
+		}
+	}
+	return store.Close()
+}
 
 // makeRoom sees that there is enough space to open the store, which writes while
 // it recovers. The ballast is there to be given up for that.
@@ -115,22 +139,22 @@ func (n *Node) diskLoop(incarnation uint64) (actors.Stage, error) {
 }
 
 func (g *diskGuard) look(ctx context.Context) {
-	free, ok := g.free()
+	g.lookAtTables()
+	free, where, ok := g.free()
 	if !ok {
 		return
 	}
-	g.lookAtTables()
-	low, tables := g.n.space.low.Load(), g.n.space.tables.Load()
+	low := g.n.space.low.Load()
 	switch {
-	case free < diskLow+tables:
+	case free < diskLow:
 		low = true
-	case free >= diskWell+tables:
+	case free >= diskWell:
 		low = false
 	}
 	g.n.space.low.Store(low)
 	g.trim(free)
 	if v := g.n.published.View(); v != nil && g.due(v.Cluster.GetAlarms(), low) {
-		g.propose(ctx, low, free)
+		g.propose(ctx, low, free, where)
 	}
 }
 
@@ -145,18 +169,22 @@ func (g *diskGuard) lookAtTables() {
 }
 
 // free returns the space on the fuller of the disks in use, with the ballast
-// counted as taken.
-func (g *diskGuard) free() (uint64, bool) {
-	least := ^uint64(0)
+// counted as taken, and without what the store's tables may need.
+func (g *diskGuard) free() (least uint64, where string, ok bool) {
 	for _, dir := range []string{g.n.cfg.DataDir, g.n.cfg.walDir()} {
 		free, err := g.n.cfg.FreeSpace(dir)
 		if err != nil {
 			g.n.cfg.Logger.Error().Err(err).Msg("cannot tell how much space is free")
-			return 0, false
+			return 0, "", false
 		}
-		least = min(least, free)
+		if dir == g.n.cfg.DataDir {
+			free -= min(free, g.n.space.tables.Load())
+		}
+		if where == "" || free < least {
+			least, where = free, dir
+		}
 	}
-	return least, true
+	return least, where, true
 }
 
 // trim keeps the ballast while there is room, and gives it up when there is
@@ -167,7 +195,7 @@ func (g *diskGuard) trim(free uint64) {
 	case held && free < ballastBytes:
 		err = g.ballast.Release()
 		g.n.cfg.Logger.Warn().Uint64("free", free).Msg("the disk is full; gave up the ballast")
-	case !held && free >= diskWell+ballastBytes+g.n.space.tables.Load():
+	case !held && free >= diskWell+ballastBytes:
 		err = g.ballast.Create()
 	}
 	if err != nil {
@@ -191,12 +219,12 @@ func (g *diskGuard) due(alarms []*applymsg.Alarm, low bool) bool {
 	return disk
 }
 
-func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64) {
+func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64, where string) {
 	event := g.n.cfg.Logger.Info()
 	if raise {
 		event = g.n.cfg.Logger.Warn()
 	}
-	event.Bool("raise", raise).Uint64("free", free).Msg("disk alarm")
+	event.Bool("raise", raise).Uint64("free", free).Str("dir", where).Msg("disk alarm")
 	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
 	defer cancel()
 	_, err := g.n.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_DiskAlarm{

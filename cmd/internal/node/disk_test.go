@@ -3,15 +3,34 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
-	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
+
+// fullDisk is the file system, on which no file can be made while there is little
+// free.
+type fullDisk struct {
+	wal.OSFS
+	free *atomic.Uint64
+}
+
+func (d fullDisk) Create(path string) (wal.File, error) {
+	if d.free.Load() < 64<<20 {
+		return nil, syscall.ENOSPC
+	}
+	return d.OSFS.Create(path)
+}
 
 // TestDiskGuard: when the disk is nearly full, puts are refused while reads,
 // deletes and compaction go on; when space is back, so are puts. The ballast is
@@ -22,23 +41,19 @@ func TestDiskGuard(t *testing.T) {
 	dir := t.TempDir()
 	m := startMember(t, dir, func(c *Config) {
 		c.FreeSpace = func(string) (uint64, error) { return free.Load(), nil }
+		c.Storage = Storage{LogFS: fullDisk{free: &free}, LogSegmentBytes: 1 << 20}
 	})
 	defer m.shut()
 	ballast := filepath.Join(dir, "member", "ballast")
-	await := func(what string, ok func() bool) {
-		t.Helper()
-		for end := time.Now().Add(20 * time.Second); !ok(); {
-			if time.Now().After(end) {
-				t.Fatalf("still waiting until %s", what)
-			}
-		}
-	}
 	exists := func() bool { _, err := os.Stat(ballast); return err == nil }
 	refused := func() bool {
 		_, err := m.client.Put(context.Background(), "probe", "")
 		return errors.Is(err, rpctypes.ErrNoSpace)
 	}
+	spares := func() int { return m.current.Load().log.Spares() }
+	await := m.eventually
 	await("there is a ballast", exists)
+	await("the log has segments in advance", func() bool { return spares() > 0 })
 	m.put("a", "1")
 	m.put("a", "2")
 
@@ -64,7 +79,63 @@ func TestDiskGuard(t *testing.T) {
 	}
 	await("puts are refused again", refused)
 
+	// What is changed stays in the log, which takes what fits into its segments and
+	// then no more.
+	await("the log is full", func() bool {
+		_, err := m.client.Delete(context.Background(), strings.Repeat("x", 100<<10))
+		return errors.Is(err, rpctypes.ErrNoSpace)
+	})
+	if spares() != 0 {
+		t.Error("deletes are refused though there are segments in advance")
+	}
+	m.get("a")
+
 	free.Store(10 << 30)
 	await("puts are accepted", func() bool { return !refused() })
 	await("the ballast is back", exists)
+}
+
+// TestRebootOnFullDisk: a core that reboots while the disk is full waits for room,
+// with reads going on, and then serves again. A member that is told to stop then
+// does so.
+func TestRebootOnFullDisk(t *testing.T) {
+	for _, stop := range []bool{false, true} {
+		t.Run(fmt.Sprintf("stop=%v", stop), func(t *testing.T) {
+			t.Parallel()
+			var free atomic.Uint64
+			free.Store(10 << 30)
+			dir := t.TempDir()
+			m := startMember(t, dir, func(c *Config) {
+				c.FreeSpace = func(string) (uint64, error) { return free.Load(), nil }
+			})
+			m.put("a", "1")
+			m.eventually("the log has segments in advance", func() bool { return m.current.Load().log.Spares() > 0 })
+			free.Store(1 << 20)
+			m.eventually("the alarm is raised", func() bool {
+				resp, err := m.client.AlarmList(context.Background())
+				return err == nil && len(resp.Alarms) == 1
+			})
+			m.Faults().Arm(actors.CoreApply, "entry", 1)
+			if _, err := m.client.Delete(context.Background(), "a"); !errors.Is(err, rpctypes.ErrStopped) {
+				t.Fatalf("the delete was answered with %v", err)
+			}
+			for range 10 {
+				resp, err := m.client.Get(context.Background(), "a", clientv3.WithSerializable())
+				if err != nil || len(resp.Kvs) != 1 {
+					t.Fatalf("a read during the reboot: %v, %v", resp, err)
+				}
+			}
+			if n := m.core.Restarts(); n != 0 {
+				t.Fatalf("%d reboots on a full disk", n)
+			}
+			if !stop {
+				free.Store(10 << 30)
+				m.eventually("it serves again", func() bool {
+					_, err := m.client.Put(context.Background(), "b", "2")
+					return err == nil
+				})
+			}
+			m.shut()
+		})
+	}
 }

@@ -72,12 +72,11 @@ func (n *Node) corrupt(err error) {
 	}
 	event := n.cfg.Logger.Error().Err(err)
 	var pack *mvcc.CorruptError
-	if errors.As(err, &pack) {
-		event = event.Stringer("pack", pack.Pack)
-	}
 	var file *backend.CorruptError
 	if errors.As(err, &file) {
-		event = event.Str("file", file.File)
+		event = event.Str("file", file.File).Stringer("pack", file.Pack)
+	} else if errors.As(err, &pack) {
+		event = event.Stringer("pack", pack.Pack)
 	}
 	event.Msg("the store is corrupt")
 }

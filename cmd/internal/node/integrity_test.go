@@ -150,6 +150,21 @@ func TestCorruptRead(t *testing.T) {
 	}
 }
 
+// TestCorruptHash: whoever else comes by damage tells of it too, and does not
+// try for ever.
+func TestCorruptHash(t *testing.T) {
+	d := damage(t, 150, nil)
+	defer d.shut()
+	if _, err := d.client.HashKV(t.Context(), d.cfg.Listeners[0].Addr().String(), 0); !errors.Is(err, rpctypes.ErrCorrupt) {
+		t.Errorf("HashKV is answered with %v", err)
+	}
+	_, err := pb.NewMaintenanceClient(d.client.ActiveConnection()).Hash(t.Context(), &pb.HashRequest{})
+	if !errors.Is(rpctypes.Error(err), rpctypes.ErrCorrupt) {
+		t.Errorf("Hash is answered with %v", err)
+	}
+	d.toldOf()
+}
+
 // TestScrub: damage that nobody reads is found by the scrubber.
 func TestScrub(t *testing.T) {
 	d := damage(t, 200, func(c *Config) { c.ScrubPeriod = time.Second })

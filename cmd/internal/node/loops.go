@@ -50,8 +50,8 @@ func (n *Node) spareLoop(incarnation uint64) (actors.Stage, error) {
 // prepareSpare does a piece of the work, and tells whether there is more.
 func (n *Node) prepareSpare() (more bool) {
 	c := n.current.Load()
-	if c == nil || n.space.low.Load() && c.log.Spares() > 0 {
-		return false // what is left of the disk is for the store
+	if c == nil {
+		return false
 	}
 	done, err := c.log.PrepareSpare(spareChunk)
 	full := errors.Is(err, wal.ErrNoSpace)

@@ -39,6 +39,9 @@ func (n *Node) Propose(ctx context.Context, req *applymsg.Request) (grpcgw.Outco
 	if c == nil {
 		return n.refused(raftmsg.Code_STOPPED), nil
 	}
+	if n.refuses(c, req) {
+		return n.refused(raftmsg.Code_NO_SPACE), nil
+	}
 	call := raftactor.NewCall(req, n.cfg.requestTimeout())
 	switch err := raftactor.PostCall(c.proposer, call); {
 	case errors.Is(err, actors.ErrFull):
@@ -139,13 +142,18 @@ func (n *Node) AwaitCompaction(ctx context.Context, revision int64) error {
 }
 
 // Reclaim implements grpcgw.Member.
-func (n *Node) Reclaim(ctx context.Context) error { return closed(n.loops.Reclaim(ctx)) }
+func (n *Node) Reclaim(ctx context.Context) error { return n.storeError(n.loops.Reclaim(ctx)) }
 
-// closed gives the error of a core that stops or reboots the name under which
-// the gateway knows it.
-func closed(err error) error {
-	if errors.Is(err, backend.ErrClosed) || errors.Is(err, actors.ErrClosed) {
+// storeError gives the errors of the store, and of a core that stops or reboots,
+// the names under which the gateway knows them. Damage is told.
+func (n *Node) storeError(err error) error {
+	var damage *backend.CorruptError
+	switch {
+	case errors.Is(err, backend.ErrClosed), errors.Is(err, actors.ErrClosed):
 		return mvcc.ErrClosed
+	case errors.As(err, &damage):
+		n.corrupt(err)
+		return &mvcc.CorruptError{Pack: mvcc.Revision{Main: damage.Pack.Main, Sub: damage.Pack.Sub}, Err: err}
 	}
 	return err
 }
@@ -163,14 +171,14 @@ func (n *Node) StoreHash(ctx context.Context) (uint32, error) {
 		return ctx.Err()
 	})
 	if err != nil {
-		return 0, closed(err)
+		return 0, n.storeError(err)
 	}
 	err = c.store.Scan(func(id backend.PackID, value []byte) error {
 		sum.Write([]byte(id.String()))
 		sum.Write(value)
 		return ctx.Err()
 	})
-	return sum.Sum32(), closed(err)
+	return sum.Sum32(), n.storeError(err)
 }
 
 // Actors implements grpcgw.Member.

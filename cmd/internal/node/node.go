@@ -51,9 +51,10 @@ type Node struct {
 
 	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
 
-	ready chan struct{} // closed once the member serves
-	done  chan error    // gets one error when serving ends unasked
-	stop  sync.Once
+	ready    chan struct{} // closed once the member serves
+	done     chan error    // gets one error when serving ends unasked
+	stop     sync.Once
+	stopping chan struct{} // closed by Stop
 }
 
 // New starts a member: it opens or creates the data directory, boots the core
@@ -77,6 +78,7 @@ func New(cfg Config) (*Node, error) {
 		compacted: mvccactor.NewCompacted(),
 		ready:     make(chan struct{}),
 		done:      make(chan error, 1),
+		stopping:  make(chan struct{}),
 	}
 	// Ids are unique among members and boots: the upper half is random per boot.
 	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
@@ -190,14 +192,22 @@ func (n *Node) Faults() *actors.Faults { return n.cfg.Faults }
 // What was accepted is answered before, unless ctx ends.
 func (n *Node) Stop(ctx context.Context) (err error) {
 	n.stop.Do(func() {
+		close(n.stopping)
 		err = errors.Join(
 			n.stopGateway(ctx),
 			n.monitor.Close(),
 			n.edge.Stop(ctx),
-			n.core.Stop(ctx),
+			n.stopCore(ctx),
 		)
 	})
 	return err
+}
+
+func (n *Node) stopCore(ctx context.Context) error {
+	if err := n.core.Stop(ctx); !errors.Is(err, errStopping) {
+		return err
+	}
+	return nil
 }
 
 // drainTimeout is how long requests under way may take to end when the member

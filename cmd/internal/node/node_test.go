@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -198,5 +199,78 @@ func TestMailboxLimits(t *testing.T) {
 		if err := m.validate(2 << 20); err == nil || !strings.Contains(err.Error(), flag) {
 			t.Errorf("%s: %v", flag, err)
 		}
+	}
+}
+
+// TestLostFiles: a member whose log or store is gone, or both, does not begin
+// anew: it refuses to start and says what is missing. Nothing is made in its place.
+func TestLostFiles(t *testing.T) {
+	for what, lost := range map[string]struct {
+		folders []string
+		names   string
+	}{
+		"log":   {[]string{"wal"}, "wal"},
+		"store": {[]string{"db"}, "db"},
+		"both":  {[]string{"wal", "db"}, "wal"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			m := startMember(t, dir, nil)
+			m.put("a", "1")
+			m.shut()
+			for _, folder := range lost.folders {
+				if err := os.RemoveAll(filepath.Join(dir, "member", folder)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n, err := New(m.cfg)
+			if err == nil {
+				_ = n.Stop(t.Context())
+				t.Fatal("it starts")
+			}
+			if !strings.Contains(err.Error(), filepath.Join(dir, "member", lost.names)) {
+				t.Errorf("refused with %v", err)
+			}
+			for _, folder := range lost.folders {
+				if _, err := os.Stat(filepath.Join(dir, "member", folder)); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%s is there again (%v)", folder, err)
+				}
+			}
+		})
+	}
+}
+
+// TestOtherLog: a log that ends before what the store has is refused by name, and
+// the store is left as it is.
+func TestOtherLog(t *testing.T) {
+	dir := t.TempDir()
+	m := startMember(t, dir, nil)
+	for range 50 {
+		m.put("a", "1")
+	}
+	commits := func() (n int) {
+		_, text := m.http("/metrics")
+		const name = "etcd_disk_backend_commit_duration_seconds_count "
+		_, err := fmt.Sscan(text[strings.Index(text, name)+len(name):], &n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := commits()
+	m.eventually("the store has them", func() bool { m.put("a", "1"); return commits() > before+1 })
+	m.shut()
+	// The log of a younger member of the same name.
+	young := t.TempDir()
+	startMember(t, young, nil).shut()
+	m.cfg.WALDir = filepath.Join(young, "member", "wal")
+	n, err := New(m.cfg)
+	if err == nil {
+		_ = n.Stop(t.Context())
+		t.Fatal("it starts")
+	}
+	if !errors.Is(err, ErrLogBehind) || !strings.Contains(err.Error(), m.cfg.WALDir) {
+		t.Errorf("refused with %v", err)
 	}
 }

@@ -28,6 +28,13 @@ import (
 
 var rebootKeys = flag.Int("reboot-keys", 2000, "keys in the store when stages panic in TestReboot")
 
+// In the long form, with so many keys or more and one stage at a time, a reboot
+// takes at most so long.
+const (
+	rebootKeysLong = 100_000
+	rebootMost     = time.Second
+)
+
 // panicPoints are the places in each stage. Entry is at a message or raft entry,
 // middle with a batch half done, batch with it done and nobody told; head after
 // the head of a key's chain has moved, publish before the view that shows it.
@@ -47,7 +54,7 @@ var panicPoints = map[string][]string{
 func TestReboot(t *testing.T) {
 	for stage, points := range panicPoints {
 		t.Run(strings.TrimPrefix(stage, "core/"), func(t *testing.T) {
-			if *rebootKeys <= 10_000 {
+			if *rebootKeys < rebootKeysLong {
 				t.Parallel() // else the figures would be those of six at a time
 			}
 			m := startMember(t, t.TempDir(), nil)
@@ -73,6 +80,9 @@ func TestReboot(t *testing.T) {
 			}
 			l.stop()
 			l.check()
+			if slowest := slices.Max(down); *rebootKeys >= rebootKeysLong && slowest > rebootMost {
+				t.Errorf("serving again took %v", slowest)
+			}
 			t.Logf("%d keys; serving again after %v at %v; %d writes acknowledged, %d not", *rebootKeys, down, points, l.acked.Load(), l.failed.Load())
 		})
 	}
