@@ -705,13 +705,12 @@ func TestReclaimBatches(t *testing.T) {
 // the last; and only then is it told.
 func TestPersistInPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var room atomic.Int64
-		asked := 0
+		var room, asked atomic.Int64
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{room: func(bytes int) bool {
 			if bytes > pieceBytes {
 				t.Errorf("asked for %d bytes", bytes)
 			}
-			asked++
+			asked.Add(1)
 			return room.Add(-1) >= 0
 		}})
 		defer r.stop()
@@ -721,7 +720,7 @@ func TestPersistInPieces(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if n := len(r.disk.batches()); n != 0 || asked == 0 {
+		if n := len(r.disk.batches()); n != 0 || asked.Load() == 0 {
 			t.Fatalf("%d commits without room", n)
 		}
 		for n := 1; len(r.disk.batches()) < 3; n++ {
