@@ -174,7 +174,7 @@ func TestVerifyDamage(t *testing.T) {
 				t.Errorf("visited %d packs of %d, read %v", visited, len(packs), rep.PacksRead)
 			}
 			for _, want := range c.want {
-				if !slices.ContainsFunc(rep.Problems, func(p Problem) bool { return strings.HasPrefix(p.String(), want) }) {
+				if !slices.ContainsFunc(rep.Problems, func(p Problem) bool { return strings.Contains(p.String(), want) }) {
 					t.Errorf("no problem %q in %v", want, rep.Problems)
 				}
 			}
