@@ -114,6 +114,19 @@ func TestDamageIsRefused(t *testing.T) {
 	}
 }
 
+// TestNearlyFullSegmentIsAttested: a log that was closed with hardly any room in its
+// last segment says all the same that everything is durable.
+func TestNearlyFullSegmentIsAttested(t *testing.T) {
+	for seed := range uint64(400) {
+		for nonce := range uint64(2) {
+			fsys, m, _ := restedLog(t, seed, nonce)
+			durableEnd(t, fsys)
+			l, _ := mustOpen(t, fsys, 7, m)
+			must(t, l.Close())
+		}
+	}
+}
+
 // durableEnd returns where the content of the last segment ends, and checks
 // that a later batch says that all of it is durable.
 func durableEnd(t *testing.T, fsys *waltest.MemFS) int64 {

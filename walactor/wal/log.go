@@ -601,8 +601,8 @@ func headerFor(st *state, cluster, member, seq uint64) *segmentHeader {
 
 // attest writes, at the start of a sector of its own, a batch that says all
 // before it is durable. Without one, a lost sector in the very last batch
-// could not be told from a write that was never acknowledged. It is left out
-// when the segment is nearly full.
+// could not be told from a write that was never acknowledged. It goes into the
+// next segment when this one is nearly full.
 func (l *Log) attest() error {
 	const small = 2 * batchHeaderBytes // a batch of one metadata record without fill
 	gap := int(-l.tail.off & (sectorBytes - 1))
@@ -610,7 +610,10 @@ func (l *Log) attest() error {
 		gap += sectorBytes
 	}
 	if l.tail.off+int64(gap)+small+endReserve > l.segs[len(l.segs)-1].size {
-		return nil
+		if err := l.cut(small); err != nil {
+			return err
+		}
+		gap = 0 // behind the header's block
 	}
 	const fixed = recordHeaderBytes + metadataFixedBytes
 	if gap > 0 {
