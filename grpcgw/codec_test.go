@@ -20,7 +20,7 @@ func filled(t testing.TB, keys, valueBytes int) *fakeMember {
 	m := newFakeMember()
 	for i := range keys {
 		req := &pb.PutRequest{Key: fmt.Appendf(nil, "key-%06d", i), Value: make([]byte, valueBytes)}
-		if _, err := m.store.Put(req, noLeases{}); err != nil {
+		if _, err := m.store.Put(req); err != nil {
 			t.Fatal(err)
 		}
 	}

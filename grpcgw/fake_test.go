@@ -124,13 +124,13 @@ func (m *fakeMember) apply(req *applymsg.Request) *raftmsg.Result {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
 		var resp *pb.PutResponse
-		resp, err = m.store.Put(op.Put, noLeases{})
+		resp, err = m.store.Put(op.Put)
 		res.Response = &raftmsg.Result_Put{Put: resp}
 	case *applymsg.Request_DeleteRange:
 		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: m.store.DeleteRange(op.DeleteRange)}
 	case *applymsg.Request_Txn:
 		var resp *pb.TxnResponse
-		resp, err = m.store.Txn(op.Txn, noLeases{})
+		resp, err = m.store.Txn(op.Txn)
 		res.Response = &raftmsg.Result_Txn{Txn: resp}
 	case *applymsg.Request_Compaction:
 		err = m.store.Compact(op.Compaction.Revision)

@@ -49,7 +49,7 @@ func newMonitored(t *testing.T, alarms ...etcdserverpb.AlarmType) *monitored {
 	t.Helper()
 	published := mvcc.NewPublished()
 	store := mvcc.NewStore(mvcc.Config{Published: published})
-	if _, err := store.Put(&etcdserverpb.PutRequest{Key: []byte("a"), Value: []byte("b")}, nil); err != nil {
+	if _, err := store.Put(&etcdserverpb.PutRequest{Key: []byte("a"), Value: []byte("b")}); err != nil {
 		t.Fatal(err)
 	}
 	cluster := &mvccmsg.Cluster{Members: []*applymsg.Member{{Id: 0x8e9e05c52164694d}}}

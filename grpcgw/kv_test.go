@@ -329,7 +329,7 @@ func overtake(m *fakeMember) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i := range 41 {
-		if _, err := m.store.Put(&pb.PutRequest{Key: fmt.Appendf(nil, "key-%06d", i)}, noLeases{}); err != nil {
+		if _, err := m.store.Put(&pb.PutRequest{Key: fmt.Appendf(nil, "key-%06d", i)}); err != nil {
 			return err
 		}
 	}

@@ -72,6 +72,7 @@ type Metrics struct {
 	healthchecks                           *prometheus.CounterVec
 	scrubbedPacks, scrubbedBytes           prometheus.Counter
 	hash, hashRevision, defrag             observer
+	leases                                 leaseMetrics
 }
 
 // observer is the part of a histogram that is fed.
@@ -84,6 +85,7 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.addRaft()
 	m.addStorage()
 	m.addHealth()
+	m.addLeases()
 	m.addConstants()
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),

@@ -14,6 +14,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/leasemsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
@@ -57,6 +58,9 @@ type Config struct {
 	Raft      *actors.Mailbox
 	RaftLane  int
 	Deliver   func(*raftmsg.ResultBatch)
+	// Lease is told what becomes of leases, in LeaseLane. It may be nil.
+	Lease     *actors.Mailbox
+	LeaseLane int
 	Compacted *Compacted
 	// ReplayedTo is the last index that was in the log at boot: what a
 	// compaction up to there hashed to is not of interest any more.
@@ -86,6 +90,10 @@ type Observer interface {
 	Applied(requests int)
 	// Compacted tells how long it took to cut what a compaction left behind.
 	Compacted(took time.Duration)
+	// LeaseGranted tells of a lease that was granted, for so many seconds.
+	LeaseGranted(ttl int64)
+	// LeaseRevoked tells of a lease that ended, by a client or by its time.
+	LeaseRevoked()
 }
 
 // Compacted tells waiters how far superseded versions have been cut.
@@ -146,6 +154,7 @@ type Actor struct {
 
 	results []*raftmsg.ResultBatch
 	changes []*raftpb.ConfChangeV2
+	leases  []*leasemsg.Change
 }
 
 // New returns the stage.
@@ -215,6 +224,7 @@ func (a *Actor) batch(b *actors.Batch) {
 func (a *Actor) finish(b *actors.Batch) {
 	a.cfg.Faults.Point(actors.CoreMVCC, "publish")
 	a.publish()
+	a.tellLeases()
 	requests := 0
 	for _, r := range a.results {
 		requests += len(r.Results)
@@ -312,7 +322,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string, bytes int) {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
-		resp, err := a.store.Put(op.Put, noLeases{})
+		resp, err := a.store.Put(op.Put)
 		if res.Code = codeOf(err); err == nil {
 			res.Response = &raftmsg.Result_Put{Put: resp}
 		}
@@ -322,7 +332,7 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string
 		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: resp}
 		return "DeleteRange", 0
 	case *applymsg.Request_Txn:
-		resp, err := a.store.Txn(op.Txn, noLeases{})
+		resp, err := a.store.Txn(op.Txn)
 		if res.Code = codeOf(err); err == nil {
 			res.Response = &raftmsg.Result_Txn{Txn: resp}
 		}
@@ -337,6 +347,12 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string
 				Header: &pb.ResponseHeader{Revision: a.store.Revision()}}}
 		}
 		return "Compaction", 0
+	case *applymsg.Request_LeaseGrant:
+		return a.grant(op, res)
+	case *applymsg.Request_LeaseRevoke:
+		return a.revoke(op.LeaseRevoke, res)
+	case *applymsg.Request_LeaseCheckpoint:
+		return a.checkpoint(op.LeaseCheckpoint, res)
 	}
 	panic(fmt.Sprintf("mvccactor: request %T", req.Op))
 }
@@ -357,11 +373,6 @@ func txnBytes(txn *pb.TxnRequest) int {
 	return n
 }
 
-// noLeases: there is no lease before there is a lease service.
-type noLeases struct{}
-
-func (noLeases) Exists(int64) bool { return false }
-
 func codeOf(err error) raftmsg.Code {
 	switch {
 	case err == nil:
@@ -370,6 +381,10 @@ func codeOf(err error) raftmsg.Code {
 		return raftmsg.Code_KEY_NOT_FOUND
 	case errors.Is(err, mvcc.ErrLeaseNotFound):
 		return raftmsg.Code_LEASE_NOT_FOUND
+	case errors.Is(err, mvcc.ErrLeaseExists):
+		return raftmsg.Code_LEASE_EXISTS
+	case errors.Is(err, mvcc.ErrLeaseTTL):
+		return raftmsg.Code_LEASE_TTL_TOO_LARGE
 	case errors.Is(err, mvcc.ErrCompacted):
 		return raftmsg.Code_COMPACTED
 	case errors.Is(err, mvcc.ErrFutureRevision):
@@ -441,7 +456,7 @@ func (a *Actor) persisted(m *mvccmsg.Persisted) {
 func (a *Actor) persist() {
 	appended, reclaimed := a.store.TakeDirty()
 	m := &mvccmsg.Persist{
-		Epoch: a.cfg.Epoch, Packs: appended, Reclaimed: reclaimed,
+		Epoch: a.cfg.Epoch, Packs: appended, Reclaimed: reclaimed, Leases: a.store.TakeLeases(),
 		Durable: &mvccmsg.Durable{
 			Format:    storeFormat,
 			ClusterId: a.state.ClusterID, MemberId: a.state.MemberID,
@@ -450,7 +465,7 @@ func (a *Actor) persist() {
 			Revision: a.store.Revision(), CompactRevision: a.store.CompactRevision(),
 		},
 	}
-	m.Bytes = int64(min(a.unpersisted, PersistBytesMax))
+	m.Bytes = int64(min(a.unpersisted+leaseSize(m.Leases), PersistBytesMax))
 	a.persistsUnder++
 	a.unpersisted, a.dirty = 0, false
 	// The store below is slow: hold back.

@@ -18,6 +18,7 @@
 //
 //	ResultBatch  to the callers, after the view that has the results
 //	Applied      to raft
+//	Changed      to leaseactor, after the view and before the results
 //	Persist      to the persister
 //	Persisted    to mvcc, and to raft
 //	CompactStep  to mvcc itself
@@ -44,5 +45,6 @@
 //
 // # Blocks
 //
-//	mvcc while the persister is full; the persister on the store.
+//	mvcc while the persister is full, and for a moment while leaseactor is; the
+//	persister on the store.
 package mvccactor

@@ -34,6 +34,7 @@ func FuzzDurable(f *testing.F) {
 		}
 	}
 	add(&mvccmsg.Durable{Format: 2, Revision: 60})
+	add(&mvccmsg.Durable{Format: 3, Revision: 60})
 	add(&mvccmsg.Durable{Format: 1, Revision: 60, CompactRevision: -1, Cluster: &mvccmsg.Cluster{Removed: []uint64{5}}})
 	f.Fuzz(func(t *testing.T, state []byte) {
 		m := backend.NewMemory()
@@ -75,7 +76,7 @@ func FuzzDurable(f *testing.F) {
 func fuzzPacks(f *testing.F) (packs []backend.Pack) {
 	s := mvcc.NewStore(mvcc.Config{Published: mvcc.NewPublished(), CacheBytes: 1 << 20})
 	for i := range 59 {
-		if _, err := s.Put(&pb.PutRequest{Key: []byte{byte(i % 20)}, Value: bytes.Repeat([]byte{byte(i)}, 2000)}, nil); err != nil {
+		if _, err := s.Put(&pb.PutRequest{Key: []byte{byte(i % 20)}, Value: bytes.Repeat([]byte{byte(i)}, 2000)}); err != nil {
 			f.Fatal(err)
 		}
 	}

@@ -46,8 +46,12 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		Published:  cfg.Published,
 		Corrupt:    cfg.Corrupt,
 	})
+	leases := o.Store.RestoreLeases()
 	cfg.Backend.VisitState = func(e backend.Entry) error {
 		if e.Key != stateName {
+			if leases.Take(e.Key, e.Value) {
+				return nil
+			}
 			return fmt.Errorf("mvccactor: unknown state %q in the store", e.Key)
 		}
 		o.Durable = new(mvccmsg.Durable)
@@ -58,7 +62,11 @@ func Open(cfg OpenConfig) (*Opened, error) {
 			return fmt.Errorf("mvccactor: the store has format %d, this version knows %d: %w",
 				o.Durable.Format, storeFormat, backend.ErrNewer)
 		}
-		if err := checkRevisions(o.Durable); err != nil || cfg.Check == nil {
+		if err := checkRevisions(o.Durable); err != nil {
+			return err
+		}
+		// All of leases has come by: entries come in the order of their names.
+		if err := leases.Finish(); err != nil || cfg.Check == nil {
 			return err
 		}
 		return cfg.Check(o.Durable)
@@ -72,6 +80,8 @@ func Open(cfg OpenConfig) (*Opened, error) {
 	}
 	if o.Durable != nil {
 		o.Store.Restored(o.Durable.Revision, o.Durable.CompactRevision)
+	} else if !leases.Empty() {
+		return nil, errors.Join(errNoState, o.Backend.Close())
 	} else {
 		o.Store.Restored(o.Store.Revision(), o.Store.CompactRevision())
 	}
@@ -80,6 +90,8 @@ func Open(cfg OpenConfig) (*Opened, error) {
 	}
 	return o, nil
 }
+
+var errNoState = errors.New("mvccactor: the store has leases, but no state")
 
 // checkRevisions refuses revisions that no keyspace can have: what is restored by
 // them would be thrown away or compacted.

@@ -32,7 +32,8 @@ const (
 	PersistBytesMax = 32 << 20
 
 	// storeFormat is the version of all that mvccactor writes to the store.
-	storeFormat = 1
+	// Version 2 has leases.
+	storeFormat = 2
 	// stateName is the name under which Durable is kept.
 	stateName = "state"
 )
@@ -64,8 +65,10 @@ type Persister struct {
 	mvcc   *actors.Mailbox
 	ticker *actors.Ticker
 
+	waiting   []*mvccmsg.Persist // not merged yet, as many as the mailbox holds
 	packs     map[backend.PackID]*mvccmsg.Pack
 	reclaimed []*mvccmsg.Reclaimed
+	leases    leases
 	durable   *mvccmsg.Durable
 	stated    bool // durable is in the store
 	messages  int
@@ -109,25 +112,39 @@ func (p *Persister) batch(b *actors.Batch) {
 		switch m := b.Msgs[b.Done].(type) {
 		case *mvccmsg.Persist:
 			p.cfg.Faults.Point(actors.CorePersister, "entry")
-			p.merge(m)
+			if m.Epoch == p.cfg.Epoch {
+				p.waiting = append(p.waiting, m)
+			}
 		case *actors.Tick:
 			due = true
 		}
 	}
-	if p.messages > 0 && (due || p.cost.Bytes >= flushBytes) {
+	p.take()
+	if p.messages > 0 && (due || p.cost.Bytes >= flushBytes || len(p.waiting) > 0) {
 		p.cfg.Faults.Point(actors.CorePersister, "batch")
 		p.flush()
 	}
 }
 
-func (p *Persister) merge(m *mvccmsg.Persist) {
-	if m.Epoch != p.cfg.Epoch {
-		return
+// take merges what waits, as far as its leases fit into one commit.
+func (p *Persister) take() {
+	for len(p.waiting) > 0 {
+		m := p.waiting[0]
+		if p.messages > 0 && p.leases.bytes+leaseSize(m.Leases) > leaseFlushBytes {
+			return
+		}
+		p.merge(m)
+		p.waiting = p.waiting[1:]
 	}
+	p.waiting = nil
+}
+
+func (p *Persister) merge(m *mvccmsg.Persist) {
 	for _, pack := range m.Packs {
 		p.packs[packID(pack.Id)] = pack
 	}
 	p.reclaimed = append(p.reclaimed, m.Reclaimed...)
+	p.leases.merge(m.Leases)
 	p.durable, p.stated = m.Durable, false
 	p.messages++
 	p.cost.Requests++
@@ -136,38 +153,48 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 
 func packID(id *mvccmsg.PackID) backend.PackID { return backend.PackID{Main: id.Main, Sub: id.Sub} }
 
-// flush writes what was merged, and tells who waits for it. It does so in pieces,
-// as long as there is room for each; what is left waits for the next tick. Packs go
-// first, the last of them with the state that covers them all: a start drops what
-// lies above its state. Then what was reclaimed: it rests on that state being
-// durable, and each piece on those before it.
+// flush writes what was merged, and tells who waits for it, as long as there is
+// room; what is left waits for the next tick.
 func (p *Persister) flush() {
+	for p.messages > 0 && p.write() {
+		p.tell()
+		p.take()
+	}
+}
+
+// write does so in pieces. Packs go first, the last of them with the state that
+// covers them all: a start drops what lies above its state. Then what was
+// reclaimed: it rests on that state being durable, and each piece on those before
+// it. It is false when there was no room for a piece.
+func (p *Persister) write() bool {
 	for !p.stated {
 		batch, bytes, last := p.nextPacks()
 		if !p.room(bytes) {
-			return
+			return false
 		}
 		p.commit(batch)
 		for _, pack := range batch.Put {
 			delete(p.packs, pack.ID)
 		}
-		p.stated = last
+		if p.stated = last; last {
+			p.leases = leases{}
+		}
 		p.cfg.Faults.Point(actors.CorePersister, "middle")
 	}
 	for len(p.reclaimed) > 0 {
 		batch, n, bytes := reclaimBatch(p.reclaimed)
 		if !p.room(bytes) {
-			return
+			return false
 		}
 		p.commit(batch)
 		p.reclaimed = p.reclaimed[n:]
 	}
-	p.tell()
+	return true
 }
 
 func (p *Persister) room(bytes int) bool { return p.cfg.Room == nil || p.cfg.Room(bytes) }
 
-// nextPacks takes the oldest packs, and with the last of them the state.
+// nextPacks takes the oldest packs, and with the last of them state and leases.
 func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
 	ids := slices.SortedFunc(maps.Keys(p.packs), backend.PackID.Compare)
 	for i, id := range ids {
@@ -184,7 +211,8 @@ func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
 		panic(fmt.Errorf("mvccactor: state: %w", err))
 	}
 	batch.Set = []backend.Entry{{Key: stateName, Value: state}}
-	return batch, bytes, true
+	p.leases.addTo(&batch)
+	return batch, bytes + p.leases.bytes, true
 }
 
 // tell answers for everything that was merged.

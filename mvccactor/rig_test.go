@@ -98,6 +98,7 @@ type rig struct {
 	compacted *Compacted
 	faults    *actors.Faults
 	raft      *actorstest.Probe
+	lease     *actorstest.Probe
 	mvcc      actors.Ref
 	persister actors.Ref
 	stage     actors.Stage
@@ -141,6 +142,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	r.Backend = r.disk
 	r.index = r.Durable.GetAppliedIndex()
 	r.raft = actorstest.NewProbe(t, r.sys, actors.CoreRaft)
+	r.lease = actorstest.NewProbe(t, r.sys, actors.CoreLease)
 	persister, persisterStage := NewPersister(PersisterConfig{
 		Epoch: r.epoch, Store: r.disk, Limit: cfg.persister, Raft: r.raft.Mailbox, Room: cfg.room,
 		Fatal: func(err error) {
@@ -154,7 +156,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 		Epoch: r.epoch, Store: r.Store, Limit: roomy,
 		State: State{ClusterID: 1, MemberID: 2, AppliedIndex: r.Durable.GetAppliedIndex(), AppliedTerm: r.Durable.GetAppliedTerm(),
 			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster()},
-		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver,
+		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Lease: r.lease.Mailbox,
 		Compacted: r.compacted, ReplayedTo: cfg.replayedTo, Hash: func() { r.mu.Lock(); defer r.mu.Unlock(); r.hashes++ },
 		Timeline: actors.NewTimeline(), Observe: r, Faults: r.faults,
 	})
@@ -191,6 +193,12 @@ func (r *rig) Compacted(time.Duration) {
 	defer r.mu.Unlock()
 	r.cuts++
 }
+
+// LeaseGranted implements Observer.
+func (r *rig) LeaseGranted(int64) {}
+
+// LeaseRevoked implements Observer.
+func (r *rig) LeaseRevoked() {}
 
 // entry makes the next entry.
 func (r *rig) entry(reqs ...*applymsg.Request) *mvccmsg.EntryOps {
@@ -236,6 +244,7 @@ func (r *rig) stop() {
 	actorstest.Stop(r.t, r.sys, r.persister)
 	actorstest.Stop(r.t, r.sys, r.mvcc)
 	actorstest.Stop(r.t, r.sys, r.raft.Ref)
+	actorstest.Stop(r.t, r.sys, r.lease.Ref)
 }
 
 func (r *rig) failed() error {

@@ -116,8 +116,12 @@ func (s *State) decide(req *applymsg.Request) *raftmsg.Result {
 
 // forbidden tells what the active alarms say to a request of the keyspace:
 // without space nothing is added, deleting and compacting go on; a corrupt
-// keyspace changes no more.
+// keyspace changes no more. How much time leases have left may be written down
+// always: it takes no space to speak of, and changes no key.
 func (s *State) forbidden(req *applymsg.Request) raftmsg.Code {
+	if req.GetLeaseCheckpoint() != nil {
+		return raftmsg.Code_OK
+	}
 	noSpace := false
 	for _, a := range s.cluster.Alarms {
 		switch a.Type {
@@ -127,7 +131,7 @@ func (s *State) forbidden(req *applymsg.Request) raftmsg.Code {
 			noSpace = true
 		}
 	}
-	if noSpace && (req.GetPut() != nil || putsWithin(req.GetTxn())) {
+	if noSpace && (req.GetPut() != nil || req.GetLeaseGrant() != nil || putsWithin(req.GetTxn())) {
 		return raftmsg.Code_NO_SPACE
 	}
 	return raftmsg.Code_OK

@@ -247,6 +247,9 @@ func TestAlarmsForbid(t *testing.T) {
 		{"put on failure two deep", txn(nil, nested(2, puts)), full, corrupt},
 		{"put five deep", txn(nested(5, puts), nil), full, corrupt},
 		{"five deep without", txn(nested(5, others), nested(4, others)), ok, corrupt},
+		{"lease grant", &applymsg.Request{Op: &applymsg.Request_LeaseGrant{LeaseGrant: &pb.LeaseGrantRequest{ID: 1}}}, full, corrupt},
+		{"lease revoke", &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{1}}}}, ok, corrupt},
+		{"lease checkpoint", &applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: &applymsg.LeaseCheckpoint{}}}, ok, ok},
 		{"attributes", attributes(9, "n"), raftmsg.Code_MEMBER_NOT_FOUND, raftmsg.Code_MEMBER_NOT_FOUND},
 		{"get", get(0, 0), ok, ok},
 	} {

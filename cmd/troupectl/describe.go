@@ -125,8 +125,36 @@ func describeRequest(req *applymsg.Request, values bool) string {
 		return fmt.Sprintf("MemberAttributes member=%x name=%q client-urls=%s", a.GetMemberId(), a.GetName(), strings.Join(a.GetClientUrls(), ","))
 	case *applymsg.Request_DiskAlarm:
 		return fmt.Sprintf("DiskAlarm member=%x raised=%t", op.DiskAlarm.GetMemberId(), op.DiskAlarm.GetRaised())
+	case *applymsg.Request_LeaseGrant:
+		return fmt.Sprintf("LeaseGrant id=%x ttl=%d", op.LeaseGrant.GetID(), op.LeaseGrant.GetTTL())
+	case *applymsg.Request_LeaseRevoke:
+		return describeRevoke(op.LeaseRevoke)
+	case *applymsg.Request_LeaseCheckpoint:
+		return describeCheckpoint(op.LeaseCheckpoint)
 	}
 	return fmt.Sprintf("%T", req.Op)
+}
+
+// leasesShown bounds the ids on a line: a batch of leases has a thousand.
+const leasesShown = 8
+
+func describeRevoke(r *applymsg.LeaseRevoke) string {
+	text := fmt.Sprintf("LeaseRevoke leases=%d", len(r.GetIds()))
+	if r.GetExpired() {
+		text += fmt.Sprintf(" expired term=%d", r.GetTerm())
+	}
+	for _, id := range r.Ids[:min(len(r.Ids), leasesShown)] {
+		text += fmt.Sprintf(" %x", id)
+	}
+	return text
+}
+
+func describeCheckpoint(c *applymsg.LeaseCheckpoint) string {
+	text := fmt.Sprintf("LeaseCheckpoint leases=%d term=%d", len(c.GetLeases()), c.GetTerm())
+	for _, l := range c.Leases[:min(len(c.Leases), leasesShown)] {
+		text += fmt.Sprintf(" %x=%d", l.GetId(), l.GetTtl())
+	}
+	return text
 }
 
 func describePut(p *pb.PutRequest, values bool) string {

@@ -151,6 +151,14 @@ func TestDescribe(t *testing.T) {
 			`DiskAlarm member=ab raised=true`},
 		{&applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{MemberId: 1, Name: "n", ClientUrls: []string{"http://a", "http://b"}}}},
 			`MemberAttributes member=1 name="n" client-urls=http://a,http://b`},
+		{&applymsg.Request{Op: &applymsg.Request_LeaseGrant{LeaseGrant: &pb.LeaseGrantRequest{ID: 0xab, TTL: 60}}},
+			`LeaseGrant id=ab ttl=60`},
+		{&applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{0xab}}}},
+			`LeaseRevoke leases=1 ab`},
+		{&applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{1, 2, 3, 4, 5, 6, 7, 8, 9}, Expired: true, Term: 3}}},
+			`LeaseRevoke leases=9 expired term=3 1 2 3 4 5 6 7 8`},
+		{&applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: &applymsg.LeaseCheckpoint{Term: 3, Leases: []*applymsg.LeaseRemaining{{Id: 0xab, Ttl: 20}}}}},
+			`LeaseCheckpoint leases=1 term=3 ab=20`},
 	} {
 		if got := describeRequest(c.req, false); got != c.want {
 			t.Errorf("%s, want %s", got, c.want)

@@ -23,6 +23,10 @@ var (
 	ErrKeyNotFound = errors.New("mvcc: key not found")
 	// ErrLeaseNotFound: the lease a put names does not exist.
 	ErrLeaseNotFound = errors.New("mvcc: lease not found")
+	// ErrLeaseExists: a lease is granted under an id that is in use.
+	ErrLeaseExists = errors.New("mvcc: lease exists")
+	// ErrLeaseTTL: a lease is granted for more than LeaseTTLMax seconds.
+	ErrLeaseTTL = errors.New("mvcc: lease TTL too large")
 )
 
 // CorruptError tells that a pack does not hold a record that must be there.

@@ -109,10 +109,10 @@ func scriptedDisk(script []byte) disk {
 func restoreSeeds() [][]byte {
 	s := NewStore(Config{Published: NewPublished(), CacheBytes: 1 << 20})
 	for i := range 6 {
-		_, _ = s.Put(&pb.PutRequest{Key: []byte{'a' + byte(i%3)}, Value: bytes.Repeat([]byte{byte(i)}, i*3)}, nil)
+		_, _ = s.Put(&pb.PutRequest{Key: []byte{'a' + byte(i%3)}, Value: bytes.Repeat([]byte{byte(i)}, i*3)})
 	}
 	s.DeleteRange(&pb.DeleteRangeRequest{Key: []byte("a"), RangeEnd: []byte("c")})
-	_, _ = s.Put(&pb.PutRequest{Key: []byte("a")}, nil)
+	_, _ = s.Put(&pb.PutRequest{Key: []byte("a")})
 	d := disk{}
 	d.persist(s)
 	return slices.Collect(maps.Values(d))
@@ -222,7 +222,7 @@ func (d dumbRecords) check(t *testing.T, s *Store) {
 // goOn writes, compacts and reclaims.
 func goOn(t *testing.T, d disk, s *Store) {
 	t.Helper()
-	if _, err := s.Put(&pb.PutRequest{Key: []byte("b"), Value: []byte("new")}, nil); err != nil {
+	if _, err := s.Put(&pb.PutRequest{Key: []byte("b"), Value: []byte("new")}); err != nil {
 		t.Fatal(err)
 	}
 	s.DeleteRange(&pb.DeleteRangeRequest{Key: []byte("a")})

@@ -218,13 +218,13 @@ func (h *harness) write() {
 			req.Success = append(req.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
 				RequestPut: &pb.PutRequest{Key: []byte(k), Value: []byte(puts[k])}}})
 		}
-		if _, err := h.store.Txn(req, nil); err != nil {
+		if _, err := h.store.Txn(req); err != nil {
 			h.t.Fatal(err)
 		}
 		h.model.change(puts, nil)
 	default:
 		k, v := h.key(), h.value()
-		if _, err := h.store.Put(&pb.PutRequest{Key: []byte(k), Value: []byte(v)}, nil); err != nil {
+		if _, err := h.store.Put(&pb.PutRequest{Key: []byte(k), Value: []byte(v)}); err != nil {
 			h.t.Fatal(err)
 		}
 		h.model.change(map[string]string{k: v}, nil)
@@ -406,8 +406,8 @@ func TestReclaimLeavesNothing(t *testing.T) {
 			h.write()
 		}
 		h.store.DeleteRange(&pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
-		h.store.Put(&pb.PutRequest{Key: []byte("last")}, nil)
-		h.store.Put(&pb.PutRequest{Key: []byte("last")}, nil)
+		h.store.Put(&pb.PutRequest{Key: []byte("last")})
+		h.store.Put(&pb.PutRequest{Key: []byte("last")})
 		h.store.openPack(Revision{Main: h.store.Revision() + 1}, 0) // seals the tail
 		h.disk.persist(h.store)
 		h.store.Compact(h.store.Revision())

@@ -98,6 +98,7 @@ func (s *Store) Restored(revision, compactRevision int64) {
 		panic("mvcc: restored records above the revision")
 	}
 	s.revision, s.compactRevision = revision, compactRevision
+	s.leases.restoreKeys(s.live)
 	for cut := true; cut; { // until done, or a reader from before a reboot pins it
 		cut, _ = s.CompactStep(restoreStep)
 	}

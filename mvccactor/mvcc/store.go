@@ -50,6 +50,8 @@ type Store struct {
 	superseded queue
 	tombstones queue
 
+	leases leases
+
 	gone   int // packs in the list that were deleted
 	filled int // packs in the list that are sealed and were durable once
 
@@ -67,6 +69,7 @@ func NewStore(cfg Config) *Store {
 		live:      newTree(),
 		dead:      newTree(),
 		byID:      make(map[Revision]*pack),
+		leases:    newLeases(),
 
 		revision:        1,
 		compactRevision: -1,
@@ -130,9 +133,9 @@ func (s *Store) markDirty(p *pack) {
 	}
 }
 
-// link makes a version the newest of a key. It keeps the trees, the queues of
-// what to cut, and the sizes.
-func (s *Store) link(key []byte, v *version) {
+// link makes a version the newest of a key, and returns the key's entry. It keeps
+// the trees, the queues of what to cut, and the sizes.
+func (s *Store) link(key []byte, v *version) *entry {
 	e, alive := s.lookup(key)
 	if e == nil {
 		e = &entry{key: string(key)}
@@ -159,6 +162,7 @@ func (s *Store) link(key []byte, v *version) {
 		}
 		s.live.Set(e)
 	}
+	return e
 }
 
 // lookup finds a key's entry, and whether the key exists now.
@@ -199,6 +203,7 @@ func (s *Store) Publish(a Applied) *View {
 		cache:           s.cache,
 		published:       s.published,
 	}
+	s.leases.publish(v)
 	s.published.Publish(v)
 	return v
 }
@@ -207,6 +212,7 @@ func (s *Store) Publish(a Applied) *View {
 func (s *Store) Sizes() Sizes {
 	return Sizes{
 		Keys:     s.live.Len(),
+		Leases:   s.leases.byID.Len(),
 		Live:     s.liveBytes,
 		Stored:   s.storedBytes,
 		Resident: s.cache.resident.Load(),

@@ -9,14 +9,9 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// Leases tells which leases exist.
-type Leases interface {
-	Exists(id int64) bool
-}
-
 // Put sets a key. Errors: ErrKeyNotFound, ErrLeaseNotFound.
-func (s *Store) Put(req *pb.PutRequest, leases Leases) (*pb.PutResponse, error) {
-	if err := checkPut(s.reader(s.revision), req, leases); err != nil {
+func (s *Store) Put(req *pb.PutRequest) (*pb.PutResponse, error) {
+	if err := checkPut(s.reader(s.revision), req); err != nil {
 		return nil, err
 	}
 	t := s.begin()
@@ -36,10 +31,10 @@ func (s *Store) DeleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse 
 // Txn compares, and then executes one of the branches. A request that cannot be
 // executed whole changes nothing. Errors: ErrKeyNotFound, ErrLeaseNotFound,
 // ErrCompacted, ErrFutureRevision.
-func (s *Store) Txn(req *pb.TxnRequest, leases Leases) (*pb.TxnResponse, error) {
+func (s *Store) Txn(req *pb.TxnRequest) (*pb.TxnResponse, error) {
 	r := s.reader(s.revision)
 	branches := decide(r, req)
-	if err := checkTxn(r, req, branches, leases); err != nil {
+	if err := checkTxn(r, req, branches); err != nil {
 		return nil, err
 	}
 	t := s.begin()
@@ -67,7 +62,7 @@ func (p *Published) ReadTxn(req *pb.TxnRequest) (resp *pb.TxnResponse, err error
 func (v *View) readTxn(req *pb.TxnRequest) (*pb.TxnResponse, error) {
 	r := reader{source: v.source(), revision: v.Revision, compactRevision: v.CompactRevision}
 	branches := decide(r, req)
-	if err := checkTxn(r, req, branches, nil); err != nil {
+	if err := checkTxn(r, req, branches); err != nil {
 		return nil, err
 	}
 	t := &transaction{reader: r, begin: v.Revision}
@@ -239,21 +234,21 @@ func compareVersion(r reader, c *pb.Compare, v *version) bool {
 }
 
 // checkTxn finds what would make an operation of the taken branches fail.
-func checkTxn(r reader, req *pb.TxnRequest, taken []bool, leases Leases) error {
-	_, err := checkBranch(r, req, taken, leases)
+func checkTxn(r reader, req *pb.TxnRequest, taken []bool) error {
+	_, err := checkBranch(r, req, taken)
 	return err
 }
 
-func checkBranch(r reader, req *pb.TxnRequest, taken []bool, leases Leases) (rest []bool, err error) {
+func checkBranch(r reader, req *pb.TxnRequest, taken []bool) (rest []bool, err error) {
 	ops, rest := branch(req, taken[0]), taken[1:]
 	for _, op := range ops {
 		switch op := op.Request.(type) {
 		case *pb.RequestOp_RequestRange:
 			err = checkRange(r, op.RequestRange)
 		case *pb.RequestOp_RequestPut:
-			err = checkPut(r, op.RequestPut, leases)
+			err = checkPut(r, op.RequestPut)
 		case *pb.RequestOp_RequestTxn:
-			rest, err = checkBranch(r, op.RequestTxn, rest, leases)
+			rest, err = checkBranch(r, op.RequestTxn, rest)
 		}
 		if err != nil {
 			return nil, err
@@ -274,9 +269,11 @@ func checkRange(r reader, req *pb.RangeRequest) error {
 	return nil
 }
 
-func checkPut(r reader, req *pb.PutRequest, leases Leases) error {
-	if req.Lease != 0 && !leases.Exists(req.Lease) {
-		return ErrLeaseNotFound
+func checkPut(r reader, req *pb.PutRequest) error {
+	if req.Lease != 0 {
+		if _, ok := r.store.leases.get(req.Lease); !ok {
+			return ErrLeaseNotFound
+		}
 	}
 	if (req.IgnoreValue || req.IgnoreLease) && r.current(req.Key) == nil {
 		return ErrKeyNotFound
@@ -375,7 +372,8 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 	s := t.store
 	s.encoded = appendKeyValue(s.encoded[:0], req.Key, v.create, v.main, v.ver, value, lease)
 	s.append(v, s.encoded)
-	s.link(req.Key, v)
+	e := s.link(req.Key, v)
+	s.leases.attach(e.key, leaseOf(old), lease)
 	t.changed()
 	resp.Header = t.header()
 	return resp
@@ -405,8 +403,17 @@ func (t *transaction) delete(key []byte) {
 	v := &version{main: t.begin + 1, sub: t.changes}
 	s.encoded = appendKeyValue(s.encoded[:0], key, 0, 0, 0, nil, 0)
 	s.append(v, s.encoded)
-	s.link(key, v)
+	e := s.link(key, v)
+	s.leases.attach(e.key, leaseOf(v.prev.Load()), 0)
 	t.changed()
+}
+
+// leaseOf returns the lease of a version, 0 for none.
+func leaseOf(v *version) int64 {
+	if v == nil {
+		return 0
+	}
+	return v.lease
 }
 
 // mustKeyValue reads a record for a write to depend on. Where it cannot be

@@ -9,16 +9,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// leases are those that exist.
-type leases []int64
-
-func (l leases) Exists(id int64) bool {
-	for _, have := range l {
-		if have == id {
-			return true
-		}
+// grant makes sure that leases exist.
+func grant(s *Store, ids ...int64) {
+	for _, id := range ids {
+		_, _ = s.LeaseGrant(&pb.LeaseGrantRequest{ID: id, TTL: 60}) // it may be there already
 	}
-	return false
 }
 
 func newTestStore(t *testing.T) *Store {
@@ -55,14 +50,15 @@ func do(ops ...*pb.RequestOp) *pb.TxnRequest { return &pb.TxnRequest{Success: op
 
 func mustPut(t *testing.T, s *Store, key, value string, lease int64) {
 	t.Helper()
-	if _, err := s.Put(&pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: lease}, leases{lease}); err != nil {
+	grant(s, lease)
+	if _, err := s.Put(&pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: lease}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func mustTxn(t *testing.T, s *Store, req *pb.TxnRequest) *pb.TxnResponse {
 	t.Helper()
-	resp, err := s.Txn(req, leases{})
+	resp, err := s.Txn(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +276,7 @@ func TestRefusedTxnChangesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			before, state := s.Revision(), all(t, s)
-			if _, err := s.Txn(do(putOp("n", "1"), delOp("a", ""), tc.bad), leases{}); !errors.Is(err, tc.want) {
+			if _, err := s.Txn(do(putOp("n", "1"), delOp("a", ""), tc.bad)); !errors.Is(err, tc.want) {
 				t.Fatalf("got %v", err)
 			}
 			if s.Revision() != before || all(t, s) != state {
@@ -288,7 +284,7 @@ func TestRefusedTxnChangesNothing(t *testing.T) {
 			}
 			mustTxn(t, s, &pb.TxnRequest{Success: []*pb.RequestOp{putOp("n", "1")}, Failure: []*pb.RequestOp{tc.bad}})
 			if p := tc.bad.GetRequestPut(); p != nil {
-				if _, err := s.Put(p, leases{}); !errors.Is(err, tc.want) {
+				if _, err := s.Put(p); !errors.Is(err, tc.want) {
 					t.Fatalf("as a put: %v", err)
 				}
 			}
@@ -298,9 +294,10 @@ func TestRefusedTxnChangesNothing(t *testing.T) {
 
 func TestPut(t *testing.T) {
 	s := newTestStore(t)
+	grant(s, 7, 8)
 	put := func(p *pb.PutRequest) *pb.PutResponse {
 		t.Helper()
-		resp, err := s.Put(p, leases{7, 8})
+		resp, err := s.Put(p)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -389,13 +386,13 @@ func TestKindsOfTxn(t *testing.T) {
 // more.
 func TestPutAfterDeleteInOneTxn(t *testing.T) {
 	h := newHarness(t, 1)
-	if _, err := h.store.Put(&pb.PutRequest{Key: []byte("k"), Value: []byte("v")}, nil); err != nil {
+	if _, err := h.store.Put(&pb.PutRequest{Key: []byte("k"), Value: []byte("v")}); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := h.store.Txn(&pb.TxnRequest{Success: []*pb.RequestOp{
 		{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: []byte{0}}}},
 		{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("k"), IgnoreLease: true, IgnoreValue: true}}},
-	}}, nil)
+	}})
 	if err != nil || resp.Header.Revision != 3 {
 		t.Fatalf("%v, %v", resp, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/tidwall/btree"
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/troupe-db/troupe/proto/mvccmsg"
@@ -27,12 +28,14 @@ type View struct {
 	packs      []*pack
 	cache      *cache
 	published  *Published
+	leases     *btree.BTreeG[leaseItem]
+	leaseKeys  *btree.BTreeG[attachment]
 }
 
-// Sizes measures the keyspace. All but Keys are bytes.
+// Sizes measures the keyspace. All but Keys and Leases are bytes.
 type Sizes struct {
-	// Keys that exist.
-	Keys int
+	// Keys and leases that exist.
+	Keys, Leases int
 	// Live records, with history that is not compacted: what the quota counts.
 	Live int64
 	// Stored: live records and dead ones not yet reclaimed.
@@ -45,12 +48,16 @@ type Sizes struct {
 // pages, so that quotas and dashboards never divide by zero.
 const baseBytes = 16 << 10
 
+// leaseBytes is what a lease counts for, as in etcd: leases without keys must
+// find an end too.
+const leaseBytes = 64
+
 // InUse is the size that quota and dashboards call "in use".
-func (s Sizes) InUse() int64 { return baseBytes + s.Live }
+func (s Sizes) InUse() int64 { return baseBytes + s.Live + leaseBytes*int64(s.Leases) }
 
 // Total is the size that dashboards call "total": it exceeds InUse by what
 // reclaiming will give back.
-func (s Sizes) Total() int64 { return baseBytes + s.Stored }
+func (s Sizes) Total() int64 { return baseBytes + s.Stored + leaseBytes*int64(s.Leases) }
 
 // Published is where readers find the newest View. It outlives reboots of the
 // core; nothing older than what it holds is ever put in.

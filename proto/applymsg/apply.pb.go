@@ -146,6 +146,9 @@ type Request struct {
 	//	*Request_Alarm
 	//	*Request_MemberAttributes
 	//	*Request_DiskAlarm
+	//	*Request_LeaseGrant
+	//	*Request_LeaseRevoke
+	//	*Request_LeaseCheckpoint
 	Op            isRequest_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -251,6 +254,33 @@ func (x *Request) GetDiskAlarm() *DiskAlarm {
 	return nil
 }
 
+func (x *Request) GetLeaseGrant() *etcdserverpb.LeaseGrantRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_LeaseGrant); ok {
+			return x.LeaseGrant
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetLeaseRevoke() *LeaseRevoke {
+	if x != nil {
+		if x, ok := x.Op.(*Request_LeaseRevoke); ok {
+			return x.LeaseRevoke
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetLeaseCheckpoint() *LeaseCheckpoint {
+	if x != nil {
+		if x, ok := x.Op.(*Request_LeaseCheckpoint); ok {
+			return x.LeaseCheckpoint
+		}
+	}
+	return nil
+}
+
 type isRequest_Op interface {
 	isRequest_Op()
 }
@@ -283,6 +313,18 @@ type Request_DiskAlarm struct {
 	DiskAlarm *DiskAlarm `protobuf:"bytes,8,opt,name=disk_alarm,json=diskAlarm,proto3,oneof"`
 }
 
+type Request_LeaseGrant struct {
+	LeaseGrant *etcdserverpb.LeaseGrantRequest `protobuf:"bytes,9,opt,name=lease_grant,json=leaseGrant,proto3,oneof"`
+}
+
+type Request_LeaseRevoke struct {
+	LeaseRevoke *LeaseRevoke `protobuf:"bytes,10,opt,name=lease_revoke,json=leaseRevoke,proto3,oneof"`
+}
+
+type Request_LeaseCheckpoint struct {
+	LeaseCheckpoint *LeaseCheckpoint `protobuf:"bytes,11,opt,name=lease_checkpoint,json=leaseCheckpoint,proto3,oneof"`
+}
+
 func (*Request_Put) isRequest_Op() {}
 
 func (*Request_DeleteRange) isRequest_Op() {}
@@ -296,6 +338,12 @@ func (*Request_Alarm) isRequest_Op() {}
 func (*Request_MemberAttributes) isRequest_Op() {}
 
 func (*Request_DiskAlarm) isRequest_Op() {}
+
+func (*Request_LeaseGrant) isRequest_Op() {}
+
+func (*Request_LeaseRevoke) isRequest_Op() {}
+
+func (*Request_LeaseCheckpoint) isRequest_Op() {}
 
 // MemberAttributes publishes what a member says of itself once it serves.
 type MemberAttributes struct {
@@ -412,6 +460,180 @@ func (x *DiskAlarm) GetRaised() bool {
 	return false
 }
 
+// LeaseRevoke ends leases and deletes their keys, each lease in a revision of its
+// own. A client revokes one, which must exist.
+type LeaseRevoke struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ids   []int64                `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	// The leader found them expired: those that are gone are skipped.
+	Expired bool `protobuf:"varint,2,opt,name=expired,proto3" json:"expired,omitempty"`
+	// With expired, the leader's term. In an entry of another term the request is
+	// void: a leader after it may have promised the holders more time.
+	Term          uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseRevoke) Reset() {
+	*x = LeaseRevoke{}
+	mi := &file_applymsg_apply_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseRevoke) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseRevoke) ProtoMessage() {}
+
+func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
+	mi := &file_applymsg_apply_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseRevoke.ProtoReflect.Descriptor instead.
+func (*LeaseRevoke) Descriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LeaseRevoke) GetIds() []int64 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *LeaseRevoke) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
+}
+
+func (x *LeaseRevoke) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+// LeaseCheckpoint writes down how much time leases have left, so that the next
+// leader need not begin with all of it. Leases that are gone are skipped.
+type LeaseCheckpoint struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Leases []*LeaseRemaining      `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
+	// As in LeaseRevoke.
+	Term          uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseCheckpoint) Reset() {
+	*x = LeaseCheckpoint{}
+	mi := &file_applymsg_apply_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseCheckpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseCheckpoint) ProtoMessage() {}
+
+func (x *LeaseCheckpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_applymsg_apply_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseCheckpoint.ProtoReflect.Descriptor instead.
+func (*LeaseCheckpoint) Descriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *LeaseCheckpoint) GetLeases() []*LeaseRemaining {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
+func (x *LeaseCheckpoint) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+// LeaseRemaining is the time that a lease has left.
+type LeaseRemaining struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// In seconds; 0 is the whole time for which the lease was granted.
+	Ttl           int64 `protobuf:"varint,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseRemaining) Reset() {
+	*x = LeaseRemaining{}
+	mi := &file_applymsg_apply_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseRemaining) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseRemaining) ProtoMessage() {}
+
+func (x *LeaseRemaining) ProtoReflect() protoreflect.Message {
+	mi := &file_applymsg_apply_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseRemaining.ProtoReflect.Descriptor instead.
+func (*LeaseRemaining) Descriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LeaseRemaining) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *LeaseRemaining) GetTtl() int64 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
 // Member is a member of the cluster. It is also the context of the raft
 // configuration change that adds or updates it.
 type Member struct {
@@ -427,7 +649,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_applymsg_apply_proto_msgTypes[5]
+	mi := &file_applymsg_apply_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +661,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[5]
+	mi := &file_applymsg_apply_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +674,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{5}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Member) GetId() uint64 {
@@ -503,7 +725,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_applymsg_apply_proto_msgTypes[6]
+	mi := &file_applymsg_apply_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +737,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[6]
+	mi := &file_applymsg_apply_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +750,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{6}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Alarm) GetMemberId() uint64 {
@@ -563,7 +785,7 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\aentries\x18\x02 \x03(\v2\r.raftpb.EntryR\aentries\"T\n" +
 	"\fRequestBatch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x124\n" +
-	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\xb8\x03\n" +
+	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\x8e\x05\n" +
 	"\aRequest\x12,\n" +
 	"\x03put\x18\x02 \x01(\v2\x18.etcdserverpb.PutRequestH\x00R\x03put\x12E\n" +
 	"\fdelete_range\x18\x03 \x01(\v2 .etcdserverpb.DeleteRangeRequestH\x00R\vdeleteRange\x12,\n" +
@@ -574,7 +796,12 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\x05alarm\x18\x06 \x01(\v2\x1a.etcdserverpb.AlarmRequestH\x00R\x05alarm\x12P\n" +
 	"\x11member_attributes\x18\a \x01(\v2!.troupe.applymsg.MemberAttributesH\x00R\x10memberAttributes\x12;\n" +
 	"\n" +
-	"disk_alarm\x18\b \x01(\v2\x1a.troupe.applymsg.DiskAlarmH\x00R\tdiskAlarmB\x04\n" +
+	"disk_alarm\x18\b \x01(\v2\x1a.troupe.applymsg.DiskAlarmH\x00R\tdiskAlarm\x12B\n" +
+	"\vlease_grant\x18\t \x01(\v2\x1f.etcdserverpb.LeaseGrantRequestH\x00R\n" +
+	"leaseGrant\x12A\n" +
+	"\flease_revoke\x18\n" +
+	" \x01(\v2\x1c.troupe.applymsg.LeaseRevokeH\x00R\vleaseRevoke\x12M\n" +
+	"\x10lease_checkpoint\x18\v \x01(\v2 .troupe.applymsg.LeaseCheckpointH\x00R\x0fleaseCheckpointB\x04\n" +
 	"\x02op\"d\n" +
 	"\x10MemberAttributes\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x12\n" +
@@ -583,7 +810,17 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"clientUrls\"@\n" +
 	"\tDiskAlarm\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x16\n" +
-	"\x06raised\x18\x02 \x01(\bR\x06raised\"\x89\x01\n" +
+	"\x06raised\x18\x02 \x01(\bR\x06raised\"M\n" +
+	"\vLeaseRevoke\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\x03R\x03ids\x12\x18\n" +
+	"\aexpired\x18\x02 \x01(\bR\aexpired\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\"^\n" +
+	"\x0fLeaseCheckpoint\x127\n" +
+	"\x06leases\x18\x01 \x03(\v2\x1f.troupe.applymsg.LeaseRemainingR\x06leases\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\"2\n" +
+	"\x0eLeaseRemaining\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x10\n" +
+	"\x03ttl\x18\x02 \x01(\x03R\x03ttl\"\x89\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -609,39 +846,47 @@ func file_applymsg_apply_proto_rawDescGZIP() []byte {
 	return file_applymsg_apply_proto_rawDescData
 }
 
-var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_applymsg_apply_proto_goTypes = []any{
 	(*Apply)(nil),                           // 0: troupe.applymsg.Apply
 	(*RequestBatch)(nil),                    // 1: troupe.applymsg.RequestBatch
 	(*Request)(nil),                         // 2: troupe.applymsg.Request
 	(*MemberAttributes)(nil),                // 3: troupe.applymsg.MemberAttributes
 	(*DiskAlarm)(nil),                       // 4: troupe.applymsg.DiskAlarm
-	(*Member)(nil),                          // 5: troupe.applymsg.Member
-	(*Alarm)(nil),                           // 6: troupe.applymsg.Alarm
-	(*raftpb.Entry)(nil),                    // 7: raftpb.Entry
-	(*etcdserverpb.PutRequest)(nil),         // 8: etcdserverpb.PutRequest
-	(*etcdserverpb.DeleteRangeRequest)(nil), // 9: etcdserverpb.DeleteRangeRequest
-	(*etcdserverpb.TxnRequest)(nil),         // 10: etcdserverpb.TxnRequest
-	(*etcdserverpb.CompactionRequest)(nil),  // 11: etcdserverpb.CompactionRequest
-	(*etcdserverpb.AlarmRequest)(nil),       // 12: etcdserverpb.AlarmRequest
-	(etcdserverpb.AlarmType)(0),             // 13: etcdserverpb.AlarmType
+	(*LeaseRevoke)(nil),                     // 5: troupe.applymsg.LeaseRevoke
+	(*LeaseCheckpoint)(nil),                 // 6: troupe.applymsg.LeaseCheckpoint
+	(*LeaseRemaining)(nil),                  // 7: troupe.applymsg.LeaseRemaining
+	(*Member)(nil),                          // 8: troupe.applymsg.Member
+	(*Alarm)(nil),                           // 9: troupe.applymsg.Alarm
+	(*raftpb.Entry)(nil),                    // 10: raftpb.Entry
+	(*etcdserverpb.PutRequest)(nil),         // 11: etcdserverpb.PutRequest
+	(*etcdserverpb.DeleteRangeRequest)(nil), // 12: etcdserverpb.DeleteRangeRequest
+	(*etcdserverpb.TxnRequest)(nil),         // 13: etcdserverpb.TxnRequest
+	(*etcdserverpb.CompactionRequest)(nil),  // 14: etcdserverpb.CompactionRequest
+	(*etcdserverpb.AlarmRequest)(nil),       // 15: etcdserverpb.AlarmRequest
+	(*etcdserverpb.LeaseGrantRequest)(nil),  // 16: etcdserverpb.LeaseGrantRequest
+	(etcdserverpb.AlarmType)(0),             // 17: etcdserverpb.AlarmType
 }
 var file_applymsg_apply_proto_depIdxs = []int32{
-	7,  // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
+	10, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
 	2,  // 1: troupe.applymsg.RequestBatch.requests:type_name -> troupe.applymsg.Request
-	8,  // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
-	9,  // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
-	10, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
-	11, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
-	12, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
+	11, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
+	12, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
+	13, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
+	14, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
+	15, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
 	3,  // 7: troupe.applymsg.Request.member_attributes:type_name -> troupe.applymsg.MemberAttributes
 	4,  // 8: troupe.applymsg.Request.disk_alarm:type_name -> troupe.applymsg.DiskAlarm
-	13, // 9: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	16, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
+	5,  // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
+	6,  // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
+	7,  // 12: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
+	17, // 13: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_applymsg_apply_proto_init() }
@@ -657,6 +902,9 @@ func file_applymsg_apply_proto_init() {
 		(*Request_Alarm)(nil),
 		(*Request_MemberAttributes)(nil),
 		(*Request_DiskAlarm)(nil),
+		(*Request_LeaseGrant)(nil),
+		(*Request_LeaseRevoke)(nil),
+		(*Request_LeaseCheckpoint)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -664,7 +912,7 @@ func file_applymsg_apply_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_applymsg_apply_proto_rawDesc), len(file_applymsg_apply_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

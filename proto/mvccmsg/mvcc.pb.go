@@ -504,7 +504,9 @@ type Persist struct {
 	// The state after the records above.
 	Durable *Durable `protobuf:"bytes,4,opt,name=durable,proto3" json:"durable,omitempty"`
 	// What the message weighs in the mailbox: bytes of requests it stands for.
-	Bytes         int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Unset when no lease changed since the last Persist.
+	Leases        *StoredLeases `protobuf:"bytes,6,opt,name=leases,proto3" json:"leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -574,6 +576,258 @@ func (x *Persist) GetBytes() int64 {
 	return 0
 }
 
+func (x *Persist) GetLeases() *StoredLeases {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
+// StoredLeases is what became of leases: the changes, and some of the buckets,
+// which make changes further back unnecessary. See mvccactor/mvcc/FORMAT.md.
+type StoredLeases struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Numbers these changes; they are without gaps.
+	Log uint64 `protobuf:"varint,1,opt,name=log,proto3" json:"log,omitempty"`
+	// An encoded LeaseList: the leases that changed, as they are now, those that
+	// are gone with a ttl of 0. Two of them may be joined to one.
+	Changes []byte          `protobuf:"bytes,2,opt,name=changes,proto3" json:"changes,omitempty"`
+	Buckets []*StoredBucket `protobuf:"bytes,3,rep,name=buckets,proto3" json:"buckets,omitempty"`
+	// Changes from the first number to before the second are in the buckets.
+	TrimFrom      uint64 `protobuf:"varint,4,opt,name=trim_from,json=trimFrom,proto3" json:"trim_from,omitempty"`
+	TrimTo        uint64 `protobuf:"varint,5,opt,name=trim_to,json=trimTo,proto3" json:"trim_to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredLeases) Reset() {
+	*x = StoredLeases{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredLeases) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredLeases) ProtoMessage() {}
+
+func (x *StoredLeases) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredLeases.ProtoReflect.Descriptor instead.
+func (*StoredLeases) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StoredLeases) GetLog() uint64 {
+	if x != nil {
+		return x.Log
+	}
+	return 0
+}
+
+func (x *StoredLeases) GetChanges() []byte {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *StoredLeases) GetBuckets() []*StoredBucket {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
+func (x *StoredLeases) GetTrimFrom() uint64 {
+	if x != nil {
+		return x.TrimFrom
+	}
+	return 0
+}
+
+func (x *StoredLeases) GetTrimTo() uint64 {
+	if x != nil {
+		return x.TrimTo
+	}
+	return 0
+}
+
+// StoredBucket is a bucket of leases.
+type StoredBucket struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Bucket uint32                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	// An encoded LeaseList; empty when there is none.
+	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredBucket) Reset() {
+	*x = StoredBucket{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredBucket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredBucket) ProtoMessage() {}
+
+func (x *StoredBucket) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredBucket.ProtoReflect.Descriptor instead.
+func (*StoredBucket) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *StoredBucket) GetBucket() uint32 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *StoredBucket) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+// LeaseList is a list of leases, as it is stored.
+type LeaseList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Leases        []*Lease               `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseList) Reset() {
+	*x = LeaseList{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseList) ProtoMessage() {}
+
+func (x *LeaseList) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseList.ProtoReflect.Descriptor instead.
+func (*LeaseList) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LeaseList) GetLeases() []*Lease {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
+// Lease is a lease that exists.
+type Lease struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Seconds for which it was granted.
+	Ttl int64 `protobuf:"varint,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// Seconds that it had left at its last checkpoint; 0 if it has none, or was
+	// renewed since.
+	Remaining     int64 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lease) Reset() {
+	*x = Lease{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lease) ProtoMessage() {}
+
+func (x *Lease) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lease.ProtoReflect.Descriptor instead.
+func (*Lease) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Lease) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Lease) GetTtl() int64 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
+func (x *Lease) GetRemaining() int64 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
 // Reclaimed is a pack without its dead records.
 type Reclaimed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -586,7 +840,7 @@ type Reclaimed struct {
 
 func (x *Reclaimed) Reset() {
 	*x = Reclaimed{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +852,7 @@ func (x *Reclaimed) String() string {
 func (*Reclaimed) ProtoMessage() {}
 
 func (x *Reclaimed) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +865,7 @@ func (x *Reclaimed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reclaimed.ProtoReflect.Descriptor instead.
 func (*Reclaimed) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Reclaimed) GetId() *PackID {
@@ -639,7 +893,7 @@ type PackID struct {
 
 func (x *PackID) Reset() {
 	*x = PackID{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +905,7 @@ func (x *PackID) String() string {
 func (*PackID) ProtoMessage() {}
 
 func (x *PackID) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +918,7 @@ func (x *PackID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackID.ProtoReflect.Descriptor instead.
 func (*PackID) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PackID) GetMain() int64 {
@@ -696,7 +950,7 @@ type Pack struct {
 
 func (x *Pack) Reset() {
 	*x = Pack{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +962,7 @@ func (x *Pack) String() string {
 func (*Pack) ProtoMessage() {}
 
 func (x *Pack) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +975,7 @@ func (x *Pack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pack.ProtoReflect.Descriptor instead.
 func (*Pack) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Pack) GetId() *PackID {
@@ -774,7 +1028,7 @@ type Durable struct {
 
 func (x *Durable) Reset() {
 	*x = Durable{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +1040,7 @@ func (x *Durable) String() string {
 func (*Durable) ProtoMessage() {}
 
 func (x *Durable) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +1053,7 @@ func (x *Durable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Durable.ProtoReflect.Descriptor instead.
 func (*Durable) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{11}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Durable) GetFormat() uint32 {
@@ -903,13 +1157,29 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\aReclaim\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12&\n" +
 	"\x02id\x18\x02 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\fR\x05value\"\xcd\x01\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\"\x83\x02\n" +
 	"\aPersist\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12*\n" +
 	"\x05packs\x18\x02 \x03(\v2\x14.troupe.mvccmsg.PackR\x05packs\x127\n" +
 	"\treclaimed\x18\x03 \x03(\v2\x19.troupe.mvccmsg.ReclaimedR\treclaimed\x121\n" +
 	"\adurable\x18\x04 \x01(\v2\x17.troupe.mvccmsg.DurableR\adurable\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\"]\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\x124\n" +
+	"\x06leases\x18\x06 \x01(\v2\x1c.troupe.mvccmsg.StoredLeasesR\x06leases\"\xa8\x01\n" +
+	"\fStoredLeases\x12\x10\n" +
+	"\x03log\x18\x01 \x01(\x04R\x03log\x12\x18\n" +
+	"\achanges\x18\x02 \x01(\fR\achanges\x126\n" +
+	"\abuckets\x18\x03 \x03(\v2\x1c.troupe.mvccmsg.StoredBucketR\abuckets\x12\x1b\n" +
+	"\ttrim_from\x18\x04 \x01(\x04R\btrimFrom\x12\x17\n" +
+	"\atrim_to\x18\x05 \x01(\x04R\x06trimTo\"<\n" +
+	"\fStoredBucket\x12\x16\n" +
+	"\x06bucket\x18\x01 \x01(\rR\x06bucket\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\":\n" +
+	"\tLeaseList\x12-\n" +
+	"\x06leases\x18\x01 \x03(\v2\x15.troupe.mvccmsg.LeaseR\x06leases\"G\n" +
+	"\x05Lease\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x10\n" +
+	"\x03ttl\x18\x02 \x01(\x03R\x03ttl\x12\x1c\n" +
+	"\tremaining\x18\x03 \x01(\x03R\tremaining\"]\n" +
 	"\tReclaimed\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12(\n" +
 	"\x04pack\x18\x02 \x01(\v2\x14.troupe.mvccmsg.PackR\x04pack\".\n" +
@@ -946,7 +1216,7 @@ func file_mvccmsg_mvcc_proto_rawDescGZIP() []byte {
 	return file_mvccmsg_mvcc_proto_rawDescData
 }
 
-var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*Execute)(nil),             // 0: troupe.mvccmsg.Execute
 	(*EntryOps)(nil),            // 1: troupe.mvccmsg.EntryOps
@@ -956,41 +1226,48 @@ var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*CompactStep)(nil),         // 5: troupe.mvccmsg.CompactStep
 	(*Reclaim)(nil),             // 6: troupe.mvccmsg.Reclaim
 	(*Persist)(nil),             // 7: troupe.mvccmsg.Persist
-	(*Reclaimed)(nil),           // 8: troupe.mvccmsg.Reclaimed
-	(*PackID)(nil),              // 9: troupe.mvccmsg.PackID
-	(*Pack)(nil),                // 10: troupe.mvccmsg.Pack
-	(*Durable)(nil),             // 11: troupe.mvccmsg.Durable
-	(*raftpb.ConfState)(nil),    // 12: raftpb.ConfState
-	(*raftpb.ConfChangeV2)(nil), // 13: raftpb.ConfChangeV2
-	(*applymsg.Request)(nil),    // 14: troupe.applymsg.Request
-	(*raftmsg.Result)(nil),      // 15: troupe.raftmsg.Result
-	(*applymsg.Member)(nil),     // 16: troupe.applymsg.Member
-	(*applymsg.Alarm)(nil),      // 17: troupe.applymsg.Alarm
+	(*StoredLeases)(nil),        // 8: troupe.mvccmsg.StoredLeases
+	(*StoredBucket)(nil),        // 9: troupe.mvccmsg.StoredBucket
+	(*LeaseList)(nil),           // 10: troupe.mvccmsg.LeaseList
+	(*Lease)(nil),               // 11: troupe.mvccmsg.Lease
+	(*Reclaimed)(nil),           // 12: troupe.mvccmsg.Reclaimed
+	(*PackID)(nil),              // 13: troupe.mvccmsg.PackID
+	(*Pack)(nil),                // 14: troupe.mvccmsg.Pack
+	(*Durable)(nil),             // 15: troupe.mvccmsg.Durable
+	(*raftpb.ConfState)(nil),    // 16: raftpb.ConfState
+	(*raftpb.ConfChangeV2)(nil), // 17: raftpb.ConfChangeV2
+	(*applymsg.Request)(nil),    // 18: troupe.applymsg.Request
+	(*raftmsg.Result)(nil),      // 19: troupe.raftmsg.Result
+	(*applymsg.Member)(nil),     // 20: troupe.applymsg.Member
+	(*applymsg.Alarm)(nil),      // 21: troupe.applymsg.Alarm
 }
 var file_mvccmsg_mvcc_proto_depIdxs = []int32{
 	1,  // 0: troupe.mvccmsg.Execute.entries:type_name -> troupe.mvccmsg.EntryOps
 	2,  // 1: troupe.mvccmsg.EntryOps.ops:type_name -> troupe.mvccmsg.Op
-	12, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
-	13, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
+	16, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
+	17, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
 	3,  // 4: troupe.mvccmsg.EntryOps.cluster:type_name -> troupe.mvccmsg.Cluster
-	14, // 5: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
-	15, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
-	16, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
-	17, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
-	9,  // 9: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
-	10, // 10: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
-	8,  // 11: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
-	11, // 12: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
-	9,  // 13: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
-	10, // 14: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
-	9,  // 15: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
-	12, // 16: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
-	3,  // 17: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	18, // 5: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
+	19, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
+	20, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
+	21, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
+	13, // 9: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
+	14, // 10: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
+	12, // 11: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
+	15, // 12: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
+	8,  // 13: troupe.mvccmsg.Persist.leases:type_name -> troupe.mvccmsg.StoredLeases
+	9,  // 14: troupe.mvccmsg.StoredLeases.buckets:type_name -> troupe.mvccmsg.StoredBucket
+	11, // 15: troupe.mvccmsg.LeaseList.leases:type_name -> troupe.mvccmsg.Lease
+	13, // 16: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
+	14, // 17: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
+	13, // 18: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
+	16, // 19: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
+	3,  // 20: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_mvccmsg_mvcc_proto_init() }
@@ -1004,7 +1281,7 @@ func file_mvccmsg_mvcc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mvccmsg_mvcc_proto_rawDesc), len(file_mvccmsg_mvcc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

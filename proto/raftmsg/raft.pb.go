@@ -29,22 +29,24 @@ const (
 type Code int32
 
 const (
-	Code_OK                Code = 0
-	Code_KEY_NOT_FOUND     Code = 1
-	Code_LEASE_NOT_FOUND   Code = 2
-	Code_COMPACTED         Code = 3
-	Code_FUTURE_REVISION   Code = 4
-	Code_NO_SPACE          Code = 5
-	Code_CORRUPT           Code = 6
-	Code_DUPLICATE_KEY     Code = 7
-	Code_VALUE_PROVIDED    Code = 8
-	Code_LEASE_PROVIDED    Code = 9
-	Code_MEMBER_NOT_FOUND  Code = 10
-	Code_STOPPED           Code = 11
-	Code_TIMED_OUT         Code = 12
-	Code_LEADER_CHANGED    Code = 13
-	Code_NO_LEADER         Code = 14
-	Code_TOO_MANY_REQUESTS Code = 15
+	Code_OK                  Code = 0
+	Code_KEY_NOT_FOUND       Code = 1
+	Code_LEASE_NOT_FOUND     Code = 2
+	Code_COMPACTED           Code = 3
+	Code_FUTURE_REVISION     Code = 4
+	Code_NO_SPACE            Code = 5
+	Code_CORRUPT             Code = 6
+	Code_DUPLICATE_KEY       Code = 7
+	Code_VALUE_PROVIDED      Code = 8
+	Code_LEASE_PROVIDED      Code = 9
+	Code_MEMBER_NOT_FOUND    Code = 10
+	Code_STOPPED             Code = 11
+	Code_TIMED_OUT           Code = 12
+	Code_LEADER_CHANGED      Code = 13
+	Code_NO_LEADER           Code = 14
+	Code_TOO_MANY_REQUESTS   Code = 15
+	Code_LEASE_EXISTS        Code = 16
+	Code_LEASE_TTL_TOO_LARGE Code = 17
 )
 
 // Enum value maps for Code.
@@ -66,24 +68,28 @@ var (
 		13: "LEADER_CHANGED",
 		14: "NO_LEADER",
 		15: "TOO_MANY_REQUESTS",
+		16: "LEASE_EXISTS",
+		17: "LEASE_TTL_TOO_LARGE",
 	}
 	Code_value = map[string]int32{
-		"OK":                0,
-		"KEY_NOT_FOUND":     1,
-		"LEASE_NOT_FOUND":   2,
-		"COMPACTED":         3,
-		"FUTURE_REVISION":   4,
-		"NO_SPACE":          5,
-		"CORRUPT":           6,
-		"DUPLICATE_KEY":     7,
-		"VALUE_PROVIDED":    8,
-		"LEASE_PROVIDED":    9,
-		"MEMBER_NOT_FOUND":  10,
-		"STOPPED":           11,
-		"TIMED_OUT":         12,
-		"LEADER_CHANGED":    13,
-		"NO_LEADER":         14,
-		"TOO_MANY_REQUESTS": 15,
+		"OK":                  0,
+		"KEY_NOT_FOUND":       1,
+		"LEASE_NOT_FOUND":     2,
+		"COMPACTED":           3,
+		"FUTURE_REVISION":     4,
+		"NO_SPACE":            5,
+		"CORRUPT":             6,
+		"DUPLICATE_KEY":       7,
+		"VALUE_PROVIDED":      8,
+		"LEASE_PROVIDED":      9,
+		"MEMBER_NOT_FOUND":    10,
+		"STOPPED":             11,
+		"TIMED_OUT":           12,
+		"LEADER_CHANGED":      13,
+		"NO_LEADER":           14,
+		"TOO_MANY_REQUESTS":   15,
+		"LEASE_EXISTS":        16,
+		"LEASE_TTL_TOO_LARGE": 17,
 	}
 )
 
@@ -825,6 +831,8 @@ type Result struct {
 	//	*Result_Txn
 	//	*Result_Compaction
 	//	*Result_Alarm
+	//	*Result_LeaseGrant
+	//	*Result_LeaseRevoke
 	Response      isResult_Response `protobuf_oneof:"response"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -926,6 +934,24 @@ func (x *Result) GetAlarm() *etcdserverpb.AlarmResponse {
 	return nil
 }
 
+func (x *Result) GetLeaseGrant() *etcdserverpb.LeaseGrantResponse {
+	if x != nil {
+		if x, ok := x.Response.(*Result_LeaseGrant); ok {
+			return x.LeaseGrant
+		}
+	}
+	return nil
+}
+
+func (x *Result) GetLeaseRevoke() *etcdserverpb.LeaseRevokeResponse {
+	if x != nil {
+		if x, ok := x.Response.(*Result_LeaseRevoke); ok {
+			return x.LeaseRevoke
+		}
+	}
+	return nil
+}
+
 type isResult_Response interface {
 	isResult_Response()
 }
@@ -950,6 +976,14 @@ type Result_Alarm struct {
 	Alarm *etcdserverpb.AlarmResponse `protobuf:"bytes,7,opt,name=alarm,proto3,oneof"`
 }
 
+type Result_LeaseGrant struct {
+	LeaseGrant *etcdserverpb.LeaseGrantResponse `protobuf:"bytes,8,opt,name=lease_grant,json=leaseGrant,proto3,oneof"`
+}
+
+type Result_LeaseRevoke struct {
+	LeaseRevoke *etcdserverpb.LeaseRevokeResponse `protobuf:"bytes,9,opt,name=lease_revoke,json=leaseRevoke,proto3,oneof"`
+}
+
 func (*Result_Put) isResult_Response() {}
 
 func (*Result_DeleteRange) isResult_Response() {}
@@ -959,6 +993,10 @@ func (*Result_Txn) isResult_Response() {}
 func (*Result_Compaction) isResult_Response() {}
 
 func (*Result_Alarm) isResult_Response() {}
+
+func (*Result_LeaseGrant) isResult_Response() {}
+
+func (*Result_LeaseRevoke) isResult_Response() {}
 
 var File_raftmsg_raft_proto protoreflect.FileDescriptor
 
@@ -1013,7 +1051,7 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\vResultBatch\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\x04R\abatchId\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x120\n" +
-	"\aresults\x18\x03 \x03(\v2\x16.troupe.raftmsg.ResultR\aresults\"\xf9\x02\n" +
+	"\aresults\x18\x03 \x03(\v2\x16.troupe.raftmsg.ResultR\aresults\"\x86\x04\n" +
 	"\x06Result\x12(\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x14.troupe.raftmsg.CodeR\x04code\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12-\n" +
@@ -1023,9 +1061,12 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\n" +
 	"compaction\x18\x06 \x01(\v2 .etcdserverpb.CompactionResponseH\x00R\n" +
 	"compaction\x123\n" +
-	"\x05alarm\x18\a \x01(\v2\x1b.etcdserverpb.AlarmResponseH\x00R\x05alarmB\n" +
+	"\x05alarm\x18\a \x01(\v2\x1b.etcdserverpb.AlarmResponseH\x00R\x05alarm\x12C\n" +
+	"\vlease_grant\x18\b \x01(\v2 .etcdserverpb.LeaseGrantResponseH\x00R\n" +
+	"leaseGrant\x12F\n" +
+	"\flease_revoke\x18\t \x01(\v2!.etcdserverpb.LeaseRevokeResponseH\x00R\vleaseRevokeB\n" +
 	"\n" +
-	"\bresponse*\x9c\x02\n" +
+	"\bresponse*\xc7\x02\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x11\n" +
 	"\rKEY_NOT_FOUND\x10\x01\x12\x13\n" +
@@ -1043,7 +1084,9 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\tTIMED_OUT\x10\f\x12\x12\n" +
 	"\x0eLEADER_CHANGED\x10\r\x12\r\n" +
 	"\tNO_LEADER\x10\x0e\x12\x15\n" +
-	"\x11TOO_MANY_REQUESTS\x10\x0fB+Z)github.com/troupe-db/troupe/proto/raftmsgb\x06proto3"
+	"\x11TOO_MANY_REQUESTS\x10\x0f\x12\x10\n" +
+	"\fLEASE_EXISTS\x10\x10\x12\x17\n" +
+	"\x13LEASE_TTL_TOO_LARGE\x10\x11B+Z)github.com/troupe-db/troupe/proto/raftmsgb\x06proto3"
 
 var (
 	file_raftmsg_raft_proto_rawDescOnce sync.Once
@@ -1081,6 +1124,8 @@ var file_raftmsg_raft_proto_goTypes = []any{
 	(*etcdserverpb.TxnResponse)(nil),         // 18: etcdserverpb.TxnResponse
 	(*etcdserverpb.CompactionResponse)(nil),  // 19: etcdserverpb.CompactionResponse
 	(*etcdserverpb.AlarmResponse)(nil),       // 20: etcdserverpb.AlarmResponse
+	(*etcdserverpb.LeaseGrantResponse)(nil),  // 21: etcdserverpb.LeaseGrantResponse
+	(*etcdserverpb.LeaseRevokeResponse)(nil), // 22: etcdserverpb.LeaseRevokeResponse
 }
 var file_raftmsg_raft_proto_depIdxs = []int32{
 	13, // 0: troupe.raftmsg.Propose.conf_change:type_name -> raftpb.ConfChangeV2
@@ -1094,11 +1139,13 @@ var file_raftmsg_raft_proto_depIdxs = []int32{
 	18, // 8: troupe.raftmsg.Result.txn:type_name -> etcdserverpb.TxnResponse
 	19, // 9: troupe.raftmsg.Result.compaction:type_name -> etcdserverpb.CompactionResponse
 	20, // 10: troupe.raftmsg.Result.alarm:type_name -> etcdserverpb.AlarmResponse
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	21, // 11: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
+	22, // 12: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_raftmsg_raft_proto_init() }
@@ -1112,6 +1159,8 @@ func file_raftmsg_raft_proto_init() {
 		(*Result_Txn)(nil),
 		(*Result_Compaction)(nil),
 		(*Result_Alarm)(nil),
+		(*Result_LeaseGrant)(nil),
+		(*Result_LeaseRevoke)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

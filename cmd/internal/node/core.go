@@ -353,4 +353,8 @@ func (o observer) Executed(op string, ok bool, bytes int, took time.Duration) {
 
 func (o observer) Applied(requests int) { o.n.metrics.CountApplied(requests) }
 
+func (o observer) LeaseGranted(ttl int64) { o.n.metrics.LeaseGranted(ttl) }
+
+func (o observer) LeaseRevoked() { o.n.metrics.LeaseRevoked() }
+
 func (o observer) Compacted(took time.Duration) { o.n.metrics.ObserveCompaction(took, time.Now()) }

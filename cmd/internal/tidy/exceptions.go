@@ -7,6 +7,7 @@ var sideways = map[[2]string]string{
 
 	{"proto/mvccmsg", "proto/applymsg"}: "mvcc executes the requests that apply hears",
 	{"proto/mvccmsg", "proto/raftmsg"}:  "mvcc answers with raft's results",
+	{"proto/leasemsg", "proto/raftmsg"}: "the outcome of a proposal is one of raft's codes",
 
 	{"cmd/troupe", "cmd/internal/config"}:           "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/logging"}:          "cmd may import cmd/internal",

@@ -1,0 +1,169 @@
+package mvccactor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/actors/actorstest"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/leasemsg"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+func leaseGrant(id, ttl int64) *applymsg.Request {
+	return &applymsg.Request{Op: &applymsg.Request_LeaseGrant{LeaseGrant: &pb.LeaseGrantRequest{ID: id, TTL: ttl}}}
+}
+
+func leaseRevoke(ids ...int64) *applymsg.Request {
+	return &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: ids}}}
+}
+
+func leaseExpire(term uint64, ids ...int64) *applymsg.Request {
+	return &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{
+		LeaseRevoke: &applymsg.LeaseRevoke{Ids: ids, Expired: true, Term: term}}}
+}
+
+func leaseCheckpoint(term uint64, id, ttl int64) *applymsg.Request {
+	return &applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: &applymsg.LeaseCheckpoint{
+		Term: term, Leases: []*applymsg.LeaseRemaining{{Id: id, Ttl: ttl}}}}}
+}
+
+func leasePut(key string, lease int64) *applymsg.Request {
+	return &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{Key: []byte(key), Lease: lease}}}
+}
+
+// viewLeases describes what a view has of leases.
+func viewLeases(v *mvcc.View) string {
+	var all []string
+	for l := range v.Leases() {
+		all = append(all, fmt.Sprintf("%d:%d/%d%q", l.ID, l.Remaining, l.TTL, v.LeaseKeys(l.ID)))
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+// TestLeasesInOneEntry: a put with a lease, and the revoke of that lease, may be
+// packed into one entry. leaseactor hears of all in order, once they are visible
+// and before anybody else does.
+func TestLeasesInOneEntry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
+		got := r.do(leaseGrant(5, 60), leaseGrant(5, 60), leasePut("a", 5), leasePut("b", 6), leaseGrant(6, 1<<40),
+			leaseCheckpoint(1, 5, 20), leaseCheckpoint(9, 5, 10), leaseGrant(7, 30), leaseExpire(9, 7), leaseExpire(1, 7, 8),
+			leaseRevoke(5), leaseRevoke(5), leaseRevoke(7))
+		var codes []string
+		for _, res := range got.Results {
+			codes = append(codes, fmt.Sprint(res.Code, " ", res.Revision))
+		}
+		want := []string{"OK 1", "LEASE_EXISTS 1", "OK 2", "LEASE_NOT_FOUND 2", "LEASE_TTL_TOO_LARGE 2",
+			"OK 2", "LEADER_CHANGED 2", "OK 2", "LEADER_CHANGED 2", "OK 2",
+			"OK 3", "LEASE_NOT_FOUND 3", "LEASE_NOT_FOUND 3"}
+		if !slices.Equal(codes, want) {
+			t.Errorf("got  %q\nwant %q", codes, want)
+		}
+		if g := got.Results[0].GetLeaseGrant(); g.GetID() != 5 || g.GetTTL() != 60 || g.Header.Revision != 1 {
+			t.Errorf("granted %v", g)
+		}
+		var heard []string
+		for _, m := range r.lease.Messages() {
+			m := m.(*leasemsg.Changed)
+			if m.Epoch != r.epoch || m.Index != 1 {
+				t.Errorf("%v", m)
+			}
+			for _, c := range m.Changes {
+				heard = append(heard, fmt.Sprint(c.Kind, " ", c.Id, " ", c.Ttl))
+			}
+		}
+		if want := []string{"GRANTED 5 60", "CHECKPOINTED 5 20", "GRANTED 7 30", "REVOKED 7 0", "REVOKED 5 0"}; !slices.Equal(heard, want) {
+			t.Errorf("leaseactor heard %q, want %q", heard, want)
+		}
+		if got := viewLeases(r.pub.View()); got != "" {
+			t.Errorf("left %s", got)
+		}
+	})
+}
+
+// TestLeasesSurviveRestart: with checkpoints and keys; and a store that was never
+// given any opens as before.
+func TestLeasesSurviveRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := actorstest.NewSystem(t)
+		r := newRig(t, sys, rigConfig{})
+		for i := range 40 {
+			r.do(leaseGrant(int64(i+1), 60), leasePut(fmt.Sprintf("k%02d", i), int64(i/2+1)), leaseCheckpoint(1, int64(i+1), int64(i)))
+			if i%5 == 4 {
+				r.do(leaseRevoke(int64(i)))
+				r.flush()
+			}
+		}
+		r.flush()
+		want := viewLeases(r.pub.View())
+		r.stop()
+		again := newRig(t, sys, rigConfig{memory: r.disk.Memory})
+		if got := viewLeases(again.pub.View()); got != want || want == "" {
+			t.Fatalf("got  %s\nwant %s", got, want)
+		}
+		if got := again.do(leaseRevoke(2)); got.Results[0].Code != raftmsg.Code_OK || again.get("k02") != "" || again.get("k03") != "" {
+			t.Fatalf("%v", got)
+		}
+	})
+}
+
+// TestOpenFormatOne: a store from before there were leases.
+func TestOpenFormatOne(t *testing.T) {
+	m := backend.NewMemory()
+	state, err := proto.Marshal(&mvccmsg.Durable{Format: 1, ClusterId: 1, MemberId: 2, AppliedIndex: 9, Revision: 60, CompactRevision: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Commit(backend.Batch{Set: []backend.Entry{{Key: stateName, Value: state}}}); err != nil {
+		t.Fatal(err)
+	}
+	o, err := Open(OpenConfig{OpenBackend: openMemory(m, func(m *backend.Memory) backend.Store { return m }), Published: mvcc.NewPublished()})
+	if err != nil || o.Store.Revision() != 60 {
+		t.Fatalf("%v", err)
+	}
+}
+
+// TestPersisterBoundsLeases: however much of leases waits, one commit holds what
+// a transaction of the store does.
+func TestPersisterBoundsLeases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
+		before := len(r.disk.batches())
+		for i := range uint64(8) {
+			r.persister.MustPost(persisterPersist, &mvccmsg.Persist{
+				Epoch: r.epoch, Durable: &mvccmsg.Durable{Format: storeFormat, AppliedIndex: i, Revision: 1},
+				Leases: &mvccmsg.StoredLeases{Log: i + 1, Changes: make([]byte, 1<<20), TrimFrom: i, TrimTo: i},
+				Bytes:  1,
+			}, actors.Cost{Requests: 1, Bytes: 1})
+		}
+		r.flush()
+		logs := 0
+		for _, b := range r.disk.batches()[before:] {
+			size := 0
+			for _, e := range b.Set {
+				size += len(e.Value)
+				if strings.HasPrefix(e.Key, "leaselog/") {
+					logs += len(e.Value) >> 20
+				}
+			}
+			if size > leaseFlushBytes+1<<20 {
+				t.Errorf("a commit has %d bytes of state", size)
+			}
+		}
+		if logs != 8 {
+			t.Errorf("%d of 8 batches of changes were written", logs)
+		}
+	})
+}
