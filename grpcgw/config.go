@@ -41,6 +41,8 @@ type Config struct {
 	// QuotaBytes bounds the keyspace: a put beyond it raises NOSPACE. Zero means
 	// the default, below zero means no quota.
 	QuotaBytes int64
+	// MinLeaseTTL is the shortest time of a lease in seconds.
+	MinLeaseTTL int64
 	// SlowRequest is the duration from which a unary request is logged; 0 logs none.
 	SlowRequest time.Duration
 

@@ -20,7 +20,7 @@ func (cfg *HTTPConfig) serveActors(w http.ResponseWriter, r *http.Request) {
 		w.Write(actorsPage) // a client that is gone needs no answer
 		return
 	}
-	writeJSON(w, cfg.Member.Actors())
+	writeJSON(w, debugState{Snapshot: cfg.Member.Actors(), Leases: showLeases(r.Context(), cfg.Member)})
 }
 
 func wantsPage(r *http.Request) bool {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
@@ -42,11 +43,14 @@ type fakeMember struct {
 	readCode    raftmsg.Code
 	readErr     error
 	reclaimErr  error
+	leaseCode   raftmsg.Code
+	leaseErr    error
+	left        map[int64]time.Duration // what leases have left; all else all
 	panics      bool
 	// hold, when set, is waited for by every proposal, which says so on held.
 	hold, held chan struct{}
 
-	proposals, readIndexes, awaited int
+	proposals, readIndexes, awaited, renewals int
 }
 
 func newFakeMember() *fakeMember {
@@ -114,10 +118,6 @@ func (m *fakeMember) Propose(ctx context.Context, req *applymsg.Request) (Outcom
 	return Outcome{Result: res, Index: m.index}, nil
 }
 
-type noLeases struct{}
-
-func (noLeases) Exists(int64) bool { return false }
-
 func (m *fakeMember) apply(req *applymsg.Request) *raftmsg.Result {
 	res := &raftmsg.Result{}
 	var err error
@@ -135,6 +135,14 @@ func (m *fakeMember) apply(req *applymsg.Request) *raftmsg.Result {
 	case *applymsg.Request_Compaction:
 		err = m.store.Compact(op.Compaction.Revision)
 		res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{}}
+	case *applymsg.Request_LeaseGrant:
+		var resp *pb.LeaseGrantResponse
+		resp, err = m.store.LeaseGrant(op.LeaseGrant, m.index)
+		res.Response = &raftmsg.Result_LeaseGrant{LeaseGrant: resp}
+	case *applymsg.Request_LeaseRevoke:
+		var resp *pb.LeaseRevokeResponse
+		resp, err = m.store.LeaseRevoke(op.LeaseRevoke.Ids[0])
+		res.Response = &raftmsg.Result_LeaseRevoke{LeaseRevoke: resp}
 	case *applymsg.Request_Alarm:
 		res.Response = &raftmsg.Result_Alarm{Alarm: m.applyAlarm(op.Alarm)}
 	}
@@ -144,6 +152,8 @@ func (m *fakeMember) apply(req *applymsg.Request) *raftmsg.Result {
 			mvcc.ErrFutureRevision: raftmsg.Code_FUTURE_REVISION,
 			mvcc.ErrKeyNotFound:    raftmsg.Code_KEY_NOT_FOUND,
 			mvcc.ErrLeaseNotFound:  raftmsg.Code_LEASE_NOT_FOUND,
+			mvcc.ErrLeaseExists:    raftmsg.Code_LEASE_EXISTS,
+			mvcc.ErrLeaseTTL:       raftmsg.Code_LEASE_TTL_TOO_LARGE,
 		}[err]}
 	}
 	return res
@@ -169,6 +179,39 @@ func (m *fakeMember) ReadIndex(context.Context) (raftmsg.Code, error) {
 	m.readIndexes++
 	return m.readCode, m.readErr
 }
+
+// lease returns a lease that can be renewed or asked for.
+func (m *fakeMember) lease(id int64) (mvcc.Lease, raftmsg.Code, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.renewals++
+	if m.leaseCode != raftmsg.Code_OK || m.leaseErr != nil {
+		return mvcc.Lease{}, m.leaseCode, m.leaseErr
+	}
+	l, ok := m.pub.View().Lease(id)
+	if !ok {
+		return l, raftmsg.Code_LEASE_NOT_FOUND, nil
+	}
+	return l, raftmsg.Code_OK, nil
+}
+
+func (m *fakeMember) RenewLease(_ context.Context, id int64) (int64, raftmsg.Code, error) {
+	l, code, err := m.lease(id)
+	return l.TTL, code, err
+}
+
+func (m *fakeMember) LeaseTime(_ context.Context, id int64) (LeaseTime, raftmsg.Code, error) {
+	l, code, err := m.lease(id)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	left, ok := m.left[id]
+	if !ok {
+		left = time.Duration(l.TTL) * time.Second
+	}
+	return LeaseTime{TTL: l.TTL, Left: left}, code, err
+}
+
+func (m *fakeMember) LeaseTimes(context.Context) map[int64]time.Duration { return m.left }
 
 func (m *fakeMember) AwaitCompaction(context.Context, int64) error {
 	m.mu.Lock()
@@ -209,6 +252,17 @@ func serve(t testing.TB, cfg Config) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	conn, stop := serveGateway(t, g)
+	t.Cleanup(func() {
+		_ = conn.Close()
+		stop()
+	})
+	return conn
+}
+
+// serveGateway runs a gateway on an in-memory listener. stop stops it.
+func serveGateway(t testing.TB, g *Gateway) (conn *grpc.ClientConn, stop func()) {
+	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
@@ -218,14 +272,12 @@ func serve(t testing.TB, cfg Config) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = conn.Close()
+	return conn, func() {
 		if err := g.Stop(context.Background()); err != nil {
 			t.Error(err)
 		}
 		if err := <-served; !errors.Is(err, ErrStopped) {
 			t.Errorf("Serve returned %v", err)
 		}
-	})
-	return conn
+	}
 }

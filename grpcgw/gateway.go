@@ -53,6 +53,8 @@ type Gateway struct {
 	grpcConns, httpConns *connQueue
 	serving              sync.Once
 
+	stopping chan struct{} // closed by Stop: streams without an end of their own end
+
 	mu        sync.Mutex
 	stopped   bool
 	listeners map[net.Listener]struct{}
@@ -74,6 +76,7 @@ func New(cfg Config) (*Gateway, error) {
 		health:    health.NewServer(),
 		grpcConns: newConnQueue(),
 		httpConns: newConnQueue(),
+		stopping:  make(chan struct{}),
 		listeners: make(map[net.Listener]struct{}),
 		sniffing:  make(map[net.Conn]struct{}),
 	}
@@ -125,7 +128,7 @@ func (g *Gateway) register(s *grpc.Server) {
 	pb.RegisterMaintenanceServer(s, &maintenance{Gateway: g})
 	pb.RegisterClusterServer(s, &cluster{Gateway: g})
 	pb.RegisterWatchServer(s, pb.UnimplementedWatchServer{})
-	pb.RegisterLeaseServer(s, pb.UnimplementedLeaseServer{})
+	pb.RegisterLeaseServer(s, &leases{Gateway: g})
 	pb.RegisterAuthServer(s, pb.UnimplementedAuthServer{})
 	healthpb.RegisterHealthServer(s, g.health)
 }
@@ -204,6 +207,9 @@ func (g *Gateway) Stop(ctx context.Context) error {
 func (g *Gateway) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.stopped {
+		close(g.stopping)
+	}
 	g.stopped = true
 	for l := range g.listeners {
 		_ = l.Close() // one that is closed already is as good

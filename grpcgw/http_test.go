@@ -190,7 +190,10 @@ func TestDebugActors(t *testing.T) {
 // TestActorsPageFields compares the names that the page's script reads with
 // those in the JSON: a renamed field would leave an empty column.
 func TestActorsPageFields(t *testing.T) {
-	b, err := json.Marshal(actors.Snapshot{Mailboxes: []actors.MailboxSnapshot{{LastPanic: "x", LastPanicStack: "x", LastPanicAt: nil}}})
+	b, err := json.Marshal(debugState{
+		Snapshot: actors.Snapshot{Mailboxes: []actors.MailboxSnapshot{{LastPanic: "x", LastPanicStack: "x", LastPanicAt: nil}}},
+		Leases:   &leaseList{First: []leaseShow{{Checkpoint: 1}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

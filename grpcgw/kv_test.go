@@ -556,7 +556,7 @@ func TestUnimplementedServices(t *testing.T) {
 	conn := serve(t, testConfig(newFakeMember()))
 	ctx := t.Context()
 	for _, method := range []string{
-		"/etcdserverpb.Lease/LeaseGrant", "/etcdserverpb.Lease/LeaseLeases", "/etcdserverpb.Auth/AuthStatus",
+		"/etcdserverpb.Auth/AuthStatus",
 		"/etcdserverpb.Auth/Authenticate", "/etcdserverpb.Cluster/MemberAdd", "/etcdserverpb.Maintenance/MoveLeader",
 		"/etcdserverpb.Maintenance/Downgrade", "/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign",
 	} {
@@ -564,7 +564,7 @@ func TestUnimplementedServices(t *testing.T) {
 			t.Errorf("%s: %v", method, err)
 		}
 	}
-	for _, method := range []string{"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive", "/etcdserverpb.Maintenance/Snapshot"} {
+	for _, method := range []string{"/etcdserverpb.Watch/Watch", "/etcdserverpb.Maintenance/Snapshot"} {
 		stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package grpcgw
 
 import (
 	"context"
+	"time"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -26,6 +27,12 @@ type Member interface {
 	// ReadIndex returns once the newest view is linearizable: it contains
 	// every write acknowledged anywhere before the call.
 	ReadIndex(ctx context.Context) (raftmsg.Code, error)
+	// RenewLease gives a lease its whole time again, and returns that in seconds.
+	RenewLease(ctx context.Context, id int64) (ttl int64, code raftmsg.Code, err error)
+	// LeaseTime returns the time of a lease.
+	LeaseTime(ctx context.Context, id int64) (LeaseTime, raftmsg.Code, error)
+	// LeaseTimes returns what leases have left, as far as this member knows.
+	LeaseTimes(ctx context.Context) map[int64]time.Duration
 	// AwaitCompaction returns once the index holds nothing below a compacted
 	// revision any more.
 	AwaitCompaction(ctx context.Context, revision int64) error
@@ -54,6 +61,14 @@ type RaftStatus struct {
 	Committed uint64 // index
 	Applied   uint64 // index
 	IsLearner bool
+}
+
+// LeaseTime is the time of a lease.
+type LeaseTime struct {
+	// TTL is what it gets with each renewal, in seconds.
+	TTL int64
+	// Left is below zero when it has ended and is not gone yet.
+	Left time.Duration
 }
 
 // Outcome is the answer to a proposal.

@@ -25,7 +25,7 @@ const (
 )
 
 func (a *Actor) grant(op *applymsg.Request_LeaseGrant, res *raftmsg.Result) (name string, bytes int) {
-	resp, err := a.store.LeaseGrant(op.LeaseGrant)
+	resp, err := a.store.LeaseGrant(op.LeaseGrant, a.state.AppliedIndex)
 	if res.Code = codeOf(err); err == nil {
 		res.Response = &raftmsg.Result_LeaseGrant{LeaseGrant: resp}
 		a.leaseChanged(leasemsg.Kind_GRANTED, resp.ID, resp.TTL)
@@ -42,6 +42,9 @@ func (a *Actor) revoke(op *applymsg.LeaseRevoke, res *raftmsg.Result) (name stri
 	}
 	before := a.store.Sizes().Stored
 	for _, id := range op.Ids {
+		if op.Expired && !a.known(id, op.AsOf) {
+			continue
+		}
 		resp, err := a.store.LeaseRevoke(id)
 		if err == nil {
 			res.Response = &raftmsg.Result_LeaseRevoke{LeaseRevoke: resp}
@@ -60,11 +63,18 @@ func (a *Actor) checkpoint(op *applymsg.LeaseCheckpoint, res *raftmsg.Result) (n
 		return "LeaseCheckpoint", 0
 	}
 	for _, l := range op.Leases {
-		if a.store.LeaseCheckpoint(l.Id, l.Ttl) {
+		if a.known(l.Id, op.AsOf) && a.store.LeaseCheckpoint(l.Id, l.Ttl) {
 			a.leaseChanged(leasemsg.Kind_CHECKPOINTED, l.Id, l.Ttl)
 		}
 	}
 	return "LeaseCheckpoint", changeBytes * len(op.Leases)
+}
+
+// known tells whether a lease is the one that a leader knew as of a raft index:
+// it may be gone, and its id in use again.
+func (a *Actor) known(id int64, asOf uint64) bool {
+	l, ok := a.store.Lease(id)
+	return ok && l.Granted <= asOf
 }
 
 func (a *Actor) leaseChanged(kind leasemsg.Kind, id, ttl int64) {

@@ -30,12 +30,12 @@ func leaseRevoke(ids ...int64) *applymsg.Request {
 
 func leaseExpire(term uint64, ids ...int64) *applymsg.Request {
 	return &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{
-		LeaseRevoke: &applymsg.LeaseRevoke{Ids: ids, Expired: true, Term: term}}}
+		LeaseRevoke: &applymsg.LeaseRevoke{Ids: ids, Expired: true, Term: term, AsOf: 1}}}
 }
 
 func leaseCheckpoint(term uint64, id, ttl int64) *applymsg.Request {
 	return &applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: &applymsg.LeaseCheckpoint{
-		Term: term, Leases: []*applymsg.LeaseRemaining{{Id: id, Ttl: ttl}}}}}
+		Term: term, AsOf: 100, Leases: []*applymsg.LeaseRemaining{{Id: id, Ttl: ttl}}}}}
 }
 
 func leasePut(key string, lease int64) *applymsg.Request {
@@ -88,6 +88,22 @@ func TestLeasesInOneEntry(t *testing.T) {
 			t.Errorf("leaseactor heard %q, want %q", heard, want)
 		}
 		if got := viewLeases(r.pub.View()); got != "" {
+			t.Errorf("left %s", got)
+		}
+	})
+}
+
+// TestLeaseIDUsedAgain: what a leader decided of a lease does not meet a later one
+// of the same id.
+func TestLeaseIDUsedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
+		r.do(leaseGrant(5, 60))
+		r.do(leaseRevoke(5), leaseGrant(5, 70), leasePut("a", 5))
+		late := leaseCheckpoint(1, 5, 20)
+		late.GetLeaseCheckpoint().AsOf = 1
+		r.do(late, leaseExpire(1, 5))
+		if got := viewLeases(r.pub.View()); got != `5:0/70["a"]` {
 			t.Errorf("left %s", got)
 		}
 	})

@@ -88,6 +88,8 @@ type State struct {
 	status atomic.Pointer[replica.Status]
 	// alone allows reads without asking raft; see replica.Status.Alone.
 	alone atomic.Bool
+	// leads is the term of replica.Status.Leads, 0 while it does not hold.
+	leads atomic.Uint64
 	// readers wait in readindex: it wants to hear of Applied.
 	readers atomic.Bool
 }
@@ -103,8 +105,15 @@ func (s *State) Status() replica.Status {
 // Alone tells whether the newest view is linearizable as it is.
 func (s *State) Alone() bool { return s.alone.Load() }
 
+// Leads returns the term in which this member leads and has applied an entry, 0
+// if there is none.
+func (s *State) Leads() (term uint64) { return s.leads.Load() }
+
 // Reset forgets what was true of the core that is gone.
-func (s *State) Reset() { s.alone.Store(false) }
+func (s *State) Reset() {
+	s.alone.Store(false)
+	s.leads.Store(0)
+}
 
 // Raft is the actor that owns the replica.
 type Raft struct {
@@ -392,6 +401,11 @@ func (r *Raft) publish() {
 	s := r.cfg.Replica.Status()
 	r.cfg.State.status.Store(&s)
 	r.cfg.State.alone.Store(s.Alone)
+	term := uint64(0)
+	if s.Leads {
+		term = s.Term
+	}
+	r.cfg.State.leads.Store(term)
 	if !s.Alone {
 		return
 	}

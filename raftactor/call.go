@@ -22,6 +22,7 @@ type Call struct {
 	deadline int64  // actors.Now by which it is answered, at the latest
 	answer   Answer
 	done     chan struct{} // gets one token with the answer; never closed
+	notify   func(Answer)  // gets the answer instead
 }
 
 // Answer is the outcome of a call.
@@ -51,6 +52,14 @@ func NewCall(req *applymsg.Request, timeout time.Duration) *Call {
 	return &Call{encoded: buf, deadline: actors.Now() + int64(timeout), done: make(chan struct{}, 1)}
 }
 
+// NewNotice encodes a request of a stage, which cannot wait: notify gets the
+// answer, on any goroutine, and must not block.
+func NewNotice(req *applymsg.Request, timeout time.Duration, notify func(Answer)) *Call {
+	c := NewCall(req, timeout)
+	c.notify = notify
+	return c
+}
+
 // Size is the length of the encoded request in bytes.
 func (c *Call) Size() int { return len(c.encoded) }
 
@@ -69,6 +78,10 @@ func (c *Call) Wait(ctx context.Context) (Answer, error) {
 }
 
 func (c *Call) resolve(a Answer) {
+	if c.notify != nil {
+		c.notify(a)
+		return
+	}
 	c.answer = a
 	c.done <- struct{}{}
 }

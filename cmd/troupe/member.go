@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 
 	"github.com/rs/zerolog"
 
@@ -51,6 +52,7 @@ func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*
 		CacheBytes:       cfg.CacheBytes,
 		ScrubPeriod:      cfg.ScrubPeriod,
 		AutoCompact:      autoCompact(cfg),
+		SlowKeepAlive:    !enabled(cfg.Features, "FastLeaseKeepAlive"),
 		Listeners:        clients,
 		MetricsListeners: monitors,
 		Gateway:          gateway(cfg),
@@ -79,6 +81,10 @@ func features(gates []config.Feature) []grpcgw.Feature {
 		out = append(out, grpcgw.Feature(f))
 	}
 	return out
+}
+
+func enabled(gates []config.Feature, name string) bool {
+	return slices.ContainsFunc(gates, func(f config.Feature) bool { return f.Name == name && f.Enabled })
 }
 
 func gateway(cfg *config.Config) grpcgw.Config {
@@ -115,6 +121,7 @@ func mailboxes(flags config.Mailboxes) node.Mailboxes {
 	}{
 		{&m.Proposer, flags.Proposer}, {&m.Raft, flags.Raft}, {&m.WAL, flags.WAL},
 		{&m.Apply, flags.Apply}, {&m.MVCC, flags.MVCC}, {&m.Persister, flags.Persister},
+		{&m.Lease, flags.Lease},
 	} {
 		if f.flag.Requests > 0 {
 			f.limit.Requests = f.flag.Requests

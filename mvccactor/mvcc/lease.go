@@ -21,6 +21,9 @@ type Lease struct {
 	// Remaining is what it had left at its last checkpoint; 0 if it has none, or
 	// was renewed since.
 	Remaining int64
+	// Granted is the raft index of the entry that granted it: an id may be used
+	// again.
+	Granted uint64
 }
 
 // leaseItem is a lease in the tree of all, which is ordered by bucket so that a
@@ -127,8 +130,12 @@ func (l *leases) restoreKeys(live *tree) {
 	})
 }
 
-// LeaseGrant grants a lease. Errors: ErrLeaseTTL, ErrLeaseExists.
-func (s *Store) LeaseGrant(req *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+// Lease returns a lease, if it exists.
+func (s *Store) Lease(id int64) (Lease, bool) { return s.leases.get(id) }
+
+// LeaseGrant grants a lease in the entry of a raft index. Errors: ErrLeaseTTL,
+// ErrLeaseExists.
+func (s *Store) LeaseGrant(req *pb.LeaseGrantRequest, index uint64) (*pb.LeaseGrantResponse, error) {
 	if req.ID == 0 {
 		return nil, ErrLeaseNotFound // the gateway chooses an id; 0 is "none"
 	}
@@ -141,7 +148,7 @@ func (s *Store) LeaseGrant(req *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, e
 	// The gateway raises what is too short for elections; here it depends on the
 	// log alone.
 	ttl := max(req.TTL, 1)
-	s.leases.set(Lease{ID: req.ID, TTL: ttl})
+	s.leases.set(Lease{ID: req.ID, TTL: ttl, Granted: index})
 	return &pb.LeaseGrantResponse{Header: s.leaseHeader(), ID: req.ID, TTL: ttl}, nil
 }
 

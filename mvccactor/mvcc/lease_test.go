@@ -25,7 +25,7 @@ func leaseState(v *View) string {
 			return fmt.Sprintf("lease %d has %d keys and counts %d", l.ID, len(keys), n)
 		}
 		attached += len(keys)
-		lines = append(lines, fmt.Sprintf("%d: %d/%d %q\n", l.ID, l.Remaining, l.TTL, keys))
+		lines = append(lines, fmt.Sprintf("%d: %d/%d at %d %q\n", l.ID, l.Remaining, l.TTL, l.Granted, keys))
 	}
 	if attached != v.leaseKeys.Len() {
 		return fmt.Sprintf("%d keys of leases, %d attached in all", attached, v.leaseKeys.Len())
@@ -49,7 +49,7 @@ func TestLeaseGrant(t *testing.T) {
 		{math.MaxInt64, -5, nil, 1},
 		{0, 10, ErrLeaseNotFound, 0},
 	} {
-		resp, err := s.LeaseGrant(&pb.LeaseGrantRequest{ID: tc.id, TTL: tc.ttl})
+		resp, err := s.LeaseGrant(&pb.LeaseGrantRequest{ID: tc.id, TTL: tc.ttl}, 77)
 		if !errors.Is(err, tc.want) || resp.GetTTL() != tc.granted {
 			t.Errorf("grant %d for %d: %v, %v", tc.id, tc.ttl, resp, err)
 		}
@@ -64,7 +64,7 @@ func TestLeaseGrant(t *testing.T) {
 	if _, ok := v.Lease(2); ok {
 		t.Fatal("there is a lease 2")
 	}
-	if l, ok := v.Lease(-7); !ok || l != (Lease{ID: -7, TTL: LeaseTTLMax}) {
+	if l, ok := v.Lease(-7); !ok || l != (Lease{ID: -7, TTL: LeaseTTLMax, Granted: 77}) {
 		t.Fatalf("%+v, %t", l, ok)
 	}
 }
@@ -133,7 +133,7 @@ func (m *leaseModel) state() string {
 				keys = append(keys, []byte(k))
 			}
 		}
-		lines = append(lines, fmt.Sprintf("%d: %d/%d %q\n", id, l.Remaining, l.TTL, keys))
+		lines = append(lines, fmt.Sprintf("%d: %d/%d at %d %q\n", id, l.Remaining, l.TTL, l.Granted, keys))
 	}
 	slices.Sort(lines)
 	return fmt.Sprint(lines)
@@ -198,8 +198,8 @@ func playLeases(t *testing.T, seed uint64) {
 	step := func() {
 		switch rng.IntN(9) {
 		case 0, 1:
-			l := Lease{ID: id(), TTL: 1 + rng.Int64N(1000)}
-			_, err := s.LeaseGrant(&pb.LeaseGrantRequest{ID: l.ID, TTL: l.TTL})
+			l := Lease{ID: id(), TTL: 1 + rng.Int64N(1000), Granted: rng.Uint64()}
+			_, err := s.LeaseGrant(&pb.LeaseGrantRequest{ID: l.ID, TTL: l.TTL}, l.Granted)
 			if _, ok := m.leases[l.ID]; ok != errors.Is(err, ErrLeaseExists) {
 				t.Fatalf("grant %d: %v", l.ID, err)
 			} else if !ok {

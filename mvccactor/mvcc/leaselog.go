@@ -33,7 +33,7 @@ const (
 	// one transaction has to delete.
 	foldRounds = 1024
 	// storedLeaseBytes is about what a lease takes in a bucket.
-	storedLeaseBytes = 20
+	storedLeaseBytes = 24
 
 	bucketPrefix = "lease/"
 	logPrefix    = "leaselog/"
@@ -126,7 +126,7 @@ func (s *Store) encodeBucket(bucket int) []byte {
 }
 
 func leaseMessage(l Lease) *mvccmsg.Lease {
-	return &mvccmsg.Lease{Id: l.ID, Ttl: l.TTL, Remaining: l.Remaining}
+	return &mvccmsg.Lease{Id: l.ID, Ttl: l.TTL, Remaining: l.Remaining, Granted: l.Granted}
 }
 
 func encodeLeases(list *mvccmsg.LeaseList) []byte {
@@ -202,7 +202,7 @@ func (r *LeaseRestorer) bucket(name string, value []byte) error {
 		case leaseBucket(m.Id) != uint8(n), i > 0 && list.Leases[i-1].Id >= m.Id:
 			return errLeaseOrder
 		}
-		r.store.leases.set(Lease{ID: m.Id, TTL: m.Ttl, Remaining: m.Remaining})
+		r.store.leases.set(Lease{ID: m.Id, TTL: m.Ttl, Remaining: m.Remaining, Granted: m.Granted})
 	}
 	return nil
 }
@@ -231,7 +231,7 @@ func (r *LeaseRestorer) changes(first bool, name string, value []byte) error {
 			r.store.leases.remove(m.Id)
 			continue
 		}
-		r.store.leases.set(Lease{ID: m.Id, TTL: m.Ttl, Remaining: m.Remaining})
+		r.store.leases.set(Lease{ID: m.Id, TTL: m.Ttl, Remaining: m.Remaining, Granted: m.Granted})
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 // grant makes sure that leases exist.
 func grant(s *Store, ids ...int64) {
 	for _, id := range ids {
-		_, _ = s.LeaseGrant(&pb.LeaseGrantRequest{ID: id, TTL: 60}) // it may be there already
+		_, _ = s.LeaseGrant(&pb.LeaseGrantRequest{ID: id, TTL: 60}, 1) // it may be there already
 	}
 }
 

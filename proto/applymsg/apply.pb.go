@@ -469,7 +469,10 @@ type LeaseRevoke struct {
 	Expired bool `protobuf:"varint,2,opt,name=expired,proto3" json:"expired,omitempty"`
 	// With expired, the leader's term. In an entry of another term the request is
 	// void: a leader after it may have promised the holders more time.
-	Term          uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	Term uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	// With expired, the raft index that the leader knew of. A lease that was granted
+	// later is another one of the same id, and is skipped.
+	AsOf          uint64 `protobuf:"varint,4,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -525,13 +528,21 @@ func (x *LeaseRevoke) GetTerm() uint64 {
 	return 0
 }
 
+func (x *LeaseRevoke) GetAsOf() uint64 {
+	if x != nil {
+		return x.AsOf
+	}
+	return 0
+}
+
 // LeaseCheckpoint writes down how much time leases have left, so that the next
 // leader need not begin with all of it. Leases that are gone are skipped.
 type LeaseCheckpoint struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Leases []*LeaseRemaining      `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
-	// As in LeaseRevoke.
+	// Both as in LeaseRevoke.
 	Term          uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	AsOf          uint64 `protobuf:"varint,3,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -576,6 +587,13 @@ func (x *LeaseCheckpoint) GetLeases() []*LeaseRemaining {
 func (x *LeaseCheckpoint) GetTerm() uint64 {
 	if x != nil {
 		return x.Term
+	}
+	return 0
+}
+
+func (x *LeaseCheckpoint) GetAsOf() uint64 {
+	if x != nil {
+		return x.AsOf
 	}
 	return 0
 }
@@ -810,14 +828,16 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"clientUrls\"@\n" +
 	"\tDiskAlarm\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x16\n" +
-	"\x06raised\x18\x02 \x01(\bR\x06raised\"M\n" +
+	"\x06raised\x18\x02 \x01(\bR\x06raised\"b\n" +
 	"\vLeaseRevoke\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\x03R\x03ids\x12\x18\n" +
 	"\aexpired\x18\x02 \x01(\bR\aexpired\x12\x12\n" +
-	"\x04term\x18\x03 \x01(\x04R\x04term\"^\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x13\n" +
+	"\x05as_of\x18\x04 \x01(\x04R\x04asOf\"s\n" +
 	"\x0fLeaseCheckpoint\x127\n" +
 	"\x06leases\x18\x01 \x03(\v2\x1f.troupe.applymsg.LeaseRemainingR\x06leases\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\"2\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x13\n" +
+	"\x05as_of\x18\x03 \x01(\x04R\x04asOf\"2\n" +
 	"\x0eLeaseRemaining\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x10\n" +
 	"\x03ttl\x18\x02 \x01(\x03R\x03ttl\"\x89\x01\n" +

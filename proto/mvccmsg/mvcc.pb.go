@@ -772,7 +772,9 @@ type Lease struct {
 	Ttl int64 `protobuf:"varint,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// Seconds that it had left at its last checkpoint; 0 if it has none, or was
 	// renewed since.
-	Remaining     int64 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	Remaining int64 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Raft index of the entry that granted it.
+	Granted       uint64 `protobuf:"varint,4,opt,name=granted,proto3" json:"granted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -824,6 +826,13 @@ func (x *Lease) GetTtl() int64 {
 func (x *Lease) GetRemaining() int64 {
 	if x != nil {
 		return x.Remaining
+	}
+	return 0
+}
+
+func (x *Lease) GetGranted() uint64 {
+	if x != nil {
+		return x.Granted
 	}
 	return 0
 }
@@ -1175,11 +1184,12 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\x06bucket\x18\x01 \x01(\rR\x06bucket\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\":\n" +
 	"\tLeaseList\x12-\n" +
-	"\x06leases\x18\x01 \x03(\v2\x15.troupe.mvccmsg.LeaseR\x06leases\"G\n" +
+	"\x06leases\x18\x01 \x03(\v2\x15.troupe.mvccmsg.LeaseR\x06leases\"a\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x10\n" +
 	"\x03ttl\x18\x02 \x01(\x03R\x03ttl\x12\x1c\n" +
-	"\tremaining\x18\x03 \x01(\x03R\tremaining\"]\n" +
+	"\tremaining\x18\x03 \x01(\x03R\tremaining\x12\x18\n" +
+	"\agranted\x18\x04 \x01(\x04R\agranted\"]\n" +
 	"\tReclaimed\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12(\n" +
 	"\x04pack\x18\x02 \x01(\v2\x14.troupe.mvccmsg.PackR\x04pack\".\n" +

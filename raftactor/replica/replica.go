@@ -479,6 +479,9 @@ type Status struct {
 	IsLeader           bool
 	IsLearner          bool
 	Committed, Applied uint64
+	// Leads: leading, with an entry of its own term applied: it knows all that
+	// leaders before it had acknowledged.
+	Leads bool
 	// Alone: the only voter, leading, with an entry of its own term applied. No
 	// other leader can exist, so what it has applied is all that was ever
 	// acknowledged.
@@ -492,7 +495,8 @@ func (r *Replica) Status() Status {
 		Committed: max(r.committed, r.applied), Applied: r.applied,
 	}
 	_, voter := r.voters[r.id]
-	s.Alone = r.isLeader && voter && len(r.voters) == 1 && r.termStart > 0 && r.applied >= r.termStart
+	s.Leads = r.isLeader && r.termStart > 0 && r.applied >= r.termStart
+	s.Alone = s.Leads && voter && len(r.voters) == 1
 	return s
 }
 

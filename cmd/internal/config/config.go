@@ -117,7 +117,7 @@ type MailboxLimit struct {
 
 // Mailboxes are the limits of the pipeline's mailboxes.
 type Mailboxes struct {
-	Proposer, Raft, WAL, Apply, MVCC, Persister MailboxLimit
+	Proposer, Raft, WAL, Apply, MVCC, Persister, Lease MailboxLimit
 }
 
 // Warning is something odd in the configuration that does not keep a member from

@@ -190,8 +190,9 @@ func TestWarnings(t *testing.T) {
 		{args: []string{"--v", "--snapshot=3"}, want: []Warning{{textRemoved, "snapshot", ""}, {textRemoved, "v", ""}}},
 		{args: []string{"--max-snapshots=5"}, want: []Warning{{textDeprecated, "max-snapshots", "5"}}},
 		{args: []string{"--feature-gates=FastLeaseKeepAlive=true"}, want: nil},
-		{args: []string{"--feature-gates=FastLeaseKeepAlive=false"}, want: []Warning{
-			{"feature gates are not implemented yet and have no effect", "feature-gates", "FastLeaseKeepAlive"}}},
+		{args: []string{"--feature-gates=FastLeaseKeepAlive=false"}, want: nil}, // it has an effect
+		{args: []string{"--feature-gates=PriorityRequest=true"}, want: []Warning{
+			{"feature gates are not implemented yet and have no effect", "feature-gates", "PriorityRequest"}}},
 		{args: []string{"--max-request-bytes=20971520"}, want: []Warning{{"exceeded recommended request limit", "max-request-bytes", "20971520"}}},
 		{env: []string{"ETCD_VERSION=3"}, want: []Warning{{"environment variable has no effect", "ETCD_VERSION", "3"}}},
 	} {

@@ -23,8 +23,9 @@ const (
 	allBeta  = "AllBeta"
 )
 
-// knownFeatures are etcd 3.7's feature gates. None of them changes what Troupe
-// does yet.
+// knownFeatures are etcd 3.7's feature gates. Only FastLeaseKeepAlive changes what
+// Troupe does. Checkpoints of leases are always written, and kept, whatever the
+// gates say: a lease that gets its whole time with each leader is no use to anybody.
 var knownFeatures = []Feature{
 	{allAlpha, alpha, false},
 	{allBeta, beta, false},
@@ -94,10 +95,11 @@ func (g *featureGates) list() []Feature {
 	return features
 }
 
-// changed lists the features that differ from etcd's defaults.
+// changed lists the features that differ from etcd's defaults, and are not acted
+// on.
 func (g *featureGates) changed() (names []string) {
 	for i, f := range g.list() {
-		if f.Enabled != knownFeatures[i].Enabled && f.Name != allAlpha && f.Name != allBeta {
+		if f.Enabled != knownFeatures[i].Enabled && f.Name != allAlpha && f.Name != allBeta && f.Name != "FastLeaseKeepAlive" {
 			names = append(names, f.Name)
 		}
 	}

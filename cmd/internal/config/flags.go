@@ -95,7 +95,7 @@ func (p *parser) addOwnFlags() {
 		limit *MailboxLimit
 	}{
 		{"proposer", &m.Proposer}, {"raft", &m.Raft}, {"wal", &m.WAL},
-		{"apply", &m.Apply}, {"mvcc", &m.MVCC}, {"persister", &m.Persister},
+		{"apply", &m.Apply}, {"mvcc", &m.MVCC}, {"persister", &m.Persister}, {"lease", &m.Lease},
 	} {
 		fs.IntVar(&s.limit.Requests, "mailbox-"+s.name+"-requests", 0, "Requests that the mailbox of the "+s.name+" holds; 0 is its default.")
 		fs.Int64Var(&s.limit.Bytes, "mailbox-"+s.name+"-bytes", 0, "Bytes that the mailbox of the "+s.name+" holds; 0 is its default.")

@@ -182,7 +182,7 @@ func (p *parser) checkLimits() error {
 }
 
 func (m *Mailboxes) check() error {
-	for _, l := range []MailboxLimit{m.Proposer, m.Raft, m.WAL, m.Apply, m.MVCC, m.Persister} {
+	for _, l := range []MailboxLimit{m.Proposer, m.Raft, m.WAL, m.Apply, m.MVCC, m.Persister, m.Lease} {
 		if l.Requests < 0 || l.Bytes < 0 {
 			return errors.New("--mailbox-* must be >=0")
 		}

@@ -42,6 +42,12 @@ type Config struct {
 	// ScrubPeriod is how long a pass over all packs takes that looks for damage;
 	// zero is never.
 	ScrubPeriod time.Duration
+	// LeaseCheckpoint is how much time a lease may lose with its leader; zero is
+	// the default of leaseactor.
+	LeaseCheckpoint time.Duration
+	// SlowKeepAlive has keep-alives wait until all that is committed is applied,
+	// as etcd does without its gate FastLeaseKeepAlive.
+	SlowKeepAlive bool
 	// AutoCompact may be nil.
 	AutoCompact mvccactor.AutoCompact
 
@@ -62,6 +68,9 @@ type Config struct {
 	// FreeSpace returns the free bytes on the disk of a folder; nil asks the
 	// file system.
 	FreeSpace func(dir string) (uint64, error)
+	// LeaseClock is the monotonic clock of leases in nanoseconds; nil is the
+	// process's. Tests let it leap.
+	LeaseClock func() int64
 	// Exit ends the process: the member cannot go on. It does not return, but in
 	// tests.
 	Exit func(reason error)
@@ -90,7 +99,7 @@ func (s *Storage) complete() {
 
 // Mailboxes are the limits of the stages' mailboxes.
 type Mailboxes struct {
-	Proposer, Raft, WAL, Apply, MVCC, Persister actors.Limit
+	Proposer, Raft, WAL, Apply, MVCC, Persister, Lease actors.Limit
 }
 
 // DefaultMailboxes returns the limits that flags start from.
@@ -106,6 +115,8 @@ func DefaultMailboxes() Mailboxes {
 		MVCC:  actors.Limit{Requests: 1024, Bytes: 64 << 20},
 		// Not yet in the store.
 		Persister: actors.Limit{Requests: 1024, Bytes: 64 << 20},
+		// Keep-alives accepted and not yet answered.
+		Lease: actors.Limit{Requests: 10_000, Bytes: 1 << 20},
 	}
 }
 
@@ -127,6 +138,7 @@ const (
 	stageBytesMin     = 64 << 20 // what raft hands out before it waits
 	mvccBytesMin      = applyactor.ExecuteBytesMax
 	persisterBytesMin = mvccactor.PersistBytesMax
+	leaseBytesMin     = 1 << 10 // a few keep-alives
 )
 
 // validate checks the limits against each other and against the largest request.
@@ -142,6 +154,7 @@ func (m Mailboxes) validate(request int64) error {
 		{"apply", m.Apply, raftactor.OutstandingMax, stageBytesMin + request},
 		{"mvcc", m.MVCC, 1, mvccBytesMin},
 		{"persister", m.Persister, 1, persisterBytesMin},
+		{"lease", m.Lease, 1, leaseBytesMin},
 	} {
 		if int64(l.limit.Requests) < l.requests {
 			return fmt.Errorf("%w: --mailbox-%s-requests=%d is below %d", errConfig, l.stage, l.limit.Requests, l.requests)

@@ -15,6 +15,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor"
 	"github.com/troupe-db/troupe/applyactor/apply"
+	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -34,6 +35,7 @@ type crew struct {
 	proposer  *actors.Mailbox
 	readIndex *actors.Mailbox
 	mvcc      *actors.Mailbox
+	lease     *leaseactor.Client
 }
 
 // Errors of opening a data directory.
@@ -229,6 +231,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Raft: raftBox, RaftLane: raftactor.RaftLocal,
 		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Commit: n.metrics.ObserveCommit, Faults: faults,
 	})
+	leaseStage := n.newLeaseStage(epoch)
 	mvccStage := mvccactor.New(mvccactor.Config{
 		Epoch: epoch, Store: o.Store, Limit: limits.MVCC,
 		State: mvccactor.State{
@@ -238,6 +241,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		},
 		Persister: persisterStage.Mailbox, Raft: raftBox, RaftLane: raftactor.RaftLocal,
 		Deliver: n.replies.Deliver, Compacted: n.compacted,
+		Lease: leaseStage.Mailbox, LeaseLane: leaseactor.ChangesLane,
 		ReplayedTo: log.LastIndex(), Hash: n.wakeHash,
 		Timeline: n.timeline, Observe: watch, Faults: faults,
 	})
@@ -268,10 +272,11 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	})
 	raftActor.Connect(proposerStage.Mailbox, readStage.Mailbox)
 	return &actors.Troop{
-		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, persisterStage},
+		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, leaseStage, persisterStage},
 		Started: func() {
 			n.current.Store(&crew{epoch: epoch, log: log, store: o.Backend,
-				proposer: proposerStage.Mailbox, readIndex: readStage.Mailbox, mvcc: mvccStage.Mailbox})
+				proposer: proposerStage.Mailbox, readIndex: readStage.Mailbox, mvcc: mvccStage.Mailbox,
+				lease: leaseactor.NewClient(leaseStage.Mailbox)})
 		},
 		Halt: func() error {
 			n.current.Store(nil)

@@ -152,6 +152,7 @@ func (n *Node) startGateway() (err error) {
 		Pprof: n.cfg.Pprof, ReadTimeout: n.cfg.requestTimeout()}
 	cfg := n.cfg.Gateway
 	cfg.Member, cfg.Observer, cfg.Logger = n, n.metrics, n.cfg.Logger
+	cfg.MinLeaseTTL = n.cfg.minLeaseTTL()
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
 	if n.gateway, err = grpcgw.New(cfg); err != nil {
 		return err

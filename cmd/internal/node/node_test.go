@@ -189,6 +189,7 @@ func TestMailboxLimits(t *testing.T) {
 		"mailbox-wal-requests":    func(m *Mailboxes) { m.WAL.Requests = 100 },
 		"mailbox-apply-bytes":     func(m *Mailboxes) { m.Apply.Bytes = 1 << 20 },
 		"mailbox-mvcc-bytes":      func(m *Mailboxes) { m.MVCC.Bytes = 100_000 },
+		"mailbox-lease-bytes":     func(m *Mailboxes) { m.Lease.Bytes = 10 },
 		"mailbox-proposer-bytes":  func(m *Mailboxes) { m.Proposer.Bytes = 1000 },
 	} {
 		m := DefaultMailboxes()

@@ -45,6 +45,7 @@ var panicPoints = map[string][]string{
 	actors.CoreApply:     {"entry", "middle", "batch"},
 	actors.CoreMVCC:      {"entry", "head", "middle", "publish", "batch"},
 	actors.CorePersister: {"entry", "middle", "batch"},
+	actors.CoreLease:     {"entry", "batch"}, // middle needs leases that end: TestLeasesReboot
 }
 
 // TestReboot lets each stage panic at each place under load. What was

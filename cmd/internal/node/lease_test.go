@@ -1,0 +1,294 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/leaseactor"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+func (m *testMember) grant(id, ttl int64) {
+	m.t.Helper()
+	out, err := m.Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_LeaseGrant{
+		LeaseGrant: &pb.LeaseGrantRequest{ID: id, TTL: ttl}}})
+	if err != nil || out.Result.Code != raftmsg.Code_OK {
+		m.t.Fatalf("grant %d: %v %v", id, out.Result, err)
+	}
+}
+
+func (m *testMember) leaseCount() int { return m.published.View().Sizes.Leases }
+
+func (m *testMember) wantTTL(id, low, high int64) {
+	m.t.Helper()
+	got, err := m.client.TimeToLive(context.Background(), clientv3.LeaseID(id), clientv3.WithAttachedKeys())
+	if err != nil || got.TTL < low || got.TTL > high {
+		m.t.Errorf("lease %d has %d s left (%v), want %d to %d", id, got.TTL, err, low, high)
+	}
+}
+
+func TestMinLeaseTTL(t *testing.T) {
+	for _, tc := range []struct {
+		heartbeat, election time.Duration
+		want                int64
+	}{
+		{100 * time.Millisecond, time.Second, 2},
+		{100 * time.Millisecond, 500 * time.Millisecond, 1},
+		{10 * time.Millisecond, 50 * time.Millisecond, 1},
+		{500 * time.Millisecond, 4 * time.Second, 6},
+		{100 * time.Millisecond, 50 * time.Second, 75},
+	} {
+		if got := (&Config{Heartbeat: tc.heartbeat, Election: tc.election}).minLeaseTTL(); got != tc.want {
+			t.Errorf("%v, %v: %d, want %d", tc.heartbeat, tc.election, got, tc.want)
+		}
+	}
+}
+
+// TestLeasesRestart: leases, their keys and what they had left survive. A lease
+// that was renewed after its checkpoint has its whole time.
+func TestLeasesRestart(t *testing.T) {
+	dir := t.TempDir()
+	checkpoints := func(c *Config) { c.LeaseCheckpoint = 2 * time.Second }
+	m := startMember(t, dir, checkpoints)
+	ctx := context.Background()
+	for id := int64(1); id <= 3; id++ {
+		m.grant(id, 100)
+		for _, key := range []string{"b", "a"} {
+			if _, err := m.client.Put(ctx, fmt.Sprint(id, key), "", clientv3.WithLease(clientv3.LeaseID(id))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	checkpointed := func(id int64) func() bool {
+		return func() bool { l, _ := m.published.View().Lease(id); return l.Remaining > 0 && l.Remaining <= 96 }
+	}
+	m.eventually("a checkpoint", checkpointed(1))
+	m.eventually("a checkpoint", checkpointed(2))
+	if got, err := m.client.KeepAliveOnce(ctx, 2); err != nil || got.TTL != 100 {
+		t.Fatalf("%v %v", got, err)
+	}
+	if l, _ := m.published.View().Lease(2); l.Remaining != 0 {
+		t.Errorf("renewed with its checkpoint of %d s in place", l.Remaining)
+	}
+	if _, err := m.client.Delete(ctx, "3a"); err != nil {
+		t.Fatal(err)
+	}
+	m.shut()
+
+	m = startMember(t, dir, checkpoints)
+	defer m.shut()
+	m.wantTTL(1, 90, 97) // with the election timeout on top
+	m.wantTTL(2, 98, 101)
+	for id, want := range map[clientv3.LeaseID][]string{1: {"1a", "1b"}, 3: {"3b"}} {
+		got, err := m.client.TimeToLive(ctx, id, clientv3.WithAttachedKeys())
+		if err != nil || fmt.Sprintf("%s", got.Keys) != fmt.Sprint(want) {
+			t.Errorf("keys of %d: %s, %v", id, got.Keys, err)
+		}
+	}
+	revision := m.published.View().Revision
+	if got, err := m.client.Revoke(ctx, 1); err != nil || got.Header.Revision != revision+1 {
+		t.Errorf("%v, %v", got, err)
+	}
+	if got, err := m.client.Get(ctx, "1", clientv3.WithPrefix()); err != nil || got.Count != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// TestLeaseExpires: and takes its keys along; what was kept alive stays.
+func TestLeaseExpires(t *testing.T) {
+	m := startMember(t, t.TempDir(), nil)
+	defer m.shut()
+	ctx := context.Background()
+	m.grant(1, 2)
+	m.grant(2, 2)
+	for i := range 10 {
+		for _, lease := range []clientv3.LeaseID{1, 2} {
+			if _, err := m.client.Put(ctx, fmt.Sprint(lease, "/", i), "", clientv3.WithLease(lease)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	alive, err := m.client.KeepAlive(ctx, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for range alive { // ends with the client
+		}
+	}()
+	began := time.Now()
+	m.eventually("the end of lease 1", func() bool { return m.leaseCount() == 1 })
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if got, err := m.client.Get(ctx, "1/", clientv3.WithPrefix()); err != nil || got.Count != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := m.client.KeepAliveOnce(ctx, 1); !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		t.Errorf("renew what is gone: %v", err)
+	}
+	time.Sleep(3 * time.Second) // longer than lease 2 lives by itself
+	if got, err := m.client.Get(ctx, "2/", clientv3.WithPrefix()); err != nil || got.Count != 10 {
+		t.Errorf("%v, %v", got, err)
+	}
+	_, text := m.http("/metrics")
+	for _, want := range []string{"etcd_debugging_lease_granted_total 2", "etcd_debugging_lease_revoked_total 1",
+		"etcd_debugging_server_lease_expired_total 1", `etcd_debugging_lease_ttl_total_bucket{le="2"} 2`} {
+		if !slices.Contains(strings.Split(text, "\n"), want) {
+			t.Errorf("/metrics has no %s", want)
+		}
+	}
+}
+
+// TestLeasesReboot: a panic of the lease stage, at each place, costs leases
+// nothing: they get more time, and end after all.
+func TestLeasesReboot(t *testing.T) {
+	m := startMember(t, t.TempDir(), nil)
+	defer m.shut()
+	ctx := context.Background()
+	m.grant(1, 100)
+	alive, err := m.client.KeepAlive(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-alive
+	for i, point := range []string{"entry", "middle", "batch"} {
+		id := int64(10 + i)
+		m.grant(id, 2)
+		if _, err := m.client.Put(ctx, fmt.Sprint(id), "", clientv3.WithLease(clientv3.LeaseID(id))); err != nil {
+			t.Fatal(err)
+		}
+		m.Faults().Arm(actors.CoreLease, point, 1)
+		m.eventually("the panic at "+point, func() bool { return m.core.Restarts() == i+1 })
+		m.eventually("the end of the lease", func() bool { _, ok := m.published.View().Lease(id); return !ok })
+		m.eventually("a renewal", func() bool {
+			got, err := m.client.KeepAliveOnce(ctx, 1)
+			return err == nil && got.TTL == 100
+		})
+	}
+	m.wantTTL(1, 98, 100)
+	if got, err := m.client.Get(ctx, "1", clientv3.WithPrefix()); err != nil || got.Count != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// TestManyLeasesExpire: leases that end at the same moment are gone soon, and
+// puts go on meanwhile.
+func TestManyLeasesExpire(t *testing.T) {
+	const leases, perTxn = 10_000, 100
+	m := startMember(t, t.TempDir(), nil)
+	defer m.shut()
+	written := &applymsg.LeaseCheckpoint{Term: m.raft.Leads(), AsOf: math.MaxUint64}
+	for first := 0; first < leases; first += perTxn {
+		txn := &pb.TxnRequest{}
+		for i := first; i < first+perTxn; i++ {
+			m.grant(int64(i+1), 1000)
+			written.Leases = append(written.Leases, &applymsg.LeaseRemaining{Id: int64(i + 1), Ttl: 3})
+			txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
+				RequestPut: &pb.PutRequest{Key: fmt.Appendf(nil, "k%05d", i), Lease: int64(i + 1)}}})
+		}
+		if out, err := m.Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_Txn{Txn: txn}}); err != nil || out.Result.Code != 0 {
+			t.Fatal(out, err)
+		}
+	}
+	// A reboot lets all of them begin at once with what is written down.
+	if out, err := m.Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: written}}); err != nil || out.Result.Code != 0 {
+		t.Fatal(out, err)
+	}
+	m.Faults().Arm(actors.CoreLease, "entry", 1)
+	m.eventually("the reboot", func() bool { return m.core.Restarts() == 1 })
+	m.eventually("the first end", func() bool { return m.leaseCount() < leases })
+	began := time.Now()
+	var worst time.Duration
+	for m.leaseCount() > 0 {
+		start := time.Now()
+		m.put("other", "x")
+		worst = max(worst, time.Since(start))
+		if time.Since(began) > 20*time.Second {
+			t.Fatalf("%d leases are left", m.leaseCount())
+		}
+	}
+	took := time.Since(began).Round(time.Millisecond)
+	if got, err := m.client.Get(context.Background(), "k", clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil || got.Count != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+	t.Logf("%d leases with a key each were gone after %v; the slowest put meanwhile took %v", leases, took, worst)
+	for _, box := range m.snapshot().Mailboxes {
+		if box.Name == actors.CoreLease && box.HighWaterRequests > 1000 {
+			t.Errorf("the mailbox held %d requests", box.HighWaterRequests)
+		}
+	}
+}
+
+// TestLeaseClockLeaps: by a day, while the member runs and across a restart.
+func TestLeaseClockLeaps(t *testing.T) {
+	dir := t.TempDir()
+	var leap atomic.Int64
+	clock := func(c *Config) { c.LeaseClock = func() int64 { return actors.Now() + leap.Load() } }
+	m := startMember(t, dir, clock)
+	const day = int64(24 * time.Hour)
+	m.grant(1, 100)
+	for _, by := range []int64{day, -2 * day, day} {
+		leap.Add(by)
+		time.Sleep(300 * time.Millisecond)
+		m.wantTTL(1, 95, 100)
+	}
+	leap.Add(day)
+	m.shut()
+	leap.Add(-3 * day)
+	m = startMember(t, dir, clock)
+	defer m.shut()
+	m.wantTTL(1, 99, 101)
+}
+
+// TestSlowKeepAlive: without the gate a keep-alive is a linearizable read too.
+func TestSlowKeepAlive(t *testing.T) {
+	m := startMember(t, t.TempDir(), func(c *Config) { c.SlowKeepAlive = true })
+	defer m.shut()
+	m.grant(1, 100)
+	if got, err := m.client.KeepAliveOnce(context.Background(), 1); err != nil || got.TTL != 100 {
+		t.Fatalf("%v %v", got, err)
+	}
+	if _, err := m.client.KeepAliveOnce(context.Background(), 2); !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		t.Fatal(err)
+	}
+}
+
+// TestStopEndsKeepAlives: they do not hold a member up that stops.
+func TestStopEndsKeepAlives(t *testing.T) {
+	m := startMember(t, t.TempDir(), nil)
+	m.grant(1, 100)
+	alive, err := m.client.KeepAlive(context.Background(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-alive
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	began := time.Now()
+	if err := m.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > drainTimeout {
+		t.Errorf("stopping took %v", took)
+	}
+	m.client.Close()
+	if code, _ := m.askLeases(context.Background(), func(*leaseactor.Client) (raftmsg.Code, error) {
+		return raftmsg.Code_STOPPED, nil
+	}); code != raftmsg.Code_STOPPED {
+		t.Errorf("a member that stopped answers %v", code)
+	}
+}

@@ -1,0 +1,50 @@
+package grpcgw
+
+import (
+	"context"
+	"time"
+
+	"github.com/troupe-db/troupe/actors"
+)
+
+// debugState is what /debug/actors shows.
+type debugState struct {
+	actors.Snapshot
+	// Leases is unset when there are none.
+	Leases *leaseList `json:"leases,omitempty"`
+}
+
+// leaseList is the leases that end first.
+type leaseList struct {
+	Total int         `json:"total"`
+	First []leaseShow `json:"first"`
+}
+
+// leaseShow is one lease.
+type leaseShow struct {
+	ID         string  `json:"id"` // hexadecimal, as etcdctl has it
+	TTL        int64   `json:"ttl_s"`
+	Left       float64 `json:"left_s"`
+	Checkpoint int64   `json:"checkpoint_s,omitempty"` // what it had left when that was written down
+	Keys       int     `json:"keys"`
+}
+
+// leasesShown bounds the list: more than a person reads.
+const leasesShown = 50
+
+// showLeases lists the leases that end first.
+func showLeases(ctx context.Context, member Member) *leaseList {
+	view := member.Keyspace().View()
+	if view == nil || view.Sizes.Leases == 0 {
+		return nil
+	}
+	all := leasesByEnd(view, member.LeaseTimes(ctx))
+	list := &leaseList{Total: len(all)}
+	for _, l := range all[:min(len(all), leasesShown)] {
+		list.First = append(list.First, leaseShow{
+			ID: hexID(uint64(l.ID)), TTL: l.TTL, Left: l.left.Round(100 * time.Millisecond).Seconds(),
+			Checkpoint: l.Remaining, Keys: view.CountLeaseKeys(l.ID),
+		})
+	}
+	return list
+}

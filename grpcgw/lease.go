@@ -1,0 +1,187 @@
+package grpcgw
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// leaseCost is what etcd estimates that a lease takes, in bytes.
+const leaseCost = 64
+
+// leases is the Lease service.
+type leases struct {
+	*Gateway
+	pb.UnimplementedLeaseServer
+}
+
+// LeaseGrant grants a lease, under an id that is chosen here if none is asked for.
+// The shortest time is a setting of this member and therefore put in here: what is
+// applied must not depend on it.
+func (l *leases) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	if err := l.checkQuota(ctx, leaseCost); err != nil {
+		return nil, err
+	}
+	grant := &pb.LeaseGrantRequest{ID: r.ID, TTL: max(r.TTL, l.cfg.MinLeaseTTL)}
+	for grant.ID == 0 {
+		grant.ID = rand.Int64() // positive, as in etcd
+	}
+	res, err := l.propose(ctx, &applymsg.Request{Op: &applymsg.Request_LeaseGrant{LeaseGrant: grant}})
+	if err != nil {
+		return nil, err
+	}
+	resp := mustAnswer(res, res.GetLeaseGrant())
+	resp.Header = l.fill(resp.Header)
+	return resp, nil
+}
+
+// LeaseRevoke ends a lease and deletes its keys.
+func (l *leases) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	res, err := l.propose(ctx, &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{
+		LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{r.ID}}}})
+	if err != nil {
+		return nil, err
+	}
+	resp := mustAnswer(res, res.GetLeaseRevoke())
+	resp.Header = l.fill(resp.Header)
+	return resp, nil
+}
+
+// LeaseTimeToLive tells the time of a lease, and its keys in order if asked. That
+// there is no such lease is no error but the time -1.
+func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	if err := l.linearize(ctx); err != nil {
+		return nil, err
+	}
+	view := l.keyspace.View()
+	t, code, err := l.member.LeaseTime(ctx, r.ID)
+	if err != nil {
+		return nil, proposalError(err)
+	}
+	resp := &pb.LeaseTimeToLiveResponse{Header: l.fill(&pb.ResponseHeader{Revision: view.Revision}), ID: r.ID}
+	switch _, there := view.Lease(r.ID); {
+	case code == raftmsg.Code_LEASE_NOT_FOUND, code == raftmsg.Code_OK && !there:
+		resp.TTL = -1
+	case code != raftmsg.Code_OK:
+		return nil, codeError(code)
+	default:
+		resp.TTL, resp.GrantedTTL = int64(t.Left/time.Second), t.TTL
+		if r.Keys {
+			resp.Keys = view.LeaseKeys(r.ID)
+		}
+	}
+	return resp, nil
+}
+
+// LeaseLeases lists all leases, those first that end first. As in etcd it is what
+// this member knows, not a linearizable read.
+func (l *leases) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+	view := l.keyspace.View()
+	resp := &pb.LeaseLeasesResponse{Header: l.fill(&pb.ResponseHeader{Revision: view.Revision})}
+	for _, t := range leasesByEnd(view, l.member.LeaseTimes(ctx)) {
+		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: t.ID})
+	}
+	return resp, nil
+}
+
+// leaseLine is a lease with the time that it has left.
+type leaseLine struct {
+	mvcc.Lease
+	left time.Duration
+}
+
+// leasesByEnd returns the leases of a view, those first that end first. One of
+// whose time nothing is known has all of it.
+func leasesByEnd(view *mvcc.View, left map[int64]time.Duration) []leaseLine {
+	lines := make([]leaseLine, 0, view.Sizes.Leases)
+	for l := range view.Leases() {
+		line := leaseLine{Lease: l, left: time.Duration(l.TTL) * time.Second}
+		if t, ok := left[l.ID]; ok {
+			line.left = t
+		}
+		lines = append(lines, line)
+	}
+	slices.SortFunc(lines, func(a, b leaseLine) int {
+		return cmp.Or(cmp.Compare(a.left, b.left), cmp.Compare(a.ID, b.ID))
+	})
+	return lines
+}
+
+// LeaseKeepAlive renews a lease for each message that comes in. It ends with the
+// client's side of the stream, or with the member.
+func (l *leases) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	done := make(chan error, 1)
+	go func() { // ends when the stream does, at the latest when this method returns
+		done <- l.guard(pb.Lease_LeaseKeepAlive_FullMethodName, func() error { return l.keepAlive(stream) })
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	case <-l.stopping:
+		return rpctypes.ErrGRPCStopped
+	}
+}
+
+func (l *leases) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	var req pb.LeaseKeepAliveRequest // what is received replaces what was
+	for {
+		if err := stream.RecvMsg(&req); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		// The revision is from before: a lease that is revoked at revision 3 is
+		// not heard of as alive at 4.
+		answer := &keepAliveAnswer{header: l.header(l.keyspace.View().Revision), id: req.ID}
+		ttl, code, err := l.member.RenewLease(stream.Context(), req.ID)
+		switch {
+		case err != nil:
+			return plainError(err)
+		case code == raftmsg.Code_LEASE_NOT_FOUND: // no error but no time
+		case code != raftmsg.Code_OK:
+			return codeError(code)
+		default:
+			answer.ttl = ttl
+		}
+		if err := stream.SendMsg(answer); err != nil {
+			return err
+		}
+	}
+}
+
+// keepAliveAnswer is a LeaseKeepAliveResponse.
+type keepAliveAnswer struct {
+	header  header
+	id, ttl int64
+}
+
+// Field numbers of etcd's LeaseKeepAliveResponse.
+const (
+	fieldKeepAliveHeader = 1
+	fieldKeepAliveID     = 2
+	fieldKeepAliveTTL    = 3
+)
+
+func (a *keepAliveAnswer) size() int { return maxHeaderField + 2*(1+maxVarint) }
+
+func (a *keepAliveAnswer) splice(dst []byte) []byte {
+	dst = protowire.AppendTag(dst, fieldKeepAliveHeader, protowire.BytesType)
+	dst = protowire.AppendVarint(dst, uint64(a.header.size()))
+	dst = a.header.append(dst)
+	dst = appendField(dst, fieldKeepAliveID, uint64(a.id))
+	return appendField(dst, fieldKeepAliveTTL, uint64(a.ttl))
+}

@@ -1,0 +1,427 @@
+package lease
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+const minute = 60 * second
+
+var testConfig = Config{MinTTL: 2, Extend: second, Checkpoint: 5 * minute}
+
+// due looks until nothing more is due and returns what is to be revoked.
+func due(t *Table, now int64) (revokes []int64) {
+	for t.Look(now) {
+	}
+	return t.Revokes(math.MaxInt)
+}
+
+func seq(leases ...Lease) func(func(Lease) bool) { return slices.Values(leases) }
+
+func TestExpiry(t *testing.T) {
+	table := NewTable(testConfig)
+	table.Grant(0, 1, 10)
+	table.Grant(0, 2, 5)
+	table.Grant(0, 3, 1) // raised to the shortest
+	table.Grant(0, 4, 9_000_000_000)
+	for _, tc := range []struct {
+		now  int64
+		want []int64
+	}{
+		{2*second - 1, nil},
+		{2 * second, []int64{3}},
+		{3 * second, nil}, // once
+		{5*second - 1, nil},
+		{20 * second, []int64{2, 1}}, // what ended first comes first
+		{math.MaxInt64 / 2, nil},
+	} {
+		if got := due(table, tc.now); !slices.Equal(got, tc.want) {
+			t.Fatalf("at %v: %v, want %v", time.Duration(tc.now), got, tc.want)
+		}
+	}
+	if ttl, left, ok := table.Left(20*second, 1); !ok || ttl != 10 || left != -10*second {
+		t.Fatalf("%d %d %t", ttl, left, ok)
+	}
+	table.Remove(1)
+	table.Remove(1)
+	if _, _, ok := table.Left(20*second, 1); ok || table.Len() != 3 {
+		t.Fatal("it is still there")
+	}
+}
+
+func TestRenew(t *testing.T) {
+	table := NewTable(testConfig)
+	table.Grant(0, 1, 10)
+	for now := int64(0); now < 1000*second; now += 9 * second {
+		if ttl, v := table.Renew(now, 1); v != Renewed || ttl != 10 {
+			t.Fatalf("at %d: %v", now, v)
+		}
+		if got := due(table, now+9*second); len(got) > 0 {
+			t.Fatalf("it ends at %d though it was renewed at %d", now+9*second, now)
+		}
+	}
+	if _, v := table.Renew(0, 2); v != Missing {
+		t.Fatal(v)
+	}
+	// At its end it is over, looked at or not, and stays so.
+	last := int64(999 * second)
+	if _, v := table.Renew(last+10*second, 1); v != Expired {
+		t.Fatal(v)
+	}
+	if got := due(table, last+10*second); !slices.Equal(got, []int64{1}) {
+		t.Fatal(got)
+	}
+	table.RevokeFailed(last+10*second, []int64{1})
+	if _, v := table.Renew(last+10*second, 1); v != Expired {
+		t.Fatal("renewed though its revoke may be in the log")
+	}
+	if got := due(table, last+10*second+retryAfter-1); got != nil {
+		t.Fatal("revoked again at once")
+	}
+	if got := due(table, last+10*second+retryAfter); !slices.Equal(got, []int64{1}) {
+		t.Fatal("not revoked again")
+	}
+}
+
+func TestBegin(t *testing.T) {
+	table := NewTable(testConfig)
+	table.Grant(0, 9, 10)
+	table.Begin(100*second, seq(Lease{ID: 1, TTL: 600}, Lease{ID: 2, TTL: 600, Remaining: 20}, Lease{ID: 3, TTL: 1}))
+	for id, want := range map[int64]int64{1: 601 * second, 2: 21 * second, 3: 3 * second} {
+		if _, left, ok := table.Left(100*second, id); !ok || left != want {
+			t.Errorf("lease %d has %v left", id, time.Duration(left))
+		}
+	}
+	if _, _, ok := table.Left(0, 9); ok {
+		t.Error("a lease of the term before is left")
+	}
+	if ttl, _, _ := table.Left(0, 3); ttl != 2 {
+		t.Errorf("ttl %d: the shortest was raised since it was granted", ttl)
+	}
+	if table.End(); table.Len() != 0 || due(table, math.MaxInt64/2) != nil {
+		t.Error("leases are left after the end")
+	}
+}
+
+func TestCheckpoints(t *testing.T) {
+	table := NewTable(testConfig)
+	table.Grant(0, 1, 1000)
+	table.Grant(0, 2, 299) // ends before one is due
+	table.Grant(0, 3, 1000)
+	look := func(now int64) []Lease {
+		table.Look(now)
+		return table.Checkpoints(now, 10)
+	}
+	if got := look(299 * second); got != nil {
+		t.Fatal(got)
+	}
+	table.Remove(2)
+	table.Renew(299*second, 3)
+	got := look(5*minute + second/2)
+	if !slices.Equal(got, []Lease{{1, 1000, 700}}) { // rounded up: never less than it has
+		t.Fatal(got)
+	}
+	if again := look(6 * minute); again != nil {
+		t.Fatalf("%v is written twice", again)
+	}
+	// While it is under way nobody knows what is written: a renewal waits.
+	if _, v := table.Renew(6*minute, 1); v != Reset || table.Resets(10) != nil {
+		t.Fatal(v)
+	}
+	table.CheckpointDone(6*minute, got, true)
+	if ids := table.Resets(10); !slices.Equal(ids, []int64{1}) {
+		t.Fatal(ids)
+	}
+	if _, v := table.Renew(6*minute, 1); v != Reset || table.Resets(10) != nil {
+		t.Fatal("a second reset, or none")
+	}
+	if ttl := table.ResetDone(7*minute, 1, true); ttl != 1000 {
+		t.Fatal(ttl)
+	}
+	if _, v := table.Renew(7*minute, 1); v != Renewed {
+		t.Fatal(v)
+	}
+	// 3 was renewed at 299 s and is due five minutes later.
+	if got := look(599 * second); !slices.Equal(got, []Lease{{3, 1000, 700}}) {
+		t.Fatal(got)
+	}
+	table.CheckpointDone(599*second, []Lease{{3, 1000, 700}}, false)
+	if got := look(600 * second); !slices.Equal(got, []Lease{{3, 1000, 699}}) {
+		t.Fatalf("one that failed is not written again: %v", got)
+	}
+	table.CheckpointDone(600*second, []Lease{{3, 1000, 699}}, true)
+	// A reset that fails leaves the lease as it was.
+	if _, v := table.Renew(601*second, 3); v != Reset || !slices.Equal(table.Resets(10), []int64{3}) {
+		t.Fatal(v)
+	}
+	if table.ResetDone(601*second, 3, false) != 0 {
+		t.Fatal("renewed")
+	}
+	if got := due(table, 1299*second); !slices.Equal(got, []int64{3}) {
+		t.Fatal(got)
+	}
+}
+
+// TestEndDuringReset: a renewal that came in time holds the lease until it is
+// known whether it worked.
+func TestEndDuringReset(t *testing.T) {
+	for _, ok := range []bool{true, false} {
+		table := NewTable(testConfig)
+		table.Begin(0, seq(Lease{ID: 1, TTL: 600, Remaining: 10}))
+		if _, v := table.Renew(10*second, 1); v != Reset {
+			t.Fatal(v)
+		}
+		table.Resets(10)
+		if got := due(table, 20*second); got != nil {
+			t.Fatal("ended while its renewal is under way")
+		}
+		table.ResetDone(20*second, 1, ok)
+		if got := due(table, 22*second); (got == nil) != ok {
+			t.Fatalf("%v after a reset that was %t", got, ok)
+		}
+	}
+}
+
+// TestLookIsBounded: many leases that end at once are found a part at a time, in
+// the order of their ends.
+func TestLookIsBounded(t *testing.T) {
+	table := NewTable(testConfig)
+	const n = 3*lookMax + 10
+	for id := range int64(n) {
+		table.Grant(id%1000, id+1, 10)
+	}
+	looks := 1
+	for table.Look(20 * second) {
+		looks++
+	}
+	if looks != 4 {
+		t.Errorf("%d looks", looks)
+	}
+	var all []int64
+	for ids := table.Revokes(500); len(ids) > 0; ids = table.Revokes(500) {
+		if len(ids) > 500 {
+			t.Fatal(len(ids))
+		}
+		all = append(all, ids...)
+	}
+	if len(all) != n || !slices.IsSortedFunc(all, func(a, b int64) int { return int((a-1)%1000 - (b-1)%1000) }) {
+		t.Errorf("%d leases, or not in order", len(all))
+	}
+}
+
+func TestClock(t *testing.T) {
+	var c Clock
+	const day = 24 * 60 * minute
+	for i, tc := range []struct{ reading, want int64 }{
+		{7 * day, 0}, {7*day + 5, 5}, {7*day + 105, 105},
+		{8 * day, 105 + leapMax}, {7 * day, 105 + leapMax}, {7*day + 10, 115 + leapMax},
+		{math.MinInt64, 115 + leapMax}, {math.MaxInt64, 115 + leapMax}, {math.MaxInt64, 115 + leapMax},
+	} {
+		if got := c.Advance(tc.reading); got != tc.want {
+			t.Fatalf("reading %d: %d, want %d", i, got, tc.want)
+		}
+	}
+}
+
+// TestModel plays random renewals, proposals that fail or seem to, and changes of
+// leader. At every moment a leader that began now would give each lease at least
+// the time that its holder was promised, and not much more.
+func TestModel(t *testing.T) {
+	for seed := range uint64(200) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { play(t, seed) })
+	}
+}
+
+type proposed struct {
+	kind    int // 0 revoke, 1 checkpoint, 2 reset
+	leases  []Lease
+	fate    int // 0 works, 1 is lost, 2 works but seems lost
+	applied bool
+	asOf    int // what is granted later is another lease
+}
+
+type model struct {
+	t       *testing.T
+	rng     *rand.Rand
+	now     int64
+	table   *Table
+	stored  map[int64]Lease // what is replicated
+	index   int
+	granted map[int64]int   // index
+	ends    map[int64]int64 // promised to holders
+	queue   []*proposed     // in the order in which they are applied and answered
+	asked   map[int64]bool  // a renewal waits
+}
+
+func play(t *testing.T, seed uint64) {
+	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 3)), table: NewTable(testConfig),
+		stored: map[int64]Lease{}, ends: map[int64]int64{}, asked: map[int64]bool{}, granted: map[int64]int{}}
+	for range 3000 {
+		m.step()
+		m.check()
+	}
+	// In the end all leases end.
+	m.now += 10_000 * second
+	for range 300 {
+		m.now += 100 * second
+		m.look()
+		m.settle(true)
+	}
+	if len(m.stored) > 0 {
+		t.Fatalf("%d leases never end", len(m.stored))
+	}
+}
+
+func (m *model) step() {
+	id := 1 + m.rng.Int64N(12)
+	switch m.rng.IntN(10) {
+	case 0:
+		if _, ok := m.stored[id]; !ok {
+			l := Lease{ID: id, TTL: 2 + m.rng.Int64N(2000)}
+			m.index++
+			m.granted[id] = m.index
+			m.stored[id], m.ends[id] = l, m.now+l.TTL*second
+			m.table.Grant(m.now, id, l.TTL)
+		}
+	case 1, 2, 3:
+		m.renew(id)
+	case 4:
+		if m.rng.IntN(20) == 0 {
+			m.gone(id)
+		}
+	case 5, 6:
+		m.now += m.rng.Int64N(100 * second)
+		m.look()
+	case 7, 8:
+		m.settle(false)
+	case 9:
+		if m.rng.IntN(20) == 0 { // a leader after this one; what is under way is void
+			for _, p := range m.queue {
+				if m.rng.IntN(2) == 0 {
+					m.apply(p)
+				}
+			}
+			m.queue, m.asked = nil, map[int64]bool{}
+			m.table.Begin(m.now, maps.Values(m.stored))
+			for id := range m.ends {
+				_, left, _ := m.table.Left(m.now, id)
+				m.ends[id] = m.now + left - testConfig.Extend // its holders know nothing of the extension
+			}
+		}
+	}
+}
+
+func (m *model) gone(id int64) {
+	delete(m.stored, id)
+	delete(m.ends, id)
+	delete(m.asked, id)
+	m.table.Remove(id)
+}
+
+func (m *model) renew(id int64) {
+	ttl, verdict := m.table.Renew(m.now, id)
+	l, ok := m.stored[id]
+	switch {
+	case !ok != (verdict == Missing), verdict == Renewed && ttl != l.TTL:
+		m.t.Fatalf("renew %d: %v, %d", id, verdict, ttl)
+	case verdict == Expired && m.ends[id] > m.now:
+		m.t.Fatalf("lease %d is over %v before its time", id, time.Duration(m.ends[id]-m.now))
+	case verdict == Renewed:
+		m.ends[id] = m.now + l.TTL*second
+	case verdict == Reset:
+		m.asked[id] = true
+	}
+}
+
+func (m *model) look() {
+	m.table.Look(m.now)
+	add := func(kind int, leases []Lease) {
+		if len(leases) > 0 {
+			m.queue = append(m.queue, &proposed{kind: kind, leases: leases, fate: m.rng.IntN(3), asOf: m.index})
+		}
+	}
+	var revokes, resets []Lease
+	for _, id := range m.table.Revokes(5) {
+		if m.ends[id] > m.now {
+			m.t.Fatalf("lease %d is revoked %v before its time", id, time.Duration(m.ends[id]-m.now))
+		}
+		revokes = append(revokes, Lease{ID: id})
+	}
+	for _, id := range m.table.Resets(5) {
+		resets = append(resets, Lease{ID: id})
+	}
+	add(0, revokes)
+	add(1, m.table.Checkpoints(m.now, 5))
+	add(2, resets)
+}
+
+func (m *model) apply(p *proposed) {
+	if p.applied || p.fate == 1 {
+		return
+	}
+	p.applied = true
+	for _, l := range p.leases {
+		if m.granted[l.ID] > p.asOf {
+			continue
+		}
+		if p.kind == 0 {
+			m.gone(l.ID)
+		} else if s, ok := m.stored[l.ID]; ok {
+			s.Remaining = l.Remaining
+			m.stored[l.ID] = s
+		}
+	}
+}
+
+// settle applies the oldest proposal, or tells of its outcome.
+func (m *model) settle(all bool) {
+	for len(m.queue) > 0 {
+		p := m.queue[0]
+		if all {
+			p.fate = 0
+		}
+		if !p.applied && p.fate != 1 {
+			if m.apply(p); !all {
+				return
+			}
+		}
+		m.queue = m.queue[1:]
+		ok := p.fate == 0
+		switch p.kind {
+		case 0:
+			for _, l := range p.leases {
+				m.table.RevokeFailed(m.now, []int64{l.ID})
+			}
+		case 1:
+			m.table.CheckpointDone(m.now, p.leases, ok)
+		case 2:
+			for _, l := range p.leases {
+				if ttl := m.table.ResetDone(m.now, l.ID, ok); ttl > 0 {
+					m.ends[l.ID] = m.now + ttl*second
+				}
+				delete(m.asked, l.ID)
+			}
+		}
+		if !all {
+			return
+		}
+	}
+}
+
+func (m *model) check() {
+	for id, l := range m.stored {
+		next := l.TTL * second
+		if l.Remaining > 0 {
+			next = l.Remaining * second
+		}
+		if end := m.now + next; end < m.ends[id] {
+			m.t.Fatalf("lease %d was promised %v; after a restart it would have %v", id,
+				time.Duration(m.ends[id]-m.now), time.Duration(next))
+		}
+	}
+}
