@@ -30,7 +30,7 @@ const (
 
 	// revokeMax bounds the leases of one revoke: with a key each, a millisecond or
 	// two of mvcc, behind which puts wait.
-	revokeMax = 500
+	revokeMax = 200
 	// checkpointMax bounds the leases of one checkpoint, and of one reset.
 	checkpointMax = 1000
 
@@ -40,7 +40,7 @@ const (
 
 // underWayMax bounds the proposals of each kind. Two let the next revoke travel
 // while one is executed.
-var underWayMax = [kinds]int{revoke: 2, checkpoint: 1, reset: 2}
+var underWayMax = [kinds]int{revoke: 1, checkpoint: 1, reset: 2}
 
 var (
 	// changesLimit is below what a batch takes; see batchLimit.

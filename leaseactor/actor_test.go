@@ -403,13 +403,17 @@ func TestLeaderChange(t *testing.T) {
 	bubble(t, nil, func(r *rig) {
 		r.grant(1, 10)
 		r.grant(2, 1000)
+		r.apply(&applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: &applymsg.LeaseCheckpoint{
+			Leases: []*applymsg.LeaseRemaining{{Id: 2, Ttl: 900}}}}})
 		r.sleep(11 * time.Second)
 		late := r.mustTake()
 		waits := r.start(1)
+		reset := r.start(2)
+		lateReset := r.mustTake()
 		r.term.Store(0)
 		r.wantRenew(2, "NO_LEADER 0")
-		if waits.String() != "NO_LEADER 0" {
-			t.Fatal(waits)
+		if waits.String() != "NO_LEADER 0" || reset.String() != "NO_LEADER 0" {
+			t.Fatal(waits, reset)
 		}
 		if _, code, _ := r.client.List(context.Background()); code != raftmsg.Code_NO_LEADER {
 			t.Fatal(code)
@@ -428,9 +432,19 @@ func TestLeaderChange(t *testing.T) {
 		r.wantLeft(2, 31*time.Second)
 		// What the view has already is not heard twice, and what was proposed in
 		// another term means nothing any more.
-		r.tell(&leasemsg.Changed{Epoch: epoch, Index: 2, Changes: []*leasemsg.Change{{Kind: leasemsg.Kind_REVOKED, Id: 1}}})
+		r.tell(&leasemsg.Changed{Epoch: epoch, Index: 2, Changes: []*leasemsg.Change{{Kind: leasemsg.Kind_GRANTED, Id: 7, Ttl: 100}}})
+		r.wantRenew(7, "LEASE_NOT_FOUND 0")
 		late.done(raftmsg.Code_TIMED_OUT)
 		r.wantRenew(1, "OK 10")
+		reset = r.start(2)
+		lateReset.done(raftmsg.Code_OK)
+		if reset.String() != "waits" {
+			t.Fatal(reset)
+		}
+		r.succeed(r.mustTake())
+		if reset.String() != "OK 1000" {
+			t.Fatal(reset)
+		}
 		r.sleep(10*time.Second + tick)
 		if m := r.mustTake().req.GetLeaseRevoke(); !slices.Equal(m.GetIds(), []int64{1}) || m.Term != 3 {
 			t.Fatalf("proposed %v", m)
@@ -520,13 +534,11 @@ func TestPanics(t *testing.T) {
 		t.Run(point, func(t *testing.T) {
 			bubble(t, nil, func(r *rig) {
 				r.grant(1, 5)
-				r.grant(2, 5)
-				r.sleep(2 * time.Second)
-				r.wantRenew(2, "OK 5")
-				r.sleep(3*time.Second + tick)
+				r.sleep(5*time.Second + tick)
 				held := r.start(1)
 				r.faults.Arm(actors.CoreLease, point, 1)
-				r.sleep(3 * time.Second)
+				r.mustTake().done(raftmsg.Code_TIMED_OUT) // it is to be proposed again
+				r.sleep(2 * time.Second)
 				if held.String() != "STOPPED 0" {
 					t.Fatal(held)
 				}

@@ -85,6 +85,17 @@ func (c *crashTest) request() *applymsg.Request {
 	case n < 9:
 		now := c.model.Mark()
 		return compaction(now.Compact + c.rng.Int64N(now.Revision-now.Compact+2))
+	case n < 10:
+		id := 1 + c.rng.Int64N(12)
+		switch c.rng.IntN(4) {
+		case 0:
+			return leaseRevoke(id)
+		case 1:
+			return leaseCheckpoint(1, id, c.rng.Int64N(2)*c.rng.Int64N(50))
+		}
+		return leaseGrant(id, 60)
+	case n < 12:
+		return leasePut(c.key(), 1+c.rng.Int64N(12))
 	default:
 		return put(c.key(), c.value())
 	}
@@ -259,7 +270,7 @@ func (c *crashTest) round() {
 
 func TestCrash(t *testing.T) {
 	stats := new(crashStats)
-	for seed := range uint64(14) {
+	for seed := range uint64(20) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := &crashTest{t: t, sys: actorstest.NewSystem(t), rng: rand.New(rand.NewPCG(seed, 11)), model: mvcctest.New(), stats: stats}

@@ -2,11 +2,13 @@ package mvccactor
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 
+	"github.com/asynkron/protoactor-go/actor"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 
@@ -35,7 +37,7 @@ func leaseExpire(term uint64, ids ...int64) *applymsg.Request {
 
 func leaseCheckpoint(term uint64, id, ttl int64) *applymsg.Request {
 	return &applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: &applymsg.LeaseCheckpoint{
-		Term: term, AsOf: 100, Leases: []*applymsg.LeaseRemaining{{Id: id, Ttl: ttl}}}}}
+		Term: term, AsOf: math.MaxUint64, Leases: []*applymsg.LeaseRemaining{{Id: id, Ttl: ttl}}}}}
 }
 
 func leasePut(key string, lease int64) *applymsg.Request {
@@ -89,6 +91,53 @@ func TestLeasesInOneEntry(t *testing.T) {
 		}
 		if got := viewLeases(r.pub.View()); got != "" {
 			t.Errorf("left %s", got)
+		}
+	})
+}
+
+// ear hears in the place of leaseactor, and notes what is visible and what is
+// answered by then.
+type ear struct {
+	rig   *rig
+	notes []string
+}
+
+// Receive implements actor.Actor.
+func (e *ear) Receive(ctx actor.Context) {
+	b, ok := ctx.Message().(*actors.Batch)
+	if !ok {
+		return
+	}
+	e.rig.mu.Lock()
+	defer e.rig.mu.Unlock()
+	for _, m := range b.Msgs {
+		e.notes = append(e.notes, fmt.Sprintf("told of %d, %d visible, %d answered",
+			m.(*leasemsg.Changed).Index, e.rig.pub.View().AppliedIndex, len(e.rig.delivered)))
+	}
+}
+
+// TestLeasesToldInTime: leaseactor is told of a lease when it is visible, and
+// before anybody can know of it. mvcc waits for it if it must.
+func TestLeasesToldInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := actorstest.NewSystem(t)
+		box := actors.NewMailbox(actors.MailboxConfig{Name: "ear", Class: actors.Credit, Limit: actors.Limit{Requests: 1, Bytes: 64 << 20}})
+		r := newRig(t, sys, rigConfig{lease: box})
+		r.post(r.entry(leaseGrant(1, 60)))
+		synctest.Wait()
+		r.post(r.entry(leaseGrant(2, 60)))
+		synctest.Wait()
+		if got := len(r.delivered); got != 1 {
+			t.Fatalf("%d entries are answered while leaseactor's mailbox is full", got)
+		}
+		e := &ear{rig: r}
+		actorstest.Spawn(t, sys, actors.Stage{Name: "ear", Actor: e, Mailbox: box})
+		r.do(leaseGrant(3, 60))
+		want := []string{"told of 1, 2 visible, 1 answered", "told of 2, 2 visible, ", "told of 3, 3 visible, "}
+		for i, w := range want {
+			if i >= len(e.notes) || !strings.HasPrefix(e.notes[i], w) {
+				t.Fatalf("%q, want %q", e.notes, want)
+			}
 		}
 	})
 }

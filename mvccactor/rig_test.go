@@ -86,6 +86,7 @@ type rigConfig struct {
 	replayedTo uint64
 	cache      int64
 	room       func(bytes int) bool
+	lease      *actors.Mailbox // nil: of a probe
 }
 
 type rig struct {
@@ -143,6 +144,9 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	r.index = r.Durable.GetAppliedIndex()
 	r.raft = actorstest.NewProbe(t, r.sys, actors.CoreRaft)
 	r.lease = actorstest.NewProbe(t, r.sys, actors.CoreLease)
+	if cfg.lease == nil {
+		cfg.lease = r.lease.Mailbox
+	}
 	persister, persisterStage := NewPersister(PersisterConfig{
 		Epoch: r.epoch, Store: r.disk, Limit: cfg.persister, Raft: r.raft.Mailbox, Room: cfg.room,
 		Fatal: func(err error) {
@@ -156,7 +160,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 		Epoch: r.epoch, Store: r.Store, Limit: roomy,
 		State: State{ClusterID: 1, MemberID: 2, AppliedIndex: r.Durable.GetAppliedIndex(), AppliedTerm: r.Durable.GetAppliedTerm(),
 			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster()},
-		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Lease: r.lease.Mailbox,
+		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Lease: cfg.lease,
 		Compacted: r.compacted, ReplayedTo: cfg.replayedTo, Hash: func() { r.mu.Lock(); defer r.mu.Unlock(); r.hashes++ },
 		Timeline: actors.NewTimeline(), Observe: r, Faults: r.faults,
 	})

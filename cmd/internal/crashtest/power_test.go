@@ -292,7 +292,8 @@ func (p *powerTest) spin(m *powerMember, plan *powerPlan) {
 // answered tells the answer to a request that was executed from a refusal.
 func answered(out grpcgw.Outcome) bool {
 	switch out.Result.Code {
-	case raftmsg.Code_OK, raftmsg.Code_COMPACTED, raftmsg.Code_FUTURE_REVISION:
+	case raftmsg.Code_OK, raftmsg.Code_COMPACTED, raftmsg.Code_FUTURE_REVISION,
+		raftmsg.Code_LEASE_EXISTS, raftmsg.Code_LEASE_NOT_FOUND:
 		return true
 	}
 	return false
@@ -302,8 +303,7 @@ func answered(out grpcgw.Outcome) bool {
 // compares everything with the model. With a plan, the power may fail meanwhile.
 func (p *powerTest) settle(m *powerMember, plan *powerPlan) (later bool) {
 	p.t.Helper()
-	v := m.Keyspace().View()
-	now := mvcctest.Mark{Revision: v.Revision, Compact: v.CompactRevision}
+	now := mvcctest.MarkOf(m.Keyspace().View())
 	if p.pending != nil && now != p.model.Mark() && now == p.pending.Mark() {
 		p.model, later = p.pending, true
 	}
@@ -456,6 +456,22 @@ func (p *powerTest) request() *applymsg.Request {
 			}
 		}
 		return &applymsg.Request{Op: &applymsg.Request_Txn{Txn: txn}}
+	case n < 12:
+		return p.leaseRequest()
+	case n < 15:
+		leased := put(p.key())
+		leased.Lease = p.lease()
+		return &applymsg.Request{Op: &applymsg.Request_Put{Put: leased}}
 	}
 	return &applymsg.Request{Op: &applymsg.Request_Put{Put: put(p.key())}}
+}
+
+func (p *powerTest) lease() int64 { return 1 + p.rng.Int64N(8) }
+
+// leaseRequest grants or revokes a lease, of a time that does not end here.
+func (p *powerTest) leaseRequest() *applymsg.Request {
+	if p.rng.IntN(3) == 0 {
+		return &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{p.lease()}}}}
+	}
+	return &applymsg.Request{Op: &applymsg.Request_LeaseGrant{LeaseGrant: &pb.LeaseGrantRequest{ID: p.lease(), TTL: 1_000_000}}}
 }

@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"maps"
 	"slices"
+	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -26,13 +27,18 @@ type Model struct {
 	history []*record
 	states  []map[string]*record // by revision
 	compact int64                // -1 before the first compaction
+	leases  map[int64]lease      // never changed in place
 }
+
+// lease is a lease that exists. Times are in seconds.
+type lease struct{ ttl, remaining int64 }
 
 // record is one of the history.
 type record struct {
 	main, sub       int64
 	tombstone       bool
 	create, version int64
+	lease           int64
 	encoded         []byte // as mvccpb.KeyValue
 }
 
@@ -41,6 +47,8 @@ type Mark struct {
 	Revision int64
 	// Compact is the compact revision, -1 before the first compaction.
 	Compact int64
+	// Leases are all leases with their keys, as text.
+	Leases string
 }
 
 // New returns the model of an empty keyspace: revision 1, nothing compacted.
@@ -51,11 +59,47 @@ func New() *Model {
 
 // Clone returns a copy. The two go on independently.
 func (m *Model) Clone() *Model {
-	return &Model{history: slices.Clone(m.history), states: slices.Clone(m.states), compact: m.compact}
+	return &Model{history: slices.Clone(m.history), states: slices.Clone(m.states), compact: m.compact, leases: m.leases}
 }
 
 // Mark returns the mark of the current state.
-func (m *Model) Mark() Mark { return Mark{m.revision(), m.compact} }
+func (m *Model) Mark() Mark { return Mark{m.revision(), m.compact, m.leaseText()} }
+
+// MarkOf returns the mark of what a view shows.
+func MarkOf(v *mvcc.View) Mark { return Mark{v.Revision, v.CompactRevision, viewLeases(v)} }
+
+func (m *Model) leaseText() string {
+	var lines []string
+	for id, l := range m.leases {
+		var keys []string
+		for _, k := range slices.Sorted(maps.Keys(m.states[m.revision()])) {
+			if m.states[m.revision()][k].lease == id {
+				keys = append(keys, k)
+			}
+		}
+		lines = append(lines, leaseLine(id, l.ttl, l.remaining, keys))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "; ")
+}
+
+func leaseLine(id, ttl, remaining int64, keys []string) string {
+	return fmt.Sprintf("lease %d of %d s, %d left, has %q", id, ttl, remaining, keys)
+}
+
+// viewLeases writes down the leases of a view as a Mark has them.
+func viewLeases(v *mvcc.View) string {
+	var lines []string
+	for l := range v.Leases() {
+		var keys []string
+		for _, k := range v.LeaseKeys(l.ID) {
+			keys = append(keys, string(k))
+		}
+		lines = append(lines, leaseLine(l.ID, l.TTL, l.Remaining, keys))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "; ")
+}
 
 func (m *Model) revision() int64 { return int64(len(m.states) - 1) }
 
@@ -71,8 +115,8 @@ func (m *Model) begin() *change {
 	return &change{m: m, rev: m.revision() + 1, state: maps.Clone(m.states[m.revision()])}
 }
 
-func (c *change) put(key, value string) {
-	kv := &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), CreateRevision: c.rev, ModRevision: c.rev, Version: 1}
+func (c *change) put(key, value string, lease int64) {
+	kv := &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), CreateRevision: c.rev, ModRevision: c.rev, Version: 1, Lease: lease}
 	if old := c.state[key]; old != nil {
 		kv.CreateRevision, kv.Version = old.create, old.version+1
 	}
@@ -84,7 +128,7 @@ func (c *change) add(kv *mvccpb.KeyValue) *record {
 	if err != nil {
 		panic(err)
 	}
-	r := &record{c.rev, c.sub, kv.Version == 0, kv.CreateRevision, kv.Version, encoded}
+	r := &record{c.rev, c.sub, kv.Version == 0, kv.CreateRevision, kv.Version, kv.Lease, encoded}
 	c.m.history = append(c.m.history, r)
 	c.sub++
 	return r
@@ -106,14 +150,18 @@ func (c *change) commit() {
 }
 
 // Apply executes a request and returns what Outcome must say of its result. It
-// knows Put, DeleteRange, Compaction, and a Txn with one compare, that a key
-// exists, and with puts and deletes.
+// knows Put, DeleteRange, Compaction, leases, and a Txn with one compare, that a
+// key exists, and with puts without leases and deletes.
 func (m *Model) Apply(req *applymsg.Request) string {
 	code := raftmsg.Code_OK
 	c := m.begin()
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
-		c.put(string(op.Put.Key), string(op.Put.Value))
+		if _, ok := m.leases[op.Put.Lease]; ok || op.Put.Lease == 0 {
+			c.put(string(op.Put.Key), string(op.Put.Value), op.Put.Lease)
+		} else {
+			code = raftmsg.Code_LEASE_NOT_FOUND
+		}
 	case *applymsg.Request_DeleteRange:
 		c.del(string(op.DeleteRange.Key), string(op.DeleteRange.RangeEnd))
 	case *applymsg.Request_Txn:
@@ -123,7 +171,7 @@ func (m *Model) Apply(req *applymsg.Request) string {
 		}
 		for _, o := range ops {
 			if p := o.GetRequestPut(); p != nil {
-				c.put(string(p.Key), string(p.Value))
+				c.put(string(p.Key), string(p.Value), 0)
 			} else {
 				d := o.GetRequestDeleteRange()
 				c.del(string(d.Key), string(d.RangeEnd))
@@ -138,9 +186,43 @@ func (m *Model) Apply(req *applymsg.Request) string {
 		default:
 			m.compact = rev
 		}
+	case *applymsg.Request_LeaseGrant:
+		if _, ok := m.leases[op.LeaseGrant.ID]; ok {
+			code = raftmsg.Code_LEASE_EXISTS
+		} else {
+			m.setLease(op.LeaseGrant.ID, &lease{ttl: op.LeaseGrant.TTL})
+		}
+	case *applymsg.Request_LeaseRevoke:
+		id := op.LeaseRevoke.Ids[0]
+		if _, ok := m.leases[id]; !ok {
+			code = raftmsg.Code_LEASE_NOT_FOUND
+			break
+		}
+		m.setLease(id, nil)
+		for _, k := range slices.Sorted(maps.Keys(c.state)) {
+			if c.state[k].lease == id {
+				c.del(k, "")
+			}
+		}
+	case *applymsg.Request_LeaseCheckpoint:
+		for _, r := range op.LeaseCheckpoint.Leases {
+			if l, ok := m.leases[r.Id]; ok {
+				m.setLease(r.Id, &lease{l.ttl, r.Ttl})
+			}
+		}
 	}
 	c.commit()
 	return Outcome(&raftmsg.Result{Code: code, Revision: m.revision()})
+}
+
+// setLease sets a lease, or removes it.
+func (m *Model) setLease(id int64, l *lease) {
+	leases := make(map[int64]lease, len(m.leases)+1)
+	maps.Copy(leases, m.leases)
+	if delete(leases, id); l != nil {
+		leases[id] = *l
+	}
+	m.leases = leases
 }
 
 // Outcome is what the model foretells of a result: code and revision.
@@ -187,6 +269,9 @@ func (m *Model) Check(pub *mvcc.Published, at Mark) error {
 	if v := pub.View(); v.Revision != at.Revision || v.CompactRevision != at.Compact {
 		return fmt.Errorf("the view has revision %d and compact revision %d, the model %d and %d",
 			v.Revision, v.CompactRevision, at.Revision, at.Compact)
+	}
+	if got := viewLeases(pub.View()); got != at.Leases {
+		return fmt.Errorf("the view has %s, the model %s", got, at.Leases)
 	}
 	for rev := max(1, at.Compact); rev <= at.Revision; rev++ {
 		if err := m.checkRange(pub, rev); err != nil {
