@@ -45,6 +45,7 @@ type Gateway struct {
 	// envelope is what etcd adds to the size of a request, in bytes.
 	envelope int
 	slow     slowLog
+	stopping chan struct{} // closed by Stop
 
 	grpc   *grpc.Server
 	http   *http.Server
@@ -72,6 +73,7 @@ func New(cfg Config) (*Gateway, error) {
 		keyspace:  cfg.Member.Keyspace(),
 		slow:      slowLog{member: cfg.Member},
 		health:    health.NewServer(),
+		stopping:  make(chan struct{}),
 		grpcConns: newConnQueue(),
 		httpConns: newConnQueue(),
 		listeners: make(map[net.Listener]struct{}),
@@ -124,7 +126,7 @@ func (g *Gateway) register(s *grpc.Server) {
 	s.RegisterService(kvService(), &kv{Gateway: g})
 	pb.RegisterMaintenanceServer(s, &maintenance{Gateway: g})
 	pb.RegisterClusterServer(s, &cluster{Gateway: g})
-	pb.RegisterWatchServer(s, pb.UnimplementedWatchServer{})
+	s.RegisterService(watchDesc(), &watchService{Gateway: g})
 	pb.RegisterLeaseServer(s, pb.UnimplementedLeaseServer{})
 	pb.RegisterAuthServer(s, pb.UnimplementedAuthServer{})
 	healthpb.RegisterHealthServer(s, g.health)
@@ -204,6 +206,9 @@ func (g *Gateway) Stop(ctx context.Context) error {
 func (g *Gateway) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.stopped {
+		close(g.stopping)
+	}
 	g.stopped = true
 	for l := range g.listeners {
 		_ = l.Close() // one that is closed already is as good

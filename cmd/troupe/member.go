@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -81,6 +82,9 @@ func features(gates []config.Feature) []grpcgw.Feature {
 	return out
 }
 
+// leastWatchProgress is etcd's: what is asked for below it is raised to it.
+const leastWatchProgress = 100 * time.Millisecond
+
 func gateway(cfg *config.Config) grpcgw.Config {
 	g := grpcgw.DefaultConfig()
 	g.MaxRequestBytes = int(cfg.MaxRequestBytes)
@@ -89,6 +93,9 @@ func gateway(cfg *config.Config) grpcgw.Config {
 	g.QuotaBytes = cfg.QuotaBytes
 	if cfg.WarningRequest > 0 { // etcd takes 0 for its default too
 		g.SlowRequest = cfg.WarningRequest
+	}
+	if cfg.WatchProgress > 0 {
+		g.WatchProgress = max(cfg.WatchProgress, leastWatchProgress)
 	}
 	g.KeepaliveMinTime = cfg.KeepaliveMinTime
 	g.KeepaliveInterval = cfg.KeepaliveInterval
