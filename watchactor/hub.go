@@ -203,7 +203,7 @@ func (h *hub) subscribe(m *watchmsg.Subscribe) {
 		h.position = h.streams.hold()
 	}
 	for _, r := range m.Add {
-		h.fan.Add(m.Stream, r)
+		h.fan.Add(m.Stream, r, h.position+1)
 	}
 	h.boxes[m.Stream] = box
 	box.MustPost(laneControl, &watchmsg.Joined{Hub: h.id, Revision: h.position}, actors.Cost{Requests: 1})

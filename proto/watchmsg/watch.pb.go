@@ -428,9 +428,12 @@ func (x *Matched) GetBytes() int64 {
 
 // Hit is what happened in one range.
 type Hit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Range         uint32                 `protobuf:"varint,1,opt,name=range,proto3" json:"range,omitempty"`
-	Events        []*Event               `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"` // in order; shared by all streams, read only
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Range  uint32                 `protobuf:"varint,1,opt,name=range,proto3" json:"range,omitempty"`
+	Events []*Event               `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"` // in order; shared by all streams, read only
+	// From here on everything in the range is told: it may come before the Joined
+	// that says so, because events go first.
+	Since         int64 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -477,6 +480,13 @@ func (x *Hit) GetEvents() []*Event {
 		return x.Events
 	}
 	return nil
+}
+
+func (x *Hit) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
 }
 
 // Event is one change of one key, encoded once for all who get it.
@@ -661,10 +671,11 @@ const file_watchmsg_watch_proto_rawDesc = "" +
 	"\aMatched\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\x03R\x04last\x12(\n" +
 	"\x04hits\x18\x02 \x03(\v2\x14.troupe.watchmsg.HitR\x04hits\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"K\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"a\n" +
 	"\x03Hit\x12\x14\n" +
 	"\x05range\x18\x01 \x01(\rR\x05range\x12.\n" +
-	"\x06events\x18\x02 \x03(\v2\x16.troupe.watchmsg.EventR\x06events\"r\n" +
+	"\x06events\x18\x02 \x03(\v2\x16.troupe.watchmsg.EventR\x06events\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\"r\n" +
 	"\x05Event\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x1a\n" +
 	"\bdeletion\x18\x02 \x01(\bR\bdeletion\x12\x14\n" +

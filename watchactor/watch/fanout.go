@@ -28,6 +28,7 @@ type subscription struct {
 	listener *listener
 	id       uint32
 	prev     bool
+	since    int64
 }
 
 // listener is a stream.
@@ -48,8 +49,8 @@ func (f *Fanout) Empty() bool { return f.index.Len() == 0 }
 // Ranges returns the number of different ranges listened to.
 func (f *Fanout) Ranges() int { return f.index.Len() }
 
-// Add has a stream listen to a range.
-func (f *Fanout) Add(stream uint64, m *watchmsg.Range) {
+// Add has a stream listen to a range, from a revision on.
+func (f *Fanout) Add(stream uint64, m *watchmsg.Range, since int64) {
 	l := f.streams[stream]
 	if l == nil {
 		l = &listener{id: stream, ranges: map[uint32]*spot{}}
@@ -65,7 +66,7 @@ func (f *Fanout) Add(stream uint64, m *watchmsg.Range) {
 		f.index.Put(r, s)
 	}
 	l.ranges[m.Id] = s
-	s.subscriptions = append(s.subscriptions, subscription{listener: l, id: m.Id, prev: m.PrevKv})
+	s.subscriptions = append(s.subscriptions, subscription{listener: l, id: m.Id, prev: m.PrevKv, since: since})
 	if m.PrevKv {
 		s.prev++
 	}
@@ -155,7 +156,7 @@ func (f *Fanout) Flush(last int64, post func(stream uint64, m *watchmsg.Matched)
 				l.matched = &watchmsg.Matched{Last: last}
 				f.heard = append(f.heard, l)
 			}
-			l.matched.Hits = append(l.matched.Hits, &watchmsg.Hit{Range: sub.id, Events: s.events})
+			l.matched.Hits = append(l.matched.Hits, &watchmsg.Hit{Range: sub.id, Events: s.events, Since: sub.since})
 			if l.matched.Bytes += plain; sub.prev {
 				l.matched.Bytes += prev - plain
 			}

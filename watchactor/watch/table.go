@@ -69,7 +69,7 @@ type group struct {
 	groupKey
 	id       uint32 // of its range at the hub
 	state    state
-	since    int64 // when subscribed
+	since    int64 // when subscribed: what comes from the hub begins here
 	watchers []*watcher
 
 	lagging int     // of watchers
@@ -282,12 +282,7 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 		if g.state != asked {
 			continue // gone meanwhile
 		}
-		g.state, g.since = subscribed, revision+1
-		for _, w := range g.watchers {
-			if !w.lagging && w.next < g.since {
-				t.fallBehind(w, false)
-			}
-		}
+		t.joined(g, revision+1)
 	}
 	t.asking, t.told = false, nil
 	if t.manualAsked > 0 {
@@ -300,11 +295,22 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 	return t.answerManual(emit)
 }
 
-// Lost takes back all subscriptions, because the hub could not post something: up
-// to a revision everything was.
+// joined notes that the hub posts everything in a group's range since a revision.
+func (t *Table) joined(g *group, since int64) {
+	g.state, g.since = subscribed, since
+	for _, w := range g.watchers {
+		if !w.lagging && w.next < since {
+			t.fallBehind(w, false)
+		}
+	}
+}
+
+// Lost takes back the subscriptions that the hub had when it could not post
+// something: up to a revision everything was posted. Those made after that stand;
+// their events may have come before this message.
 func (t *Table) Lost(revision int64) {
 	for _, g := range t.groups {
-		if g.state != subscribed {
+		if g.state != subscribed || g.since > revision+1 {
 			continue
 		}
 		g.state = absent
@@ -316,7 +322,6 @@ func (t *Table) Lost(revision int64) {
 			t.fallBehind(w, true)
 		}
 	}
-	t.remove = nil
 }
 
 // Renewed takes back all subscriptions, because the hub is a fresh one. contiguous
@@ -344,7 +349,13 @@ func (t *Table) Renewed(revision int64, contiguous bool) {
 func (t *Table) Deliver(m *watchmsg.Matched, emit Emit) error {
 	for _, hit := range m.Hits {
 		g := t.byID[hit.Range]
-		if g == nil || g.state != subscribed {
+		if g == nil {
+			continue
+		}
+		if g.state == asked {
+			t.joined(g, hit.Since) // the answer is behind in the mailbox
+		}
+		if g.state != subscribed {
 			continue
 		}
 		if err := t.deliver(g, hit.Events, m.Last, emit); err != nil {
@@ -355,6 +366,7 @@ func (t *Table) Deliver(m *watchmsg.Matched, emit Emit) error {
 }
 
 func (t *Table) deliver(g *group, events []*watchmsg.Event, last int64, emit Emit) error {
+	g.since = last + 1 // who lags behind has to read these, too
 	var resp Response
 	from := int64(-1) // resp has the events from there on
 	for _, w := range g.watchers {
