@@ -357,7 +357,7 @@ func (s *stream) snapshot(revision int64) StreamStats {
 		stats.Lag = max(0, revision+1-next)
 	}
 	if since := s.sending.Load(); since > 0 {
-		stats.SendingSeconds = time.Duration(actors.Now() - since).Seconds()
+		stats.Sending = time.Duration(actors.Now() - since).Seconds()
 	}
 	return stats
 }

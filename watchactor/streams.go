@@ -229,13 +229,18 @@ func (s *Stream) Err() error {
 
 // Stats are the numbers of all streams.
 type Stats struct {
-	Streams, Watchers int64
+	Streams  int64 `json:"streams"`
+	Watchers int64 `json:"watchers"`
 	// Lagging watchers have to read older revisions, Victims of them because the
 	// stream was too slow.
-	Lagging, Victims int64
-	// Pending events are in mailboxes of streams. Sent and Lost count since the
-	// start: events sent, and times that a stream had no room for some.
-	Pending, Sent, Lost int64
+	Lagging int64 `json:"unsynced"`
+	Victims int64 `json:"victims"`
+	// Pending events are in mailboxes of streams.
+	Pending int64 `json:"pending_events"`
+	// Sent counts events since the start, Lost how often a stream had no room for
+	// some.
+	Sent int64 `json:"sent_events"`
+	Lost int64 `json:"overflows"`
 }
 
 // Stats returns the numbers of all streams.
@@ -249,16 +254,20 @@ func (s *Streams) Stats() Stats {
 
 // StreamStats are the numbers of one stream, for the debug page.
 type StreamStats struct {
-	ID                         uint64
-	Peer                       string
-	Watchers, Lagging, Victims int64
+	ID       uint64 `json:"id"`
+	Peer     string `json:"peer"` // address of the client
+	Watchers int64  `json:"watchers"`
+	Lagging  int64  `json:"unsynced"`
+	Victims  int64  `json:"victims"`
 	// Lag is how many revisions the watcher furthest behind has still to read.
-	Lag            int64
-	Queued         int   // messages from the hub
-	QueuedBytes    int64 // of them
-	Sent           int64 // events
-	Lost           int64 // times that there was no room
-	SendingSeconds float64
+	Lag         int64 `json:"lag_revisions"`
+	Queued      int   `json:"queued"` // messages from the hub
+	QueuedBytes int64 `json:"queued_bytes"`
+	Sent        int64 `json:"sent_events"`
+	Lost        int64 `json:"overflows"` // times that there was no room
+	// Sending is for how long the message in hand has waited for the client to
+	// read.
+	Sending float64 `json:"sending_s"`
 }
 
 // Slowest returns the numbers of the streams that need attention most, at most so
