@@ -213,6 +213,11 @@ func serve(t testing.TB, cfg Config) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveGateway(t, g)
+}
+
+func serveGateway(t testing.TB, g *Gateway) *grpc.ClientConn {
+	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()

@@ -151,20 +151,38 @@ func (a *watchAnswer) head(dst []byte) []byte {
 	return a.response.AppendHead(dst)
 }
 
-// sharedBytes is from which size on events are not copied for each watcher: below,
-// copying costs less than handling one more buffer.
-const sharedBytes = 4 << 10
-
-// shared returns the encoding with the events as they are, nil if they are small.
+// shared returns the encoding with large events as they are, for all watchers the
+// same bytes; nil if there are none.
 func (a *watchAnswer) shared() mem.BufferSlice {
-	n := len(a.response.Events)
-	if n == 0 || a.response.Bytes/n < sharedBytes {
+	if a.response.Bytes < watch.SharedBytes {
 		return nil
 	}
-	bufs := make(mem.BufferSlice, 0, n+1)
-	bufs = append(bufs, mem.SliceBuffer(a.head(make([]byte, 0, a.size()-a.response.Bytes))))
+	large, bytes := 0, 0
 	for _, e := range a.response.Events {
+		if len(e) >= watch.SharedBytes {
+			large++
+			bytes += len(e)
+		}
+	}
+	if large == 0 {
+		return nil
+	}
+	bufs := make(mem.BufferSlice, 0, 2*large+1)
+	own := a.head(make([]byte, 0, a.size()-bytes)) // never moves: the buffers are parts of it
+	begin := 0
+	for _, e := range a.response.Events {
+		if len(e) < watch.SharedBytes {
+			own = append(own, e...)
+			continue
+		}
+		if begin < len(own) {
+			bufs = append(bufs, mem.SliceBuffer(own[begin:]))
+			begin = len(own)
+		}
 		bufs = append(bufs, mem.SliceBuffer(e))
+	}
+	if begin < len(own) {
+		bufs = append(bufs, mem.SliceBuffer(own[begin:]))
 	}
 	return bufs
 }

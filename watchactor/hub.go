@@ -2,6 +2,7 @@ package watchactor
 
 import (
 	"errors"
+	"runtime"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -22,6 +23,10 @@ const (
 	// into a mailbox several times over. The first revision may exceed it.
 	hubBytes     = 128 << 10
 	hubRevisions = 1000 // as many as etcd puts into one response
+	// hubPosts is after how many posts the hub lets others run. A change that many
+	// streams hear of makes work for all processors; what was waiting to run, above
+	// all the answer to who made the change, must not wait behind all of it.
+	hubPosts = 4
 )
 
 // hub reads what was published and posts it to the streams that listen.
@@ -33,6 +38,7 @@ type hub struct {
 	boxes   map[uint64]*actors.Mailbox // of streams that listen, by their ids
 	// position is the revision up to which everything was posted.
 	position int64
+	posts    int // since others were let run
 }
 
 // Hub returns the stage of the hub: an edge child.
@@ -156,6 +162,10 @@ func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 	h.streams.stats.pending.Add(int64(events))
 	err := h.boxes[stream].TryPost(laneEvents, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
 	if err == nil {
+		if h.posts++; h.posts >= hubPosts {
+			h.posts = 0
+			runtime.Gosched()
+		}
 		return
 	}
 	h.streams.stats.pending.Add(-int64(events))

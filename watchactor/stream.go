@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +50,9 @@ const (
 	turnScan      = 1 << 20   // bytes read: about a millisecond
 )
 
+// sendsInRow is after how many responses a stream lets others run; see hubPosts.
+const sendsInRow = 64
+
 // retryAfter is when a stream tries again to read while the core reboots.
 const retryAfter = 50 * time.Millisecond
 
@@ -69,6 +73,7 @@ type stream struct {
 	retry  *time.Timer
 	ended  bool
 	err    error // of Send; read after the end
+	sends  int   // since others were let run
 	told   struct{ watchers, lagging, victims int64 }
 
 	// For the debug page.
@@ -213,6 +218,10 @@ func (s *stream) done(err error) {
 
 // send sends a response, in parts if it is large and the client wants it so.
 func (s *stream) send(r *watch.Response) error {
+	if s.sends++; s.sends >= sendsInRow {
+		s.sends = 0
+		runtime.Gosched()
+	}
 	s.sending.Store(actors.Now())
 	defer s.sending.Store(0)
 	if n := int64(len(r.Events)); n > 0 {

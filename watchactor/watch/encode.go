@@ -30,6 +30,35 @@ const (
 // prev is the record of the pair before, nil for none or if nobody asked.
 func Encode(e mvcc.Event, prev []byte) []byte { return AppendEvent(nil, e, prev) }
 
+// SharedBytes is from which size on an event is worth to be sent as it is, to each
+// who gets it. Smaller ones are copied into the message: that costs less than one
+// more buffer on the way. It must not be used again after it was sent.
+const SharedBytes = 4 << 10
+
+// arena is memory for small events that are copied when they are sent, to be used
+// again after that.
+type arena struct{ buf []byte }
+
+// arenaBytes is about what one turn of catching up sends.
+const arenaBytes = 160 << 10
+
+// encode returns what Encode does.
+func (a *arena) encode(e mvcc.Event, prev []byte) []byte {
+	most := len(e.Record) + len(prev) + 64 // tags and lengths, twice what they need
+	if most >= SharedBytes {
+		return Encode(e, prev)
+	}
+	if a.buf == nil {
+		a.buf = make([]byte, 0, arenaBytes)
+	}
+	if cap(a.buf)-len(a.buf) < most {
+		return Encode(e, prev)
+	}
+	first := len(a.buf)
+	a.buf = AppendEvent(a.buf, e, prev)
+	return a.buf[first:len(a.buf):len(a.buf)]
+}
+
 // AppendEvent is Encode into a buffer.
 func AppendEvent(dst []byte, e mvcc.Event, prev []byte) []byte {
 	kv := len(e.Record)

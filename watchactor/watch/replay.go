@@ -30,6 +30,7 @@ func (t *Table) Replay() *Replay {
 		clear(g.found)
 		g.found = g.found[:0]
 	}
+	t.arena.buf = t.arena.buf[:0]
 	return &Replay{table: t, laggards: t.lag}
 }
 
@@ -77,7 +78,7 @@ func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, 
 					}
 					prev = p
 				}
-				*field = Encode(e, prev)
+				*field = r.table.arena.encode(e, prev)
 				r.Bytes += len(*field)
 				r.Events++
 			}
@@ -101,6 +102,9 @@ func (r *Replay) Finish(last, present int64, emit Emit) error {
 			return err
 		}
 	}
+	if t.lagging == 0 {
+		t.arena.buf, t.fields = nil, nil
+	}
 	return t.answerManual(emit)
 }
 
@@ -113,7 +117,7 @@ func (t *Table) finish(g *group, last, present int64, emit Emit) error {
 		}
 		if w.next <= last {
 			if from != w.next {
-				resp, from = g.replayed(w.next, present), w.next
+				resp, from = t.replayed(g, w.next, present), w.next
 			}
 			w.next = last + 1
 			if len(resp.Events) > 0 {
@@ -134,13 +138,14 @@ func (t *Table) finish(g *group, last, present int64, emit Emit) error {
 }
 
 // replayed holds what was found in a group from a revision on.
-func (g *group) replayed(from, present int64) Response {
+func (t *Table) replayed(g *group, from, present int64) Response {
 	first := sort.Search(len(g.found), func(i int) bool { return g.found[i].revision >= from })
-	resp := Response{Revision: present, Events: make([][]byte, 0, len(g.found)-first)}
+	resp := Response{Revision: present, Events: t.fields[:0]}
 	for _, f := range g.found[first:] {
 		resp.Events = append(resp.Events, f.field)
 		resp.Bytes += len(f.field)
 	}
+	t.fields = resp.Events
 	return resp
 }
 

@@ -105,6 +105,9 @@ type Table struct {
 	// with a revision.
 	manual, manualAsked, manualDue int
 	manualRevision                 int64
+
+	arena  arena    // of the replay under way
+	fields [][]byte // scratch of a response
 }
 
 // NewTable returns a table without watchers.

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/troupe-db/troupe/actors"
 )
@@ -210,5 +214,83 @@ func TestWatchRestart(t *testing.T) {
 	events := m.watch("a", clientv3.WithRev(2)).events(101)
 	if last := events[100]; string(last.Kv.Value) != "new" || last.Kv.ModRevision != 102 {
 		t.Fatalf("last: %s", show(events[100:]))
+	}
+}
+
+// frozen opens a watch of all keys that nobody reads yet.
+func (m *testMember) frozen() pb.Watch_WatchClient {
+	m.t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+m.client.Endpoints()[0],
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithInitialWindowSize(64<<10))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { conn.Close() })
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	m.t.Cleanup(cancel)
+	s, err := pb.NewWatchClient(conn).Watch(ctx)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	err = s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key: []byte{0}, RangeEnd: []byte{0}}}})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if r, err := s.Recv(); err != nil || !r.Created {
+		m.t.Fatal(r, err)
+	}
+	return s
+}
+
+// TestWatchVictim: a client that does not read holds up nobody, and gets everything
+// when it does; unless it was compacted.
+func TestWatchVictim(t *testing.T) {
+	m := startMember(t, t.TempDir(), nil)
+	defer m.shut()
+	patient, late := m.frozen(), m.frozen()
+	value := strings.Repeat("v", 4000)
+	for i := range 1000 { // four times what stream and connection hold
+		m.put(fmt.Sprintf("k%d", i%10), value)
+	}
+	if s := m.watches.Stats(); s.Lost != 2 {
+		t.Fatalf("nobody was too slow: %+v", s)
+	}
+	for last := int64(1); last < 1001; {
+		r, err := patient.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range r.Events {
+			if e.Kv.ModRevision != last+1 {
+				t.Fatalf("revision %d follows %d", e.Kv.ModRevision, last)
+			}
+			last = e.Kv.ModRevision
+		}
+	}
+	m.put("k", "x")
+	if r, err := patient.Recv(); err != nil || len(r.Events) != 1 || r.Events[0].Kv.ModRevision != 1002 {
+		t.Fatalf("in step again: %v, %v", r, err)
+	}
+	if _, err := m.client.Compact(context.Background(), 900, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	for last := int64(1); ; {
+		r, err := late.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Canceled {
+			if r.CompactRevision != 900 || last >= 900 {
+				t.Fatalf("after %d: %v", last, r)
+			}
+			break
+		}
+		for _, e := range r.Events {
+			if e.Kv.ModRevision != last+1 {
+				t.Fatalf("revision %d follows %d", e.Kv.ModRevision, last)
+			}
+			last = e.Kv.ModRevision
+		}
 	}
 }
