@@ -201,9 +201,21 @@ func TestWatchEnds(t *testing.T) {
 
 	required := openWatch(t, metadata.AppendToOutgoingContext(context.Background(), rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader), conn)
 	create(t, required, &pb.WatchCreateRequest{Key: []byte("a")})
+	frozen := openWatch(t, metadata.AppendToOutgoingContext(context.Background(), rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader), conn)
+	create(t, frozen, &pb.WatchCreateRequest{Key: []byte("large")})
+	for range 50 {
+		fakePut(t, conn, "large", strings.Repeat("x", 100<<10))
+	}
 	m.set(func() { m.raft.Leader = 0 })
 	if _, err := required.Recv(); !errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) {
 		t.Errorf("without a leader: %v", err)
+	}
+	var err error
+	for err == nil { // what had been sent comes before
+		_, err = frozen.Recv()
+	}
+	if !errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) {
+		t.Errorf("without a leader, and without reading: %v", err)
 	}
 	fakePut(t, conn, "a", "y")
 	if r := receive(t, half); len(r.Events) != 1 {

@@ -450,8 +450,36 @@ func TestCompactionKeepsStep(t *testing.T) {
 	})
 }
 
-// TestCompactedVictim: who lags behind a compaction is told so.
+// TestHubLetsGo: a hub that comes up when the last stream is gone holds up no
+// compaction for it.
+func TestHubLetsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		c := r.open(nil)
+		c.create(everything)
+		r.faults.Arm(actors.EdgeWatchHub, "entry", 1)
+		r.put("a", "") // the hub panics
+		synctest.Wait()
+		c.Close()
+		<-c.Done()
+		time.Sleep(10 * time.Second)
+		r.streams.mu.Lock()
+		defer r.streams.mu.Unlock()
+		if r.hub.Restarts() != 1 || r.streams.pin != nil {
+			t.Error("a pin is held for nobody")
+		}
+	})
+}
+
+// TestCompactedVictim: who lags behind a compaction is told so, whether or not
+// something is gone already.
 func TestCompactedVictim(t *testing.T) {
+	for _, cut := range []bool{false, true} {
+		testCompactedVictim(t, cut)
+	}
+}
+
+func testCompactedVictim(t *testing.T, cut bool) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		c := r.open(nil)
@@ -466,7 +494,9 @@ func TestCompactedVictim(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.put("a", "x")
-		r.store.CompactStep(10000)
+		if cut {
+			r.store.CompactStep(10000)
+		}
 		thaw()
 		got := c.take()
 		if !strings.HasSuffix(got, "; 0@0 canceled 1500; ") {

@@ -50,6 +50,6 @@
 //
 // # Blocks
 //
-//	A stream while its client does not read, on nothing else than that client. The
-//	hub never.
+//	A stream while its client does not read, and for a moment while others read
+//	from the log. The hub never.
 package watchactor

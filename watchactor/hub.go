@@ -77,6 +77,9 @@ func (h *hub) Receive(ctx actor.Context) {
 func (h *hub) start() {
 	boxes, posted := h.streams.adopt(h.box, h.id)
 	h.position = posted
+	if len(boxes) == 0 {
+		h.rest() // the last stream ended while there was no hub to tell
+	}
 	for _, box := range boxes {
 		// Full: the stream has not come to a message like this of an earlier hub,
 		// which will make it look for the current one.
