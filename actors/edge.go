@@ -32,6 +32,9 @@ type Child struct {
 	// the supervisor's goroutine and must not block. An error is retried like a
 	// failure; ErrGone ends the child.
 	New func(incarnation uint64) (Stage, error)
+	// Unlisted keeps the child out of the registry, and so out of the metrics and
+	// of the list of mailboxes: for children by the thousand.
+	Unlisted bool
 }
 
 // EdgeConfig configures the edge supervisor.
@@ -289,7 +292,9 @@ func (s *edgeActor) incarnate(ctx actor.Context, c *edgeChild) error {
 		stage.discard(err)
 		return err
 	}
-	s.cfg.Registry.Add(stage.Mailbox)
+	if !c.spec.Unlisted {
+		s.cfg.Registry.Add(stage.Mailbox)
+	}
 	c.pid, c.stage, c.started, c.failed = ref.PID, stage, time.Now(), false
 	c.handle.box.Store(stage.Mailbox)
 	return nil

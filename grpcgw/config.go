@@ -19,6 +19,7 @@ const (
 	DefaultKeepaliveInterval = 2 * time.Hour
 	DefaultKeepaliveTimeout  = 20 * time.Second
 	DefaultSlowRequest       = 300 * time.Millisecond
+	DefaultWatchProgress     = 10 * time.Minute
 )
 
 // Config is what a Gateway needs. Member and Logger are required; DefaultConfig
@@ -45,6 +46,12 @@ type Config struct {
 	MinLeaseTTL int64
 	// SlowRequest is the duration from which a unary request is logged; 0 logs none.
 	SlowRequest time.Duration
+	// WatchProgress is how often idle watchers are told of progress that ask for
+	// it; 0 means the default.
+	WatchProgress time.Duration
+	// Election is the election timeout: streams that require a leader are cancelled
+	// when there was none for three of them; 0 never cancels.
+	Election time.Duration
 
 	// KeepaliveMinTime is the shortest time between pings that a client may send;
 	// 0 leaves gRPC's own of five minutes.
@@ -64,6 +71,7 @@ func DefaultConfig() Config {
 		MaxConcurrentStreams: math.MaxUint32,
 		QuotaBytes:           DefaultQuotaBytes,
 		SlowRequest:          DefaultSlowRequest,
+		WatchProgress:        DefaultWatchProgress,
 		KeepaliveMinTime:     DefaultKeepaliveMinTime,
 		KeepaliveInterval:    DefaultKeepaliveInterval,
 		KeepaliveTimeout:     DefaultKeepaliveTimeout,
@@ -84,7 +92,7 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("%w: max txn ops %d", errConfig, c.MaxTxnOps)
 	case c.MaxConcurrentStreams == 0:
 		return fmt.Errorf("%w: max concurrent streams 0", errConfig)
-	case c.SlowRequest < 0 || c.KeepaliveMinTime < 0 || c.KeepaliveInterval < 0 || c.KeepaliveTimeout < 0:
+	case c.SlowRequest < 0 || c.WatchProgress < 0 || c.Election < 0 || c.KeepaliveMinTime < 0 || c.KeepaliveInterval < 0 || c.KeepaliveTimeout < 0:
 		return fmt.Errorf("%w: negative duration", errConfig)
 	}
 	return nil
@@ -93,6 +101,9 @@ func (c *Config) Validate() error {
 func (c *Config) complete() {
 	if c.QuotaBytes == 0 {
 		c.QuotaBytes = DefaultQuotaBytes
+	}
+	if c.WatchProgress == 0 {
+		c.WatchProgress = DefaultWatchProgress
 	}
 	if c.Observer == nil {
 		c.Observer = blind{}

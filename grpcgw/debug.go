@@ -4,6 +4,9 @@ import (
 	_ "embed" // for the page
 	"net/http"
 	"strings"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/watchactor"
 )
 
 //go:embed debugpage/actors.html
@@ -20,7 +23,28 @@ func (cfg *HTTPConfig) serveActors(w http.ResponseWriter, r *http.Request) {
 		w.Write(actorsPage) // a client that is gone needs no answer
 		return
 	}
-	writeJSON(w, debugState{Snapshot: cfg.Member.Actors(), Leases: showLeases(r.Context(), cfg.Member)})
+	s := debugState{Snapshot: cfg.Member.Actors(), Leases: showLeases(r.Context(), cfg.Member)}
+	if watches := cfg.Member.Watches(); watches != nil {
+		s.Watch = &watchState{Stats: watches.Stats(), Slowest: watches.Slowest(slowestShown)}
+	}
+	writeJSON(w, s)
+}
+
+// slowestShown is how many streams of watches the page lists: those that need
+// attention most.
+const slowestShown = 50
+
+// debugState is what the page shows.
+type debugState struct {
+	actors.Snapshot
+	Watch *watchState `json:"watch,omitempty"`
+	// Leases is unset when there are none.
+	Leases *leaseList `json:"leases,omitempty"`
+}
+
+type watchState struct {
+	watchactor.Stats
+	Slowest []watchactor.StreamStats `json:"slowest"`
 }
 
 func wantsPage(r *http.Request) bool {

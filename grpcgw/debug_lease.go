@@ -3,16 +3,7 @@ package grpcgw
 import (
 	"context"
 	"time"
-
-	"github.com/troupe-db/troupe/actors"
 )
-
-// debugState is what /debug/actors shows.
-type debugState struct {
-	actors.Snapshot
-	// Leases is unset when there are none.
-	Leases *leaseList `json:"leases,omitempty"`
-}
 
 // leaseList is the leases that end first.
 type leaseList struct {

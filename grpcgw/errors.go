@@ -93,6 +93,9 @@ func storeError(err error) error {
 	return plainError(err)
 }
 
+// StoreErrorText is the text of storeError, for what cannot carry a code.
+func StoreErrorText(err error) string { return status.Convert(storeError(err)).Message() }
+
 // plainError returns the error for anything that etcd has no text of its own for.
 // Ends of contexts are left to gRPC, as in etcd.
 func plainError(err error) error {

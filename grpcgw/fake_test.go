@@ -18,6 +18,7 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/watchactor"
 )
 
 const (
@@ -36,6 +37,7 @@ type fakeMember struct {
 	raft     RaftStatus
 	timeline *actors.Timeline
 	slowest  string
+	watches  *watchactor.Streams
 
 	// What the pipeline answers instead, when set.
 	proposeCode raftmsg.Code
@@ -87,6 +89,8 @@ func (m *fakeMember) Raft() RaftStatus {
 	r.Applied, r.Committed = m.index, m.index+1
 	return r
 }
+
+func (m *fakeMember) Watches() *watchactor.Streams { return m.watches }
 
 func (m *fakeMember) Keyspace() *mvcc.Published { return m.pub }
 

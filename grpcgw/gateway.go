@@ -74,9 +74,9 @@ func New(cfg Config) (*Gateway, error) {
 		keyspace:  cfg.Member.Keyspace(),
 		slow:      slowLog{member: cfg.Member},
 		health:    health.NewServer(),
+		stopping:  make(chan struct{}),
 		grpcConns: newConnQueue(),
 		httpConns: newConnQueue(),
-		stopping:  make(chan struct{}),
 		listeners: make(map[net.Listener]struct{}),
 		sniffing:  make(map[net.Conn]struct{}),
 	}
@@ -127,7 +127,7 @@ func (g *Gateway) register(s *grpc.Server) {
 	s.RegisterService(kvService(), &kv{Gateway: g})
 	pb.RegisterMaintenanceServer(s, &maintenance{Gateway: g})
 	pb.RegisterClusterServer(s, &cluster{Gateway: g})
-	pb.RegisterWatchServer(s, pb.UnimplementedWatchServer{})
+	s.RegisterService(watchDesc(), &watchService{Gateway: g})
 	pb.RegisterLeaseServer(s, &leases{Gateway: g})
 	pb.RegisterAuthServer(s, pb.UnimplementedAuthServer{})
 	healthpb.RegisterHealthServer(s, g.health)

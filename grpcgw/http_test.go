@@ -18,6 +18,7 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/watchactor"
 )
 
 // monitored is a member whose state a test chooses. Only what the plain HTTP
@@ -29,6 +30,7 @@ type monitored struct {
 	code     raftmsg.Code
 	err      error
 	troubles []Trouble
+	watches  *watchactor.Streams
 }
 
 func (m *monitored) Identity() Identity {
@@ -36,6 +38,7 @@ func (m *monitored) Identity() Identity {
 }
 func (m *monitored) Raft() RaftStatus                                { return m.raft }
 func (m *monitored) Keyspace() *mvcc.Published                       { return m.keyspace }
+func (m *monitored) Watches() *watchactor.Streams                    { return m.watches }
 func (m *monitored) Health() []Trouble                               { return m.troubles }
 func (m *monitored) ReadIndex(context.Context) (raftmsg.Code, error) { return m.code, m.err }
 func (m *monitored) Actors() actors.Snapshot {
@@ -57,7 +60,7 @@ func newMonitored(t *testing.T, alarms ...etcdserverpb.AlarmType) *monitored {
 		cluster.Alarms = append(cluster.Alarms, &applymsg.Alarm{MemberId: 0x8e9e05c52164694d, Type: a})
 	}
 	store.Publish(mvcc.Applied{Index: 5, Term: 2, Cluster: cluster})
-	return &monitored{keyspace: published, raft: RaftStatus{Leader: 0x8e9e05c52164694d, Term: 2, Committed: 6, Applied: 5}}
+	return &monitored{keyspace: published, watches: watchactor.NewStreams(watchactor.Config{Published: published}), raft: RaftStatus{Leader: 0x8e9e05c52164694d, Term: 2, Committed: 6, Applied: 5}}
 }
 
 func request(t *testing.T, h http.Handler, method, target string, header ...string) *http.Response {
@@ -193,6 +196,7 @@ func TestActorsPageFields(t *testing.T) {
 	b, err := json.Marshal(debugState{
 		Snapshot: actors.Snapshot{Mailboxes: []actors.MailboxSnapshot{{LastPanic: "x", LastPanicStack: "x", LastPanicAt: nil}}},
 		Leases:   &leaseList{First: []leaseShow{{Checkpoint: 1}}},
+		Watch:    &watchState{Slowest: []watchactor.StreamStats{{}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +207,7 @@ func TestActorsPageFields(t *testing.T) {
 		return r != '_' && r != '.' && (r < 'a' || r > 'z') && (r < '0' || r > '9')
 	}) {
 		object, name, ok := strings.Cut(word, ".")
-		if !ok || !strings.Contains(name, "_") || object != "m" && object != "l" && object != "s" {
+		if !ok || !strings.Contains(name, "_") || object != "m" && object != "l" && object != "s" && object != "w" {
 			continue
 		}
 		fields++
@@ -211,7 +215,7 @@ func TestActorsPageFields(t *testing.T) {
 			t.Errorf("the page reads %q, which the JSON does not have", word)
 		}
 	}
-	if fields < 20 {
+	if fields < 26 {
 		t.Errorf("found only %d fields in the page", fields)
 	}
 }

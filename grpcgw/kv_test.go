@@ -564,7 +564,7 @@ func TestUnimplementedServices(t *testing.T) {
 			t.Errorf("%s: %v", method, err)
 		}
 	}
-	for _, method := range []string{"/etcdserverpb.Watch/Watch", "/etcdserverpb.Maintenance/Snapshot"} {
+	for _, method := range []string{"/etcdserverpb.Maintenance/Snapshot"} {
 		stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
 		if err != nil {
 			t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/watchactor"
 )
 
 // Member is what the gateway needs of the member it stands in front of. All
@@ -40,6 +41,8 @@ type Member interface {
 	Reclaim(ctx context.Context) error
 	// StoreHash digests all that is durable in the store, of whatever kind.
 	StoreHash(ctx context.Context) (uint32, error)
+	// Watches are the streams of watchers.
+	Watches() *watchactor.Streams
 	// Health lists what is wrong with the member itself; empty when it is well.
 	Health() []Trouble
 	// Actors is the state of every mailbox.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/watchactor"
 )
 
 // scrape reads, whenever Prometheus asks, what need not be counted: the newest
@@ -37,6 +38,12 @@ var (
 	descKeys      = gaugeDesc("etcd_debugging_mvcc_keys_total", "Keys that exist.")
 	descRevision  = gaugeDesc("etcd_debugging_mvcc_current_revision", "The current revision.")
 	descCompacted = gaugeDesc("etcd_debugging_mvcc_compact_revision", "The lowest revision that can be read; -1 before the first compaction.")
+	descWatchers  = gaugeDesc("etcd_debugging_mvcc_watcher_total", "Watchers.")
+	descStreams   = gaugeDesc("etcd_debugging_mvcc_watch_stream_total", "Streams of watchers.")
+	descSlow      = gaugeDesc("etcd_debugging_mvcc_slow_watcher_total", "Watchers that have to read older revisions.")
+	descWaiting   = gaugeDesc("etcd_debugging_mvcc_pending_events_total", "Events that wait to be sent.")
+	descEvents    = gaugeDesc("etcd_debugging_mvcc_events_total", "Events sent since the start.")
+	descOverflows = gaugeDesc("troupe_watch_overflows_total", "Times that a stream of watchers was too slow and had to go on from the store.")
 	descAlarms    = gaugeDesc("etcd_debugging_server_alarms", "1 for each active alarm.", "server_id", "alarm_type")
 	descPeers     = gaugeDesc("etcd_network_known_peers", "1 for each member known, this one included.", "Local", "Remote")
 	descCommitted = gaugeDesc("troupe_raft_committed_index", "The raft index up to which entries are committed.")
@@ -72,6 +79,7 @@ var (
 func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descHasLeader, descIsLeader, descIsLearner, descServerID, descPending,
 		descTotal, descInUse, descKeys, descRevision, descCompacted, descAlarms, descPeers,
+		descWatchers, descStreams, descSlow, descWaiting, descEvents, descOverflows,
 		descCommitted, descApplied, descTerm, descTrouble, descResident,
 		descDepth, descLimit, descHighWater, descBytes, descByteLimit, descByteHigh, descEnqueued, descRequests,
 		descRefused, descDropped, descBatches, descWait, descService, descRestarts} {
@@ -83,6 +91,9 @@ func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
 func (s *scrape) Collect(ch chan<- prometheus.Metric) {
 	if member := s.metrics.member.Load(); member != nil {
 		collectRaft(ch, *member)
+		if watches := (*member).Watches(); watches != nil {
+			collectWatches(ch, watches.Stats())
+		}
 		if v := (*member).Keyspace().View(); v != nil {
 			collectView(ch, v, (*member).Identity().MemberID)
 		}
@@ -104,6 +115,15 @@ func collectRaft(ch chan<- prometheus.Metric, member Member) {
 	for _, t := range member.Health() {
 		gaugeMetric(ch, descTrouble, 1, t.Check)
 	}
+}
+
+func collectWatches(ch chan<- prometheus.Metric, s watchactor.Stats) {
+	gaugeMetric(ch, descWatchers, float64(s.Watchers))
+	gaugeMetric(ch, descStreams, float64(s.Streams))
+	gaugeMetric(ch, descSlow, float64(s.Lagging))
+	gaugeMetric(ch, descWaiting, float64(s.Pending))
+	countMetric(ch, descEvents, uint64(s.Sent))
+	countMetric(ch, descOverflows, uint64(s.Lost))
 }
 
 func collectView(ch chan<- prometheus.Metric, v *mvcc.View, id uint64) {

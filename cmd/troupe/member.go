@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -87,6 +88,9 @@ func enabled(gates []config.Feature, name string) bool {
 	return slices.ContainsFunc(gates, func(f config.Feature) bool { return f.Name == name && f.Enabled })
 }
 
+// leastWatchProgress is etcd's: what is asked for below it is raised to it.
+const leastWatchProgress = 100 * time.Millisecond
+
 func gateway(cfg *config.Config) grpcgw.Config {
 	g := grpcgw.DefaultConfig()
 	g.MaxRequestBytes = int(cfg.MaxRequestBytes)
@@ -95,6 +99,9 @@ func gateway(cfg *config.Config) grpcgw.Config {
 	g.QuotaBytes = cfg.QuotaBytes
 	if cfg.WarningRequest > 0 { // etcd takes 0 for its default too
 		g.SlowRequest = cfg.WarningRequest
+	}
+	if cfg.WatchProgress > 0 {
+		g.WatchProgress = max(cfg.WatchProgress, leastWatchProgress)
 	}
 	g.KeepaliveMinTime = cfg.KeepaliveMinTime
 	g.KeepaliveInterval = cfg.KeepaliveInterval

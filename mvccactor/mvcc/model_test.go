@@ -379,8 +379,10 @@ func TestModel(t *testing.T) {
 				case n < 50:
 					h.write()
 					h.store.Publish(Applied{})
-				case n < 85:
+				case n < 80:
 					h.read()
+				case n < 85:
+					h.events()
 				case n < 89:
 					h.compact()
 				case n < 93:

@@ -67,6 +67,9 @@ type Published struct {
 	// miss versions that only reads below it need.
 	floor atomic.Int64
 
+	// notify is called after each publication; nil for nobody.
+	notify atomic.Pointer[func()]
+
 	mu   sync.Mutex
 	pins map[*Pin]struct{}
 
@@ -91,7 +94,14 @@ func (p *Published) Publish(v *View) {
 	}
 	v.published = p
 	p.view.Store(v)
+	if notify := p.notify.Load(); notify != nil {
+		(*notify)()
+	}
 }
+
+// Notify has fn called after each publication, on the writer's goroutine: it must
+// not block. There is one fn; another one takes its place.
+func (p *Published) Notify(fn func()) { p.notify.Store(&fn) }
 
 // Pin holds a revision readable: cutting and reclaiming stop below it. It is
 // for exports and long ranges and must be released.
@@ -118,6 +128,14 @@ func (p *Published) pin(revision func(*View) int64) *Pin {
 	pin := &Pin{published: p, revision: revision(p.view.Load())}
 	p.pins[pin] = struct{}{}
 	return pin
+}
+
+// Move has the pin hold another revision, above the one that it held. Whoever
+// cuts is not told.
+func (pin *Pin) Move(revision int64) {
+	pin.published.mu.Lock()
+	defer pin.published.mu.Unlock()
+	pin.revision = max(pin.revision, revision)
 }
 
 // Release lets go. It may be called more than once.

@@ -42,6 +42,7 @@ type Config struct {
 	MaxRequestBytes      uint
 	MaxTxnOps            uint
 	MaxConcurrentStreams uint32
+	WatchProgress        time.Duration // 0: the default of ten minutes
 
 	SnapshotCount              uint64 // applied entries between raft snapshots
 	HeartbeatInterval          time.Duration

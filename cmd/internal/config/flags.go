@@ -69,6 +69,7 @@ func (p *parser) addLimitFlags() {
 	fs.UintVar(&c.MaxTxnOps, "max-txn-ops", defaultMaxTxnOps, "Operations that a transaction may have.")
 	fs.UintVar(&c.MaxRequestBytes, "max-request-bytes", defaultMaxRequestBytes, "Bytes that a client's request may have.")
 	uint32Var(fs, &c.MaxConcurrentStreams, "max-concurrent-streams", math.MaxUint32, "RPCs that a client connection may have at a time.")
+	fs.DurationVar(&c.WatchProgress, "watch-progress-notify-interval", 0, "Time between notifications of progress to idle watchers that ask for them, at least 100ms. 0 is 10 minutes.")
 	fs.DurationVar(&c.KeepaliveMinTime, "grpc-keepalive-min-time", defaultKeepaliveMinTime, "Shortest time between pings of a client.")
 	fs.DurationVar(&c.KeepaliveInterval, "grpc-keepalive-interval", defaultKeepaliveInterval, "Time between pings to an idle client; 0 is never.")
 	fs.DurationVar(&c.KeepaliveTimeout, "grpc-keepalive-timeout", defaultKeepaliveTimeout, "Time that a client has to answer a ping; 0 is for ever.")

@@ -105,7 +105,6 @@ var notYet = []other{
 	{"compact-hash-check-time", duration, "1m0s"},
 	{"compaction-batch-limit", integer, "0"},
 	{"compaction-sleep-interval", duration, "0s"},
-	{"watch-progress-notify-interval", duration, "0s"},
 	{"downgrade-check-time", duration, "5s"},
 	{"force-new-cluster", boolean, "false"},
 	{"unsafe-no-fsync", boolean, "false"},

@@ -9,11 +9,13 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 	"github.com/troupe-db/troupe/raftactor"
+	"github.com/troupe-db/troupe/watchactor"
 )
 
 var _ grpcgw.Member = (*Node)(nil)
@@ -157,6 +159,26 @@ func (n *Node) storeError(err error) error {
 	}
 	return err
 }
+
+// newWatches prepares what watching needs; its hub is spawned with the edge.
+func (n *Node) newWatches() *watchactor.Streams {
+	w := watchactor.NewStreams(watchactor.Config{
+		Published: n.published,
+		Spawn:     func(c actors.Child) (*actors.Handle, error) { return n.edge.Spawn(c) },
+		Unpinned: func() {
+			if c := n.current.Load(); c != nil {
+				_ = mvccactor.Continue(c.mvcc, c.epoch) // the next applied entry does the same
+			}
+		},
+		Reason: grpcgw.StoreErrorText,
+		Faults: n.cfg.Faults,
+	})
+	n.published.Notify(w.Wake)
+	return w
+}
+
+// Watches implements grpcgw.Member.
+func (n *Node) Watches() *watchactor.Streams { return n.watches }
 
 // StoreHash implements grpcgw.Member.
 func (n *Node) StoreHash(ctx context.Context) (uint32, error) {

@@ -20,6 +20,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/walactor"
+	"github.com/troupe-db/troupe/watchactor"
 )
 
 // Node is a running member.
@@ -41,6 +42,7 @@ type Node struct {
 	raft      *raftactor.State
 	disk      *walactor.Disk
 	compacted *mvccactor.Compacted
+	watches   *watchactor.Streams
 	sequence  atomic.Uint64 // of ids that must be unique
 	current   atomic.Pointer[crew]
 	trouble   trouble
@@ -48,6 +50,7 @@ type Node struct {
 	integrity integrity
 	commit    actors.Stopwatch // runs during commits to the store
 	hasher    atomic.Pointer[actors.Handle]
+	watchHub  atomic.Pointer[actors.Handle]
 
 	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
 
@@ -80,6 +83,7 @@ func New(cfg Config) (*Node, error) {
 		done:      make(chan error, 1),
 		stopping:  make(chan struct{}),
 	}
+	n.watches = n.newWatches()
 	// Ids are unique among members and boots: the upper half is random per boot.
 	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
 	n.metrics = grpcgw.NewMetrics(grpcgw.MetricsConfig{
@@ -131,6 +135,7 @@ func (n *Node) startEdge() (err error) {
 		{Name: actors.EdgeHash, New: n.hashLoop},
 		{Name: actors.EdgeScrub, New: n.scrubLoop},
 		{Name: actors.EdgeWatchdog, New: n.watchdogLoop},
+		{Name: actors.EdgeWatchHub, New: n.watches.Hub},
 	}
 	if n.cfg.AutoCompact != nil {
 		children = append(children, actors.Child{Name: actors.EdgeAutoCompact, New: n.autoCompactLoop})
@@ -140,8 +145,11 @@ func (n *Node) startEdge() (err error) {
 		if err != nil {
 			return err
 		}
-		if c.Name == actors.EdgeHash {
+		switch c.Name {
+		case actors.EdgeHash:
 			n.hasher.Store(h)
+		case actors.EdgeWatchHub:
+			n.watchHub.Store(h)
 		}
 	}
 	return nil
@@ -154,6 +162,7 @@ func (n *Node) startGateway() (err error) {
 	cfg.Member, cfg.Observer, cfg.Logger = n, n.metrics, n.cfg.Logger
 	cfg.MinLeaseTTL = n.cfg.minLeaseTTL()
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
+	cfg.Election = n.cfg.Election
 	if n.gateway, err = grpcgw.New(cfg); err != nil {
 		return err
 	}

@@ -1,0 +1,372 @@
+package watchactor
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/watchmsg"
+	"github.com/troupe-db/troupe/watchactor/watch"
+)
+
+// Lanes of a stream's mailbox. Events come first: what was posted before a Joined
+// or a Lost is dealt with before it.
+const (
+	laneEvents = iota
+	laneControl
+	laneRequests
+	laneHub
+	laneTurn
+	laneTick
+)
+
+var (
+	// eventsLimit is what a stream may be behind before it has to read from the
+	// log: some hundred changes, half a second of a busy prefix. It bounds what a
+	// client that does not read costs; beyond that, memory for it is memory lost.
+	eventsLimit = actors.Limit{Requests: 256, Bytes: 1 << 20}
+	// controlLimit: one Joined, one Lost for each, and room.
+	controlLimit = actors.Limit{Requests: 16, Bytes: 1}
+	// requestsLimit: the client's next messages wait in gRPC.
+	requestsLimit = actors.Limit{Requests: 8, Bytes: 1}
+	oneLimit      = actors.Limit{Requests: 1, Bytes: 1}
+	// drainLimit lets one drain take all of the events.
+	drainLimit = actors.BatchLimit{Messages: 1024, Bytes: 2 << 20}
+)
+
+// What a turn of catching up reads and sends, at most. The last revision may exceed
+// it.
+const (
+	turnBytes     = 128 << 10 // to be sent: what a stream that does not read holds
+	turnRevisions = 1000      // in one response, as in etcd
+	turnScan      = 1 << 20   // bytes read: about a millisecond
+)
+
+// sendsInRow is after how many responses a stream lets others run; see hubPosts.
+const sendsInRow = 64
+
+// retryAfter is when a stream tries again to read while the core reboots.
+const retryAfter = 50 * time.Millisecond
+
+// stream is the actor of one stream.
+type stream struct {
+	streams *Streams
+	cfg     StreamConfig
+	id      uint64
+	name    string
+	box     *actors.Mailbox
+	ctx     context.Context // ends when the actor is told to stop
+	cancel  context.CancelFunc
+
+	// Owned by the actor.
+	table  *watch.Table
+	hub    uint64 // incarnation of the hub that it subscribes to
+	ticker *actors.Ticker
+	retry  *time.Timer
+	ended  bool
+	err    error // of Send; read after the end
+	sends  int   // since others were let run
+	told   struct{ watchers, lagging, victims int64 }
+
+	// For the debug page.
+	watchers, lagging, victims, next, sent, lost atomic.Int64
+	sending                                      atomic.Int64 // since when, as actors.Now; 0 if not
+}
+
+func newStream(s *Streams, id uint64, cfg StreamConfig) *stream {
+	st := &stream{streams: s, cfg: cfg, id: id, name: actors.EdgeWatch(id), table: watch.NewTable()}
+	st.ctx, st.cancel = context.WithCancel(context.Background())
+	st.box = actors.NewMailbox(actors.MailboxConfig{
+		Name: st.name,
+		Lanes: []actors.Lane{
+			laneEvents:   {Name: "events", Class: actors.Victim, Limit: eventsLimit, Hold: true},
+			laneControl:  {Name: "control", Class: actors.Credit, Limit: controlLimit},
+			laneRequests: {Name: "requests", Class: actors.Credit, Limit: requestsLimit},
+			laneHub:      {Name: "hub", Class: actors.Lossy, Limit: oneLimit},
+			laneTurn:     {Name: "turn", Class: actors.Lossy, Limit: oneLimit},
+			laneTick:     {Name: "tick", Class: actors.Lossy, Limit: oneLimit},
+		},
+		MaxBatch: drainLimit,
+		Light:    true,
+		Faults:   s.cfg.Faults,
+		OnReject: st.rejected,
+	})
+	return st
+}
+
+func (s *stream) stage() actors.Stage {
+	return actors.Stage{Name: s.name, Actor: s, Mailbox: s.box, Dispatcher: actors.Shared(), Cancel: s.cancel}
+}
+
+// rejected counts the events that will not be sent.
+func (s *stream) rejected(msg any, _ error) {
+	if m, ok := msg.(*watchmsg.Matched); ok {
+		s.streams.stats.pending.Add(-pending(m))
+	}
+}
+
+func pending(m *watchmsg.Matched) (n int64) {
+	for _, hit := range m.Hits {
+		n += int64(len(hit.Events))
+	}
+	return n
+}
+
+// Receive implements actor.Actor.
+func (s *stream) Receive(ctx actor.Context) {
+	switch m := ctx.Message().(type) {
+	case *actor.Started:
+		if every := s.cfg.Progress; every > 0 {
+			// Up to a tenth more, so that a thousand streams do not speak at once.
+			every += time.Duration(rand.Int64N(int64(every)/10 + 1))
+			s.ticker = actors.StartTicker(s.box, laneTick, every, 1)
+		}
+	case *actors.Batch:
+		s.batch(m)
+		if s.ended {
+			ctx.Stop(ctx.Self())
+		}
+	case *actor.Stopping:
+		s.stop()
+	}
+}
+
+func (s *stream) stop() {
+	s.cancel()
+	if s.ticker != nil {
+		s.ticker.Stop()
+	}
+	if s.retry != nil {
+		s.retry.Stop()
+	}
+	s.ended = true
+	s.streams.forget(s)
+	s.table = watch.NewTable()
+	s.tell()
+	if hub := s.streams.hub.Load(); hub != nil {
+		_ = hub.box.TryPost(hubSubscribe, &watchmsg.Subscribe{Stream: s.id, Last: true}, actors.Cost{Requests: 1})
+	}
+}
+
+func (s *stream) batch(b *actors.Batch) {
+	for ; b.Done < len(b.Msgs); b.Done++ {
+		s.streams.cfg.Faults.Point(watchStream, "entry")
+		s.handle(b.Msgs[b.Done])
+		s.streams.cfg.Faults.Point(watchStream, "middle")
+		if m, ok := b.Msgs[b.Done].(*watchmsg.Matched); ok {
+			s.streams.stats.pending.Add(-pending(m))
+			s.box.ReleaseLane(laneEvents, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
+		}
+	}
+	if s.ended {
+		return
+	}
+	s.subscribe()
+	s.tell()
+	if _, lagging, _ := s.table.Len(); lagging > 0 && s.retry == nil {
+		s.nextTurn()
+	}
+}
+
+// watchStream is the name of all streams for faults.
+const watchStream = "edge/watch/stream"
+
+func (s *stream) handle(msg any) {
+	switch m := msg.(type) {
+	case *watchmsg.Matched:
+		if !s.ended {
+			s.done(s.table.Deliver(m, s.send))
+		}
+	case *watchmsg.Joined:
+		if m.Hub == s.hub && !s.ended {
+			s.done(s.table.Joined(m.Revision, s.send))
+		}
+	case *watchmsg.Lost:
+		if m.Hub == s.hub {
+			s.lost.Add(1)
+			s.table.Lost(m.Revision)
+		}
+	case *watchmsg.Started:
+		s.renew(m)
+	case *watchmsg.Request:
+		if !s.ended {
+			s.request(m.Request)
+		}
+	case *watchmsg.Continue:
+		if !s.ended {
+			s.turn()
+		}
+	case *actors.Tick:
+		s.table.Tick()
+	}
+}
+
+// done ends the stream after an error of Send.
+func (s *stream) done(err error) {
+	if err != nil && !s.ended {
+		s.ended, s.err = true, err
+	}
+}
+
+// send sends a response, in parts if it is large and the client wants it so.
+func (s *stream) send(r *watch.Response) error {
+	if s.sends++; s.sends >= sendsInRow {
+		s.sends = 0
+		runtime.Gosched()
+	}
+	s.sending.Store(actors.Now())
+	defer s.sending.Store(0)
+	if n := int64(len(r.Events)); n > 0 {
+		s.sent.Add(n)
+		s.streams.stats.sent.Add(n)
+	}
+	if r.Splits {
+		return r.Split(s.cfg.SplitBytes, s.cfg.HeaderBytes(r.Revision), s.cfg.Send)
+	}
+	return s.cfg.Send(r)
+}
+
+// renew subscribes to a fresh hub.
+func (s *stream) renew(m *watchmsg.Started) {
+	if m.Hub <= s.hub {
+		return
+	}
+	contiguous := m.Hub == s.hub+1
+	s.hub = s.streams.hub.Load().id // m may be of one that is gone as well
+	s.table.Renewed(m.Revision, contiguous)
+}
+
+// subscribe tells the hub what there is to tell.
+func (s *stream) subscribe() {
+	hub := s.streams.hub.Load()
+	if hub == nil || hub.id != s.hub {
+		return // a Started is on its way
+	}
+	m := s.table.Subscribe()
+	if m == nil {
+		return
+	}
+	m.Stream = s.id
+	// A hub that is closed has a successor, which will tell.
+	_ = hub.box.TryPost(hubSubscribe, m, actors.Cost{Requests: 1})
+}
+
+// request does what the client wants.
+func (s *stream) request(r *pb.WatchRequest) {
+	revision := s.streams.cfg.Published.View().Revision
+	switch u := r.GetRequestUnion().(type) {
+	case *pb.WatchRequest_CreateRequest:
+		if u.CreateRequest != nil {
+			s.done(s.send(s.table.Create(u.CreateRequest, revision)))
+		}
+	case *pb.WatchRequest_CancelRequest:
+		if u.CancelRequest == nil {
+			return
+		}
+		if resp := s.table.Cancel(u.CancelRequest.WatchId, revision); resp != nil {
+			s.done(s.send(resp))
+		}
+	case *pb.WatchRequest_ProgressRequest:
+		if u.ProgressRequest != nil {
+			s.table.RequestProgress(revision)
+		}
+	}
+}
+
+func (s *stream) nextTurn() {
+	// Full: one is on its way.
+	_ = s.box.TryPost(laneTurn, &watchmsg.Continue{}, actors.Cost{Requests: 1})
+}
+
+// turn reads some of what lagging watchers lack, and sends it.
+func (s *stream) turn() {
+	s.retry = nil
+	from, ok := s.table.Position()
+	if !ok {
+		return
+	}
+	v := s.streams.cfg.Published.View()
+	replay, last, err := s.read(v, from)
+	s.streams.cfg.Faults.Point(watchStream, "turn")
+	switch {
+	case err == nil:
+		s.done(replay.Finish(last, v.Revision, s.send))
+	case errors.Is(err, mvcc.ErrCompacted):
+		s.done(s.table.Compacted(s.streams.cfg.Published.View().CompactRevision, s.send))
+	case errors.Is(err, mvcc.ErrClosed):
+		s.retry = time.AfterFunc(retryAfter, s.nextTurn)
+	default:
+		s.done(s.table.Fail(s.streams.cfg.Reason(err), v.Revision, s.send))
+	}
+}
+
+// read looks for what lagging watchers lack in a part of the log. It waits for
+// other streams to finish such a part.
+func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
+	if from < v.CompactRevision {
+		return nil, 0, mvcc.ErrCompacted
+	}
+	s.streams.readers <- struct{}{}
+	defer func() { <-s.streams.readers }()
+	replay := s.table.Replay()
+	before := func(key []byte, main int64) ([]byte, error) {
+		if main-1 < v.CompactRevision {
+			return nil, nil // as in etcd, even if it is there
+		}
+		return v.Before(key, main)
+	}
+	scanned := 0
+	var failed error
+	last, err := v.Events(from, func(e mvcc.Event) bool {
+		if err := replay.Add(e, before); err != nil {
+			failed = err
+		}
+		scanned += len(e.Record)
+		return scanned >= turnScan || replay.Bytes >= turnBytes || replay.Revisions >= turnRevisions || failed != nil
+	})
+	return replay, last, errors.Join(err, failed)
+}
+
+// tell updates the numbers that others look at.
+func (s *stream) tell() {
+	w, l, v := s.table.Len()
+	watchers, lagging, victims := int64(w), int64(l), int64(v)
+	c := &s.streams.stats
+	c.watchers.Add(watchers - s.told.watchers)
+	c.lagging.Add(lagging - s.told.lagging)
+	c.victims.Add(victims - s.told.victims)
+	s.told.watchers, s.told.lagging, s.told.victims = watchers, lagging, victims
+	s.watchers.Store(watchers)
+	s.lagging.Store(lagging)
+	s.victims.Store(victims)
+	next := int64(0)
+	if lagging > 0 {
+		next, _ = s.table.Position()
+	}
+	s.next.Store(next)
+}
+
+func (s *stream) snapshot(revision int64) StreamStats {
+	box := s.box.Stats()
+	stats := StreamStats{
+		ID: s.id, Peer: s.cfg.Peer,
+		Watchers: s.watchers.Load(), Lagging: s.lagging.Load(), Victims: s.victims.Load(),
+		Queued: box.Lanes[laneEvents].DepthRequests, QueuedBytes: box.Lanes[laneEvents].DepthBytes,
+		Sent: s.sent.Load(), Lost: s.lost.Load(),
+	}
+	if next := s.next.Load(); next > 0 {
+		stats.Lag = max(0, revision+1-next)
+	}
+	if since := s.sending.Load(); since > 0 {
+		stats.Sending = time.Duration(actors.Now() - since).Seconds()
+	}
+	return stats
+}

@@ -1,0 +1,109 @@
+package watch
+
+import (
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+)
+
+// Field numbers of etcd's WatchResponse, Event and KeyValue.
+const (
+	fieldHeader          = 1
+	fieldWatchID         = 2
+	fieldCreated         = 3
+	fieldCanceled        = 4
+	fieldCompactRevision = 5
+	fieldCancelReason    = 6
+	fieldFragment        = 7
+	fieldEvents          = 11
+
+	fieldEventType   = 1
+	fieldEventKV     = 2
+	fieldEventPrevKV = 3
+
+	fieldModRevision = 3
+
+	typeDelete = 1
+)
+
+// Encode returns an event as the field events of a WatchResponse, with its tag.
+// prev is the record of the pair before, nil for none or if nobody asked.
+func Encode(e mvcc.Event, prev []byte) []byte { return AppendEvent(nil, e, prev) }
+
+// SharedBytes is from which size on an event is worth to be sent as it is, to each
+// who gets it. Smaller ones are copied into the message: that costs less than one
+// more buffer on the way. It must not be used again after it was sent.
+const SharedBytes = 4 << 10
+
+// arena is memory for small events that are copied when they are sent, to be used
+// again after that.
+type arena struct{ buf []byte }
+
+// arenaBytes is about what one turn of catching up sends.
+const arenaBytes = 160 << 10
+
+// encode returns what Encode does.
+func (a *arena) encode(e mvcc.Event, prev []byte) []byte {
+	most := len(e.Record) + len(prev) + 64 // tags and lengths, twice what they need
+	if most >= SharedBytes {
+		return Encode(e, prev)
+	}
+	if a.buf == nil {
+		a.buf = make([]byte, 0, arenaBytes)
+	}
+	if cap(a.buf)-len(a.buf) < most {
+		return Encode(e, prev)
+	}
+	first := len(a.buf)
+	a.buf = AppendEvent(a.buf, e, prev)
+	return a.buf[first:len(a.buf):len(a.buf)]
+}
+
+// AppendEvent is Encode into a buffer.
+func AppendEvent(dst []byte, e mvcc.Event, prev []byte) []byte {
+	kv := len(e.Record)
+	body := 0
+	if e.Tombstone {
+		kv += 1 + protowire.SizeVarint(uint64(e.Revision.Main))
+		body += 2
+	}
+	body += 1 + protowire.SizeBytes(kv)
+	if prev != nil {
+		body += 1 + protowire.SizeBytes(len(prev))
+	}
+	if dst == nil {
+		dst = make([]byte, 0, 1+protowire.SizeBytes(body))
+	}
+	dst = protowire.AppendTag(dst, fieldEvents, protowire.BytesType)
+	dst = protowire.AppendVarint(dst, uint64(body))
+	if e.Tombstone {
+		dst = appendVarint(dst, fieldEventType, typeDelete)
+	}
+	dst = protowire.AppendTag(dst, fieldEventKV, protowire.BytesType)
+	dst = protowire.AppendVarint(dst, uint64(kv))
+	dst = append(dst, e.Record...)
+	if e.Tombstone { // whose record is the bare key
+		dst = appendVarint(dst, fieldModRevision, uint64(e.Revision.Main))
+	}
+	if prev != nil {
+		dst = protowire.AppendTag(dst, fieldEventPrevKV, protowire.BytesType)
+		dst = protowire.AppendBytes(dst, prev)
+	}
+	return dst
+}
+
+// appendVarint appends a varint field, or nothing for zero, as proto3 has it.
+func appendVarint(dst []byte, field protowire.Number, v uint64) []byte {
+	if v == 0 {
+		return dst
+	}
+	dst = protowire.AppendTag(dst, field, protowire.VarintType)
+	return protowire.AppendVarint(dst, v)
+}
+
+func varintSize(field protowire.Number, v uint64) int {
+	if v == 0 {
+		return 0
+	}
+	return protowire.SizeTag(field) + protowire.SizeVarint(v)
+}

@@ -1,0 +1,176 @@
+package watch
+
+import (
+	"sort"
+
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+)
+
+// found is an event that a replay came by.
+type found struct {
+	revision int64
+	field    []byte
+}
+
+// Replay is what one turn of catching up sends: what lagging watchers lack, from
+// one revision to another.
+type Replay struct {
+	table    *Table
+	laggards *laggards
+	// Events and Bytes are how much was found, each event counted once, and
+	// Revisions in how many revisions.
+	Events, Bytes, Revisions int
+	last                     int64 // revision found last
+}
+
+// Replay begins a turn. The caller hands events to Add, in order from Position on,
+// and then calls Finish, or Compacted.
+func (t *Table) Replay() *Replay {
+	for _, g := range t.laggards().groups {
+		clear(g.found)
+		g.found = g.found[:0]
+	}
+	t.arena.buf = t.arena.buf[:0]
+	return &Replay{table: t, laggards: t.lag}
+}
+
+// laggards are the groups with lagging watchers, also by range.
+type laggards struct {
+	groups []*group
+	index  *Index[[]*group]
+}
+
+func (t *Table) laggards() *laggards {
+	if t.lag != nil {
+		return t.lag
+	}
+	t.lag = &laggards{index: NewIndex[[]*group]()}
+	for _, g := range t.groups {
+		if g.lagging > 0 {
+			t.lag.groups = append(t.lag.groups, g)
+			same, _ := t.lag.index.Get(g.Range)
+			t.lag.index.Put(g.Range, append(same, g))
+		}
+	}
+	return t.lag
+}
+
+// Add takes an event. before returns the record of a key before a revision, nil
+// for none.
+func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, error)) (err error) {
+	var plain, withPrev []byte
+	key := e.Key()
+	r.laggards.index.Visit(key, func(groups []*group) {
+		for _, g := range groups {
+			if !g.wants(e.Tombstone) {
+				continue
+			}
+			field := &plain
+			if g.prevKV {
+				field = &withPrev
+			}
+			if *field == nil {
+				var prev []byte
+				if g.prevKV {
+					p, perr := before(key, e.Revision.Main)
+					if perr != nil {
+						err = perr
+					}
+					prev = p
+				}
+				*field = r.table.arena.encode(e, prev)
+				r.Bytes += len(*field)
+				r.Events++
+			}
+			g.found = append(g.found, found{e.Revision.Main, *field})
+			if r.last != e.Revision.Main {
+				r.last = e.Revision.Main
+				r.Revisions++
+			}
+		}
+	})
+	return err
+}
+
+// Finish sends what was found. All events up to the revision last were added;
+// present is the revision of the view that they came from. Watchers that lack
+// nothing any more are in step again, or wait for the hub.
+func (r *Replay) Finish(last, present int64, emit Emit) error {
+	t := r.table
+	for _, g := range r.laggards.groups {
+		if err := t.finish(g, last, present, emit); err != nil {
+			return err
+		}
+	}
+	if t.lagging == 0 {
+		t.arena.buf, t.fields = nil, nil
+	}
+	return t.answerManual(emit)
+}
+
+func (t *Table) finish(g *group, last, present int64, emit Emit) error {
+	var resp Response
+	from := int64(-1)
+	for _, w := range g.watchers {
+		if !w.lagging {
+			continue
+		}
+		if w.next <= last {
+			if from != w.next {
+				resp, from = t.replayed(g, w.next, present), w.next
+			}
+			w.next = last + 1
+			if len(resp.Events) > 0 {
+				if err := t.send(w, &resp, emit); err != nil {
+					return err
+				}
+			}
+		}
+		switch {
+		case g.state == subscribed && w.next >= g.since:
+			t.caughtUp(w)
+		case g.state != subscribed && w.next > present:
+			t.caughtUp(w)
+			t.want(g)
+		}
+	}
+	return nil
+}
+
+// replayed holds what was found in a group from a revision on.
+func (t *Table) replayed(g *group, from, present int64) Response {
+	first := sort.Search(len(g.found), func(i int) bool { return g.found[i].revision >= from })
+	resp := Response{Revision: present, Events: t.fields[:0]}
+	for _, f := range g.found[first:] {
+		resp.Events = append(resp.Events, f.field)
+		resp.Bytes += len(f.field)
+	}
+	t.fields = resp.Events
+	return resp
+}
+
+// Compacted cancels the lagging watchers that lack revisions below one that was
+// compacted. Their ids stay taken until the client cancels them, as in etcd.
+func (t *Table) Compacted(revision int64, emit Emit) error {
+	return t.fail(func(w *watcher) bool { return w.next < revision }, Response{CompactRevision: revision}, emit)
+}
+
+// Fail cancels all lagging watchers, because what they lack cannot be read.
+func (t *Table) Fail(reason string, present int64, emit Emit) error {
+	return t.fail(func(*watcher) bool { return true }, Response{Revision: present, CancelReason: reason}, emit)
+}
+
+func (t *Table) fail(doomed func(*watcher) bool, resp Response, emit Emit) error {
+	for id, w := range t.watchers {
+		if !w.lagging || !doomed(w) {
+			continue
+		}
+		t.leave(w)
+		t.compacted++
+		resp.WatchID, resp.Canceled = id, true
+		if err := emit(&resp); err != nil {
+			return err
+		}
+	}
+	return nil
+}
