@@ -32,6 +32,18 @@ const (
 	Defragment  Method = "Defragment"
 	MemberList  Method = "MemberList"
 
+	LeaseGrant      Method = "LeaseGrant"
+	LeaseRevoke     Method = "LeaseRevoke"
+	LeaseTimeToLive Method = "LeaseTimeToLive"
+	LeaseKeepAlive  Method = "LeaseKeepAlive"
+	LeaseLeases     Method = "LeaseLeases"
+
+	// On a watch stream, which lives from one restart to the next. WatchSync
+	// looks at what its watchers were told meanwhile.
+	WatchCreate Method = "WatchCreate"
+	WatchCancel Method = "WatchCancel"
+	WatchSync   Method = "WatchSync"
+
 	Terminate Method = "restart by SIGTERM"
 	Kill      Method = "restart by SIGKILL"
 )
@@ -39,7 +51,8 @@ const (
 // Call is one step of a sequence, in the form that both sides get.
 type Call struct {
 	Method  Method
-	Request proto.Message // nil for a restart
+	Request proto.Message // nil for a restart and for WatchSync
+	Stream  int           // the watch stream, for its methods
 }
 
 // Reply is what one side answered.
@@ -47,6 +60,8 @@ type Reply struct {
 	Message proto.Message // nil when Code is not OK, and for a restart
 	Code    codes.Code
 	Error   string // the status's text; for a restart, what went wrong
+	// Messages are what watchers were told, one message for each.
+	Messages []proto.Message
 	// Irregular names a broken rule of a reply's form that the message
 	// cannot show, such as a stream's header in a chunk before the last.
 	Irregular string
@@ -68,12 +83,20 @@ var unary = map[Method]struct {
 	Alarm:       {pb.Maintenance_Alarm_FullMethodName, func() proto.Message { return new(pb.AlarmResponse) }},
 	Defragment:  {pb.Maintenance_Defragment_FullMethodName, func() proto.Message { return new(pb.DefragmentResponse) }},
 	MemberList:  {pb.Cluster_MemberList_FullMethodName, func() proto.Message { return new(pb.MemberListResponse) }},
+
+	LeaseGrant:      {pb.Lease_LeaseGrant_FullMethodName, func() proto.Message { return new(pb.LeaseGrantResponse) }},
+	LeaseRevoke:     {pb.Lease_LeaseRevoke_FullMethodName, func() proto.Message { return new(pb.LeaseRevokeResponse) }},
+	LeaseTimeToLive: {pb.Lease_LeaseTimeToLive_FullMethodName, func() proto.Message { return new(pb.LeaseTimeToLiveResponse) }},
+	LeaseLeases:     {pb.Lease_LeaseLeases_FullMethodName, func() proto.Message { return new(pb.LeaseLeasesResponse) }},
 }
 
 // invoke sends an RPC and waits for its whole reply.
 func invoke(ctx context.Context, conn grpc.ClientConnInterface, c Call) Reply {
-	if c.Method == RangeStream {
+	switch c.Method {
+	case RangeStream:
 		return rangeStream(ctx, conn, c.Request.(*pb.RangeRequest))
+	case LeaseKeepAlive:
+		return keepAlive(ctx, conn, c.Request.(*pb.LeaseKeepAliveRequest))
 	}
 	u, ok := unary[c.Method]
 	if !ok {
@@ -89,6 +112,24 @@ func invoke(ctx context.Context, conn grpc.ClientConnInterface, c Call) Reply {
 func failure(err error) Reply {
 	s := status.Convert(err)
 	return Reply{Code: s.Code(), Error: s.Message()}
+}
+
+// keepAlive renews a lease once.
+func keepAlive(ctx context.Context, conn grpc.ClientConnInterface, req *pb.LeaseKeepAliveRequest) Reply {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := pb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
+	if err == nil {
+		err = stream.Send(req)
+	}
+	if err != nil {
+		return failure(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return failure(err)
+	}
+	return Reply{Message: resp}
 }
 
 // rangeStream joins the chunks of a stream. Where they were cut is not kept;

@@ -28,6 +28,14 @@ func (c Coverage) Add(call Call, r Reply) {
 	if r.Code != codes.OK {
 		c[fmt.Sprintf("error %s: %s %s", call.Method, r.Code, withoutSizes(r.Error))]++
 	}
+	if created, ok := r.Message.(*pb.WatchResponse); ok && created.Canceled {
+		c[fmt.Sprintf("error %s: %s", call.Method, created.CancelReason)]++
+	}
+	for _, m := range r.Messages {
+		for _, kind := range eventKinds(m) {
+			c["watch "+kind]++
+		}
+	}
 }
 
 // Merge adds another count.
@@ -94,6 +102,12 @@ func options(c Call) []string {
 		tags.add(true, "revision "+sign(r.Revision))
 	case *pb.AlarmRequest:
 		tags.add(true, fmt.Sprintf("%s %s", r.Action, r.Alarm))
+	case *pb.LeaseGrantRequest:
+		tags.addGrant(r)
+	case *pb.LeaseTimeToLiveRequest:
+		tags.add(r.Keys, "keys")
+	case *pb.WatchCreateRequest:
+		tags.addWatch(r)
 	case *pb.MemberListRequest:
 		tags.add(r.Linearizable, "linearizable")
 	}
@@ -255,7 +269,8 @@ func wanted() []string {
 			list = append(list, fmt.Sprintf("%s %s: %s", kind, m, name))
 		}
 	}
-	for _, m := range []Method{Range, RangeStream, Put, DeleteRange, Txn, Compact, HashKV, Hash, Status, Alarm, Defragment, MemberList, Terminate, Kill} {
+	for _, m := range []Method{Range, RangeStream, Put, DeleteRange, Txn, Compact, HashKV, Hash, Status, Alarm, Defragment, MemberList, Terminate, Kill,
+		LeaseGrant, LeaseRevoke, LeaseTimeToLive, LeaseKeepAlive, LeaseLeases, WatchCreate, WatchCancel, WatchSync} {
 		list = append(list, "call "+string(m))
 	}
 	forms := []string{"no key", "one key", "all keys", "from key", "empty range", "inverted range", "prefix", "range"}
@@ -308,6 +323,17 @@ func wanted() []string {
 	}
 	add("option", Compact, "physical")
 	add("option", MemberList, "linearizable")
+	add("option", LeaseGrant, "id of the server's choice", "negative id", "ttl too large")
+	add("option", LeaseTimeToLive, "keys")
+	add("error", LeaseGrant, "FailedPrecondition etcdserver: lease already exists", "OutOfRange etcdserver: too large lease TTL",
+		"ResourceExhausted etcdserver: mvcc: database space exceeded", "DataLoss etcdserver: corrupt cluster")
+	add("error", LeaseRevoke, "NotFound etcdserver: requested lease not found")
+	add("option", WatchCreate, append(forms, "start_revision positive", "start_revision negative", "prev_kv", "fragment",
+		"progress_notify", "watch_id", "watch_id negative", "NOPUT", "NODELETE")...)
+	for _, what := range []string{"event PUT of a new key", "event PUT of a key that exists", "event DELETE"} {
+		list = append(list, "watch "+what)
+	}
+	list = append(list, "watch event PUT of a key that exists with prev_kv", "watch event DELETE with prev_kv", "watch canceled by compaction")
 	for _, kind := range []string{"NOSPACE", "CORRUPT"} {
 		add("option", Alarm, "GET "+kind, "ACTIVATE "+kind, "DEACTIVATE "+kind)
 	}

@@ -54,6 +54,7 @@ type world struct {
 	// call that waits for it.
 	unsettled bool
 	alarms    []*pb.AlarmRequest // activations in effect
+	watchers  [watchStreams][]int64
 }
 
 const noCompaction = -1
@@ -79,7 +80,7 @@ func (g *Generator) Next() (Call, bool) {
 	}
 	c := g.queue[0]
 	if g.world.unsettled && g.needsSettling(c) {
-		c = Call{Compact, &pb.CompactionRequest{Revision: g.world.compacted, Physical: true}}
+		c = Call{Method: Compact, Request: &pb.CompactionRequest{Revision: g.world.compacted, Physical: true}}
 	} else {
 		g.queue = g.queue[1:]
 	}
@@ -108,6 +109,12 @@ func (g *Generator) needsSettling(c Call) bool {
 func (g *Generator) Observe(c Call, r Reply) {
 	if h := headerOf(r.Message); h != nil {
 		g.world.revision = max(g.world.revision, h.Revision)
+	}
+	switch c.Method {
+	case WatchCreate, WatchCancel, WatchSync:
+		g.observeWatch(c, r)
+	case Kill, Terminate:
+		g.world.watchers = [watchStreams][]int64{}
 	}
 	switch req := c.Request.(type) {
 	case *pb.CompactionRequest:
@@ -149,12 +156,14 @@ func (g *Generator) plan() bool {
 		}
 		g.finished = true
 		g.queue = append(g.liftAlarms(), g.inspection()...)
+		g.queue = append(g.queue, g.syncs()...)
 		return true
 	}
 	for i, r := range g.restarts {
 		if g.made >= r.after {
 			g.restarts = slices.Delete(g.restarts, i, i+1)
-			g.queue = append(g.inspection(), Call{Method: r.how})
+			g.queue = append(g.inspection(), g.syncs()...)
+			g.queue = append(g.queue, Call{Method: r.how})
 			g.queue = append(g.queue, g.inspection()...)
 			return true
 		}
@@ -170,12 +179,12 @@ func (g *Generator) plan() bool {
 // inspection looks at the whole state and at the hash of several revisions.
 func (g *Generator) inspection() []Call {
 	calls := []Call{
-		{HashKV, &pb.HashKVRequest{}},
-		{Range, &pb.RangeRequest{Key: []byte(fromKey), RangeEnd: []byte(fromKey)}},
-		{Status, &pb.StatusRequest{}},
+		{Method: HashKV, Request: &pb.HashKVRequest{}},
+		{Method: Range, Request: &pb.RangeRequest{Key: []byte(fromKey), RangeEnd: []byte(fromKey)}},
+		{Method: Status, Request: &pb.StatusRequest{}},
 	}
 	for range 3 {
-		calls = append(calls, Call{HashKV, &pb.HashKVRequest{Revision: g.keptRevision()}})
+		calls = append(calls, Call{Method: HashKV, Request: &pb.HashKVRequest{Revision: g.keptRevision()}})
 	}
 	return calls
 }
@@ -185,7 +194,7 @@ func (g *Generator) liftAlarms() []Call {
 	for _, a := range g.world.alarms {
 		lift := proto.CloneOf(a)
 		lift.Action = pb.AlarmRequest_DEACTIVATE
-		calls = append(calls, Call{Alarm, lift})
+		calls = append(calls, Call{Method: Alarm, Request: lift})
 	}
 	return calls
 }
@@ -197,7 +206,7 @@ type weighted struct {
 }
 
 func one(m Method, make func(*Generator) proto.Message) func(*Generator) []Call {
-	return func(g *Generator) []Call { return []Call{{m, make(g)}} }
+	return func(g *Generator) []Call { return []Call{{Method: m, Request: make(g)}} }
 }
 
 // mix is the composition of a sequence, in shares of their sum.
@@ -217,6 +226,8 @@ var mix = []weighted{
 	{36, (*Generator).raiseAlarm},
 	{15, (*Generator).oversized},
 	{2, (*Generator).nearLimit},
+	{700, (*Generator).lease},
+	{700, (*Generator).watch},
 }
 
 func (g *Generator) random() []Call {
@@ -438,8 +449,11 @@ func (g *Generator) putRequest() *pb.PutRequest {
 	case n < 16:
 		r.IgnoreLease, r.IgnoreValue, r.Value = true, true, nil
 	}
-	if g.rare(25) {
-		r.Lease = []int64{1, -1, math.MaxInt64, 1 + g.rng.Int64N(1<<40)}[g.rng.IntN(4)]
+	if g.chance(15) {
+		r.Lease = g.leaseID()
+	}
+	if g.rare(10) {
+		r.Lease = []int64{-1, math.MaxInt64}[g.rng.IntN(2)]
 	}
 	if r.IgnoreLease && g.chance(10) {
 		r.Lease = 7
@@ -482,12 +496,13 @@ func (g *Generator) compaction() []Call {
 	default:
 		r.Revision = -1 - g.rng.Int64N(3)
 	}
-	calls := []Call{{Compact, r}}
+	calls := []Call{{Method: Compact, Request: r}}
 	if g.chance(40) {
-		hash := Call{HashKV, &pb.HashKVRequest{Revision: g.keptRevision()}}
-		calls = append([]Call{hash}, calls[0], hash, Call{HashKV, &pb.HashKVRequest{Revision: r.Revision}})
+		hash := Call{Method: HashKV, Request: &pb.HashKVRequest{Revision: g.keptRevision()}}
+		calls = append([]Call{hash}, calls[0], hash, Call{Method: HashKV, Request: &pb.HashKVRequest{Revision: r.Revision}})
 	}
-	return calls
+	// A watcher that still lags would be cancelled, or not.
+	return append(g.syncs(), calls...)
 }
 
 const strangerMember = 12345 // an id that no member has
@@ -517,11 +532,11 @@ func (g *Generator) raiseAlarm() []Call {
 		alarm = pb.AlarmType_CORRUPT
 	}
 	g.alarmEnd = g.made + 8 + g.rng.IntN(16)
-	calls := []Call{{Alarm, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: g.member(), Alarm: alarm}}}
+	calls := []Call{{Method: Alarm, Request: &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: g.member(), Alarm: alarm}}}
 	for _, kind := range []pb.AlarmType{pb.AlarmType_NONE, alarm} {
-		calls = append(calls, Call{Alarm, &pb.AlarmRequest{Action: pb.AlarmRequest_GET, Alarm: kind}})
+		calls = append(calls, Call{Method: Alarm, Request: &pb.AlarmRequest{Action: pb.AlarmRequest_GET, Alarm: kind}})
 	}
-	return append(calls, Call{Status, &pb.StatusRequest{}})
+	return append(calls, Call{Method: Status, Request: &pb.StatusRequest{}})
 }
 
 func (g *Generator) oversized() []Call {
@@ -531,9 +546,9 @@ func (g *Generator) oversized() []Call {
 	}
 	put := &pb.PutRequest{Key: []byte(g.putKey()), Value: g.bytes(size)}
 	if g.chance(50) {
-		return []Call{{Put, put}}
+		return []Call{{Method: Put, Request: put}}
 	}
-	return []Call{{Txn, &pb.TxnRequest{Success: []*pb.RequestOp{putOp(put)}}}}
+	return []Call{{Method: Txn, Request: &pb.TxnRequest{Success: []*pb.RequestOp{putOp(put)}}}}
 }
 
 // nearLimit puts a value that just fits and takes it away again, so that it
@@ -541,9 +556,9 @@ func (g *Generator) oversized() []Call {
 func (g *Generator) nearLimit() []Call {
 	key := []byte(g.putKey())
 	return []Call{
-		{Put, &pb.PutRequest{Key: key, Value: g.bytes(nearLimitValue)}},
-		{Range, &pb.RangeRequest{Key: key}},
-		{DeleteRange, &pb.DeleteRangeRequest{Key: key, PrevKv: true}},
+		{Method: Put, Request: &pb.PutRequest{Key: key, Value: g.bytes(nearLimitValue)}},
+		{Method: Range, Request: &pb.RangeRequest{Key: key}},
+		{Method: DeleteRange, Request: &pb.DeleteRangeRequest{Key: key, PrevKv: true}},
 	}
 }
 

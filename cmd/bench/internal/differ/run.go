@@ -161,7 +161,11 @@ func broken(c Call, reference Reply) bool {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.Canceled:
 		return true
 	}
-	return reference.Irregular != "" && (c.Method == Kill || c.Method == Terminate)
+	switch c.Method {
+	case Kill, Terminate, WatchSync:
+		return reference.Irregular != ""
+	}
+	return false
 }
 
 // both performs a step on the two sides at the same time.
@@ -206,6 +210,9 @@ func (r Reply) String() string {
 	}
 	if r.Message != nil {
 		b.WriteString(describe(r.Message))
+	}
+	for _, m := range r.Messages {
+		fmt.Fprintf(&b, "watcher %s\n", describe(m))
 	}
 	return strings.TrimSpace(b.String())
 }

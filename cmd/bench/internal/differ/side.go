@@ -34,8 +34,10 @@ type running struct {
 	side   Side
 	server *proc.Server
 	conn   *grpc.ClientConn
-	stop   func()
-	id     identity
+
+	watches [watchStreams]*watching
+	stop    func()
+	id      identity
 }
 
 // begin starts a side on a fresh data folder.
@@ -75,6 +77,11 @@ func (r *running) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("differ: learn the member's identity: %w", err)
 	}
+	for i := range r.watches {
+		if r.watches[i], err = watch(ctx, conn); err != nil {
+			return err
+		}
+	}
 	before := r.id
 	r.id = identity{
 		cluster: list.Header.GetClusterId(), member: list.Header.GetMemberId(), term: list.Header.GetRaftTerm(),
@@ -99,6 +106,12 @@ func checkSuccession(before, now identity) error {
 }
 
 func (r *running) disconnect() {
+	for i, w := range r.watches {
+		if w != nil {
+			w.close()
+			r.watches[i] = nil
+		}
+	}
 	if r.conn != nil {
 		_ = r.conn.Close() // fails only when closed before
 		r.conn = nil
@@ -122,6 +135,10 @@ func (r *running) do(ctx context.Context, c Call) Reply {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	switch c.Method {
+	case WatchCreate, WatchCancel, WatchSync:
+		return r.doWatch(ctx, c)
+	}
 	return invoke(ctx, r.conn, r.own(c))
 }
 
