@@ -87,7 +87,7 @@ func TestPlantedFaultIsFound(t *testing.T) {
 	cfg.Out = &report
 	result := run(t, cfg)
 	if lies := int(planted.lies.Load()); lies == 0 || len(result.Differences) != lies {
-		t.Fatalf("%d differences for %d planted faults", len(result.Differences), lies)
+		t.Fatalf("%d differences for %d planted faults:\n%s", len(result.Differences), lies, report.String())
 	}
 	for _, want := range []string{"DIFFERENCE in seed", "--- request", "--- left", "--- right", "go run . diff -seed"} {
 		if !strings.Contains(report.String(), want) {

@@ -50,13 +50,20 @@ func (l *liar) intercept(endpoint string) (string, func(), error) {
 // frames gives the message types of a method, which a proxy needs to pass
 // them on.
 func frames(fullName string) (request, reply proto.Message, err error) {
-	if fullName == pb.KV_RangeStream_FullMethodName {
+	switch fullName {
+	case pb.KV_RangeStream_FullMethodName:
 		return new(pb.RangeRequest), new(pb.RangeStreamResponse), nil
+	case pb.Watch_Watch_FullMethodName:
+		return new(pb.WatchRequest), new(pb.WatchResponse), nil
+	case pb.Lease_LeaseKeepAlive_FullMethodName:
+		return new(pb.LeaseKeepAliveRequest), new(pb.LeaseKeepAliveResponse), nil
 	}
 	requests := map[Method]proto.Message{
 		Range: new(pb.RangeRequest), Put: new(pb.PutRequest), DeleteRange: new(pb.DeleteRangeRequest), Txn: new(pb.TxnRequest),
 		Compact: new(pb.CompactionRequest), HashKV: new(pb.HashKVRequest), Hash: new(pb.HashRequest), Status: new(pb.StatusRequest),
 		Alarm: new(pb.AlarmRequest), Defragment: new(pb.DefragmentRequest), MemberList: new(pb.MemberListRequest),
+		LeaseGrant: new(pb.LeaseGrantRequest), LeaseRevoke: new(pb.LeaseRevokeRequest),
+		LeaseTimeToLive: new(pb.LeaseTimeToLiveRequest), LeaseLeases: new(pb.LeaseLeasesRequest),
 	}
 	for m, u := range unary {
 		if u.fullName == fullName {
@@ -72,21 +79,28 @@ func (l *liar) forward(conn *grpc.ClientConn, down grpc.ServerStream) error {
 	if err != nil {
 		return err
 	}
-	if err := down.RecvMsg(request); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancel(down.Context())
 	defer cancel()
-	up, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, fullName)
+	up, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, fullName)
 	if err != nil {
 		return err
 	}
-	if err := up.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	if err := up.CloseSend(); err != nil {
-		return err
-	}
+	var syncing atomic.Bool // whose answers are not compared
+	go func() {             // ends with the stream
+		for {
+			request := proto.Clone(request)
+			if err := down.RecvMsg(request); err != nil {
+				_ = up.CloseSend() // whatever ended it, the replies tell
+				return
+			}
+			if r, ok := request.(interface{ GetKey() []byte }); ok && string(r.GetKey()) == anchorKey {
+				syncing.Store(true)
+			}
+			if err := up.SendMsg(request); err != nil {
+				return
+			}
+		}
+	}()
 	for {
 		proto.Reset(reply)
 		if err := up.RecvMsg(reply); errors.Is(err, io.EOF) {
@@ -94,7 +108,7 @@ func (l *liar) forward(conn *grpc.ClientConn, down grpc.ServerStream) error {
 		} else if err != nil {
 			return err
 		}
-		if l.replies.Add(1) >= faultEvery && alter(reply) {
+		if !syncing.Load() && l.replies.Add(1) >= faultEvery && alter(reply) {
 			l.replies.Store(0)
 			l.lies.Add(1)
 		}
@@ -110,6 +124,18 @@ func alter(m proto.Message) bool {
 	switch r := m.(type) {
 	case *pb.MemberListResponse:
 		return false
+	case *pb.WatchResponse:
+		if len(r.Events) > 0 {
+			// The anchor's events are not compared.
+			if e := r.Events[0]; r.WatchId != anchorID && string(e.Kv.Key) != anchorKey {
+				e.Kv.Version++
+				return true
+			}
+			return false
+		}
+		if !r.Created || r.WatchId == anchorID {
+			return false
+		}
 	case *pb.RangeResponse:
 		if len(r.Kvs) > 0 {
 			r.Kvs[0].ModRevision++

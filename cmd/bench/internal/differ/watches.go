@@ -273,16 +273,15 @@ func (w *watching) transcripts() (all []proto.Message, strange string) {
 // sync returns what a stream's watchers were told, once that is everything.
 func (r *running) sync(ctx context.Context, stream int) Reply {
 	w := r.watches[stream]
-	kv := pb.NewKVClient(r.conn)
 	var err error
 	if stream == pastStream {
 		var resp *pb.RangeResponse
-		if resp, err = kv.Range(ctx, &pb.RangeRequest{Key: []byte(anchorKey)}); err == nil {
+		if resp, err = pb.NewKVClient(r.conn).Range(ctx, &pb.RangeRequest{Key: []byte(anchorKey)}); err == nil {
 			err = w.caughtUp(ctx, resp.Header.Revision)
 		}
 	} else {
 		var resp *pb.PutResponse
-		if resp, err = kv.Put(ctx, &pb.PutRequest{Key: []byte(anchorKey)}); err == nil {
+		if resp, err = pb.NewKVClient(r.conn).Put(ctx, &pb.PutRequest{Key: []byte(anchorKey)}); err == nil {
 			err = w.await(ctx, func() bool { return w.anchored >= resp.Header.Revision })
 		}
 	}
