@@ -55,6 +55,10 @@ type world struct {
 	unsettled bool
 	alarms    []*pb.AlarmRequest // activations in effect
 	watchers  [watchStreams][]int64
+	// steady are those of watchers that never lag, so that nothing but a cancel
+	// ends them; nextWatcher is an id that was never used.
+	steady      [watchStreams][]int64
+	nextWatcher int64
 }
 
 const noCompaction = -1
@@ -114,7 +118,7 @@ func (g *Generator) Observe(c Call, r Reply) {
 	case WatchCreate, WatchCancel, WatchSync:
 		g.observeWatch(c, r)
 	case Kill, Terminate:
-		g.world.watchers = [watchStreams][]int64{}
+		g.world.watchers, g.world.steady = [watchStreams][]int64{}, [watchStreams][]int64{}
 	}
 	switch req := c.Request.(type) {
 	case *pb.CompactionRequest:

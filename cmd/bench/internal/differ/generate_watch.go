@@ -19,6 +19,9 @@ const (
 	leaseMax = 9_000_000_000
 )
 
+// firstWatchID is above the ids that servers choose.
+const firstWatchID = 100_000
+
 // leasePool are the ids that sequences give to leases.
 var leasePool = []int64{1, 2, 3, 5, 7, 100, 1 << 31, 1<<62 + 1, -5}
 
@@ -83,8 +86,14 @@ func (g *Generator) watchRequest(stream int) *pb.WatchCreateRequest {
 	if g.rare(30) {
 		r.Key = nil
 	}
-	if g.chance(30) {
-		r.WatchId = 1 + g.rng.Int64N(watchersMax)
+	// An id is used twice only where it is sure to be in use: when the end of a
+	// watcher frees it is a matter of timing.
+	switch steady := g.world.steady[stream]; {
+	case g.chance(10) && len(steady) > 0:
+		r.WatchId = steady[g.rng.IntN(len(steady))]
+	case g.chance(20):
+		g.world.nextWatcher++
+		r.WatchId = firstWatchID + g.world.nextWatcher
 	}
 	if g.rare(20) {
 		r.WatchId = -2
@@ -123,14 +132,18 @@ func (g *Generator) syncs() (calls []Call) {
 
 // observeWatch keeps the list of watchers.
 func (g *Generator) observeWatch(c Call, r Reply) {
-	list := &g.world.watchers[c.Stream]
+	list, steady := &g.world.watchers[c.Stream], &g.world.steady[c.Stream]
 	drop := func(id int64) {
-		*list = slices.DeleteFunc(*list, func(w int64) bool { return w == id })
+		same := func(w int64) bool { return w == id }
+		*list, *steady = slices.DeleteFunc(*list, same), slices.DeleteFunc(*steady, same)
 	}
 	switch req := c.Request.(type) {
 	case *pb.WatchCreateRequest:
 		if resp, ok := r.Message.(*pb.WatchResponse); ok && !resp.Canceled {
 			*list = append(*list, resp.WatchId)
+			if req.StartRevision == 0 || c.Stream == futureStream {
+				*steady = append(*steady, resp.WatchId)
+			}
 		}
 	case *pb.WatchCancelRequest:
 		drop(req.WatchId)
