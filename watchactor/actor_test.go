@@ -42,7 +42,7 @@ func newRig(t *testing.T) *rig {
 	r.store.Publish(mvcc.Applied{})
 	sys := actorstest.NewSystem(t)
 	var err error
-	if r.edge, err = actors.StartEdge(sys, actors.EdgeConfig{}); err != nil {
+	if r.edge, err = actors.StartEdge(sys, actors.EdgeConfig{Base: time.Millisecond, Max: 2 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
 	r.streams = NewStreams(Config{
@@ -110,15 +110,7 @@ func (c *client) receive(r *watch.Response) error {
 	if closed != nil {
 		<-closed
 	}
-	b := protoHeader(c.t, r)
-	b = r.AppendHead(b)
-	for _, e := range r.Events {
-		b = append(b, e...)
-	}
-	m := new(pb.WatchResponse)
-	if err := proto.Unmarshal(b, m); err != nil {
-		c.t.Error(err)
-	}
+	m := decode(c.t, r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fail != nil {
@@ -128,12 +120,21 @@ func (c *client) receive(r *watch.Response) error {
 	return nil
 }
 
-func protoHeader(t *testing.T, r *watch.Response) []byte {
+// decode reads a response as a client does.
+func decode(t *testing.T, r *watch.Response) *pb.WatchResponse {
 	b, err := proto.Marshal(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: r.Revision}})
 	if err != nil {
 		t.Error(err)
 	}
-	return b
+	b = r.AppendHead(b)
+	for _, e := range r.Events {
+		b = append(b, e...)
+	}
+	m := new(pb.WatchResponse)
+	if err := proto.Unmarshal(b, m); err != nil {
+		t.Error(err)
+	}
+	return m
 }
 
 // freeze has the client stop reading, until what it returns is called.
