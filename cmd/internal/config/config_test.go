@@ -93,6 +93,7 @@ func TestForms(t *testing.T) {
 		{"no scrub", []string{"--scrub-period=0"}, nil, func(c *Config) bool { return c.ScrubPeriod == 0 }},
 		{"quota", []string{"--quota-backend-bytes=-1"}, nil, func(c *Config) bool { return c.QuotaBytes == -1 }},
 		{"streams", []string{"--max-concurrent-streams=0x10"}, nil, func(c *Config) bool { return c.MaxConcurrentStreams == 16 }},
+		{"progress", []string{"--watch-progress-notify-interval=2s"}, nil, func(c *Config) bool { return c.WatchProgress == 2*time.Second }},
 		{"level", []string{"--log-level=WARN"}, nil, func(c *Config) bool { return c.Log.Level == "warn" }},
 		{"outputs", []string{"--log-outputs=stdout,f,stdout"}, nil, func(c *Config) bool { return slices.Equal(c.Log.Outputs, []string{"f", "stdout"}) }},
 		{"extensive", []string{"--metrics=extensive"}, nil, func(c *Config) bool { return c.ExtensiveMetrics }},
