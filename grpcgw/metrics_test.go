@@ -256,7 +256,7 @@ func TestBucketsOfMailboxes(t *testing.T) {
 
 func TestPerStream(t *testing.T) {
 	for name, want := range map[string]bool{
-		actors.EdgeWatch(17): true, actors.EdgeWatchHub: false, actors.EdgeWatchVictims: false, actors.CoreWAL: false, "edge/watch/": false,
+		actors.EdgeWatch(17): true, actors.EdgeWatchHub: false, actors.CoreWAL: false, "edge/watch/": false,
 	} {
 		if perStream(name) != want {
 			t.Errorf("%s: %v", name, !want)
