@@ -203,7 +203,8 @@ func TestGeneratorReachesEveryOption(t *testing.T) {
 		sequence(seed, 2000, func(_ *Generator, c Call) { seen.Add(c, Reply{}) })
 	}
 	for _, name := range Wanted {
-		if !strings.HasPrefix(name, "error ") && seen[name] == 0 {
+		answer := strings.HasPrefix(name, "error ") || strings.HasPrefix(name, "watch ")
+		if !answer && seen[name] == 0 {
 			t.Errorf("never drawn: %s", name)
 		}
 	}
