@@ -273,17 +273,14 @@ func (w *watching) transcripts() (all []proto.Message, strange string) {
 // sync returns what a stream's watchers were told, once that is everything.
 func (r *running) sync(ctx context.Context, stream int) Reply {
 	w := r.watches[stream]
-	var err error
-	if stream == pastStream {
-		var resp *pb.RangeResponse
-		if resp, err = pb.NewKVClient(r.conn).Range(ctx, &pb.RangeRequest{Key: []byte(anchorKey)}); err == nil {
-			err = w.caughtUp(ctx, resp.Header.Revision)
-		}
-	} else {
-		var resp *pb.PutResponse
-		if resp, err = pb.NewKVClient(r.conn).Put(ctx, &pb.PutRequest{Key: []byte(anchorKey)}); err == nil {
-			err = w.await(ctx, func() bool { return w.anchored >= resp.Header.Revision })
-		}
+	// A revision that no progress notification of before can have told.
+	resp, err := pb.NewKVClient(r.conn).Put(ctx, &pb.PutRequest{Key: []byte(anchorKey)})
+	switch {
+	case err != nil:
+	case stream == pastStream:
+		err = w.caughtUp(ctx, resp.Header.Revision)
+	default:
+		err = w.await(ctx, func() bool { return w.anchored >= resp.Header.Revision })
 	}
 	if err != nil {
 		return failure(err)
