@@ -107,6 +107,8 @@ func (g *Generator) watchRequest(stream int) *pb.WatchCreateRequest {
 	case g.chance(40): // from now on
 	case stream == futureStream:
 		r.StartRevision = g.world.revision + 1 + g.rng.Int64N(20)
+	case g.rare(20):
+		r.StartRevision = -1 - g.rng.Int64N(3)
 	case g.chance(25) && g.world.compacted > 1:
 		r.StartRevision = 1 + g.rng.Int64N(g.world.compacted-1) // compacted
 	case g.chance(85):

@@ -285,7 +285,7 @@ func (r *running) sync(ctx context.Context, stream int) Reply {
 	if err != nil {
 		return failure(err)
 	}
-	reply := Reply{}
+	reply := Reply{Message: resp} // the sequence has to know of its revision
 	reply.Messages, reply.Irregular = w.transcripts()
 	return reply
 }
