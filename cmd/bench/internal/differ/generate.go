@@ -479,6 +479,11 @@ func (g *Generator) deleteRequest() *pb.DeleteRangeRequest {
 
 // compaction draws a compaction, between two looks at hashes.
 func (g *Generator) compaction() []Call {
+	for _, a := range g.world.alarms {
+		if a.Alarm == pb.AlarmType_NOSPACE {
+			return []Call{{Method: Status, Request: &pb.StatusRequest{}}} // see watch
+		}
+	}
 	r := &pb.CompactionRequest{Physical: g.chance(40)}
 	w := g.world
 	switch n := g.rng.IntN(100); {
@@ -536,7 +541,7 @@ func (g *Generator) raiseAlarm() []Call {
 		alarm = pb.AlarmType_CORRUPT
 	}
 	g.alarmEnd = g.made + 8 + g.rng.IntN(16)
-	calls := []Call{{Method: Alarm, Request: &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: g.member(), Alarm: alarm}}}
+	calls := append(g.syncs(), Call{Method: Alarm, Request: &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: g.member(), Alarm: alarm}})
 	for _, kind := range []pb.AlarmType{pb.AlarmType_NONE, alarm} {
 		calls = append(calls, Call{Method: Alarm, Request: &pb.AlarmRequest{Action: pb.AlarmRequest_GET, Alarm: kind}})
 	}

@@ -66,6 +66,15 @@ func (g *Generator) grant(id int64) *pb.LeaseGrantRequest {
 func (g *Generator) watch() []Call {
 	stream := g.rng.IntN(watchStreams)
 	watchers := g.world.watchers[stream]
+	if len(g.world.alarms) > 0 {
+		// An alarm refuses the put of a sync: nothing that needs one.
+		if len(watchers) >= watchersMax {
+			return []Call{g.sync(stream)}
+		}
+		r := g.watchRequest(stream)
+		r.StartRevision = 0
+		return []Call{{Method: WatchCreate, Stream: stream, Request: r}}
+	}
 	switch n := g.rng.IntN(100); {
 	case n < 15:
 		return []Call{g.sync(stream)}
