@@ -105,7 +105,8 @@ func (g *Generator) watchRequest(stream int) *pb.WatchCreateRequest {
 		r.WatchId = firstWatchID + g.world.nextWatcher
 	}
 	if g.rare(20) {
-		r.WatchId = -2
+		g.world.nextWatcher++
+		r.WatchId = -1 - g.world.nextWatcher // -1 is etcd's own
 	}
 	for _, f := range []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT, pb.WatchCreateRequest_NODELETE} {
 		if g.chance(12) {
