@@ -348,11 +348,14 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string
 		}
 		return "Compaction", 0
 	case *applymsg.Request_LeaseGrant:
-		return a.grant(op, res)
+		a.grant(op, res)
+		return "LeaseGrant", 0
 	case *applymsg.Request_LeaseRevoke:
-		return a.revoke(op.LeaseRevoke, res)
+		a.revoke(op.LeaseRevoke, res)
+		return "LeaseRevoke", 0
 	case *applymsg.Request_LeaseCheckpoint:
-		return a.checkpoint(op.LeaseCheckpoint, res)
+		a.checkpoint(op.LeaseCheckpoint, res)
+		return "LeaseCheckpoint", 0
 	}
 	panic(fmt.Sprintf("mvccactor: request %T", req.Op))
 }

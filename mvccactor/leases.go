@@ -16,7 +16,7 @@ const (
 	// ChangedBytesMax is the largest weight of one Changed: the smallest limit
 	// that leaseactor's mailbox may have for them.
 	ChangedBytesMax = 32 << 20
-	// changeBytes is about what a change of a lease takes, in memory and on disk.
+	// changeBytes is about what a change of a lease takes in memory.
 	changeBytes = 64
 
 	// leaseFlushBytes is how much of leases one commit holds: they have to fit one
@@ -24,23 +24,21 @@ const (
 	leaseFlushBytes = 4 << 20
 )
 
-func (a *Actor) grant(op *applymsg.Request_LeaseGrant, res *raftmsg.Result) (name string, bytes int) {
+func (a *Actor) grant(op *applymsg.Request_LeaseGrant, res *raftmsg.Result) {
 	resp, err := a.store.LeaseGrant(op.LeaseGrant, a.state.AppliedIndex)
 	if res.Code = codeOf(err); err == nil {
 		res.Response = &raftmsg.Result_LeaseGrant{LeaseGrant: resp}
 		a.leaseChanged(leasemsg.Kind_GRANTED, resp.ID, resp.TTL)
 		a.cfg.Observe.LeaseGranted(resp.TTL)
 	}
-	return "LeaseGrant", changeBytes
 }
 
 // revoke ends leases, each in a revision of its own.
-func (a *Actor) revoke(op *applymsg.LeaseRevoke, res *raftmsg.Result) (name string, bytes int) {
+func (a *Actor) revoke(op *applymsg.LeaseRevoke, res *raftmsg.Result) {
 	if op.Expired && op.Term != a.state.AppliedTerm {
 		res.Code = raftmsg.Code_LEADER_CHANGED
-		return "LeaseRevoke", 0
+		return
 	}
-	before := a.store.Sizes().Stored
 	for _, id := range op.Ids {
 		if op.Expired && !a.known(id, op.AsOf) {
 			continue
@@ -54,20 +52,18 @@ func (a *Actor) revoke(op *applymsg.LeaseRevoke, res *raftmsg.Result) (name stri
 			res.Code = codeOf(err)
 		}
 	}
-	return "LeaseRevoke", int(a.store.Sizes().Stored-before) + changeBytes*len(op.Ids)
 }
 
-func (a *Actor) checkpoint(op *applymsg.LeaseCheckpoint, res *raftmsg.Result) (name string, bytes int) {
+func (a *Actor) checkpoint(op *applymsg.LeaseCheckpoint, res *raftmsg.Result) {
 	if op.Term != a.state.AppliedTerm {
 		res.Code = raftmsg.Code_LEADER_CHANGED
-		return "LeaseCheckpoint", 0
+		return
 	}
 	for _, l := range op.Leases {
 		if a.known(l.Id, op.AsOf) && a.store.LeaseCheckpoint(l.Id, l.Ttl) {
 			a.leaseChanged(leasemsg.Kind_CHECKPOINTED, l.Id, l.Ttl)
 		}
 	}
-	return "LeaseCheckpoint", changeBytes * len(op.Leases)
 }
 
 // known tells whether a lease is the one that a leader knew as of a raft index:
