@@ -293,7 +293,7 @@ func (t *Table) written(l *lease, at int64) {
 
 // Resets returns leases whose checkpoint is to be taken back, at most max.
 func (t *Table) Resets(max int) (ids []int64) {
-	for _, l := range t.take(&t.toReset, max, func(l *lease) bool { return l.resetting }) {
+	for _, l := range t.take(&t.toReset, max, func(l *lease) bool { return l.resetAsked }) {
 		ids = append(ids, l.id)
 	}
 	return ids
@@ -303,7 +303,7 @@ func (t *Table) Resets(max int) (ids []int64) {
 // in seconds; 0 if it is gone. If that failed, the lease goes on as before.
 func (t *Table) ResetDone(now, id int64, ok bool) (ttl int64) {
 	l := t.leases[id]
-	if l == nil || !l.resetting {
+	if l == nil || !l.resetAsked { // it may be of an earlier lease of this id
 		return 0
 	}
 	l.resetting, l.resetAsked = false, false

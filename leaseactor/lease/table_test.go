@@ -2,6 +2,7 @@ package lease
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -187,6 +188,36 @@ func TestEndDuringReset(t *testing.T) {
 	}
 }
 
+// TestResetOfAnEarlierLease: the end of a reset that was asked for a lease that is
+// gone does not renew a new one of the same id, whose own checkpoint is under way.
+func TestResetOfAnEarlierLease(t *testing.T) {
+	table := NewTable(testConfig)
+	table.Begin(0, seq(Lease{ID: 1, TTL: 1000, Remaining: 500}))
+	if _, v := table.Renew(0, 1); v != Reset || len(table.Resets(10)) != 1 {
+		t.Fatal(v)
+	}
+	table.Remove(1)
+	table.Grant(0, 1, 1000)
+	table.Look(300 * second)
+	written := table.Checkpoints(300*second, 10)
+	if len(written) != 1 {
+		t.Fatal(written)
+	}
+	if _, v := table.Renew(301*second, 1); v != Reset {
+		t.Fatal(v)
+	}
+	if ttl := table.ResetDone(301*second, 1, true); ttl != 0 {
+		t.Fatalf("%d s promised, and the checkpoint comes later", ttl)
+	}
+	table.CheckpointDone(302*second, written, true)
+	if ids := table.Resets(10); len(ids) != 1 {
+		t.Fatal("the checkpoint is not taken back")
+	}
+	if ttl := table.ResetDone(303*second, 1, true); ttl != 1000 {
+		t.Fatal(ttl)
+	}
+}
+
 // TestLookIsBounded: many leases that end at once are found a part at a time, in
 // the order of their ends.
 func TestLookIsBounded(t *testing.T) {
@@ -307,10 +338,21 @@ func (m *model) step() {
 				}
 			}
 			m.queue, m.asked = nil, map[int64]bool{}
-			m.table.Begin(m.now, maps.Values(m.stored))
+			m.table.Begin(m.now, m.sorted())
 			for id := range m.ends {
 				_, left, _ := m.table.Left(m.now, id)
 				m.ends[id] = m.now + left - testConfig.Extend // its holders know nothing of the extension
+			}
+		}
+	}
+}
+
+// sorted yields what is replicated in the order of ids: a seed plays the same again.
+func (m *model) sorted() iter.Seq[Lease] {
+	return func(yield func(Lease) bool) {
+		for _, id := range slices.Sorted(maps.Keys(m.stored)) {
+			if !yield(m.stored[id]) {
+				return
 			}
 		}
 	}
