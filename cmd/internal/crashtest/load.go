@@ -299,7 +299,9 @@ func (c *client) compact() bool {
 	if c.cfg.CompactAll {
 		top = c.newest.Load()
 	}
-	floor := c.floor.Load()
+	// Nothing tells afterwards whether a compaction to revision 1 took effect: there
+	// is no earlier one to read.
+	floor := max(1, c.floor.Load())
 	if top <= floor {
 		return true
 	}
