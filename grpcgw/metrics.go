@@ -73,6 +73,7 @@ type Metrics struct {
 	scrubbedPacks, scrubbedBytes           prometheus.Counter
 	hash, hashRevision, defrag             observer
 	leases                                 leaseMetrics
+	watches                                watchMetrics
 }
 
 // observer is the part of a histogram that is fed.
@@ -86,6 +87,7 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.addStorage()
 	m.addHealth()
 	m.addLeases()
+	m.addWatches()
 	m.addConstants()
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),

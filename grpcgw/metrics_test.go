@@ -118,6 +118,9 @@ func TestMetricsOfStages(t *testing.T) {
 	m.ObserveApply("Put", true, time.Millisecond)
 	m.ObserveApply("Txn", false, time.Second)
 	m.ObserveRange(true, time.Millisecond)
+	m.SentEvents(4, 8*time.Millisecond)
+	m.SentControl(2 * time.Millisecond)
+	m.SentProgress(3 * time.Millisecond)
 	m.ObserveFsync(3 * time.Millisecond)
 	m.ObserveWALWrite(4096, time.Millisecond)
 	m.ObserveCommit(10 * time.Millisecond)
@@ -126,6 +129,10 @@ func TestMetricsOfStages(t *testing.T) {
 	m.ObserveReclaimStep(4 * time.Millisecond)
 	m.ObserveCompaction(time.Second, time.Unix(1700000000, 0))
 	wantLines(t, scrapeText(t, m),
+		"etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds_sum 0.008",
+		"etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds_sum 0.002",
+		"etcd_debugging_server_watch_send_loop_control_stream_duration_seconds_sum 0.002",
+		"etcd_debugging_server_watch_send_loop_progress_duration_seconds_sum 0.003",
 		"etcd_server_proposals_committed_total 3",
 		"etcd_server_proposals_applied_total 2",
 		"# TYPE etcd_server_proposals_failed_total counter",

@@ -29,6 +29,11 @@ type Observer interface {
 	CountStream(method string, stream grpc.ServerStream) grpc.ServerStream
 	// ObserveRange tells of one lookup in the keyspace.
 	ObserveRange(success bool, elapsed time.Duration)
+	// SentEvents, SentControl and SentProgress tell how long it took to send a
+	// response of a watch stream, or a part of one.
+	SentEvents(events int, elapsed time.Duration)
+	SentControl(elapsed time.Duration)
+	SentProgress(elapsed time.Duration)
 	// Received and Sent tell the size of a message in its encoding, in bytes.
 	Received(bytes int)
 	Sent(bytes int)
@@ -40,6 +45,9 @@ type blind struct{}
 func (blind) Started(string, string, string)               {}
 func (blind) Handled(string, string, error, time.Duration) {}
 func (blind) ObserveRange(bool, time.Duration)             {}
+func (blind) SentEvents(int, time.Duration)                {}
+func (blind) SentControl(time.Duration)                    {}
+func (blind) SentProgress(time.Duration)                   {}
 func (blind) Received(int)                                 {}
 func (blind) Sent(int)                                     {}
 

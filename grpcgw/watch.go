@@ -43,7 +43,7 @@ const lingers = time.Second
 func (w *watchService) serve(ss grpc.ServerStream) error {
 	ctx := ss.Context()
 	cfg := watchactor.StreamConfig{
-		Send:        func(r *watch.Response) error { return ss.SendMsg(&watchAnswer{w.header(r.Revision), r}) },
+		Send:        func(r *watch.Response) error { return w.send(ss, r) },
 		SplitBytes:  w.cfg.MaxRequestBytes + grpcOverheadBytes,
 		HeaderBytes: func(revision int64) int { h := w.header(revision); return 1 + protowire.SizeBytes(h.size()) },
 		Progress:    w.cfg.WatchProgress,
@@ -64,6 +64,21 @@ func (w *watchService) serve(ss grpc.ServerStream) error {
 	select {
 	case <-st.Done():
 	case <-time.After(lingers):
+	}
+	return err
+}
+
+// send sends a response, or a part of one.
+func (w *watchService) send(ss grpc.ServerStream, r *watch.Response) error {
+	began := time.Now()
+	err := ss.SendMsg(&watchAnswer{w.header(r.Revision), r})
+	switch elapsed := time.Since(began); {
+	case len(r.Events) > 0:
+		w.cfg.Observer.SentEvents(len(r.Events), elapsed)
+	case r.Created, r.Canceled:
+		w.cfg.Observer.SentControl(elapsed)
+	default:
+		w.cfg.Observer.SentProgress(elapsed)
 	}
 	return err
 }

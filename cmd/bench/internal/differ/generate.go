@@ -228,7 +228,7 @@ var mix = []weighted{
 	{6, one(Defragment, func(*Generator) proto.Message { return &pb.DefragmentRequest{} })},
 	{120, one(Alarm, func(g *Generator) proto.Message { return g.idleAlarm() })},
 	{36, (*Generator).raiseAlarm},
-	{15, (*Generator).oversized},
+	{25, (*Generator).oversized},
 	{2, (*Generator).nearLimit},
 	{700, (*Generator).lease},
 	{700, (*Generator).watch},
@@ -310,9 +310,9 @@ func (g *Generator) narrowSpan() (key, end []byte) {
 		return []byte(k), nil
 	case n < 90:
 		return []byte(k), []byte(k + "\xff")
-	case n < 94:
+	case n < 92:
 		return []byte(k), []byte(prefixEnd(k))
-	case n < 95:
+	case n < 93:
 		return []byte(k), []byte(k)
 	default:
 		return g.span()
@@ -400,6 +400,12 @@ func (g *Generator) streamRequest() *pb.RangeRequest {
 	if g.chance(75) {
 		r.MinModRevision, r.MaxModRevision, r.MinCreateRevision, r.MaxCreateRevision = 0, 0, 0, 0
 		r.SortOrder, r.SortTarget = pb.RangeRequest_SortOrder(g.rng.IntN(2)), pb.RangeRequest_KEY
+	}
+	if g.rare(10) {
+		r.SortOrder = pb.RangeRequest_SortOrder(g.unknownEnum())
+	}
+	if g.rare(10) {
+		r.SortTarget = pb.RangeRequest_SortTarget(g.unknownEnum())
 	}
 	if r.SortOrder == pb.RangeRequest_NONE && r.SortTarget != pb.RangeRequest_KEY {
 		const firstChunk = 10
@@ -544,6 +550,13 @@ func (g *Generator) raiseAlarm() []Call {
 	calls := append(g.syncs(), Call{Method: Alarm, Request: &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: g.member(), Alarm: alarm}})
 	for _, kind := range []pb.AlarmType{pb.AlarmType_NONE, alarm} {
 		calls = append(calls, Call{Method: Alarm, Request: &pb.AlarmRequest{Action: pb.AlarmRequest_GET, Alarm: kind}})
+	}
+	// Under an alarm for a few steps only, these would hardly ever be drawn.
+	if alarm == pb.AlarmType_CORRUPT {
+		calls = append(calls, Call{Method: Compact, Request: &pb.CompactionRequest{Revision: g.world.revision}},
+			Call{Method: LeaseRevoke, Request: &pb.LeaseRevokeRequest{ID: g.leaseID()}})
+	} else {
+		calls = append(calls, g.sync(g.rng.IntN(watchStreams)))
 	}
 	return append(calls, Call{Method: Status, Request: &pb.StatusRequest{}})
 }
