@@ -337,7 +337,7 @@ func (m *Metrics) CountOperations(puts, deletes, ranges, txns int, putBytes int6
 
 // ObserveCompactStep records one step of a compaction of the index, and how many
 // versions it removed.
-func (m *Metrics) ObserveCompactStep(versions int, elapsed time.Duration) {
+func (m *Metrics) ObserveCompactStep(versions int64, elapsed time.Duration) {
 	m.compactedKeys.Add(float64(versions))
 	m.compactStep.Observe(millis(elapsed))
 }

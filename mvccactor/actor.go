@@ -88,6 +88,12 @@ type Observer interface {
 	Executed(op string, ok bool, bytes int, took time.Duration)
 	// Applied tells of a batch of requests that became visible.
 	Applied(requests int)
+	// CompactStep tells of a part of a compaction: how many versions it left behind,
+	// and for how long it held up everything else.
+	CompactStep(versions int64, took time.Duration)
+	// Reclaimed tells for how long dropping what is dead in a pack held up everything
+	// else.
+	Reclaimed(took time.Duration)
 	// Compacted tells how long it took to cut what a compaction left behind.
 	Compacted(took time.Duration)
 	// LeaseGranted tells of a lease that was granted, for so many seconds.
@@ -420,8 +426,11 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 		}
 		return
 	}
-	rev := a.store.CompactRevision()
+	rev, before, start := a.store.CompactRevision(), a.store.Dropped(), actors.Now()
 	cut, done := a.store.CompactStep(compactStep)
+	if cut {
+		a.cfg.Observe.CompactStep(a.store.Dropped()-before, time.Duration(actors.Now()-start))
+	}
 	a.cleaned = a.cleaned || cut
 	switch {
 	case done:
@@ -439,9 +448,11 @@ func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
 	if m.Epoch != a.cfg.Epoch {
 		return
 	}
+	start := actors.Now()
 	if err := a.store.Reclaim(mvcc.Revision{Main: m.Id.Main, Sub: m.Id.Sub}, m.Value); err != nil {
 		panic(err)
 	}
+	a.cfg.Observe.Reclaimed(time.Duration(actors.Now() - start))
 	a.dirty, a.cleaned = true, true
 	a.unpersisted += len(m.Value) // at most what is kept of it
 }

@@ -409,6 +409,9 @@ func TestCompactionInSteps(t *testing.T) {
 		if r.cuts != 1 || !r.Store.CompactDone() {
 			t.Fatalf("told %d times of the compaction", r.cuts)
 		}
+		if want := int64(keys / 100 * 100); r.dropped != want {
+			t.Errorf("told of %d versions left behind, not %d", r.dropped, want)
+		}
 		if err := r.compacted.Await(context.Background(), rev-1); err != nil {
 			t.Fatal(err)
 		}
@@ -515,6 +518,9 @@ func TestReclaimOnIdle(t *testing.T) {
 					t.Fatal(err)
 				}
 				r.flush()
+				if r.reclaims == 0 {
+					t.Error("told of no pack")
+				}
 				s := r.pub.View().Sizes
 				if s.Stored > s.Live+8<<10 { // the tail is left
 					t.Fatalf("%+v left, %+v before", s, before)

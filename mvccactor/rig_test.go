@@ -111,6 +111,8 @@ type rig struct {
 	fatal     []error
 	hashes    int
 	cuts      int // compactions told of
+	dropped   int64
+	reclaims  int
 	executed  []string
 }
 
@@ -190,6 +192,20 @@ func (r *rig) Executed(op string, ok bool, _ int, _ time.Duration) {
 
 // Applied implements Observer.
 func (r *rig) Applied(int) {}
+
+// CompactStep implements Observer.
+func (r *rig) CompactStep(versions int64, _ time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dropped += versions
+}
+
+// Reclaimed implements Observer.
+func (r *rig) Reclaimed(time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reclaims++
+}
 
 // Compacted implements Observer.
 func (r *rig) Compacted(time.Duration) {

@@ -49,6 +49,9 @@ func (s *Store) CompactStep(budget int) (cut, done bool) {
 	return cut, s.CompactDone()
 }
 
+// Dropped returns how many versions compactions left behind since the start.
+func (s *Store) Dropped() int64 { return s.dropped }
+
 // cut counts as dead the versions of an entry that no read at or above floor
 // needs. They stay in the chain, where no such read comes by them, until their
 // records are reclaimed.
@@ -81,6 +84,7 @@ func (s *Store) markDead(v *version) {
 		return
 	}
 	v.bits |= deadFlag
+	s.dropped++
 	size := rowBytes + v.size()
 	v.pack.deadBytes.Add(size)
 	s.liveBytes -= size

@@ -56,6 +56,7 @@ type Store struct {
 	filled int // packs in the list that are sealed and were durable once
 
 	liveBytes, storedBytes int64
+	dropped                int64 // versions counted as dead since the start
 	appended               int64 // bytes of all records and rows ever appended
 
 	encoded []byte // scratch for one record

@@ -362,4 +362,10 @@ func (o observer) LeaseGranted(ttl int64) { o.n.metrics.LeaseGranted(ttl) }
 
 func (o observer) LeaseRevoked() { o.n.metrics.LeaseRevoked() }
 
+func (o observer) CompactStep(versions int64, took time.Duration) {
+	o.n.metrics.ObserveCompactStep(versions, took)
+}
+
+func (o observer) Reclaimed(took time.Duration) { o.n.metrics.ObserveReclaimStep(took) }
+
 func (o observer) Compacted(took time.Duration) { o.n.metrics.ObserveCompaction(took, time.Now()) }
