@@ -459,6 +459,31 @@ func TestCompactionWaitsForItsHash(t *testing.T) {
 	})
 }
 
+// TestCompactionOfNothingWaitsForItsHash: a compaction that has nothing to forget
+// is through once its hash can be asked for, and not before.
+func TestCompactionOfNothingWaitsForItsHash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
+		r.do(put("a", "1"))
+		r.do(put("b", "1"))
+		r.do(compaction(3))
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := r.compacted.Await(ctx, 3); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("through before its hash was taken: %v", err)
+		}
+		if took, err := r.pub.TakeHashes(unpaced); !took || err != nil {
+			t.Fatal(took, err)
+		}
+		if err := Continue(r.mvcc.Mailbox, r.epoch); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.compacted.Await(context.Background(), 3); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestReplayTakesNoHashes: compactions that are replayed are none to hash.
 func TestReplayTakesNoHashes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -22,14 +22,14 @@ func (s *Store) Compact(rev int64) error {
 }
 
 // CompactDone tells whether CompactStep has nothing left to do at the compact
-// revision.
+// revision, and no hash that a compaction asked for is still to be taken.
 func (s *Store) CompactDone() bool {
-	return !s.superseded.due(s.compactRevision) && !s.tombstones.due(s.compactRevision-1)
+	return !s.published.hashes.waiting() && !s.superseded.due(s.compactRevision) && !s.tombstones.due(s.compactRevision-1)
 }
 
 // CompactStep counts as dead what the compaction leaves behind in the chains of at
 // most budget entries. It reports whether it came by any, and whether none are
-// left; neither is true when a pin holds them. The compact revision must have been
+// left; neither is true when a pin, or a hash that is to be taken, holds them. The compact revision must have been
 // published.
 func (s *Store) CompactStep(budget int) (cut, done bool) {
 	floor := s.published.raiseFloor(s.compactRevision)

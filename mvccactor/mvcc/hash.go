@@ -205,6 +205,12 @@ func (h *hashes) keep(k HashKV) {
 	}
 }
 
+// waiting tells whether there is a hash to be taken.
+func (h *hashes) waiting() bool {
+	_, ok := h.next()
+	return ok
+}
+
 func (h *hashes) next() (hashJob, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -236,8 +242,8 @@ func (s *Store) ScheduleHash(previous int64) bool {
 }
 
 // TakeHashes takes the hashes that compactions asked for. It calls pause after
-// each pack, and ends early if that returns an error. It reports whether it took
-// any.
+// each pack, and ends early if that returns an error. It reports whether any is not
+// waited for any more.
 func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 	for {
 		job, ok := p.hashes.next()
@@ -258,10 +264,10 @@ func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 		}
 		p.hashes.done()
 		job.pin.Release()
+		took = true
 		if err != nil {
 			return took, err // that hash is never to be had
 		}
-		took = true
 	}
 }
 
