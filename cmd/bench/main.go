@@ -27,7 +27,7 @@ var commands = []command{
 	{"build", "build the programs that the others use into bin/", runBuild},
 	{"diff", "find differences in behaviour between two servers", runDiff},
 	{"bench", "measure servers in turn under etcd's own load generator", runBench},
-	{"echo", "serve the KV API with constant replies, as the physical limit", runEcho},
+	{"echo", "serve constant replies, as the physical limit", runEcho},
 	{"overload", "check what happens when more clients come than the queues take", runOverload},
 	{"compaction", "measure a large compaction under load", runCompaction},
 }

@@ -1,6 +1,7 @@
-// Package echo is the KV service with nothing behind it: every call gets the
-// same reply. What it costs is what gRPC alone costs, the physical limit for
-// any server that speaks this API with this library.
+// Package echo is the KV service and half of the Lease service with nothing
+// behind them: every call gets the same reply. What it costs is what gRPC
+// alone costs, the physical limit for any server that speaks this API with
+// this library.
 package echo
 
 import (
@@ -22,17 +23,24 @@ import (
 const (
 	// keyBytes and valueBytes are the sizes that the benchmark loads use.
 	keyBytes, valueBytes = 32, 256
+	// leaseID is the one lease, and leaseTTL the seconds that it lives; the
+	// benchmark load asks for as many.
+	leaseID, leaseTTL = 0x694d81417acd4a01, 100
 	// receiveMax, etcd's default: a request of 1.5 MiB and 512 KiB around it.
 	receiveMax = 2 << 20
 	// pingMin is how often etcd lets a client ping by default.
 	pingMin = 5 * time.Second
 )
 
-// server answers Put and Range; everything else is Unimplemented.
+// server answers Put, Range, LeaseGrant and LeaseKeepAlive; everything else is
+// Unimplemented.
 type server struct {
 	pb.UnimplementedKVServer
-	put pb.PutResponse
-	get pb.RangeResponse
+	pb.UnimplementedLeaseServer
+	put   pb.PutResponse
+	get   pb.RangeResponse
+	grant pb.LeaseGrantResponse
+	alive pb.LeaseKeepAliveResponse
 }
 
 func newServer() *server {
@@ -41,7 +49,12 @@ func newServer() *server {
 		Key: make([]byte, keyBytes), Value: make([]byte, valueBytes),
 		CreateRevision: 1_000_000, ModRevision: 1_000_000, Version: 1,
 	}
-	return &server{put: pb.PutResponse{Header: header}, get: pb.RangeResponse{Header: header, Kvs: []*mvccpb.KeyValue{kv}, Count: 1}}
+	return &server{
+		put:   pb.PutResponse{Header: header},
+		get:   pb.RangeResponse{Header: header, Kvs: []*mvccpb.KeyValue{kv}, Count: 1},
+		grant: pb.LeaseGrantResponse{Header: header, ID: leaseID, TTL: leaseTTL},
+		alive: pb.LeaseKeepAliveResponse{Header: header, ID: leaseID, TTL: leaseTTL},
+	}
 }
 
 // Put answers with a constant.
@@ -50,6 +63,27 @@ func (s *server) Put(context.Context, *pb.PutRequest) (*pb.PutResponse, error) {
 // Range answers with a constant: one key and its value.
 func (s *server) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
 	return &s.get, nil
+}
+
+// LeaseGrant answers with a constant: the one lease, whatever was asked for.
+func (s *server) LeaseGrant(context.Context, *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	return &s.grant, nil
+}
+
+// LeaseKeepAlive answers each request with a constant: the one lease with its
+// whole life before it.
+func (s *server) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	for {
+		if _, err := stream.Recv(); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		if err := stream.Send(&s.alive); err != nil {
+			return err
+		}
+	}
 }
 
 // Serve listens on the URL and serves until the context ends. It writes the
@@ -70,7 +104,9 @@ func Serve(ctx context.Context, listenURL string, log io.Writer) error {
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingMin}),
 	)
-	pb.RegisterKVServer(g, newServer())
+	s := newServer()
+	pb.RegisterKVServer(g, s)
+	pb.RegisterLeaseServer(g, s)
 	stopped := context.AfterFunc(ctx, g.Stop)
 	defer stopped()
 	if _, err := fmt.Fprintln(log, "ready to serve client requests"); err != nil {

@@ -44,6 +44,29 @@ func TestEcho(t *testing.T) {
 	if r, err := kv.Range(callCtx, &pb.RangeRequest{Key: []byte("k")}); err != nil || len(r.Kvs) != 1 || len(r.Kvs[0].Value) != valueBytes {
 		t.Errorf("range: %v, %v", r, err)
 	}
+	lease := pb.NewLeaseClient(conn)
+	granted, err := lease.LeaseGrant(callCtx, &pb.LeaseGrantRequest{TTL: leaseTTL})
+	if err != nil || granted.ID == 0 || granted.TTL != leaseTTL {
+		t.Fatalf("grant: %v, %v", granted, err)
+	}
+	stream, err := lease.LeaseKeepAlive(callCtx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: granted.ID}); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := stream.Recv(); err != nil || r.ID != granted.ID || r.TTL != leaseTTL {
+			t.Errorf("keep-alive: %v, %v", r, err)
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Error(err)
+	}
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("end of the stream: %v", err)
+	}
 	if err := conn.Close(); err != nil {
 		t.Error(err)
 	}
