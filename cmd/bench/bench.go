@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/host"
+	"github.com/troupe-db/troupe/cmd/bench/internal/loadtool"
 	"github.com/troupe-db/troupe/cmd/bench/internal/pairs"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
@@ -18,17 +20,27 @@ import (
 func runBench(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	var (
-		rounds  = flags.Int("pairs", 5, "how often each server has its turn")
-		loads   = flags.String("load", "put,get", "loads, in this order")
-		clients = flags.Int("clients", 1000, "concurrent clients")
-		conns   = flags.Int("conns", 100, "connections")
-		total   = flags.Int("total", 200_000, "requests a load")
-		servers = flags.String("servers", "etcd,troupe,echo", "servers; the first is what the others are compared with")
-		dir     = flags.String("dir", "", "folder for the data folders (default: the system's temporary folder)")
-		profile = flags.Bool("profile", false, "one more turn of troupe with a CPU profile of each load (the load should last 15 s)")
-		name    = flags.String("name", "single-member", "name of the result file; nothing is written if empty")
+		rounds   = flags.Int("pairs", 5, "how often each server has its turn")
+		loads    = flags.String("load", "put,get", "loads, in this order, of "+strings.Join(pairs.LoadNames(), ", "))
+		clients  = flags.Int("clients", 0, "concurrent clients; 0 for what fits the load")
+		conns    = flags.Int("conns", 0, "connections; 0 for what fits the load")
+		total    = flags.Int("total", 0, "requests a load, of the watch loads puts; 0 for what fits the load")
+		streams  = flags.Int("streams", 0, "streams of the watch loads; 0 for what fits the load")
+		watchers = flags.Int("watchers", 0, "watchers on each of these streams; 0 for what fits the load")
+		putRate  = flags.Int("put-rate", 0, "puts a second of the watch loads; 0 for what fits the load")
+		servers  = flags.String("servers", "etcd,troupe,echo", "servers; the first is what the others are compared with")
+		dir      = flags.String("dir", "", "folder for the data folders (default: the system's temporary folder)")
+		profile  = flags.Bool("profile", false, "one more turn of troupe with a CPU profile of each load (the load should last 15 s)")
+		name     = flags.String("name", "single-member", "name of the result file; nothing is written if empty")
 	)
 	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	chosen, err := chooseLoads(*loads, pairs.Load{
+		Clients: *clients, Conns: *conns, Total: *total,
+		Watchers: loadtool.Watchers{Streams: *streams, PerStream: *watchers, PutRate: *putRate},
+	})
+	if err != nil {
 		return err
 	}
 	paths, err := build(ctx, tools.Benchmark)
@@ -43,16 +55,13 @@ func runBench(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	cfg := pairs.Config{
-		Contestants: contestants, Rounds: *rounds, Loads: strings.Split(*loads, ","), Benchmark: paths[tools.Benchmark],
-		Clients: *clients, Conns: *conns, Total: *total, Dir: *dir, Progress: os.Stdout,
-	}
+	cfg := pairs.Config{Contestants: contestants, Rounds: *rounds, Loads: chosen, Benchmark: paths[tools.Benchmark], Dir: *dir, Progress: os.Stdout}
 	results, err := pairs.Run(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	text := fmt.Sprintf("# Benchmark: %s\n\n%s\n%d clients, %d connections, %d requests a load, %d rounds; median (least–greatest).\n\n%s",
-		*name, facts.Markdown("go run . bench "+strings.Join(args, " ")), *clients, *conns, *total, *rounds, pairs.Markdown(cfg, results))
+	text := fmt.Sprintf("# Benchmark: %s\n\n%s\n%d rounds; median (least–greatest).\n\n%s",
+		*name, facts.Markdown("go run . bench "+strings.Join(args, " ")), *rounds, pairs.Markdown(cfg, results))
 	if *profile {
 		top, err := profiles(ctx, cfg)
 		if err != nil {
@@ -64,6 +73,27 @@ func runBench(ctx context.Context, args []string) error {
 	return save(*name, facts.Date, text)
 }
 
+// chooseLoads resolves the names of loads. Sizes that are not 0 replace what
+// fits each load.
+func chooseLoads(names string, sizes pairs.Load) ([]pairs.Load, error) {
+	var list []pairs.Load
+	for _, name := range strings.Split(names, ",") {
+		l, err := pairs.DefaultLoad(name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, pairs.Load{
+			Name: name, Clients: cmp.Or(sizes.Clients, l.Clients), Conns: cmp.Or(sizes.Conns, l.Conns), Total: cmp.Or(sizes.Total, l.Total),
+			Watchers: loadtool.Watchers{
+				Streams:   cmp.Or(sizes.Watchers.Streams, l.Watchers.Streams),
+				PerStream: cmp.Or(sizes.Watchers.PerStream, l.Watchers.PerStream),
+				PutRate:   cmp.Or(sizes.Watchers.PutRate, l.Watchers.PutRate),
+			},
+		})
+	}
+	return list, nil
+}
+
 // contestants resolves the names of servers.
 func contestants(ctx context.Context, names string) ([]pairs.Contestant, error) {
 	var list []pairs.Contestant
@@ -72,6 +102,7 @@ func contestants(ctx context.Context, names string) ([]pairs.Contestant, error) 
 		var err error
 		if name == "echo" {
 			c.Command = []string{"echo"}
+			c.Lacks = []string{pairs.WatchLoad, pairs.WatchLatencyLoad}
 			c.Binary, err = os.Executable()
 		} else {
 			c.Binary, err = resolve(ctx, name)
@@ -104,11 +135,11 @@ func profiles(ctx context.Context, cfg pairs.Config) (_ string, err error) {
 	var b strings.Builder
 	for _, load := range cfg.Loads {
 		for _, order := range []string{"-flat", "-cum"} {
-			top, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=40", order, file(load)).Output()
+			top, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=40", order, file(load.Name)).Output()
 			if err != nil {
-				return "", fmt.Errorf("bench: read the profile of %s: %w", load, err)
+				return "", fmt.Errorf("bench: read the profile of %s: %w", load.Name, err)
 			}
-			fmt.Fprintf(&b, "## Profile of troupe under %s (%s)\n\n```\n%s```\n\n", load, order[1:], withoutBuild(string(top)))
+			fmt.Fprintf(&b, "## Profile of troupe under %s (%s)\n\n```\n%s```\n\n", load.Name, order[1:], withoutBuild(string(top)))
 		}
 	}
 	return b.String(), nil

@@ -16,68 +16,155 @@ import (
 // ErrReport means that the report was incomplete or told of failed requests.
 var ErrReport = errors.New("loadtool: bad report")
 
-// Load is one kind of load.
+// Command is a kind of load: a command of the load generator.
+type Command struct {
+	args     []string
+	total    string   // the flag that says how many requests
+	headings []string // of the reports that it prints, in this order
+}
+
+// Put writes sequential keys of 32 bytes, wrapping after keySpace, with values
+// of 256. Its one report is that of the puts.
+func Put(keySpace int) Command {
+	return single("put", "--key-size", "32", "--val-size", "256", "--sequential-keys", "--key-space-size", strconv.Itoa(keySpace))
+}
+
+// Get reads one key linearizably. Its one report is that of the gets.
+func Get(key string) Command { return single("range", key, "--consistency", "l") }
+
+// LeaseKeepAlive grants each client a lease and renews it, each time on a
+// stream of its own. Its one report is that of the renewals.
+func LeaseKeepAlive() Command { return single("lease-keepalive") }
+
+// single is a command with a single report, which has no heading.
+func single(args ...string) Command {
+	return Command{args: args, total: "--total", headings: []string{""}}
+}
+
+// Watchers says how many watchers there are, and how fast their key is put.
+type Watchers struct {
+	Streams   int
+	PerStream int
+	PutRate   int // puts a second; 0 is as fast as they are answered
+}
+
+// Watch has all watchers on one key, which all clients put. Its reports are
+// that of the watchers' creation and that of the events; the latencies of the
+// latter say only how long the load generator took to count them.
+func Watch(w Watchers) Command {
+	return Command{
+		args: []string{
+			"watch", "--streams", strconv.Itoa(w.Streams), "--watch-per-stream", strconv.Itoa(w.PerStream),
+			"--put-rate", strconv.Itoa(w.PutRate),
+		},
+		total:    "--put-total",
+		headings: []string{"Watch creation summary:", "Watch events received summary:"},
+	}
+}
+
+// WatchLatency has all watchers on one key, which one client puts; a second's
+// worth of the puts comes at once, at the start. Its reports are that of the
+// puts and that of the events, whose latencies count from the moment that the
+// put was answered, and are 0 if the event was there before.
+func WatchLatency(w Watchers) Command {
+	return Command{
+		args: []string{
+			"watch-latency", "--streams", strconv.Itoa(w.Streams), "--watchers-per-stream", strconv.Itoa(w.PerStream),
+			"--put-rate", strconv.Itoa(w.PutRate),
+		},
+		total:    "--put-total",
+		headings: []string{"Put summary:", "Watch events summary:"},
+	}
+}
+
+// Load is a command and how much of it.
 type Load struct {
 	Binary   string // the load generator
 	Endpoint string
 	Clients  int // concurrent clients, each with one request at a time
 	Conns    int // connections that they share
-	Total    int // requests
-	Command  []string
+	Total    int // requests; of the watch commands, puts
+	Command  Command
 }
-
-// Put writes Total sequential keys of 32 bytes, wrapping after keySpace, with
-// values of 256.
-func Put(keySpace int) []string {
-	return []string{"put", "--key-size", "32", "--val-size", "256", "--sequential-keys", "--key-space-size", strconv.Itoa(keySpace)}
-}
-
-// Get reads one key linearizably.
-func Get(key string) []string { return []string{"range", key, "--consistency", "l"} }
 
 // Report is what the load generator measured.
 type Report struct {
+	Count     int // answers or events
 	PerSecond float64
 	P50, P99  time.Duration
 }
 
-// Run offers the load and waits until it is through.
-func (l Load) Run(ctx context.Context) (Report, error) {
+// Run offers the load, waits until it is through, and returns the command's
+// reports in their order.
+func (l Load) Run(ctx context.Context) ([]Report, error) {
 	args := []string{"--precise", "--endpoints", l.Endpoint, "--clients", strconv.Itoa(l.Clients), "--conns", strconv.Itoa(l.Conns)}
-	args = append(args, l.Command...)
-	args = append(args, "--total", strconv.Itoa(l.Total))
+	args = append(args, l.Command.args...)
+	args = append(args, l.Command.total, strconv.Itoa(l.Total))
 	cmd := exec.CommandContext(ctx, l.Binary, args...)
 	var out, progress bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &progress
 	if err := cmd.Run(); err != nil {
-		return Report{}, fmt.Errorf("loadtool: %s: %w\n%s", strings.Join(l.Command, " "), err, tail(progress.String()))
+		return nil, fmt.Errorf("loadtool: %s: %w\n%s", strings.Join(l.Command.args, " "), err, tail(progress.String()))
 	}
-	return parse(out.String())
+	return parseAll(out.String(), l.Command.headings)
 }
 
-// parse reads the report's text.
+// parseAll reads a report from below each heading.
+func parseAll(text string, headings []string) ([]Report, error) {
+	var reports []Report
+	for i, heading := range headings {
+		_, section, found := strings.Cut(text, heading)
+		if !found {
+			return nil, fmt.Errorf("%w: no %q\n%s", ErrReport, heading, tail(text))
+		}
+		if i+1 < len(headings) {
+			section, _, _ = strings.Cut(section, headings[i+1])
+		}
+		r, err := parse(section)
+		if err != nil {
+			return nil, err
+		}
+		reports = append(reports, r)
+	}
+	return reports, nil
+}
+
+// parse reads one report's text.
 func parse(text string) (Report, error) {
 	var r Report
-	var err error
-	fields := map[string]func(string){
-		"Requests/sec:": func(v string) { r.PerSecond, err = strconv.ParseFloat(v, 64) },
-		"50% in":        func(v string) { r.P50, err = seconds(v) },
-		"99% in":        func(v string) { r.P99, err = seconds(v) },
-	}
+	var errs []error
+	percentiles := 0
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		if line == "Error distribution:" {
 			_, failed, _ := strings.Cut(text, line)
 			return Report{}, fmt.Errorf("%w: requests failed:%s", ErrReport, tail(failed))
 		}
-		for name, read := range fields {
-			if value, found := strings.CutPrefix(line, name); found && err == nil {
-				read(strings.TrimSpace(value))
+		var err error
+		if value, found := strings.CutPrefix(line, "Requests/sec:"); found {
+			r.PerSecond, err = strconv.ParseFloat(strings.TrimSpace(value), 64)
+		} else if percent, value, found := strings.Cut(line, "% in "); found {
+			percentiles++
+			switch percent {
+			case "50":
+				r.P50, err = seconds(value)
+			case "99":
+				r.P99, err = seconds(value)
 			}
+		} else if bar, _, found := strings.Cut(line, "]\t|"); found {
+			var n int
+			n, err = strconv.Atoi(bar[strings.LastIndexByte(bar, '[')+1:])
+			r.Count += n
 		}
+		errs = append(errs, err)
 	}
-	if err != nil || r.PerSecond == 0 || r.P50 == 0 || r.P99 == 0 {
-		return Report{}, fmt.Errorf("%w: %w\n%s", ErrReport, errors.Join(err, errors.New("a figure is missing")), tail(text))
+	// The load generator leaves out a percentile that is 0, so that one may be
+	// missing, but not above another that is there, and not all.
+	if r.PerSecond == 0 || r.Count == 0 || percentiles == 0 || r.P99 < r.P50 {
+		errs = append(errs, errors.New("a figure is missing"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return Report{}, fmt.Errorf("%w: %w\n%s", ErrReport, err, tail(text))
 	}
 	return r, nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -25,45 +26,33 @@ type Contestant struct {
 	Binary  string
 	Command []string // arguments before the flags
 	Args    []string // flags; none for a server's defaults
+	Lacks   []string // names of the loads that it cannot serve, and is spared
 }
 
 // Config says what to measure.
 type Config struct {
 	Contestants []Contestant // the first is what the others are compared with
 	Rounds      int
-	Loads       []string // of LoadNames, in this order, each on what the one before left
-	Benchmark   string   // the load generator's binary
-	Clients     int
-	Conns       int
-	Total       int // requests a load
+	Loads       []Load // in this order, each on what the one before left
+	Benchmark   string // the load generator's binary
 	Dir         string
 	Progress    io.Writer
 }
 
-// The loads that can be measured.
 const (
-	PutLoad = "put"
-	GetLoad = "get"
-)
-
-const (
-	// keySpace is the number of distinct keys that the put load writes.
-	keySpace = 1_000_000
-	// probeKey is what the get load reads.
-	probeKey = "bench-probe-key-of-32-bytes-....x"
-	// probeValueBytes is the size of its value.
+	// probeValueBytes is the size of the value that the get load reads.
 	probeValueBytes = 256
 	// probeTimeout bounds the one put that prepares the get load.
 	probeTimeout = 10 * time.Second
 )
 
 func (c Config) validate() error {
-	if len(c.Contestants) == 0 || c.Rounds < 1 || c.Clients < 1 || c.Conns < 1 || c.Total < 1 || c.Benchmark == "" {
-		return errors.New("pairs: contestants, rounds, clients, connections, a total and the load generator are needed")
+	if len(c.Contestants) == 0 || c.Rounds < 1 || c.Benchmark == "" {
+		return errors.New("pairs: contestants, rounds and the load generator are needed")
 	}
 	for _, l := range c.Loads {
-		if l != PutLoad && l != GetLoad {
-			return fmt.Errorf("pairs: unknown load %q", l)
+		if err := l.validate(); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -71,10 +60,10 @@ func (c Config) validate() error {
 
 // Sample is one server under one load, once.
 type Sample struct {
-	PerSecond     float64
-	P50, P99      time.Duration
-	CPUPerRequest time.Duration // of the server, user and system
-	RSS, PeakRSS  int64         // bytes, after the load
+	loadtool.Report                 // of the requests or the events
+	Puts            loadtool.Report // what led to the events; of the watch latency only
+	CPU             time.Duration   // of the server, user and system, for each request or event
+	RSS, PeakRSS    int64           // bytes, after the load
 }
 
 // Results holds the samples by load and contestant, in order of the rounds.
@@ -87,7 +76,7 @@ func Run(ctx context.Context, cfg Config) (Results, error) {
 	}
 	results := make(Results)
 	for _, load := range cfg.Loads {
-		results[load] = make(map[string][]Sample)
+		results[load.Name] = make(map[string][]Sample)
 	}
 	for round := range cfg.Rounds {
 		for _, who := range cfg.Contestants {
@@ -95,10 +84,14 @@ func Run(ctx context.Context, cfg Config) (Results, error) {
 			if err != nil {
 				return nil, fmt.Errorf("pairs: round %d: %s: %w", round+1, who.Name, err)
 			}
-			for i, load := range cfg.Loads {
-				results[load][who.Name] = append(results[load][who.Name], samples[i])
-				if err := logSample(cfg.Progress, round, who.Name, load, samples[i]); err != nil {
-					return nil, err
+			for _, load := range cfg.Loads {
+				s, served := samples[load.Name]
+				if !served {
+					continue
+				}
+				results[load.Name][who.Name] = append(results[load.Name][who.Name], s)
+				if _, err := fmt.Fprintf(cfg.Progress, "round %d  %-6s %s\n", round+1, who.Name, progressLine(load, s)); err != nil {
+					return nil, fmt.Errorf("pairs: %w", err)
 				}
 			}
 		}
@@ -106,34 +99,39 @@ func Run(ctx context.Context, cfg Config) (Results, error) {
 	return results, nil
 }
 
-// turn runs one server through all loads. during, if set, is called with the
-// endpoint while each load runs.
-func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx context.Context, load, endpoint string) error) (samples []Sample, err error) {
+// turn runs one server through all loads that it can serve. during, if set, is
+// called with the endpoint while each load runs.
+func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx context.Context, load, endpoint string) error) (samples map[string]Sample, err error) {
+	loads := slices.DeleteFunc(slices.Clone(cfg.Loads), func(l Load) bool { return slices.Contains(who.Lacks, l.Name) })
+	if len(loads) == 0 {
+		return nil, nil
+	}
 	server, err := proc.Start(ctx, proc.Config{Binary: who.Binary, Command: who.Command, Args: who.Args, Name: who.Name, Dir: cfg.Dir})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, server.Close()) }()
-	for _, load := range cfg.Loads {
+	samples = make(map[string]Sample)
+	for _, load := range loads {
 		observed := make(chan error, 1)
 		if during == nil {
 			observed <- nil
 		} else {
-			go func() { observed <- during(ctx, load, server.Endpoint()) }()
+			go func() { observed <- during(ctx, load.Name, server.Endpoint()) }()
 		}
-		s, err := measure(ctx, cfg, server, load)
+		s, err := measure(ctx, cfg.Benchmark, server, load)
 		if err = errors.Join(err, <-observed); err != nil {
-			return nil, fmt.Errorf("%s: %w", load, err)
+			return nil, fmt.Errorf("%s: %w", load.Name, err)
 		}
-		samples = append(samples, s)
+		samples[load.Name] = s
 	}
 	return samples, nil
 }
 
-func measure(ctx context.Context, cfg Config, server *proc.Server, load string) (Sample, error) {
-	command := loadtool.Put(keySpace)
-	if load == GetLoad {
-		command = loadtool.Get(probeKey)
+// measure runs one load. What the server spends counts from before the load
+// generator connects until it has gone.
+func measure(ctx context.Context, benchmark string, server *proc.Server, load Load) (Sample, error) {
+	if load.Name == GetLoad {
 		if err := putProbe(ctx, server.Endpoint()); err != nil {
 			return Sample{}, err
 		}
@@ -142,8 +140,8 @@ func measure(ctx context.Context, cfg Config, server *proc.Server, load string) 
 	if err != nil {
 		return Sample{}, err
 	}
-	report, err := loadtool.Load{
-		Binary: cfg.Benchmark, Endpoint: server.Endpoint(), Clients: cfg.Clients, Conns: cfg.Conns, Total: cfg.Total, Command: command,
+	reports, err := loadtool.Load{
+		Binary: benchmark, Endpoint: server.Endpoint(), Clients: load.Clients, Conns: load.Conns, Total: load.Total, Command: load.kind().command(load),
 	}.Run(ctx)
 	if err != nil {
 		return Sample{}, err
@@ -152,10 +150,24 @@ func measure(ctx context.Context, cfg Config, server *proc.Server, load string) 
 	if err != nil {
 		return Sample{}, err
 	}
-	return Sample{
-		PerSecond: report.PerSecond, P50: report.P50, P99: report.P99,
-		CPUPerRequest: (after.CPU - before.CPU) / time.Duration(cfg.Total), RSS: after.RSS, PeakRSS: after.PeakRSS,
-	}, nil
+	return newSample(load, reports, before, after)
+}
+
+// newSample puts together what a load's reports and the server's usage say. The
+// last report is that of the requests or events, and must tell of all of them.
+func newSample(load Load, reports []loadtool.Report, before, after proc.Usage) (Sample, error) {
+	count := load.count()
+	s := Sample{
+		Report: reports[len(reports)-1],
+		CPU:    (after.CPU - before.CPU) / time.Duration(count), RSS: after.RSS, PeakRSS: after.PeakRSS,
+	}
+	if s.Count != count {
+		return Sample{}, fmt.Errorf("%d requests or events expected, the report tells of %d", count, s.Count)
+	}
+	if load.Name == WatchLatencyLoad {
+		s.Puts = reports[0]
+	}
+	return s, nil
 }
 
 // putProbe writes the key that the get load reads.
@@ -170,16 +182,6 @@ func putProbe(ctx context.Context, endpoint string) (err error) {
 	_, err = pb.NewKVClient(conn).Put(ctx, &pb.PutRequest{Key: []byte(probeKey), Value: make([]byte, probeValueBytes)})
 	if err != nil {
 		return fmt.Errorf("probe: %w", err)
-	}
-	return nil
-}
-
-func logSample(w io.Writer, round int, who, load string, s Sample) error {
-	_, err := fmt.Fprintf(w, "round %d  %-6s %-4s %8.0f req/s  p50 %v  p99 %v  CPU %v a request  RSS %d MiB\n",
-		round+1, who, load, s.PerSecond, s.P50.Round(10*time.Microsecond), s.P99.Round(10*time.Microsecond),
-		s.CPUPerRequest.Round(100*time.Nanosecond), s.RSS>>20)
-	if err != nil {
-		return fmt.Errorf("pairs: %w", err)
 	}
 	return nil
 }

@@ -4,39 +4,111 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/loadtool"
+	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 )
 
-func TestMarkdown(t *testing.T) {
-	cfg := Config{Contestants: []Contestant{{Name: "a"}, {Name: "b"}}, Loads: []string{PutLoad}}
-	us := func(n int) Sample {
-		return Sample{PerSecond: float64(n), CPUPerRequest: time.Duration(n) * time.Microsecond}
+func defaultLoad(t *testing.T, name string) Load {
+	t.Helper()
+	l, err := DefaultLoad(name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	text := Markdown(cfg, Results{PutLoad: {"a": {us(100), us(200), us(400)}, "b": {us(50), us(200), us(300)}}})
+	return l
+}
+
+// cpu makes a sample for each CPU time, in µs.
+func cpu(times ...int) []Sample {
+	var samples []Sample
+	for _, n := range times {
+		samples = append(samples, Sample{CPU: time.Duration(n) * time.Microsecond})
+	}
+	return samples
+}
+
+func TestMarkdown(t *testing.T) {
+	cfg := Config{
+		Contestants: []Contestant{{Name: "a"}, {Name: "b"}, {Name: "c"}},
+		Loads:       []Load{defaultLoad(t, PutLoad), defaultLoad(t, WatchLoad)},
+	}
+	text := Markdown(cfg, Results{
+		PutLoad:   {"a": cpu(100, 200, 400), "b": cpu(50, 200, 300), "c": cpu(1, 1, 1)},
+		WatchLoad: {"a": cpu(4), "b": cpu(2)},
+	})
 	for _, want := range []string{
-		"## put\n",
-		"| | a | b | b/a |\n|---|---|---|---|\n",
+		"## put\n\n1000 clients, 100 connections, 200000 requests.\n",
+		"| | a | b | c | b/a | c/a |\n|---|---|---|---|---|---|\n",
 		// Median of the rounds' ratios 0.5, 1 and 0.75, not ratio of the medians.
-		"| server CPU, µs a request | 200.0 (100.0–400.0) | 200.0 (50.0–300.0) | 0.75 (0.50–1.00) |",
+		"| server CPU, µs a request | 200.0 (100.0–400.0) | 200.0 (50.0–300.0) | 1.0 (1.0–1.0) | 0.75 (0.50–1.00) |",
+		"## watch\n\n50 clients, 50 connections, 50 streams of 100 watchers, 1000 puts, as fast as they are answered: 5000000 events.\n",
+		// c does not serve watches.
+		"| server CPU, µs an event | 4.00 (4.00–4.00) | 2.00 (2.00–2.00) | – | 0.50 (0.50–0.50) | – |",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("lacks %q:\n%s", want, text)
 		}
 	}
+	// Neither load says anything about latencies of events.
+	if _, watch, _ := strings.Cut(text, "## watch"); strings.Contains(watch, "p99") {
+		t.Errorf("the watch load shows a latency:\n%s", watch)
+	}
+}
+
+func TestNewSample(t *testing.T) {
+	before, after := proc.Usage{CPU: time.Second}, proc.Usage{CPU: 3 * time.Second, RSS: 5, PeakRSS: 6}
+	puts, events := loadtool.Report{Count: 10, P99: time.Second}, loadtool.Report{Count: 1000, P99: time.Minute}
+	watchers := loadtool.Watchers{Streams: 5, PerStream: 20}
+	latency := Load{Name: WatchLatencyLoad, Total: 10, Watchers: watchers}
+
+	got, err := newSample(latency, []loadtool.Report{puts, events}, before, after)
+	if want := (Sample{Report: events, Puts: puts, CPU: 2 * time.Millisecond, RSS: 5, PeakRSS: 6}); err != nil || got != want {
+		t.Errorf("watch-latency: %+v, %v; want %+v", got, err, want)
+	}
+	// The first report of the watch load is of no puts.
+	got, err = newSample(Load{Name: WatchLoad, Total: 10, Watchers: watchers}, []loadtool.Report{puts, events}, before, after)
+	if want := (Sample{Report: events, CPU: 2 * time.Millisecond, RSS: 5, PeakRSS: 6}); err != nil || got != want {
+		t.Errorf("watch: %+v, %v; want %+v", got, err, want)
+	}
+	// Watchers do not multiply requests.
+	got, err = newSample(Load{Name: GetLoad, Total: 10, Watchers: watchers}, []loadtool.Report{puts}, before, after)
+	if want := (Sample{Report: puts, CPU: 200 * time.Millisecond, RSS: 5, PeakRSS: 6}); err != nil || got != want {
+		t.Errorf("get: %+v, %v; want %+v", got, err, want)
+	}
+	events.Count--
+	if _, err := newSample(latency, []loadtool.Report{puts, events}, before, after); err == nil {
+		t.Error("a lost event was not noticed")
+	}
+}
+
+func TestDefaultLoads(t *testing.T) {
+	for _, name := range LoadNames() {
+		if err := defaultLoad(t, name).validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := DefaultLoad("sing"); err == nil {
+		t.Error("unknown load accepted")
+	}
 }
 
 func TestValidate(t *testing.T) {
-	good := Config{Contestants: []Contestant{{Name: "a"}}, Rounds: 1, Loads: []string{GetLoad}, Benchmark: "x", Clients: 1, Conns: 1, Total: 1}
+	good := Config{Contestants: []Contestant{{Name: "a"}}, Rounds: 1, Loads: []Load{defaultLoad(t, WatchLoad)}, Benchmark: "x"}
 	if err := good.validate(); err != nil {
 		t.Fatal(err)
 	}
-	bad := good
-	bad.Loads = []string{"sing"}
-	if bad.validate() == nil {
-		t.Error("unknown load accepted")
-	}
-	bad = good
-	bad.Rounds = 0
-	if bad.validate() == nil {
-		t.Error("no rounds accepted")
+	for name, change := range map[string]func(*Config){
+		"unknown load":  func(c *Config) { c.Loads[0].Name = "sing" },
+		"no rounds":     func(c *Config) { c.Rounds = 0 },
+		"no requests":   func(c *Config) { c.Loads[0].Total = 0 },
+		"no watchers":   func(c *Config) { c.Loads[0].Watchers.PerStream = 0 },
+		"negative rate": func(c *Config) { c.Loads[0].Watchers.PutRate = -1 },
+	} {
+		bad := good
+		bad.Loads = []Load{good.Loads[0]}
+		change(&bad)
+		if bad.validate() == nil {
+			t.Errorf("%s accepted", name)
+		}
 	}
 }

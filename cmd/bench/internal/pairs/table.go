@@ -15,24 +15,31 @@ type quantity struct {
 	of     func(Sample) float64
 }
 
-var quantities = []quantity{
-	{"req/s", 0, func(s Sample) float64 { return s.PerSecond }},
-	{"p50, ms", 2, func(s Sample) float64 { return milliseconds(s.P50) }},
-	{"p99, ms", 2, func(s Sample) float64 { return milliseconds(s.P99) }},
-	{"server CPU, µs a request", 1, func(s Sample) float64 { return float64(s.CPUPerRequest) / float64(time.Microsecond) }},
-	{"RSS, MiB", 0, func(s Sample) float64 { return float64(s.RSS) / (1 << 20) }},
-	{"peak RSS, MiB", 0, func(s Sample) float64 { return float64(s.PeakRSS) / (1 << 20) }},
-}
+var (
+	requestRate = quantity{"req/s", 0, perSecond}
+	eventRate   = quantity{"events/s", 0, perSecond}
+	p50         = quantity{"p50, ms", 2, func(s Sample) float64 { return milliseconds(s.P50) }}
+	p99         = quantity{"p99, ms", 2, func(s Sample) float64 { return milliseconds(s.P99) }}
+	putP50      = quantity{"p50 of the puts, ms", 2, func(s Sample) float64 { return milliseconds(s.Puts.P50) }}
+	putP99      = quantity{"p99 of the puts, ms", 2, func(s Sample) float64 { return milliseconds(s.Puts.P99) }}
+	requestCPU  = quantity{"server CPU, µs a request", 1, cpuMicroseconds}
+	eventCPU    = quantity{"server CPU, µs an event", 2, cpuMicroseconds}
+	rss         = quantity{"RSS, MiB", 0, func(s Sample) float64 { return float64(s.RSS) / (1 << 20) }}
+	peakRSS     = quantity{"peak RSS, MiB", 0, func(s Sample) float64 { return float64(s.PeakRSS) / (1 << 20) }}
+)
 
+func perSecond(s Sample) float64           { return s.PerSecond }
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+func cpuMicroseconds(s Sample) float64     { return float64(s.CPU) / float64(time.Microsecond) }
 
 // Markdown shows, per load, each contestant's medians with the least and the
 // greatest value, and the ratio of each later contestant to the first: the
-// median of the rounds' own ratios, with the least and the greatest.
+// median of the rounds' own ratios, with the least and the greatest. A load
+// that a contestant cannot serve is a dash.
 func Markdown(cfg Config, r Results) string {
 	var b strings.Builder
 	for _, load := range cfg.Loads {
-		fmt.Fprintf(&b, "## %s\n\n", load)
+		fmt.Fprintf(&b, "## %s\n\n%s.\n\n", load.Name, load)
 		first := cfg.Contestants[0].Name
 		head, rule := "|", "|---|"
 		for _, c := range cfg.Contestants {
@@ -42,20 +49,29 @@ func Markdown(cfg Config, r Results) string {
 			head, rule = head+" | "+c.Name+"/"+first, rule+"---|"
 		}
 		fmt.Fprintf(&b, "%s |\n%s\n", head, rule)
-		for _, q := range quantities {
+		samples := r[load.Name]
+		for _, q := range load.kind().rows {
 			fmt.Fprintf(&b, "| %s |", q.name)
 			for _, c := range cfg.Contestants {
-				fmt.Fprintf(&b, " %s |", cell(stats.Summarise(series(r[load][c.Name], q)), q.digits))
+				fmt.Fprintf(&b, " %s |", cell(series(samples[c.Name], q), q.digits))
 			}
 			for _, c := range cfg.Contestants[1:] {
-				ratios := stats.Ratios(series(r[load][c.Name], q), series(r[load][first], q))
-				fmt.Fprintf(&b, " %s |", cell(stats.Summarise(ratios), 2))
+				fmt.Fprintf(&b, " %s |", cell(stats.Ratios(series(samples[c.Name], q), series(samples[first], q)), 2))
 			}
 			b.WriteString("\n")
 		}
 		b.WriteString("\n")
 	}
 	return b.String()
+}
+
+// progressLine is one sample in words.
+func progressLine(load Load, s Sample) string {
+	parts := []string{load.Name}
+	for _, q := range load.kind().rows {
+		parts = append(parts, fmt.Sprintf("%s %.*f", q.name, q.digits, q.of(s)))
+	}
+	return strings.Join(parts, "; ")
 }
 
 func series(samples []Sample, q quantity) []float64 {
@@ -66,6 +82,11 @@ func series(samples []Sample, q quantity) []float64 {
 	return values
 }
 
-func cell(s stats.Summary, digits int) string {
+// cell is a dash for no values.
+func cell(values []float64, digits int) string {
+	if len(values) == 0 {
+		return "–"
+	}
+	s := stats.Summarise(values)
 	return fmt.Sprintf("%.*f (%.*f–%.*f)", digits, s.Median, digits, s.Min, digits, s.Max)
 }

@@ -1,0 +1,27 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/loadtool"
+	"github.com/troupe-db/troupe/cmd/bench/internal/pairs"
+)
+
+func TestChooseLoads(t *testing.T) {
+	own, err := pairs.DefaultLoad(pairs.WatchLatencyLoad)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := chooseLoads("put,watch-latency", pairs.Load{Total: 7, Watchers: loadtool.Watchers{PerStream: 3}})
+	if err != nil || len(got) != 2 || got[0].Name != pairs.PutLoad || got[0].Total != 7 || got[0].Clients == 0 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	want := own
+	want.Total, want.Watchers.PerStream = 7, 3
+	if got[1] != want {
+		t.Errorf("%+v, want %+v", got[1], want)
+	}
+	if _, err := chooseLoads("put,sing", pairs.Load{}); err == nil {
+		t.Error("unknown load accepted")
+	}
+}
