@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/host"
@@ -32,6 +33,7 @@ func runBench(ctx context.Context, args []string) error {
 		dir      = flags.String("dir", "", "folder for the data folders (default: the system's temporary folder)")
 		profile  = flags.Bool("profile", false, "one more turn of troupe with a CPU profile of each load (the load should last 15 s)")
 		name     = flags.String("name", "single-member", "name of the result file; nothing is written if empty")
+		check    = flags.Bool("check", false, "exit with 1 if a bound does not hold")
 	)
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -70,7 +72,14 @@ func runBench(ctx context.Context, args []string) error {
 		text += top
 	}
 	fmt.Print("\n", text)
-	return save(*name, facts.Date, text)
+	if err := save(*name, facts.Date, text); err != nil {
+		return err
+	}
+	broken := func(v pairs.Verdict) bool { return !v.OK }
+	if *check && slices.ContainsFunc(pairs.Judge(cfg, results), broken) {
+		return errFailed
+	}
+	return nil
 }
 
 // chooseLoads resolves the names of loads. Sizes that are not 0 replace what

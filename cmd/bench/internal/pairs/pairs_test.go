@@ -44,6 +44,7 @@ func TestMarkdown(t *testing.T) {
 		"## watch\n\n50 clients, 50 connections, 50 streams of 100 watchers, 1000 puts, as fast as they are answered: 5000000 events.\n",
 		// c does not serve watches.
 		"| server CPU, µs an event | 4.00 (4.00–4.00) | 2.00 (2.00–2.00) | – | 0.50 (0.50–0.50) | – |",
+		"## Bounds\n\n- FAIL: watch, server CPU, µs an event: not measured against etcd",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("lacks %q:\n%s", want, text)
@@ -52,6 +53,42 @@ func TestMarkdown(t *testing.T) {
 	// Neither load says anything about latencies of events.
 	if _, watch, _ := strings.Cut(text, "## watch"); strings.Contains(watch, "p99") {
 		t.Errorf("the watch load shows a latency:\n%s", watch)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	latency := func(times ...int) []Sample {
+		var samples []Sample
+		for _, n := range times {
+			// The CPU time must not count here.
+			samples = append(samples, Sample{Report: loadtool.Report{P99: time.Duration(n) * time.Millisecond}, CPU: time.Second})
+		}
+		return samples
+	}
+	for name, c := range map[string]struct {
+		load    string
+		samples map[string][]Sample
+		ok      bool
+		what    string
+	}{
+		// The median of 0.5, 0.6 and 2; the ratio of the medians is 1.2.
+		"watch at the bound": {WatchLoad, map[string][]Sample{"etcd": cpu(100, 200, 100), "troupe": cpu(50, 120, 200)}, true, "0.600 times etcd's (at most 0.60)"},
+		"watch above it":     {WatchLoad, map[string][]Sample{"etcd": cpu(1000), "troupe": cpu(601)}, false, "0.601 times etcd's"},
+		"latency below":      {WatchLatencyLoad, map[string][]Sample{"etcd": latency(10, 10, 10), "troupe": latency(8, 30, 9)}, true, "p99, ms: 0.900 times etcd's (at most 0.90)"},
+		"latency above":      {WatchLatencyLoad, map[string][]Sample{"etcd": latency(10), "troupe": latency(10)}, false, "1.000 times etcd's"},
+		"lease by etcd":      {LeaseKeepAliveLoad, map[string][]Sample{"etcd": cpu(100), "echo": cpu(20), "troupe": cpu(75)}, true, "0.750 times etcd's (at most 0.75) or 3.750 times echo's (at most 1.30)"},
+		"lease by echo":      {LeaseKeepAliveLoad, map[string][]Sample{"etcd": cpu(100), "echo": cpu(70), "troupe": cpu(90)}, true, "1.286 times echo's"},
+		"lease by neither":   {LeaseKeepAliveLoad, map[string][]Sample{"etcd": cpu(100), "echo": cpu(60), "troupe": cpu(80)}, false, "1.333 times echo's"},
+		"lease without echo": {LeaseKeepAliveLoad, map[string][]Sample{"etcd": cpu(100), "troupe": cpu(60)}, true, "not measured against echo"},
+		"nothing measured":   {LeaseKeepAliveLoad, map[string][]Sample{"troupe": cpu(60)}, false, "not measured against etcd"},
+	} {
+		got := Judge(Config{Loads: []Load{{Name: c.load}}}, Results{c.load: c.samples})
+		if len(got) != 1 || got[0].OK != c.ok || !strings.Contains(got[0].What, c.what) {
+			t.Errorf("%s: %v; want OK %v, %q", name, got, c.ok, c.what)
+		}
+	}
+	if got := Judge(Config{Loads: []Load{{Name: PutLoad}}}, Results{PutLoad: {"etcd": cpu(1), "troupe": cpu(9)}}); len(got) != 0 {
+		t.Errorf("a load without a bound was judged: %v", got)
 	}
 }
 
@@ -89,6 +126,11 @@ func TestDefaultLoads(t *testing.T) {
 	}
 	if _, err := DefaultLoad("sing"); err == nil {
 		t.Error("unknown load accepted")
+	}
+	for _, b := range bounds {
+		if _, ok := find(b.load); !ok {
+			t.Errorf("a bound for an unknown load: %s", b.load)
+		}
 	}
 }
 

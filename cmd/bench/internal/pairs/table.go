@@ -35,7 +35,7 @@ func cpuMicroseconds(s Sample) float64     { return float64(s.CPU) / float64(tim
 // Markdown shows, per load, each contestant's medians with the least and the
 // greatest value, and the ratio of each later contestant to the first: the
 // median of the rounds' own ratios, with the least and the greatest. A load
-// that a contestant cannot serve is a dash.
+// that a contestant cannot serve is a dash. The verdicts come last.
 func Markdown(cfg Config, r Results) string {
 	var b strings.Builder
 	for _, load := range cfg.Loads {
@@ -59,6 +59,13 @@ func Markdown(cfg Config, r Results) string {
 				fmt.Fprintf(&b, " %s |", cell(stats.Ratios(series(samples[c.Name], q), series(samples[first], q)), 2))
 			}
 			b.WriteString("\n")
+		}
+		b.WriteString("\n")
+	}
+	if verdicts := Judge(cfg, r); len(verdicts) > 0 {
+		b.WriteString("## Bounds\n\n")
+		for _, v := range verdicts {
+			fmt.Fprintf(&b, "- %s\n", v)
 		}
 		b.WriteString("\n")
 	}
