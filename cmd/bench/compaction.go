@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/compaction"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
 
 func runCompaction(ctx context.Context, args []string) error {
@@ -46,7 +47,7 @@ func runCompaction(ctx context.Context, args []string) error {
 		return err
 	}
 	fmt.Println()
-	ok, err := compaction.Judge(os.Stdout, cfg, result)
+	ok, err := verdict.Print(os.Stdout, compaction.Judge(cfg, result))
 	if err == nil && !ok {
 		err = errFailed
 	}

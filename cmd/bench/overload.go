@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/overload"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
 
 func runOverload(ctx context.Context, args []string) error {
@@ -40,7 +41,7 @@ func runOverload(ctx context.Context, args []string) error {
 		return err
 	}
 	fmt.Println()
-	ok, err := overload.Print(os.Stdout, verdicts)
+	ok, err := verdict.Print(os.Stdout, verdicts)
 	if err == nil && !ok {
 		err = errFailed
 	}

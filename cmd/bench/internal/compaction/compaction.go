@@ -22,6 +22,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
 
 // Config says what to load and how long to look.
@@ -340,34 +341,25 @@ func allocated(dir string) (int64, error) {
 	return blocks * blockBytes, nil
 }
 
-// Judge checks the bounds and prints how each came out.
-func Judge(w io.Writer, cfg Config, r Result) (bool, error) {
-	ok := r.FreedInTime
-	err := say(w, "%s blocks at most %.1fx live data (%d MiB) within %s: after %s, least %.2fx\n",
-		mark(r.FreedInTime), blocksMax, r.Live>>20, cfg.Limit, r.Freed.Round(time.Second), float64(r.LeastBlocks)/float64(r.Live))
+// Judge checks the bounds.
+func Judge(cfg Config, r Result) []verdict.Verdict {
+	verdicts := []verdict.Verdict{verdict.Of(r.FreedInTime, "blocks at most %.1fx live data (%d MiB) within %s: after %s, least %.2fx",
+		blocksMax, r.Live>>20, cfg.Limit, r.Freed.Round(time.Second), float64(r.LeastBlocks)/float64(r.Live))}
 	for _, kind := range []struct {
 		name string
 		of   func(Window) loadgen.Window
 	}{{"put", func(w Window) loadgen.Window { return w.Put }}, {"get", func(w Window) loadgen.Window { return w.Get }}} {
 		before, after := medianP99(r.Before, kind.of), medianP99(r.After[:min(len(r.After), cfg.Windows)], kind.of)
-		good := before > 0 && after <= latencyMax*before
 		lost := 0
 		for _, w := range slices.Concat(r.Before, r.After) {
 			lost += kind.of(w).Failed + kind.of(w).Missed
 		}
-		ok = ok && good && lost == 0
-		err = errors.Join(err,
-			say(w, "%s %s p99 during the compaction at most %.1fx that before: %.2f ms / %.2f ms = %.2fx\n", mark(good), kind.name, latencyMax, after, before, after/before),
-			say(w, "%s no %s failed or missed its turn (%d)\n", mark(lost == 0), kind.name, lost))
+		verdicts = append(verdicts,
+			verdict.Of(before > 0 && after <= latencyMax*before,
+				"%s p99 during the compaction at most %.1fx that before: %.2f ms / %.2f ms = %.2fx", kind.name, latencyMax, after, before, after/before),
+			verdict.Of(lost == 0, "no %s failed or missed its turn (%d)", kind.name, lost))
 	}
-	return ok, err
-}
-
-func mark(ok bool) string {
-	if ok {
-		return "ok  "
-	}
-	return "FAIL"
+	return verdicts
 }
 
 // medianP99 is in milliseconds.

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
 
 // Config says what to do.
@@ -55,14 +55,8 @@ const (
 	pollEvery = 200 * time.Millisecond
 )
 
-// Verdict is one line of the result.
-type Verdict struct {
-	What string
-	OK   bool
-}
-
 // Run plays the scenario and returns what was checked.
-func Run(ctx context.Context, cfg Config) ([]Verdict, error) {
+func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
 	limited, err := limitedScenario(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("overload: small limit: %w", err)
@@ -140,7 +134,7 @@ func put(ctx context.Context, kv pb.KVClient) error {
 }
 
 // with starts a server, runs the scenario against it, and cleans up.
-func with(ctx context.Context, cfg Config, args []string, scenario func(context.Context, *proc.Server, loadgen.Pool) ([]Verdict, error)) (v []Verdict, err error) {
+func with(ctx context.Context, cfg Config, args []string, scenario func(context.Context, *proc.Server, loadgen.Pool) ([]verdict.Verdict, error)) (v []verdict.Verdict, err error) {
 	server, err := proc.Start(ctx, proc.Config{Binary: cfg.Binary, Args: args, Name: "overload", Dir: cfg.Dir})
 	if err != nil {
 		return nil, err
@@ -154,8 +148,8 @@ func with(ctx context.Context, cfg Config, args []string, scenario func(context.
 	return scenario(ctx, server, pool)
 }
 
-func limitedScenario(ctx context.Context, cfg Config) ([]Verdict, error) {
-	return with(ctx, cfg, cfg.LimitArgs, func(ctx context.Context, server *proc.Server, pool loadgen.Pool) ([]Verdict, error) {
+func limitedScenario(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	return with(ctx, cfg, cfg.LimitArgs, func(ctx context.Context, server *proc.Server, pool loadgen.Pool) ([]verdict.Verdict, error) {
 		// The warm-up's results count before the first phase.
 		line := newTimeline(cfg.Warmup + 3*cfg.Phase + requestTimeout) // stopping the crowd takes a while too
 		heap := watchHeap(ctx, server.Endpoint())
@@ -194,7 +188,7 @@ func limitedScenario(ctx context.Context, cfg Config) ([]Verdict, error) {
 }
 
 // judge prints the phases and checks the bounds.
-func judge(cfg Config, line *timeline, back, end time.Duration, peaks []int64) ([]Verdict, error) {
+func judge(cfg Config, line *timeline, back, end time.Duration, peaks []int64) ([]verdict.Verdict, error) {
 	phases := []struct {
 		clients  int
 		from, to time.Duration
@@ -214,13 +208,13 @@ func judge(cfg Config, line *timeline, back, end time.Duration, peaks []int64) (
 	rate := perSecond(line.accepted, before.from, before.to)
 	after, recovered := recovery(line.accepted, back, end, recoveryShare*rate)
 	failed := sum(line.failed, 0, end+slot)
-	return []Verdict{
-		{fmt.Sprintf("%d clients see none refused", cfg.Few), sum(line.refused, before.from, before.to) == 0},
-		{fmt.Sprintf("of %d clients' requests the excess is refused (%d)", cfg.Many, sum(line.refused, crowd.from, crowd.to)), sum(line.refused, crowd.from, crowd.to) > 0},
-		{fmt.Sprintf("requests are accepted all the while (%.0f/s)", perSecond(line.accepted, crowd.from, crowd.to)), sum(line.accepted, crowd.from, crowd.to) > 0},
-		{fmt.Sprintf("no other failure (%d)%s", failed, describe(line.firstFailure.Load())), failed == 0},
-		{fmt.Sprintf("heap in use at most %d MiB above that of %d clients (%+d MiB)", heapExcessMax>>20, cfg.Few, (peaks[1]-peaks[0])>>20), peaks[1]-peaks[0] <= heapExcessMax},
-		{fmt.Sprintf("%.0f%% of the earlier %.0f req/s again within %v (after %v, reached %v)", recoveryShare*100, rate, recoveryMax, after, recovered), recovered && after <= recoveryMax},
+	return []verdict.Verdict{
+		verdict.Of(sum(line.refused, before.from, before.to) == 0, "%d clients see none refused", cfg.Few),
+		verdict.Of(sum(line.refused, crowd.from, crowd.to) > 0, "of %d clients' requests the excess is refused (%d)", cfg.Many, sum(line.refused, crowd.from, crowd.to)),
+		verdict.Of(sum(line.accepted, crowd.from, crowd.to) > 0, "requests are accepted all the while (%.0f/s)", perSecond(line.accepted, crowd.from, crowd.to)),
+		verdict.Of(failed == 0, "no other failure (%d)%s", failed, describe(line.firstFailure.Load())),
+		verdict.Of(peaks[1]-peaks[0] <= heapExcessMax, "heap in use at most %d MiB above that of %d clients (%+d MiB)", heapExcessMax>>20, cfg.Few, (peaks[1]-peaks[0])>>20),
+		verdict.Of(recovered && after <= recoveryMax, "%.0f%% of the earlier %.0f req/s again within %v (after %v, reached %v)", recoveryShare*100, rate, recoveryMax, after, recovered),
 	}, nil
 }
 
@@ -232,16 +226,15 @@ func describe(err *error) string {
 }
 
 // judgeMailboxes takes what readMailboxes returned.
-func judgeMailboxes(boxes []mailbox, err error) []Verdict {
+func judgeMailboxes(boxes []mailbox, err error) []verdict.Verdict {
 	if err != nil || len(boxes) == 0 {
-		return []Verdict{{fmt.Sprintf("the debug endpoint lists mailboxes (%d, %v)", len(boxes), err), false}}
+		return []verdict.Verdict{verdict.Of(false, "the debug endpoint lists mailboxes (%d, %v)", len(boxes), err)}
 	}
-	var verdicts []Verdict
+	var verdicts []verdict.Verdict
 	for _, b := range boxes {
-		verdicts = append(verdicts, Verdict{
-			fmt.Sprintf("mailbox %s: at most %d of %d requests, %d of %d bytes", b.Name, b.HighWaterRequests, b.LimitRequests, b.HighWaterBytes, b.LimitBytes),
+		verdicts = append(verdicts, verdict.Of(
 			within(b.HighWaterRequests, b.LimitRequests) && within(b.HighWaterBytes, b.LimitBytes),
-		})
+			"mailbox %s: at most %d of %d requests, %d of %d bytes", b.Name, b.HighWaterRequests, b.LimitRequests, b.HighWaterBytes, b.LimitBytes))
 	}
 	return verdicts
 }
@@ -250,8 +243,8 @@ func judgeMailboxes(boxes []mailbox, err error) []Verdict {
 // the mailbox has no limit in that unit.
 func within(highWater, limit int64) bool { return limit == 0 || highWater <= limit }
 
-func defaultScenario(ctx context.Context, cfg Config) ([]Verdict, error) {
-	return with(ctx, cfg, nil, func(ctx context.Context, _ *proc.Server, pool loadgen.Pool) ([]Verdict, error) {
+func defaultScenario(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	return with(ctx, cfg, nil, func(ctx context.Context, _ *proc.Server, pool loadgen.Pool) ([]verdict.Verdict, error) {
 		line := newTimeline(cfg.Phase)
 		clients := loadgen.StartClosed(ctx, pool, 0, cfg.DefaultMany, put, line.add)
 		err := pause(ctx, cfg.Phase)
@@ -261,9 +254,9 @@ func defaultScenario(ctx context.Context, cfg Config) ([]Verdict, error) {
 		}
 		whole := cfg.Phase + slot
 		refused, failed := sum(line.refused, 0, whole), sum(line.failed, 0, whole)
-		what := fmt.Sprintf("with default limits %d clients see none refused (%d), none failed (%d)%s, at %.0f req/s",
+		v := verdict.Of(refused == 0 && failed == 0 && sum(line.accepted, 0, whole) > 0, "with default limits %d clients see none refused (%d), none failed (%d)%s, at %.0f req/s",
 			cfg.DefaultMany, refused, failed, describe(line.firstFailure.Load()), perSecond(line.accepted, 0, cfg.Phase))
-		return []Verdict{{what, refused == 0 && failed == 0 && sum(line.accepted, 0, whole) > 0}}, nil
+		return []verdict.Verdict{v}, nil
 	})
 }
 
@@ -299,18 +292,4 @@ func compactEvery(ctx context.Context, pool loadgen.Pool, interval time.Duration
 		cancel()
 		<-ended
 	}
-}
-
-// Print writes the verdicts and reports whether all hold.
-func Print(w io.Writer, verdicts []Verdict) (bool, error) {
-	for _, v := range verdicts {
-		mark := "ok  "
-		if !v.OK {
-			mark = "FAIL"
-		}
-		if _, err := fmt.Fprintln(w, mark, v.What); err != nil {
-			return false, fmt.Errorf("overload: %w", err)
-		}
-	}
-	return !slices.ContainsFunc(verdicts, func(v Verdict) bool { return !v.OK }), nil
 }
