@@ -30,6 +30,7 @@ var commands = []command{
 	{"echo", "serve constant replies, as the physical limit", runEcho},
 	{"overload", "check what happens when more clients come than the queues take", runOverload},
 	{"compaction", "measure a large compaction under load", runCompaction},
+	{"fanout", "measure who pays for watchers that stop reading", runFanout},
 }
 
 func main() {

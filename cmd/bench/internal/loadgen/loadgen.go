@@ -23,13 +23,16 @@ import (
 // Pool is a number of connections to one server.
 type Pool []*grpc.ClientConn
 
-// Dial prepares connections; each is opened by its first call.
-func Dial(endpoint string, conns int) (Pool, error) {
+// Dial prepares connections, with further options; each is opened by its first
+// call.
+func Dial(endpoint string, conns int, options ...grpc.DialOption) (Pool, error) {
+	options = append([]grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
+	}, options...)
 	var p Pool
 	for range conns {
-		c, err := grpc.NewClient("passthrough:///"+endpoint,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
+		c, err := grpc.NewClient("passthrough:///"+endpoint, options...)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("loadgen: %w", err), p.Close())
 		}

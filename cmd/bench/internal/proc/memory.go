@@ -1,0 +1,111 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Memory is what a process holds in memory, in bytes.
+type Memory struct {
+	Resident int64 // all of it
+	Anon     int64 // its own: heap and stacks
+	File     int64 // pages of files that it maps, which the kernel takes back when others need room
+}
+
+// Memory reads from /proc what the process holds now.
+func (s *Server) Memory() (Memory, error) {
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), "status"))
+	if err != nil {
+		return Memory{}, fmt.Errorf("proc: %w", err)
+	}
+	return parseMemory(string(status))
+}
+
+func parseMemory(status string) (m Memory, err error) {
+	for name, field := range map[string]*int64{"VmRSS:": &m.Resident, "RssAnon:": &m.Anon, "RssFile:": &m.File} {
+		if *field, err = parseStatusKiB(status, name); err != nil {
+			return Memory{}, err
+		}
+	}
+	return m, nil
+}
+
+// memoryEvery is how often a MemoryWatch looks: often enough for heaps that grow
+// by a GiB a second to be seen within 50 MiB.
+const memoryEvery = 50 * time.Millisecond
+
+// MemoryWatch keeps the peaks of a process's memory.
+type MemoryWatch struct {
+	read   func() (Memory, error)
+	cancel context.CancelFunc
+	ended  chan struct{} // closed by the watching goroutine, which Stop ends
+
+	mu     sync.Mutex // guards the rest
+	peak   Memory
+	failed error
+}
+
+// WatchMemory looks at intervals until Stop. The server must not be restarted
+// before.
+func (s *Server) WatchMemory() *MemoryWatch {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &MemoryWatch{read: s.Memory, cancel: cancel, ended: make(chan struct{})}
+	go func() {
+		defer close(w.ended)
+		ticker := time.NewTicker(memoryEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			w.add(w.read())
+		}
+	}()
+	return w
+}
+
+func (w *MemoryWatch) add(m Memory, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		w.failed = err // always the same one, that the process has ended
+		return
+	}
+	w.peak = Memory{max(w.peak.Resident, m.Resident), max(w.peak.Anon, m.Anon), max(w.peak.File, m.File)}
+}
+
+// Cut returns the peak of each figure since the last Cut, now included; they need
+// not be of the same moment.
+func (w *MemoryWatch) Cut() (Memory, error) {
+	w.add(w.read())
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	peak := w.peak
+	w.peak = Memory{}
+	return peak, w.failed
+}
+
+// Stop ends the watch.
+func (w *MemoryWatch) Stop() {
+	w.cancel()
+	<-w.ended
+}
+
+// OwnCPU is the user and system time that this process, the client, has taken
+// so far.
+func OwnCPU() (time.Duration, error) {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0, errors.Join(errors.New("proc: own CPU time"), err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
+}
