@@ -1,5 +1,5 @@
-// Command bench compares Troupe with real etcd: behaviour, cost under load,
-// overload, and compaction. Each subcommand says what it does with -h; the
+// Command bench compares Troupe with real etcd: behaviour, cost under load, and
+// what happens in extreme cases. Each subcommand says what it does with -h; the
 // README says how to read what it prints.
 package main
 
@@ -31,6 +31,7 @@ var commands = []command{
 	{"overload", "check what happens when more clients come than the queues take", runOverload},
 	{"compaction", "measure a large compaction under load", runCompaction},
 	{"fanout", "measure who pays for watchers that stop reading", runFanout},
+	{"replay", "measure a watch over a long history", runReplay},
 }
 
 func main() {
@@ -56,7 +57,7 @@ func dispatch(ctx context.Context, args []string) error {
 	}
 	fmt.Fprintln(os.Stderr, "usage: bench <subcommand> [flags]")
 	for _, c := range commands {
-		fmt.Fprintf(os.Stderr, "  %-11s %s\n", c.name, c.about)
+		fmt.Fprintf(os.Stderr, "  %-12s %s\n", c.name, c.about)
 	}
 	return errFailed
 }
