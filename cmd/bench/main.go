@@ -32,6 +32,7 @@ var commands = []command{
 	{"compaction", "measure a large compaction under load", runCompaction},
 	{"fanout", "measure who pays for watchers that stop reading", runFanout},
 	{"replay", "measure a watch over a long history", runReplay},
+	{"lease-storm", "measure a second in which very many leases end", runLeaseStorm},
 }
 
 func main() {
