@@ -25,6 +25,17 @@ func (r Range) Contains(key string) bool {
 	return key >= r.Key && key < r.End
 }
 
+// contains is Contains for bytes, which it makes no string of.
+func (r Range) contains(key []byte) bool {
+	switch r.End {
+	case "":
+		return string(key) == r.Key
+	case openEnd:
+		return string(key) >= r.Key
+	}
+	return string(key) >= r.Key && string(key) < r.End
+}
+
 // Index finds the ranges that a key lies in. Each range has one value.
 type Index[T any] struct {
 	keys   map[string]T

@@ -38,13 +38,38 @@ func (t *Table) Replay() *Replay {
 type laggards struct {
 	groups []*group
 	index  *Index[[]*group]
+	// hit is what find has found. One slice and one function for all events: a
+	// replay goes through millions, and what was made anew for each would be more
+	// garbage than the events are.
+	hit     []*group
+	collect func([]*group)
+}
+
+// fewGroups is up to how many groups are looked at one by one, which is quicker
+// than the index and makes no garbage. The usual case is one.
+const fewGroups = 4
+
+// find sets hit to the groups in whose ranges a key lies.
+func (l *laggards) find(key []byte) {
+	l.hit = l.hit[:0]
+	if len(l.groups) > fewGroups {
+		l.index.Visit(key, l.collect)
+		return
+	}
+	for _, g := range l.groups {
+		if g.Range.contains(key) {
+			l.hit = append(l.hit, g)
+		}
+	}
 }
 
 func (t *Table) laggards() *laggards {
 	if t.lag != nil {
 		return t.lag
 	}
-	t.lag = &laggards{index: NewIndex[[]*group]()}
+	lag := &laggards{index: NewIndex[[]*group]()}
+	lag.collect = func(groups []*group) { lag.hit = append(lag.hit, groups...) }
+	t.lag = lag
 	for _, g := range t.groups {
 		if g.lagging > 0 {
 			t.lag.groups = append(t.lag.groups, g)
@@ -60,35 +85,34 @@ func (t *Table) laggards() *laggards {
 func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, error)) (err error) {
 	var plain, withPrev []byte
 	key := e.Key()
-	r.laggards.index.Visit(key, func(groups []*group) {
-		for _, g := range groups {
-			if !g.wants(e.Tombstone) {
-				continue
-			}
-			field := &plain
-			if g.prevKV {
-				field = &withPrev
-			}
-			if *field == nil {
-				var prev []byte
-				if g.prevKV {
-					p, perr := before(key, e.Revision.Main)
-					if perr != nil {
-						err = perr
-					}
-					prev = p
-				}
-				*field = r.table.arena.encode(e, prev)
-				r.Bytes += len(*field)
-				r.Events++
-			}
-			g.found = append(g.found, found{e.Revision.Main, *field})
-			if r.last != e.Revision.Main {
-				r.last = e.Revision.Main
-				r.Revisions++
-			}
+	r.laggards.find(key)
+	for _, g := range r.laggards.hit {
+		if !g.wants(e.Tombstone) {
+			continue
 		}
-	})
+		field := &plain
+		if g.prevKV {
+			field = &withPrev
+		}
+		if *field == nil {
+			var prev []byte
+			if g.prevKV {
+				p, perr := before(key, e.Revision.Main)
+				if perr != nil {
+					err = perr
+				}
+				prev = p
+			}
+			*field = r.table.arena.encode(e, prev)
+			r.Bytes += len(*field)
+			r.Events++
+		}
+		g.found = append(g.found, found{e.Revision.Main, *field})
+		if r.last != e.Revision.Main {
+			r.last = e.Revision.Main
+			r.Revisions++
+		}
+	}
 	return err
 }
 

@@ -32,8 +32,9 @@ func TestRangeContains(t *testing.T) {
 		for _, key := range strings.Fields(tc.in + " " + tc.out) {
 			found := false
 			x.Visit([]byte(key), func(string) { found = true })
-			if want := slices.Contains(strings.Fields(tc.in), key); r.Contains(key) != want || found != want {
-				t.Errorf("%q in [%q, %q): %v, the index says %v", key, tc.key, tc.end, r.Contains(key), found)
+			want := slices.Contains(strings.Fields(tc.in), key)
+			if r.Contains(key) != want || r.contains([]byte(key)) != want || found != want {
+				t.Errorf("%q in [%q, %q): %v, as bytes %v, the index says %v", key, tc.key, tc.end, r.Contains(key), r.contains([]byte(key)), found)
 			}
 		}
 	}
@@ -276,5 +277,33 @@ func TestFanoutShares(t *testing.T) {
 	}
 	if !f.Empty() || len(f.streams) != 0 {
 		t.Error("something is left")
+	}
+}
+
+// A replay of millions of events must not leave garbage for each: a collector
+// lets it pile up to the size of the live heap before it looks.
+func TestReplayMakesNoGarbage(t *testing.T) {
+	table := NewTable()
+	for _, end := range []string{"", "b", "\x00"} {
+		table.Create(&pb.WatchCreateRequest{Key: []byte("a"), RangeEnd: []byte(end), StartRevision: 1}, 9)
+	}
+	e := mvcc.Event{Revision: mvcc.Revision{Main: 7}, Record: marshal(t, &mvccpb.KeyValue{Key: []byte("a"), ModRevision: 7})}
+	turn := func(events int) func() {
+		return func() {
+			replay := table.Replay()
+			for range events {
+				if err := replay.Add(e, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if replay.Events != events {
+				t.Fatalf("%d events, want %d", replay.Events, events)
+			}
+		}
+	}
+	turn(1000)() // room for what is found
+	few, many := testing.AllocsPerRun(10, turn(1)), testing.AllocsPerRun(10, turn(1000))
+	if many > few {
+		t.Errorf("%v allocations for 1000 events, %v for one", many, few)
 	}
 }
