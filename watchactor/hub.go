@@ -125,7 +125,7 @@ func (h *hub) step(v *mvcc.View) bool {
 			revision = e.Revision.Main
 			revisions++
 		}
-		return bytes >= hubBytes || revisions >= hubRevisions
+		return bytes >= hubBytes || revisions >= hubRevisions || failed != nil
 	})
 	err = errors.Join(err, failed)
 	if errors.Is(err, mvcc.ErrClosed) {

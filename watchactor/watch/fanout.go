@@ -14,6 +14,8 @@ type Fanout struct {
 	streams map[uint64]*listener
 	touched []*spot
 	heard   []*listener
+	hit     []*spot // by an event; one slice and one function for all of them
+	collect func(*spot)
 }
 
 // spot is a range that streams listen to.
@@ -40,7 +42,9 @@ type listener struct {
 
 // NewFanout returns a Fanout without streams.
 func NewFanout() *Fanout {
-	return &Fanout{index: NewIndex[*spot](), streams: map[uint64]*listener{}}
+	f := &Fanout{index: NewIndex[*spot](), streams: map[uint64]*listener{}}
+	f.collect = func(s *spot) { f.hit = append(f.hit, s) }
+	return f
 }
 
 // Empty tells that nobody listens.
@@ -117,7 +121,9 @@ func (f *Fanout) removeSpot(l *listener, id uint32) {
 func (f *Fanout) Match(e mvcc.Event, before func(key []byte, main int64) ([]byte, error)) (bytes int, err error) {
 	var event *watchmsg.Event
 	key := e.Key()
-	f.index.Visit(key, func(s *spot) {
+	f.hit = f.hit[:0]
+	f.index.Visit(key, f.collect)
+	for _, s := range f.hit {
 		if event == nil {
 			event = &watchmsg.Event{Revision: e.Revision.Main, Deletion: e.Tombstone}
 		}
@@ -125,9 +131,9 @@ func (f *Fanout) Match(e mvcc.Event, before func(key []byte, main int64) ([]byte
 			event.Plain = Encode(e, nil)
 		}
 		if event.WithPrev == nil && s.prev > 0 {
-			prev, perr := before(key, e.Revision.Main)
-			if perr != nil {
-				err = perr
+			var prev []byte
+			if prev, err = before(key, e.Revision.Main); err != nil {
+				return bytes, err
 			}
 			event.WithPrev = Encode(e, prev)
 		}
@@ -135,7 +141,7 @@ func (f *Fanout) Match(e mvcc.Event, before func(key []byte, main int64) ([]byte
 			f.touched = append(f.touched, s)
 		}
 		s.events = append(s.events, event)
-	})
+	}
 	if event != nil {
 		bytes = len(event.Plain) + len(event.WithPrev)
 	}

@@ -93,12 +93,21 @@ func (x *Index[T]) Delete(r Range) {
 	}
 }
 
+// fewRanges is up to how many ranges are looked at one by one: that is quicker than
+// the tree, which wants an interval made of each key. Most often there is one.
+const fewRanges = 4
+
 // Visit calls fn for each range that a key lies in.
 func (x *Index[T]) Visit(key []byte, fn func(T)) {
 	if value, ok := x.keys[string(key)]; ok {
 		fn(value)
 	}
-	if len(x.ranges) == 0 {
+	if len(x.ranges) <= fewRanges {
+		for r, n := range x.ranges {
+			if r.contains(key) {
+				fn(n.value)
+			}
+		}
 		return
 	}
 	x.tree.Visit(adt.NewStringAffinePoint(string(key)), func(n *adt.IntervalValue) bool {

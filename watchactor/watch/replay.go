@@ -45,22 +45,10 @@ type laggards struct {
 	collect func([]*group)
 }
 
-// fewGroups is up to how many groups are looked at one by one, which is quicker
-// than the index and makes no garbage. The usual case is one.
-const fewGroups = 4
-
 // find sets hit to the groups in whose ranges a key lies.
 func (l *laggards) find(key []byte) {
 	l.hit = l.hit[:0]
-	if len(l.groups) > fewGroups {
-		l.index.Visit(key, l.collect)
-		return
-	}
-	for _, g := range l.groups {
-		if g.Range.contains(key) {
-			l.hit = append(l.hit, g)
-		}
-	}
+	l.index.Visit(key, l.collect)
 }
 
 func (t *Table) laggards() *laggards {
