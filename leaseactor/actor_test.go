@@ -615,3 +615,26 @@ func TestClockLeaps(t *testing.T) {
 		})
 	}
 }
+
+// TestManyLeaps: a clock that leaps again and again takes nothing from a lease.
+func TestManyLeaps(t *testing.T) {
+	const (
+		day  = 24 * time.Hour
+		ttl  = 3 * time.Second
+		step = 130 * time.Millisecond // with some readings between two leaps, at times one
+	)
+	bubble(t, nil, func(r *rig) {
+		began := time.Now()
+		r.grant(1, int64(ttl/time.Second))
+		for i := 0; time.Since(began) < ttl-step; i++ {
+			r.leap.Add(int64([]time.Duration{day, day, -day}[i%3]))
+			r.sleep(step)
+			r.wantQuiet()
+		}
+		// A leap costs what had passed since the last reading: it lives so much longer.
+		r.sleep(2 * ttl)
+		if got := r.mustTake().req.GetLeaseRevoke().GetIds(); !slices.Equal(got, []int64{1}) {
+			t.Fatal(got)
+		}
+	})
+}
