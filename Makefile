@@ -62,9 +62,10 @@ test-durable: SHELL := /bin/bash
 test-durable: .SHELLFLAGS := -o pipefail -c
 test-durable:
 	TROUPE_WAL_CRASHES=10000 $(GO) test -count=1 -timeout 30m -v -run 'TestCrash$$|TestDamage' ./walactor/wal | grep -v '^ *--- \|^=== '
-	$(GO) test -count=1 -timeout 30m -v -run 'TestReboot' ./cmd/internal/node -reboot-keys 100000 | grep '_test.go\|^---\|^ok\|FAIL'
-	$(GO) test -count=1 -timeout 60m -v -run 'TestKill$$|TestPowerCut|TestDamagedImage|TestDiskFull' ./cmd/internal/crashtest \
-		-kill-rounds 100 -power-cuts 2000 -damaged-bytes 3000 | grep -v '^=== '
+	$(GO) test -count=1 -timeout 30m -v -run 'TestReboot|TestLeasePromises' ./cmd/internal/node \
+		-reboot-keys 100000 -lease-steps 3000 | grep '_test.go\|^---\|^ok\|FAIL'
+	$(GO) test -count=1 -timeout 60m -v -run 'TestKill$$|TestKillLeases|TestPowerCut|TestDamagedImage|TestDiskFull' ./cmd/internal/crashtest \
+		-kill-rounds 100 -lease-rounds 30 -power-cuts 2000 -damaged-bytes 3000 | grep -v '^=== '
 
 # Every fuzz target for FUZZTIME, one after another. An input that breaks one is
 # left in testdata/fuzz beside it, where plain go test finds it again. Making

@@ -12,6 +12,9 @@
 //   - The compact revision never goes back: what was readable, and what was
 //     refused as compacted, fits compactions in one order.
 //
+// Leases and watches have a test of their own, with a simpler model: each client has
+// leases and keys that nobody else touches, so that it knows what it was promised.
+//
 // # What is not known
 //
 // A call that failed may have been executed, or not. After the restart the

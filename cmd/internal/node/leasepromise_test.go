@@ -127,6 +127,7 @@ type promises struct {
 //
 // The time in which the member is down does not count, as in etcd.
 func TestLeasePromises(t *testing.T) {
+	t.Parallel() // it mostly waits for time to pass
 	seed := *promiseSeed
 	if seed == 0 {
 		seed = rand.Uint64()

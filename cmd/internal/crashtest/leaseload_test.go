@@ -1,0 +1,467 @@
+package crashtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	holderKeys   = 8
+	holderLeases = 8
+	holderPause  = 4 * time.Millisecond // between two calls, at most
+	// Times of leases in seconds. Short ones end within a round.
+	leaseShortMin, leaseShortMax = 2, 3
+	leaseLongMin, leaseLongMax   = 60, 3600
+)
+
+// aliveClock is the time in which the server is not down.
+type aliveClock struct {
+	mu      sync.Mutex
+	began   time.Time
+	down    time.Duration
+	stopped time.Time // zero while it runs
+}
+
+func newAliveClock() *aliveClock { return &aliveClock{began: time.Now()} }
+
+func (c *aliveClock) now() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.stopped.IsZero() {
+		return c.stopped.Sub(c.began) - c.down
+	}
+	return time.Since(c.began) - c.down
+}
+
+// stop is called after the server is dead, run before it is started.
+func (c *aliveClock) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = time.Now()
+}
+
+func (c *aliveClock) run() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.down += time.Since(c.stopped)
+	c.stopped = time.Time{}
+}
+
+// standing is what a holder knows of a lease.
+type standing int
+
+const (
+	asked   standing = iota // the grant was not answered
+	live                    // it was granted
+	ending                  // the revoke was not answered
+	revoked                 // it was revoked
+	over                    // it was found to be gone
+)
+
+// heldLease is a lease of a holder.
+type heldLease struct {
+	id, ttl  int64 // seconds
+	care     int   // of a hundred renewals that its holder thinks of, how many it makes
+	standing standing
+	end      time.Duration // on the aliveClock: promised is that it does not end before
+	cut      bool          // it was revoked, or may have been
+}
+
+// keyPair is what a key may hold. The zero keyPair is no key.
+type keyPair struct {
+	value string // never empty
+	lease int64
+}
+
+// keyChange is a put or a delete of a key.
+type keyChange struct {
+	key string
+	keyPair
+}
+
+// keyWrite is a call that changes keys.
+type keyWrite struct {
+	revision int64 // that was told; 0 if none was
+	changes  []keyChange
+	// If none was told, it is after one and not after the other, or there is none.
+	after, before int64
+}
+
+// holder makes one call at a time, with leases and keys that nobody else touches.
+type holder struct {
+	t      testing.TB
+	n      int
+	rng    *rand.Rand
+	clock  *aliveClock
+	leases map[int64]*heldLease
+	keys   map[string][]keyPair // what each key may hold: one more after each call that failed
+	writes []keyWrite
+	ends   map[int64]int64 // acknowledged revokes: the revision that was told
+	values int
+	newest int64 // the last revision that a write was told
+
+	// Of a round.
+	round int
+	load  *leaseLoad
+	kv    pb.KVClient
+	lease pb.LeaseClient
+	alive pb.Lease_LeaseKeepAliveClient
+
+	granted, renewed, revoked, unknown int
+}
+
+func newHolder(t testing.TB, n int, rng *rand.Rand, clock *aliveClock) *holder {
+	h := &holder{t: t, n: n, rng: rng, clock: clock, leases: map[int64]*heldLease{}, keys: map[string][]keyPair{}, ends: map[int64]int64{}}
+	for i := range holderKeys {
+		h.keys[h.key(i)] = []keyPair{{}}
+	}
+	return h
+}
+
+func (h *holder) key(i int) string { return fmt.Sprintf("h%02d/%d", h.n, i) }
+
+// count says what holders did.
+func count(holders []*holder) string {
+	var granted, renewed, revoked, unknown, writes int
+	for _, h := range holders {
+		granted += h.granted
+		renewed += h.renewed
+		revoked += h.revoked
+		unknown += h.unknown
+		writes += len(h.writes)
+	}
+	return fmt.Sprintf("%d writes, %d leases granted, %d renewals, %d revokes; %d calls without an answer", writes, granted, renewed, revoked, unknown)
+}
+
+// leaseLoad is the holders at work in a round.
+type leaseLoad struct {
+	t       testing.TB
+	stopped atomic.Bool
+	late    atomic.Bool // the kill comes soon: renew what has a checkpoint by now
+	ended   sync.WaitGroup
+	mu      sync.Mutex
+	errs    []callError
+}
+
+// callError is a call that failed.
+type callError struct {
+	at  time.Time
+	err error
+}
+
+func startHolders(t testing.TB, addr string, holders []*holder, round int) *leaseLoad {
+	t.Helper()
+	l := &leaseLoad{t: t}
+	var conn *grpc.ClientConn
+	for i, h := range holders {
+		if i%clientsPerConn == 0 {
+			conn = Dial(t, addr)
+		}
+		h.round, h.load, h.kv, h.lease, h.alive = round, l, pb.NewKVClient(conn), pb.NewLeaseClient(conn), nil
+		l.ended.Go(h.run) // ends after stop, or with the server
+	}
+	return l
+}
+
+// stop ends the load, and complains of what failed before the server was killed.
+func (l *leaseLoad) stop(killed time.Time) {
+	l.t.Helper()
+	l.stopped.Store(true)
+	l.ended.Wait()
+	for _, e := range l.errs {
+		if e.at.Before(killed) {
+			l.t.Errorf("%v before the kill a call failed: %v", killed.Sub(e.at), e.err)
+		}
+	}
+}
+
+func (h *holder) run() {
+	for !h.load.stopped.Load() && h.act() {
+		<-time.After(time.Duration(h.rng.Int64N(int64(holderPause))))
+	}
+}
+
+// act makes a call. It reports whether the server is still there.
+func (h *holder) act() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	held := h.held(func(l *heldLease) bool { return l.standing == live })
+	switch n := h.rng.IntN(100); {
+	case n < 12 && len(held) < holderLeases || len(held) == 0:
+		return h.grant(ctx)
+	case n == 12 && h.rng.IntN(2) == 0: // seldom: most are to see a kill, or their end
+		return h.revoke(ctx, held[h.rng.IntN(len(held))])
+	case n < 40:
+		l := held[h.rng.IntN(len(held))]
+		if h.rng.IntN(100) < l.care || l.care > 0 && h.load.late.Load() {
+			return h.renew(l)
+		}
+		return h.left(ctx, h.lease, l)
+	case n < 55:
+		return h.delete(ctx, h.key(h.rng.IntN(holderKeys)))
+	case n < 70:
+		i := h.rng.IntN(holderKeys - 1)
+		return h.put(ctx, h.change(h.key(i), held), h.change(h.key(i+1+h.rng.IntN(holderKeys-1-i)), held))
+	default:
+		return h.put(ctx, h.change(h.key(h.rng.IntN(holderKeys)), held))
+	}
+}
+
+// held returns leases in the order of their ids: a seed does the same again.
+func (h *holder) held(wanted func(*heldLease) bool) (found []*heldLease) {
+	for _, id := range slices.Sorted(maps.Keys(h.leases)) {
+		if l := h.leases[id]; wanted(l) {
+			found = append(found, l)
+		}
+	}
+	return found
+}
+
+// change is a put of a value that was never written before, mostly with a lease.
+func (h *holder) change(key string, held []*heldLease) keyChange {
+	h.values++
+	c := keyChange{key: key, keyPair: keyPair{value: fmt.Sprintf("%d.%d.%d", h.round, h.n, h.values)}}
+	if h.rng.IntN(5) > 0 {
+		c.lease = held[h.rng.IntN(len(held))].id
+	}
+	return c
+}
+
+// failed records a call that was not answered, and ends this round.
+func (h *holder) failed(err error) bool {
+	h.unknown++
+	h.load.mu.Lock()
+	defer h.load.mu.Unlock()
+	h.load.errs = append(h.load.errs, callError{time.Now(), err})
+	return false
+}
+
+func isLeaseNotFound(err error) bool {
+	return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCLeaseNotFound)
+}
+
+// gone notes that a lease is not there any more, which its time must allow.
+func (h *holder) gone(l *heldLease, told string) {
+	h.t.Helper()
+	if left := l.end - h.clock.now(); l.standing == live && left > 0 {
+		h.t.Errorf("lease %x of %d s is over %v early: %s", l.id, l.ttl, left, told)
+	}
+	l.standing = over
+}
+
+func (h *holder) grant(ctx context.Context) bool {
+	l := &heldLease{id: int64(h.n+1)<<32 + int64(len(h.leases)) + 1, care: []int{0, 4, 90}[h.rng.IntN(3)]}
+	if l.ttl = leaseShortMin + h.rng.Int64N(leaseShortMax-leaseShortMin+1); h.rng.IntN(3) == 0 {
+		l.ttl = leaseLongMin + h.rng.Int64N(leaseLongMax-leaseLongMin+1)
+	}
+	h.leases[l.id] = l
+	began := h.clock.now()
+	resp, err := h.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: l.id, TTL: l.ttl})
+	if err != nil {
+		return h.failed(err)
+	}
+	if resp.ID != l.id || resp.TTL != l.ttl {
+		h.t.Errorf("asked for lease %x of %d s, granted was %v", l.id, l.ttl, resp)
+	}
+	l.standing, l.end = live, began+time.Duration(l.ttl)*time.Second
+	h.granted++
+	return true
+}
+
+func (h *holder) revoke(ctx context.Context, l *heldLease) bool {
+	resp, err := h.lease.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: l.id})
+	switch {
+	case err == nil:
+		l.standing, l.cut = revoked, true
+		h.ends[l.id] = resp.Header.Revision
+		h.revoked++
+	case isLeaseNotFound(err):
+		h.gone(l, "it cannot be revoked")
+	default:
+		l.standing, l.cut = ending, true
+		return h.failed(err)
+	}
+	return true
+}
+
+func (h *holder) renew(l *heldLease) bool {
+	if h.alive == nil {
+		var err error
+		// It lasts as long as the connection.
+		if h.alive, err = h.lease.LeaseKeepAlive(context.Background()); err != nil {
+			return h.failed(err)
+		}
+	}
+	began := h.clock.now()
+	err := h.alive.Send(&pb.LeaseKeepAliveRequest{ID: l.id})
+	resp, rerr := h.alive.Recv()
+	if err := errors.Join(err, rerr); err != nil {
+		return h.failed(rerr)
+	}
+	switch {
+	case resp.ID == l.id && resp.TTL == l.ttl:
+		l.end = began + time.Duration(l.ttl)*time.Second
+		h.renewed++
+	case resp.ID == l.id && resp.TTL == 0:
+		h.gone(l, "it cannot be renewed")
+	default:
+		h.t.Errorf("lease %x of %d s was renewed with %v", l.id, l.ttl, resp)
+	}
+	return true
+}
+
+// left asks what a lease has left.
+func (h *holder) left(ctx context.Context, client pb.LeaseClient, l *heldLease) bool {
+	resp, err := client.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: l.id, Keys: true})
+	if err != nil {
+		return h.failed(err)
+	}
+	if resp.TTL == -1 {
+		h.gone(l, "its time is not known")
+		return true
+	}
+	low, high := int64((l.end-h.clock.now())/time.Second), l.ttl+int64((leaseExtend+time.Second-1)/time.Second)
+	if resp.GrantedTTL != l.ttl || resp.TTL < low || resp.TTL > high {
+		h.t.Errorf("lease %x of %d s has %d s left of %d, want %d to %d", l.id, l.ttl, resp.TTL, resp.GrantedTTL, low, high)
+	}
+	var want []string
+	for key, may := range h.keys {
+		if len(may) > 1 {
+			return true // nobody knows yet
+		} else if may[0].lease == l.id {
+			want = append(want, key)
+		}
+	}
+	slices.Sort(want)
+	if got := fmt.Sprintf("%s", resp.Keys); got != fmt.Sprint(want) {
+		h.t.Errorf("lease %x of %d s has keys %s, want %s", l.id, l.ttl, got, want)
+	}
+	return true
+}
+
+func (h *holder) put(ctx context.Context, changes ...keyChange) bool {
+	var ops []*pb.RequestOp
+	for _, c := range changes {
+		ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte(c.key), Value: []byte(c.value), Lease: c.lease}}})
+	}
+	var header *pb.ResponseHeader
+	var err error
+	if len(ops) == 1 {
+		var resp *pb.PutResponse
+		resp, err = h.kv.Put(ctx, ops[0].GetRequestPut())
+		header = resp.GetHeader()
+	} else {
+		var resp *pb.TxnResponse
+		resp, err = h.kv.Txn(ctx, &pb.TxnRequest{Success: ops})
+		header = resp.GetHeader()
+	}
+	if isLeaseNotFound(err) {
+		missing := 0 // which of them it is nobody says
+		for _, c := range changes {
+			if l := h.leases[c.lease]; l != nil && l.standing == live && h.clock.now() >= l.end {
+				missing++
+			}
+		}
+		if missing == 0 {
+			h.t.Errorf("a put with a lease that is promised for longer was refused: %v", changes)
+		}
+		return true
+	}
+	return h.wrote(keyWrite{revision: header.GetRevision(), changes: changes}, err)
+}
+
+func (h *holder) delete(ctx context.Context, key string) bool {
+	resp, err := h.kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte(key)})
+	if err == nil && resp.Deleted == 0 {
+		for _, p := range h.keys[key] {
+			if l := h.leases[p.lease]; p.value != "" && (l == nil || l.standing == live && h.clock.now() < l.end) {
+				h.t.Errorf("key %s with %+v is not there", key, p)
+			}
+		}
+		h.keys[key] = []keyPair{{}}
+		return true
+	}
+	return h.wrote(keyWrite{revision: resp.GetHeader().GetRevision(), changes: []keyChange{{key: key}}}, err)
+}
+
+// wrote records a write that was made, or may have been.
+func (h *holder) wrote(w keyWrite, err error) bool {
+	w.after = h.newest
+	h.newest = max(h.newest, w.revision)
+	h.writes = append(h.writes, w)
+	for _, c := range w.changes {
+		if err != nil {
+			h.keys[c.key] = append(h.keys[c.key], c.keyPair)
+		} else {
+			h.keys[c.key] = []keyPair{c.keyPair}
+		}
+	}
+	return err == nil || h.failed(err)
+}
+
+// check compares what the holder knows with a server that nobody writes to, and
+// takes what is there for known from then on. It takes its leases and keys out of
+// the state.
+func (h *holder) check(ctx context.Context, client pb.LeaseClient, s *leaseState) {
+	h.t.Helper()
+	for i := len(h.writes) - 1; i >= 0 && h.writes[i].revision == 0 && h.writes[i].before == 0; i-- {
+		h.writes[i].before = s.revision
+	}
+	there := map[int64]bool{}
+	for _, l := range h.held(func(*heldLease) bool { return true }) {
+		there[l.id] = s.leases[l.id]
+		switch {
+		case l.standing == over && there[l.id], l.standing == revoked && there[l.id]:
+			h.t.Errorf("lease %x, which was over, is there again", l.id)
+		case l.standing == ending && there[l.id], l.standing == asked && there[l.id]:
+			l.standing, l.cut = live, false
+		case !there[l.id] && l.standing != revoked:
+			h.gone(l, "it is not there")
+		}
+		delete(s.leases, l.id)
+	}
+	for key, may := range h.keys {
+		var got keyPair
+		if kv := s.keys[key]; kv != nil {
+			got = keyPair{string(kv.Value), kv.Lease}
+		}
+		for i, p := range may {
+			if p.lease != 0 && !there[p.lease] {
+				may[i] = keyPair{}
+			}
+		}
+		if !slices.Contains(may, got) {
+			h.t.Errorf("key %s holds %+v, it may hold %+v", key, got, may)
+		}
+		h.keys[key] = []keyPair{got}
+		delete(s.keys, key)
+	}
+	for _, l := range h.held(func(l *heldLease) bool { return l.standing == live }) {
+		if !h.left(ctx, client, l) {
+			h.t.Errorf("lease %x: its time cannot be asked for", l.id)
+		}
+	}
+}
+
+// short is how many leases are there that should end soon.
+func (h *holder) short(s *leaseState) (n int) {
+	for id := range s.leases {
+		if l := h.leases[id]; l != nil && l.ttl <= leaseShortMax {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,425 @@
+package crashtest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+)
+
+// watcherTimeout is how long a watcher may take to catch up.
+const watcherTimeout = 30 * time.Second
+
+// heardEvent is an event and when it was heard of.
+type heardEvent struct {
+	*mvccpb.Event
+	at time.Duration
+}
+
+// watcher hears of a prefix over all starts of a server.
+type watcher struct {
+	t      testing.TB
+	name   string
+	prefix string
+	clock  *aliveClock
+	stop   context.CancelFunc
+	ended  sync.WaitGroup
+
+	resumed int // times that it went on by itself
+	mu      sync.Mutex
+	events  []heardEvent  // until the watcher has ended guarded by mu
+	told    chan struct{} // gets one when there are new ones
+}
+
+// startWatchers starts watchers of several kinds at the first revision.
+func startWatchers(t testing.TB, addr string, clock *aliveClock) []*watcher {
+	t.Helper()
+	var all []*watcher
+	start := func(name, prefix string, run func(context.Context, *watcher)) {
+		ctx, cancel := context.WithCancel(context.Background())
+		w := &watcher{t: t, name: name, prefix: prefix, clock: clock, stop: cancel, told: make(chan struct{}, 1)}
+		w.ended.Go(func() { run(ctx, w) })
+		t.Cleanup(func() { cancel(); w.ended.Wait() })
+		all = append(all, w)
+	}
+	raw := func(req *pb.WatchCreateRequest) func(context.Context, *watcher) {
+		return func(ctx context.Context, w *watcher) { w.raw(ctx, addr, req) }
+	}
+	byClient := func(opts ...clientv3.OpOption) func(context.Context, *watcher) {
+		return func(ctx context.Context, w *watcher) { w.byClient(ctx, addr, opts) }
+	}
+	start("raw", "", raw(&pb.WatchCreateRequest{}))
+	start("raw with pairs before, in fragments", "", raw(&pb.WatchCreateRequest{PrevKv: true, Fragment: true}))
+	start("raw of one holder", "h03/", raw(&pb.WatchCreateRequest{ProgressNotify: true}))
+	start("etcd's client", "", byClient(clientv3.WithPrevKV()))
+	start("etcd's client of ten holders", "h0", byClient(clientv3.WithProgressNotify(), clientv3.WithFragment()))
+	return all
+}
+
+func (w *watcher) add(events []*mvccpb.Event) {
+	at := w.clock.now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range events {
+		w.events = append(w.events, heardEvent{e, at})
+	}
+	select {
+	case w.told <- struct{}{}:
+	default:
+	}
+}
+
+// next is the revision after the last that was heard of.
+func (w *watcher) next() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.events) == 0 {
+		return 1
+	}
+	return w.events[len(w.events)-1].Kv.ModRevision + 1
+}
+
+// rangeEnd is the end of the keys with a prefix.
+func rangeEnd(prefix string) (key, end []byte) {
+	if prefix == "" {
+		return []byte{0}, []byte{0}
+	}
+	end = []byte(prefix)
+	end[len(end)-1]++
+	return []byte(prefix), end
+}
+
+// raw watches, and begins again after what it has heard whenever the stream ends.
+func (w *watcher) raw(ctx context.Context, addr string, req *pb.WatchCreateRequest) {
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
+			Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond}}))
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	defer func() { _ = conn.Close() }() // nothing is under way
+	for ctx.Err() == nil {
+		stream, err := pb.NewWatchClient(conn).Watch(ctx, grpc.WaitForReady(true))
+		if err != nil {
+			continue
+		}
+		create := proto.Clone(req).(*pb.WatchCreateRequest)
+		create.Key, create.RangeEnd = rangeEnd(w.prefix)
+		create.StartRevision = w.next()
+		_ = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}) // Recv tells
+		for part := []*mvccpb.Event(nil); ; {
+			resp, err := stream.Recv()
+			if err != nil {
+				break
+			}
+			if resp.Canceled {
+				w.t.Errorf("%s: the watch from %d on was cancelled: %v", w.name, create.StartRevision, resp)
+				return
+			}
+			// Of a revision that was heard in part all comes again.
+			if part = append(part, resp.Events...); !resp.Fragment {
+				w.add(part)
+				part = nil
+			}
+		}
+		w.resumed++
+	}
+	w.resumed-- // the last was the end
+}
+
+// byClient leaves it to etcd's client to go on.
+func (w *watcher) byClient(ctx context.Context, addr string, opts []clientv3.OpOption) {
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{addr}})
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	defer func() { _ = client.Close() }() // nothing is under way
+	for resp := range client.Watch(ctx, w.prefix, append([]clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(1)}, opts...)...) {
+		if err := resp.Err(); err != nil && ctx.Err() == nil {
+			w.t.Errorf("%s: %v", w.name, err)
+			return
+		}
+		var events []*mvccpb.Event
+		for _, e := range resp.Events {
+			events = append(events, (*mvccpb.Event)(e))
+		}
+		w.add(events)
+	}
+}
+
+// await waits until a revision, or a later one, was heard of.
+func (w *watcher) await(revision int64) {
+	w.t.Helper()
+	timeout := time.After(watcherTimeout)
+	for w.next() <= revision {
+		select {
+		case <-w.told:
+		case <-timeout:
+			w.t.Fatalf("%s: heard of nothing after revision %d, want %d", w.name, w.next()-1, revision)
+		}
+	}
+}
+
+// finish ends the watcher when it has caught up, and compares what it heard with
+// the history.
+func (w *watcher) finish(history []*mvccpb.Event) {
+	w.t.Helper()
+	var want []*mvccpb.Event
+	for _, e := range history {
+		if strings.HasPrefix(string(e.Kv.Key), w.prefix) {
+			want = append(want, e)
+		}
+	}
+	w.await(want[len(want)-1].Kv.ModRevision)
+	w.stop()
+	w.ended.Wait()
+	before := map[string]*mvccpb.KeyValue{}
+	for i, e := range want {
+		if i >= len(w.events) {
+			w.t.Fatalf("%s: %d events, want %d", w.name, len(w.events), len(want))
+		}
+		got := w.events[i]
+		if got.Type != e.Type || !proto.Equal(got.Kv, e.Kv) {
+			w.t.Fatalf("%s: event %d is %v, want %v", w.name, i, got, e)
+		}
+		if got.PrevKv != nil && !proto.Equal(got.PrevKv, before[string(e.Kv.Key)]) {
+			w.t.Fatalf("%s: event %d has before it %v, want %v", w.name, i, got.PrevKv, before[string(e.Kv.Key)])
+		}
+		if before[string(e.Kv.Key)] = e.Kv; e.Type == mvccpb.Event_DELETE {
+			delete(before, string(e.Kv.Key))
+		}
+	}
+	if len(w.events) > len(want) {
+		w.t.Fatalf("%s: %d events, want %d", w.name, len(w.events), len(want))
+	}
+}
+
+// readHistory hears of all revisions at once, up to one that is the newest.
+func readHistory(t testing.TB, addr string, newest int64, clock *aliveClock) (history []*mvccpb.Event) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &watcher{t: t, name: "history", clock: clock, told: make(chan struct{}, 1)}
+	w.ended.Go(func() { w.raw(ctx, addr, &pb.WatchCreateRequest{}) })
+	w.await(newest)
+	cancel()
+	w.ended.Wait()
+	for _, e := range w.events {
+		history = append(history, e.Event)
+	}
+	return history
+}
+
+// leaseJudge compares a history with what holders asked for and were told.
+type leaseJudge struct {
+	t       testing.TB
+	told    map[int64]keyWrite    // by revision
+	puts    map[string]keyWrite   // without an answer, by the first value
+	deletes map[string][]keyWrite // without an answer, by key
+	leases  map[int64]*heldLease
+	revokes map[int64]int64 // revision by lease
+
+	state map[string]*mvccpb.KeyValue
+	ended map[int64]int64 // leases whose keys were deleted, and when
+}
+
+func newJudge(t testing.TB, holders []*holder) *leaseJudge {
+	j := &leaseJudge{t: t, told: map[int64]keyWrite{}, puts: map[string]keyWrite{}, deletes: map[string][]keyWrite{},
+		leases: map[int64]*heldLease{}, revokes: map[int64]int64{}, state: map[string]*mvccpb.KeyValue{}, ended: map[int64]int64{}}
+	for _, h := range holders {
+		maps.Copy(j.leases, h.leases)
+		maps.Copy(j.revokes, h.ends)
+		for _, w := range h.writes {
+			switch {
+			case w.revision != 0:
+				if other, twice := j.told[w.revision]; twice {
+					t.Errorf("revision %d was told for %v and %v", w.revision, other, w)
+				}
+				j.told[w.revision] = w
+			case w.changes[0].value != "":
+				j.puts[w.changes[0].value] = w
+			default:
+				j.deletes[w.changes[0].key] = append(j.deletes[w.changes[0].key], w)
+			}
+		}
+	}
+	return j
+}
+
+// replay goes through the history, a revision at a time.
+func (j *leaseJudge) replay(history []*mvccpb.Event) {
+	j.t.Helper()
+	for revision := int64(2); len(history) > 0; revision++ {
+		n := 0
+		for n < len(history) && history[n].Kv.ModRevision == revision {
+			n++
+		}
+		if n == 0 {
+			j.t.Fatalf("revision %d: the next event is of %d", revision, history[0].Kv.ModRevision)
+		}
+		if err := j.revision(revision, history[:n]); err != nil {
+			j.t.Fatalf("revision %d: %v", revision, err)
+		}
+		history = history[n:]
+	}
+	for revision, w := range j.told {
+		j.t.Errorf("revision %d is not in the history: %v", revision, w)
+	}
+}
+
+// revision finds out whose work the events of a revision are.
+func (j *leaseJudge) revision(revision int64, events []*mvccpb.Event) error {
+	first := events[0]
+	w, told := j.told[revision]
+	delete(j.told, revision)
+	if !told && first.Type == mvccpb.Event_PUT {
+		var ok bool
+		if w, ok = j.puts[string(first.Kv.Value)]; !ok || revision <= w.after || revision > w.before {
+			return fmt.Errorf("nobody asked for %v", events)
+		}
+		delete(j.puts, string(first.Kv.Value))
+		told = true
+	}
+	// A deletion of one key that could be of a delete without an answer is taken for
+	// that: nobody else would tell it from the end of a lease with one key.
+	for i := 0; i < len(j.deletes[string(first.Kv.Key)]) && !told && len(events) == 1 && !j.revokedAt(revision); i++ {
+		w = j.deletes[string(first.Kv.Key)][i]
+		told = w.after < revision && revision <= w.before
+	}
+	if !told {
+		if err := j.endOfLeases(revision, events); err != nil {
+			return err
+		}
+	} else if err := j.matches(w, events); err != nil {
+		return err
+	}
+	for _, e := range events {
+		if err := j.apply(revision, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// revokedAt tells whether an acknowledged revoke made a revision.
+func (j *leaseJudge) revokedAt(revision int64) bool {
+	for _, at := range j.revokes {
+		if at == revision {
+			return true
+		}
+	}
+	return false
+}
+
+// matches compares the events of a revision with the write that made it.
+func (j *leaseJudge) matches(w keyWrite, events []*mvccpb.Event) error {
+	if len(events) != len(w.changes) {
+		return fmt.Errorf("%v came of %v", events, w)
+	}
+	for i, c := range w.changes {
+		e := events[i]
+		if string(e.Kv.Key) != c.key || string(e.Kv.Value) != c.value || e.Kv.Lease != c.lease || (e.Type == mvccpb.Event_DELETE) != (c.value == "") {
+			return fmt.Errorf("%v came of %v", events, w)
+		}
+		if at, ended := j.ended[c.lease]; c.lease != 0 && ended {
+			return fmt.Errorf("a put with lease %x, which ended at revision %d", c.lease, at)
+		}
+	}
+	return nil
+}
+
+// endOfLeases demands that deletions are all keys of one lease, or of several.
+func (j *leaseJudge) endOfLeases(revision int64, events []*mvccpb.Event) error {
+	gone := map[string]bool{}
+	for _, e := range events {
+		kv := j.state[string(e.Kv.Key)]
+		if e.Type != mvccpb.Event_DELETE || kv == nil || kv.Lease == 0 {
+			return fmt.Errorf("nobody asked for %v", events)
+		}
+		gone[string(e.Kv.Key)] = true
+		j.ended[kv.Lease] = revision
+		if at, acked := j.revokes[kv.Lease]; acked && at != revision {
+			return fmt.Errorf("lease %x ends; it was revoked at %d", kv.Lease, at)
+		}
+	}
+	for key, kv := range j.state {
+		if j.ended[kv.Lease] == revision && !gone[key] {
+			return fmt.Errorf("lease %x ends, and leaves key %s", kv.Lease, key)
+		}
+	}
+	return nil
+}
+
+func (j *leaseJudge) apply(revision int64, e *mvccpb.Event) error {
+	key := string(e.Kv.Key)
+	old := j.state[key]
+	if e.Type == mvccpb.Event_DELETE {
+		if old == nil {
+			return fmt.Errorf("%s is deleted and was not there", key)
+		}
+		delete(j.state, key)
+		return nil
+	}
+	create, version := revision, int64(1)
+	if old != nil {
+		create, version = old.CreateRevision, old.Version+1
+	}
+	if e.Kv.CreateRevision != create || e.Kv.Version != version {
+		return fmt.Errorf("%v, created at %d and of version %d", e.Kv, create, version)
+	}
+	j.state[key] = e.Kv
+	return nil
+}
+
+// compare compares what the history leads to with what there is.
+func (j *leaseJudge) compare(kvs []*mvccpb.KeyValue) {
+	j.t.Helper()
+	state := slices.SortedFunc(maps.Values(j.state), func(a, b *mvccpb.KeyValue) int { return cmp.Compare(string(a.Key), string(b.Key)) })
+	if !slices.EqualFunc(state, kvs, func(a, b *mvccpb.KeyValue) bool { return proto.Equal(a, b) }) {
+		j.t.Errorf("the history leads to %v, there is %v", state, kvs)
+	}
+	var errs []error
+	for _, kv := range kvs {
+		if l := j.leases[kv.Lease]; kv.Lease != 0 && l.standing != live {
+			errs = append(errs, fmt.Errorf("%s has lease %x, which is over", kv.Key, kv.Lease))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		j.t.Error(err)
+	}
+}
+
+// ends demands that no watcher heard of the end of a lease before its holder was
+// promised. It returns how many leases with keys have ended by themselves.
+func (j *leaseJudge) ends(arrived map[int64]time.Duration) (expired int) {
+	j.t.Helper()
+	for id, revision := range j.ended {
+		l := j.leases[id]
+		if l.cut {
+			continue
+		}
+		expired++
+		if at := arrived[revision]; at < l.end {
+			j.t.Errorf("lease %x of %d s was over %v early, at revision %d", id, l.ttl, l.end-at, revision)
+		}
+		if l.standing == live {
+			j.t.Errorf("lease %x, whose keys were deleted at revision %d, is there", id, revision)
+		}
+	}
+	return expired
+}
