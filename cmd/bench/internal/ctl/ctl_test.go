@@ -1,0 +1,608 @@
+// Package ctl is a test that real etcdctl shows the same whether it talks to etcd or
+// to Troupe. Left out is what Troupe does not have yet: snapshots, users and roles,
+// changes of members, downgrades and moving the leader.
+package ctl
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
+)
+
+// timeout is how long one command may take, or the next line of its output.
+const timeout = 20 * time.Second
+
+// side is a server with etcdctl in front.
+type side struct {
+	name   string
+	server *proc.Server
+	ctl    string            // etcdctl's executable
+	vars   map[string]string // what {name} in arguments stands for
+	ids    map[string]string // placeholders of ids, in the order in which they came
+}
+
+// pair is both sides.
+type pair struct {
+	*testing.T
+	sides [2]*side
+}
+
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	bench, err := tools.Open(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := func(program tools.Program) string {
+		path, err := bench.Build(t.Context(), program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	ctl := path(tools.Etcdctl)
+	// Short elections for short starts; and watchers that ask for it hear every
+	// half second that nothing has happened.
+	args := []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms"}
+	p := &pair{T: t}
+	for i, cfg := range []proc.Config{
+		{Binary: path(tools.Etcd), Args: append([]string{"--unsafe-no-fsync"}, args...)},
+		{Binary: path(tools.Troupe), Args: args},
+	} {
+		cfg.Name, cfg.Dir = "ctl", t.TempDir()
+		server, err := proc.Start(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = server.Close() }) // the folder is the test's
+		p.sides[i] = &side{name: [...]string{"etcd", "troupe"}[i], server: server, ctl: ctl, vars: map[string]string{}, ids: map[string]string{}}
+	}
+	return p
+}
+
+// command is etcdctl with arguments of this side.
+func (s *side) command(ctx context.Context, args []string) *exec.Cmd {
+	full := []string{"--endpoints", s.server.Endpoint()}
+	for _, a := range args {
+		for name, value := range s.vars {
+			a = strings.ReplaceAll(a, "{"+name+"}", value)
+		}
+		full = append(full, a)
+	}
+	cmd := exec.CommandContext(ctx, s.ctl, full...)
+	cmd.WaitDelay = time.Second // for what the command itself has started
+	return cmd
+}
+
+var (
+	// Ids of members, clusters and leases are random or derived from ports: hex in
+	// text, decimal in JSON.
+	idPattern = regexp.MustCompile(`\b(?:[0-9a-f]{12,16}|[0-9]{17,20})\b`)
+	// What is left of a lease is a matter of timing.
+	leftPattern = regexp.MustCompile(`granted with TTL\((\d+)s\), remaining\((\d+)s\)`)
+	// The keys of a lease have no order in etcd.
+	keysPattern = regexp.MustCompile(`(attached keys\(\[|"keys":\[)(.*?)\]`)
+	// Elections are a matter of timing, too; so is what the log and the store take.
+	numberPattern = regexp.MustCompile(`("(?:raft_term|raftTerm|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse|ttl)"|"(?:RaftTerm|RaftIndex|DBSize)") ?: ?\d+`)
+	// etcd says nothing or 3.5.0 until a background task gets to it.
+	storagePattern = regexp.MustCompile(`"storageVersion":"3\.[57]\.0",`)
+	tookPattern    = regexp.MustCompile(`took(?: =)? [0-9.]+(?:s|ms|µs|ns)`)
+)
+
+// normalise is an output without what must differ.
+func (s *side) normalise(text string) string {
+	text = strings.NewReplacer(s.server.Endpoint(), "ENDPOINT", s.server.PeerURL(), "PEER").Replace(text)
+	text = idPattern.ReplaceAllStringFunc(text, func(id string) string {
+		if s.ids[id] == "" {
+			s.ids[id] = fmt.Sprint("ID", len(s.ids))
+		}
+		return s.ids[id]
+	})
+	text = leftPattern.ReplaceAllStringFunc(text, func(m string) string {
+		parts := leftPattern.FindStringSubmatch(m)
+		ttl, left := atoi(parts[1]), atoi(parts[2])
+		if left > ttl || left < ttl-10 {
+			return m
+		}
+		return fmt.Sprintf("granted with TTL(%ds), remaining(NOT MUCH LESS)", ttl)
+	})
+	text = keysPattern.ReplaceAllStringFunc(text, func(m string) string {
+		parts := keysPattern.FindStringSubmatch(m)
+		keys := strings.FieldsFunc(parts[2], func(r rune) bool { return r == ' ' || r == ',' })
+		slices.Sort(keys)
+		return parts[1] + strings.Join(keys, " ") + "]"
+	})
+	text = numberPattern.ReplaceAllString(text, "$1:N")
+	text = storagePattern.ReplaceAllString(text, "")
+	text = tookPattern.ReplaceAllString(text, "took TIME")
+	var lines []string
+	for line := range strings.Lines(text) {
+		// The client's own log has times and addresses of memory. Progress is told
+		// as often as there is time for it.
+		if strings.HasPrefix(line, `{"level"`) || strings.HasPrefix(line, "progress notify:") && slices.Contains(lines, line) {
+			continue
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "")
+}
+
+func atoi(text string) int {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		panic(err) // it was matched by \d+
+	}
+	return n
+}
+
+// both does something on both sides at once.
+func (p *pair) both(do func(i int, s *side)) {
+	var wg sync.WaitGroup
+	for i, s := range p.sides {
+		wg.Go(func() { do(i, s) })
+	}
+	wg.Wait()
+}
+
+// run runs a command on both sides and compares. It returns what came of it.
+func (p *pair) run(args ...string) string {
+	p.Helper()
+	return p.feed("", args...)
+}
+
+// feed is run with something to read.
+func (p *pair) feed(stdin string, args ...string) string {
+	p.Helper()
+	var shown [2]string
+	p.both(func(i int, s *side) {
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
+		defer cancel()
+		cmd := s.command(ctx, args)
+		var stdout, stderr bytes.Buffer
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+		err := cmd.Run()
+		shown[i] = s.show(stdout.String(), stderr.String(), err)
+		s.vars["lease"] = cmp(s.granted(stdout.String()), s.vars["lease"])
+	})
+	return p.compare(args, shown)
+}
+
+var grantedPattern = regexp.MustCompile(`lease ([0-9a-f]+) granted`)
+
+// granted is the lease that a command granted, or nothing.
+func (s *side) granted(stdout string) string {
+	if m := grantedPattern.FindStringSubmatch(stdout); m != nil && !strings.Contains(stdout, "remaining") {
+		return m[1]
+	}
+	return ""
+}
+
+func cmp(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// show is all that a command leaves behind.
+func (s *side) show(stdout, stderr string, err error) string {
+	text := s.normalise(stdout)
+	if e := s.normalise(stderr); e != "" {
+		text += "stderr: " + e
+	}
+	if err != nil {
+		text += fmt.Sprintln("exit:", err)
+	}
+	return text
+}
+
+func (p *pair) compare(args []string, shown [2]string) string {
+	p.Helper()
+	if shown[0] != shown[1] {
+		p.Errorf("etcdctl %s\n--- etcd\n%s--- troupe\n%s", strings.Join(args, " "), shown[0], shown[1])
+	}
+	p.Logf("$ etcdctl %s\n%s", strings.Join(args, " "), shown[0])
+	return shown[0]
+}
+
+// running is a command that goes on, on both sides.
+type running struct {
+	p    *pair
+	args []string
+	on   [2]*process
+}
+
+// process is one of the two.
+type process struct {
+	side           *side
+	cmd            *exec.Cmd
+	stdin          io.WriteCloser
+	stdout, stderr output
+	cancel         context.CancelFunc
+}
+
+// output is what a command has said so far.
+type output struct {
+	told chan struct{} // gets one when there is more
+	mu   sync.Mutex
+	text bytes.Buffer // guarded by mu
+}
+
+// Write implements io.Writer.
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text.Write(b)
+	select {
+	case o.told <- struct{}{}:
+	default:
+	}
+	return len(b), nil
+}
+
+// String returns it.
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+func (p *pair) start(args ...string) *running {
+	p.Helper()
+	r := &running{p: p, args: args}
+	for i, s := range p.sides {
+		ctx, cancel := context.WithCancel(context.Background())
+		one := &process{side: s, cmd: s.command(ctx, args), cancel: cancel}
+		one.stdout.told = make(chan struct{}, 1)
+		one.cmd.Stdout, one.cmd.Stderr = &one.stdout, &one.stderr
+		var err error
+		if one.stdin, err = one.cmd.StdinPipe(); err == nil {
+			err = one.cmd.Start()
+		}
+		if err != nil {
+			p.Fatal(err)
+		}
+		p.Cleanup(cancel) // for a test that fails in between
+		r.on[i] = one
+	}
+	return r
+}
+
+// say writes a line to the command.
+func (r *running) say(line string) {
+	r.p.Helper()
+	for _, one := range r.on {
+		if _, err := io.WriteString(one.stdin, line+"\n"); err != nil {
+			r.p.Fatal(err)
+		}
+	}
+}
+
+// hear waits until a text is in the output of both.
+func (r *running) hear(text string) {
+	r.p.Helper()
+	for _, one := range r.on {
+		for end := time.After(timeout); !strings.Contains(one.stdout.String(), text); {
+			select {
+			case <-one.stdout.told:
+			case <-end:
+				r.p.Fatalf("etcdctl %s on %s says no %q, but\n%s%s", strings.Join(r.args, " "), one.side.name, text, one.stdout.String(), one.stderr.String())
+			}
+		}
+	}
+}
+
+// silent demands that a text is not in the output of either.
+func (r *running) silent(text string) {
+	r.p.Helper()
+	for _, one := range r.on {
+		if strings.Contains(one.stdout.String(), text) {
+			r.p.Fatalf("etcdctl %s on %s says %q too early", strings.Join(r.args, " "), one.side.name, text)
+		}
+	}
+}
+
+// interrupt ends the command as Ctrl-C does, and compares all that it said.
+func (r *running) interrupt() string {
+	r.p.Helper()
+	return r.end(func(one *process) error { return one.cmd.Process.Signal(syscall.SIGINT) })
+}
+
+// hangUp ends the command's input.
+func (r *running) hangUp() string {
+	r.p.Helper()
+	return r.end(func(one *process) error { return one.stdin.Close() })
+}
+
+func (r *running) end(how func(*process) error) string {
+	r.p.Helper()
+	var shown [2]string
+	for i, one := range r.on {
+		if err := how(one); err != nil {
+			r.p.Fatal(err)
+		}
+		kill := time.AfterFunc(timeout, one.cancel)
+		err := one.cmd.Wait()
+		kill.Stop()
+		one.cancel()
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			r.p.Fatal(err)
+		}
+		shown[i] = one.side.show(one.stdout.String(), one.stderr.String(), err)
+	}
+	return r.p.compare(r.args, shown)
+}
+
+// TestSame runs one script on both sides. Steps build on those before.
+func TestSame(t *testing.T) {
+	p := newPair(t)
+	for _, part := range []struct {
+		name string
+		play func(*pair)
+	}{
+		{"keys", keys}, {"transactions", transactions}, {"watch", watch}, {"watch interactively", watchInteractively},
+		{"leases", leases}, {"locks", locks}, {"elections", elections}, {"mirror", mirror},
+		{"compaction", compaction}, {"maintenance", maintenance},
+	} {
+		t.Run(part.name, func(t *testing.T) { part.play(&pair{t, p.sides}) })
+	}
+}
+
+func keys(p *pair) {
+	p.run("get", "none", "-w", "json")
+	p.run("put", "a", "1")
+	p.run("put", "a", "2", "--prev-kv")
+	p.run("put", "a1", "x", "-w", "json")
+	p.feed("from stdin", "put", "a2")
+	p.run("put", "a3", "3", "--prev-kv", "-w", "fields")
+	p.run("put", "b", "")
+	p.run("put", "none", "--ignore-value")
+	p.run("put", "a", "--ignore-value", "--prev-kv")
+	p.run("put", "a", "4", "--lease=1234abcd")
+	p.run("put", "")
+	for _, args := range [][]string{
+		{"a"}, {"a", "a2"}, {"a", "--prefix"}, {"a", "--from-key"}, {"", "--prefix", "--keys-only"}, {"", "--from-key", "--count-only", "-w", "fields"},
+		{"a", "--rev=2"}, {"a", "--rev=1000"}, {"a", "-w", "json"}, {"a", "-w", "fields"}, {"a", "--prefix", "-w", "table"},
+		{"a", "--prefix", "--limit=2", "-w", "json"}, {"a", "--prefix", "--order=DESCEND", "--sort-by=MODIFY"}, {"a", "--prefix", "--sort-by=VALUE", "--print-value-only"},
+		{"a", "--prefix", "--min-mod-rev=4", "--max-mod-rev=5"}, {"a", "--prefix", "--min-create-rev=5"}, {"a", "--prefix", "--consistency=s"},
+		{"a", "--prefix", "--stream"}, {"a", "--prefix", "--hex"},
+	} {
+		p.run(append([]string{"get"}, args...)...)
+	}
+	p.run("del", "a3", "--prev-kv")
+	p.run("del", "a1", "a2", "--range", "-w", "json")
+	p.run("del", "none")
+	p.run("del", "b", "--from-key")
+	p.run("get", "", "--prefix", "-w", "json")
+	p.run("endpoint", "hashkv")
+	p.run("endpoint", "hashkv", "--rev=6", "-w", "json")
+}
+
+func transactions(p *pair) {
+	p.run("put", "t", "1")
+	p.feed("value(\"t\") = \"1\"\nmod(\"t\") > \"1\"\n\nput t 2\nget t\nput t2 x\n\nget none\n\n", "txn")
+	p.feed("ver(\"t\") = \"1\"\n\nput t 3\n\nget t --prefix\ndel t2\n\n", "txn", "-w", "json")
+	p.feed("create(\"t\") < \"1000\"\n\nget t\n\n\n", "txn", "-w", "fields")
+	p.feed("\nput t 1\nput t 2\n\n\n", "txn")
+	p.feed("nonsense\n", "txn")
+	p.feed("value(\"t\") = \"2\"\n\nput t 4\n\n\n", "txn", "--interactive")
+}
+
+// watch hears of what is past and of what comes.
+func watch(p *pair) {
+	p.run("put", "w1", "new") // the next to come are at from and after
+	from := p.revision() + 1
+	rev := fmt.Sprint("--rev=", from)
+	all := p.start("watch", "w", "--prefix", "--prev-kv", rev)
+	asJSON := p.start("watch", "w", "--prefix", rev, "-w", "json")
+	fields := p.start("watch", "w1", "w9", rev, "-w", "fields")
+	single := p.start("watch", "w2", rev, "--", "sh", "-c", "echo $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE at $ETCD_WATCH_REVISION")
+	for i, args := range [][]string{{"put", "w1", "1"}, {"put", "w2", "2"}, {"del", "w1"}, {"put", "w3", "3"}, {"put", "w2", "4"}, {"del", "w", "--prefix"}} {
+		p.run(args...)
+		// One after the other, lest two come in one response.
+		asJSON.hear(fmt.Sprintf(`"mod_revision":%d`, from+i))
+		fields.hear(fmt.Sprintf(`"ModRevision" : %d`, from+i))
+		if i == 1 || i >= 4 {
+			single.hear(fmt.Sprint("at ", from+i))
+		}
+	}
+	all.hear("DELETE\nw3\n3\nw3\n")
+	for _, r := range []*running{all, asJSON, fields, single} {
+		r.interrupt()
+	}
+	idle := p.start("watch", "idle", "--progress-notify")
+	idle.hear(fmt.Sprint("progress notify: ", from+5))
+	p.run("put", "idle", "no more")
+	idle.hear("no more")
+	idle.hear(fmt.Sprint("progress notify: ", from+6))
+	idle.interrupt()
+	p.run("watch")
+	p.run("watch", "a", "b", "--prefix")
+}
+
+// revision is the newest revision, which is the same on both sides.
+func (p *pair) revision() int {
+	p.Helper()
+	m := regexp.MustCompile(`"revision":(\d+)`).FindStringSubmatch(p.run("get", "none", "-w", "json"))
+	if m == nil {
+		p.Fatal("no revision in the answer")
+	}
+	return atoi(m[1])
+}
+
+func watchInteractively(p *pair) {
+	next := p.revision() + 1
+	w := p.start("watch", "-i")
+	w.say("nonsense")
+	w.say("watch")
+	w.say(fmt.Sprintf("watch i1 --rev=%d", next))
+	w.say(fmt.Sprintf("watch i --prefix --prev-kv --rev=%d", next+1))
+	p.run("put", "i1", "one")
+	w.hear("PUT\ni1\none\n")
+	p.run("put", "i2", "two")
+	w.hear("PUT\ni2\ntwo\n")
+	w.say("progress")
+	w.hear(fmt.Sprint("progress notify: ", next+1))
+	p.run("put", "i2", "three")
+	w.hear("PUT\ni2\ntwo\ni2\nthree\n")
+	w.hangUp()
+}
+
+func leases(p *pair) {
+	p.run("lease", "grant", "100")
+	p.run("lease", "grant", "200", "-w", "fields")
+	p.run("lease", "list")
+	for _, key := range []string{"l1", "l2", "l3"} {
+		p.run("put", key, "x", "--lease={lease}")
+	}
+	p.run("put", "l3", "y", "--ignore-lease", "--prev-kv")
+	p.run("put", "l2", "no lease")
+	p.run("get", "l", "--prefix", "-w", "json")
+	p.run("lease", "timetolive", "{lease}")
+	p.run("lease", "timetolive", "{lease}", "--keys")
+	p.run("lease", "timetolive", "{lease}", "--keys", "-w", "json")
+	p.run("lease", "keep-alive", "{lease}", "--once")
+	p.run("lease", "keep-alive", "{lease}", "--once", "-w", "json")
+	p.run("lease", "revoke", "{lease}", "-w", "json")
+	p.run("get", "l", "--prefix", "-w", "json")
+	p.run("lease", "revoke", "{lease}")
+	p.run("lease", "timetolive", "{lease}", "--keys")
+	p.run("lease", "keep-alive", "{lease}", "--once")
+	p.run("lease", "keep-alive", "{lease}")
+	p.run("lease", "grant", "0")
+	p.run("lease", "grant", "9000000001")
+	p.run("lease", "grant", "long")
+	p.run("lease", "revoke", "xyz")
+
+	// One that is kept, until it is not.
+	p.run("lease", "grant", "3")
+	p.run("put", "kept", "x", "--lease={lease}")
+	kept := p.start("lease", "keep-alive", "{lease}")
+	gone := p.start("watch", "kept", "--prev-kv", fmt.Sprint("--rev=", p.revision()+1))
+	kept.hear("keepalived with TTL(3)\n")
+	gone.silent("DELETE")
+	p.run("lease", "timetolive", "{lease}", "--keys")
+	kept.interruptAny()
+	gone.hear("DELETE\nkept\nx\nkept\n")
+	gone.interrupt()
+	p.run("lease", "timetolive", "{lease}", "--keys")
+	p.run("get", "kept", "-w", "json")
+}
+
+// interruptAny ends a command whose output depends on when that is.
+func (r *running) interruptAny() {
+	r.p.Helper()
+	for _, one := range r.on {
+		_ = one.cmd.Process.Kill() // it runs until then
+		_ = one.cmd.Wait()
+		one.cancel()
+	}
+}
+
+func locks(p *pair) {
+	p.run("lock", "command", "--", "sh", "-c", "echo $ETCD_LOCK_KEY $ETCD_LOCK_REV")
+	p.run("lock", "command", "--", "sh", "-c", "exit 3")
+	p.run("lock")
+	holds := p.start("lock", "held")
+	holds.hear("held/")
+	waits := p.start("lock", "held", "--ttl=30", "echo", "second")
+	p.waiting("held/", 2)
+	waits.silent("second")
+	holds.interrupt()
+	waits.hear("second")
+	waits.end(func(*process) error { return nil })
+	p.run("get", "", "--prefix", "--keys-only")
+}
+
+// waiting waits until there are so many keys with a prefix.
+func (p *pair) waiting(prefix string, n int) {
+	p.Helper()
+	p.both(func(_ int, s *side) {
+		for end := time.Now().Add(timeout); ; <-time.After(10 * time.Millisecond) {
+			out, err := s.command(p.Context(), []string{"get", prefix, "--prefix", "--keys-only"}).Output()
+			if err == nil && strings.Count(string(out), prefix) == n {
+				return
+			}
+			if time.Now().After(end) {
+				p.Errorf("%s: still no %d keys of %s: %s, %v", s.name, n, prefix, out, err)
+				return
+			}
+		}
+	})
+}
+
+func elections(p *pair) {
+	listens := p.start("elect", "-l", "vote")
+	first := p.start("elect", "vote", "first")
+	first.hear("first")
+	listens.hear("first")
+	second := p.start("elect", "vote", "second")
+	p.waiting("vote/", 2)
+	second.silent("second")
+	first.interrupt()
+	second.hear("second")
+	listens.hear("second")
+	second.interrupt()
+	listens.interrupt()
+	p.run("elect", "vote")
+	p.run("elect", "-l", "vote", "proposal")
+}
+
+// mirror copies a prefix to another in the same server.
+func mirror(p *pair) {
+	p.run("put", "m/1", "one")
+	p.run("put", "m/2", "two")
+	for _, s := range p.sides {
+		s.vars["endpoint"] = s.server.Endpoint()
+	}
+	copies := p.start("make-mirror", "--prefix=m/", "--dest-prefix=copy/", "{endpoint}")
+	p.waiting("copy/", 2)
+	p.run("put", "m/3", "three")
+	p.waiting("copy/", 3)
+	copies.interruptAny()
+	p.run("get", "copy/", "--prefix")
+}
+
+func compaction(p *pair) {
+	now := p.revision()
+	p.run("compaction", fmt.Sprint(now-5)) // from here on no pair has a lease, whose id would be in the hash
+	p.run("endpoint", "hashkv", fmt.Sprint("--rev=", now-3), "-w", "json")
+	p.run("get", "a", fmt.Sprint("--rev=", now-6))
+	p.run("get", "", "--prefix", fmt.Sprint("--rev=", now-5), "-w", "json")
+	p.run("watch", "a", fmt.Sprint("--rev=", now-6))
+	p.run("compaction", fmt.Sprint(now-5))
+	p.run("compaction", fmt.Sprint(now+1))
+	p.run("compaction", "--physical", fmt.Sprint(now))
+	p.run("compaction", "x")
+	p.run("compaction")
+}
+
+func maintenance(p *pair) {
+	p.run("alarm", "list")
+	p.run("alarm", "disarm")
+	p.run("endpoint", "health")
+	p.run("endpoint", "status", "-w", "json")
+	p.run("endpoint", "hashkv")
+	p.run("endpoint", "hashkv", "-w", "json")
+	p.run("endpoint", "hashkv", fmt.Sprint("--rev=", p.revision()-1))
+	p.run("member", "list")
+	p.run("member", "list", "-w", "json")
+	p.run("defrag")
+	p.run("get", "", "--prefix", "-w", "json")
+	p.run("version")
+}
