@@ -72,15 +72,18 @@ func NewStreams(cfg Config) *Streams {
 	}
 }
 
-// Wake tells the hub that there is a newer view. It never blocks, and does next to
-// nothing while nobody watches.
+// Wake tells the hub that there is a newer view, and lets it run: whoever watches
+// should not be told later than whoever made the change. It never blocks, and does
+// next to nothing while nobody watches.
 func (s *Streams) Wake() {
 	if s.count.Load() == 0 {
 		return
 	}
 	if hub := s.hub.Load(); hub != nil {
 		// Full: it is about to look anyway. Closed: all will subscribe to a fresh one.
-		_ = hub.box.TryPost(hubWake, &watchmsg.Published{}, actors.Cost{Requests: 1})
+		if hub.box.TryPost(hubWake, &watchmsg.Published{}, actors.Cost{Requests: 1}) == nil {
+			runtime.Gosched()
+		}
 	}
 }
 

@@ -61,9 +61,9 @@ var kinds = []kind{
 		rows:    []quantity{eventRate, eventCPU, rss, peakRSS},
 	},
 	{
-		// So few events that the load generator is not what takes the time.
+		// The load generator's own sizes.
 		Load: Load{
-			Name: WatchLatencyLoad, Clients: 10, Conns: 10, Total: 1500,
+			Name: WatchLatencyLoad, Clients: 1, Conns: 1, Total: 1000,
 			Watchers: loadtool.Watchers{Streams: 10, PerStream: 10, PutRate: 100},
 		},
 		command: func(l Load) loadtool.Command { return loadtool.WatchLatency(l.Watchers) },
