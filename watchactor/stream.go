@@ -50,6 +50,10 @@ const (
 	turnScan      = 1 << 20   // bytes read: about a millisecond
 )
 
+// gatherBytes bounds what is sent together of what waits in the mailbox: as much as
+// the hub posts at a time.
+const gatherBytes = hubBytes
+
 // sendsInRow is after how many responses a stream lets others run; see hubPosts.
 const sendsInRow = 64
 
@@ -157,14 +161,22 @@ func (s *stream) stop() {
 }
 
 func (s *stream) batch(b *actors.Batch) {
-	for ; b.Done < len(b.Msgs); b.Done++ {
+	for b.Done < len(b.Msgs) {
 		s.streams.cfg.Faults.Point(watchStream, "entry")
-		s.handle(b.Msgs[b.Done])
-		s.streams.cfg.Faults.Point(watchStream, "middle")
-		if m, ok := b.Msgs[b.Done].(*watchmsg.Matched); ok {
-			s.streams.stats.pending.Add(-pending(m))
-			s.box.ReleaseLane(laneEvents, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
+		rest := b.Msgs[b.Done:]
+		matched, took := watch.Gather(rest, gatherBytes, turnRevisions)
+		if took > 0 {
+			s.matched(matched)
+		} else {
+			s.handle(rest[0])
+			took = 1
 		}
+		s.streams.cfg.Faults.Point(watchStream, "middle")
+		if matched != nil {
+			s.streams.stats.pending.Add(-pending(matched))
+			s.box.ReleaseLane(laneEvents, actors.Cost{Requests: took, Bytes: int(matched.Bytes)})
+		}
+		b.Done += took
 	}
 	if s.ended {
 		return
@@ -179,12 +191,15 @@ func (s *stream) batch(b *actors.Batch) {
 // watchStream is the name of all streams for faults.
 const watchStream = "edge/watch/stream"
 
+// matched sends what the hub posted.
+func (s *stream) matched(m *watchmsg.Matched) {
+	if !s.ended {
+		s.done(s.table.Deliver(m, s.send))
+	}
+}
+
 func (s *stream) handle(msg any) {
 	switch m := msg.(type) {
-	case *watchmsg.Matched:
-		if !s.ended {
-			s.done(s.table.Deliver(m, s.send))
-		}
 	case *watchmsg.Joined:
 		if m.Hub == s.hub && !s.ended {
 			s.done(s.table.Joined(m.Revision, s.send))

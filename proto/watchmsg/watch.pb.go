@@ -368,9 +368,8 @@ func (x *Started) GetRevision() int64 {
 // Matched brings events that happened in ranges of a stream.
 type Matched struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Last          int64                  `protobuf:"varint,1,opt,name=last,proto3" json:"last,omitempty"` // revision that the hub had read up to
-	Hits          []*Hit                 `protobuf:"bytes,2,rep,name=hits,proto3" json:"hits,omitempty"`
-	Bytes         int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // what it weighs in the stream's mailbox
+	Hits          []*Hit                 `protobuf:"bytes,1,rep,name=hits,proto3" json:"hits,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // what it weighs in the stream's mailbox
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -405,13 +404,6 @@ func (*Matched) Descriptor() ([]byte, []int) {
 	return file_watchmsg_watch_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *Matched) GetLast() int64 {
-	if x != nil {
-		return x.Last
-	}
-	return 0
-}
-
 func (x *Matched) GetHits() []*Hit {
 	if x != nil {
 		return x.Hits
@@ -434,6 +426,7 @@ type Hit struct {
 	// From here on everything in the range is told: it may come before the Joined
 	// that says so, because events go first.
 	Since         int64 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
+	Last          int64 `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"` // revision that the hub had read up to
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -485,6 +478,13 @@ func (x *Hit) GetEvents() []*Event {
 func (x *Hit) GetSince() int64 {
 	if x != nil {
 		return x.Since
+	}
+	return 0
+}
+
+func (x *Hit) GetLast() int64 {
+	if x != nil {
+		return x.Last
 	}
 	return 0
 }
@@ -667,15 +667,15 @@ const file_watchmsg_watch_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"7\n" +
 	"\aStarted\x12\x10\n" +
 	"\x03hub\x18\x01 \x01(\x04R\x03hub\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"]\n" +
-	"\aMatched\x12\x12\n" +
-	"\x04last\x18\x01 \x01(\x03R\x04last\x12(\n" +
-	"\x04hits\x18\x02 \x03(\v2\x14.troupe.watchmsg.HitR\x04hits\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"I\n" +
+	"\aMatched\x12(\n" +
+	"\x04hits\x18\x01 \x03(\v2\x14.troupe.watchmsg.HitR\x04hits\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"u\n" +
 	"\x03Hit\x12\x14\n" +
 	"\x05range\x18\x01 \x01(\rR\x05range\x12.\n" +
 	"\x06events\x18\x02 \x03(\v2\x16.troupe.watchmsg.EventR\x06events\x12\x14\n" +
-	"\x05since\x18\x03 \x01(\x03R\x05since\"r\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\x03R\x04last\"r\n" +
 	"\x05Event\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x1a\n" +
 	"\bdeletion\x18\x02 \x01(\bR\bdeletion\x12\x14\n" +

@@ -159,10 +159,10 @@ func (f *Fanout) Flush(last int64, post func(stream uint64, m *watchmsg.Matched)
 		for _, sub := range s.subscriptions {
 			l := sub.listener
 			if l.matched == nil {
-				l.matched = &watchmsg.Matched{Last: last}
+				l.matched = new(watchmsg.Matched)
 				f.heard = append(f.heard, l)
 			}
-			l.matched.Hits = append(l.matched.Hits, &watchmsg.Hit{Range: sub.id, Events: s.events, Since: sub.since})
+			l.matched.Hits = append(l.matched.Hits, &watchmsg.Hit{Range: sub.id, Events: s.events, Since: sub.since, Last: last})
 			if l.matched.Bytes += plain; sub.prev {
 				l.matched.Bytes += prev - plain
 			}

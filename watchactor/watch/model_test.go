@@ -38,12 +38,13 @@ var (
 )
 
 func TestModel(t *testing.T) {
-	total, victims, compacted, progress, restarts := 0, 0, 0, 0, 0
+	total, victims, compacted, progress, restarts, gathered := 0, 0, 0, 0, 0, 0
 	for seed := *modelSeed; total < *modelEvents; seed++ {
 		w := newWorld(t, seed)
 		w.play(3000)
 		total += w.delivered
 		victims += w.victims
+		gathered += w.gathered
 		compacted += w.compactions
 		progress += w.progress
 		restarts += w.restarts
@@ -51,9 +52,9 @@ func TestModel(t *testing.T) {
 			return
 		}
 	}
-	t.Logf("%d events; %d times without room, %d watches compacted, %d notifications of progress, %d fresh hubs",
-		total, victims, compacted, progress, restarts)
-	if victims == 0 || compacted == 0 || progress == 0 || restarts == 0 {
+	t.Logf("%d events; %d times without room, %d watches compacted, %d notifications of progress, %d fresh hubs, %d messages sent with the one before",
+		total, victims, compacted, progress, restarts, gathered)
+	if gathered == 0 || victims == 0 || compacted == 0 || progress == 0 || restarts == 0 {
 		t.Error("something that was to be tested never happened")
 	}
 }
@@ -81,7 +82,7 @@ type world struct {
 	hub     *fakeHub
 	streams []*fakeStream
 
-	delivered, victims, compactions, progress, restarts int
+	delivered, victims, compactions, progress, restarts, gathered int
 }
 
 // fakeHub does what the hub's actor does.
@@ -99,7 +100,7 @@ type fakeStream struct {
 	id      uint64
 	table   *Table
 	hub     uint64
-	events  []*watchmsg.Matched // bounded
+	events  []any // of the hub; bounded
 	control []proto.Message
 	frozen  bool
 	clients map[int64]*client
@@ -374,7 +375,10 @@ func (s *fakeStream) drain() {
 	}
 	events, control := s.events, s.control
 	s.events, s.control = nil, nil
-	for _, m := range events {
+	for len(events) > 0 {
+		m, took := Gather(events, s.w.rng.Int64N(2000), s.w.rng.IntN(20))
+		events = events[took:]
+		s.w.gathered += took - 1
 		s.done(s.table.Deliver(m, s.receive))
 	}
 	for _, m := range control {

@@ -361,7 +361,7 @@ func (t *Table) Deliver(m *watchmsg.Matched, emit Emit) error {
 		if g.state != subscribed {
 			continue
 		}
-		if err := t.deliver(g, hit.Events, m.Last, emit); err != nil {
+		if err := t.deliver(g, hit.Events, hit.Last, emit); err != nil {
 			return err
 		}
 	}

@@ -256,7 +256,7 @@ func TestFanoutShares(t *testing.T) {
 	posts := 0
 	f.Flush(9, func(stream uint64, m *watchmsg.Matched) {
 		posts++
-		if m.Last != 9 || len(m.Hits) != 2 || m.Bytes < 2*hitBytes {
+		if len(m.Hits) != 2 || m.Hits[0].Last != 9 || m.Hits[1].Last != 9 || m.Bytes < 2*hitBytes {
 			t.Errorf("stream %d gets %v", stream, m)
 		}
 		for _, hit := range m.Hits {
@@ -305,5 +305,64 @@ func TestReplayMakesNoGarbage(t *testing.T) {
 	few, many := testing.AllocsPerRun(10, turn(1)), testing.AllocsPerRun(10, turn(1000))
 	if many > few {
 		t.Errorf("%v allocations for 1000 events, %v for one", many, few)
+	}
+}
+
+func TestGather(t *testing.T) {
+	event := func(revision int64) *watchmsg.Event { return &watchmsg.Event{Revision: revision} }
+	matched := func(last int64, hits ...*watchmsg.Hit) any {
+		for _, h := range hits {
+			h.Last = last
+		}
+		return &watchmsg.Matched{Bytes: 100, Hits: hits}
+	}
+	hit := func(id uint32, revisions ...int64) *watchmsg.Hit {
+		h := &watchmsg.Hit{Range: id, Since: 1}
+		for _, r := range revisions {
+			h.Events = append(h.Events, event(r))
+		}
+		return h
+	}
+	shared := []*watchmsg.Event{event(2), event(3), nil}[:2] // with room behind that is not ours
+	msgs := []any{
+		matched(3, &watchmsg.Hit{Range: 1, Since: 1, Events: shared}),
+		matched(4, hit(2, 4)),
+		matched(6, hit(2, 5), hit(1, 6)),
+		&watchmsg.Joined{},
+		matched(7, hit(1, 7)),
+	}
+	for _, tc := range []struct {
+		from   int
+		bytes  int64
+		events int
+		want   string
+		took   int
+	}{
+		{0, 1000, 1000, "300 bytes: 1 [2 3 6] to 6 2 [4 5] to 6", 3},
+		{0, 299, 1000, "200 bytes: 1 [2 3] to 3 2 [4] to 4", 2},
+		{0, 1000, 3, "200 bytes: 1 [2 3] to 3 2 [4] to 4", 2},
+		{0, 0, 0, "100 bytes: 1 [2 3] to 3", 1},
+		{3, 1000, 1000, "", 0},
+		{4, 1000, 1000, "100 bytes: 1 [7] to 7", 1},
+		{5, 1000, 1000, "", 0},
+	} {
+		m, took := Gather(msgs[tc.from:], tc.bytes, tc.events)
+		got := ""
+		if m != nil {
+			got = fmt.Sprintf("%d bytes:", m.Bytes)
+			for _, h := range m.Hits {
+				var revisions []int64
+				for _, e := range h.Events {
+					revisions = append(revisions, e.Revision)
+				}
+				got += fmt.Sprintf(" %d %v to %d", h.Range, revisions, h.Last)
+			}
+		}
+		if got != tc.want || took != tc.took {
+			t.Errorf("from %d, %d bytes, %d events: %q of %d, want %q of %d", tc.from, tc.bytes, tc.events, got, took, tc.want, tc.took)
+		}
+	}
+	if shared[:3][2] != nil {
+		t.Error("wrote into what all streams share")
 	}
 }
