@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/watchactor"
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
@@ -90,7 +91,9 @@ func (w *watchService) receive(ctx context.Context, ss grpc.ServerStream, st *wa
 		if err := ss.RecvMsg(req); err != nil {
 			return err
 		}
-		if err := st.Request(ctx, req); err != nil {
+		if err := st.Request(ctx, req); errors.Is(err, actors.ErrClosed) {
+			return rpctypes.ErrGRPCStopped // its actor has failed; the client resumes
+		} else if err != nil {
 			return err
 		}
 	}

@@ -25,14 +25,17 @@ import (
 )
 
 // withWatches gives a member a hub and a place for streams.
-func withWatches(t *testing.T, m *fakeMember) {
+func withWatches(t *testing.T, m *fakeMember) { withFaults(t, m, nil) }
+
+// withFaults is withWatches with faults in hub and streams.
+func withFaults(t *testing.T, m *fakeMember, faults *actors.Faults) {
 	t.Helper()
 	edge, err := actors.StartEdge(actorstest.NewSystem(t), actors.EdgeConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.watches = watchactor.NewStreams(watchactor.Config{
-		Published: m.pub, Spawn: edge.Spawn, Unpinned: func() {}, Reason: StoreErrorText,
+		Published: m.pub, Spawn: edge.Spawn, Unpinned: func() {}, Reason: StoreErrorText, Faults: faults,
 	})
 	m.pub.Notify(m.watches.Wake)
 	if _, err := edge.Spawn(actors.Child{Name: actors.EdgeWatchHub, New: m.watches.Hub}); err != nil {
@@ -285,5 +288,28 @@ func TestWatchAnswerEncoding(t *testing.T) {
 			t.Errorf("values of %d bytes: %d buffers", size, len(bufs))
 		}
 		bufs.Free()
+	}
+}
+
+// TestWatchActorFails: a client whose stream's actor fails is told to resume, also
+// when it asks for something before the stream has ended.
+func TestWatchActorFails(t *testing.T) {
+	m, faults := newFakeMember(), actors.NewFaults()
+	withFaults(t, m, faults)
+	conn := serve(t, testConfig(m))
+	for range 20 {
+		s := openWatch(t, t.Context(), conn)
+		create(t, s, &pb.WatchCreateRequest{Key: []byte("a")})
+		faults.Arm("edge/watch/stream", "entry", 1)
+		fakePut(t, conn, "a", "x")
+		// Refused, if it comes before the stream's end.
+		_ = s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("b")}}})
+		var err error
+		for err == nil {
+			_, err = s.Recv()
+		}
+		if status.Code(err) != codes.Unavailable {
+			t.Fatal(err)
+		}
 	}
 }
