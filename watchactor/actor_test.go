@@ -451,6 +451,76 @@ func TestCompactionKeepsStep(t *testing.T) {
 	})
 }
 
+// TestCompactionDuringStep: a compaction that comes while the hub reads an older
+// view goes on once the hub has read it.
+func TestCompactionDuringStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		disk := map[mvcc.Revision][]byte{}
+		reads, gate := make(chan struct{}, 100), make(chan struct{})
+		r.store = mvcc.NewStore(mvcc.Config{
+			Load: func(id mvcc.Revision) ([]byte, error) {
+				reads <- struct{}{}
+				<-gate
+				return disk[id], nil
+			},
+			Published: r.pub, CacheBytes: 1,
+		})
+		r.store.Publish(mvcc.Applied{})
+		c := r.open(nil)
+		c.create(&pb.WatchCreateRequest{Key: []byte("a")})
+		c.take()
+		for range 4 { // more than a pack takes, so that some have to be read
+			if _, err := r.store.Put(&pb.PutRequest{Key: []byte("a"), Value: make([]byte, 20<<10)}); err != nil {
+				t.Fatal(err)
+			}
+			packs, _ := r.store.TakeDirty()
+			for _, p := range packs {
+				disk[mvcc.Revision{Main: p.Id.Main, Sub: p.Id.Sub}] = slices.Concat(p.Header, p.Table, p.Data)
+			}
+			r.store.Durable(r.store.Revision(), r.store.Taken())
+		}
+		r.store.Publish(mvcc.Applied{})
+		<-reads // the hub is in a step
+		if err := r.store.Compact(r.store.Revision()); err != nil {
+			t.Fatal(err)
+		}
+		r.store.Publish(mvcc.Applied{})
+		if _, done := r.store.CompactStep(1000); done {
+			t.Fatal("the compaction did not wait for the hub")
+		}
+		close(gate)
+		synctest.Wait()
+		if _, done := r.store.CompactStep(1000); !done || r.unpinned == 0 {
+			t.Errorf("%d times told to go on; through: %t", r.unpinned, done)
+		}
+		if got := len(c.revisions(0)); got != 4 {
+			t.Errorf("%d events", got)
+		}
+	})
+}
+
+// TestProgressInOrder: an answer of the hub that waits behind later events in the
+// mailbox is not told after them.
+func TestProgressInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		c := r.open(nil)
+		c.create(everything)
+		c.take()
+		r.faults.Delay(actors.EdgeWatchHub, time.Second)
+		r.put("a", "") // the hub takes a second for it
+		time.Sleep(100 * time.Millisecond)
+		c.progress()
+		thaw := c.freeze()
+		time.Sleep(2500 * time.Millisecond) // the stream is held up by the event; the answer comes
+		r.put("a", "")
+		time.Sleep(1500 * time.Millisecond) // and then the next
+		thaw()
+		c.expect("0@2 a=2; -1@2; 0@3 a=3; ")
+	})
+}
+
 // TestHubLetsGo: a hub that comes up when the last stream is gone holds up no
 // compaction for it.
 func TestHubLetsGo(t *testing.T) {

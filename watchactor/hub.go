@@ -147,7 +147,8 @@ func (h *hub) step(v *mvcc.View) bool {
 	held := h.position
 	h.position = last
 	h.streams.advance(last)
-	if v.CompactRevision > held {
+	// Of the newest view: a compaction may have come while this one was read.
+	if now := h.streams.cfg.Published.View(); now.CompactRevision > held {
 		h.streams.cfg.Unpinned()
 	}
 	h.streams.cfg.Faults.Point(actors.EdgeWatchHub, "batch")
@@ -163,6 +164,7 @@ func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 		events += len(hit.Events)
 	}
 	h.streams.stats.pending.Add(int64(events))
+	m.Sequence = h.streams.sequence.Add(1)
 	err := h.boxes[stream].TryPost(laneEvents, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
 	if err == nil {
 		if h.posts++; h.posts >= hubPosts {
@@ -183,7 +185,7 @@ func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 // everything.
 func (h *hub) lose(stream uint64) {
 	h.streams.stats.lost.Add(1)
-	h.boxes[stream].MustPost(laneControl, &watchmsg.Lost{Hub: h.id, Revision: h.position}, actors.Cost{Requests: 1})
+	h.boxes[stream].MustPost(laneControl, &watchmsg.Lost{Hub: h.id, Revision: h.position, Sequence: h.streams.sequence.Add(1)}, actors.Cost{Requests: 1})
 	h.forget(stream)
 }
 
@@ -219,7 +221,7 @@ func (h *hub) subscribe(m *watchmsg.Subscribe) {
 		h.fan.Add(m.Stream, r, h.position+1)
 	}
 	h.boxes[m.Stream] = box
-	box.MustPost(laneControl, &watchmsg.Joined{Hub: h.id, Revision: h.position}, actors.Cost{Requests: 1})
+	box.MustPost(laneControl, &watchmsg.Joined{Hub: h.id, Revision: h.position, Sequence: h.streams.sequence.Add(1)}, actors.Cost{Requests: 1})
 	if h.fan.Empty() {
 		h.rest()
 	}

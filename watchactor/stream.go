@@ -17,8 +17,8 @@ import (
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
 
-// Lanes of a stream's mailbox. Events come first: what was posted before a Joined
-// or a Lost is dealt with before it.
+// Lanes of a stream's mailbox. Those of the hub come first and together, so that
+// they can be put in the order in which they were posted.
 const (
 	laneEvents = iota
 	laneControl
@@ -161,6 +161,7 @@ func (s *stream) stop() {
 }
 
 func (s *stream) batch(b *actors.Batch) {
+	watch.InOrder(b.Msgs)
 	for b.Done < len(b.Msgs) {
 		s.streams.cfg.Faults.Point(watchStream, "entry")
 		rest := b.Msgs[b.Done:]
@@ -311,6 +312,9 @@ func (s *stream) turn() {
 	v := s.streams.cfg.Published.View()
 	replay, last, err := s.read(v, from)
 	s.streams.cfg.Faults.Point(watchStream, "turn")
+	if err != nil && replay != nil {
+		replay.Drop()
+	}
 	switch {
 	case err == nil:
 		s.done(replay.Finish(last, v.Revision, s.send))

@@ -36,6 +36,8 @@ type Streams struct {
 	cfg   Config
 	count atomic.Int64 // of open
 	stats counters
+	// sequence numbers what hubs post, over all of them.
+	sequence atomic.Int64
 	// readers bounds how many streams read from the log at a time: what has
 	// happened long ago must not take the processors from what happens now.
 	readers chan struct{}

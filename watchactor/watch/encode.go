@@ -37,10 +37,27 @@ const SharedBytes = 4 << 10
 
 // arena is memory for small events that are copied when they are sent, to be used
 // again after that.
-type arena struct{ buf []byte }
+type arena struct {
+	buf []byte
+	// tight: there was no room for some of what the last turn sent.
+	tight bool
+}
 
-// arenaBytes is about what one turn of catching up sends.
-const arenaBytes = 160 << 10
+const (
+	// arenaBytes is about what one turn of catching up sends.
+	arenaBytes = 160 << 10
+	// arenaFirst is for the first turn, which often is the only one.
+	arenaFirst = 4 << 10
+)
+
+// reset makes everything that was encoded invalid. It gets more room if there was
+// not enough.
+func (a *arena) reset() {
+	if a.buf = a.buf[:0]; a.tight && cap(a.buf) < arenaBytes {
+		a.buf = make([]byte, 0, arenaBytes)
+	}
+	a.tight = false
+}
 
 // encode returns what Encode does.
 func (a *arena) encode(e mvcc.Event, prev []byte) []byte {
@@ -49,9 +66,10 @@ func (a *arena) encode(e mvcc.Event, prev []byte) []byte {
 		return Encode(e, prev)
 	}
 	if a.buf == nil {
-		a.buf = make([]byte, 0, arenaBytes)
+		a.buf = make([]byte, 0, arenaFirst)
 	}
 	if cap(a.buf)-len(a.buf) < most {
+		a.tight = true
 		return Encode(e, prev)
 	}
 	first := len(a.buf)

@@ -1,6 +1,41 @@
 package watch
 
-import "github.com/troupe-db/troupe/proto/watchmsg"
+import (
+	"cmp"
+	"slices"
+
+	"github.com/troupe-db/troupe/proto/watchmsg"
+)
+
+// InOrder puts what the hub posted, which stands in front, in the order in which it
+// did so: a mailbox hands out events before everything else.
+func InOrder(msgs []any) {
+	n, sorted := 0, true
+	for n < len(msgs) {
+		at := sequence(msgs[n])
+		if at == 0 {
+			break
+		}
+		sorted = sorted && (n == 0 || at > sequence(msgs[n-1]))
+		n++
+	}
+	if !sorted {
+		slices.SortFunc(msgs[:n], func(a, b any) int { return cmp.Compare(sequence(a), sequence(b)) })
+	}
+}
+
+// sequence is a message's place, 0 if it is not of the hub.
+func sequence(msg any) int64 {
+	switch m := msg.(type) {
+	case *watchmsg.Matched:
+		return m.Sequence
+	case *watchmsg.Joined:
+		return m.Sequence
+	case *watchmsg.Lost:
+		return m.Sequence
+	}
+	return 0
+}
 
 // Gather joins the messages of the hub that a stream has before it into one, as if
 // the hub had read that far before it posted: a stream that is behind then sends

@@ -82,6 +82,8 @@ type world struct {
 	hub     *fakeHub
 	streams []*fakeStream
 
+	sequence int64 // of what hubs post
+
 	delivered, victims, compactions, progress, restarts, gathered int
 }
 
@@ -101,7 +103,8 @@ type fakeStream struct {
 	table   *Table
 	hub     uint64
 	events  []any // of the hub; bounded
-	control []proto.Message
+	control []any
+	told    int64 // the highest revision of an event, or of progress for all
 	frozen  bool
 	clients map[int64]*client
 	past    map[int64]bool // ids of watches that were compacted
@@ -112,6 +115,7 @@ type client struct {
 	key    groupKey
 	next   int64 // everything older has come
 	at     int   // in the history: the first event that has not come, if it matches
+	told   int64 // revision of the event that came last, or of progress
 	ended  bool
 	splits bool
 }
@@ -290,7 +294,7 @@ func (w *world) restartHub() {
 	w.hub = &fakeHub{id: old.id + 1, fan: NewFanout(), position: old.position, pin: old.pin}
 	for _, s := range w.streams {
 		// As the lane: one is kept, the first.
-		if !slices.ContainsFunc(s.control, func(m proto.Message) bool { _, ok := m.(*watchmsg.Started); return ok }) {
+		if !slices.ContainsFunc(s.control, func(m any) bool { _, ok := m.(*watchmsg.Started); return ok }) {
 			s.control = append(s.control, &watchmsg.Started{Hub: w.hub.id, Revision: w.hub.position})
 		}
 	}
@@ -322,7 +326,8 @@ func (h *fakeHub) wake(w *world) {
 			h.fan.Add(m.Stream, r, h.position+1)
 		}
 		s := w.streams[m.Stream]
-		s.control = append(s.control, &watchmsg.Joined{Hub: h.id, Revision: h.position})
+		w.sequence++
+		s.control = append(s.control, &watchmsg.Joined{Hub: h.id, Revision: h.position, Sequence: w.sequence})
 	}
 }
 
@@ -350,12 +355,14 @@ func (h *fakeHub) advance(w *world) {
 				return // before it was posted; a fresh hub comes right after
 			}
 			s := w.streams[stream]
+			w.sequence++
+			m.Sequence = w.sequence
 			if len(s.events) < roomForEvents && w.rng.IntN(30) > 0 { // a large one may not fit
 				s.events = append(s.events, m)
 				return
 			}
 			w.victims++
-			s.control = append(s.control, &watchmsg.Lost{Hub: h.id, Revision: h.position})
+			s.control = append(s.control, &watchmsg.Lost{Hub: h.id, Revision: h.position, Sequence: w.sequence})
 			h.fan.Forget(stream)
 		})
 		if crash {
@@ -367,22 +374,26 @@ func (h *fakeHub) advance(w *world) {
 	}
 }
 
-// drain handles what is in the mailbox: events first, then the rest. Control
-// messages that come while events are handled wait for the next time.
+// drain handles what is in the mailbox, which hands out events first, then the rest.
+// Control messages that come while events are handled wait for the next time.
 func (s *fakeStream) drain() {
 	if s.frozen {
 		return
 	}
-	events, control := s.events, s.control
+	msgs := append(s.events, s.control...)
 	s.events, s.control = nil, nil
-	for len(events) > 0 {
-		m, took := Gather(events, s.w.rng.Int64N(2000), s.w.rng.IntN(20))
-		events = events[took:]
-		s.w.gathered += took - 1
-		s.done(s.table.Deliver(m, s.receive))
-	}
-	for _, m := range control {
-		switch m := m.(type) {
+	InOrder(msgs)
+	for len(msgs) > 0 {
+		m, took := Gather(msgs, s.w.rng.Int64N(2000), s.w.rng.IntN(20))
+		if took > 0 {
+			msgs = msgs[took:]
+			s.w.gathered += took - 1
+			s.done(s.table.Deliver(m, s.receive))
+			continue
+		}
+		next := msgs[0]
+		msgs = msgs[1:]
+		switch m := next.(type) {
 		case *watchmsg.Joined:
 			if m.Hub == s.hub {
 				s.done(s.table.Joined(m.Revision, s.receive))
@@ -540,6 +551,16 @@ func (s *fakeStream) receivePart(r *Response) error {
 	resp := decode(w.t, r)
 	if len(resp.Events) == 0 && !resp.Canceled {
 		w.progress++
+		if resp.WatchId == InvalidID {
+			if resp.Header.Revision < s.told {
+				w.fatalf("progress %d of stream %d, which was told of %d", resp.Header.Revision, s.id, s.told)
+			}
+			s.told = resp.Header.Revision
+		} else if c := s.clients[resp.WatchId]; resp.Header.Revision < c.told {
+			w.fatalf("progress %d of watch %d of stream %d, which was told of %d", resp.Header.Revision, resp.WatchId, s.id, c.told)
+		} else {
+			c.told = resp.Header.Revision
+		}
 		for id, c := range s.clients {
 			if resp.WatchId != InvalidID && resp.WatchId != id {
 				continue
@@ -569,6 +590,7 @@ func (s *fakeStream) receivePart(r *Response) error {
 		}
 		c.check(w, e, &w.history[c.at])
 		c.at++
+		c.told, s.told = e.Kv.ModRevision, max(s.told, e.Kv.ModRevision)
 		c.next = e.Kv.ModRevision // up to here, inclusive of other keys of it
 		w.delivered++
 	}

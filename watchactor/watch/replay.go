@@ -24,14 +24,10 @@ type Replay struct {
 }
 
 // Replay begins a turn. The caller hands events to Add, in order from Position on,
-// and then calls Finish, or Compacted.
+// and then calls Finish or Drop.
 func (t *Table) Replay() *Replay {
-	for _, g := range t.laggards().groups {
-		clear(g.found)
-		g.found = g.found[:0]
-	}
-	t.arena.buf = t.arena.buf[:0]
-	return &Replay{table: t, laggards: t.lag}
+	t.arena.reset()
+	return &Replay{table: t, laggards: t.laggards()}
 }
 
 // laggards are the groups with lagging watchers, also by range.
@@ -109,15 +105,26 @@ func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, 
 // nothing any more are in step again, or wait for the hub.
 func (r *Replay) Finish(last, present int64, emit Emit) error {
 	t := r.table
+	defer r.Drop()
 	for _, g := range r.laggards.groups {
 		if err := t.finish(g, last, present, emit); err != nil {
 			return err
 		}
 	}
-	if t.lagging == 0 {
-		t.arena.buf, t.fields = nil, nil
-	}
 	return t.answerManual(emit)
+}
+
+// Drop lets go of what was found: it holds the arena, and large events.
+func (r *Replay) Drop() {
+	for _, g := range r.laggards.groups {
+		clear(g.found)
+		if g.found = g.found[:0]; g.lagging == 0 {
+			g.found = nil
+		}
+	}
+	if t := r.table; t.lagging == 0 {
+		t.arena, t.fields = arena{}, nil
+	}
 }
 
 func (t *Table) finish(g *group, last, present int64, emit Emit) error {
@@ -129,7 +136,7 @@ func (t *Table) finish(g *group, last, present int64, emit Emit) error {
 		}
 		if w.next <= last {
 			if from != w.next {
-				resp, from = t.replayed(g, w.next, present), w.next
+				resp, from = t.replayed(g, w.next, last), w.next
 			}
 			w.next = last + 1
 			if len(resp.Events) > 0 {
@@ -149,10 +156,10 @@ func (t *Table) finish(g *group, last, present int64, emit Emit) error {
 	return nil
 }
 
-// replayed holds what was found in a group from a revision on.
-func (t *Table) replayed(g *group, from, present int64) Response {
+// replayed holds what was found in a group from one revision to another.
+func (t *Table) replayed(g *group, from, last int64) Response {
 	first := sort.Search(len(g.found), func(i int) bool { return g.found[i].revision >= from })
-	resp := Response{Revision: present, Events: t.fields[:0]}
+	resp := Response{Revision: last, Events: t.fields[:0]}
 	for _, f := range g.found[first:] {
 		resp.Events = append(resp.Events, f.field)
 		resp.Bytes += len(f.field)

@@ -104,7 +104,11 @@ type Table struct {
 	// Manual requests of progress: to be asked for, asked, and answered by the hub
 	// with a revision.
 	manual, manualAsked, manualDue int
-	manualRevision                 int64
+	// heard is up to where the hub has told everything, in all ranges that it knows;
+	// sent is the highest revision of an event that was sent, or that a watch from now
+	// on was created at.
+	heard, sent int64
+	notifies    bool // a watcher may be due
 
 	arena  arena    // of the replay under way
 	fields [][]byte // scratch of a response
@@ -145,6 +149,7 @@ func (t *Table) Create(req *pb.WatchCreateRequest, revision int64) *Response {
 	}
 	if w.start == 0 {
 		w.next = revision + 1
+		t.sent = max(t.sent, revision)
 	}
 	if w.id == 0 {
 		for t.watchers[t.nextID] != nil {
@@ -288,11 +293,10 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 		t.joined(g, revision+1)
 	}
 	t.asking, t.told = false, nil
-	if t.manualAsked > 0 {
-		t.manualDue += t.manualAsked
-		t.manualAsked, t.manualRevision = 0, revision
-	}
-	if err := t.notify(revision, emit); err != nil {
+	t.heard = max(t.heard, revision)
+	t.manualDue += t.manualAsked
+	t.manualAsked = 0
+	if err := t.notify(emit); err != nil {
 		return err
 	}
 	return t.answerManual(emit)
@@ -369,6 +373,7 @@ func (t *Table) Deliver(m *watchmsg.Matched, emit Emit) error {
 }
 
 func (t *Table) deliver(g *group, events []*watchmsg.Event, last int64, emit Emit) error {
+	t.heard = max(t.heard, last)
 	g.since = last + 1 // who lags behind has to read these, too
 	var resp Response
 	from := int64(-1) // resp has the events from there on
@@ -412,6 +417,7 @@ func (g *group) response(events []*watchmsg.Event, from int64) (resp Response) {
 // send sends events to a watcher.
 func (t *Table) send(w *watcher, resp *Response, emit Emit) error {
 	w.quiet = false
+	t.sent = max(t.sent, w.next-1)
 	resp.WatchID, resp.Splits = w.id, w.splits
 	return emit(resp)
 }
@@ -424,23 +430,28 @@ func (t *Table) Tick() {
 			continue
 		}
 		if w.quiet && w.inStep() {
-			w.due, t.ask = true, true
+			w.due, t.ask, t.notifies = true, true, true
 		}
 		w.quiet = true
 	}
 }
 
-// notify tells watchers that everything up to a revision has been sent.
-func (t *Table) notify(revision int64, emit Emit) error {
+// notify tells watchers how far everything has been sent.
+func (t *Table) notify(emit Emit) error {
+	if !t.notifies {
+		return nil
+	}
+	t.notifies = false
 	for _, w := range t.watchers {
 		if !w.due {
 			continue
 		}
 		w.due = false
-		if !w.inStep() || w.start > revision {
+		if !w.inStep() || w.start > t.heard {
 			continue
 		}
-		if err := emit(&Response{Revision: revision, WatchID: w.id}); err != nil {
+		// What it read for itself may be ahead of the hub.
+		if err := emit(&Response{Revision: max(t.heard, w.next-1), WatchID: w.id}); err != nil {
 			return err
 		}
 	}
@@ -473,8 +484,13 @@ func (t *Table) answerManual(emit Emit) error {
 			return nil
 		}
 	}
+	if t.sent > t.heard {
+		// A replay was ahead of the hub: of the others, nobody knows that far yet.
+		t.manual, t.manualDue, t.ask = t.manual+t.manualDue, 0, true
+		return nil
+	}
 	for ; t.manualDue > 0; t.manualDue-- {
-		if err := emit(&Response{Revision: t.manualRevision, WatchID: InvalidID}); err != nil {
+		if err := emit(&Response{Revision: t.heard, WatchID: InvalidID}); err != nil {
 			return err
 		}
 	}
