@@ -50,6 +50,5 @@
 //
 // # Blocks
 //
-//	A stream while its client does not read, and for a moment while others read
-//	from the log. The hub never.
+//	A stream while its client does not read. The hub never.
 package watchactor

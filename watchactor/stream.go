@@ -1,7 +1,6 @@
 package watchactor
 
 import (
-	"context"
 	"errors"
 	"math/rand/v2"
 	"runtime"
@@ -67,8 +66,6 @@ type stream struct {
 	id      uint64
 	name    string
 	box     *actors.Mailbox
-	ctx     context.Context // ends when the actor is told to stop
-	cancel  context.CancelFunc
 
 	// Owned by the actor.
 	table  *watch.Table
@@ -78,7 +75,10 @@ type stream struct {
 	ended  bool
 	err    error // of Send; read after the end
 	sends  int   // since others were let run
-	told   struct{ watchers, lagging, victims int64 }
+	// waiting: it will be told when it may read from the log.
+	waiting bool
+	place   place // guarded by readers
+	told    struct{ watchers, lagging, victims int64 }
 
 	// For the debug page.
 	watchers, lagging, victims, next, sent, lost atomic.Int64
@@ -87,7 +87,6 @@ type stream struct {
 
 func newStream(s *Streams, id uint64, cfg StreamConfig) *stream {
 	st := &stream{streams: s, cfg: cfg, id: id, name: actors.EdgeWatch(id), table: watch.NewTable()}
-	st.ctx, st.cancel = context.WithCancel(context.Background())
 	st.box = actors.NewMailbox(actors.MailboxConfig{
 		Name: st.name,
 		Lanes: []actors.Lane{
@@ -107,7 +106,7 @@ func newStream(s *Streams, id uint64, cfg StreamConfig) *stream {
 }
 
 func (s *stream) stage() actors.Stage {
-	return actors.Stage{Name: s.name, Actor: s, Mailbox: s.box, Dispatcher: actors.Shared(), Cancel: s.cancel}
+	return actors.Stage{Name: s.name, Actor: s, Mailbox: s.box, Dispatcher: actors.Shared()}
 }
 
 // rejected counts the events that will not be sent.
@@ -144,7 +143,7 @@ func (s *stream) Receive(ctx actor.Context) {
 }
 
 func (s *stream) stop() {
-	s.cancel()
+	s.streams.readers.leave(s)
 	if s.ticker != nil {
 		s.ticker.Stop()
 	}
@@ -184,7 +183,7 @@ func (s *stream) batch(b *actors.Batch) {
 	}
 	s.subscribe()
 	s.tell()
-	if _, lagging, _ := s.table.Len(); lagging > 0 && s.retry == nil {
+	if _, lagging, _ := s.table.Len(); lagging > 0 && s.retry == nil && !s.waiting {
 		s.nextTurn()
 	}
 }
@@ -307,6 +306,11 @@ func (s *stream) turn() {
 	s.retry = nil
 	from, ok := s.table.Position()
 	if !ok {
+		s.waiting = false
+		s.streams.readers.leave(s)
+		return
+	}
+	if s.waiting = !s.streams.readers.enter(s); s.waiting {
 		return
 	}
 	v := s.streams.cfg.Published.View()
@@ -327,14 +331,13 @@ func (s *stream) turn() {
 	}
 }
 
-// read looks for what lagging watchers lack in a part of the log. It waits for
-// other streams to finish such a part.
+// read looks for what lagging watchers lack in a part of the log, and lets others
+// do so then.
 func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
+	defer s.streams.readers.leave(s)
 	if from < v.CompactRevision {
 		return nil, 0, mvcc.ErrCompacted
 	}
-	s.streams.readers <- struct{}{}
-	defer func() { <-s.streams.readers }()
 	replay := s.table.Replay()
 	before := func(key []byte, main int64) ([]byte, error) {
 		if main-1 < v.CompactRevision {
