@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"slices"
 	"sort"
 
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -15,8 +16,7 @@ type found struct {
 // Replay is what one turn of catching up sends: what lagging watchers lack, from
 // one revision to another.
 type Replay struct {
-	table    *Table
-	laggards *laggards
+	table *Table
 	// Events and Bytes are how much was found, each event counted once, and
 	// Revisions in how many revisions.
 	Events, Bytes, Revisions int
@@ -27,7 +27,7 @@ type Replay struct {
 // and then calls Finish or Drop.
 func (t *Table) Replay() *Replay {
 	t.arena.reset()
-	return &Replay{table: t, laggards: t.laggards()}
+	return &Replay{table: t}
 }
 
 // laggards are the groups with lagging watchers, also by range.
@@ -47,21 +47,33 @@ func (l *laggards) find(key []byte) {
 	l.index.Visit(key, l.collect)
 }
 
-func (t *Table) laggards() *laggards {
-	if t.lag != nil {
-		return t.lag
+func newLaggards() *laggards {
+	l := &laggards{index: NewIndex[[]*group]()}
+	l.collect = func(groups []*group) { l.hit = append(l.hit, groups...) }
+	return l
+}
+
+// add takes in a group whose first watcher lags.
+func (l *laggards) add(g *group) {
+	g.lagPlace = len(l.groups)
+	l.groups = append(l.groups, g)
+	same, _ := l.index.Get(g.Range)
+	l.index.Put(g.Range, append(same, g))
+}
+
+// remove takes out a group whose last watcher lags no more.
+func (l *laggards) remove(g *group) {
+	last := len(l.groups) - 1
+	l.groups[g.lagPlace] = l.groups[last]
+	l.groups[g.lagPlace].lagPlace = g.lagPlace
+	l.groups[last] = nil
+	l.groups = l.groups[:last]
+	same, _ := l.index.Get(g.Range)
+	if len(same) == 1 {
+		l.index.Delete(g.Range)
+		return
 	}
-	lag := &laggards{index: NewIndex[[]*group]()}
-	lag.collect = func(groups []*group) { lag.hit = append(lag.hit, groups...) }
-	t.lag = lag
-	for _, g := range t.groups {
-		if g.lagging > 0 {
-			t.lag.groups = append(t.lag.groups, g)
-			same, _ := t.lag.index.Get(g.Range)
-			t.lag.index.Put(g.Range, append(same, g))
-		}
-	}
-	return t.lag
+	l.index.Put(g.Range, slices.DeleteFunc(same, func(o *group) bool { return o == g }))
 }
 
 // Add takes an event. before returns the record of a key before a revision, nil
@@ -69,8 +81,8 @@ func (t *Table) laggards() *laggards {
 func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, error)) (err error) {
 	var plain, withPrev []byte
 	key := e.Key()
-	r.laggards.find(key)
-	for _, g := range r.laggards.hit {
+	r.table.lag.find(key)
+	for _, g := range r.table.lag.hit {
 		if !g.wants(e.Tombstone) {
 			continue
 		}
@@ -106,24 +118,31 @@ func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, 
 func (r *Replay) Finish(last, present int64, emit Emit) error {
 	t := r.table
 	defer r.Drop()
-	for _, g := range r.laggards.groups {
+	for i := len(t.lag.groups) - 1; i >= 0; i-- { // from behind: those that are through go
+		g := t.lag.groups[i]
 		if err := t.finish(g, last, present, emit); err != nil {
 			return err
 		}
+		g.forget()
 	}
 	return t.answerManual(emit)
 }
 
 // Drop lets go of what was found: it holds the arena, and large events.
 func (r *Replay) Drop() {
-	for _, g := range r.laggards.groups {
-		clear(g.found)
-		if g.found = g.found[:0]; g.lagging == 0 {
-			g.found = nil
-		}
+	for _, g := range r.table.lag.groups {
+		g.forget()
 	}
 	if t := r.table; t.lagging == 0 {
 		t.arena, t.fields = arena{}, nil
+	}
+}
+
+// forget lets go of what a replay has found.
+func (g *group) forget() {
+	clear(g.found)
+	if g.found = g.found[:0]; g.lagging == 0 {
+		g.found = nil
 	}
 }
 

@@ -72,8 +72,9 @@ type group struct {
 	since    int64 // when subscribed: what comes from the hub begins here
 	watchers []*watcher
 
-	lagging int     // of watchers
-	found   []found // by a replay
+	lagging  int     // of watchers
+	lagPlace int     // in laggards, if any lags
+	found    []found // by a replay
 }
 
 // wants tells whether an event passes the filters.
@@ -96,10 +97,10 @@ type Table struct {
 	// asking: a Subscribe is under way, with these groups.
 	asking    bool
 	told      []*group
-	lag       *laggards // nil to be built again
-	lagging   int       // watchers
-	victims   int       // watchers
-	compacted int       // watchers
+	lag       *laggards
+	lagging   int // watchers
+	victims   int // watchers
+	compacted int // watchers
 
 	// Manual requests of progress: to be asked for, asked, and answered by the hub
 	// with a revision.
@@ -116,7 +117,7 @@ type Table struct {
 
 // NewTable returns a table without watchers.
 func NewTable() *Table {
-	return &Table{watchers: map[int64]*watcher{}, groups: map[groupKey]*group{}, byID: map[uint32]*group{}}
+	return &Table{watchers: map[int64]*watcher{}, groups: map[groupKey]*group{}, byID: map[uint32]*group{}, lag: newLaggards()}
 }
 
 // Len returns the number of watchers, and how many of them lag behind and how
@@ -202,7 +203,7 @@ func (t *Table) want(g *group) {
 func (t *Table) fallBehind(w *watcher, victim bool) {
 	w.lagging, w.victim = true, victim
 	if w.group.lagging++; w.group.lagging == 1 {
-		t.lag = nil
+		t.lag.add(w.group)
 	}
 	t.lagging++
 	if victim {
@@ -215,7 +216,7 @@ func (t *Table) caughtUp(w *watcher) {
 		return
 	}
 	if w.group.lagging--; w.group.lagging == 0 {
-		t.lag = nil
+		t.lag.remove(w.group)
 	}
 	t.lagging--
 	if w.victim {
@@ -500,7 +501,7 @@ func (t *Table) answerManual(emit Emit) error {
 // Position returns the first revision that a watcher lacks; ok is false if none
 // lags behind.
 func (t *Table) Position() (next int64, ok bool) {
-	for _, g := range t.laggards().groups {
+	for _, g := range t.lag.groups {
 		for _, w := range g.watchers {
 			if w.lagging && (!ok || w.next < next) {
 				next, ok = w.next, true
