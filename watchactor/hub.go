@@ -135,7 +135,7 @@ func (h *hub) step(v *mvcc.View) bool {
 	h.streams.cfg.Faults.Point(actors.EdgeWatchHub, "middle")
 	if err != nil {
 		// Damage, of which the store has told. Each stream will come by it when it
-		// reads for itself, and tell those watchers whom it concerns.
+		// reads for itself, and cancel those watchers of its own that lack anything.
 		h.fan.Drop()
 		for id := range h.boxes {
 			h.lose(id)

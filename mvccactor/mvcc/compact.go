@@ -29,8 +29,8 @@ func (s *Store) CompactDone() bool {
 
 // CompactStep counts as dead what the compaction leaves behind in the chains of at
 // most budget entries. It reports whether it came by any, and whether none are
-// left; neither is true when a pin, or a hash that is to be taken, holds them. The compact revision must have been
-// published.
+// left; neither is true when a pin, or a hash that is to be taken, holds them. The
+// compact revision must have been published.
 func (s *Store) CompactStep(budget int) (cut, done bool) {
 	floor := s.published.raiseFloor(s.compactRevision)
 	for range budget {

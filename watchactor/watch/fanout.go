@@ -50,9 +50,6 @@ func NewFanout() *Fanout {
 // Empty tells that nobody listens.
 func (f *Fanout) Empty() bool { return f.index.Len() == 0 }
 
-// Ranges returns the number of different ranges listened to.
-func (f *Fanout) Ranges() int { return f.index.Len() }
-
 // Add has a stream listen to a range, from a revision on.
 func (f *Fanout) Add(stream uint64, m *watchmsg.Range, since int64) {
 	l := f.streams[stream]

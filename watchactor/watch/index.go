@@ -14,19 +14,8 @@ const openEnd = "\x00"
 // Single tells that the range is one key.
 func (r Range) Single() bool { return r.End == "" }
 
-// Contains tells whether a key lies in the range.
-func (r Range) Contains(key string) bool {
-	switch r.End {
-	case "":
-		return key == r.Key
-	case openEnd:
-		return key >= r.Key
-	}
-	return key >= r.Key && key < r.End
-}
-
-// contains is Contains for bytes, which it makes no string of.
-func (r Range) contains(key []byte) bool {
+// Contains tells whether a key lies in the range. It makes no garbage.
+func (r Range) Contains(key []byte) bool {
 	switch r.End {
 	case "":
 		return string(key) == r.Key
@@ -104,7 +93,7 @@ func (x *Index[T]) Visit(key []byte, fn func(T)) {
 	}
 	if len(x.ranges) <= fewRanges {
 		for r, n := range x.ranges {
-			if r.contains(key) {
+			if r.Contains(key) {
 				fn(n.value)
 			}
 		}

@@ -532,7 +532,7 @@ func (c *client) skip(w *world) {
 	for ; c.at < len(w.history); c.at++ {
 		h := &w.history[c.at]
 		g := group{groupKey: c.key}
-		if h.revision >= c.next && c.key.Contains(string(h.kv.Key)) && g.wants(h.deletion) {
+		if h.revision >= c.next && c.key.Contains(h.kv.Key) && g.wants(h.deletion) {
 			return
 		}
 	}
