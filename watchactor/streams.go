@@ -38,7 +38,7 @@ type Streams struct {
 	stats counters
 	// sequence numbers what hubs post, over all of them.
 	sequence atomic.Int64
-	readers readers
+	readers  readers
 
 	hub atomic.Pointer[currentHub] // nil before the first
 
