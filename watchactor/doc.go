@@ -13,7 +13,7 @@
 //	Lost       stream: it had no room, and is not listened for any more
 //	Started    stream: there is a fresh hub, which knows nothing
 //	Request    stream: create, cancel or ask, from the client
-//	Continue   stream, from itself: read on in the log
+//	Continue   stream: read on in the log
 //	Tick       stream: time to tell of progress
 //
 // # Says
@@ -22,15 +22,17 @@
 //	Subscribe                       from a stream to the hub
 //	Published                       to the hub, by whoever publishes
 //	Request                         to a stream, by its gRPC handler
-//	Continue                        from a stream to itself
+//	Continue                        from a stream to itself, or to the next that
+//	                                may read
 //
 // # Mailbox
 //
 //	hub     wake: Lossy, one; subscribe: unlimited, because each stream has one
-//	        under way at most
+//	        under way at most, and one more at its end
 //	stream  events: Victim, held until sent: 256 messages and 1 MiB;
 //	        control: Credit; requests: Credit, the client waits; the others: Lossy,
-//	        one
+//	        one. What hubs post is numbered and dealt with in that order; events
+//	        that wait together are sent together.
 //
 // # Supervision
 //
@@ -44,7 +46,8 @@
 //     order and once each, from its start on; or it is cancelled.
 //  2. All that a watcher gets of one revision comes at once, unless its client
 //     takes it in parts.
-//  3. A progress notification comes after all events up to its revision.
+//  3. A progress notification comes after all events up to its revision, and not
+//     behind a later one.
 //  4. A stream holds no more than what fits in its mailbox, and one turn of
 //     reading.
 //
