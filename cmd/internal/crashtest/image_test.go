@@ -51,7 +51,10 @@ func (f *imageFile) erase(from, to int) {
 const imageAttempts = 500
 
 // imageOf reads a folder in which badger may be at work. A copy is no moment, so
-// it is repeated when files came or went, or the manifest grew, meanwhile.
+// it is repeated when files came, went or were cut, or the manifest grew,
+// meanwhile. A value log is cut to nothing before it goes: a copy of that, beside one
+// of a memtable log from before the values were moved, would be a state that never
+// was.
 //
 // Memtable logs are read before value logs: whatever a record of the former
 // points to is then in the copy of the latter.
@@ -83,7 +86,14 @@ func imageListing(dir string) (string, error) {
 	}
 	var text strings.Builder
 	for _, f := range files {
-		fmt.Fprintln(&text, f.Name())
+		info, err := f.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // and the other listing has it, or the copy fails
+		}
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintln(&text, f.Name(), info.Size())
 		if f.Name() == imageManifest {
 			manifest, err := os.ReadFile(filepath.Join(dir, f.Name()))
 			if err != nil {
