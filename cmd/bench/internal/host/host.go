@@ -63,7 +63,7 @@ func Describe(ctx context.Context, dataDir string) (Facts, error) {
 	return Facts{
 		CPU: field(string(cpuinfo), "model name"), Cores: runtime.NumCPU(),
 		MemoryGiB: memoryGiB(field(string(meminfo), "MemTotal")),
-		Kernel:    "Linux " + strings.TrimSpace(string(release)), Filesystem: filesystem(string(mounts), absolute),
+		Kernel:    "Linux " + kernelVersion(string(release)), Filesystem: filesystem(string(mounts), absolute),
 		Fsync: fsync, Go: runtime.Version(), Commit: commit(ctx), Date: time.Now().UTC().Format(time.DateOnly),
 	}, nil
 }
@@ -147,4 +147,10 @@ func commit(ctx context.Context) string {
 		name += " with uncommitted changes"
 	}
 	return name
+}
+
+// kernelVersion is a release without what its builder put behind the number.
+func kernelVersion(release string) string {
+	version, _, _ := strings.Cut(strings.TrimSpace(release), "-")
+	return version
 }

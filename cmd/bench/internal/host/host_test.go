@@ -38,3 +38,11 @@ func TestDescribe(t *testing.T) {
 		t.Fatal(text)
 	}
 }
+
+func TestKernelVersion(t *testing.T) {
+	for release, want := range map[string]string{"6.18.44-custom-1\n": "6.18.44", "6.1.0": "6.1.0", "": ""} {
+		if got := kernelVersion(release); got != want {
+			t.Errorf("%q: %q, want %q", release, got, want)
+		}
+	}
+}
