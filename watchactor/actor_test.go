@@ -521,51 +521,6 @@ func TestProgressInOrder(t *testing.T) {
 	})
 }
 
-// TestReadersInTurn: a stream that waits to read what happened long ago goes on with
-// what happens now, and one that ends or fails while it waits keeps nobody waiting.
-func TestReadersInTurn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		r.put("a", "")
-		r.streams.readers.free = 1
-		other := newStream(r.streams, 1<<40, StreamConfig{})
-		if !r.streams.readers.enter(other) {
-			t.Fatal("the only reader has to wait")
-		}
-		old := &pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 2}
-		var ended []*client
-		for range 3 {
-			c := r.open(nil)
-			c.create(old)
-			c.take()
-			ended = append(ended, c)
-		}
-		c := r.open(nil)
-		c.create(old)
-		c.create(&pb.WatchCreateRequest{Key: []byte("b")})
-		c.take()
-		r.put("b", "")
-		synctest.Wait()
-		c.expect("1@3 b=3; ")
-
-		r.faults.Arm(watchStream, "entry", 1)
-		ended[0].create(old) // its actor fails
-		ended[1].Close()
-		<-ended[1].Done()
-		r.streams.readers.leave(other) // it is ended[2]'s turn, then c's
-		synctest.Wait()
-		ended[2].expect("0@3 a=2; ")
-		c.expect("0@3 a=2; ")
-		for _, c := range []*client{ended[0], ended[2], c} {
-			c.Close()
-			<-c.Done()
-		}
-		if n := r.streams.readers.free; n != 1 {
-			t.Errorf("%d readers are free", n)
-		}
-	})
-}
-
 // TestHubLetsGo: a hub that comes up when the last stream is gone holds up no
 // compaction for it.
 func TestHubLetsGo(t *testing.T) {

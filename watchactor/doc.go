@@ -13,7 +13,7 @@
 //	Lost       stream: it had no room, and is not listened for any more
 //	Started    stream: there is a fresh hub, which knows nothing
 //	Request    stream: create, cancel or ask, from the client
-//	Continue   stream: read on in the log
+//	Continue   stream, from itself: read on in the log
 //	Tick       stream: time to tell of progress
 //
 // # Says
@@ -22,8 +22,7 @@
 //	Subscribe                       from a stream to the hub
 //	Published                       to the hub, by whoever publishes
 //	Request                         to a stream, by its gRPC handler
-//	Continue                        from a stream to itself, or to the next that
-//	                                may read
+//	Continue                        from a stream to itself
 //
 // # Mailbox
 //
@@ -53,5 +52,6 @@
 //
 // # Blocks
 //
-//	A stream while its client does not read. The hub never.
+//	A stream while its client does not read, and for a moment while others read
+//	from the log. The hub never.
 package watchactor

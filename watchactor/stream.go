@@ -75,10 +75,7 @@ type stream struct {
 	ended  bool
 	err    error // of Send; read after the end
 	sends  int   // since others were let run
-	// waiting: it will be told when it may read from the log.
-	waiting bool
-	place   place // guarded by readers
-	told    struct{ watchers, lagging, victims int64 }
+	told   struct{ watchers, lagging, victims int64 }
 
 	// For the debug page.
 	watchers, lagging, victims, next, sent, lost atomic.Int64
@@ -143,7 +140,6 @@ func (s *stream) Receive(ctx actor.Context) {
 }
 
 func (s *stream) stop() {
-	s.streams.readers.leave(s)
 	if s.ticker != nil {
 		s.ticker.Stop()
 	}
@@ -183,7 +179,7 @@ func (s *stream) batch(b *actors.Batch) {
 	}
 	s.subscribe()
 	s.tell()
-	if _, lagging, _ := s.table.Len(); lagging > 0 && s.retry == nil && !s.waiting {
+	if _, lagging, _ := s.table.Len(); lagging > 0 && s.retry == nil {
 		s.nextTurn()
 	}
 }
@@ -306,11 +302,6 @@ func (s *stream) turn() {
 	s.retry = nil
 	from, ok := s.table.Position()
 	if !ok {
-		s.waiting = false
-		s.streams.readers.leave(s)
-		return
-	}
-	if s.waiting = !s.streams.readers.enter(s); s.waiting {
 		return
 	}
 	v := s.streams.cfg.Published.View()
@@ -331,13 +322,14 @@ func (s *stream) turn() {
 	}
 }
 
-// read looks for what lagging watchers lack in a part of the log, and lets others
-// do so then.
+// read looks for what lagging watchers lack in a part of the log. It waits for
+// other streams to finish such a part.
 func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
-	defer s.streams.readers.leave(s)
 	if from < v.CompactRevision {
 		return nil, 0, mvcc.ErrCompacted
 	}
+	s.streams.readers <- struct{}{}
+	defer func() { <-s.streams.readers }()
 	replay := s.table.Replay()
 	before := func(key []byte, main int64) ([]byte, error) {
 		if main-1 < v.CompactRevision {

@@ -38,7 +38,9 @@ type Streams struct {
 	stats counters
 	// sequence numbers what hubs post, over all of them.
 	sequence atomic.Int64
-	readers  readers
+	// readers bounds how many streams read from the log at a time: what has
+	// happened long ago must not take the processors from what happens now.
+	readers chan struct{}
 
 	hub atomic.Pointer[currentHub] // nil before the first
 
@@ -68,7 +70,7 @@ type counters struct {
 func NewStreams(cfg Config) *Streams {
 	return &Streams{
 		cfg: cfg, open: map[uint64]*stream{},
-		readers: readers{free: max(1, runtime.GOMAXPROCS(0)/2)},
+		readers: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 }
 
