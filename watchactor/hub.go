@@ -159,10 +159,7 @@ func (h *hub) step(v *mvcc.View) bool {
 // when it comes to it.
 func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 	h.streams.cfg.Faults.Point(actors.EdgeWatchHub, "post")
-	events := 0
-	for _, hit := range m.Hits {
-		events += len(hit.Events)
-	}
+	events := watch.Count(m)
 	h.streams.stats.pending.Add(int64(events))
 	m.Sequence = h.streams.sequence.Add(1)
 	err := h.boxes[stream].TryPost(laneEvents, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})

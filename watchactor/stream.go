@@ -109,15 +109,8 @@ func (s *stream) stage() actors.Stage {
 // rejected counts the events that will not be sent.
 func (s *stream) rejected(msg any, _ error) {
 	if m, ok := msg.(*watchmsg.Matched); ok {
-		s.streams.stats.pending.Add(-pending(m))
+		s.streams.stats.pending.Add(-int64(watch.Count(m)))
 	}
-}
-
-func pending(m *watchmsg.Matched) (n int64) {
-	for _, hit := range m.Hits {
-		n += int64(len(hit.Events))
-	}
-	return n
 }
 
 // Receive implements actor.Actor.
@@ -169,7 +162,7 @@ func (s *stream) batch(b *actors.Batch) {
 		}
 		s.streams.cfg.Faults.Point(watchStream, "middle")
 		if matched != nil {
-			s.streams.stats.pending.Add(-pending(matched))
+			s.streams.stats.pending.Add(-int64(watch.Count(matched)))
 			s.box.ReleaseLane(laneEvents, actors.Cost{Requests: took, Bytes: int(matched.Bytes)})
 		}
 		b.Done += took

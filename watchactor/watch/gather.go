@@ -50,7 +50,7 @@ func Gather(msgs []any, bytes int64, events int) (m *watchmsg.Matched, took int)
 		if !ok {
 			break
 		}
-		if bytes, events = bytes-next.Bytes, events-count(next); took == 0 {
+		if bytes, events = bytes-next.Bytes, events-Count(next); took == 0 {
 			m, took = next, 1
 			continue
 		}
@@ -86,7 +86,8 @@ func join(m *watchmsg.Matched, hits map[uint32]*watchmsg.Hit, next *watchmsg.Mat
 	}
 }
 
-func count(m *watchmsg.Matched) (events int) {
+// Count returns how many events a message brings, one in two ranges twice.
+func Count(m *watchmsg.Matched) (events int) {
 	for _, hit := range m.Hits {
 		events += len(hit.Events)
 	}
