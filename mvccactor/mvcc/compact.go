@@ -24,54 +24,52 @@ func (s *Store) Compact(rev int64) error {
 // CompactDone tells whether CompactStep has nothing left to do at the compact
 // revision, and no hash that a compaction asked for is still to be taken.
 func (s *Store) CompactDone() bool {
-	return !s.published.hashes.waiting() && !s.superseded.due(s.compactRevision) && !s.tombstones.due(s.compactRevision-1)
+	return !s.published.hashes.waiting() && !s.superseding.due(s.compactRevision) && !s.tombstones.due(s.compactRevision-1)
 }
 
-// CompactStep counts as dead what the compaction leaves behind in the chains of at
-// most budget entries. It reports whether it came by any, and whether none are
-// left; neither is true when a pin, or a hash that is to be taken, holds them. The
-// compact revision must have been published.
-func (s *Store) CompactStep(budget int) (cut, done bool) {
+// CompactStep visits at most budget versions at or below the compact revision, and
+// marks dead the versions that they superseded. It reports whether it visited any,
+// and whether none are left; neither is true while a pin, or a hash that is still to
+// be taken, holds them. The compact revision must have been published.
+func (s *Store) CompactStep(budget int) (visited, done bool) {
 	floor := s.published.raiseFloor(s.compactRevision)
 	for range budget {
-		e, ok := s.superseded.pop(floor)
-		if ok {
-			s.cut(e, floor)
-		} else if e, ok = s.tombstones.pop(floor - 1); ok {
+		if v, ok := s.superseding.pop(floor); ok {
+			s.supersede(v)
+		} else if v, ok := s.tombstones.pop(floor - 1); ok {
 			// A tombstone at the floor itself is still history: a watch from the
 			// compact revision sees it.
-			s.cut(e, floor-1)
+			s.freeTombstone(v)
 		} else {
 			break
 		}
-		cut = true
+		visited = true
 	}
-	return cut, s.CompactDone()
+	return visited, s.CompactDone()
 }
 
 // Dropped returns how many versions compactions left behind since the start.
 func (s *Store) Dropped() int64 { return s.dropped }
 
-// cut counts as dead the versions of an entry that no read at or above floor
-// needs. They stay in the chain, where no such read comes by them, until their
-// records are reclaimed.
-func (s *Store) cut(e *entry, floor int64) {
-	v := e.head.Load().at(floor)
-	if v == nil {
+// supersede marks dead the version that v superseded: v is at or below the floor, so
+// no read at or above the floor needs it. It stays in the chain, where no such read
+// meets it, until its record is reclaimed.
+func (s *Store) supersede(v *version) {
+	old := v.prev.Load()
+	if old == nil {
+		return // reclaimed: it was a tombstone
+	}
+	if old.tombstone() {
+		s.freeTombstone(old)
 		return
 	}
-	for old := v.prev.Load(); old != nil && !old.dead(); old = old.prev.Load() {
-		if !old.tombstone() {
-			s.markDead(old)
-		}
-		s.freeTombstone(old)
-	}
-	s.freeTombstone(v)
+	old.pack.note(old).newer = v
+	s.markDead(old)
 }
 
-// freeTombstone counts a tombstone as dead once no older record of its key is
-// left. As long as there is one, the tombstone has to hide it: at the next start
-// the key would otherwise exist again.
+// freeTombstone marks a tombstone dead once no older record of its key is left. As
+// long as there is one, the tombstone has to hide it: at the next start the key
+// would otherwise exist again.
 func (s *Store) freeTombstone(v *version) {
 	if v.tombstone() && v.main < s.published.floor.Load() && v.prev.Load() == nil {
 		s.markDead(v)
@@ -80,10 +78,11 @@ func (s *Store) freeTombstone(v *version) {
 
 // markDead counts a version's record as one to reclaim.
 func (s *Store) markDead(v *version) {
-	if v.dead() {
+	n := v.pack.note(v)
+	if n.dead {
 		return
 	}
-	v.bits |= deadFlag
+	n.dead = true
 	s.dropped++
 	size := rowBytes + v.size()
 	v.pack.deadBytes.Add(size)
@@ -124,22 +123,20 @@ func (s *Store) Reclaim(id Revision, value []byte) error {
 		return nil
 	}
 	b, err := decodePack(value)
-	if err == nil && b.len() > len(p.versions) {
+	if err == nil && b.len() > p.rows {
 		return nil // read before an earlier round was durable
 	}
-	if err == nil && b.len() != len(p.versions) {
-		err = fmt.Errorf("%d records where %d were written", b.len(), len(p.versions))
+	if err == nil && (b.len() != p.rows || b.size() != p.bytes.Load()) {
+		err = fmt.Errorf("%d records of %d bytes where %d of %d were written", b.len(), b.size(), p.rows, p.bytes.Load())
 	}
 	if err != nil {
 		return &CorruptError{Pack: id, Err: err}
 	}
-	kept, versions := new(body), make([]*version, 0, len(p.versions))
-	for i, v := range p.versions {
+	kept := new(body)
+	for i := range b.len() {
 		r, rec := b.revision(i), b.record(i)
-		if r != v.revision() || int64(len(rec)) != v.size() {
-			return &CorruptError{Pack: id, Record: v.revision(), Err: errMissing}
-		}
-		if v.dead() {
+		// Asked row by row: unlinking a version may free a tombstone further on.
+		if v := p.deadAt(r); v != nil {
 			if err := s.unlink(v, rec); err != nil {
 				return &CorruptError{Pack: id, Record: r, Err: err}
 			}
@@ -147,19 +144,24 @@ func (s *Store) Reclaim(id Revision, value []byte) error {
 		}
 		kept.data = append(kept.data, rec...)
 		kept.table = appendRow(kept.table, r, b.tombstone(i), len(kept.data))
-		versions = append(versions, v)
 	}
-	p.versions = versions
+	if i := slices.IndexFunc(p.superseded, func(n supersededVersion) bool { return n.dead }); i >= 0 {
+		return &CorruptError{Pack: id, Record: p.superseded[i].version.revision(), Err: errMissing}
+	}
 	s.replace(p, kept)
 	return nil
 }
 
-// unlink takes a dead version out of its chain. That may free the tombstone
-// above it, in this pack, where it is still to come, or in a later one.
+// unlink takes a dead version out of its chain. That may free the tombstone that
+// superseded it.
 func (s *Store) unlink(v *version, rec []byte) error {
-	older, newer := v.prev.Load(), v.next
+	if int64(len(rec)) != v.size() {
+		return errMissing
+	}
+	newer, older := v.pack.forget(v), v.prev.Load()
 	if older != nil {
-		older.next = newer
+		// The older one was superseded by a dead version, so it is noted.
+		older.pack.note(older).newer = newer
 	}
 	if newer != nil {
 		newer.prev.Store(older)
@@ -186,6 +188,7 @@ func (s *Store) replace(p *pack, kept *body) {
 	s.storedBytes -= p.bytes.Load() - size
 	p.bytes.Store(size)
 	p.deadBytes.Store(0)
+	p.rows = kept.len()
 	if kept.len() == 0 {
 		delete(s.byID, p.id)
 		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(p.id)})

@@ -2,39 +2,120 @@ package mvcc
 
 import (
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/tidwall/btree"
 )
 
-// version is one state of a key, or its deletion. It lives as long as its record
-// is in a pack, so that the versions of a key are at any time what a start would
-// rebuild from the packs. All but prev, next and the dead flag is immutable.
+// version is one state of a key, or its deletion. It stays in the chain of its key
+// for as long as its record is in a pack, so that the versions of a key are at any
+// time what a start would rebuild from the packs. Only prev changes after the
+// version is linked; the writer sets it, and readers follow it.
+//
+// There is one version per record, and most keys have one version. So a version
+// stores only what its form cannot imply: 32 bytes for a key's first version and for
+// a tombstone, 48 for an update, 64 with a lease. newVersion chooses the form; the
+// methods below read it. What the writer alone needs of a superseded version is in
+// the pack of its record.
 type version struct {
-	main   int64
-	create int64
-	ver    int64
-	lease  int64
-	sub    int32
-	bits   uint32 // size of the record in bytes, and the dead flag
-	pack   *pack
-	// prev is the next older version, next the newer one. next and the dead flag
-	// are the writer's own.
+	main int64
+	sub  int32
+	bits uint32 // the form, and the size of the record in bytes
+	pack *pack
+	// prev is the next older version that still has a record.
 	prev atomic.Pointer[version]
-	next *version
 }
 
+// updatedVersion and leasedVersion begin with a version: a pointer to one of them is
+// kept as a pointer to that, and converted back by its form.
+type updatedVersion struct {
+	version
+	createRevision int64
+	count          int64 // versions since the key was created, from 1
+}
+
+type leasedVersion struct {
+	updatedVersion
+	leaseID int64
+}
+
+// Forms, in the two highest bits of version.bits.
 const (
-	// deadFlag: the record can be reclaimed.
-	deadFlag = 1 << 31
-	sizeMask = deadFlag - 1
+	firstForm     = iota << formShift // the first version of a key, without a lease
+	tombstoneForm                     // a deletion
+	updatedForm                       // an updatedVersion
+	leasedForm                        // a leasedVersion
+
+	formShift = 30
+	formMask  = 3 << formShift
+	// sizeMask leaves room for records of 1 GiB; requests end at 31 MiB.
+	sizeMask = 1<<formShift - 1
 )
+
+// newVersion returns a version without a record. A ver of 0 is a tombstone, which
+// has neither a create revision nor a lease.
+func newVersion(r Revision, create, ver, lease int64) *version {
+	switch {
+	case ver == 0:
+		return &version{main: r.Main, sub: r.Sub, bits: tombstoneForm}
+	case lease != 0:
+		v := &leasedVersion{leaseID: lease}
+		v.main, v.sub, v.bits, v.createRevision, v.count = r.Main, r.Sub, leasedForm, create, ver
+		return &v.version
+	case ver == 1 && create == r.Main:
+		return &version{main: r.Main, sub: r.Sub, bits: firstForm}
+	default:
+		v := &updatedVersion{createRevision: create, count: ver}
+		v.main, v.sub, v.bits = r.Main, r.Sub, updatedForm
+		return &v.version
+	}
+}
 
 func (v *version) revision() Revision { return Revision{Main: v.main, Sub: v.sub} }
 func (v *version) size() int64        { return int64(v.bits & sizeMask) }
+func (v *version) form() uint32       { return v.bits & formMask }
+func (v *version) tombstone() bool    { return v.form() == tombstoneForm }
 
-// tombstone tells a deletion: versions count from 1.
-func (v *version) tombstone() bool { return v.ver == 0 }
-func (v *version) dead() bool      { return v.bits&deadFlag != 0 }
+// setRecord notes where the record of the version is. It must be called before the
+// version is linked.
+func (v *version) setRecord(p *pack, size int) {
+	v.pack = p
+	v.bits = v.form() | uint32(size)
+}
+
+// updated must be called for updatedForm and leasedForm only.
+func (v *version) updated() *updatedVersion { return (*updatedVersion)(unsafe.Pointer(v)) }
+
+// create returns the create revision, 0 for a tombstone.
+func (v *version) create() int64 {
+	switch v.form() {
+	case firstForm:
+		return v.main
+	case tombstoneForm:
+		return 0
+	}
+	return v.updated().createRevision
+}
+
+// ver returns how many versions the key has had since it was created, 0 for a
+// tombstone.
+func (v *version) ver() int64 {
+	switch v.form() {
+	case firstForm:
+		return 1
+	case tombstoneForm:
+		return 0
+	}
+	return v.updated().count
+}
+
+// lease returns the id of the lease the key is attached to, 0 for none.
+func (v *version) lease() int64 {
+	if v.form() != leasedForm {
+		return 0
+	}
+	return (*leasedVersion)(unsafe.Pointer(v)).leaseID
+}
 
 // at returns the newest version at or below a revision, or nil.
 func (v *version) at(rev int64) *version {

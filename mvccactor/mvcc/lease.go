@@ -121,7 +121,7 @@ func (l *leases) restoreKeys(live *tree) {
 		return
 	}
 	live.Scan(func(e *entry) bool {
-		if id := e.head.Load().lease; id != 0 {
+		if id := e.head.Load().lease(); id != 0 {
 			if _, ok := l.get(id); ok {
 				l.attach(e.key, 0, id)
 			}

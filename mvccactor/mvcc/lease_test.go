@@ -87,9 +87,9 @@ func TestLeaseRevoke(t *testing.T) {
 		t.Fatalf("left %q", got)
 	}
 	var subs []string
-	for _, v := range s.tail.versions {
-		if v.tombstone() {
-			subs = append(subs, v.revision().String())
+	for i := range s.open.len() {
+		if s.open.tombstone(i) {
+			subs = append(subs, s.open.revision(i).String())
 		}
 	}
 	if !slices.Equal(subs, []string{"6.0", "6.1"}) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync/atomic"
 )
 
@@ -174,9 +175,63 @@ type pack struct {
 	// can be reclaimed. Written by the writer.
 	bytes, deadBytes atomic.Int64
 
-	// Owned by the writer. versions are the index's nodes of the records, row by
-	// row.
-	versions []*version
-	last     Revision // of the last record ever appended
-	dirty    bool     // stands in the list of packs to persist
+	// Owned by the writer. superseded has, in revision order, what the writer knows
+	// of some versions whose records are in the pack: see supersededVersion.
+	superseded []supersededVersion
+	rows       int      // records in the pack
+	last       Revision // of the last record ever appended
+	dirty      bool     // stands in the list of packs to persist
+}
+
+// supersededVersion is what reclaiming needs to know of a version. A pack has one
+//   - for each dead version,
+//   - for each tombstone that has a newer version,
+//   - for each version that compaction has visited since it was superseded.
+//
+// Live versions, which are most, have none.
+type supersededVersion struct {
+	version *version
+	// newer is the version whose prev this one is; nil if it heads its chain.
+	newer *version
+	// dead: no reader can need the record; it can be reclaimed.
+	dead bool
+}
+
+// note returns what is known of a version whose record is in the pack, and begins
+// it if there is nothing yet. The pointer is valid until the next call.
+func (p *pack) note(v *version) *supersededVersion {
+	i, ok := p.search(v.revision())
+	if !ok {
+		p.superseded = slices.Insert(p.superseded, i, supersededVersion{version: v})
+	}
+	return &p.superseded[i]
+}
+
+// forget ends what is known of a version, and returns the version that superseded
+// it, nil if it heads its chain.
+func (p *pack) forget(v *version) (newer *version) {
+	i, ok := p.search(v.revision())
+	if !ok {
+		panic(fmt.Sprintf("mvcc: nothing is known of version %v", v.revision()))
+	}
+	newer = p.superseded[i].newer
+	p.superseded = slices.Delete(p.superseded, i, i+1)
+	if len(p.superseded) == 0 {
+		p.superseded = nil
+	}
+	return newer
+}
+
+// deadAt returns the dead version of a revision, or nil.
+func (p *pack) deadAt(r Revision) *version {
+	if i, ok := p.search(r); ok && p.superseded[i].dead {
+		return p.superseded[i].version
+	}
+	return nil
+}
+
+func (p *pack) search(r Revision) (int, bool) {
+	return slices.BinarySearchFunc(p.superseded, r, func(a supersededVersion, r Revision) int {
+		return a.version.revision().compare(r)
+	})
 }

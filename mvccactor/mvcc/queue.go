@@ -2,48 +2,43 @@ package mvcc
 
 import "unsafe"
 
-// queue is a first-in first-out list of entries to cut, with the revision from
-// which on. It holds one element per version that is not compacted away, so it
-// is as bounded as history is.
+// queue is a first-in first-out list of versions in revision order, for a
+// compaction to visit. It has at most one element per version above the compact
+// revision, so it is as bounded as history is.
 type queue struct {
-	chunks [][]queued
+	chunks [][]*version
 	head   int // in the first chunk
 }
 
-type queued struct {
-	at    int64
-	entry *entry
-}
+const queueChunk = 2048 // elements: 16 KiB
 
-const queueChunk = 1024 // elements: 16 KiB
-
-func (q *queue) push(at int64, e *entry) {
+func (q *queue) push(v *version) {
 	if n := len(q.chunks); n == 0 || len(q.chunks[n-1]) == queueChunk {
-		q.chunks = append(q.chunks, make([]queued, 0, queueChunk))
+		q.chunks = append(q.chunks, make([]*version, 0, queueChunk))
 	}
 	last := &q.chunks[len(q.chunks)-1]
-	*last = append(*last, queued{at, e})
+	*last = append(*last, v)
 }
 
-// due tells whether the oldest element is due at a revision.
+// due reports whether the oldest version is at or below a revision.
 func (q *queue) due(rev int64) bool {
-	return len(q.chunks) > 0 && q.chunks[0][q.head].at <= rev
+	return len(q.chunks) > 0 && q.chunks[0][q.head].main <= rev
 }
 
-// pop returns the oldest element if it is due at a revision.
-func (q *queue) pop(rev int64) (*entry, bool) {
+// pop returns the oldest version if it is at or below a revision.
+func (q *queue) pop(rev int64) (*version, bool) {
 	if !q.due(rev) {
 		return nil, false
 	}
-	e := q.chunks[0][q.head].entry
-	q.chunks[0][q.head].entry = nil
+	v := q.chunks[0][q.head]
+	q.chunks[0][q.head] = nil
 	q.head++
 	if q.head == len(q.chunks[0]) {
 		q.chunks[0] = nil
 		q.chunks = q.chunks[1:]
 		q.head = 0
 	}
-	return e, true
+	return v, true
 }
 
 // bytesAsString lends a key to a lookup without copying it. The string must not

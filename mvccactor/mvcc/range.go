@@ -212,10 +212,10 @@ func (s source) encode(found []match, req *pb.RangeRequest, res *RangeResult) er
 		if req.KeysOnly {
 			lease := int64(0)
 			if req.SortTarget == pb.RangeRequest_VALUE {
-				lease = m.version.lease
+				lease = m.version.lease()
 			}
-			res.Records[i] = appendKeyValue(nil, []byte(m.entry.key), m.version.create,
-				m.version.main, m.version.ver, nil, lease)
+			res.Records[i] = appendKeyValue(nil, []byte(m.entry.key), m.version.create(),
+				m.version.main, m.version.ver(), nil, lease)
 			continue
 		}
 		if m.record == nil {
@@ -274,7 +274,7 @@ func filter(found []match, req *pb.RangeRequest) []match {
 	kept := found[:0]
 	for _, m := range found {
 		if within(m.version.main, req.MinModRevision, req.MaxModRevision) &&
-			within(m.version.create, req.MinCreateRevision, req.MaxCreateRevision) {
+			within(m.version.create(), req.MinCreateRevision, req.MaxCreateRevision) {
 			kept = append(kept, m)
 		}
 	}
@@ -289,9 +289,9 @@ func sortMatches(found []match, target pb.RangeRequest_SortTarget, order pb.Rang
 	case pb.RangeRequest_KEY:
 		by.less = func(a, b *match) bool { return a.entry.key < b.entry.key }
 	case pb.RangeRequest_VERSION:
-		by.less = func(a, b *match) bool { return a.version.ver < b.version.ver }
+		by.less = func(a, b *match) bool { return a.version.ver() < b.version.ver() }
 	case pb.RangeRequest_CREATE:
-		by.less = func(a, b *match) bool { return a.version.create < b.version.create }
+		by.less = func(a, b *match) bool { return a.version.create() < b.version.create() }
 	case pb.RangeRequest_MOD:
 		by.less = func(a, b *match) bool { return a.version.main < b.version.main }
 	case pb.RangeRequest_VALUE:

@@ -35,9 +35,8 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	torn := kept < b.len()
 	b = &body{table: b.table[:kept*rowBytes], data: b.data[:b.end(kept-1)]}
 
-	p := &pack{id: id, last: b.revision(kept - 1)}
+	p := &pack{id: id, rows: kept, last: b.revision(kept - 1)}
 	p.settled.Store(true)
-	p.versions = make([]*version, 0, kept)
 	size := b.size()
 	p.bytes.Store(size)
 	s.liveBytes += size
@@ -82,11 +81,8 @@ func (s *Store) restoreRecord(p *pack, b *body, i int) error {
 	if err != nil {
 		return &CorruptError{Pack: p.id, Record: r, Err: err}
 	}
-	v := &version{
-		main: r.Main, sub: r.Sub, create: kv.create, ver: kv.version, lease: kv.lease,
-		bits: uint32(len(rec)), pack: p,
-	}
-	p.versions = append(p.versions, v)
+	v := newVersion(r, kv.create, kv.version, kv.lease)
+	v.setRecord(p, len(rec))
 	s.link(kv.key, v)
 	return nil
 }

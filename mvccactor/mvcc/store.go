@@ -46,9 +46,10 @@ type Store struct {
 	taken     int64                // calls of TakeDirty
 	rewrites  []rewrite            // reclaimed packs that are not durable, oldest first
 
-	// What cutting has to visit, oldest first.
-	superseded queue
-	tombstones queue
+	// What compaction has to visit, oldest first: versions that superseded another
+	// one, and tombstones.
+	superseding queue
+	tombstones  queue
 
 	leases leases
 
@@ -94,8 +95,8 @@ func (s *Store) append(v *version, record []byte) {
 	}
 	s.open.data = append(s.open.data, record...)
 	s.open.table = appendRow(s.open.table, r, v.tombstone(), len(s.open.data))
-	v.pack, v.bits = s.tail, uint32(len(record))
-	s.tail.versions = append(s.tail.versions, v)
+	v.setRecord(s.tail, len(record))
+	s.tail.rows++
 	s.tail.last = r
 	size := int64(rowBytes + len(record))
 	s.tail.bytes.Add(size)
@@ -146,13 +147,17 @@ func (s *Store) link(key []byte, v *version) *entry {
 			panic(fmt.Sprintf("mvcc: record %v of key %q follows %v", v.revision(), key, old.revision()))
 		}
 		v.prev.Store(old)
-		old.next = v
-		s.superseded.push(v.main, e)
+		// A tombstone is noted at once: it can become dead when the last older
+		// record of its key is reclaimed, whether or not compaction has reached v.
+		if old.tombstone() {
+			old.pack.note(old).newer = v
+		}
+		s.superseding.push(v)
 	}
 	e.head.Store(v)
 	switch {
 	case v.tombstone():
-		s.tombstones.push(v.main, e)
+		s.tombstones.push(v)
 		if alive {
 			s.live.Delete(e)
 		}

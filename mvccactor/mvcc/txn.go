@@ -199,20 +199,20 @@ func compare(r reader, c *pb.Compare) bool {
 	if any {
 		return all
 	}
-	return c.Target != pb.Compare_VALUE && compareVersion(r, c, &version{})
+	return c.Target != pb.Compare_VALUE && compareVersion(r, c, newVersion(Revision{}, 0, 0, 0))
 }
 
 func compareVersion(r reader, c *pb.Compare, v *version) bool {
 	result := 0
 	switch c.Target {
 	case pb.Compare_VERSION:
-		result = cmp.Compare(v.ver, c.GetVersion())
+		result = cmp.Compare(v.ver(), c.GetVersion())
 	case pb.Compare_CREATE:
-		result = cmp.Compare(v.create, c.GetCreateRevision())
+		result = cmp.Compare(v.create(), c.GetCreateRevision())
 	case pb.Compare_MOD:
 		result = cmp.Compare(v.main, c.GetModRevision())
 	case pb.Compare_LEASE:
-		result = cmp.Compare(v.lease, c.GetLease())
+		result = cmp.Compare(v.lease(), c.GetLease())
 	case pb.Compare_VALUE:
 		kv, err := r.keyValue(v)
 		if err != nil {
@@ -362,15 +362,16 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 		}
 	}
 	if req.IgnoreLease && old != nil { // deleted before by the same transaction: none
-		lease = old.lease
+		lease = old.lease()
 	}
 
-	v := &version{main: t.begin + 1, sub: t.changes, create: t.begin + 1, ver: 1, lease: lease}
+	create, ver := t.begin+1, int64(1)
 	if old != nil {
-		v.create, v.ver = old.create, old.ver+1
+		create, ver = old.create(), old.ver()+1
 	}
+	v := newVersion(Revision{Main: t.begin + 1, Sub: t.changes}, create, ver, lease)
 	s := t.store
-	s.encoded = appendKeyValue(s.encoded[:0], req.Key, v.create, v.main, v.ver, value, lease)
+	s.encoded = appendKeyValue(s.encoded[:0], req.Key, create, v.main, ver, value, lease)
 	s.append(v, s.encoded)
 	e := s.link(req.Key, v)
 	s.leases.attach(e.key, leaseOf(old), lease)
@@ -400,7 +401,7 @@ func (t *transaction) deleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeRes
 
 func (t *transaction) delete(key []byte) {
 	s := t.store
-	v := &version{main: t.begin + 1, sub: t.changes}
+	v := newVersion(Revision{Main: t.begin + 1, Sub: t.changes}, 0, 0, 0)
 	s.encoded = appendKeyValue(s.encoded[:0], key, 0, 0, 0, nil, 0)
 	s.append(v, s.encoded)
 	e := s.link(key, v)
@@ -413,7 +414,7 @@ func leaseOf(v *version) int64 {
 	if v == nil {
 		return 0
 	}
-	return v.lease
+	return v.lease()
 }
 
 // mustKeyValue reads a record for a write to depend on. Where it cannot be
