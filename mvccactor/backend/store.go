@@ -53,6 +53,10 @@ type store struct {
 	buffer           []byte
 	valueLog, memLog uint32
 
+	// touched is how many bytes of value logs were read or written since their
+	// pages were last released.
+	touched atomic.Int64
+
 	failure atomic.Pointer[error]
 	// faulted is set when a read hit a page that the disk could not deliver.
 	// Badger then keeps the lock of that file.
@@ -214,6 +218,7 @@ func (s *store) start() error {
 		return err
 	}
 	s.table.garbage = s.valueLogGarbage()
+	s.releasePages() // that opening touched; nobody else has the store yet
 	return s.failed()
 }
 
@@ -264,6 +269,9 @@ func (s *store) Commit(b Batch) error {
 	for i, st := range steps {
 		if err := s.apply(st, i < len(steps)-1); err != nil {
 			return err
+		}
+		if s.touch(len(s.buffer)) {
+			s.releasePages()
 		}
 	}
 	return nil
@@ -429,6 +437,9 @@ func (s *store) load(id PackID, buf []byte) ([]byte, error) {
 		value, m, err := r.read(key, buf)
 		after := s.table.want(id)
 		if err == nil && (before.accepts(m) || after.accepts(m)) {
+			if s.touch(len(value)) {
+				s.releaseRead()
+			}
 			return value, nil
 		}
 		if before != after || attempt < readAttempts {
