@@ -141,6 +141,7 @@ func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 	if err != nil {
 		return fail(log, "failed to start", err)
 	}
+	defer releaseWhenIdle(log.Logger)()
 	select {
 	case err := <-m.Done():
 		if err != nil {

@@ -65,7 +65,7 @@ func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*
 		Exit:             exit,
 	}
 	if nc.CacheBytes == 0 {
-		nc.CacheBytes = node.DefaultCacheBytes
+		nc.CacheBytes = node.DefaultCacheBytes(availableMemory())
 	}
 	if boot != nil {
 		nc.ClusterID, nc.MemberID = boot.ClusterID, boot.MemberID

@@ -102,7 +102,7 @@ func (p *parser) addOwnFlags() {
 		fs.Int64Var(&s.limit.Bytes, "mailbox-"+s.name+"-bytes", 0, "Bytes that the mailbox of the "+s.name+" holds; 0 is its default.")
 	}
 	fs.DurationVar(&p.ScrubPeriod, "scrub-period", defaultScrubPeriod, "Time in which everything stored is read back once, to find damage early; 0 is never.")
-	fs.Int64Var(&p.CacheBytes, "cache-bytes", 0, "Bytes of the keyspace's records that are held in memory; 0 is the default.")
+	fs.Int64Var(&p.CacheBytes, "cache-bytes", 0, "Bytes of the keyspace's records that are held in memory; 0 is a sixteenth of memory, 128 MiB at most.")
 }
 
 // isOther tells whether a flag is one of other.go.

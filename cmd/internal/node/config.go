@@ -127,8 +127,25 @@ const requestBytesMax = 31 << 20
 // requestOverhead is what encoding may add to a request of the largest size.
 const requestOverhead = 64 << 10 // bytes
 
-// DefaultCacheBytes is how much of the records stays in memory.
-const DefaultCacheBytes = 512 << 20
+const (
+	// cacheShare is the part of memory that the cache takes by default: the index,
+	// garbage and what is under way need more.
+	cacheShare = 16
+	// cacheBytesMax bounds the default. A pack that is not in the cache is read
+	// from the page cache of the kernel, which is as large as memory allows.
+	cacheBytesMax = 128 << 20
+	// cacheBytesMin holds a few hundred packs.
+	cacheBytesMin = 8 << 20
+)
+
+// DefaultCacheBytes returns how many bytes of the keyspace's records stay in
+// memory if the process may use so many bytes of it, 0 if that is unknown.
+func DefaultCacheBytes(memory uint64) int64 {
+	if memory == 0 {
+		return cacheBytesMax
+	}
+	return int64(min(max(memory/cacheShare, cacheBytesMin), cacheBytesMax))
+}
 
 // Least bytes of mailboxes: what one message, or the sender's window, may weigh
 // beside a request of the largest size. Smaller limits would not hold back, but

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/rs/zerolog"
+)
+
+// availableMemory returns how many bytes of memory the process may use: what the
+// machine has, or its cgroup, whichever is less; 0 if neither can be told.
+func availableMemory() uint64 {
+	system, err := memlimit.FromSystem()
+	if err != nil {
+		system = 0
+	}
+	cgroup, err := memlimit.FromCgroup()
+	if err != nil || cgroup == 0 || system > 0 && cgroup > system {
+		return system
+	}
+	return cgroup
+}
+
+// Go's collector lets the heap grow to about twice what was live, and runs again
+// when it is full: in a member that has become idle, hours later. What a load left
+// behind would count as memory of the process until then. So when the process
+// becomes idle and there is something to gain, it collects and returns memory.
+const (
+	// idlePeriod is how often the process is looked at. A release follows the end of
+	// a load after two to three periods.
+	idlePeriod = 2 * time.Second
+	// idleBytes is how many bytes an idle process allocates in a period at most: a
+	// few hundred requests. A busier one would fill the heap again soon.
+	idleBytes = 2 << 20
+	// A release is worth its collection, which takes some 100 ms of CPU per million
+	// keys, if it can return at least releaseBytes and a releaseShare-th of the heap.
+	releaseBytes = 16 << 20
+	releaseShare = 8
+)
+
+// heapSample is the heap at one moment, in bytes.
+type heapSample struct {
+	allocated uint64 // since the process started
+	live      uint64 // found live by the last collection
+	held      uint64 // objects, dead ones included, and free memory not returned
+}
+
+// idleHeap decides when memory is returned.
+type idleHeap struct {
+	last uint64 // heapSample.allocated of the sample before
+	idle bool   // so was the period before
+}
+
+// due reports whether memory should be returned now.
+func (h *idleHeap) due(s heapSample) bool {
+	before, idle := h.idle, s.allocated-h.last <= idleBytes
+	h.last, h.idle = s.allocated, idle
+	return before && idle && s.held >= s.live+max(releaseBytes, s.live/releaseShare)
+}
+
+// releaseWhenIdle returns memory whenever the process becomes idle, until stop is
+// called.
+func releaseWhenIdle(log zerolog.Logger) (stop func()) {
+	done := make(chan struct{})
+	go func() { // ends by done
+		ticker := time.NewTicker(idlePeriod)
+		defer ticker.Stop()
+		var heap idleHeap
+		read := newHeapReader()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+			}
+			if before := read(); heap.due(before) {
+				debug.FreeOSMemory()
+				after := read()
+				heap.last = after.allocated
+				log.Debug().Uint64("heap-bytes-before", before.held).Uint64("heap-bytes-after", after.held).
+					Msg("returned memory while idle")
+			}
+		}
+	}()
+	return func() { close(done) }
+}
+
+// newHeapReader returns a function that samples the heap. It must not be called
+// concurrently.
+func newHeapReader() func() heapSample {
+	samples := []metrics.Sample{
+		{Name: "/gc/heap/allocs:bytes"},
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+	}
+	return func() heapSample {
+		metrics.Read(samples)
+		return heapSample{
+			allocated: samples[0].Value.Uint64(),
+			live:      samples[1].Value.Uint64(),
+			held:      samples[2].Value.Uint64() + samples[3].Value.Uint64(),
+		}
+	}
+}

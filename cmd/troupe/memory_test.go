@@ -1,0 +1,88 @@
+package main
+
+import (
+	"runtime"
+	"runtime/debug"
+	"testing"
+)
+
+func TestIdleHeap(t *testing.T) {
+	const mib = 1 << 20
+	type step struct {
+		sample heapSample
+		due    bool
+	}
+	for _, c := range []struct {
+		name  string
+		steps []step
+	}{
+		{"after a load", []step{
+			{heapSample{allocated: 900 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 901 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 902 * mib, live: 100 * mib, held: 180 * mib}, true},
+		}},
+		{"under load", []step{
+			{heapSample{allocated: 100 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 103 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 106 * mib, live: 100 * mib, held: 180 * mib}, false},
+		}},
+		{"now and then", []step{
+			{heapSample{allocated: 100 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 100 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 110 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 110 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 110 * mib, live: 100 * mib, held: 180 * mib}, true},
+		}},
+		{"once only", []step{
+			{heapSample{allocated: 100 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 100 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 100 * mib, live: 100 * mib, held: 180 * mib}, true},
+			{heapSample{allocated: 100 * mib, live: 110 * mib, held: 112 * mib}, false},
+			{heapSample{allocated: 101 * mib, live: 110 * mib, held: 113 * mib}, false},
+		}},
+		{"little to gain", []step{
+			{heapSample{allocated: 4 * mib, live: 4 * mib, held: 19 * mib}, false},
+			{heapSample{allocated: 4 * mib, live: 4 * mib, held: 19 * mib}, false},
+			{heapSample{allocated: 4 * mib, live: 4 * mib, held: 19 * mib}, false},
+		}},
+		{"a small share to gain", []step{
+			{heapSample{allocated: mib, live: 1000 * mib, held: 1124 * mib}, false},
+			{heapSample{allocated: mib, live: 1000 * mib, held: 1124 * mib}, false},
+			{heapSample{allocated: mib, live: 1000 * mib, held: 1124 * mib}, false},
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var h idleHeap
+			for i, s := range c.steps {
+				if got := h.due(s.sample); got != s.due {
+					t.Fatalf("step %d: got %v, want %v", i, got, s.due)
+				}
+			}
+		})
+	}
+}
+
+// TestHeapReader: garbage counts as held, until it is returned.
+func TestHeapReader(t *testing.T) {
+	const garbage = 64 << 20
+	read := newHeapReader()
+	debug.FreeOSMemory()
+	before := read()
+	b := make([]byte, garbage)
+	runtime.KeepAlive(b)
+	full := read()
+	if full.allocated < before.allocated+garbage || full.held < before.held+garbage/2 {
+		t.Errorf("got %+v after allocating %d bytes, before %+v", full, garbage, before)
+	}
+	debug.FreeOSMemory()
+	after := read()
+	if after.held > before.held+garbage/2 || after.live > before.live+garbage/2 {
+		t.Errorf("got %+v after returning memory, want about %+v", after, before)
+	}
+}
+
+func TestAvailableMemory(t *testing.T) {
+	if got := availableMemory(); got < 16<<20 {
+		t.Errorf("got %d bytes of memory", got)
+	}
+}
