@@ -79,7 +79,7 @@ func (c *cache) keep(p *pack, b *body) {
 	if !p.content.CompareAndSwap(nil, b) {
 		return
 	}
-	c.resident.Add(b.size())
+	c.resident.Add(b.weight())
 	c.ring = append(c.ring, p)
 	c.evict()
 }
@@ -93,9 +93,9 @@ func (c *cache) replace(p *pack, b *body) {
 	if old == nil {
 		return
 	}
-	c.resident.Add(-old.size())
+	c.resident.Add(-old.weight())
 	if b.len() > 0 {
-		c.resident.Add(b.size())
+		c.resident.Add(b.weight())
 		p.content.Store(b)
 		return
 	}
@@ -123,7 +123,7 @@ func (c *cache) evict() {
 			continue
 		}
 		if b := p.content.Swap(nil); b != nil {
-			c.resident.Add(-b.size())
+			c.resident.Add(-b.weight())
 		} else {
 			c.gone--
 		}

@@ -12,7 +12,8 @@
 //
 // An ordered tree maps each key to an entry, and an entry heads a chain of
 // versions, newest first. A version knows its revisions and the pack that holds
-// its record, never an offset, because reclaiming rewrites packs. Keys that
+// its record, never an offset, because reclaiming rewrites packs. It takes as few
+// bytes as its kind allows: see version. Keys that
 // exist stand in one tree, deleted ones that still have history in another, so
 // that reading or counting the present never meets the dead.
 //
@@ -26,11 +27,12 @@
 //
 // # Compaction
 //
-// Compact moves the compact revision at once. CompactStep then counts superseded
-// versions as dead, a bounded number of keys at a time. Reclaim drops the dead
-// records of a pack, and their versions with them; a tombstone goes last, when no
-// older record of its key is left that would otherwise come back at the next
-// start. A reader at a revision below the floor in Published, up to which this has
+// Compact moves the compact revision at once. A version is superseded when a newer
+// one of its key exists, and dead when no reader can need it; a dead one is reclaimed
+// when its bytes are rewritten away. CompactStep marks superseded versions dead, a
+// bounded number at a time. Reclaim drops the dead records of a pack, and their
+// versions with them; a tombstone goes last, when no older record of its key is left
+// that would otherwise come back at the next start. A reader at a revision below the floor in Published, up to which this has
 // come, may miss versions: it notices afterwards, and answers ErrCompacted or
 // starts again on a newer view.
 //

@@ -359,12 +359,20 @@ func (h *harness) checkHash() {
 
 // checkSizes compares the running sizes with the packs.
 func (h *harness) checkSizes() {
-	var stored, dead int64
+	var stored, dead, resident int64
 	for _, p := range h.store.packs {
 		stored += p.bytes.Load()
 		dead += p.deadBytes.Load()
+		if b := p.content.Load(); p == h.store.tail {
+			resident += b.size()
+		} else if b != nil {
+			resident += b.weight()
+		}
 	}
 	s := h.store.Sizes()
+	if s.Resident != resident {
+		h.t.Fatalf("got %d resident bytes, want %d", s.Resident, resident)
+	}
 	if s.Stored != stored || s.Live != stored-dead || s.Keys != len(h.model.states[h.model.revision()]) {
 		h.t.Fatalf("sizes %+v, packs hold %d with %d dead", s, stored, dead)
 	}

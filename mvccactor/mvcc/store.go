@@ -12,7 +12,7 @@ import (
 type Config struct {
 	// Load reads packs that are not in memory.
 	Load Loader
-	// CacheBytes is how much of packs stays in memory. Packs that are not
+	// CacheBytes is how many bytes of packs stay in memory. Packs that are not
 	// durable yet stay regardless.
 	CacheBytes int64
 	// Published is where views go.
@@ -111,6 +111,10 @@ func (s *Store) append(v *version, record []byte) {
 // so that its bytes never move: readers hold slices of them.
 func (s *Store) openPack(first Revision, size int) {
 	s.publishTail()
+	if s.tail != nil { // until here it counted by its records
+		b := s.tail.content.Load()
+		s.cache.resident.Add(b.weight() - b.size())
+	}
 	s.tail = &pack{id: first}
 	s.packs = append(s.packs, s.tail)
 	s.byID[first] = s.tail
