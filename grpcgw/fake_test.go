@@ -1,6 +1,7 @@
 package grpcgw
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -284,4 +285,22 @@ func serveGateway(t testing.TB, g *Gateway) (conn *grpc.ClientConn, stop func())
 			t.Errorf("Serve returned %v", err)
 		}
 	}
+}
+
+// logBuffer is a log that several goroutines write and a test reads.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

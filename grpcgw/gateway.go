@@ -44,7 +44,8 @@ type Gateway struct {
 	keyspace *mvcc.Published
 	// envelope is what etcd adds to the size of a request, in bytes.
 	envelope int
-	slow     slowLog
+	slow     *slowLog
+	panics   *lineLimit
 
 	grpc   *grpc.Server
 	http   *http.Server
@@ -68,11 +69,14 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	cfg.complete()
 	g := &Gateway{
-		cfg:       cfg,
-		member:    cfg.Member,
-		identity:  cfg.Member.Identity(),
-		keyspace:  cfg.Member.Keyspace(),
-		slow:      slowLog{member: cfg.Member},
+		cfg:      cfg,
+		member:   cfg.Member,
+		identity: cfg.Member.Identity(),
+		keyspace: cfg.Member.Keyspace(),
+		slow:     newSlowLog(cfg.Member, cfg.Logger),
+		panics: newLineLimit(slowPeriod, slowLines, func(n int) {
+			cfg.Logger.Error().Int("requests", n).Msg("more request handlers panicked, not logged")
+		}),
 		health:    health.NewServer(),
 		stopping:  make(chan struct{}),
 		grpcConns: newConnQueue(),
@@ -98,7 +102,7 @@ func New(cfg Config) (*Gateway, error) {
 // fixed windows gain nothing.
 func (g *Gateway) newGRPC() *grpc.Server {
 	opts := []grpc.ServerOption{
-		grpc.ForceServerCodecV2(newCodec(g.cfg.Observer)),
+		grpc.ForceServerCodecV2(callCodec{newCodec(g.cfg.Observer)}),
 		grpc.UnaryInterceptor(g.unary),
 		grpc.StreamInterceptor(g.stream),
 		grpc.MaxRecvMsgSize(g.cfg.MaxRequestBytes + grpcOverheadBytes),

@@ -71,7 +71,7 @@ func (k *kv) answerRange(ctx context.Context, r *pb.RangeRequest) (*rangeAnswer,
 	}
 	start := time.Now()
 	result, err := k.keyspace.Range(r)
-	k.cfg.Observer.ObserveRange(err == nil, time.Since(start))
+	k.cfg.Observer.ObserveRange(err == nil, noteStage(ctx, stageScan, start))
 	if err != nil {
 		return nil, storeError(err)
 	}
@@ -157,7 +157,9 @@ func (k *kv) readTxn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, er
 			return nil, err
 		}
 	}
+	start := time.Now()
 	resp, err := k.keyspace.ReadTxn(r)
+	noteStage(ctx, stageScan, start)
 	if err != nil {
 		return nil, storeError(err)
 	}
@@ -208,6 +210,7 @@ func mustAnswer[T any](res *raftmsg.Result, resp *T) *T {
 
 // linearize returns once the view holds all writes acknowledged before the call.
 func (g *Gateway) linearize(ctx context.Context) error {
+	defer noteStage(ctx, stageReadIndex, time.Now())
 	code, err := g.member.ReadIndex(ctx)
 	if err != nil {
 		return plainError(err)

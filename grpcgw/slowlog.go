@@ -1,6 +1,7 @@
 package grpcgw
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -12,48 +13,89 @@ import (
 	"github.com/troupe-db/troupe/actors"
 )
 
-// snapshotAge bounds how old the measurements are that name the slowest stage.
-// Taking them reads every histogram: when a disk stalls, a thousand requests are
-// slow at once.
+// snapshotAge bounds how old the measurements are that name the slowest stage of
+// the pipeline. Taking them reads every histogram, and when a disk stalls, a
+// thousand requests are slow at once.
 const snapshotAge = time.Second
 
-// maxSlowLines is how many slow requests are logged in a second. More tell
-// nothing new, and writing them would make the rest slower still.
-const maxSlowLines = 1000
+// slowLines is how many slow requests are logged in each slowPeriod; the rest is
+// counted in one more line. Under overload every request is slow, and ten of them
+// show what is slow as well as ten thousand.
+const (
+	slowLines  = 10
+	slowPeriod = time.Second
+)
 
-// slowLog is what the log of slow requests shares between them.
+// readStage is a step of a read, which the request's own goroutine takes.
+type readStage int
+
+// The steps in their order. A new one needs a name in stageNames.
+const (
+	// stageReadIndex is the wait until what was committed before is readable.
+	stageReadIndex readStage = iota
+	// stageScan is the lookup in the keyspace, loading packs included.
+	stageScan
+	// stageEncode is the encoding of the response.
+	stageEncode
+	readStageCount
+)
+
+var stageNames = [readStageCount]string{"read/index", "read/scan", "read/encode"}
+
+// stageTimes is how long a request spent in each step of a read.
+type stageTimes [readStageCount]time.Duration
+
+// reads reports whether the request took a step of a read beside the encoding,
+// which every request takes.
+func (s *stageTimes) reads() bool {
+	for stage, d := range s {
+		if readStage(stage) != stageEncode && d > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// slowest returns the name of the longest step.
+func (s *stageTimes) slowest() string {
+	longest := readStage(0)
+	for stage, d := range s {
+		if d > s[longest] {
+			longest = readStage(stage)
+		}
+	}
+	return stageNames[longest]
+}
+
+// noteStage adds the time since start to a step of the request with this context,
+// which must be the one that a unary handler was given. It returns that time.
+func noteStage(ctx context.Context, stage readStage, start time.Time) time.Duration {
+	elapsed := time.Since(start)
+	if c, ok := ctx.(*call); ok {
+		c.stages[stage] += elapsed
+	}
+	return elapsed
+}
+
+// slowLog is the state of the slow request log that requests share.
 type slowLog struct {
 	member Member
+	lines  *lineLimit
 
 	mu    sync.Mutex
 	read  time.Time // when stage was found
 	stage string
-
-	second     time.Time // begin of the current second
-	lines      int       // in it
-	suppressed int       // since the last line
 }
 
-// admit tells whether there is room for another line, and how many were left out
-// since the last one.
-func (s *slowLog) admit(now time.Time) (suppressed int, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if now.Sub(s.second) >= time.Second {
-		s.second, s.lines = now, 0
-	}
-	if s.lines >= maxSlowLines {
-		s.suppressed++
-		return 0, false
-	}
-	s.lines++
-	suppressed, s.suppressed = s.suppressed, 0
-	return suppressed, true
+func newSlowLog(member Member, logger zerolog.Logger) *slowLog {
+	return &slowLog{member: member, lines: newLineLimit(slowPeriod, slowLines, func(n int) {
+		logger.Warn().Int("requests", n).Msg("more slow requests, not logged")
+	})}
 }
 
-// slowest names the stage with the largest service time in the sliding window of
-// the actors. The window knows the persister too, which a request does not wait
-// for but which holds up the pipeline when it lags behind.
+// slowest names the stage of the pipeline with the longest service time in the
+// sliding window of the actors. That includes the persister, which no request
+// waits for, but which holds up the pipeline when it lags behind.
 func (s *slowLog) slowest() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,12 +106,12 @@ func (s *slowLog) slowest() string {
 }
 
 // logSlow writes one line about a request: sizes and times, never a key or value.
-func (g *Gateway) logSlow(c *call, method string, req, resp any, err error, elapsed time.Duration) {
-	suppressed, ok := g.slow.admit(time.Now())
-	if !ok {
+// A read has its own steps as stages, a write those of the pipeline.
+func (g *Gateway) logSlow(c *call, req any, err error, elapsed time.Duration) {
+	if !g.slow.lines.admit() {
 		return
 	}
-	line := g.cfg.Logger.Warn().Str("method", method).
+	line := g.cfg.Logger.Warn().Str("method", c.method).
 		Float64("took_ms", float64(elapsed)/float64(time.Millisecond))
 	if p, ok := peer.FromContext(c.Context); ok {
 		line.Stringer("remote", p.Addr)
@@ -80,24 +122,38 @@ func (g *Gateway) logSlow(c *call, method string, req, resp any, err error, elap
 		line.Int("request_bytes", proto.Size(m))
 	}
 	if err != nil {
-		line.AnErr("error", err) // and then there is no response, of whatever type
+		line.AnErr("error", err)
 	} else {
-		keys, bytes := responseSize(resp)
+		keys, bytes := responseSize(c.resp)
 		line.Int("response_keys", keys).Int("response_bytes", bytes)
 	}
-	if c.index != 0 {
-		line.Uint64("raft_index", c.index).Dict("stages", g.stageTimes(c.index))
+	switch {
+	case c.index != 0:
+		line.Uint64("raft_index", c.index).Dict("stages", g.entryTimes(c.index)).
+			Str("slowest_stage", g.slow.slowest())
+	case c.stages.reads():
+		line.Dict("stages", c.stages.dict()).Str("slowest_stage", c.stages.slowest())
+	default:
+		line.Str("slowest_stage", g.slow.slowest())
 	}
-	if suppressed != 0 {
-		line.Int("suppressed", suppressed)
-	}
-	line.Str("slowest_stage", g.slow.slowest()).Msg("slow request")
+	line.Msg("slow request")
 }
 
-// stageTimes tells how long the entry that held a request waited for each stage
-// and was worked on by it, in microseconds. A stage that has not had it yet is
-// missing.
-func (g *Gateway) stageTimes(index uint64) *zerolog.Event {
+// dict returns the time of each step in microseconds, as entryTimes does.
+func (s *stageTimes) dict() *zerolog.Event {
+	dict := zerolog.Dict()
+	for stage, d := range s {
+		if d > 0 {
+			dict.Dict(stageNames[stage], zerolog.Dict().Int64("service_us", d.Microseconds()))
+		}
+	}
+	return dict
+}
+
+// entryTimes returns how long the entry that held a request waited for each stage
+// of the pipeline and was processed by it, in microseconds. Stages that have not
+// processed it yet are missing.
+func (g *Gateway) entryTimes(index uint64) *zerolog.Event {
 	dict := zerolog.Dict()
 	times, _ := g.member.Timeline().Read(index)
 	for _, t := range times {

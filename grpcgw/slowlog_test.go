@@ -1,0 +1,60 @@
+package grpcgw
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// slowReads is a member whose reads wait for their index.
+type slowReads struct{ *fakeMember }
+
+const readWait = 30 * time.Millisecond
+
+func (m slowReads) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
+	time.Sleep(readWait)
+	return m.fakeMember.ReadIndex(ctx)
+}
+
+// TestSlowReadNamesItsStage: the line of a slow read names where that read spent
+// its time, not which stage of the pipeline is slow at the moment.
+func TestSlowReadNamesItsStage(t *testing.T) {
+	m := newFakeMember()
+	m.slowest = actors.CoreRaft
+	log := new(logBuffer)
+	cfg := testConfig(slowReads{m})
+	cfg.Logger, cfg.SlowRequest = zerolog.New(log), readWait
+	kv := pb.NewKVClient(serve(t, cfg))
+	if _, err := kv.Range(t.Context(), &pb.RangeRequest{Key: []byte("a")}); err != nil {
+		t.Fatal(err)
+	}
+	var line struct {
+		Slowest string `json:"slowest_stage"`
+		Stages  map[string]struct {
+			Service int64 `json:"service_us"`
+		}
+	}
+	if err := json.Unmarshal([]byte(log.String()), &line); err != nil {
+		t.Fatalf("%v in %q", err, log)
+	}
+	if want := "read/index"; line.Slowest != want {
+		t.Errorf("the slowest stage is %q, want %q", line.Slowest, want)
+	}
+	if got, want := line.Stages["read/index"].Service, readWait.Microseconds(); got < want {
+		t.Errorf("the wait for the index took %d µs, want at least %d", got, want)
+	}
+	for stage := range readStageCount {
+		var times stageTimes
+		times[0], times[stage] = 1, 2
+		if got, want := times.slowest(), stageNames[stage]; got != want {
+			t.Errorf("the slowest stage of %v is %s, want %s", times, got, want)
+		}
+	}
+}
