@@ -39,6 +39,11 @@ type Config struct {
 	MaxTxnOps int
 	// MaxConcurrentStreams bounds the RPCs of one connection at a time.
 	MaxConcurrentStreams uint32
+	// MaxConnections returns how many client connections may be open, given how many
+	// are: it is asked for each new one, under a lock, and must not block. Those
+	// beyond are refused. Of the last ones only HTTP is served, not gRPC. Nil is no
+	// limit.
+	MaxConnections func(open int) int
 	// QuotaBytes bounds the keyspace: a put beyond it raises NOSPACE. Zero means
 	// the default, below zero means no quota.
 	QuotaBytes int64

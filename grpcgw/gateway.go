@@ -50,16 +50,16 @@ type Gateway struct {
 	grpc   *grpc.Server
 	http   *http.Server
 	health *health.Server
-	// Where the connections go once it is known what they speak.
+	conns  *connTable
+	// The servers' listeners: connections whose protocol is identified.
 	grpcConns, httpConns *connQueue
 	serving              sync.Once
 
-	stopping chan struct{} // closed by Stop: streams without an end of their own end
+	stopping chan struct{} // closed by Stop: ends the streams that have no end of their own
 
 	mu        sync.Mutex
 	stopped   bool
 	listeners map[net.Listener]struct{}
-	sniffing  map[net.Conn]struct{}
 }
 
 // New returns a Gateway that serves nothing yet.
@@ -82,7 +82,7 @@ func New(cfg Config) (*Gateway, error) {
 		grpcConns: newConnQueue(),
 		httpConns: newConnQueue(),
 		listeners: make(map[net.Listener]struct{}),
-		sniffing:  make(map[net.Conn]struct{}),
+		conns:     newConnTable(cfg.MaxConnections, cfg.Observer, cfg.Logger),
 	}
 	g.envelope = envelopeBytes(g.identity.MemberID)
 	g.grpc = g.newGRPC()
@@ -90,9 +90,12 @@ func New(cfg Config) (*Gateway, error) {
 		Handler:           cfg.HTTP,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
-		// What clients do wrong is no concern of the log.
-		ErrorLog: log.New(io.Discard, "", 0),
+		// The errors of clients are not worth a log line.
+		ErrorLog:  log.New(io.Discard, "", 0),
+		Protocols: new(http.Protocols),
 	}
+	g.http.Protocols.SetHTTP1(true)
+	g.http.Protocols.SetUnencryptedHTTP2(true)
 	return g, nil
 }
 
@@ -108,6 +111,9 @@ func (g *Gateway) newGRPC() *grpc.Server {
 		grpc.MaxRecvMsgSize(g.cfg.MaxRequestBytes + grpcOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(g.cfg.MaxConcurrentStreams),
+		// A handshake is complete when gRPC gets the connection: its default of two
+		// minutes would only delay a stop that waits for one.
+		grpc.ConnectionTimeout(sniffTimeout),
 	}
 	if g.cfg.KeepaliveMinTime > 0 {
 		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
@@ -200,14 +206,20 @@ func (g *Gateway) Stop(ctx context.Context) error {
 		err = ctx.Err()
 	}
 	if err != nil {
+		// First, because both servers wait for what their connections do.
+		g.conns.closeAll()
 		g.grpc.Stop()
-		_ = g.http.Close() // what it could complain of is closed by now
+		_ = g.http.Close() // its connections are closed already
 		<-done
 	}
 	return err
 }
 
-// close closes the listeners, and the connections of which nothing is known yet.
+// Limit returns a listener whose connections count against MaxConnections. They
+// are not served by the Gateway, but by the caller.
+func (g *Gateway) Limit(l net.Listener) net.Listener { return limitedListener{l, g.conns} }
+
+// close closes the listeners, and the connections that no server owns yet.
 func (g *Gateway) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -216,11 +228,9 @@ func (g *Gateway) close() {
 	}
 	g.stopped = true
 	for l := range g.listeners {
-		_ = l.Close() // one that is closed already is as good
+		_ = l.Close() // fails only if it is closed already
 	}
-	for c := range g.sniffing {
-		_ = c.Close()
-	}
+	g.conns.close()
 	g.grpcConns.shut()
 	g.httpConns.shut()
 }

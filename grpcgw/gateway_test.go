@@ -177,23 +177,6 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestSniffLimit refuses connections beyond those it waits for.
-func TestSniffLimit(t *testing.T) {
-	g, err := New(testConfig(newFakeMember()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range maxSniffing {
-		c, _ := net.Pipe()
-		if !g.track(c) {
-			t.Fatal("refused below the limit")
-		}
-	}
-	ours, theirs := net.Pipe()
-	g.sniff(ours)
-	wantClosed(t, theirs)
-}
-
 // wantClosed reads from a connection whose other end is closed, and not merely
 // about to be, after sniffTimeout.
 func wantClosed(t *testing.T, conn net.Conn) {

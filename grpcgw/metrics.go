@@ -74,6 +74,7 @@ type Metrics struct {
 	hash, hashRevision, defrag             observer
 	leases                                 leaseMetrics
 	watches                                watchMetrics
+	conns                                  connMetrics
 }
 
 // observer is the part of a histogram that is fed.
@@ -88,6 +89,7 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.addHealth()
 	m.addLeases()
 	m.addWatches()
+	m.addConnections()
 	m.addConstants()
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),

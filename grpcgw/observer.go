@@ -37,6 +37,12 @@ type Observer interface {
 	// Received and Sent tell the size of a message in its encoding, in bytes.
 	Received(bytes int)
 	Sent(bytes int)
+	// Connections reports by how much the number of open client connections
+	// changed.
+	Connections(change int)
+	// Refused reports a connection that was closed instead of served, for one of
+	// the reasons RefusedLimit, RefusedSilent and RefusedTimeout.
+	Refused(reason string)
 }
 
 // blind is an Observer that counts nothing.
@@ -50,6 +56,8 @@ func (blind) SentControl(time.Duration)                    {}
 func (blind) SentProgress(time.Duration)                   {}
 func (blind) Received(int)                                 {}
 func (blind) Sent(int)                                     {}
+func (blind) Connections(int)                              {}
+func (blind) Refused(string)                               {}
 
 func (blind) Announce(interface {
 	GetServiceInfo() map[string]grpc.ServiceInfo
