@@ -1,0 +1,111 @@
+package grpcgw
+
+import (
+	"bytes"
+	stdgzip "compress/gzip"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/protobuf/proto"
+)
+
+// TestGzip: unary calls and streams of clients that compress are served, with
+// responses of every kind that the codec knows.
+func TestGzip(t *testing.T) {
+	m := newFakeMember()
+	conn := serve(t, testConfig(m))
+	kv := pb.NewKVClient(conn)
+	compress := grpc.UseCompressor(gzip.Name)
+	value := bytes.Repeat([]byte("value"), 10_000)
+	for i := range 50 {
+		if _, err := kv.Put(t.Context(), &pb.PutRequest{Key: fmt.Append(nil, "k", i), Value: value}, compress); err != nil {
+			t.Fatal(err)
+		}
+	}
+	req := &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}
+	resp, err := kv.Range(t.Context(), req, compress)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(resp.Kvs) != 50 || !bytes.Equal(resp.Kvs[49].Value, value) {
+		t.Errorf("got %d keys, want 50 with the value that was put", len(resp.Kvs))
+	}
+	stream, err := kv.RangeStream(t.Context(), req, compress)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := 0
+	for {
+		chunk, err := stream.Recv()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys += len(chunk.RangeResponse.Kvs)
+	}
+	if keys != 50 {
+		t.Errorf("the stream has %d keys, want 50", keys)
+	}
+}
+
+// TestGzipBomb: a request that is small only while it is compressed is refused at
+// the limit of a message, without being expanded beyond it.
+func TestGzipBomb(t *testing.T) {
+	const expanded = 48 << 20
+	request, err := proto.Marshal(&pb.PutRequest{Key: []byte("k"), Value: make([]byte, expanded)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var frame bytes.Buffer
+	frame.Write([]byte{1, 0, 0, 0, 0}) // compressed, and the length
+	w := stdgzip.NewWriter(&frame)
+	if _, err := w.Write(request); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	binary.BigEndian.PutUint32(frame.Bytes()[1:], uint32(frame.Len()-5))
+	request = nil
+
+	cfg := testConfig(newFakeMember())
+	_, addr := start(t, cfg)
+	if frame.Len() > cfg.MaxRequestBytes {
+		t.Fatalf("the bomb has %d bytes, which is above the limit by itself", frame.Len())
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addr+pb.KV_Put_FullMethodName, &frame)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/grpc")
+	req.Header.Set("Te", "trailers")
+	req.Header.Set("Grpc-Encoding", gzip.Name)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	resp, err := h2client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	got := resp.Trailer.Get("Grpc-Status") + resp.Header.Get("Grpc-Status")
+	if want := fmt.Sprint(int(codes.ResourceExhausted)); got != want {
+		t.Errorf("status %q, want %q: %v", got, want, resp.Header)
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > expanded/2 {
+		t.Errorf("allocated %d MiB for it", n>>20)
+	}
+}
