@@ -12,7 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/version"
 )
 
-// HTTPConfig is what the plain HTTP handlers need. Member and Metrics are
+// HTTPConfig configures the plain HTTP handlers. Member and Metrics are
 // required.
 type HTTPConfig struct {
 	Member  Member
@@ -21,6 +21,10 @@ type HTTPConfig struct {
 	// ReadTimeout bounds the linearizable read of a health check. Zero means
 	// DefaultReadTimeout.
 	ReadTimeout time.Duration
+	// CORS lists the origins whose pages may read the answers, and HostWhitelist the
+	// hosts that requests may be for. An empty list and "*" allow all. They apply to
+	// the client port only.
+	CORS, HostWhitelist []string
 	// Pprof serves the profiles of the process under /debug/pprof/.
 	Pprof bool
 }
@@ -29,11 +33,12 @@ type HTTPConfig struct {
 // timeout: 5 s for queues and disk, and twice the election timeout.
 const DefaultReadTimeout = 7 * time.Second
 
-// The API level that is served, as /version and etcd's version metric tell it.
+// clusterVersionPatch completes the API level in /version, which is that of the
+// cluster: major and minor version alone.
 const clusterVersionPatch = ".0"
 
-// NewHTTPHandler returns what the client port serves beside gRPC: /health,
-// /livez, /readyz, /version, /metrics and /debug/.
+// NewHTTPHandler returns the plain HTTP of the client port: /health, /livez,
+// /readyz, /version, /metrics and /debug/.
 func NewHTTPHandler(cfg HTTPConfig) http.Handler {
 	mux := http.NewServeMux()
 	addMonitoring(mux, &cfg)
@@ -43,10 +48,10 @@ func NewHTTPHandler(cfg HTTPConfig) http.Handler {
 	if cfg.Pprof {
 		addPprof(mux)
 	}
-	return mux
+	return &access{origins: cfg.CORS, hosts: cfg.HostWhitelist, log: cfg.Logger, next: mux}
 }
 
-// NewMetricsHandler returns what --listen-metrics-urls serve: /metrics and the
+// NewMetricsHandler returns the HTTP of --listen-metrics-urls: /metrics and the
 // health checks.
 func NewMetricsHandler(cfg HTTPConfig) http.Handler {
 	mux := http.NewServeMux()
@@ -89,18 +94,19 @@ func serveVersion(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, version.Versions{Server: version.Version, Cluster: cluster, Storage: cluster})
 }
 
-// writeJSON answers with a value that always can be encoded.
+// writeJSON answers with v, which must be of a type whose values can always be
+// encoded.
 func writeJSON(w http.ResponseWriter, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(fmt.Sprintf("grpcgw: encode %T: %v", v, err))
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Write(b) // a client that is gone needs no answer
+	w.Write(b) // fails only if the client has gone
 }
 
-// serveVars answers with the variables of the process, as Go programs do under
-// this path, and with raft's state under etcd's name.
+// serveVars answers with the expvars of the process and raft's state, under etcd's
+// name for it.
 func (cfg *HTTPConfig) serveVars(w http.ResponseWriter, _ *http.Request) {
 	vars := map[string]json.RawMessage{}
 	expvar.Do(func(kv expvar.KeyValue) { vars[kv.Key] = json.RawMessage(kv.Value.String()) })

@@ -22,9 +22,9 @@ type healthAnswer struct {
 	Reason string `json:"reason"`
 }
 
-// serveHealth answers whether requests can be served: without alarms, with a
-// leader, and with a read that succeeds. ?serializable=true asks about this
-// member only, ?exclude=NOSPACE ignores an alarm or a trouble by its name.
+// serveHealth reports whether requests can be served: no alarm is active, a leader
+// is known, and a read succeeds. ?serializable=true checks this member only,
+// ?exclude=NOSPACE ignores an alarm or a trouble of that name.
 func (cfg *HTTPConfig) serveHealth(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	reason := cfg.healthReason(r.Context(), query.Get("serializable") == "true", excluded(query))
@@ -40,11 +40,11 @@ func (cfg *HTTPConfig) serveHealth(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Write(b) // a client that is gone needs no answer
+	w.Write(b) // fails only if the client has gone
 }
 
-// healthReason is why the member is unhealthy, in etcd's words; empty when it is
-// well.
+// healthReason returns why the member is unhealthy, in etcd's words; empty if it
+// is healthy.
 func (cfg *HTTPConfig) healthReason(ctx context.Context, serializable bool, except []string) string {
 	for _, a := range cfg.alarms() {
 		if name := a.GetType().String(); !slices.Contains(except, name) {
@@ -81,11 +81,11 @@ func excluded(query url.Values) []string {
 	return slices.DeleteFunc(slices.Clone(query["exclude"]), func(s string) bool { return s == "" })
 }
 
-// errNotReady: nothing was ever published, so nothing can be read.
+// errNotReady: the member has not published a view yet.
 var errNotReady = errors.New("etcdserver: not ready to serve yet")
 
-// read does the read of a health check: a key that no client can write, so that
-// the answer is cheap whatever the store holds. Its error has etcd's text.
+// read performs the read of a health check. It reads the empty key, which cannot be
+// written, so that it is cheap whatever the store holds. Its error has etcd's text.
 func (cfg *HTTPConfig) read(ctx context.Context, serializable bool) error {
 	if !serializable {
 		if err := cfg.readIndex(ctx); err != nil {
@@ -116,13 +116,13 @@ type check struct {
 func (cfg *HTTPConfig) serializableRead(ctx context.Context) error { return cfg.read(ctx, true) }
 func (cfg *HTTPConfig) linearizableRead(ctx context.Context) error { return cfg.read(ctx, false) }
 
-// liveChecks tell whether a restart of the process would help.
+// liveChecks report whether a restart of the process would help.
 func (cfg *HTTPConfig) liveChecks() []check {
 	return []check{{"serializable_read", cfg.serializableRead}}
 }
 
-// readyChecks tell whether clients should be sent here: etcd's checks, and what
-// the member says is wrong with itself.
+// readyChecks report whether clients should be sent to this member: etcd's checks,
+// and one for each trouble of the member.
 func (cfg *HTTPConfig) readyChecks() []check {
 	checks := []check{
 		{"data_corruption", cfg.dataCorruption},

@@ -56,10 +56,12 @@ type Config struct {
 	// MetricsListeners serve metrics and health only.
 	MetricsListeners []net.Listener
 	Gateway          grpcgw.Config // Member, HTTP, Observer and Logger are set here
-	SlowApply        time.Duration
-	Pprof            bool
-	ExtensiveMetrics bool
-	Features         []grpcgw.Feature // feature gates, for metrics
+	// CORS and HostWhitelist are those of grpcgw.HTTPConfig.
+	CORS, HostWhitelist []string
+	SlowApply           time.Duration
+	Pprof               bool
+	ExtensiveMetrics    bool
+	Features            []grpcgw.Feature // feature gates, for metrics
 
 	Logger zerolog.Logger
 	// Storage is how files are kept. Production uses the zero value.

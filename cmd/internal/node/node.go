@@ -157,6 +157,7 @@ func (n *Node) startEdge() (err error) {
 
 func (n *Node) startGateway() (err error) {
 	httpConfig := grpcgw.HTTPConfig{Member: n, Metrics: n.metrics, Logger: n.cfg.Logger,
+		CORS: n.cfg.CORS, HostWhitelist: n.cfg.HostWhitelist,
 		Pprof: n.cfg.Pprof, ReadTimeout: n.cfg.requestTimeout()}
 	cfg := n.cfg.Gateway
 	cfg.Member, cfg.Observer, cfg.Logger = n, n.metrics, n.cfg.Logger
