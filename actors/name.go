@@ -16,6 +16,7 @@ const (
 	CoreLease     = CorePath + "/lease"
 
 	EdgePath        = "edge"
+	EdgeReads       = EdgePath + "/reads"
 	EdgeWatchHub    = EdgePath + "/watch/hub"
 	EdgeCompactor   = EdgePath + "/compactor"
 	EdgeHash        = EdgePath + "/hash"

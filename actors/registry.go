@@ -23,8 +23,15 @@ type Registry struct {
 	entries map[string]*registryEntry
 }
 
+// Measured is what a registry shows: a Mailbox or a Gate.
+type Measured interface {
+	// Name is the path of the actor, or of what a gate stands before.
+	Name() string
+	Stats() MailboxStats
+}
+
 type registryEntry struct {
-	box      *Mailbox
+	box      Measured
 	past     *MailboxStats // summed over earlier mailboxes of this name; nil at first
 	restarts int
 }
@@ -44,7 +51,7 @@ func (r *Registry) Observe(sys *actor.ActorSystem) {
 // Add registers a mailbox. If another one of its name is known, it is taken to
 // be dead, its counters are kept, and the name counts a restart. The supervisors
 // add what they spawn.
-func (r *Registry) Add(m *Mailbox) {
+func (r *Registry) Add(m Measured) {
 	if r == nil {
 		return
 	}
@@ -71,7 +78,7 @@ func (e *registryEntry) stats() MailboxStats {
 
 // Remove forgets a name, with its counters: for actors that come and go. It does
 // nothing when m is not the current mailbox of its name.
-func (r *Registry) Remove(m *Mailbox) {
+func (r *Registry) Remove(m Measured) {
 	if r == nil {
 		return
 	}
