@@ -36,6 +36,15 @@ type spliced interface {
 	splice(dst []byte) []byte
 }
 
+// readAnswer is the answer of a read, whose credit goes back when it is written.
+type readAnswer interface {
+	spliced
+	// rope returns the encoding in parts, for large answers.
+	rope() *rope
+	// reading returns the read; nil if nothing is to be given back.
+	reading() *reading
+}
+
 // Marshal encodes a message. gRPC frees the buffers once they are written.
 func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 	var buf mem.Buffer
@@ -47,6 +56,8 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 		}
 	}
 	switch m := v.(type) {
+	case readAnswer:
+		return c.marshalRead(m)
 	case spliced:
 		buf, err = c.buffer(m.size(), func(dst []byte) ([]byte, error) { return m.splice(dst), nil })
 	case proto.Message:
@@ -62,6 +73,32 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 	}
 	c.observer.Sent(buf.Len())
 	return mem.BufferSlice{buf}, nil
+}
+
+// marshalRead encodes a small answer at once, and leaves a large one to be encoded
+// as the client reads it.
+func (c *codec) marshalRead(a readAnswer) (mem.BufferSlice, error) {
+	size, rd := a.size(), a.reading()
+	if size > smallAnswer {
+		bufs := a.rope().pieces(c.pool, rd)
+		c.observer.Sent(bufs.Len())
+		return bufs, nil
+	}
+	if rd == nil || mem.IsBelowBufferPoolingThreshold(size) {
+		if rd != nil {
+			rd.written()
+		}
+		buf, err := c.buffer(size, func(dst []byte) ([]byte, error) { return a.splice(dst), nil })
+		if err == nil {
+			c.observer.Sent(buf.Len())
+		}
+		return mem.BufferSlice{buf}, err
+	}
+	pooled := c.pool.Get(size)
+	*pooled = a.splice((*pooled)[:0])
+	rd.pool = c.pool
+	c.observer.Sent(len(*pooled))
+	return mem.BufferSlice{mem.NewBuffer(pooled, rd)}, nil
 }
 
 // buffer has a message of at most size bytes written, into a pooled buffer where
@@ -100,7 +137,11 @@ func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
 type rangeAnswer struct {
 	header header
 	result *mvcc.RangeResult
+	rd     *reading
 }
+
+func (a *rangeAnswer) rope() *rope       { return resultRope(a.header, a.result) }
+func (a *rangeAnswer) reading() *reading { return a.rd }
 
 func (a *rangeAnswer) size() int { return maxHeaderField + a.result.Size() }
 
@@ -117,6 +158,21 @@ type rangeChunk struct {
 	header  header
 	more    bool
 	count   int64
+	rd      *reading
+}
+
+func (c *rangeChunk) reading() *reading { return c.rd }
+
+func (c *rangeChunk) rope() *rope {
+	body := new(rope)
+	if size := recordsSize(c.records); c.last {
+		body = rangeRope(c.header, c.records, size, c.more, c.count)
+	} else {
+		body.addRecords(c.records, size)
+	}
+	out := new(rope)
+	out.addField(fieldChunkResponse, body)
+	return out
 }
 
 // Field numbers of etcd's RangeStreamResponse, RangeResponse and ResponseHeader.

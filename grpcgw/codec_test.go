@@ -32,7 +32,7 @@ var everything = &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}
 
 func mustRange(t testing.TB, m *fakeMember, req *pb.RangeRequest) *mvcc.RangeResult {
 	t.Helper()
-	res, err := m.pub.Range(req)
+	res, err := m.pub.Range(mvcc.Unpaced{}, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func BenchmarkRange(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				res := mustRange(b, m, req)
-				encode(b, spliced, &rangeAnswer{header{testCluster, testMember, testTerm, res.Revision}, res})
+				encode(b, spliced, &rangeAnswer{header{testCluster, testMember, testTerm, res.Revision}, res, nil})
 			}
 		})
 	}

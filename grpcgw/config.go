@@ -20,6 +20,9 @@ const (
 	DefaultKeepaliveTimeout  = 20 * time.Second
 	DefaultSlowRequest       = 300 * time.Millisecond
 	DefaultWatchProgress     = 10 * time.Minute
+	// DefaultReadWait is how long a large read waits for its turn: etcd's timeout of
+	// requests with the default election timeout.
+	DefaultReadWait = 7 * time.Second
 )
 
 // Config is what a Gateway needs. Member and Logger are required; DefaultConfig
@@ -35,6 +38,8 @@ type Config struct {
 	// MaxRequestBytes bounds a write as it is proposed. gRPC accepts messages of
 	// 512 KiB more. Bytes.
 	MaxRequestBytes int
+	// Reads bounds the reads; nil makes one with DefaultReads.
+	Reads *Reads
 	// MaxTxnOps bounds the compares, and the operations of each branch, of a txn.
 	MaxTxnOps int
 	// MaxConcurrentStreams bounds the RPCs of one connection at a time.
@@ -109,6 +114,9 @@ func (c *Config) complete() {
 	}
 	if c.WatchProgress == 0 {
 		c.WatchProgress = DefaultWatchProgress
+	}
+	if c.Reads == nil {
+		c.Reads = NewReads(DefaultReads, DefaultReadWait)
 	}
 	if c.Observer == nil {
 		c.Observer = blind{}

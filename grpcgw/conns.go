@@ -52,6 +52,7 @@ type connTable struct {
 	// limit returns how many connections may be open, given how many are; nil is
 	// no limit.
 	limit    func(open int) int
+	reads    *Reads
 	observer Observer
 	refusals *lineLimit
 
@@ -61,8 +62,8 @@ type connTable struct {
 	silent list.List // of *conn, the oldest first
 }
 
-func newConnTable(limit func(open int) int, observer Observer, logger zerolog.Logger) *connTable {
-	t := &connTable{limit: limit, observer: observer, open: make(map[*conn]struct{})}
+func newConnTable(limit func(open int) int, reads *Reads, observer Observer, logger zerolog.Logger) *connTable {
+	t := &connTable{limit: limit, reads: reads, observer: observer, open: make(map[*conn]struct{})}
 	t.refusals = newLineLimit(refusalPeriod, 1, func(n int) {
 		logger.Warn().Int("connections", n).Msg("closed client connections: too many are open")
 	})
@@ -95,9 +96,20 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// RemoteAddr returns the address of the client, by which a handler finds the
+// connection.
+func (c *conn) RemoteAddr() net.Addr { return clientAddr{c.Conn.RemoteAddr(), c} }
+
+// clientAddr is the address of a client, and its connection.
+type clientAddr struct {
+	net.Addr
+	conn *conn
+}
+
 // Close closes the connection and removes it from its table.
 func (c *conn) Close() error {
 	err := c.Conn.Close()
+	c.table.reads.dropConn(c)
 	c.table.mu.Lock()
 	defer c.table.mu.Unlock()
 	c.table.remove(c)

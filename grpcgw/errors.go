@@ -75,10 +75,12 @@ func proposalError(err error) error {
 	return plainError(err)
 }
 
-// storeError returns the error for a read that the store refused.
+// storeError returns the error for a read that the store refused; nil for none.
 func storeError(err error) error {
 	var corrupt *mvcc.CorruptError
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, mvcc.ErrCompacted):
 		return rpctypes.ErrGRPCCompacted
 	case errors.Is(err, mvcc.ErrFutureRevision):

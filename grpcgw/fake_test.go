@@ -117,14 +117,14 @@ func (m *fakeMember) Propose(ctx context.Context, req *applymsg.Request) (Outcom
 		return Outcome{Result: &raftmsg.Result{Code: m.proposeCode}}, nil
 	}
 	m.index++
-	res := m.apply(req)
+	res, ranges := m.apply(req)
 	m.publish()
 	res.Revision = m.store.Revision()
-	return Outcome{Result: res, Index: m.index}, nil
+	return Outcome{Result: res, Index: m.index, Ranges: ranges}, nil
 }
 
-func (m *fakeMember) apply(req *applymsg.Request) *raftmsg.Result {
-	res := &raftmsg.Result{}
+func (m *fakeMember) apply(req *applymsg.Request) (res *raftmsg.Result, ranges *mvcc.TxnRanges) {
+	res = &raftmsg.Result{}
 	var err error
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
@@ -135,7 +135,7 @@ func (m *fakeMember) apply(req *applymsg.Request) *raftmsg.Result {
 		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: m.store.DeleteRange(op.DeleteRange)}
 	case *applymsg.Request_Txn:
 		var resp *pb.TxnResponse
-		resp, err = m.store.Txn(op.Txn)
+		resp, ranges, err = m.store.Txn(op.Txn, true)
 		res.Response = &raftmsg.Result_Txn{Txn: resp}
 	case *applymsg.Request_Compaction:
 		err = m.store.Compact(op.Compaction.Revision)
@@ -159,9 +159,9 @@ func (m *fakeMember) apply(req *applymsg.Request) *raftmsg.Result {
 			mvcc.ErrLeaseNotFound:  raftmsg.Code_LEASE_NOT_FOUND,
 			mvcc.ErrLeaseExists:    raftmsg.Code_LEASE_EXISTS,
 			mvcc.ErrLeaseTTL:       raftmsg.Code_LEASE_TTL_TOO_LARGE,
-		}[err]}
+		}[err]}, nil
 	}
-	return res
+	return res, ranges
 }
 
 func (m *fakeMember) applyAlarm(r *pb.AlarmRequest) *pb.AlarmResponse {

@@ -46,6 +46,7 @@ type Gateway struct {
 	// envelope is what etcd adds to the size of a request, in bytes.
 	envelope int
 	slow     *slowLog
+	reads    *Reads
 	panics   *lineLimit
 
 	grpc   *grpc.Server
@@ -83,7 +84,8 @@ func New(cfg Config) (*Gateway, error) {
 		grpcConns: newConnQueue(),
 		httpConns: newConnQueue(),
 		listeners: make(map[net.Listener]struct{}),
-		conns:     newConnTable(cfg.MaxConnections, cfg.Observer, cfg.Logger),
+		reads:     cfg.Reads,
+		conns:     newConnTable(cfg.MaxConnections, cfg.Reads, cfg.Observer, cfg.Logger),
 	}
 	g.envelope = envelopeBytes(g.identity.MemberID)
 	g.grpc = g.newGRPC()

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
@@ -95,7 +96,7 @@ func (cfg *HTTPConfig) read(ctx context.Context, serializable bool) error {
 	if cfg.Member.Keyspace().View() == nil {
 		return errNotReady
 	}
-	_, err := cfg.Member.Keyspace().Range(&etcdserverpb.RangeRequest{KeysOnly: true, Limit: 1})
+	_, err := cfg.Member.Keyspace().Range(mvcc.Unpaced{}, &etcdserverpb.RangeRequest{KeysOnly: true, Limit: 1})
 	return err
 }
 

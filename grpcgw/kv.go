@@ -15,7 +15,7 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// kv is the KV service. Range and RangeStream are not served through the
+// kv is the KV service. Range, RangeStream and Txn are not served through the
 // interface of the generated code, whose responses are decoded messages, but
 // through handlers of their own; see kvService.
 type kv struct {
@@ -29,8 +29,11 @@ func kvService() *grpc.ServiceDesc {
 	desc := pb.KV_ServiceDesc
 	desc.Methods = append([]grpc.MethodDesc(nil), desc.Methods...)
 	for i := range desc.Methods {
-		if desc.Methods[i].MethodName == "Range" {
+		switch desc.Methods[i].MethodName {
+		case "Range":
 			desc.Methods[i].Handler = handleRange
+		case "Txn":
+			desc.Methods[i].Handler = handleTxn
 		}
 	}
 	desc.Streams = append([]grpc.StreamDesc(nil), desc.Streams...)
@@ -43,39 +46,64 @@ func kvService() *grpc.ServiceDesc {
 }
 
 func handleRange(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
-	req := new(pb.RangeRequest)
+	k := srv.(*kv)
+	return handle(srv, ctx, decode, intercept, pb.KV_Range_FullMethodName,
+		func(ctx context.Context, r *pb.RangeRequest) (any, error) {
+			answer, err := k.answerRange(ctx, r)
+			if err != nil {
+				return nil, err // untyped, or gRPC would encode a nil answer
+			}
+			return answer, nil
+		})
+}
+
+func handleTxn(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+	return handle(srv, ctx, decode, intercept, pb.KV_Txn_FullMethodName, srv.(*kv).answerTxn)
+}
+
+// handle is what generated code does for a method, but for the type of the
+// response.
+func handle[R any](srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor,
+	method string, serve func(context.Context, *R) (any, error)) (any, error) {
+	req := new(R)
 	if err := decode(req); err != nil {
 		return nil, err
 	}
-	k := srv.(*kv)
-	info := &grpc.UnaryServerInfo{Server: srv, FullMethod: pb.KV_Range_FullMethodName}
-	return intercept(ctx, req, info, k.handleRange)
+	info := &grpc.UnaryServerInfo{Server: srv, FullMethod: method}
+	return intercept(ctx, req, info, func(ctx context.Context, req any) (any, error) { return serve(ctx, req.(*R)) })
 }
 
-func (k *kv) handleRange(ctx context.Context, req any) (any, error) {
-	answer, err := k.answerRange(ctx, req.(*pb.RangeRequest))
-	if err != nil {
-		return nil, err // untyped, or gRPC would encode a nil answer
-	}
-	return answer, nil
-}
-
-func (k *kv) answerRange(ctx context.Context, r *pb.RangeRequest) (*rangeAnswer, error) {
+func (k *kv) answerRange(ctx context.Context, r *pb.RangeRequest) (answer *rangeAnswer, err error) {
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
+	rd, err := k.reads.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { rd.finish(answer != nil) }()
 	if !r.Serializable {
 		if err := k.linearize(ctx); err != nil {
 			return nil, err
 		}
 	}
-	start := time.Now()
-	result, err := k.keyspace.Range(r)
-	k.cfg.Observer.ObserveRange(err == nil, noteStage(ctx, stageScan, start))
+	result, err := scan(k, rd, func() (*mvcc.RangeResult, error) { return k.keyspace.Range(rd, r) })
 	if err != nil {
 		return nil, storeError(err)
 	}
-	return &rangeAnswer{header: k.header(result.Revision), result: result}, nil
+	return &rangeAnswer{header: k.header(result.Revision), result: result, rd: rd}, nil
+}
+
+// scan calls look, which reads, and notes how long that took and how long it had
+// to wait.
+func scan[T any](k *kv, rd *reading, look func() (T, error)) (T, error) {
+	start := time.Now()
+	result, err := look()
+	elapsed := max(time.Since(start)-rd.waited, 0)
+	noteTime(rd.ctx, stageTurn, rd.waited)
+	noteTime(rd.ctx, stageScan, elapsed)
+	k.cfg.Observer.ObserveRange(err == nil, elapsed)
+	return result, err
 }
 
 // Put answers an etcd put.
@@ -118,52 +146,79 @@ func (k *kv) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.Del
 	return resp, nil
 }
 
-// Txn answers an etcd txn. One that only reads is answered from the view.
-func (k *kv) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+// answerTxn answers an etcd txn. One that only reads is answered from the view.
+func (k *kv) answerTxn(ctx context.Context, r *pb.TxnRequest) (answer any, err error) {
 	if err := k.checkQuota(ctx, txnCost(r)); err != nil {
 		return nil, err
 	}
 	if err := checkTxn(r, k.cfg.MaxTxnOps); err != nil {
 		return nil, err
 	}
-	resp, err := k.txn(ctx, r)
+	var rd *reading
+	if mvcc.HasRanges(r) { // admitted first, so that a refusal has changed nothing
+		if rd, err = k.reads.begin(ctx); err != nil {
+			return nil, err
+		}
+		defer func() { rd.finish(answer != nil) }()
+	}
+	resp, results, err := k.txn(ctx, rd, r)
 	if err != nil {
 		return nil, err
 	}
 	resp.Header = k.fill(resp.Header)
-	return resp, nil
+	if len(results) == 0 {
+		return resp, nil
+	}
+	return &txnAnswer{response: resp, results: results, rd: rd}, nil
 }
 
-func (k *kv) txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+func (k *kv) txn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.TxnResponse, []*mvcc.RangeResult, error) {
 	if mvcc.ReadOnlyTxn(r) {
-		return k.readTxn(ctx, r)
+		return k.readTxn(ctx, rd, r)
 	}
 	if err := k.checkSize(r); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := k.checkSpace(txnCost(r)); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	res, err := k.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Txn{Txn: r}})
+	out, err := k.proposeOutcome(ctx, &applymsg.Request{Op: &applymsg.Request_Txn{Txn: r}})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return mustAnswer(res, res.GetTxn()), nil
+	resp := mustAnswer(out.Result, out.Result.GetTxn())
+	if out.Ranges == nil {
+		return resp, nil, nil
+	}
+	results, err := scan(k, rd, func() ([]*mvcc.RangeResult, error) { return out.Ranges.Read(rd) })
+	if errors.Is(err, errReadsBusy) {
+		err = rpctypes.ErrGRPCTimeout // what it wrote has happened
+	}
+	if err != nil {
+		return nil, nil, storeError(err)
+	}
+	return resp, results, nil
 }
 
-func (k *kv) readTxn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+func (k *kv) readTxn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.TxnResponse, []*mvcc.RangeResult, error) {
 	if !mvcc.SerializableTxn(r) {
 		if err := k.linearize(ctx); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	start := time.Now()
-	resp, err := k.keyspace.ReadTxn(r)
-	noteStage(ctx, stageScan, start)
-	if err != nil {
-		return nil, storeError(err)
+	type both struct {
+		resp    *pb.TxnResponse
+		results []*mvcc.RangeResult
 	}
-	return resp, nil
+	if rd == nil { // compares at most
+		resp, _, err := k.keyspace.ReadTxn(mvcc.Unpaced{}, r)
+		return resp, nil, storeError(err)
+	}
+	read, err := scan(k, rd, func() (b both, err error) {
+		b.resp, b.results, err = k.keyspace.ReadTxn(rd, r)
+		return b, err
+	})
+	return read.resp, read.results, storeError(err)
 }
 
 // Compact answers an etcd compaction. A physical one is answered when the index
@@ -185,19 +240,25 @@ func (k *kv) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.Compacti
 	return resp, nil
 }
 
-// propose has a request go through the pipeline. The result is one of success.
+// propose passes a request through the pipeline. The result is one of success.
 func (g *Gateway) propose(ctx context.Context, req *applymsg.Request) (*raftmsg.Result, error) {
+	out, err := g.proposeOutcome(ctx, req)
+	return out.Result, err
+}
+
+// proposeOutcome is propose for requests whose outcome is more than a result.
+func (g *Gateway) proposeOutcome(ctx context.Context, req *applymsg.Request) (Outcome, error) {
 	out, err := g.member.Propose(ctx, req)
 	if c, ok := ctx.(*call); ok {
 		c.index = out.Index
 	}
 	if err != nil {
-		return nil, proposalError(err)
+		return Outcome{}, proposalError(err)
 	}
 	if err := codeError(out.Result.GetCode()); err != nil {
-		return nil, err
+		return Outcome{}, err
 	}
-	return out.Result, nil
+	return out, nil
 }
 
 // mustAnswer returns the response in a result, which must be that of its request.

@@ -79,6 +79,9 @@ type Outcome struct {
 	Result *raftmsg.Result
 	// Index of the raft entry that carried the request; 0 when it got into none.
 	Index uint64
+	// Ranges of a transaction that are still to be read; nil if there are none. The
+	// caller reads or releases them.
+	Ranges *mvcc.TxnRanges
 }
 
 // Trouble is one thing wrong with a member.

@@ -42,9 +42,7 @@ func (k *kv) streamRange(ctx context.Context, r *pb.RangeRequest, send func(any)
 	w := k.newWalk(r)
 	defer w.unpin()
 	for {
-		start := time.Now()
-		chunk, err := w.next()
-		k.cfg.Observer.ObserveRange(err == nil, time.Since(start))
+		chunk, err := k.nextChunk(ctx, w)
 		if err != nil {
 			return storeError(err)
 		}
@@ -58,6 +56,21 @@ func (k *kv) streamRange(ctx context.Context, r *pb.RangeRequest, send func(any)
 			return nil
 		}
 	}
+}
+
+// nextChunk reads a chunk. Each is a read of its own, so that streams take turns.
+func (k *kv) nextChunk(ctx context.Context, w *walk) (chunk *rangeChunk, err error) {
+	rd, err := k.reads.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { rd.finish(chunk != nil) }()
+	chunk, err = scan(k, rd, func() (*rangeChunk, error) { return w.next(rd) })
+	if err != nil {
+		return nil, err
+	}
+	chunk.rd = rd
+	return chunk, nil
 }
 
 // walk is a RangeStream under way.
@@ -104,19 +117,19 @@ func (w *walk) unpin() {
 	w.view, w.pin = nil, nil
 }
 
-func (w *walk) read(r *pb.RangeRequest) (*mvcc.RangeResult, error) {
+func (w *walk) read(rd mvcc.Reading, r *pb.RangeRequest) (*mvcc.RangeResult, error) {
 	if w.view != nil {
-		return w.view.Range(r)
+		return w.view.Range(rd, r)
 	}
-	return w.keyspace.Range(r)
+	return w.keyspace.Range(rd, r)
 }
 
 // next reads the next chunk.
-func (w *walk) next() (*rangeChunk, error) {
+func (w *walk) next(rd mvcc.Reading) (*rangeChunk, error) {
 	if w.view != nil && time.Since(w.pinned) > maxPinned {
 		w.unpin()
 	}
-	res, err := w.read(w.req)
+	res, err := w.read(rd, w.req)
 	if err != nil {
 		return nil, err
 	}
@@ -138,15 +151,15 @@ func (w *walk) next() (*rangeChunk, error) {
 		w.req.Limit = min(limit, w.remaining)
 		return &rangeChunk{records: res.Records}, nil
 	}
-	return w.lastChunk(res)
+	return w.lastChunk(rd, res)
 }
 
 // lastChunk makes the chunk that ends the stream, which counts all keys of the
 // range, sent or not.
-func (w *walk) lastChunk(res *mvcc.RangeResult) (*rangeChunk, error) {
+func (w *walk) lastChunk(rd mvcc.Reading, res *mvcc.RangeResult) (*rangeChunk, error) {
 	chunk := &rangeChunk{records: res.Records, last: true, more: res.More, count: w.count}
 	if res.More {
-		rest, err := w.read(&pb.RangeRequest{
+		rest, err := w.read(counting{rd}, &pb.RangeRequest{
 			Key: w.req.Key, RangeEnd: w.req.RangeEnd, Revision: w.req.Revision, CountOnly: true,
 		})
 		if err != nil {
@@ -182,3 +195,10 @@ func nextLimit(limit int64, size, target int) int64 {
 	}
 	return limit
 }
+
+// counting is the reading of a count, which holds nothing beside what the chunk
+// does already.
+type counting struct{ mvcc.Reading }
+
+// Hold implements mvcc.Reading.
+func (counting) Hold(int) error { return nil }

@@ -33,6 +33,8 @@ type readStage int
 const (
 	// stageReadIndex is the wait until what was committed before is readable.
 	stageReadIndex readStage = iota
+	// stageTurn is the wait for a turn to scan, and for credit for the answer.
+	stageTurn
 	// stageScan is the lookup in the keyspace, loading packs included.
 	stageScan
 	// stageEncode is the encoding of the response.
@@ -40,7 +42,7 @@ const (
 	readStageCount
 )
 
-var stageNames = [readStageCount]string{"read/index", "read/scan", "read/encode"}
+var stageNames = [readStageCount]string{"read/index", "read/turn", "read/scan", "read/encode"}
 
 // stageTimes is how long a request spent in each step of a read.
 type stageTimes [readStageCount]time.Duration
@@ -71,10 +73,15 @@ func (s *stageTimes) slowest() string {
 // which must be the one that a unary handler was given. It returns that time.
 func noteStage(ctx context.Context, stage readStage, start time.Time) time.Duration {
 	elapsed := time.Since(start)
+	noteTime(ctx, stage, elapsed)
+	return elapsed
+}
+
+// noteTime is noteStage for a time that is known.
+func noteTime(ctx context.Context, stage readStage, elapsed time.Duration) {
 	if c, ok := ctx.(*call); ok {
 		c.stages[stage] += elapsed
 	}
-	return elapsed
 }
 
 // slowLog is the state of the slow request log that requests share.
@@ -211,6 +218,8 @@ func responseSize(resp any) (keys, bytes int) {
 		return int(r.Deleted), proto.Size(r)
 	case *pb.TxnResponse:
 		return len(r.Responses), proto.Size(r)
+	case *txnAnswer:
+		return len(r.response.Responses), r.size()
 	case proto.Message:
 		return 0, proto.Size(r)
 	}

@@ -57,7 +57,12 @@ type Config struct {
 	Persister *actors.Mailbox
 	Raft      *actors.Mailbox
 	RaftLane  int
-	Deliver   func(*raftmsg.ResultBatch)
+	// Deliver answers the callers of a batch. The second argument has the ranges of
+	// its transactions that are still to be read, by result; nil if there are none.
+	// Who gets an answer reads or releases them.
+	Deliver func(*raftmsg.ResultBatch, []*mvcc.TxnRanges)
+	// Awaited reports whether anybody waits for the results of a batch.
+	Awaited func(batchID uint64) bool
 	// Lease is told what becomes of leases, in LeaseLane. It may be nil.
 	Lease     *actors.Mailbox
 	LeaseLane int
@@ -158,9 +163,16 @@ type Actor struct {
 
 	persists int64 // what TakeDirty returned and the store has: Open's own and Persists answered
 
-	results []*raftmsg.ResultBatch
+	results     []outcome
+	undelivered []*mvcc.TxnRanges // of results, to be released if nobody gets them
 	changes []*raftpb.ConfChangeV2
 	leases  []*leasemsg.Change
+}
+
+// outcome is what became of a batch of requests.
+type outcome struct {
+	batch  *raftmsg.ResultBatch
+	ranges []*mvcc.TxnRanges // by result; nil if there are none
 }
 
 // New returns the stage.
@@ -197,6 +209,10 @@ func (a *Actor) Receive(ctx actor.Context) {
 		a.cfg.Compacted.set(a.store.CompactRevision())
 	case *actors.Batch:
 		a.batch(m)
+	case *actor.Stopping: // after a panic as well
+		for _, r := range a.undelivered {
+			r.Release()
+		}
 	}
 }
 
@@ -233,11 +249,13 @@ func (a *Actor) finish(b *actors.Batch) {
 	a.tellLeases()
 	requests := 0
 	for _, r := range a.results {
-		requests += len(r.Results)
-		a.cfg.Deliver(r)
+		requests += len(r.batch.Results)
+		a.cfg.Deliver(r.batch, r.ranges)
 	}
 	clear(a.results)
 	a.results = a.results[:0]
+	clear(a.undelivered)
+	a.undelivered = a.undelivered[:0]
 	a.cfg.Raft.MustPost(a.cfg.RaftLane, &raftmsg.Applied{
 		Epoch: a.cfg.Epoch, Index: a.state.AppliedIndex, ConfChanges: a.changes,
 	}, actors.Cost{Requests: 1})
@@ -308,11 +326,20 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	}
 	results := make([]raftmsg.Result, len(e.Ops))
 	out := &raftmsg.ResultBatch{BatchId: e.BatchId, Index: e.Index, Results: make([]*raftmsg.Result, len(e.Ops))}
+	awaited := a.cfg.Awaited(e.BatchId)
+	var ranges []*mvcc.TxnRanges
 	start := actors.Now()
 	for i, op := range e.Ops {
 		if out.Results[i] = op.Answer; op.Answer == nil {
 			out.Results[i] = &results[i]
-			name, bytes := a.request(op.Request, &results[i])
+			name, bytes, left := a.request(op.Request, &results[i], awaited)
+			if left != nil {
+				if ranges == nil {
+					ranges = make([]*mvcc.TxnRanges, len(e.Ops))
+				}
+				ranges[i] = left
+				a.undelivered = append(a.undelivered, left)
+			}
 			now := actors.Now()
 			a.cfg.Observe.Executed(name, results[i].Code == raftmsg.Code_OK, bytes, time.Duration(now-start))
 			start = now
@@ -320,29 +347,30 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 		}
 		out.Results[i].Revision = a.store.Revision()
 	}
-	a.results = append(a.results, out)
+	a.results = append(a.results, outcome{out, ranges})
 }
 
 // request executes one request and fills in its result. It returns the kind of
-// the request and, of a put, the bytes of key and value.
-func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string, bytes int) {
+// the request, of a put the bytes of key and value, and of an awaited transaction
+// the ranges that are still to be read.
+func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool) (name string, bytes int, ranges *mvcc.TxnRanges) {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
 		resp, err := a.store.Put(op.Put)
 		if res.Code = codeOf(err); err == nil {
 			res.Response = &raftmsg.Result_Put{Put: resp}
 		}
-		return "Put", len(op.Put.Key) + len(op.Put.Value)
+		return "Put", len(op.Put.Key) + len(op.Put.Value), nil
 	case *applymsg.Request_DeleteRange:
 		resp := a.store.DeleteRange(op.DeleteRange)
 		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: resp}
-		return "DeleteRange", 0
+		return "DeleteRange", 0, nil
 	case *applymsg.Request_Txn:
-		resp, err := a.store.Txn(op.Txn)
+		resp, ranges, err := a.store.Txn(op.Txn, awaited)
 		if res.Code = codeOf(err); err == nil {
 			res.Response = &raftmsg.Result_Txn{Txn: resp}
 		}
-		return "Txn", txnBytes(op.Txn)
+		return "Txn", txnBytes(op.Txn), ranges
 	case *applymsg.Request_Compaction:
 		previous := a.store.CompactRevision()
 		if res.Code = codeOf(a.store.Compact(op.Compaction.Revision)); res.Code == raftmsg.Code_OK {
@@ -352,16 +380,16 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result) (name string
 			res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{
 				Header: &pb.ResponseHeader{Revision: a.store.Revision()}}}
 		}
-		return "Compaction", 0
+		return "Compaction", 0, nil
 	case *applymsg.Request_LeaseGrant:
 		a.grant(op, res)
-		return "LeaseGrant", 0
+		return "LeaseGrant", 0, nil
 	case *applymsg.Request_LeaseRevoke:
 		a.revoke(op.LeaseRevoke, res)
-		return "LeaseRevoke", 0
+		return "LeaseRevoke", 0, nil
 	case *applymsg.Request_LeaseCheckpoint:
 		a.checkpoint(op.LeaseCheckpoint, res)
-		return "LeaseCheckpoint", 0
+		return "LeaseCheckpoint", 0, nil
 	}
 	panic(fmt.Sprintf("mvccactor: request %T", req.Op))
 }

@@ -28,7 +28,7 @@ import (
 // get returns the value of a key in the newest view.
 func (r *rig) get(key string) string {
 	r.t.Helper()
-	res, err := r.pub.Range(&pb.RangeRequest{Key: []byte(key)})
+	res, err := r.pub.Range(mvcc.Unpaced{}, &pb.RangeRequest{Key: []byte(key)})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -162,7 +162,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 		Epoch: r.epoch, Store: r.Store, Limit: roomy,
 		State: State{ClusterID: 1, MemberID: 2, AppliedIndex: r.Durable.GetAppliedIndex(), AppliedTerm: r.Durable.GetAppliedTerm(),
 			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster()},
-		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Lease: cfg.lease,
+		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Awaited: func(uint64) bool { return true }, Lease: cfg.lease,
 		Compacted: r.compacted, ReplayedTo: cfg.replayedTo, Hash: func() { r.mu.Lock(); defer r.mu.Unlock(); r.hashes++ },
 		Timeline: actors.NewTimeline(), Observe: r, Faults: r.faults,
 	})
@@ -173,9 +173,14 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	return r
 }
 
-func (r *rig) deliver(b *raftmsg.ResultBatch) {
+func (r *rig) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, left := range ranges {
+		if left != nil {
+			left.Release()
+		}
+	}
 	r.delivered = append(r.delivered, b)
 	r.seen = append(r.seen, r.pub.View().AppliedIndex)
 }

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -23,12 +24,24 @@ type Call struct {
 	answer   Answer
 	done     chan struct{} // gets one token with the answer; never closed
 	notify   func(Answer)  // gets the answer instead
+	// settled is set by the first of two: an answer with a Rest, or the end of
+	// waiting for it.
+	settled atomic.Bool
 }
 
 // Answer is the outcome of a call.
 type Answer struct {
 	Result *raftmsg.Result
 	Index  uint64 // of the entry that carried the request, 0 if it got into none
+	// Rest is what the caller has to do by itself to complete the response; nil if
+	// nothing. The caller must do it or release it.
+	Rest Rest
+}
+
+// Rest is work on a response that is left to whoever gets it.
+type Rest interface {
+	// Release gives the work up.
+	Release()
 }
 
 // fieldRequests is the number of RequestBatch.requests, fieldBatchID of id.
@@ -73,14 +86,28 @@ func (c *Call) Wait(ctx context.Context) (Answer, error) {
 	case <-c.done:
 		return c.answer, nil
 	case <-ctx.Done():
+		if !c.settled.CompareAndSwap(false, true) {
+			c.answer.Rest.Release() // it came in this moment
+		}
 		return Answer{}, ctx.Err()
 	}
 }
 
 func (c *Call) resolve(a Answer) {
+	if a.Rest != nil && c.notify != nil {
+		a.Rest.Release()
+		a.Rest = nil
+	}
 	if c.notify != nil {
 		c.notify(a)
 		return
+	}
+	if a.Rest != nil {
+		c.answer = a
+		if !c.settled.CompareAndSwap(false, true) {
+			a.Rest.Release() // nobody waits any more
+			return
+		}
 	}
 	c.answer = a
 	c.done <- struct{}{}
@@ -153,17 +180,31 @@ func (r *Replies) recall(id uint64) []*Call {
 	return nil
 }
 
+// Awaited reports whether anybody on this member waits for the results of a
+// batch. It may end meanwhile.
+func (r *Replies) Awaited(id uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.batches[id] != nil
+}
+
 // Deliver answers the callers of a batch. A batch of another member, or one that
-// was given up, has none.
-func (r *Replies) Deliver(b *raftmsg.ResultBatch) {
+// was given up, has none. rests has the work that is left for each result, nil
+// where there is none; it may be nil altogether.
+func (r *Replies) Deliver(b *raftmsg.ResultBatch, rests []Rest) {
 	p := r.take(b.BatchId)
-	if p == nil {
-		return
+	if p != nil {
+		p.release(p.cost)
 	}
-	p.release(p.cost)
-	for i, c := range p.calls {
-		if c != nil {
-			c.resolve(Answer{Result: b.Results[i], Index: b.Index})
+	for i := range b.Results {
+		answer := Answer{Result: b.Results[i], Index: b.Index}
+		if rests != nil {
+			answer.Rest = rests[i]
+		}
+		if p != nil && p.calls[i] != nil {
+			p.calls[i].resolve(answer)
+		} else if answer.Rest != nil {
+			answer.Rest.Release()
 		}
 	}
 }

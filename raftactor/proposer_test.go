@@ -78,7 +78,7 @@ func (r *proposerRig) deliver(p *raftmsg.Propose) {
 	for i := range results {
 		results[i] = &raftmsg.Result{Revision: int64(100*p.BatchId) + int64(i)}
 	}
-	r.replies.Deliver(&raftmsg.ResultBatch{BatchId: p.BatchId, Index: 10 + p.BatchId, Results: results})
+	r.replies.Deliver(&raftmsg.ResultBatch{BatchId: p.BatchId, Index: 10 + p.BatchId, Results: results}, nil)
 }
 
 // one returns the only proposal since the last look.

@@ -692,7 +692,7 @@ func (s *stages) apply(m *applymsg.Apply) {
 		for i := range results {
 			results[i] = new(raftmsg.Result)
 		}
-		s.replies.Deliver(&raftmsg.ResultBatch{BatchId: batch.Id, Index: e.GetIndex(), Results: results})
+		s.replies.Deliver(&raftmsg.ResultBatch{BatchId: batch.Id, Index: e.GetIndex(), Results: results}, nil)
 	}
 	s.raft.MustPost(raftLocal, done, one)
 }

@@ -29,29 +29,28 @@ type cache struct {
 	gone int     // packs in the ring without content
 }
 
-// content returns what is in a pack, reading it from the store if needed. With
-// keep, what was read stays in memory; a scan of history leaves it out, so as
-// not to drive out the present.
-func (c *cache) content(p *pack, keep bool) (*body, error) {
+// content returns what is in a pack, reading it from the store if needed, and
+// whether that was needed. With keep, what was read stays in memory; a scan of
+// history leaves it out, so as not to drive out the present.
+func (c *cache) content(p *pack, keep bool) (b *body, loaded bool, err error) {
 	if b := p.content.Load(); b != nil {
 		if keep && !p.used.Load() {
 			p.used.Store(true)
 		}
-		return b, nil
+		return b, false, nil
 	}
 	c.misses.Add(1)
 	value, err := c.load(p.id)
 	if err != nil {
-		return nil, c.report(err)
+		return nil, true, c.report(err)
 	}
-	b, err := decodePack(value)
-	if err != nil {
-		return nil, c.report(&CorruptError{Pack: p.id, Err: err})
+	if b, err = decodePack(value); err != nil {
+		return nil, true, c.report(&CorruptError{Pack: p.id, Err: err})
 	}
 	if keep {
 		c.keep(p, b)
 	}
-	return b, nil
+	return b, true, nil
 }
 
 // report returns err, and tells of it if it is damage.

@@ -198,7 +198,7 @@ func (d dumbRecords) check(t *testing.T, s *Store) {
 	}
 	for _, rev := range revs {
 		want := d.at(rev)
-		res, err := s.published.Range(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: rev})
+		res, err := s.published.Range(Unpaced{}, &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: rev})
 		if err != nil || int(res.Count) != len(want) {
 			t.Fatalf("at %d: %v, %d keys, want %d", rev, err, res.Count, len(want))
 		}

@@ -40,7 +40,7 @@ func (p *Published) HashKV(rev int64, pause func() error) (HashKV, error) {
 	case rev == 0:
 		rev = v.Revision
 	}
-	keeps := v.keeper(rev, v.CompactRevision, v.source().count(keyRange{open: true}, rev) > 0)
+	keeps := v.keeper(rev, v.CompactRevision, v.source().any(rev))
 	return v.hash(rev, v.CompactRevision, keeps, pause)
 }
 
@@ -92,7 +92,7 @@ func (v *View) keeper(rev, compacted int64, any bool) keepFunc {
 // revision. In contrast to what HashKV asks, a tombstone at the revision itself
 // is one: etcd's rule again.
 func (v *View) keptByCompaction(rev int64) (bool, error) {
-	if v.source().count(keyRange{open: true}, rev) > 0 {
+	if v.source().any(rev) {
 		return true, nil
 	}
 	any := false
@@ -126,7 +126,7 @@ func (v *View) history(from, to Revision, pause func() error, fn func(Revision, 
 		if p.bytes.Load() == 0 {
 			continue // reclaimed
 		}
-		b, err := v.cache.content(p, false)
+		b, _, err := v.cache.content(p, false)
 		if err != nil && p.bytes.Load() == 0 {
 			continue // reclaimed in this moment
 		}

@@ -245,7 +245,7 @@ func playLeases(t *testing.T, seed uint64) {
 			if rng.IntN(2) == 0 {
 				_, err = s.Put(req)
 			} else {
-				_, err = s.Txn(do(putReq(req)))
+				_, _, err = s.Txn(do(putReq(req)), true)
 			}
 			_, granted := m.leases[l]
 			switch {

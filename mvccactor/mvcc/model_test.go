@@ -152,6 +152,15 @@ type harness struct {
 	pub   *Published
 	store *Store
 	model *model
+
+	deferred []deferred
+}
+
+// deferred are the ranges of a transaction that nobody has read yet, and what
+// they have to find.
+type deferred struct {
+	ranges *TxnRanges
+	want   [][]*mvccpb.KeyValue
 }
 
 func newHarness(t *testing.T, seed uint64) *harness {
@@ -167,6 +176,7 @@ func (h *harness) open() {
 }
 
 func (h *harness) reopen() {
+	h.readDeferred()
 	h.disk.persist(h.store)
 	h.open()
 	for _, id := range h.disk.order() {
@@ -209,19 +219,7 @@ func (h *harness) write() {
 		}
 		h.model.change(nil, keys)
 	case 2, 3:
-		puts := map[string]string{}
-		req := &pb.TxnRequest{}
-		for range 1 + h.rng.IntN(5) {
-			puts[h.key()] = h.value()
-		}
-		for _, k := range slices.Sorted(maps.Keys(puts)) {
-			req.Success = append(req.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
-				RequestPut: &pb.PutRequest{Key: []byte(k), Value: []byte(puts[k])}}})
-		}
-		if _, err := h.store.Txn(req); err != nil {
-			h.t.Fatal(err)
-		}
-		h.model.change(puts, nil)
+		h.txn()
 	default:
 		k, v := h.key(), h.value()
 		if _, err := h.store.Put(&pb.PutRequest{Key: []byte(k), Value: []byte(v)}); err != nil {
@@ -232,6 +230,77 @@ func (h *harness) write() {
 	if h.store.Revision() != h.model.revision() {
 		h.t.Fatalf("revision %d, want %d", h.store.Revision(), h.model.revision())
 	}
+}
+
+// txn puts some keys, with ranges in between that see what was put before them.
+func (h *harness) txn() {
+	puts, before := map[string]string{}, map[string]string{}
+	for range 1 + h.rng.IntN(5) {
+		puts[h.key()] = h.value()
+	}
+	req := &pb.TxnRequest{}
+	var want [][]*mvccpb.KeyValue
+	look := func() {
+		op, found := h.rangeOp(before)
+		req.Success, want = append(req.Success, op), append(want, found)
+	}
+	for _, k := range slices.Sorted(maps.Keys(puts)) {
+		if h.rng.IntN(3) == 0 {
+			look()
+		}
+		req.Success = append(req.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
+			RequestPut: &pb.PutRequest{Key: []byte(k), Value: []byte(puts[k])}}})
+		before[k] = puts[k]
+	}
+	if h.rng.IntN(3) == 0 {
+		look()
+	}
+	_, ranges, err := h.store.Txn(req, true)
+	if err != nil || (ranges != nil) != (len(want) > 0) {
+		h.t.Fatalf("%v: ranges %v (%v), want %d", req, ranges, err, len(want))
+	}
+	if ranges != nil {
+		h.deferred = append(h.deferred, deferred{ranges, want})
+	}
+	h.model.change(puts, nil)
+}
+
+// rangeOp returns a range within a transaction that has put some keys so far, and
+// what it finds.
+func (h *harness) rangeOp(puts map[string]string) (*pb.RequestOp, []*mvccpb.KeyValue) {
+	m := &model{states: slices.Clone(h.model.states), compact: h.model.compact}
+	m.change(puts, nil)
+	at := m.revision()
+	req := &pb.RangeRequest{Key: []byte(h.key()), RangeEnd: []byte(h.key())}
+	if h.rng.IntN(2) == 0 {
+		req.RangeEnd = nil
+	}
+	if low := max(1, m.compact); h.rng.IntN(4) == 0 && low <= h.model.revision() {
+		at = low + h.rng.Int64N(h.model.revision()-low+1)
+		req.Revision = at
+		if at == h.model.revision() && len(puts) == 0 {
+			req.Revision = 0
+		}
+	}
+	op := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: req}}
+	return op, m.rangeAt(at, newKeyRange(req.Key, req.RangeEnd))
+}
+
+// readDeferred reads the ranges of transactions that nobody has read yet.
+func (h *harness) readDeferred() {
+	for _, d := range h.deferred {
+		results, err := d.ranges.Read(Unpaced{})
+		if err != nil || len(results) != len(d.want) {
+			h.t.Fatalf("%d results (%v), want %d", len(results), err, len(d.want))
+		}
+		for i, res := range results {
+			got, err := res.Response()
+			if err != nil || !equalKVs(got.Kvs, d.want[i]) || got.Count != int64(len(d.want[i])) {
+				h.t.Fatalf("range %d of a transaction: got %v (%v), want %v", i, got, err, d.want[i])
+			}
+		}
+	}
+	h.deferred = nil
 }
 
 func (h *harness) read() {
@@ -247,7 +316,7 @@ func (h *harness) read() {
 	case 1:
 		req.Key, req.RangeEnd = []byte{0}, []byte{0}
 	}
-	res, err := h.pub.Range(req)
+	res, err := h.pub.Range(Unpaced{}, req)
 	at := rev
 	if at == 0 {
 		at = h.model.revision()
@@ -318,6 +387,15 @@ func (h *harness) compact() {
 	if err != nil || got.Hash != wantHash || got.CompactRevision != previous {
 		h.t.Fatalf("hash at compaction %d: %+v (%v), want %08x", rev, got, err, wantHash)
 	}
+	if h.rng.IntN(2) == 0 {
+		for cut := true; cut; { // as far as the deferred ranges allow
+			cut, _ = h.store.CompactStep(3)
+		}
+		h.write()
+		h.store.Publish(Applied{})
+		h.reclaim()
+	}
+	h.readDeferred()
 	for !h.store.CompactDone() {
 		h.store.CompactStep(3)
 		h.read()
@@ -399,6 +477,8 @@ func TestModel(t *testing.T) {
 					h.checkHash()
 				case n < 98:
 					h.reopen()
+				case n < 99:
+					h.readDeferred()
 				default:
 					h.checkSizes()
 				}
@@ -415,6 +495,8 @@ func TestReclaimLeavesNothing(t *testing.T) {
 		for range 400 {
 			h.write()
 		}
+		h.store.Publish(Applied{})
+		h.readDeferred()
 		h.store.DeleteRange(&pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
 		h.store.Put(&pb.PutRequest{Key: []byte("last")})
 		h.store.Put(&pb.PutRequest{Key: []byte("last")})

@@ -2,6 +2,8 @@ package mvcc
 
 import (
 	"bytes"
+	"math"
+	"slices"
 	"sort"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -21,6 +23,8 @@ type RangeResult struct {
 	More bool
 	// Records are encoded mvccpb.KeyValue messages. Read only.
 	Records [][]byte
+
+	bytes int // of the records as fields of a response
 }
 
 // Field numbers of etcd's RangeResponse.
@@ -31,13 +35,12 @@ const (
 	fieldRangeCount  = 4
 )
 
+// RecordsSize returns the length of the records as fields of a RangeResponse.
+func (r *RangeResult) RecordsSize() int { return r.bytes }
+
 // Size returns the length of what AppendResponse appends after the header.
 func (r *RangeResult) Size() int {
-	n := 0
-	for _, rec := range r.Records {
-		n += protowire.SizeTag(fieldRangeKvs) + protowire.SizeBytes(len(rec))
-	}
-	return n + 2*protowire.SizeTag(fieldRangeCount) + protowire.SizeVarint(1) +
+	return r.bytes + 2*protowire.SizeTag(fieldRangeCount) + protowire.SizeVarint(1) +
 		protowire.SizeVarint(uint64(r.Count))
 }
 
@@ -76,171 +79,368 @@ func (r *RangeResult) Response() (*pb.RangeResponse, error) {
 }
 
 // Range answers a range request on the newest view. The request has passed the
-// gateway's checks. Errors: ErrCompacted, ErrFutureRevision, *CorruptError.
-func (p *Published) Range(req *pb.RangeRequest) (res *RangeResult, err error) {
+// gateway's checks. Errors: ErrCompacted, ErrFutureRevision, *CorruptError, and
+// what rd returns.
+func (p *Published) Range(rd Reading, req *pb.RangeRequest) (res *RangeResult, err error) {
+	// A read that has to wait for its turn must not wait with a view in hand.
+	if err := rd.Scan(p.View().keysToScan(req)); err != nil {
+		return nil, err
+	}
 	err = p.read(req.Revision, func(v *View) error {
-		res, err = v.Range(req)
+		res, err = v.Range(rd, req)
 		return err
 	})
 	return res, err
 }
 
-// Range answers a range request on this view. Unless the view is pinned or the
-// writer's own, a compaction may overtake it: use Published.Range.
-func (v *View) Range(req *pb.RangeRequest) (*RangeResult, error) {
+// Range answers a range request on this view. Unless the view is pinned, a
+// compaction may overtake it: use Published.Range.
+func (v *View) Range(rd Reading, req *pb.RangeRequest) (*RangeResult, error) {
 	rev, err := v.checkRevision(req.Revision)
 	if err != nil {
 		return nil, err
 	}
-	return v.source().query(req, rev, v.Revision)
+	if err := rd.Scan(v.keysToScan(req)); err != nil {
+		return nil, err
+	}
+	return v.source().query(rd, req, rev, v.Revision)
+}
+
+func (v *View) keysToScan(req *pb.RangeRequest) int {
+	return v.source().keysToScan(req, v.Revision)
 }
 
 func (v *View) source() source {
 	return source{live: v.live, dead: v.dead, cache: v.cache, present: v.Revision}
 }
 
-// source is what a range reads: a view, or the writer's own state in the midst
-// of a transaction.
+// source is what a range reads: a view, or the state in the midst of a
+// transaction.
 type source struct {
 	live, dead *tree
 	cache      *cache
 	// present is the revision that live is the state of: at it the dead need
-	// not be looked at.
+	// not be visited.
 	present int64
+	// changes is set in the midst of a transaction: it has made that many changes
+	// at the revision present, and later ones are not to be seen. Zero: all are.
+	changes int32
+	// fixed narrows the source to one key, which has no entry if it never existed.
+	fixed bool
+	entry *entry
+}
+
+// asOf returns the key's state after a change, or nil if it does not exist then.
+func (e *entry) asOf(r Revision) *version {
+	v := e.head.Load()
+	for v != nil && r.Less(v.revision()) {
+		v = v.prev.Load()
+	}
+	if v == nil || v.tombstone() {
+		return nil
+	}
+	return v
+}
+
+// bound returns the last change that is visible at a revision.
+func (s source) bound(rev int64) Revision {
+	if s.changes > 0 && rev >= s.present {
+		return Revision{Main: rev, Sub: s.changes - 1}
+	}
+	return Revision{Main: rev, Sub: math.MaxInt32}
+}
+
+// keysToScan returns how many keys query visits for a request, if the current
+// revision is current.
+func (s source) keysToScan(req *pb.RangeRequest, current int64) int {
+	r := newKeyRange(req.Key, req.RangeEnd)
+	if r.single {
+		return 1
+	}
+	present := req.Revision <= 0 || req.Revision >= current
+	n := r.count(s.live)
+	switch {
+	case !present:
+		return n + r.count(s.dead)
+	case req.CountOnly:
+		return 0 // the tree knows
+	case stopsAtLimit(req):
+		return int(min(int64(n), req.Limit+1))
+	}
+	return n
+}
+
+// stopsAtLimit reports whether the keys behind the limit need not be looked at,
+// except to count them.
+func stopsAtLimit(req *pb.RangeRequest) bool {
+	return DefaultOrder(req) && !HasRevisionFilters(req) && req.Limit > 0
 }
 
 // visit calls fn for the keys that exist at a revision, in order.
 func (s source) visit(r keyRange, rev int64, fn func(*entry, *version) bool) {
+	bound := s.bound(rev)
 	each := func(e *entry) bool {
-		if ver := e.at(rev); ver != nil {
+		if ver := e.asOf(bound); ver != nil {
 			return fn(e, ver)
 		}
 		return true
 	}
-	if rev >= s.present {
+	switch {
+	case s.fixed:
+		if s.entry != nil {
+			each(s.entry)
+		}
+	case rev >= s.present:
 		r.ascend(s.live, each)
-		return
+	default:
+		r.merge(s.live, s.dead, each)
 	}
-	r.merge(s.live, s.dead, each)
+}
+
+// any reports whether a key exists at a revision.
+func (s source) any(rev int64) bool {
+	found := false
+	s.visit(keyRange{open: true}, rev, func(*entry, *version) bool { found = true; return false })
+	return found
 }
 
 // count returns how many keys exist in the range at a revision.
-func (s source) count(r keyRange, rev int64) int {
-	if rev >= s.present {
-		return r.count(s.live)
+func (s source) count(p *pace, r keyRange, rev int64) (int, error) {
+	if rev >= s.present && !s.fixed {
+		return r.count(s.live), nil
 	}
 	n := 0
-	s.visit(r, rev, func(*entry, *version) bool { n++; return true })
-	return n
+	s.visit(r, rev, func(*entry, *version) bool { n++; return p.tick(1) })
+	return n, p.err
 }
 
 // match is a key found, with the version that was asked for.
 type match struct {
 	entry   *entry
 	version *version
-	record  []byte // filled when values are needed
 }
 
-func (s source) query(req *pb.RangeRequest, rev, current int64) (*RangeResult, error) {
+// selection is a range whose keys are found, and whose records are yet to be
+// fetched.
+type selection struct {
+	source
+	req    *pb.RangeRequest
+	res    *RangeResult // complete but for the records
+	found  []match
+	values [][]byte // the records of found, if they were needed to sort
+}
+
+// query answers a range request at a revision. The steps: find the keys; ask
+// whether an answer of that size may be held; fetch the records.
+func (s source) query(rd Reading, req *pb.RangeRequest, rev, current int64) (*RangeResult, error) {
+	p := &pace{rd: rd, left: sliceKeys}
+	sel, err := s.find(p, req, rev, current)
+	if err != nil {
+		return nil, err
+	}
+	if err := rd.Hold(sel.res.Size()); err != nil {
+		return nil, err
+	}
+	return sel.fetch(p)
+}
+
+// find collects the keys of a range with their versions from the index, and
+// filters, sorts and limits them.
+func (s source) find(p *pace, req *pb.RangeRequest, rev, current int64) (*selection, error) {
 	r := newKeyRange(req.Key, req.RangeEnd)
 	res := &RangeResult{Revision: current}
 	if req.CountOnly {
-		res.Count = int64(s.count(r, rev))
-		return res, nil
+		n, err := s.count(p, r, rev)
+		res.Count = int64(n)
+		return &selection{source: s, req: req, res: res}, err
 	}
 
-	found := s.collect(req, r, rev, res)
+	found, err := s.collect(p, req, r, rev, res)
+	if err != nil {
+		return nil, err
+	}
 	if HasRevisionFilters(req) {
 		found = filter(found, req)
 	}
+	var values [][]byte // the records of found, if they were needed to sort
 	if order := sortOrder(req); order != pb.RangeRequest_NONE {
 		if req.SortTarget == pb.RangeRequest_VALUE {
-			if err := s.fetch(found); err != nil {
+			if values, err = s.records(p, found); err != nil {
 				return nil, err
 			}
 		}
-		sortMatches(found, req.SortTarget, order)
+		if err := sortMatches(p, found, values, req.SortTarget, order); err != nil {
+			return nil, err
+		}
 	}
 	if req.Limit > 0 && int64(len(found)) > req.Limit {
-		found = found[:req.Limit]
+		found = slices.Clone(found[:req.Limit]) // the rest is not needed any more
+		if values != nil {
+			values = slices.Clone(values[:req.Limit])
+		}
 		res.More = true
 	}
-	return res, s.encode(found, req, res)
+	for _, m := range found {
+		n := int(m.version.size())
+		if req.KeysOnly {
+			n = len(m.entry.key) + keysOnlyBytes
+		}
+		res.bytes += protowire.SizeTag(fieldRangeKvs) + protowire.SizeBytes(n)
+	}
+	return &selection{s, req, res, found, values}, nil
 }
 
 // collect finds the keys, up to one more than the limit where the request
 // allows to stop there, and counts them all. Like etcd it stops there too when
 // a sort target is named without a sort order, and sorts what it has.
-func (s source) collect(req *pb.RangeRequest, r keyRange, rev int64, res *RangeResult) []match {
+func (s source) collect(p *pace, req *pb.RangeRequest, r keyRange, rev int64, res *RangeResult) ([]match, error) {
 	var found []match
 	if r.single {
 		found = make([]match, 0, 1)
 	}
-	limited := DefaultOrder(req) && !HasRevisionFilters(req) && req.Limit > 0
+	limited := stopsAtLimit(req)
 	present := rev >= s.present
 	s.visit(r, rev, func(e *entry, ver *version) bool {
 		if limited && int64(len(found)) > req.Limit {
-			res.Count++ // walked only to count
-			return !present
+			res.Count++ // visited only to count
+			return !present && p.tick(1)
 		}
 		found = append(found, match{entry: e, version: ver})
 		res.Count++
-		return true
+		return p.tick(1)
 	})
 	if limited && present && int64(len(found)) > req.Limit {
 		res.Count = int64(r.count(s.live))
 	}
-	return found
+	return found, p.err
 }
 
-func (s source) fetch(found []match) error {
-	for i := range found {
-		rec, err := s.cache.record(found[i].version, true)
-		if err != nil {
-			return err
+// fetch fills in the records. Keys-only answers have no lease, as in etcd, which
+// takes them from its index; sorted by value it does read the records.
+func (sel *selection) fetch(p *pace) (_ *RangeResult, err error) {
+	res := sel.res
+	switch {
+	case sel.req.CountOnly:
+	case sel.req.KeysOnly:
+		res.Records, err = encodeKeys(p, sel.found, sel.req.SortTarget == pb.RangeRequest_VALUE)
+		res.bytes = 0 // so far it was the most that they may be
+		for _, rec := range res.Records {
+			res.bytes += protowire.SizeTag(fieldRangeKvs) + protowire.SizeBytes(len(rec))
 		}
-		found[i].record = rec
+	case sel.values != nil:
+		res.Records = sel.values
+	default:
+		res.Records, err = sel.records(p, sel.found)
 	}
-	return nil
+	return res, err
 }
 
-// encode fills in the records. Keys-only answers have no lease, as in etcd,
-// which takes them from its index; sorted by value it does read the records.
-func (s source) encode(found []match, req *pb.RangeRequest, res *RangeResult) error {
-	res.Records = make([][]byte, len(found))
+// keysOnlyBytes is the most that stands beside the key in the record of a
+// keys-only answer: tag and length of the key, and four numbers.
+const keysOnlyBytes = 6 + 4*11
+
+func encodeKeys(p *pace, found []match, lease bool) ([][]byte, error) {
+	records := make([][]byte, len(found))
+	var block []byte // that records are carved from
 	for i, m := range found {
-		if req.KeysOnly {
-			lease := int64(0)
-			if req.SortTarget == pb.RangeRequest_VALUE {
-				lease = m.version.lease()
-			}
-			res.Records[i] = appendKeyValue(nil, []byte(m.entry.key), m.version.create(),
-				m.version.main, m.version.ver(), nil, lease)
-			continue
+		if !p.tick(1) {
+			return nil, p.err
 		}
-		if m.record == nil {
-			rec, err := s.cache.record(m.version, true)
-			if err != nil {
-				return err
-			}
-			m.record = rec
+		if size := len(m.entry.key) + keysOnlyBytes; cap(block)-len(block) < size {
+			block = make([]byte, 0, max(size, min(keysBlock, size*(len(found)-i))))
 		}
-		res.Records[i] = m.record
+		attached := int64(0)
+		if lease {
+			attached = m.version.lease()
+		}
+		first := len(block)
+		block = appendKeyValue(block, []byte(m.entry.key), m.version.create(), m.version.main, m.version.ver(), nil, attached)
+		records[i] = block[first:len(block):len(block)]
 	}
-	return nil
+	return records, nil
+}
+
+// keysBlock is how much memory the records of keys-only answers are carved from,
+// in bytes.
+const keysBlock = 32 << 10
+
+// sparseBytes and sparseRatio decide when records are copied instead of referred
+// to: a reference keeps a whole pack in memory. Once the packs of some records
+// weigh that many bytes and that many times the records, copies are cheaper.
+const (
+	sparseBytes = 1 << 20
+	sparseRatio = 4
+)
+
+// records returns the records of matches, for the most part as references into
+// packs.
+func (s source) records(p *pace, found []match) ([][]byte, error) {
+	records := make([][]byte, len(found))
+	var last *body // that the record before was in, at row
+	row := 0
+	first, held, used := 0, 0, 0 // records since first use so many bytes of packs that weigh held
+	for i, m := range found {
+		b, loaded, err := s.cache.content(m.version.pack, true)
+		if err != nil {
+			return nil, err
+		}
+		if b != last {
+			last, row = b, -1
+			held += int(b.size())
+		}
+		// Keys that were written in their order stand so in a pack as well.
+		rev := m.version.revision()
+		if row++; row >= b.len() || b.revision(row) != rev {
+			if row = b.find(rev); row < 0 {
+				return nil, s.cache.missing(m.version)
+			}
+		}
+		records[i] = b.record(row)
+		used += len(records[i])
+		if held >= sparseBytes {
+			if held > sparseRatio*used {
+				detach(records[first:i+1], used)
+			}
+			first, held, used = i+1, 0, 0
+			last = nil
+		}
+		work := 1
+		if loaded {
+			work = loadWork
+		}
+		if !p.tick(work) {
+			return nil, p.err
+		}
+	}
+	return records, nil
+}
+
+// detach copies records, which are so many bytes together, out of their packs.
+func detach(records [][]byte, size int) {
+	own := make([]byte, 0, size)
+	for i, rec := range records {
+		first := len(own)
+		own = append(own, rec...)
+		records[i] = own[first:len(own):len(own)]
+	}
 }
 
 // record returns the record of a version.
 func (c *cache) record(ver *version, keep bool) ([]byte, error) {
-	b, err := c.content(ver.pack, keep)
+	b, _, err := c.content(ver.pack, keep)
 	if err != nil {
 		return nil, err
 	}
 	i := b.find(ver.revision())
 	if i < 0 {
-		return nil, c.report(&CorruptError{Pack: ver.pack.id, Record: ver.revision(), Err: errMissing})
+		return nil, c.missing(ver)
 	}
 	return b.record(i), nil
+}
+
+// missing reports that a pack lacks the record of a version.
+func (c *cache) missing(ver *version) error {
+	return c.report(&CorruptError{Pack: ver.pack.id, Record: ver.revision(), Err: errMissing})
 }
 
 // DefaultOrder tells whether a request asks for no other order than by key.
@@ -281,37 +481,50 @@ func filter(found []match, req *pb.RangeRequest) []match {
 	return kept
 }
 
-// sortMatches orders keys as asked. Ties come out as sort.Sort leaves them,
-// which is what etcd's clients see too.
-func sortMatches(found []match, target pb.RangeRequest_SortTarget, order pb.RangeRequest_SortOrder) {
-	by := byTarget{found: found}
+// sortMatches orders keys as asked, and their records along with them if there
+// are any. Ties come out as sort.Sort leaves them, which is what etcd's clients
+// see too.
+func sortMatches(p *pace, found []match, values [][]byte, target pb.RangeRequest_SortTarget, order pb.RangeRequest_SortOrder) error {
+	by := byTarget{found: found, values: values, pace: p}
 	switch target {
 	case pb.RangeRequest_KEY:
-		by.less = func(a, b *match) bool { return a.entry.key < b.entry.key }
+		by.less = func(i, j int) bool { return found[i].entry.key < found[j].entry.key }
 	case pb.RangeRequest_VERSION:
-		by.less = func(a, b *match) bool { return a.version.ver() < b.version.ver() }
+		by.less = func(i, j int) bool { return found[i].version.ver() < found[j].version.ver() }
 	case pb.RangeRequest_CREATE:
-		by.less = func(a, b *match) bool { return a.version.create() < b.version.create() }
+		by.less = func(i, j int) bool { return found[i].version.create() < found[j].version.create() }
 	case pb.RangeRequest_MOD:
-		by.less = func(a, b *match) bool { return a.version.main < b.version.main }
+		by.less = func(i, j int) bool { return found[i].version.main < found[j].version.main }
 	case pb.RangeRequest_VALUE:
-		by.less = func(a, b *match) bool { return bytes.Compare(value(a.record), value(b.record)) < 0 }
+		by.less = func(i, j int) bool { return bytes.Compare(value(values[i]), value(values[j])) < 0 }
 	}
 	if order == pb.RangeRequest_DESCEND {
 		sort.Sort(sort.Reverse(by))
 	} else {
 		sort.Sort(by)
 	}
+	return p.err
 }
 
 type byTarget struct {
-	found []match
-	less  func(a, b *match) bool
+	found  []match
+	values [][]byte // nil unless the order is by value
+	less   func(i, j int) bool
+	pace   *pace
 }
 
-func (s byTarget) Len() int           { return len(s.found) }
-func (s byTarget) Swap(i, j int)      { s.found[i], s.found[j] = s.found[j], s.found[i] }
-func (s byTarget) Less(i, j int) bool { return s.less(&s.found[i], &s.found[j]) }
+func (s byTarget) Len() int { return len(s.found) }
+
+func (s byTarget) Swap(i, j int) {
+	s.found[i], s.found[j] = s.found[j], s.found[i]
+	if s.values != nil {
+		s.values[i], s.values[j] = s.values[j], s.values[i]
+	}
+}
+
+// Less compares nothing any more once the read has ended: the sort then comes to
+// its end quickly, with an order that nobody sees.
+func (s byTarget) Less(i, j int) bool { return s.pace.tick(1) && s.less(i, j) }
 
 // value returns the value within a record that the writer made.
 func value(rec []byte) []byte {

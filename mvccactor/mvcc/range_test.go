@@ -113,7 +113,7 @@ func TestRange(t *testing.T) {
 			r.MinCreateRevision, r.SortTarget, r.SortOrder, r.Limit = 3, mod, descend, 2
 		}), "cd", 4, true},
 	} {
-		res, err := s.published.Range(tc.req)
+		res, err := s.published.Range(Unpaced{}, tc.req)
 		if err != nil {
 			t.Fatalf("case %d: %v: %v", i, tc.req, err)
 		}
@@ -165,7 +165,7 @@ func TestKeysOnly(t *testing.T) {
 		target pb.RangeRequest_SortTarget
 		lease  int64
 	}{{pb.RangeRequest_KEY, 0}, {pb.RangeRequest_MOD, 0}, {pb.RangeRequest_VALUE, 5}} {
-		res, err := s.published.Range(&pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("b"), KeysOnly: true, SortTarget: tc.target})
+		res, err := s.published.Range(Unpaced{}, &pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("b"), KeysOnly: true, SortTarget: tc.target})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,18 +187,18 @@ func TestRangeErrors(t *testing.T) {
 	}
 	s.Publish(Applied{})
 	for rev, want := range map[int64]error{0: nil, 10: nil, 6: nil, 11: ErrFutureRevision, 5: ErrCompacted, 1: ErrCompacted} {
-		if _, err := s.published.Range(&pb.RangeRequest{Key: []byte("a"), Revision: rev}); !errors.Is(err, want) {
+		if _, err := s.published.Range(Unpaced{}, &pb.RangeRequest{Key: []byte("a"), Revision: rev}); !errors.Is(err, want) {
 			t.Errorf("at %d: %v", rev, err)
 		}
 	}
 	old, pin := s.published.Pin()
 	mustPut(t, s, "a", "new", 0)
 	s.Publish(Applied{})
-	res, err := old.Range(&pb.RangeRequest{Key: []byte("a")})
+	res, err := old.Range(Unpaced{}, &pb.RangeRequest{Key: []byte("a")})
 	if err != nil || res.Revision != 10 {
 		t.Fatalf("a pinned view: %v, %v", res, err)
 	}
-	if _, err := old.Range(&pb.RangeRequest{Key: []byte("a"), Revision: 11}); !errors.Is(err, ErrFutureRevision) {
+	if _, err := old.Range(Unpaced{}, &pb.RangeRequest{Key: []byte("a"), Revision: 11}); !errors.Is(err, ErrFutureRevision) {
 		t.Fatalf("a pinned view of a later revision: %v", err)
 	}
 	pin.Release()
@@ -224,7 +224,7 @@ func TestLargeRange(t *testing.T) {
 	} {
 		for _, limit := range []int64{0, 1, 50, 10000} {
 			for _, countOnly := range []bool{false, true} {
-				res, err := s.published.Range(&pb.RangeRequest{Key: []byte(tc.from), RangeEnd: []byte(tc.to),
+				res, err := s.published.Range(Unpaced{}, &pb.RangeRequest{Key: []byte(tc.from), RangeEnd: []byte(tc.to),
 					Revision: tc.rev, Limit: limit, CountOnly: countOnly})
 				if err != nil {
 					t.Fatal(err)

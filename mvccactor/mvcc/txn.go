@@ -31,53 +31,69 @@ func (s *Store) DeleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse 
 // Txn compares, and then executes one of the branches. A request that cannot be
 // executed whole changes nothing. Errors: ErrKeyNotFound, ErrLeaseNotFound,
 // ErrCompacted, ErrFutureRevision.
-func (s *Store) Txn(req *pb.TxnRequest) (*pb.TxnResponse, error) {
+//
+// The answers to the ranges of the transaction are empty: the caller who gets the
+// response reads them from what is returned beside it, so that the writer does
+// not wait for them. It is nil if there are none, and if nobody awaits the
+// response.
+func (s *Store) Txn(req *pb.TxnRequest, awaited bool) (*pb.TxnResponse, *TxnRanges, error) {
 	r := s.reader(s.revision)
 	branches := decide(r, req)
 	if err := checkTxn(r, req, branches); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	t := s.begin()
-	resp, err := t.execute(req, branches)
-	if err != nil {
-		// Everything was checked. What is left is a store that cannot be read,
-		// and a branch that is half executed.
-		panic(fmt.Sprintf("mvcc: transaction failed after its checks: %v", err))
-	}
+	t.awaited = awaited
+	resp := t.execute(req, branches)
 	t.commit()
 	resp.Header = t.header()
-	return resp, nil
+	if len(t.ranges) == 0 {
+		return resp, nil, nil
+	}
+	return resp, &TxnRanges{ranges: t.ranges, pin: s.published.pinRevision(t.oldest())}, nil
 }
 
-// ReadTxn executes a read-only transaction on the newest view. Errors as Txn
-// and *CorruptError.
-func (p *Published) ReadTxn(req *pb.TxnRequest) (resp *pb.TxnResponse, err error) {
+// ReadTxn executes a read-only transaction on the newest view. The answers to its
+// ranges are returned beside the response, in the order in which the response has
+// room for them. Errors as Txn, *CorruptError, and what rd returns.
+func (p *Published) ReadTxn(rd Reading, req *pb.TxnRequest) (resp *pb.TxnResponse, ranges []*RangeResult, err error) {
 	err = p.read(0, func(v *View) error {
-		resp, err = v.readTxn(req)
+		resp, ranges, err = v.readTxn(rd, req)
 		return err
 	})
-	return resp, err
+	return resp, ranges, err
 }
 
-func (v *View) readTxn(req *pb.TxnRequest) (*pb.TxnResponse, error) {
+func (v *View) readTxn(rd Reading, req *pb.TxnRequest) (*pb.TxnResponse, []*RangeResult, error) {
 	r := reader{source: v.source(), revision: v.Revision, compactRevision: v.CompactRevision}
 	branches := decide(r, req)
 	if err := checkTxn(r, req, branches); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	t := &transaction{reader: r, begin: v.Revision}
-	resp, err := t.execute(req, branches)
-	if err != nil {
-		return nil, err
-	}
+	t := &transaction{reader: r, begin: v.Revision, awaited: true}
+	resp := t.execute(req, branches)
 	resp.Header = t.header()
-	return resp, nil
+	ranges, err := (&TxnRanges{ranges: t.ranges}).Read(rd)
+	return resp, ranges, err
 }
 
 // ReadOnlyTxn tells whether all operations, of both branches, are ranges. A
 // nested transaction counts as a write, as in etcd.
 func ReadOnlyTxn(req *pb.TxnRequest) bool {
 	return allRanges(req, func(*pb.RangeRequest) bool { return true })
+}
+
+// HasRanges reports whether a branch of a transaction has a range, nested ones
+// included.
+func HasRanges(req *pb.TxnRequest) bool {
+	for _, ops := range [][]*pb.RequestOp{req.Success, req.Failure} {
+		for _, op := range ops {
+			if nested := op.GetRequestTxn(); op.GetRequestRange() != nil || nested != nil && HasRanges(nested) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // SerializableTxn tells whether all operations are serializable ranges.
@@ -136,25 +152,6 @@ func (r reader) keyValue(v *version) (*mvccpb.KeyValue, error) {
 		return nil, err
 	}
 	return unmarshalRecord(rec)
-}
-
-func (r reader) rangeKeys(req *pb.RangeRequest) (*pb.RangeResponse, error) {
-	rev := req.Revision
-	switch {
-	case rev > r.revision:
-		return nil, ErrFutureRevision
-	case rev <= 0:
-		rev = r.revision
-	}
-	if rev < r.compactRevision {
-		return nil, ErrCompacted
-	}
-	r.settle()
-	res, err := r.query(req, rev, r.revision)
-	if err != nil {
-		return nil, err
-	}
-	return res.Response()
 }
 
 // decide evaluates the compares of a transaction, and of those nested in the
@@ -285,7 +282,9 @@ func checkPut(r reader, req *pb.PutRequest) error {
 type transaction struct {
 	reader
 	begin   int64 // the revision before
-	changes int32
+	made    int32 // changes so far
+	awaited bool  // somebody will read the ranges
+	ranges  []txnRange
 }
 
 func (s *Store) begin() *transaction {
@@ -294,13 +293,13 @@ func (s *Store) begin() *transaction {
 
 // changed moves the reader to the revision that the transaction writes.
 func (t *transaction) changed() {
-	t.changes++
+	t.made++
 	t.revision = t.begin + 1
 	t.present = t.revision
 }
 
 func (t *transaction) commit() {
-	if t.changes > 0 {
+	if t.made > 0 {
 		t.store.revision = t.begin + 1
 	}
 }
@@ -309,12 +308,12 @@ func (t *transaction) header() *pb.ResponseHeader {
 	return &pb.ResponseHeader{Revision: t.revision}
 }
 
-func (t *transaction) execute(req *pb.TxnRequest, taken []bool) (*pb.TxnResponse, error) {
-	resp, _, err := t.executeBranch(req, taken)
-	return resp, err
+func (t *transaction) execute(req *pb.TxnRequest, taken []bool) *pb.TxnResponse {
+	resp, _ := t.executeBranch(req, taken)
+	return resp
 }
 
-func (t *transaction) executeBranch(req *pb.TxnRequest, taken []bool) (resp *pb.TxnResponse, rest []bool, err error) {
+func (t *transaction) executeBranch(req *pb.TxnRequest, taken []bool) (resp *pb.TxnResponse, rest []bool) {
 	ops, rest := branch(req, taken[0]), taken[1:]
 	resp = &pb.TxnResponse{
 		Header:    &pb.ResponseHeader{},
@@ -322,30 +321,27 @@ func (t *transaction) executeBranch(req *pb.TxnRequest, taken []bool) (resp *pb.
 		Responses: make([]*pb.ResponseOp, len(ops)),
 	}
 	for i, op := range ops {
-		resp.Responses[i], rest, err = t.executeOp(op, rest)
-		if err != nil {
-			return nil, nil, err
-		}
+		resp.Responses[i], rest = t.executeOp(op, rest)
 	}
-	return resp, rest, nil
+	return resp, rest
 }
 
-func (t *transaction) executeOp(op *pb.RequestOp, rest []bool) (*pb.ResponseOp, []bool, error) {
+func (t *transaction) executeOp(op *pb.RequestOp, rest []bool) (*pb.ResponseOp, []bool) {
 	switch op := op.Request.(type) {
 	case *pb.RequestOp_RequestRange:
-		resp, err := t.rangeKeys(op.RequestRange)
-		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: resp}}, rest, err
+		t.deferRange(op.RequestRange)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: &pb.RangeResponse{}}}, rest
 	case *pb.RequestOp_RequestPut:
 		resp := t.put(op.RequestPut)
-		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: resp}}, rest, nil
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: resp}}, rest
 	case *pb.RequestOp_RequestDeleteRange:
 		resp := t.deleteRange(op.RequestDeleteRange)
-		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: resp}}, rest, nil
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: resp}}, rest
 	case *pb.RequestOp_RequestTxn:
-		resp, rest, err := t.executeBranch(op.RequestTxn, rest)
-		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseTxn{ResponseTxn: resp}}, rest, err
+		resp, rest := t.executeBranch(op.RequestTxn, rest)
+		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseTxn{ResponseTxn: resp}}, rest
 	}
-	return &pb.ResponseOp{}, rest, nil
+	return &pb.ResponseOp{}, rest
 }
 
 func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
@@ -369,7 +365,7 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 	if old != nil {
 		create, ver = old.create(), old.ver()+1
 	}
-	v := newVersion(Revision{Main: t.begin + 1, Sub: t.changes}, create, ver, lease)
+	v := newVersion(Revision{Main: t.begin + 1, Sub: t.made}, create, ver, lease)
 	s := t.store
 	s.encoded = appendKeyValue(s.encoded[:0], req.Key, create, v.main, ver, value, lease)
 	s.append(v, s.encoded)
@@ -401,7 +397,7 @@ func (t *transaction) deleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeRes
 
 func (t *transaction) delete(key []byte) {
 	s := t.store
-	v := newVersion(Revision{Main: t.begin + 1, Sub: t.changes}, 0, 0, 0)
+	v := newVersion(Revision{Main: t.begin + 1, Sub: t.made}, 0, 0, 0)
 	s.encoded = appendKeyValue(s.encoded[:0], key, 0, 0, 0, nil, 0)
 	s.append(v, s.encoded)
 	e := s.link(key, v)

@@ -58,11 +58,44 @@ func mustPut(t *testing.T, s *Store, key, value string, lease int64) {
 
 func mustTxn(t *testing.T, s *Store, req *pb.TxnRequest) *pb.TxnResponse {
 	t.Helper()
-	resp, err := s.Txn(req)
+	resp, ranges, err := s.Txn(req, true)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if ranges != nil {
+		s.publishTail()
+		results, err := ranges.Read(Unpaced{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fillTxn(t, resp, results)
+	}
 	return resp
+}
+
+// fillTxn puts what was read for a transaction into its response.
+func fillTxn(t *testing.T, resp *pb.TxnResponse, results []*RangeResult) {
+	t.Helper()
+	if rest := fillBranch(t, resp, results); len(rest) > 0 {
+		t.Fatalf("%d ranges have no place in %v", len(rest), resp)
+	}
+}
+
+func fillBranch(t *testing.T, resp *pb.TxnResponse, results []*RangeResult) (rest []*RangeResult) {
+	for _, op := range resp.Responses {
+		if nested := op.GetResponseTxn(); nested != nil {
+			results = fillBranch(t, nested, results)
+		}
+		if place := op.GetResponseRange(); place != nil {
+			r, err := results[0].Response()
+			if err != nil {
+				t.Fatal(err)
+			}
+			proto.Merge(place, r)
+			results = results[1:]
+		}
+	}
+	return results
 }
 
 // short formats what a range found: key=value@mod.version.
@@ -77,7 +110,7 @@ func short(resp *pb.RangeResponse) string {
 func all(t *testing.T, s *Store) string {
 	t.Helper()
 	v := s.Publish(Applied{})
-	res, err := v.Range(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
+	res, err := v.Range(Unpaced{}, &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +185,7 @@ func TestCompares(t *testing.T) {
 		if resp.Succeeded != tc.want {
 			t.Errorf("case %d: %v is %v", i, tc.compare, resp.Succeeded)
 		}
-		read, err := s.published.ReadTxn(&pb.TxnRequest{Compare: []*pb.Compare{tc.compare}})
+		read, _, err := s.published.ReadTxn(Unpaced{}, &pb.TxnRequest{Compare: []*pb.Compare{tc.compare}})
 		if err != nil || read.Succeeded != tc.want {
 			t.Errorf("case %d, in a view: %v is %v (%v)", i, tc.compare, read, err)
 		}
@@ -276,7 +309,7 @@ func TestRefusedTxnChangesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			before, state := s.Revision(), all(t, s)
-			if _, err := s.Txn(do(putOp("n", "1"), delOp("a", ""), tc.bad)); !errors.Is(err, tc.want) {
+			if _, _, err := s.Txn(do(putOp("n", "1"), delOp("a", ""), tc.bad), true); !errors.Is(err, tc.want) {
 				t.Fatalf("got %v", err)
 			}
 			if s.Revision() != before || all(t, s) != state {
@@ -344,18 +377,21 @@ func TestReadTxn(t *testing.T) {
 	s.Publish(Applied{})
 	req := do(getOp("a", "", 0), getOp("a", "", 2), txnOp(do(getOp("a", "", 0))))
 	want := mustTxn(t, s, req)
-	got, err := s.published.ReadTxn(req)
+	got, results, err := s.published.ReadTxn(Unpaced{}, req)
+	if err == nil {
+		fillTxn(t, got, results)
+	}
 	if err != nil || !proto.Equal(got, want) {
 		t.Fatalf("read %v (%v), executed %v", got, err, want)
 	}
-	if _, err := s.published.ReadTxn(do(getOp("a", "", 9))); !errors.Is(err, ErrFutureRevision) {
+	if _, _, err := s.published.ReadTxn(Unpaced{}, do(getOp("a", "", 9))); !errors.Is(err, ErrFutureRevision) {
 		t.Fatalf("%v", err)
 	}
 	if err := s.Compact(3); err != nil {
 		t.Fatal(err)
 	}
 	s.Publish(Applied{})
-	if _, err := s.published.ReadTxn(req); !errors.Is(err, ErrCompacted) {
+	if _, _, err := s.published.ReadTxn(Unpaced{}, req); !errors.Is(err, ErrCompacted) {
 		t.Fatalf("%v", err)
 	}
 }
@@ -389,15 +425,15 @@ func TestPutAfterDeleteInOneTxn(t *testing.T) {
 	if _, err := h.store.Put(&pb.PutRequest{Key: []byte("k"), Value: []byte("v")}); err != nil {
 		t.Fatal(err)
 	}
-	resp, err := h.store.Txn(&pb.TxnRequest{Success: []*pb.RequestOp{
+	resp, _, err := h.store.Txn(&pb.TxnRequest{Success: []*pb.RequestOp{
 		{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: []byte{0}}}},
 		{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("k"), IgnoreLease: true, IgnoreValue: true}}},
-	}})
+	}}, true)
 	if err != nil || resp.Header.Revision != 3 {
 		t.Fatalf("%v, %v", resp, err)
 	}
 	h.store.Publish(Applied{})
-	if res, err := h.pub.Range(&pb.RangeRequest{Key: []byte("k")}); err != nil || res.Count != 1 {
+	if res, err := h.pub.Range(Unpaced{}, &pb.RangeRequest{Key: []byte("k")}); err != nil || res.Count != 1 {
 		t.Fatalf("%v, %v", res, err)
 	}
 }

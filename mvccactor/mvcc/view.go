@@ -122,6 +122,11 @@ func (p *Published) PinHistory() (v *View, pin *Pin) {
 	return v, pin
 }
 
+// pinRevision pins a revision for the writer, which alone moves the floor.
+func (p *Published) pinRevision(revision int64) *Pin {
+	return p.pin(func(*View) int64 { return revision })
+}
+
 func (p *Published) pin(revision func(*View) int64) *Pin {
 	p.mu.Lock()
 	defer p.mu.Unlock()

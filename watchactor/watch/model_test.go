@@ -242,7 +242,7 @@ func (w *world) write() {
 				kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: revision}})
 		}
 	}
-	if _, err := w.store.Txn(txn); err != nil {
+	if _, _, err := w.store.Txn(txn, false); err != nil {
 		w.fatalf("%v", err)
 	}
 }

@@ -102,6 +102,8 @@ func (s *Storage) complete() {
 // Mailboxes are the limits of the stages' mailboxes.
 type Mailboxes struct {
 	Proposer, Raft, WAL, Apply, MVCC, Persister, Lease actors.Limit
+	// Reads bounds reads, which run on their callers' goroutines; see grpcgw.Reads.
+	Reads actors.Limit
 }
 
 // DefaultMailboxes returns the limits that flags start from.
@@ -119,6 +121,7 @@ func DefaultMailboxes() Mailboxes {
 		Persister: actors.Limit{Requests: 1024, Bytes: 64 << 20},
 		// Keep-alives accepted and not yet answered.
 		Lease: actors.Limit{Requests: 10_000, Bytes: 1 << 20},
+		Reads: grpcgw.DefaultReads,
 	}
 }
 
@@ -158,6 +161,7 @@ const (
 	mvccBytesMin      = applyactor.ExecuteBytesMax
 	persisterBytesMin = mvccactor.PersistBytesMax
 	leaseBytesMin     = 1 << 10 // a few keep-alives
+	readsBytesMin     = 1 << 20 // an answer of sixteen small reads
 )
 
 // validate checks the limits against each other and against the largest request.
@@ -174,6 +178,7 @@ func (m Mailboxes) validate(request int64) error {
 		{"mvcc", m.MVCC, 1, mvccBytesMin},
 		{"persister", m.Persister, 1, persisterBytesMin},
 		{"lease", m.Lease, 1, leaseBytesMin},
+		{"reads", m.Reads, 1, readsBytesMin},
 	} {
 		if int64(l.limit.Requests) < l.requests {
 			return fmt.Errorf("%w: --mailbox-%s-requests=%d is below %d", errConfig, l.stage, l.limit.Requests, l.requests)

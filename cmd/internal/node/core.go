@@ -240,7 +240,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 			ConfState: d.GetConfState(), Cluster: d.GetCluster(),
 		},
 		Persister: persisterStage.Mailbox, Raft: raftBox, RaftLane: raftactor.RaftLocal,
-		Deliver: n.replies.Deliver, Compacted: n.compacted,
+		Deliver: n.deliver, Awaited: n.replies.Awaited, Compacted: n.compacted,
 		Lease: leaseStage.Mailbox, LeaseLane: leaseactor.ChangesLane,
 		ReplayedTo: log.LastIndex(), Hash: n.wakeHash,
 		Timeline: n.timeline, Observe: watch, Faults: faults,

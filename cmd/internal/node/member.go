@@ -59,7 +59,24 @@ func (n *Node) Propose(ctx context.Context, req *applymsg.Request) (grpcgw.Outco
 	if answer.Index == 0 {
 		n.metrics.CountFailed(1)
 	}
-	return grpcgw.Outcome{Result: answer.Result, Index: answer.Index}, nil
+	out := grpcgw.Outcome{Result: answer.Result, Index: answer.Index}
+	out.Ranges, _ = answer.Rest.(*mvcc.TxnRanges)
+	return out, nil
+}
+
+// deliver answers the callers of a batch, who read the ranges of their
+// transactions themselves.
+func (n *Node) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
+	var rests []raftactor.Rest
+	if ranges != nil {
+		rests = make([]raftactor.Rest, len(ranges))
+	}
+	for i, r := range ranges {
+		if r != nil {
+			rests[i] = r
+		}
+	}
+	n.replies.Deliver(b, rests)
 }
 
 func (n *Node) refused(code raftmsg.Code) grpcgw.Outcome {

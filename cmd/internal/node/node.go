@@ -164,6 +164,8 @@ func (n *Node) startGateway() (err error) {
 	cfg.MinLeaseTTL = n.cfg.minLeaseTTL()
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
 	cfg.Election = n.cfg.Election
+	cfg.Reads = grpcgw.NewReads(n.cfg.Mailboxes.Reads, n.cfg.requestTimeout())
+	n.registry.Add(cfg.Reads.Gate())
 	if n.gateway, err = grpcgw.New(cfg); err != nil {
 		return err
 	}

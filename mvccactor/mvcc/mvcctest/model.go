@@ -293,7 +293,7 @@ func (m *Model) Check(pub *mvcc.Published, at Mark) error {
 
 // checkRange compares all keys at a revision.
 func (m *Model) checkRange(pub *mvcc.Published, rev int64) error {
-	res, err := pub.Range(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: rev})
+	res, err := pub.Range(mvcc.Unpaced{}, &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: rev})
 	if err != nil {
 		return fmt.Errorf("range at %d: %w", rev, err)
 	}

@@ -1,0 +1,353 @@
+package grpcgw
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+)
+
+// Reads run on the goroutines of their handlers, on immutable views; no actor's
+// mailbox bounds them. Reads is the gate that does. The life of a read:
+//
+//  1. begin admits it to the lane of small reads, where nothing waits. If that is
+//     full, the read is refused.
+//  2. The keyspace asks for a turn before it visits more than smallKeys keys
+//     (Scan). The read then leaves the small lane and waits in the order of
+//     arrival for one of a few turns: as many as half of the processors, so that
+//     writes always find one.
+//  3. Between slices of the scan, Step ends a read whose caller has gone.
+//  4. Before the answer is put together, Hold takes credit for its bytes: of the
+//     small lane up to smallAnswer, else of the lane of large answers, where it
+//     waits until others have been written. A read that holds credit never waits
+//     for more, so two can not wait for each other.
+//  5. finish gives up the turn. The credit goes back as the transport writes the
+//     answer, or when the stream or its connection ends.
+//
+// The answer refers to stored records; a large one is encoded piece by piece as
+// the client reads (see rope.go). A client that does not read costs references
+// and credit. When another read needs that credit, the connection of a client
+// that has read nothing for stallTimeout is closed.
+type Reads struct {
+	gate *actors.Gate
+	wait time.Duration // how long a read waits for a turn, or for credit
+
+	mu      sync.Mutex
+	holders map[*reading]struct{} // with credit of an answer under way
+}
+
+// Lanes of the gate.
+const (
+	laneSmall = iota // small reads: those in progress, and their answers
+	laneScan         // turns to scan
+	laneLarge        // answers of large reads
+)
+
+const (
+	// smallAnswer is how large the answer of a small read is at most, in bytes: what
+	// gRPC takes of one stream before it waits for the client.
+	smallAnswer = 64 << 10
+	// smallKeys is how many keys a small read visits at most: a tenth of a
+	// millisecond.
+	smallKeys = 1000
+	// uncounted is up to which size an answer takes no credit once it is encoded, in
+	// bytes: its stream weighs more.
+	uncounted = 1 << 10
+	// stallTimeout is how long a client may read nothing of an answer while others
+	// wait for its credit.
+	stallTimeout = 5 * time.Second
+	// smallShare is the part of the credit that small answers have to themselves.
+	smallShare = 4
+)
+
+// DefaultReads are the limits of reads if none are set: 10,000 in progress and
+// 128 MiB of answers.
+var DefaultReads = actors.Limit{Requests: 10_000, Bytes: 128 << 20}
+
+// NewReads returns the gate of reads. limit bounds how many reads are in progress,
+// or wait, in each lane, and how many bytes of large answers are held; small
+// answers have a quarter of that to themselves. A large answer that exceeds the
+// limit is admitted when it is alone. A read waits for its turn, and for room, for
+// wait at most.
+func NewReads(limit actors.Limit, wait time.Duration) *Reads {
+	turns := max(1, runtime.GOMAXPROCS(0)/2)
+	return &Reads{
+		gate: actors.NewGate(actors.EdgeReads,
+			actors.GateLane{Name: "small", Limit: actors.Limit{Requests: limit.Requests, Bytes: max(limit.Bytes/smallShare, smallAnswer)}},
+			actors.GateLane{Name: "scan", Limit: actors.Limit{Requests: turns, Bytes: 1}, Wait: limit.Requests},
+			actors.GateLane{Name: "large", Limit: limit, Wait: turns},
+		),
+		wait:    wait,
+		holders: make(map[*reading]struct{}),
+	}
+}
+
+// Gate returns the gate, for the registry of mailboxes.
+func (r *Reads) Gate() *actors.Gate { return r.gate }
+
+// errReadsBusy answers a large read that got no turn, or no room for its answer,
+// in time.
+var errReadsBusy = status.Error(codes.ResourceExhausted,
+	"etcdserver: too many requests: large reads in progress take all turns or all memory for answers; read in pages, or raise --mailbox-reads-bytes")
+
+// errReadsFull answers a read that finds no room among the small ones.
+var errReadsFull = status.Error(codes.ResourceExhausted, "etcdserver: too many requests")
+
+// reading is one read, from its admission until its answer is written. It is the
+// mvcc.Reading of its handler, which alone calls it until finish.
+type reading struct {
+	reads *Reads
+	ctx   context.Context
+	pool  mem.BufferPool // where the buffer of a small answer goes back to
+
+	place  place
+	began  int64         // actors.Now at the begin of the turn
+	waited time.Duration // for the turn, and for credit
+
+	// Guarded by reads.mu.
+	lane     int   // that the credit is of
+	credit   int   // bytes held in it
+	unsent   int   // bytes of the answer that are not written yet; at least credit
+	progress int64 // actors.Now when the client last read a part of the answer
+}
+
+// place says what a reading has taken of the gate, beside credit.
+type place int
+
+const (
+	placeNone  place = iota
+	placeSmall       // one of the small reads
+	placeTurn        // a turn to scan
+)
+
+var _ mvcc.Reading = (*reading)(nil)
+
+// begin admits a read. The caller calls finish.
+func (r *Reads) begin(ctx context.Context) (*reading, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if r.gate.TryEnter(laneSmall, actors.Cost{Requests: 1}) != nil {
+		return nil, errReadsFull
+	}
+	return &reading{reads: r, ctx: ctx, place: placeSmall}, nil
+}
+
+// Scan implements mvcc.Reading.
+func (rd *reading) Scan(keys int) error {
+	if keys <= smallKeys || rd.place == placeTurn {
+		return rd.ctx.Err()
+	}
+	return rd.takeTurn()
+}
+
+// takeTurn makes the read a large one, and waits for its turn.
+func (rd *reading) takeTurn() error {
+	rd.leave()
+	if err := rd.enter(laneScan, actors.Cost{Requests: 1}); err != nil {
+		return err
+	}
+	rd.place, rd.began = placeTurn, actors.Now()
+	return nil
+}
+
+// leave gives up the place.
+func (rd *reading) leave() {
+	switch rd.place {
+	case placeSmall:
+		rd.reads.gate.Leave(laneSmall, actors.Cost{Requests: 1})
+	case placeTurn:
+		rd.reads.gate.Leave(laneScan, actors.Cost{Requests: 1})
+		rd.reads.gate.Worked(actors.Now() - rd.began)
+	}
+	rd.place = placeNone
+}
+
+// enter waits for room in a lane.
+func (rd *reading) enter(lane int, c actors.Cost) error {
+	ctx, cancel := context.WithTimeout(rd.ctx, rd.reads.wait)
+	defer cancel()
+	began := time.Now()
+	err := rd.reads.gate.Enter(ctx, lane, c)
+	rd.waited += time.Since(began)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case err != nil:
+		return errReadsBusy
+	}
+	if err := rd.ctx.Err(); err != nil { // room that came too late
+		rd.reads.gate.Leave(lane, c)
+		return err
+	}
+	return nil
+}
+
+// Step implements mvcc.Reading.
+func (rd *reading) Step() error { return rd.ctx.Err() }
+
+// Hold implements mvcc.Reading.
+func (rd *reading) Hold(bytes int) error {
+	rd.written() // nothing, but an attempt that a compaction overtook held credit
+	if err := rd.ctx.Err(); err != nil {
+		return err
+	}
+	if rd.place != placeTurn && bytes <= smallAnswer {
+		return rd.holdSmall(bytes)
+	}
+	if rd.place != placeTurn {
+		if err := rd.takeTurn(); err != nil {
+			return err
+		}
+	}
+	cost := rd.reads.gate.Clamp(laneLarge, actors.Cost{Requests: 1, Bytes: bytes})
+	done := make(chan struct{})
+	defer close(done)
+	go rd.reads.evictUntil(done)
+	if err := rd.enter(laneLarge, cost); err != nil {
+		return err
+	}
+	rd.hold(laneLarge, cost.Bytes, bytes)
+	return nil
+}
+
+func (rd *reading) holdSmall(bytes int) error {
+	if bytes <= uncounted {
+		return nil
+	}
+	cost := actors.Cost{Bytes: bytes}
+	if rd.reads.gate.TryEnter(laneSmall, cost) != nil {
+		rd.reads.evict()
+		if rd.reads.gate.TryEnter(laneSmall, cost) != nil {
+			return errReadsFull
+		}
+	}
+	rd.hold(laneSmall, bytes, bytes)
+	return nil
+}
+
+func (rd *reading) hold(lane, credit, bytes int) {
+	r := rd.reads
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rd.lane, rd.credit, rd.unsent, rd.progress = lane, credit, bytes, actors.Now()
+	r.holders[rd] = struct{}{}
+}
+
+// finish ends the work of the handler. If that has no answer to send, the credit
+// goes back as well.
+func (rd *reading) finish(answered bool) {
+	rd.leave()
+	if !answered {
+		rd.written()
+	}
+}
+
+// wrote gives back the credit of a part of the answer that has been written.
+func (rd *reading) wrote(bytes int) {
+	r := rd.reads
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rd.progress = actors.Now()
+	rd.unsent -= bytes
+	rd.reduce(max(rd.unsent, 0))
+}
+
+// written gives back all credit: nothing of the answer is left to write.
+func (rd *reading) written() {
+	r := rd.reads
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rd.reduce(0)
+}
+
+// reduce gives credit back until no more than that is left. The caller holds
+// reads.mu.
+func (rd *reading) reduce(left int) {
+	if rd.credit <= left {
+		return
+	}
+	cost := actors.Cost{Bytes: rd.credit - left}
+	rd.credit = left
+	if left == 0 {
+		delete(rd.reads.holders, rd)
+		if rd.lane == laneLarge {
+			cost.Requests = 1
+		}
+	}
+	rd.reads.gate.Leave(rd.lane, cost)
+}
+
+// Get implements mem.BufferPool; nothing is taken from it.
+func (rd *reading) Get(length int) *[]byte { return rd.pool.Get(length) }
+
+// Put implements mem.BufferPool: the transport has written a small answer.
+func (rd *reading) Put(buf *[]byte) {
+	rd.pool.Put(buf)
+	rd.written()
+}
+
+// dropConn gives back the credit of all answers on a connection that is closed:
+// gRPC does not release what it had queued there.
+func (r *Reads) dropConn(c *conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for rd := range r.holders {
+		if rd.conn() == c {
+			rd.reduce(0)
+		}
+	}
+}
+
+// conn returns the connection that the read came by, nil if it came by none.
+func (rd *reading) conn() *conn {
+	p, ok := peer.FromContext(rd.ctx)
+	if !ok {
+		return nil
+	}
+	addr, _ := p.Addr.(clientAddr)
+	return addr.conn
+}
+
+// evictUntil closes connections of clients that hold credit and do not read, now
+// and then until done is closed.
+func (r *Reads) evictUntil(done <-chan struct{}) {
+	look := time.NewTicker(stallTimeout / 5)
+	defer look.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-look.C:
+			r.evict()
+		}
+	}
+}
+
+// evict closes the connections of clients that hold credit and have read nothing
+// for stallTimeout.
+func (r *Reads) evict() {
+	now := actors.Now()
+	var victims []*conn
+	r.mu.Lock()
+	for rd := range r.holders {
+		if now-rd.progress > int64(stallTimeout) {
+			if c := rd.conn(); c != nil {
+				victims = append(victims, c)
+			}
+		}
+	}
+	r.mu.Unlock()
+	for _, c := range victims {
+		_ = c.Close() // which gives the credit back
+	}
+}

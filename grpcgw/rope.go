@@ -1,0 +1,324 @@
+package grpcgw
+
+import (
+	"sync/atomic"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+)
+
+// A rope is an encoded response in parts: bytes, and records of the store that are
+// referred to instead of copied. Its length is known without encoding it.
+//
+// gRPC wants a message as a list of buffers. It asks a buffer for its length when
+// the message is sent, and for its bytes only when the client has given room for
+// them. So a rope becomes buffers of pieceBytes each that encode themselves when
+// they are asked, into memory that goes back to the pool once the piece is
+// written. A client that stops reading leaves one piece encoded.
+type rope struct {
+	parts []ropePart
+	size  int // bytes of all parts
+}
+
+// ropePart is a part of a rope: one or the other.
+type ropePart struct {
+	bytes   []byte
+	records [][]byte // to be encoded as the field kvs of a RangeResponse each
+}
+
+const (
+	// pieceBytes is the size of the buffers that large responses are encoded into:
+	// two frames of HTTP/2, and a size that gRPC's pool has.
+	pieceBytes = 32 << 10
+	// referBytes is the size from which a record is a buffer of its own, which
+	// refers to the stored bytes: from there on copying costs more than a buffer.
+	referBytes = 4 << 10
+)
+
+func (r *rope) addBytes(b []byte) {
+	if len(b) > 0 {
+		r.parts = append(r.parts, ropePart{bytes: b})
+		r.size += len(b)
+	}
+}
+
+func (r *rope) addRecords(records [][]byte, size int) {
+	if len(records) > 0 {
+		r.parts = append(r.parts, ropePart{records: records})
+		r.size += size
+	}
+}
+
+// addField adds a rope as a field with a length.
+func (r *rope) addField(field protowire.Number, body *rope) {
+	head := protowire.AppendTag(nil, field, protowire.BytesType)
+	r.addBytes(protowire.AppendVarint(head, uint64(body.size)))
+	r.parts = append(r.parts, body.parts...)
+	r.size += body.size
+}
+
+// appendTo appends the whole encoding.
+func (r *rope) appendTo(dst []byte) []byte {
+	for _, p := range r.parts {
+		dst = p.appendTo(dst)
+	}
+	return dst
+}
+
+func (p *ropePart) appendTo(dst []byte) []byte {
+	dst = append(dst, p.bytes...)
+	for _, rec := range p.records {
+		dst = appendRecord(dst, rec)
+	}
+	return dst
+}
+
+func appendRecord(dst, rec []byte) []byte {
+	dst = protowire.AppendTag(dst, fieldRangeKvs, protowire.BytesType)
+	return protowire.AppendBytes(dst, rec)
+}
+
+func recordSize(rec []byte) int { return 1 + protowire.SizeBytes(len(rec)) }
+
+// piece is a part of a rope that encodes itself when it is read. It is a
+// mem.Buffer: the embedded interface, which is nil, stands for the methods that
+// only gRPC itself can implement and that its server does not call.
+type piece struct {
+	mem.Buffer
+	parts []ropePart
+	size  int
+	// stored are the bytes if they need no encoding.
+	stored []byte
+	from   *sending
+	refs   atomic.Int32
+	buf    *[]byte // from the pool, once encoded
+}
+
+// sending is what the pieces of one response share.
+type sending struct {
+	pool mem.BufferPool
+	rd   *reading
+	left atomic.Int64 // pieces that are not written
+}
+
+// pieces returns the rope as buffers. rd is given its credit back as they are
+// written.
+func (r *rope) pieces(pool mem.BufferPool, rd *reading) mem.BufferSlice {
+	c := cutter{from: &sending{pool: pool, rd: rd}}
+	for _, p := range r.parts {
+		if len(p.bytes) > 0 {
+			c.add(ropePart{bytes: p.bytes}, len(p.bytes))
+		}
+		c.addRecords(p.records)
+	}
+	c.end()
+	c.from.left.Store(int64(len(c.out)))
+	return c.out
+}
+
+// cutter cuts a rope into pieces.
+type cutter struct {
+	from  *sending
+	out   mem.BufferSlice
+	parts []ropePart // of the piece under way
+	size  int
+}
+
+func (c *cutter) add(p ropePart, size int) {
+	if c.size > 0 && c.size+size > pieceBytes {
+		c.end()
+	}
+	c.parts = append(c.parts, p)
+	c.size += size
+}
+
+func (c *cutter) addRecords(records [][]byte) {
+	first, size := 0, 0
+	flush := func(end int) {
+		if end > first {
+			c.add(ropePart{records: records[first:end]}, size)
+		}
+		first, size = end, 0
+	}
+	for i, rec := range records {
+		if len(rec) >= referBytes {
+			flush(i)
+			head := protowire.AppendTag(nil, fieldRangeKvs, protowire.BytesType)
+			head = protowire.AppendVarint(head, uint64(len(rec)))
+			c.add(ropePart{bytes: head}, len(head))
+			c.end()
+			c.refer(rec)
+			first = i + 1
+			continue
+		}
+		n := recordSize(rec)
+		if c.size+size+n > pieceBytes {
+			flush(i)
+			c.end()
+		}
+		size += n
+	}
+	flush(len(records))
+}
+
+func (c *cutter) end() {
+	if c.size > 0 {
+		c.emit(&piece{parts: c.parts, size: c.size})
+		c.parts, c.size = nil, 0
+	}
+}
+
+func (c *cutter) refer(stored []byte) { c.emit(&piece{stored: stored, size: len(stored)}) }
+
+func (c *cutter) emit(p *piece) {
+	p.from = c.from
+	p.refs.Store(1)
+	c.out = append(c.out, p)
+}
+
+// Len implements mem.Buffer.
+func (p *piece) Len() int { return p.size }
+
+// ReadOnlyData implements mem.Buffer. The transport is the only reader.
+func (p *piece) ReadOnlyData() []byte {
+	if p.stored != nil {
+		return p.stored
+	}
+	if p.buf == nil {
+		p.buf = p.from.pool.Get(p.size)
+		*p.buf = (*p.buf)[:0]
+		for i := range p.parts {
+			*p.buf = p.parts[i].appendTo(*p.buf)
+		}
+		p.parts = nil
+	}
+	return *p.buf
+}
+
+// Slice implements mem.Buffer.
+func (p *piece) Slice(start, end int) mem.Buffer {
+	return mem.SliceBuffer(append([]byte(nil), p.ReadOnlyData()[start:end]...))
+}
+
+// Ref implements mem.Buffer.
+func (p *piece) Ref() { p.refs.Add(1) }
+
+// Free implements mem.Buffer.
+func (p *piece) Free() {
+	if p.refs.Add(-1) != 0 {
+		return
+	}
+	if p.buf != nil {
+		p.from.pool.Put(p.buf)
+		p.buf = nil
+	}
+	p.parts, p.stored = nil, nil
+	if p.from.rd == nil {
+		return
+	}
+	if p.from.left.Add(-1) == 0 {
+		p.from.rd.written()
+	} else {
+		p.from.rd.wrote(p.size)
+	}
+}
+
+// Field numbers of etcd's TxnResponse and ResponseOp.
+const (
+	fieldTxnHeader    = 1
+	fieldTxnSucceeded = 2
+	fieldTxnResponses = 3
+
+	fieldOpRange = 1
+	fieldOpTxn   = 4
+)
+
+// rangeRope returns a RangeResponse. size is that of the records as fields.
+func rangeRope(h header, records [][]byte, size int, more bool, count int64) *rope {
+	out := new(rope)
+	head := protowire.AppendTag(make([]byte, 0, maxHeaderField), fieldRangeHeader, protowire.BytesType)
+	head = protowire.AppendVarint(head, uint64(h.size()))
+	out.addBytes(h.append(head))
+	out.addRecords(records, size)
+	var tail []byte
+	if more {
+		tail = appendField(tail, fieldRangeMore, 1)
+	}
+	out.addBytes(appendField(tail, fieldRangeCount, uint64(count)))
+	return out
+}
+
+func resultRope(h header, r *mvcc.RangeResult) *rope {
+	return rangeRope(h, r.Records, r.RecordsSize(), r.More, r.Count)
+}
+
+// txnAnswer is the response of a transaction with ranges: results has their
+// answers, in the order in which the response has room for them.
+type txnAnswer struct {
+	response *pb.TxnResponse
+	results  []*mvcc.RangeResult
+	rd       *reading
+	encoded  *rope // once it is known
+}
+
+func (a *txnAnswer) rope() *rope {
+	if a.encoded == nil {
+		results := a.results
+		a.encoded = txnRope(a.response, &results)
+	}
+	return a.encoded
+}
+
+func (a *txnAnswer) size() int                { return a.rope().size }
+func (a *txnAnswer) splice(dst []byte) []byte { return a.rope().appendTo(dst) }
+func (a *txnAnswer) reading() *reading        { return a.rd }
+
+// txnRope encodes a response, taking results as it meets ranges.
+func txnRope(resp *pb.TxnResponse, results *[]*mvcc.RangeResult) *rope {
+	out := new(rope)
+	var head []byte
+	if resp.Header != nil {
+		head = appendMessage(head, fieldTxnHeader, resp.Header)
+	}
+	if resp.Succeeded {
+		head = appendField(head, fieldTxnSucceeded, 1)
+	}
+	out.addBytes(head)
+	for _, op := range resp.Responses {
+		out.addField(fieldTxnResponses, opRope(op, results))
+	}
+	return out
+}
+
+func opRope(op *pb.ResponseOp, results *[]*mvcc.RangeResult) *rope {
+	out := new(rope)
+	switch r := op.Response.(type) {
+	case *pb.ResponseOp_ResponseRange:
+		result := (*results)[0]
+		*results = (*results)[1:]
+		out.addField(fieldOpRange, resultRope(header{revision: result.Revision}, result))
+	case *pb.ResponseOp_ResponseTxn:
+		out.addField(fieldOpTxn, txnRope(r.ResponseTxn, results))
+	default:
+		out.addBytes(mustMarshal(op))
+	}
+	return out
+}
+
+func appendMessage(dst []byte, field protowire.Number, m proto.Message) []byte {
+	dst = protowire.AppendTag(dst, field, protowire.BytesType)
+	return protowire.AppendBytes(dst, mustMarshal(m))
+}
+
+// mustMarshal encodes a message of ours, whose strings are valid.
+func mustMarshal(m proto.Message) []byte {
+	data, err := proto.Marshal(m)
+	if err != nil {
+		panic("grpcgw: " + err.Error())
+	}
+	return data
+}

@@ -1,0 +1,109 @@
+package mvcc
+
+import (
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// TxnRanges are the ranges of an executed transaction that are still to be read.
+// The writer executes a transaction without reading them: for each it notes the
+// state of that moment, which is immutable because the trees copy on write and
+// versions above a bound are skipped. Whoever gets the response reads them, on its
+// own goroutine. What would have failed the transaction was checked before.
+//
+// IMPORTANT: call Read or Release. Until then the revision before the transaction
+// stays readable, and what a compaction wants to forget stays in memory.
+type TxnRanges struct {
+	ranges []txnRange
+	pin    *Pin // nil if something else keeps the revisions readable
+}
+
+// txnRange is a range with the state that it reads.
+type txnRange struct {
+	source
+	req      *pb.RangeRequest
+	revision int64 // of that state
+}
+
+// deferRange notes a range with the state of this moment.
+func (t *transaction) deferRange(req *pb.RangeRequest) {
+	if !t.awaited {
+		return
+	}
+	s := t.source
+	s.changes = t.made
+	switch {
+	case t.store == nil: // a view
+	case len(req.RangeEnd) == 0:
+		// Most are of one key: looking it up costs less than copies of the trees,
+		// which make the next changes copy nodes.
+		s.fixed = true
+		s.entry, _ = t.store.lookup(req.Key)
+		s.live, s.dead = nil, nil
+	default:
+		s.live, s.dead = s.live.Copy(), s.dead.Copy()
+	}
+	t.ranges = append(t.ranges, txnRange{source: s, req: req, revision: t.revision})
+}
+
+// oldest returns the oldest revision that the deferred ranges need. It is at most
+// the one before the transaction: ranges in the midst of it see what a later
+// change of the same revision supersedes.
+func (t *transaction) oldest() int64 {
+	rev := t.begin
+	for i := range t.ranges {
+		if at := t.ranges[i].req.Revision; at > 0 {
+			rev = min(rev, at)
+		}
+	}
+	return rev
+}
+
+// Read answers the ranges, in the order in which the response of the transaction
+// has room for them, and releases them. Errors: *CorruptError, and what rd
+// returns.
+func (t *TxnRanges) Read(rd Reading) ([]*RangeResult, error) {
+	defer t.Release()
+	keys := 0
+	for i := range t.ranges {
+		keys += t.ranges[i].keysToScan(t.ranges[i].req, t.ranges[i].revision)
+	}
+	if err := rd.Scan(keys); err != nil {
+		return nil, err
+	}
+	p := &pace{rd: rd, left: sliceKeys}
+	found := make([]*selection, len(t.ranges))
+	size := 0
+	for i := range t.ranges {
+		var err error
+		if found[i], err = t.ranges[i].find(p); err != nil {
+			return nil, err
+		}
+		size += found[i].res.Size()
+	}
+	if err := rd.Hold(size); err != nil {
+		return nil, err
+	}
+	results := make([]*RangeResult, len(t.ranges))
+	for i := range found {
+		var err error
+		if results[i], err = found[i].fetch(p); err != nil {
+			return nil, err
+		}
+	}
+	return results, nil
+}
+
+func (r *txnRange) find(p *pace) (*selection, error) {
+	rev := r.req.Revision
+	if rev <= 0 {
+		rev = r.revision
+	}
+	return r.source.find(p, r.req, rev, r.revision)
+}
+
+// Release gives the ranges up. It may be called more than once.
+func (t *TxnRanges) Release() {
+	if t.pin != nil {
+		t.pin.Release()
+	}
+}
