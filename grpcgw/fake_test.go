@@ -273,6 +273,8 @@ func serveGateway(t testing.TB, g *Gateway) (conn *grpc.ClientConn, stop func())
 	go func() { served <- g.Serve(l) }()
 	conn, err := grpc.NewClient("passthrough:///gateway", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }),
+		// Fixed windows: a client that reads nothing takes no more than that.
+		grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(1<<20),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30)))
 	if err != nil {
 		t.Fatal(err)

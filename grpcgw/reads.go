@@ -38,8 +38,9 @@ import (
 // and credit. When another read needs that credit, the connection of a client
 // that has read nothing for stallTimeout is closed.
 type Reads struct {
-	gate *actors.Gate
-	wait time.Duration // how long a read waits for a turn, or for credit
+	gate  *actors.Gate
+	wait  time.Duration // how long a read waits for a turn, or for credit
+	stall time.Duration // stallTimeout, except in tests
 
 	mu      sync.Mutex
 	holders map[*reading]struct{} // with credit of an answer under way
@@ -87,6 +88,7 @@ func NewReads(limit actors.Limit, wait time.Duration) *Reads {
 			actors.GateLane{Name: "large", Limit: limit, Wait: turns},
 		),
 		wait:    wait,
+		stall:   stallTimeout,
 		holders: make(map[*reading]struct{}),
 	}
 }
@@ -321,7 +323,7 @@ func (rd *reading) conn() *conn {
 // evictUntil closes connections of clients that hold credit and do not read, now
 // and then until done is closed.
 func (r *Reads) evictUntil(done <-chan struct{}) {
-	look := time.NewTicker(stallTimeout / 5)
+	look := time.NewTicker(r.stall / 5)
 	defer look.Stop()
 	for {
 		select {
@@ -340,7 +342,7 @@ func (r *Reads) evict() {
 	var victims []*conn
 	r.mu.Lock()
 	for rd := range r.holders {
-		if now-rd.progress > int64(stallTimeout) {
+		if now-rd.progress > int64(r.stall) {
 			if c := rd.conn(); c != nil {
 				victims = append(victims, c)
 			}

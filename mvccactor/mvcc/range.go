@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"sort"
+	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -230,6 +231,31 @@ type selection struct {
 	values [][]byte // the records of found, if they were needed to sort
 }
 
+// pooledMatches is from how many matches on their memory is used again: a flood of
+// large ranges would otherwise fill the heap with it.
+const pooledMatches = 256
+
+var matchPool sync.Pool // of *[]match, empty and without references
+
+// newMatches returns room for so many matches.
+func newMatches(n int) []match {
+	if n >= pooledMatches {
+		if m, ok := matchPool.Get().(*[]match); ok && cap(*m) >= n {
+			return (*m)[:0]
+		}
+	}
+	return make([]match, 0, n)
+}
+
+// freeMatches lets the memory of matches be used again.
+func freeMatches(m []match) {
+	if cap(m) >= pooledMatches {
+		clear(m)
+		m = m[:0]
+		matchPool.Put(&m)
+	}
+}
+
 // query answers a range request at a revision. The steps: find the keys; ask
 // whether an answer of that size may be held; fetch the records.
 func (s source) query(rd Reading, req *pb.RangeRequest, rev, current int64) (*RangeResult, error) {
@@ -274,7 +300,9 @@ func (s source) find(p *pace, req *pb.RangeRequest, rev, current int64) (*select
 		}
 	}
 	if req.Limit > 0 && int64(len(found)) > req.Limit {
-		found = slices.Clone(found[:req.Limit]) // the rest is not needed any more
+		all := found
+		found = append(newMatches(int(req.Limit)), all[:req.Limit]...)
+		freeMatches(all)
 		if values != nil {
 			values = slices.Clone(values[:req.Limit])
 		}
@@ -294,10 +322,7 @@ func (s source) find(p *pace, req *pb.RangeRequest, rev, current int64) (*select
 // allows to stop there, and counts them all. Like etcd it stops there too when
 // a sort target is named without a sort order, and sorts what it has.
 func (s source) collect(p *pace, req *pb.RangeRequest, r keyRange, rev int64, res *RangeResult) ([]match, error) {
-	var found []match
-	if r.single {
-		found = make([]match, 0, 1)
-	}
+	found := newMatches(s.keysToScan(req, s.present))
 	limited := stopsAtLimit(req)
 	present := rev >= s.present
 	s.visit(r, rev, func(e *entry, ver *version) bool {
@@ -318,6 +343,7 @@ func (s source) collect(p *pace, req *pb.RangeRequest, r keyRange, rev int64, re
 // fetch fills in the records. Keys-only answers have no lease, as in etcd, which
 // takes them from its index; sorted by value it does read the records.
 func (sel *selection) fetch(p *pace) (_ *RangeResult, err error) {
+	defer freeMatches(sel.found)
 	res := sel.res
 	switch {
 	case sel.req.CountOnly:

@@ -1,0 +1,282 @@
+package grpcgw
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+)
+
+const (
+	largeKeys  = 2000
+	largeValue = 500
+)
+
+// largeMember is a member with more keys than a small read visits.
+func largeMember(t testing.TB) *fakeMember {
+	t.Helper()
+	m := newFakeMember()
+	for i := range largeKeys {
+		key := []byte(fmt.Sprintf("k%06d", i))
+		if _, err := m.store.Put(&pb.PutRequest{Key: key, Value: bytes.Repeat([]byte{byte(i)}, largeValue)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.publish()
+	return m
+}
+
+var everyKey = &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}
+
+// await fails the test if a condition does not come true.
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("still not so: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func lane(r *Reads, i int) actors.LaneStats { return r.Gate().Stats().Lanes[i] }
+
+// held returns the bytes of answers that reads hold.
+func held(r *Reads) int64 { return r.Gate().Stats().DepthBytes }
+
+// stuckRange begins a range and reads nothing of its answer.
+func stuckRange(t *testing.T, ctx context.Context, conn *grpc.ClientConn) {
+	t.Helper()
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{}, pb.KV_Range_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(stream.SendMsg(everyKey), stream.CloseSend()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReadCredit: the answer of a large read holds credit until it is read, and
+// no longer than its stream or its connection lives.
+func TestReadCredit(t *testing.T) {
+	for name, end := range map[string]func(cancel func(), conn *grpc.ClientConn){
+		"cancelled":    func(cancel func(), _ *grpc.ClientConn) { cancel() },
+		"disconnected": func(_ func(), conn *grpc.ClientConn) { _ = conn.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig(largeMember(t))
+			cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 10 << 20}, time.Second)
+			conn := serve(t, cfg)
+			resp, err := pb.NewKVClient(conn).Range(context.Background(), everyKey)
+			if err != nil || len(resp.Kvs) != largeKeys || resp.Count != largeKeys {
+				t.Fatalf("%d pairs (%v), want %d", len(resp.GetKvs()), err, largeKeys)
+			}
+			for i, kv := range resp.Kvs {
+				if !bytes.Equal(kv.Value, bytes.Repeat([]byte{byte(i)}, largeValue)) {
+					t.Fatalf("value %d: got %q", i, kv.Value)
+				}
+			}
+			await(t, "a complete answer holds nothing", func() bool { return held(cfg.Reads) == 0 })
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			stuckRange(t, ctx, conn)
+			await(t, "an answer under way holds credit", func() bool {
+				return held(cfg.Reads) > largeKeys*largeValue-2*smallAnswer
+			})
+			end(cancel, conn)
+			await(t, "an answer that nobody reads any more holds nothing", func() bool {
+				s := cfg.Reads.Gate().Stats()
+				return s.DepthBytes == 0 && s.DepthRequests == 0
+			})
+			cfg.Reads.mu.Lock()
+			defer cfg.Reads.mu.Unlock()
+			if n := len(cfg.Reads.holders); n != 0 {
+				t.Fatalf("%d answers are still known", n)
+			}
+		})
+	}
+}
+
+// TestReadsWaitForCredit: a large read waits for the credit of another one, within
+// its deadline, and small ones do not.
+func TestReadsWaitForCredit(t *testing.T) {
+	cfg := testConfig(largeMember(t))
+	cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 1 << 20}, time.Minute)
+	conn := serve(t, cfg)
+	kv := pb.NewKVClient(conn)
+	stuck, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	stuckRange(t, stuck, conn)
+	await(t, "the first answer holds credit", func() bool { return lane(cfg.Reads, laneLarge).DepthRequests == 1 })
+
+	ctx, cancelSecond := context.WithTimeout(context.Background(), time.Minute)
+	defer cancelSecond()
+	second := make(chan error, 1)
+	go func() {
+		_, err := kv.Range(ctx, everyKey)
+		second <- err
+	}()
+	await(t, "the second read waits", func() bool { return lane(cfg.Reads, laneLarge).Waiting == 1 })
+	if _, err := kv.Range(context.Background(), &pb.RangeRequest{Key: []byte("k000001")}); err != nil {
+		t.Fatalf("a small read: %v", err)
+	}
+	late, cancelLate := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancelLate()
+	if _, err := kv.Range(late, everyKey); status.Code(err) != codes.DeadlineExceeded && status.Code(err) != codes.ResourceExhausted {
+		t.Fatalf("a read whose deadline ends: got %v", err)
+	}
+	cancel()
+	if err := <-second; err != nil {
+		t.Fatalf("the second read: %v", err)
+	}
+}
+
+// TestReadsBusy: a read that gets no turn in time is refused.
+func TestReadsBusy(t *testing.T) {
+	cfg := testConfig(largeMember(t))
+	cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 1 << 20}, 10*time.Millisecond)
+	conn := serve(t, cfg)
+	gate := cfg.Reads.Gate()
+	turns := lane(cfg.Reads, laneScan).LimitRequests
+	if err := gate.TryEnter(laneScan, actors.Cost{Requests: turns}); err != nil {
+		t.Fatal(err)
+	}
+	kv := pb.NewKVClient(conn)
+	_, err := kv.Range(context.Background(), everyKey)
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "etcdserver: too many requests") {
+		t.Fatalf("got %v, want ResourceExhausted", err)
+	}
+	gate.Leave(laneScan, actors.Cost{Requests: turns})
+	if _, err := kv.Range(context.Background(), everyKey); err != nil {
+		t.Fatalf("afterwards: %v", err)
+	}
+	if err := gate.TryEnter(laneSmall, actors.Cost{Requests: 10}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Range(context.Background(), &pb.RangeRequest{Key: []byte("k000001")}); status.Code(err) != codes.ResourceExhausted {
+		t.Fatalf("with too many small reads: got %v, want ResourceExhausted", err)
+	}
+	gate.Leave(laneSmall, actors.Cost{Requests: 10})
+}
+
+// TestReadsEvict: a client that does not read loses its connection when another
+// read needs the credit that it holds.
+func TestReadsEvict(t *testing.T) {
+	cfg := testConfig(largeMember(t))
+	cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 1 << 20}, time.Minute)
+	cfg.Reads.stall = 50 * time.Millisecond
+	g, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	frozen, stop := serveGateway(t, g)
+	defer stop()
+	defer frozen.Close()
+	stuckRange(t, context.Background(), frozen)
+	await(t, "the first answer holds credit", func() bool { return lane(cfg.Reads, laneLarge).DepthRequests == 1 })
+
+	rd, err := cfg.Reads.begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rd.Hold(1 << 20); err != nil {
+		t.Fatalf("a read that needs all credit: %v", err)
+	}
+	rd.finish(false)
+	await(t, "nothing is held", func() bool { return held(cfg.Reads) == 0 })
+}
+
+// TestCancelledReads: a call whose context has ended is not admitted.
+func TestCancelledReads(t *testing.T) {
+	m := largeMember(t)
+	cfg := testConfig(m)
+	g, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	k := &kv{Gateway: g}
+	if _, err := k.answerRange(ctx, everyKey); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v, want context.Canceled", err)
+	}
+	if m.readIndexes != 0 {
+		t.Fatalf("it asked for %d read indexes", m.readIndexes)
+	}
+	if s := g.reads.Gate().Stats(); s.Enqueued != 0 || s.DepthRequests != 0 {
+		t.Fatalf("it was admitted: %+v", s.LaneStats)
+	}
+}
+
+// TestTxnRanges: the ranges of transactions, large ones and nested ones, read or
+// written, come out as those outside of transactions.
+func TestTxnRanges(t *testing.T) {
+	cfg := testConfig(largeMember(t))
+	cfg.Reads = NewReads(DefaultReads, time.Minute)
+	kv := pb.NewKVClient(serve(t, cfg))
+	ctx := context.Background()
+	ranges := []*pb.RangeRequest{
+		{Key: []byte("k000007")},
+		{Key: []byte("nothing")},
+		everyKey,
+		{Key: []byte{0}, RangeEnd: []byte{0}, Limit: 3, SortTarget: pb.RangeRequest_VALUE, SortOrder: pb.RangeRequest_DESCEND},
+		{Key: []byte{0}, RangeEnd: []byte{0}, CountOnly: true},
+		{Key: []byte{0}, RangeEnd: []byte{0}, KeysOnly: true},
+	}
+	op := func(r *pb.RangeRequest) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: r}}
+	}
+	read, nested := &pb.TxnRequest{}, &pb.TxnRequest{}
+	var want []*pb.RangeResponse
+	for _, r := range ranges {
+		resp, err := kv.Range(ctx, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, resp)
+		read.Success = append(read.Success, op(r))
+		nested.Success = append(nested.Success, op(r))
+	}
+	write := &pb.TxnRequest{Success: []*pb.RequestOp{
+		{Request: &pb.RequestOp_RequestTxn{RequestTxn: nested}},
+		{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("k000007"), PrevKv: true}}},
+		op(ranges[0]),
+	}}
+	check := func(what string, ops []*pb.ResponseOp) {
+		t.Helper()
+		for i, w := range want {
+			got := proto.CloneOf(ops[i].GetResponseRange())
+			got.Header = w.Header
+			if !proto.Equal(got, w) {
+				t.Errorf("%s, range %d: %d pairs of %d, want %d of %d", what, i, len(got.GetKvs()), got.GetCount(), len(w.Kvs), w.Count)
+			}
+		}
+	}
+	resp, err := kv.Txn(ctx, read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("read", resp.Responses)
+	if resp, err = kv.Txn(ctx, write); err != nil {
+		t.Fatal(err)
+	}
+	check("written", resp.Responses[0].GetResponseTxn().Responses)
+	if prev := resp.Responses[1].GetResponsePut().PrevKv; !proto.Equal(prev, want[0].Kvs[0]) {
+		t.Errorf("previous pair: got %v", prev)
+	}
+	if last := resp.Responses[2].GetResponseRange().Kvs[0]; len(last.Value) != 0 || last.Version != 2 {
+		t.Errorf("after the put: got %v", last)
+	}
+	await(t, "nothing is held", func() bool { return held(cfg.Reads) == 0 })
+}

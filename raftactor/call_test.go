@@ -1,0 +1,78 @@
+package raftactor
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// rest counts how often it was released.
+type rest struct{ released int }
+
+func (r *rest) Release() { r.released++ }
+
+// TestRest: the work that an answer leaves goes to the caller who waits for it,
+// and is released in every other case.
+func TestRest(t *testing.T) {
+	replies := NewReplies()
+	put := func(notify func(Answer)) *Call {
+		req := &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{Key: []byte("k")}}}
+		if notify != nil {
+			return NewNotice(req, time.Minute, notify)
+		}
+		return NewCall(req, time.Minute)
+	}
+	var noticed Answer
+	waiting, left, notice := put(nil), put(nil), put(func(a Answer) { noticed = a })
+	replies.register(1, []*Call{waiting, left, notice, nil}, func(actors.Cost) {})
+	if !replies.Awaited(1) || replies.Awaited(2) {
+		t.Fatalf("awaited: got %v and %v, want true and false", replies.Awaited(1), replies.Awaited(2))
+	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := left.Wait(ended); err == nil {
+		t.Fatal("a wait whose context has ended got an answer")
+	}
+	rests := []*rest{{}, {}, {}, {}}
+	batch := &raftmsg.ResultBatch{BatchId: 1, Results: []*raftmsg.Result{{}, {}, {}, {}}}
+	replies.Deliver(batch, []Rest{rests[0], rests[1], rests[2], rests[3]})
+	answer, err := waiting.Wait(context.Background())
+	if err != nil || answer.Rest != rests[0] || rests[0].released != 0 {
+		t.Fatalf("the caller who waits: %+v (%v), released %d times", answer, err, rests[0].released)
+	}
+	for i, r := range rests[1:] {
+		if r.released != 1 {
+			t.Errorf("rest %d: released %d times, want once", i+1, r.released)
+		}
+	}
+	if noticed.Result == nil || noticed.Rest != nil {
+		t.Errorf("the notice: got %+v", noticed)
+	}
+
+	unknown := &rest{}
+	replies.Deliver(&raftmsg.ResultBatch{BatchId: 9, Results: []*raftmsg.Result{{}}}, []Rest{unknown})
+	if unknown.released != 1 {
+		t.Errorf("a batch that nobody knows: released %d times, want once", unknown.released)
+	}
+
+	// An answer that came before the end of the context, and was not looked at.
+	late, lateRest := put(nil), &rest{}
+	late.resolve(Answer{Result: &raftmsg.Result{}, Rest: lateRest})
+	for range 20 {
+		a, err := late.Wait(ended)
+		if err == nil && a.Rest != lateRest || err != nil && lateRest.released != 1 {
+			t.Fatalf("got %+v (%v), released %d times", a, err, lateRest.released)
+		}
+		if err == nil {
+			late.done <- struct{}{} // try again until the other branch is taken
+			continue
+		}
+		break
+	}
+}
