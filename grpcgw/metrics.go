@@ -29,6 +29,12 @@ type MetricsConfig struct {
 	// etcd_server_quota_backend_bytes: 0 is the default, and without a limit 0 is
 	// exported.
 	QuotaBytes int64
+	// Descriptors returns how many file descriptors are open and how many may be, for
+	// os_fd_used and os_fd_limit. Nil exports neither.
+	Descriptors func() (used int, limit uint64, err error)
+	// Checks names everything that may be wrong with the member, as Trouble.Check
+	// does: each is exported as 0 while it is not.
+	Checks []string
 	// SlowApply is the duration from which an apply counts as slow; 0 counts none.
 	SlowApply time.Duration
 	// Extensive adds grpc_server_handling_seconds, as --metrics=extensive does.
@@ -71,7 +77,7 @@ type Metrics struct {
 	healthcheck                            *prometheus.GaugeVec
 	healthchecks                           *prometheus.CounterVec
 	scrubbedPacks, scrubbedBytes           prometheus.Counter
-	hash, hashRevision, defrag             observer
+	hash, hashRevision, defrag, snapshot   observer
 	leases                                 leaseMetrics
 	watches                                watchMetrics
 	conns                                  connMetrics
@@ -90,6 +96,7 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.addLeases()
 	m.addWatches()
 	m.addConnections()
+	m.addSnapshots()
 	m.addConstants()
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -174,6 +181,10 @@ func (m *Metrics) addRaft() {
 	// 0.1 ms to 52 s.
 	m.applies = m.histogramVec(namespace, server, "apply_duration_seconds",
 		"Time to apply a request.", 0.0001, 20, "version", "op", "success")
+	// A rate over a series that begins with the first request misses that request.
+	for _, op := range []string{"Put", "DeleteRange", "Txn", "Compaction"} {
+		m.applies.WithLabelValues("v3", op, "true")
+	}
 	m.slowApplies = m.counter(namespace, server, "slow_apply_total",
 		"Applies that took longer than the warning threshold.")
 	m.ranges = m.histogramVec(namespace, server, "range_duration_seconds",
@@ -219,6 +230,28 @@ func (m *Metrics) addStorage() {
 		"Bytes of the packs read back from the disk and checked.")
 	m.lastCompaction = m.gauge(namespaceDebugging, mvcc, "db_compaction_last",
 		"Unix time of the last compaction; 0 before the first since the start.")
+}
+
+// addSnapshots adds the metrics of snapshots. Only those that clients take are
+// observed: members exchange none, and none is saved beside the store.
+func (m *Metrics) addSnapshots() {
+	const milli, octaves, snap = 0.001, 14, "snap"
+	m.snapshot = m.histogram(namespace, "disk", "backend_snapshot_duration_seconds",
+		"Time to send a snapshot of the backend.", 0.01, 17)
+	m.histogram(namespace, snap, "db_fsync_duration_seconds",
+		"Time to fsync a backend received as a snapshot.", milli, octaves)
+	m.histogram(namespace, snap, "db_save_total_duration_seconds",
+		"Time to save a backend received as a snapshot.", 0.1, 10)
+	m.histogram(namespace, snap, "fsync_duration_seconds",
+		"Time to fsync a raft snapshot.", milli, octaves)
+	m.histogram(namespaceDebugging, snap, "save_marshalling_duration_seconds",
+		"Time to encode a raft snapshot.", milli, octaves)
+	m.histogram(namespaceDebugging, snap, "save_total_duration_seconds",
+		"Time to save a raft snapshot.", milli, octaves)
+	m.gauge(namespace, "server", "snapshot_apply_in_progress_total",
+		"1 while a snapshot from the leader is applied.")
+	m.counter(namespace, "server", "learner_promote_successes",
+		"Learners promoted while this member was the leader.")
 }
 
 func (m *Metrics) addHealth() {

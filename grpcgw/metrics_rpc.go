@@ -91,9 +91,11 @@ var requestTypes = map[string]string{
 // Methods whose numbers etcd exports under further names.
 const (
 	methodRange      = "/etcdserverpb.KV/Range"
+	methodStream     = "/etcdserverpb.KV/RangeStream"
 	methodHash       = "/etcdserverpb.Maintenance/Hash"
 	methodHashKV     = "/etcdserverpb.Maintenance/HashKV"
 	methodDefragment = "/etcdserverpb.Maintenance/Defragment"
+	methodSnapshot   = "/etcdserverpb.Maintenance/Snapshot"
 )
 
 // Announce makes the series of every method of a server exist, so that rates
@@ -200,6 +202,8 @@ func (m *Metrics) observeMethod(method string, seconds float64) {
 		m.hashRevision.Observe(seconds)
 	case methodDefragment:
 		m.defrag.Observe(seconds)
+	case methodSnapshot:
+		m.snapshot.Observe(seconds)
 	}
 }
 
@@ -269,10 +273,15 @@ var (
 		"1 while a defragmentation runs.", nil, nil)
 )
 
+// descReading counts requests: a view is immutable, so that reading from it opens
+// no transaction.
+var descReading = prometheus.NewDesc("etcd_mvcc_db_open_read_transactions",
+	"Range requests under way.", nil, nil)
+
 // Describe implements prometheus.Collector.
 func (m *rpcMetrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descStarted, descHandled, descMsgReceived, descMsgSent,
-		descBytesReceived, descBytesSent, descDefragging} {
+		descBytesReceived, descBytesSent, descDefragging, descReading} {
 		ch <- d
 	}
 }
@@ -285,7 +294,9 @@ func (m *rpcMetrics) Collect(ch chan<- prometheus.Metric) {
 	})
 	ch <- prometheus.MustNewConstMetric(descBytesReceived, prometheus.CounterValue, float64(m.received.Load()))
 	ch <- prometheus.MustNewConstMetric(descBytesSent, prometheus.CounterValue, float64(m.sent.Load()))
-	ch <- prometheus.MustNewConstMetric(descDefragging, prometheus.GaugeValue, m.method(methodDefragment).running())
+	ch <- prometheus.MustNewConstMetric(descDefragging, prometheus.GaugeValue, math.Min(1, m.method(methodDefragment).running()))
+	ch <- prometheus.MustNewConstMetric(descReading, prometheus.GaugeValue,
+		m.method(methodRange).running()+m.method(methodStream).running())
 }
 
 func (c *methodMetrics) collect(ch chan<- prometheus.Metric) {
@@ -301,11 +312,11 @@ func (c *methodMetrics) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// running is 1 while an RPC of the method is under way.
+// running is how many RPCs of the method are under way.
 func (c *methodMetrics) running() float64 {
 	handled := uint64(0)
 	for i := range c.handled {
 		handled += c.handled[i].Load()
 	}
-	return math.Min(1, math.Max(0, float64(c.started.Load())-float64(handled)))
+	return math.Max(0, float64(c.started.Load())-float64(handled))
 }

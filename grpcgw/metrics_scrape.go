@@ -14,8 +14,8 @@ import (
 	"github.com/troupe-db/troupe/watchactor"
 )
 
-// scrape reads, whenever Prometheus asks, what need not be counted: the newest
-// view, what raft says, and the mailboxes.
+// scrape collects at each scrape what need not be counted: the newest view, raft's
+// status, the mailboxes, and the process.
 type scrape struct{ metrics *Metrics }
 
 func newScrape(m *Metrics) *scrape { return &scrape{m} }
@@ -49,7 +49,7 @@ var (
 	descCommitted = gaugeDesc("troupe_raft_committed_index", "The raft index up to which entries are committed.")
 	descApplied   = gaugeDesc("troupe_raft_applied_index", "The raft index up to which entries are applied.")
 	descTerm      = gaugeDesc("troupe_raft_term", "The current raft term.")
-	descTrouble   = gaugeDesc("troupe_member_trouble", "1 for each thing that is wrong with this member, by its check of /readyz.", "check")
+	descTrouble   = gaugeDesc("troupe_member_trouble", "1 if this check of /readyz fails, 0 while the member is healthy.", "check")
 	descResident  = gaugeDesc("troupe_mvcc_resident_bytes", "Bytes of the keyspace's records held in memory.")
 )
 
@@ -75,12 +75,18 @@ var (
 	descRestarts  = prometheus.NewDesc("troupe_mailbox_restarts_total", "How often the actor was replaced.", mailboxLabels, nil)
 )
 
+// Descriptions of what scrape collects from the process.
+var (
+	descFDUsed  = gaugeDesc("os_fd_used", "File descriptors that the process has open.")
+	descFDLimit = gaugeDesc("os_fd_limit", "File descriptors that the process may have open.")
+)
+
 // Describe implements prometheus.Collector.
 func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descHasLeader, descIsLeader, descIsLearner, descServerID, descPending,
 		descTotal, descInUse, descKeys, descRevision, descCompacted, descAlarms, descPeers,
 		descWatchers, descStreams, descSlow, descWaiting, descEvents, descOverflows,
-		descCommitted, descApplied, descTerm, descTrouble, descResident,
+		descCommitted, descApplied, descTerm, descTrouble, descResident, descFDUsed, descFDLimit,
 		descDepth, descLimit, descHighWater, descBytes, descByteLimit, descByteHigh, descEnqueued, descRequests,
 		descRefused, descDropped, descBatches, descWait, descService, descRestarts} {
 		ch <- d
@@ -91,6 +97,7 @@ func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
 func (s *scrape) Collect(ch chan<- prometheus.Metric) {
 	if member := s.metrics.member.Load(); member != nil {
 		collectRaft(ch, *member)
+		s.collectTroubles(ch, (*member).Health())
 		if watches := (*member).Watches(); watches != nil {
 			collectWatches(ch, watches.Stats())
 		}
@@ -98,6 +105,7 @@ func (s *scrape) Collect(ch chan<- prometheus.Metric) {
 			collectView(ch, v, (*member).Identity().MemberID)
 		}
 	}
+	s.collectDescriptors(ch)
 	if s.metrics.cfg.Mailboxes != nil {
 		collectMailboxes(ch, s.metrics.cfg.Mailboxes())
 	}
@@ -112,8 +120,30 @@ func collectRaft(ch chan<- prometheus.Metric, member Member) {
 	gaugeMetric(ch, descCommitted, float64(r.Committed))
 	gaugeMetric(ch, descApplied, float64(r.Applied))
 	gaugeMetric(ch, descTerm, float64(r.Term))
-	for _, t := range member.Health() {
-		gaugeMetric(ch, descTrouble, 1, t.Check)
+}
+
+// collectTroubles exports a sample for every check, so that an alert on one does
+// not depend on the sample's absence.
+func (s *scrape) collectTroubles(ch chan<- prometheus.Metric, troubles []Trouble) {
+	failing := map[string]bool{}
+	for _, check := range s.metrics.cfg.Checks {
+		failing[check] = false
+	}
+	for _, t := range troubles {
+		failing[t.Check] = true
+	}
+	for check, fails := range failing {
+		gaugeMetric(ch, descTrouble, flagValue(fails), check)
+	}
+}
+
+func (s *scrape) collectDescriptors(ch chan<- prometheus.Metric) {
+	if s.metrics.cfg.Descriptors == nil {
+		return
+	}
+	if used, limit, err := s.metrics.cfg.Descriptors(); err == nil {
+		gaugeMetric(ch, descFDUsed, float64(used))
+		gaugeMetric(ch, descFDLimit, float64(limit))
 	}
 }
 
@@ -176,8 +206,9 @@ func collectMailboxes(ch chan<- prometheus.Metric, stats []actors.ActorStats) {
 	}
 }
 
-// pending is how many client requests the proposer has accepted and not yet
-// answered: it holds a request's place until then. Its other lanes are internal.
+// pending returns how many client requests the proposer has accepted and not yet
+// answered: its mailbox holds the place of a request until then. Its other lanes
+// are internal.
 func pending(proposer *actors.ActorStats) (requests int) {
 	for i := range proposer.Lanes {
 		if l := &proposer.Lanes[i]; l.Class == actors.Refuse {
@@ -187,8 +218,8 @@ func pending(proposer *actors.ActorStats) (requests int) {
 	return requests
 }
 
-// perStream tells whether a mailbox belongs to a single watch stream: those come
-// and go by the thousand, and stand on the debug page only.
+// perStream reports whether a mailbox belongs to a single watch stream. There are
+// thousands of those and each would be a series: they are on the debug page only.
 func perStream(name string) bool {
 	n, ok := strings.CutPrefix(name, actors.EdgePath+"/watch/")
 	return ok && n != "" && strings.Trim(n, "0123456789") == ""
