@@ -184,11 +184,21 @@ func (t *connTable) speaks(c *conn) {
 }
 
 // spoke records that a connection has sent something that only a client sends:
-// it is not closed any more to make room.
-func (t *connTable) spoke(c *conn) {
+// it is not closed any more to make room. It reports whether there is room to
+// serve gRPC on it.
+func (t *connTable) spoke(c *conn) (room bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.speaks(c)
+	return t.hasRoomForGRPC()
+}
+
+// hasRoomForGRPC reports whether gRPC may use an open connection, after closing
+// silent ones if that is what it takes. The caller holds t.mu.
+func (t *connTable) hasRoomForGRPC() bool {
+	limit := t.max()
+	// The connection itself is among the open ones.
+	return limit < 0 || t.makeRoom(max(limit-httpReserve, 0)+1, false)
 }
 
 // serve records that a connection is handed to a server, which closes it. It
@@ -198,11 +208,8 @@ func (t *connTable) serve(c *conn, isGRPC bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.speaks(c)
-	if limit := t.max(); isGRPC && limit >= 0 {
-		// c itself is among the open ones.
-		if !t.makeRoom(max(limit-httpReserve, 0)+1, false) {
-			return false
-		}
+	if isGRPC && !t.hasRoomForGRPC() {
+		return false
 	}
 	c.served = true
 	return true

@@ -130,7 +130,7 @@ func (g *Gateway) identify(c *conn) (isGRPC bool, err error) {
 		return false, err
 	}
 	if string(first) == firstBytes {
-		if isGRPC, err = identifyHTTP2(in, r, func() { g.conns.spoke(c) }); err != nil {
+		if isGRPC, err = identifyHTTP2(in, r, func() (room bool) { return g.conns.spoke(c) }); err != nil {
 			return false, err
 		}
 	}
@@ -139,8 +139,9 @@ func (g *Gateway) identify(c *conn) (isGRPC bool, err error) {
 }
 
 // identifyHTTP2 reads up to the header of the first request, and reports whether
-// that is gRPC's. spoke is called when the client has completed its preface.
-func identifyHTTP2(in *bufio.Reader, r *recorder, spoke func()) (isGRPC bool, err error) {
+// that is gRPC's. spoke is called when the client has completed its preface; unless
+// it returns true, only a request that has arrived already is considered.
+func identifyHTTP2(in *bufio.Reader, r *recorder, spoke func() (room bool)) (isGRPC bool, err error) {
 	preface := make([]byte, len(http2.ClientPreface))
 	if _, err := io.ReadFull(in, preface); err != nil {
 		return false, err
@@ -161,11 +162,14 @@ func identifyHTTP2(in *bufio.Reader, r *recorder, spoke func()) (isGRPC bool, er
 	if f, ok := frame.(*http2.SettingsFrame); !ok || f.IsAck() {
 		return false, errPreface
 	}
-	spoke()
-	if err := r.conn.SetDeadline(time.Now().Add(requestWait)); err != nil {
+	wait := requestWait
+	if !spoke() {
+		wait = 0 // or clients that will be refused take up the room meanwhile
+	}
+	if err := r.conn.SetDeadline(time.Now().Add(wait)); err != nil {
 		return false, err
 	}
-	r.greet = true
+	r.greet = wait > 0
 	return readRequest(framer, in, r)
 }
 

@@ -49,6 +49,7 @@ type Node struct {
 	space     space
 	integrity integrity
 	commit    actors.Stopwatch // runs during commits to the store
+	files     descriptors
 	hasher    atomic.Pointer[actors.Handle]
 	watchHub  atomic.Pointer[actors.Handle]
 
@@ -67,10 +68,18 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	limit, err := descriptorLimit()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkDescriptors(limit, cfg.dbDir(), cfg.walDir()); err != nil {
+		return nil, err
+	}
 	if err := prepareDataDir(&cfg); err != nil {
 		return nil, err
 	}
 	n := &Node{
+		files:     descriptors{limit: limit, count: descriptorsUsed, now: time.Now},
 		cfg:       cfg,
 		registry:  actors.NewRegistry(),
 		timeline:  actors.NewTimeline(),
@@ -88,6 +97,11 @@ func New(cfg Config) (*Node, error) {
 	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
 	n.metrics = grpcgw.NewMetrics(grpcgw.MetricsConfig{
 		Mailboxes: n.registry.Stats, QuotaBytes: cfg.Gateway.QuotaBytes,
+		Descriptors: func() (int, uint64, error) {
+			used, err := descriptorsUsed()
+			return used, limit, err
+		},
+		Checks:    troubleChecks,
 		SlowApply: cfg.SlowApply, Extensive: cfg.ExtensiveMetrics, Features: cfg.Features,
 	})
 	n.metrics.SetMember(n)
@@ -162,6 +176,7 @@ func (n *Node) startGateway() (err error) {
 	cfg := n.cfg.Gateway
 	cfg.Member, cfg.Observer, cfg.Logger = n, n.metrics, n.cfg.Logger
 	cfg.MinLeaseTTL = n.cfg.minLeaseTTL()
+	cfg.MaxConnections = n.files.connections
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
 	cfg.Election = n.cfg.Election
 	cfg.Reads = grpcgw.NewReads(n.cfg.Mailboxes.Reads, n.cfg.requestTimeout())
@@ -177,7 +192,7 @@ func (n *Node) startGateway() (err error) {
 	n.monitor = &http.Server{Handler: grpcgw.NewMetricsHandler(httpConfig), ReadHeaderTimeout: 10 * time.Second}
 	for _, l := range n.cfg.MetricsListeners {
 		go func() { // ends when Stop closes the server
-			if err := n.monitor.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := n.monitor.Serve(n.gateway.Limit(l)); !errors.Is(err, http.ErrServerClosed) {
 				n.fail(fmt.Errorf("node: serve metrics: %w", err))
 			}
 		}()

@@ -19,6 +19,9 @@ const (
 	troubleCorruption = "corruption"
 )
 
+// troubleChecks are all of them.
+var troubleChecks = []string{troubleFsync, troubleStore, troubleSpares, troubleSpace, troubleCorruption}
+
 // trouble is what is wrong with the member, beside what others know.
 type trouble struct {
 	noSpares atomic.Bool
