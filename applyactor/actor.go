@@ -3,8 +3,11 @@ package applyactor
 import (
 	"context"
 	"errors"
+	"slices"
+	"strconv"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/rs/zerolog"
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/troupe-db/troupe/actors"
@@ -28,19 +31,21 @@ type Config struct {
 	// Committed is told how many requests each committed entry carries, for
 	// metrics.
 	Committed func(requests int)
+	Logger    zerolog.Logger
 	Faults    *actors.Faults
 }
 
 // Actor applies entries.
 type Actor struct {
 	cfg    Config
-	ctx    context.Context // ends when the actor is told to stop
+	alarms []*applymsg.Alarm // the active ones, as of the last entry; never changed in place
+	ctx    context.Context   // ends when the actor is told to stop
 	cancel context.CancelFunc
 }
 
 // New returns the stage.
 func New(cfg Config) actors.Stage {
-	a := &Actor{cfg: cfg}
+	a := &Actor{cfg: cfg, alarms: cfg.State.Alarms()}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return actors.Stage{
 		Name:  actors.CoreApply,
@@ -92,6 +97,24 @@ func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 	if err != nil {
 		panic(err)
 	}
+	if ops.Cluster != nil {
+		a.logAlarms(ops.Cluster.Alarms)
+	}
 	a.cfg.Committed(len(ops.Ops))
 	return ops
+}
+
+// logAlarms writes a line for each alarm that an entry raised or disarmed.
+func (a *Actor) logAlarms(now []*applymsg.Alarm) {
+	write := func(text string, of, without []*applymsg.Alarm) {
+		for _, alarm := range of {
+			same := func(b *applymsg.Alarm) bool { return b.MemberId == alarm.MemberId && b.Type == alarm.Type }
+			if !slices.ContainsFunc(without, same) {
+				a.cfg.Logger.Info().Stringer("alarm", alarm.Type).Str("member-id", strconv.FormatUint(alarm.MemberId, 16)).Msg(text)
+			}
+		}
+	}
+	write("alarm raised", now, a.alarms)
+	write("alarm disarmed", a.alarms, now)
+	a.alarms = now
 }

@@ -1,6 +1,7 @@
 package applyactor
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -31,6 +33,8 @@ type rig struct {
 	faults *actors.Faults
 	index  uint64
 
+	log bytes.Buffer // written by the actor: read it when that is idle
+
 	mu        sync.Mutex
 	committed []int
 }
@@ -39,7 +43,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, mvcc *actors.Mailbox) *rig {
 	r := &rig{t: t, sys: sys, faults: actors.NewFaults()}
 	r.stage = New(Config{
 		Epoch: epoch, State: apply.NewState(0, nil, nil), Limit: actors.Limit{Requests: 1024, Bytes: 64 << 20},
-		MVCC: mvcc, Timeline: actors.NewTimeline(), Faults: r.faults,
+		MVCC: mvcc, Timeline: actors.NewTimeline(), Logger: zerolog.New(&r.log), Faults: r.faults,
 		Committed: func(n int) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -116,6 +120,51 @@ func TestOneExecutePerBatch(t *testing.T) {
 		defer r.mu.Unlock()
 		if got, want := fmt.Sprint(r.committed), "[1 1 2 3 0 4]"; got != want {
 			t.Fatalf("committed %v, want %v", got, want)
+		}
+	})
+}
+
+// TestAlarmsAreLogged: an alarm writes one line when it is raised, by whomever, and
+// one when it is disarmed.
+func TestAlarmsAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := actorstest.NewSystem(t)
+		r := newRig(t, sys, actorstest.NewProbe(t, sys, actors.CoreMVCC).Mailbox)
+		alarm := func(action pb.AlarmRequest_AlarmAction, kind pb.AlarmType) *applymsg.Request {
+			return &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{MemberID: 0xab, Action: action, Alarm: kind}}}
+		}
+		disk := func(raised bool) *applymsg.Request {
+			return &applymsg.Request{Op: &applymsg.Request_DiskAlarm{DiskAlarm: &applymsg.DiskAlarm{MemberId: 0xab, Raised: raised}}}
+		}
+		raised := func(kind string) string {
+			return `{"level":"info","alarm":"` + kind + `","member-id":"ab","message":"alarm raised"}` + "\n"
+		}
+		disarmed := func(kind string) string { return strings.Replace(raised(kind), "raised", "disarmed", 1) }
+		for _, step := range []struct {
+			request *applymsg.Request
+			want    string
+		}{
+			{disk(true), raised("NOSPACE")},
+			{alarm(pb.AlarmRequest_ACTIVATE, pb.AlarmType_NOSPACE), ""}, // it was raised by the disk
+			{disk(false), ""}, // it stays
+			{alarm(pb.AlarmRequest_GET, pb.AlarmType_NONE), ""},
+			{alarm(pb.AlarmRequest_ACTIVATE, pb.AlarmType_CORRUPT), raised("CORRUPT")},
+			{alarm(pb.AlarmRequest_ACTIVATE, pb.AlarmType_CORRUPT), ""},
+			{alarm(pb.AlarmRequest_DEACTIVATE, pb.AlarmType_NOSPACE), disarmed("NOSPACE")},
+			{alarm(pb.AlarmRequest_DEACTIVATE, pb.AlarmType_NOSPACE), ""},
+			{alarm(pb.AlarmRequest_DEACTIVATE, pb.AlarmType_CORRUPT), disarmed("CORRUPT")},
+		} {
+			data, err := proto.Marshal(&applymsg.RequestBatch{Id: 1, Requests: []*applymsg.Request{step.request}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.index++
+			r.post(&raftpb.Entry{Index: new(r.index), Term: new(uint64(1)), Data: data})
+			synctest.Wait()
+			if got := r.log.String(); got != step.want {
+				t.Errorf("%v: logged %q, want %q", step.request, got, step.want)
+			}
+			r.log.Reset()
 		}
 	})
 }

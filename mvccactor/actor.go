@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -75,6 +76,7 @@ type Config struct {
 	Hash     func()
 	Timeline *actors.Timeline
 	Observe  Observer
+	Logger   zerolog.Logger
 	Faults   *actors.Faults
 }
 
@@ -157,9 +159,11 @@ type Actor struct {
 	cleaned       bool // records were cut or reclaimed since the last view
 	compacting    bool // a CompactStep is on its way
 	compactStart  int64
-	unpersisted   int  // bytes since the last Persist, in the store or in the log
-	dirty         bool // something changed since the last Persist
-	persistsUnder int  // Persists not answered
+	compactLogged int64 // the last revision whose compaction was logged
+	compactDrops  int64 // what the store had dropped by then
+	unpersisted   int   // bytes since the last Persist, in the store or in the log
+	dirty         bool  // something changed since the last Persist
+	persistsUnder int   // Persists not answered
 
 	persists int64 // what TakeDirty returned and the store has: Open's own and Persists answered
 
@@ -206,7 +210,8 @@ func (a *Actor) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		a.publish()
-		a.cfg.Compacted.set(a.store.CompactRevision())
+		a.compactLogged, a.compactDrops = a.store.CompactRevision(), a.store.Dropped()
+		a.cfg.Compacted.set(a.compactLogged)
 	case *actors.Batch:
 		a.batch(m)
 	case *actor.Stopping: // after a panic as well
@@ -433,11 +438,26 @@ func codeOf(err error) raftmsg.Code {
 // startCompacting begins to cut what the compact revision leaves behind.
 func (a *Actor) startCompacting() {
 	if a.store.CompactDone() {
-		a.cfg.Compacted.set(a.store.CompactRevision())
+		rev := a.store.CompactRevision()
+		a.cfg.Compacted.set(rev)
+		a.logCompaction(rev, 0)
 		return
 	}
 	a.compacting, a.compactStart = true, actors.Now()
 	a.nextStep()
+}
+
+// logCompaction writes a line, in etcd's words, when nothing below a revision is
+// left in the index, once for each revision.
+func (a *Actor) logCompaction(rev int64, took time.Duration) {
+	if rev <= a.compactLogged {
+		return
+	}
+	versions, sizes := a.store.Dropped()-a.compactDrops, a.store.Sizes()
+	a.compactLogged, a.compactDrops = rev, a.store.Dropped()
+	a.cfg.Logger.Info().Int64("compact-revision", rev).Stringer("took", took).Int64("number-of-keys-compacted", versions).
+		Int64("current-db-size-bytes", sizes.Total()).Int64("current-db-size-in-use-bytes", sizes.InUse()).
+		Msg("finished scheduled compaction")
 }
 
 func (a *Actor) nextStep() {
@@ -463,8 +483,10 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 	switch {
 	case done:
 		a.compacting = false
+		took := time.Duration(actors.Now() - a.compactStart)
 		a.cfg.Compacted.set(rev)
-		a.cfg.Observe.Compacted(time.Duration(actors.Now() - a.compactStart))
+		a.cfg.Observe.Compacted(took)
+		a.logCompaction(rev, took)
 	case cut:
 		a.nextStep()
 	default:

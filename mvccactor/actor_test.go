@@ -1,6 +1,7 @@
 package mvccactor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -414,6 +415,43 @@ func TestCompactionInSteps(t *testing.T) {
 		}
 		if err := r.compacted.Await(context.Background(), rev-1); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// TestCompactionIsLogged: a compaction writes one line when it has ended, also
+// when nothing was superseded, and none for those before a start.
+func TestCompactionIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := newRig(t, actorstest.NewSystem(t), rigConfig{replayedTo: 1 << 20, log: &log})
+		for range 5 {
+			r.do(put("k", "v"))
+		}
+		line := func() string {
+			synctest.Wait()
+			defer log.Reset()
+			return log.String()
+		}
+		if text := line(); text != "" {
+			t.Errorf("logged %q before a compaction", text)
+		}
+		for _, tc := range []struct{ revision, versions int }{{4, 2}, {5, 1}} {
+			r.do(compaction(int64(tc.revision)))
+			text := line()
+			if strings.Count(text, "\n") != 1 {
+				t.Errorf("logged %q, want one line", text)
+			}
+			for _, want := range []string{`"message":"finished scheduled compaction"`, fmt.Sprintf(`"compact-revision":%d,`, tc.revision),
+				fmt.Sprintf(`"number-of-keys-compacted":%d,`, tc.versions), `"took":"`, `"current-db-size-in-use-bytes":`, `"level":"info"`} {
+				if !strings.Contains(text, want) {
+					t.Errorf("the line lacks %s: %s", want, text)
+				}
+			}
+			r.do(compaction(int64(tc.revision)), put("k", "v")) // compacted already
+			if text := line(); text != "" {
+				t.Errorf("logged again: %q", text)
+			}
 		}
 	})
 }

@@ -2,12 +2,14 @@ package mvccactor
 
 import (
 	"errors"
+	"io"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -87,6 +89,7 @@ type rigConfig struct {
 	cache      int64
 	room       func(bytes int) bool
 	lease      *actors.Mailbox // nil: of a probe
+	log        io.Writer       // nil: none
 }
 
 type rig struct {
@@ -164,7 +167,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster()},
 		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Awaited: func(uint64) bool { return true }, Lease: cfg.lease,
 		Compacted: r.compacted, ReplayedTo: cfg.replayedTo, Hash: func() { r.mu.Lock(); defer r.mu.Unlock(); r.hashes++ },
-		Timeline: actors.NewTimeline(), Observe: r, Faults: r.faults,
+		Timeline: actors.NewTimeline(), Observe: r, Logger: zerolog.New(cfg.log), Faults: r.faults,
 	})
 	persister.Connect(r.stage.Mailbox)
 	r.mvcc = actorstest.Spawn(t, r.sys, r.stage)

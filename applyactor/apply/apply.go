@@ -46,6 +46,9 @@ func NewState(index uint64, conf *raftpb.ConfState, cluster *mvccmsg.Cluster) *S
 	return &State{index: index, conf: conf, cluster: cluster}
 }
 
+// Alarms returns the active alarms, which must not be changed.
+func (s *State) Alarms() []*applymsg.Alarm { return s.cluster.Alarms }
+
 // Apply decodes an entry and decides what of it the keyspace has to do. Entries
 // come in order and without gaps.
 func (s *State) Apply(e *raftpb.Entry) (*mvccmsg.EntryOps, error) {

@@ -243,13 +243,13 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Deliver: n.deliver, Awaited: n.replies.Awaited, Compacted: n.compacted,
 		Lease: leaseStage.Mailbox, LeaseLane: leaseactor.ChangesLane,
 		ReplayedTo: log.LastIndex(), Hash: n.wakeHash,
-		Timeline: n.timeline, Observe: watch, Faults: faults,
+		Timeline: n.timeline, Observe: watch, Logger: n.cfg.Logger, Faults: faults,
 	})
 	persister.Connect(mvccStage.Mailbox)
 	applyStage := applyactor.New(applyactor.Config{
 		Epoch: epoch, State: apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
 		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
-		Timeline: n.timeline, Committed: n.metrics.CountCommitted, Faults: faults,
+		Timeline: n.timeline, Committed: n.metrics.CountCommitted, Logger: n.cfg.Logger, Faults: faults,
 	})
 	walStage := walactor.New(walactor.Config{
 		Epoch: epoch, Member: n.cfg.MemberID, Log: log, Limit: limits.WAL,
