@@ -25,49 +25,50 @@ const (
 	DefaultReadWait = 7 * time.Second
 )
 
-// Config is what a Gateway needs. Member and Logger are required; DefaultConfig
-// fills in the rest.
+// Config configures a Gateway. Member and Logger are required; DefaultConfig fills
+// in the rest.
 type Config struct {
 	Member Member
-	// HTTP answers what is not gRPC; nil answers 404 to all.
+	// HTTP serves requests that are not gRPC; nil answers all of them with 404.
 	HTTP http.Handler
-	// Observer counts what passes; nil for none.
+	// Observer counts RPCs, messages and connections; nil for none.
 	Observer Observer
 	Logger   zerolog.Logger
 
-	// MaxRequestBytes bounds a write as it is proposed. gRPC accepts messages of
-	// 512 KiB more. Bytes.
+	// MaxRequestBytes bounds the encoded size of a write, in bytes. gRPC accepts
+	// messages of 512 KiB more.
 	MaxRequestBytes int
 	// Reads bounds the reads; nil makes one with DefaultReads.
 	Reads *Reads
 	// MaxTxnOps bounds the compares, and the operations of each branch, of a txn.
 	MaxTxnOps int
-	// MaxConcurrentStreams bounds the RPCs of one connection at a time.
+	// MaxConcurrentStreams bounds the concurrent RPCs of one connection.
 	MaxConcurrentStreams uint32
 	// MaxConnections returns how many client connections may be open, given how many
-	// are: it is asked for each new one, under a lock, and must not block. Those
-	// beyond are refused. Of the last ones only HTTP is served, not gRPC. Nil is no
-	// limit.
+	// are open. It is called for each new connection with a lock held, and must not
+	// block. Connections beyond the limit are refused; gRPC is refused 32 below it,
+	// so that plain HTTP is always served. Nil is no limit.
 	MaxConnections func(open int) int
 	// QuotaBytes bounds the keyspace: a put beyond it raises NOSPACE. Zero means
 	// the default, below zero means no quota.
 	QuotaBytes int64
-	// MinLeaseTTL is the shortest time of a lease in seconds.
+	// MinLeaseTTL is the shortest TTL of a lease in seconds.
 	MinLeaseTTL int64
-	// SlowRequest is the duration from which a unary request is logged; 0 logs none.
+	// SlowRequest is the duration above which a unary request is logged; 0 logs none.
 	SlowRequest time.Duration
-	// WatchProgress is how often idle watchers are told of progress that ask for
-	// it; 0 means the default.
+	// WatchProgress is the interval of progress notifications to idle watchers that
+	// requested them; 0 means the default.
 	WatchProgress time.Duration
-	// Election is the election timeout: streams that require a leader are cancelled
-	// when there was none for three of them; 0 never cancels.
+	// Election is the election timeout. Streams that require a leader are cancelled
+	// after three of them without a leader; 0 never cancels.
 	Election time.Duration
 
-	// KeepaliveMinTime is the shortest time between pings that a client may send;
-	// 0 leaves gRPC's own of five minutes.
+	// KeepaliveMinTime is the shortest interval at which a client may send pings; 0
+	// is gRPC's default of five minutes.
 	KeepaliveMinTime time.Duration
-	// KeepaliveInterval is how often an idle client is pinged, and KeepaliveTimeout
-	// how long its answer may take. Either being 0 leaves gRPC's own.
+	// An idle client is pinged every KeepaliveInterval, and its connection is closed
+	// if it does not answer within KeepaliveTimeout. If either is 0, both are gRPC's
+	// defaults.
 	KeepaliveInterval time.Duration
 	KeepaliveTimeout  time.Duration
 }
@@ -88,10 +89,10 @@ func DefaultConfig() Config {
 	}
 }
 
-// errConfig is wrapped by every complaint about a Config.
+// errConfig is wrapped by the errors of Validate.
 var errConfig = errors.New("grpcgw: bad configuration")
 
-// Validate names the first setting that cannot work.
+// Validate returns an error that names the first invalid setting.
 func (c *Config) Validate() error {
 	switch {
 	case c.Member == nil:

@@ -1,5 +1,8 @@
-// Package grpcgw is the door of a member: it serves etcd's gRPC API, and HTTP on
-// the same listeners.
+// Package grpcgw serves etcd's gRPC API in front of a member, and plain HTTP on the
+// same listeners.
+//
+// A connection is counted against a limit (conns.go) and goes to the gRPC or the
+// HTTP server once its first bytes show its protocol (sniff.go).
 //
 // A request is checked in etcd's order, so that a bad one gets etcd's error and
 // costs the pipeline nothing. A write then goes to the member's proposer and
@@ -8,8 +11,8 @@
 // stored records spliced into the response (codec.go).
 //
 // One interceptor per kind of RPC does what every request needs: counting, the
-// leader and learner checks, and the log of slow requests. It is kept cheap: the
-// processor time of a put is this project's yardstick.
+// leader and learner checks, and the slow request log. It is on the path of every
+// request and must stay cheap.
 //
 // Only errors.go knows gRPC's codes.
 package grpcgw

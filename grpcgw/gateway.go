@@ -23,11 +23,11 @@ import (
 )
 
 // grpcOverheadBytes is by how much a message may exceed the largest request, as
-// in etcd: then the request is refused by its own size, not by gRPC.
+// in etcd, so that a request that is too large gets etcd's error and not gRPC's.
 const grpcOverheadBytes = 512 << 10
 
 const (
-	// headerTimeout bounds how long an HTTP request's head may take to arrive.
+	// headerTimeout bounds how long the header of an HTTP request may take to arrive.
 	headerTimeout = 30 * time.Second
 	// idleTimeout is how long an idle HTTP connection is kept.
 	idleTimeout = 2 * time.Minute
@@ -64,7 +64,7 @@ type Gateway struct {
 	listeners map[net.Listener]struct{}
 }
 
-// New returns a Gateway that serves nothing yet.
+// New returns a Gateway. It serves nothing until Serve is called.
 func New(cfg Config) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -134,8 +134,9 @@ func (g *Gateway) newGRPC() *grpc.Server {
 	return s
 }
 
-// register offers the services. Those without an implementation are registered
-// for their error, Unimplemented, to pass the interceptors and be counted.
+// register registers the services. Services without an implementation are
+// registered too, so that their calls, which fail with Unimplemented, pass the
+// interceptors and are counted.
 func (g *Gateway) register(s *grpc.Server) {
 	s.RegisterService(kvService(), &kv{Gateway: g})
 	pb.RegisterMaintenanceServer(s, &maintenance{Gateway: g})
@@ -146,9 +147,9 @@ func (g *Gateway) register(s *grpc.Server) {
 	healthpb.RegisterHealthServer(s, g.health)
 }
 
-// Serve accepts connections on the listeners until Stop, which closes them. It
-// may be called again with more. It returns ErrStopped after Stop, or the first
-// error of a listener; the other listeners go on being served then.
+// Serve accepts connections on the listeners until Stop, which closes them. It may
+// be called again with other listeners. It returns ErrStopped after Stop, or the
+// first error of a listener, after which the other listeners are still served.
 func (g *Gateway) Serve(listeners ...net.Listener) error {
 	for _, l := range listeners {
 		if !g.adopt(l) {
@@ -191,9 +192,8 @@ func closeAll(listeners []net.Listener) error {
 	return errors.Join(errs...)
 }
 
-// Stop accepts nothing new and lets requests under way finish until the context
-// ends; then their connections are closed. It returns the context's error if it
-// came to that.
+// Stop closes the listeners and waits for the requests in progress. When ctx ends
+// first, it closes their connections and returns the context's error.
 func (g *Gateway) Stop(ctx context.Context) error {
 	g.close()
 	g.health.Shutdown()

@@ -108,7 +108,7 @@ func (cfg *HTTPConfig) readIndex(ctx context.Context) error {
 	return codeError(code)
 }
 
-// check is one line of /livez or /readyz.
+// check is a line of /livez or /readyz.
 type check struct {
 	name string
 	run  func(context.Context) error

@@ -12,40 +12,39 @@ const (
 	KindStream = "stream"
 )
 
-// Observer is told of every RPC and of every message on client connections. Its
-// methods are on the path of each request: they must be cheap and never block.
+// Observer counts RPCs, messages and client connections. Its methods are on the
+// path of each request: they must be cheap and never block.
 type Observer interface {
-	// Started tells that an RPC begins. Method is as "/etcdserverpb.KV/Put",
-	// clientVersion what the client says of its API version, "unknown" if
-	// nothing.
+	// Started is called when an RPC begins. Method is as "/etcdserverpb.KV/Put",
+	// clientVersion the API version that the client sent, or "unknown".
 	Started(method, kind, clientVersion string)
-	// Handled tells the outcome of the same RPC: err is what the client gets.
+	// Handled is called when the handler of an RPC has returned; err is the client's
+	// error.
 	Handled(method, kind string, err error, elapsed time.Duration)
-	// Announce tells, before serving, which methods there are.
+	// Announce is called once, before serving, with the methods of the server.
 	Announce(server interface {
 		GetServiceInfo() map[string]grpc.ServiceInfo
 	})
 	// CountStream returns a stream that counts its messages.
 	CountStream(method string, stream grpc.ServerStream) grpc.ServerStream
-	// ObserveRange tells of one lookup in the keyspace.
+	// ObserveRange records a lookup in the keyspace.
 	ObserveRange(success bool, elapsed time.Duration)
-	// SentEvents, SentControl and SentProgress tell how long it took to send a
-	// response of a watch stream, or a part of one.
+	// SentEvents, SentControl and SentProgress record how long it took to send a
+	// response of a watch stream, or a fragment of one.
 	SentEvents(events int, elapsed time.Duration)
 	SentControl(elapsed time.Duration)
 	SentProgress(elapsed time.Duration)
-	// Received and Sent tell the size of a message in its encoding, in bytes.
+	// Received and Sent record the encoded size of a message in bytes.
 	Received(bytes int)
 	Sent(bytes int)
-	// Connections reports by how much the number of open client connections
-	// changed.
+	// Connections adds to the number of open client connections.
 	Connections(change int)
-	// Refused reports a connection that was closed instead of served, for one of
+	// Refused counts a connection that was closed instead of served, for one of
 	// the reasons RefusedLimit, RefusedSilent and RefusedTimeout.
 	Refused(reason string)
 }
 
-// blind is an Observer that counts nothing.
+// blind is an Observer that does nothing.
 type blind struct{}
 
 func (blind) Started(string, string, string)               {}
