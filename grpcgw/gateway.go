@@ -89,17 +89,24 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	g.envelope = envelopeBytes(g.identity.MemberID)
 	g.grpc = g.newGRPC()
-	g.http = &http.Server{
-		Handler:           cfg.HTTP,
+	g.http = NewHTTPServer(cfg.HTTP)
+	return g, nil
+}
+
+// NewHTTPServer returns a server of plain HTTP, also over HTTP/2 with prior
+// knowledge.
+func NewHTTPServer(h http.Handler) *http.Server {
+	s := &http.Server{
+		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		// The errors of clients are not worth a log line.
 		ErrorLog:  log.New(io.Discard, "", 0),
 		Protocols: new(http.Protocols),
 	}
-	g.http.Protocols.SetHTTP1(true)
-	g.http.Protocols.SetUnencryptedHTTP2(true)
-	return g, nil
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	return s
 }
 
 // newGRPC builds the gRPC server. Buffers, windows and goroutines are gRPC's

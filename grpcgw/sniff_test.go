@@ -174,6 +174,28 @@ func TestHTTP2WithoutGRPC(t *testing.T) {
 	}
 }
 
+// TestHTTPServer: listeners for metrics alone are served over both versions of
+// HTTP too.
+func TestHTTPServer(t *testing.T) {
+	l := listen(t, "tcp", "127.0.0.1:0")
+	s := NewHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	for want, client := range map[string]*http.Client{"HTTP/1.1": {Transport: &http.Transport{}}, "HTTP/2.0": h2client()} {
+		resp, err := client.Get("http://" + l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := body(t, resp); got != want {
+			t.Errorf("served over %q, want %q", got, want)
+		}
+	}
+	_ = s.Close()
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
+	}
+}
+
 // answer reads a response to stream 1, acknowledging SETTINGS.
 func answer(t *testing.T, f *http2.Framer) string {
 	t.Helper()

@@ -189,7 +189,7 @@ func (n *Node) startGateway() (err error) {
 			n.fail(fmt.Errorf("node: serve clients: %w", err))
 		}
 	}()
-	n.monitor = &http.Server{Handler: grpcgw.NewMetricsHandler(httpConfig), ReadHeaderTimeout: 10 * time.Second}
+	n.monitor = grpcgw.NewHTTPServer(grpcgw.NewMetricsHandler(httpConfig))
 	for _, l := range n.cfg.MetricsListeners {
 		go func() { // ends when Stop closes the server
 			if err := n.monitor.Serve(n.gateway.Limit(l)); !errors.Is(err, http.ErrServerClosed) {
