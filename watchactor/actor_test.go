@@ -12,6 +12,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/actors"
@@ -251,6 +252,68 @@ func TestPastPresentFuture(t *testing.T) {
 		r.put("b", "")
 		c.expect("")
 	})
+}
+
+// TestPrevKVOfCreation: a put that creates its key shows no pair before, even if the
+// key existed one revision earlier and the same transaction deleted it; a deletion
+// shows the pair of one revision earlier. The wanted events are those of etcd 3.7.3,
+// live and from history.
+func TestPrevKVOfCreation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		put := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("k")}}}
+		del := &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{
+			RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: []byte{0}}}}
+		c := r.open(nil)
+		c.create(&pb.WatchCreateRequest{Key: []byte("k"), PrevKv: true})
+		c.create(&pb.WatchCreateRequest{Key: []byte("k")})
+		c.expect("0@1 created; 1@1 created; ")
+		r.put("k", "")
+		var live strings.Builder
+		live.WriteString(c.takeOf(0))
+		for _, txn := range [][]*pb.RequestOp{{del, put, del}, {put, del}, {put}, {del, put}, {put}} {
+			if _, err := r.store.Txn(&pb.TxnRequest{Success: txn}); err != nil {
+				t.Fatal(err)
+			}
+			r.store.Publish(mvcc.Applied{})
+			live.WriteString(c.takeOf(0))
+		}
+		want := "k=2 -k=3(2) k=3 -k=3(2) k=4 -k=4 k=5 -k=6(5) k=6 k=7(6) "
+		if got := live.String(); got != want {
+			t.Errorf("live: got  %s\nwant %s", got, want)
+		}
+		c.create(&pb.WatchCreateRequest{Key: []byte("k"), PrevKv: true, StartRevision: 1})
+		c.create(&pb.WatchCreateRequest{Key: []byte("k"), StartRevision: 1})
+		if got := c.takeOf(2); got != want {
+			t.Errorf("from history: got  %s\nwant %s", got, want)
+		}
+	})
+}
+
+// takeOf returns the events that came for a watch since the last time: key and
+// revision, a deletion with a minus, the revision of the pair before in brackets.
+func (c *client) takeOf(id int64) string {
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var b strings.Builder
+	for _, r := range c.got {
+		for _, e := range r.Events {
+			if r.WatchId != id {
+				continue
+			}
+			if e.Type == mvccpb.Event_DELETE {
+				b.WriteByte('-')
+			}
+			fmt.Fprintf(&b, "%s=%d", e.Kv.Key, e.Kv.ModRevision)
+			if e.PrevKv != nil {
+				fmt.Fprintf(&b, "(%d)", e.PrevKv.ModRevision)
+			}
+			b.WriteByte(' ')
+		}
+	}
+	c.got = nil
+	return b.String()
 }
 
 // TestOverflow: a client that does not read costs what its mailbox holds and no

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // Event is one change of one key, as it stands in the log of revisions.
@@ -39,6 +40,23 @@ func (e *Event) Key() []byte {
 		return nil
 	}
 	return rec[i : i+n : i+n]
+}
+
+// Creation reports whether the event is a put that created its key: the key did
+// not exist, or an earlier change of the same revision deleted it. As in etcd such
+// an event has no previous pair, whatever the key held one revision before.
+func (e *Event) Creation() bool {
+	key := e.Key()
+	if e.Tombstone || key == nil {
+		return false
+	}
+	// The create revision follows the key.
+	rest := e.Record[1+protowire.SizeBytes(len(key)):]
+	if len(rest) == 0 || rest[0] != fieldCreateRevision<<3 {
+		return false
+	}
+	create, n := protowire.ConsumeVarint(rest[1:])
+	return n > 0 && int64(create) == e.Revision.Main
 }
 
 // KeyValue returns the pair that a watcher is shown: of a deletion, the key and

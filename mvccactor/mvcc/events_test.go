@@ -65,6 +65,9 @@ func (h *harness) checkEvent(v *View, e *Event, want modelRecord) {
 	if e.Revision != want.rev || e.Tombstone != want.tombstone || !proto.Equal(kv, shown) || string(e.Key()) != string(shown.Key) {
 		h.t.Fatalf("event %v %v %v, want %v %v %v", e.Revision, e.Tombstone, kv, want.rev, want.tombstone, shown)
 	}
+	if got, want := e.Creation(), !want.tombstone && kv.CreateRevision == kv.ModRevision; got != want {
+		h.t.Fatalf("event %v %v is a creation: got %t, want %t", e.Revision, kv, got, want)
+	}
 	main := e.Revision.Main
 	if main-1 < h.model.compact {
 		return

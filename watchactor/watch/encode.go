@@ -30,6 +30,16 @@ const (
 // prev is the record of the pair before, nil for none or if nobody asked.
 func Encode(e mvcc.Event, prev []byte) []byte { return AppendEvent(nil, e, prev) }
 
+// previous returns the record that an event shows as prev_kv: the pair as it was
+// one revision before, nil for none. A put that creates its key has none even if
+// the key existed one revision before, because the same transaction deleted it.
+func previous(e *mvcc.Event, key []byte, before func(key []byte, main int64) ([]byte, error)) ([]byte, error) {
+	if e.Creation() {
+		return nil, nil
+	}
+	return before(key, e.Revision.Main)
+}
+
 // SharedBytes is from which size on an event is worth to be sent as it is, to each
 // who gets it. Smaller ones are copied into the message: that costs less than one
 // more buffer on the way. It must not be used again after it was sent.

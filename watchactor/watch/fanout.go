@@ -129,7 +129,7 @@ func (f *Fanout) Match(e mvcc.Event, before func(key []byte, main int64) ([]byte
 		}
 		if event.WithPrev == nil && s.prev > 0 {
 			var prev []byte
-			if prev, err = before(key, e.Revision.Main); err != nil {
+			if prev, err = previous(&e, key, before); err != nil {
 				return bytes, err
 			}
 			event.WithPrev = Encode(e, prev)

@@ -222,24 +222,44 @@ func (w *world) write() {
 	}
 	revision := w.store.Revision() + 1
 	for _, key := range keys {
-		old := w.state[key]
-		switch {
-		case w.rng.IntN(3) > 0:
+		before := w.state[key] // as a deletion shows it, whatever the transaction has put since
+		put := func() {
+			old := w.state[key]
 			value := strings.Repeat("v", w.rng.IntN(100))
 			kv := &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), CreateRevision: revision, ModRevision: revision, Version: 1}
+			h := happened{revision: revision, kv: kv}
 			if old != nil {
-				kv.CreateRevision, kv.Version = old.CreateRevision, old.Version+1
+				kv.CreateRevision, kv.Version, h.prev = old.CreateRevision, old.Version+1, before
 			}
 			txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
 				RequestPut: &pb.PutRequest{Key: []byte(key), Value: []byte(value)}}})
 			w.state[key] = kv
-			w.history = append(w.history, happened{revision: revision, kv: kv, prev: old})
-		case old != nil:
+			w.history = append(w.history, h)
+		}
+		del := func() {
 			txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{
 				RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)}}})
+			if w.state[key] == nil {
+				return
+			}
 			delete(w.state, key)
-			w.history = append(w.history, happened{revision: revision, deletion: true, prev: old,
+			w.history = append(w.history, happened{revision: revision, deletion: true, prev: before,
 				kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: revision}})
+		}
+		switch n := w.rng.IntN(30); {
+		case n < 3: // the only forms in which clients can change a key twice in a transaction
+			del()
+			put()
+			if n == 0 {
+				del()
+			}
+		case n < 5:
+			put()
+			del()
+		case n < 20:
+			put()
+		default:
+			del()
 		}
 	}
 	if _, _, err := w.store.Txn(txn, false); err != nil {

@@ -93,7 +93,7 @@ func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, 
 		if *field == nil {
 			var prev []byte
 			if g.prevKV {
-				p, perr := before(key, e.Revision.Main)
+				p, perr := previous(&e, key, before)
 				if perr != nil {
 					err = perr
 				}
