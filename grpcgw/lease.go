@@ -105,8 +105,9 @@ type leaseLine struct {
 	left time.Duration
 }
 
-// leasesByEnd returns the leases of a view, those first that end first. One of
-// whose time nothing is known has all of it.
+// leasesByEnd returns the leases of a view in order of expiry; those that expire
+// together in the order in which they were granted, as far as the log tells it. A
+// lease whose time is not known has all of it.
 func leasesByEnd(view *mvcc.View, left map[int64]time.Duration) []leaseLine {
 	lines := make([]leaseLine, 0, view.Sizes.Leases)
 	for l := range view.Leases() {
@@ -117,7 +118,7 @@ func leasesByEnd(view *mvcc.View, left map[int64]time.Duration) []leaseLine {
 		lines = append(lines, line)
 	}
 	slices.SortFunc(lines, func(a, b leaseLine) int {
-		return cmp.Or(cmp.Compare(a.left, b.left), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(a.left, b.left), cmp.Compare(a.Granted, b.Granted), cmp.Compare(a.ID, b.ID))
 	})
 	return lines
 }

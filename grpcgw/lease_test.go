@@ -180,6 +180,16 @@ func TestLeaseLeases(t *testing.T) {
 	if m.readIndexes != 0 {
 		t.Error("a linearizable read")
 	}
+	// Equal times: in the order of their grants, whatever the ids are.
+	m.set(func() { m.left = nil })
+	for _, id := range []int64{9, 7, 8} {
+		if _, err := lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: id, TTL: 50}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := ids(), []int64{9, 7, 8, 1, 3, 5, 2, 4}; !slices.Equal(got, want) {
+		t.Errorf("leases of equal time: got %v, want %v", got, want)
+	}
 }
 
 func TestLeaseKeepAlive(t *testing.T) {

@@ -67,6 +67,8 @@ type Table struct {
 	cfg    Config
 	leases map[int64]*lease
 	due    queue
+	// free is later than every grant and renewal by one nanosecond; see instant.
+	free int64
 
 	// Ids of leases to be revoked, written down, and renewed after a reset, each
 	// in the order in which that became due.
@@ -99,8 +101,18 @@ func (t *Table) End() {
 // Grant adds a lease, unless it is there.
 func (t *Table) Grant(now int64, id, ttl int64) {
 	if t.leases[id] == nil {
-		t.add(now, Lease{ID: id, TTL: ttl}, add(now, max(ttl, t.cfg.MinTTL)))
+		t.add(now, Lease{ID: id, TTL: ttl}, add(t.instant(now), max(ttl, t.cfg.MinTTL)))
 	}
+}
+
+// instant returns now for a grant or a renewal, or the next later nanosecond that no
+// grant or renewal has had. Those of one batch share a reading of the clock, but
+// leases of equal TTL must expire, and be listed, in the order in which they were
+// granted or renewed, as in etcd.
+func (t *Table) instant(now int64) int64 {
+	now = max(now, t.free)
+	t.free = now + 1
+	return now
 }
 
 func (t *Table) add(now int64, of Lease, deadline int64) {
@@ -168,7 +180,7 @@ func (t *Table) Renew(now, id int64) (ttl int64, verdict Verdict) {
 }
 
 func (t *Table) renew(now int64, l *lease) {
-	l.deadline, l.touched, l.writing = add(now, l.ttl), now, false
+	l.deadline, l.touched, l.writing = add(t.instant(now), l.ttl), now, false
 	if next := t.next(l); next < l.at || l.at == forever {
 		t.place(l, next)
 	}

@@ -26,10 +26,10 @@ func seq(leases ...Lease) func(func(Lease) bool) { return slices.Values(leases) 
 
 func TestExpiry(t *testing.T) {
 	table := NewTable(testConfig)
-	table.Grant(0, 1, 10)
-	table.Grant(0, 2, 5)
 	table.Grant(0, 3, 1) // raised to the shortest
-	table.Grant(0, 4, 9_000_000_000)
+	table.Grant(1, 2, 5)
+	table.Grant(2, 1, 10)
+	table.Grant(3, 4, 9_000_000_000)
 	for _, tc := range []struct {
 		now  int64
 		want []int64
@@ -37,7 +37,7 @@ func TestExpiry(t *testing.T) {
 		{2*second - 1, nil},
 		{2 * second, []int64{3}},
 		{3 * second, nil}, // once
-		{5*second - 1, nil},
+		{5 * second, nil}, // granted at 1
 		{20 * second, []int64{2, 1}}, // what ended first comes first
 		{math.MaxInt64 / 2, nil},
 	} {
@@ -45,13 +45,50 @@ func TestExpiry(t *testing.T) {
 			t.Fatalf("at %v: %v, want %v", time.Duration(tc.now), got, tc.want)
 		}
 	}
-	if ttl, left, ok := table.Left(20*second, 1); !ok || ttl != 10 || left != -10*second {
+	if ttl, left, ok := table.Left(20*second, 1); !ok || ttl != 10 || left != 2-10*second {
 		t.Fatalf("%d %d %t", ttl, left, ok)
 	}
 	table.Remove(1)
 	table.Remove(1)
 	if _, _, ok := table.Left(20*second, 1); ok || table.Len() != 3 {
 		t.Fatal("it is still there")
+	}
+}
+
+// TestOrderOfExpiry: leases of equal TTL expire in the order in which they were
+// granted or renewed, also those of one batch, which share a reading of the clock.
+func TestOrderOfExpiry(t *testing.T) {
+	table := NewTable(testConfig)
+	order := func(now int64) []int64 {
+		left := maps.Collect(table.All(now))
+		return slices.SortedFunc(maps.Keys(left), func(a, b int64) int {
+			if left[a] == left[b] {
+				t.Errorf("leases %d and %d have %v left, both", a, b, time.Duration(left[a]))
+			}
+			return int(left[a] - left[b])
+		})
+	}
+	for _, id := range []int64{5, 1, 4, 2, 3} {
+		table.Grant(7, id, 10)
+	}
+	if got, want := order(7), []int64{5, 1, 4, 2, 3}; !slices.Equal(got, want) {
+		t.Errorf("granted in one batch: got %v, want %v", got, want)
+	}
+	for _, id := range []int64{4, 5, 4} {
+		if _, v := table.Renew(8, id); v != Renewed {
+			t.Fatal(v)
+		}
+	}
+	table.Grant(9, 6, 10)
+	want := []int64{1, 2, 3, 5, 4, 6}
+	if got := order(9); !slices.Equal(got, want) {
+		t.Errorf("after renewals in one batch: got %v, want %v", got, want)
+	}
+	for _, id := range want {
+		left := maps.Collect(table.All(0))
+		if got := due(table, left[id]); !slices.Equal(got, []int64{id}) {
+			t.Errorf("revoked when lease %d expires: got %v, want it alone", id, got)
+		}
 	}
 }
 
@@ -223,8 +260,11 @@ func TestResetOfAnEarlierLease(t *testing.T) {
 func TestLookIsBounded(t *testing.T) {
 	table := NewTable(testConfig)
 	const n = 3*lookMax + 10
-	for id := range int64(n) {
-		table.Grant(id%1000, id+1, 10)
+	var want []int64
+	for i := range int64(n) {
+		id := i*7919%n + 1 // prime to n: each id once
+		want = append(want, id)
+		table.Grant(i/100, id, 10)
 	}
 	looks := 1
 	for table.Look(20 * second) {
@@ -240,8 +280,8 @@ func TestLookIsBounded(t *testing.T) {
 		}
 		all = append(all, ids...)
 	}
-	if len(all) != n || !slices.IsSortedFunc(all, func(a, b int64) int { return int((a-1)%1000 - (b-1)%1000) }) {
-		t.Errorf("%d leases, or not in order", len(all))
+	if !slices.Equal(all, want) {
+		t.Errorf("got %d leases, want %d in the order in which they were granted", len(all), n)
 	}
 }
 
