@@ -176,6 +176,7 @@ func (m *Mailbox) drain(l *lane, b *Batch, most int) {
 			break
 		}
 		b.take(next)
+		l.unreserve(next)
 		l.queue.drop()
 		l.dequeued++
 	}

@@ -113,6 +113,10 @@ type Lane struct {
 	// Hold keeps the capacity of a message taken after it was delivered, until
 	// Release: the limit bounds what is accepted and not yet answered.
 	Hold bool
+	// Reserve is room above Limit for control messages, in messages: those that
+	// must keep their place among the others, and must be queued when the lane is
+	// full. MustPostReserved posts them.
+	Reserve int
 }
 
 // MailboxConfig describes a mailbox.
@@ -173,6 +177,8 @@ func (l Lane) validate() error {
 		return fmt.Errorf("lane %q: unknown class %v", l.Name, l.Class)
 	case l.Unlimited && l.Limit != Limit{}:
 		return fmt.Errorf("lane %q: unlimited and limited", l.Name)
+	case l.Reserve < 0:
+		return fmt.Errorf("lane %q: negative reserve %d", l.Name, l.Reserve)
 	case !l.Unlimited && (l.Limit.Requests <= 0 || l.Limit.Bytes <= 0):
 		return fmt.Errorf("lane %q: limit %+v is not positive", l.Name, l.Limit)
 	}
@@ -253,6 +259,9 @@ type lane struct {
 	// one. Invariant: within Limit unless Unlimited.
 	taken     load
 	highWater load
+	// reserved counts the queued messages of MustPostReserved. Invariant: at most
+	// Reserve.
+	reserved int
 	// waiting are the blocked posts, oldest first. Invariant: the first does
 	// not fit, or there is none.
 	first, last *waiter
@@ -336,6 +345,34 @@ func (m *Mailbox) MustPost(lane int, msg any, c Cost) {
 	default:
 		panic(fmt.Sprintf("actors: %s: credit lane %d overflows its window: %v: %s",
 			m.cfg.Name, lane, err, m.describe(lane)))
+	}
+}
+
+// MustPostReserved queues a control message in the order of the lane. It takes a
+// place of the lane's Reserve, until it is delivered, and nothing of its Limit, so
+// it is queued even when the lane is full, ahead of blocked posts. The sender holds
+// a window that makes overflow impossible: a full reserve is a broken invariant and
+// panics. When the mailbox is closed, the message goes to OnReject.
+func (m *Mailbox) MustPostReserved(lane int, msg any) {
+	now := Now()
+	m.mu.Lock()
+	l := &m.lanes[lane]
+	switch {
+	case m.closed:
+		reason := m.closedFor
+		m.mu.Unlock()
+		m.reject(msg, reason)
+		return
+	case l.reserved == l.Reserve:
+		m.mu.Unlock()
+		panic(fmt.Sprintf("actors: %s: lane %d overflows its reserve of %d control messages", m.cfg.Name, lane, l.Reserve))
+	}
+	l.reserved++
+	m.push(l, item{msg: msg, enqueued: now})
+	wake := m.wake()
+	m.mu.Unlock()
+	if wake {
+		m.dispatcher.Schedule(m.loop)
 	}
 }
 
@@ -541,6 +578,13 @@ func (m *Mailbox) push(l *lane, it item) {
 	m.rate.add(it.enqueued, it.requests)
 }
 
+// unreserve frees the place of a message that leaves the queue, if it is reserved.
+func (l *lane) unreserve(it *item) {
+	if it.requests == 0 {
+		l.reserved--
+	}
+}
+
 func (m *Mailbox) free(l *lane, requests, bytes int) {
 	l.taken.add(-requests, -bytes)
 	m.taken.add(-requests, -bytes)
@@ -603,6 +647,7 @@ func (m *Mailbox) takeAll() []any {
 		for l.queue.n > 0 {
 			it := l.queue.pop()
 			m.free(l, it.requests, it.bytes)
+			l.unreserve(&it)
 			left = append(left, it.msg)
 		}
 	}

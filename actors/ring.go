@@ -3,7 +3,7 @@ package actors
 // item is one queued message with what is needed to account for it.
 type item struct {
 	msg      any
-	requests int
+	requests int // 0 for a message in the lane's reserve only
 	bytes    int
 	enqueued int64 // Now() at the post
 }
