@@ -335,7 +335,7 @@ func TestOverflow(t *testing.T) {
 		if got := fast.revisions(0); !slices.Equal(got, want) {
 			t.Fatalf("beside a frozen one: %d events, want %d", len(got), len(want))
 		}
-		box := slow.stream.box.Stats().Lanes[laneEvents]
+		box := slow.stream.box.Stats().Lanes[laneHub]
 		if box.HighWaterRequests > eventsLimit.Requests || box.HighWaterBytes > eventsLimit.Bytes || box.Refused != 1 {
 			t.Errorf("the frozen one's mailbox: %+v", box)
 		}
@@ -352,7 +352,7 @@ func TestOverflow(t *testing.T) {
 		slow.take()
 		rev := r.put("a", "")
 		slow.expect(fmt.Sprintf("0@%d a=%d; ", rev, rev)) // from the hub again
-		if n := slow.stream.box.Stats().Lanes[laneEvents].DepthRequests; n != 0 {
+		if n := slow.stream.box.Stats().Lanes[laneHub].DepthRequests; n != 0 {
 			t.Errorf("%d messages are held", n)
 		}
 	})
@@ -429,6 +429,33 @@ func TestHubPanics(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestHubsPanicBesideFrozenStream: a stream whose client does not read keeps one
+// Started, however many hubs come and go, and gets everything when it reads again.
+func TestHubsPanicBesideFrozenStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		frozen, other := r.open(nil), r.open(nil)
+		frozen.create(everything)
+		other.create(everything)
+		thaw := frozen.freeze()
+		var want []int64
+		for range 5 * controlReserve {
+			r.faults.Arm(actors.EdgeWatchHub, "batch", 1)
+			want = append(want, r.put("a", ""))
+			time.Sleep(10 * time.Second) // until the fresh one is there
+		}
+		if n := r.hub.Restarts(); n != 5*controlReserve {
+			t.Errorf("got %d fresh hubs, want %d", n, 5*controlReserve)
+		}
+		thaw()
+		for _, c := range []*client{frozen, other} {
+			if got := c.revisions(0); !slices.Equal(got, want) {
+				t.Errorf("got revisions %v, want %v", got, want)
+			}
+		}
+	})
 }
 
 // TestStreamPanics: the stream ends, with its watchers, and says so.

@@ -28,10 +28,11 @@
 //
 //	hub     wake: Lossy, one; subscribe: unlimited, because each stream has one
 //	        under way at most, and one more at its end
-//	stream  events: Victim, held until sent: 256 messages and 1 MiB;
-//	        control: Credit; requests: Credit, the client waits; the others: Lossy,
-//	        one. What hubs post is numbered and dealt with in that order; events
-//	        that wait together are sent together.
+//	stream  hub: all that hubs post, in order. Events: Victim, held until sent: 256
+//	        messages and 1 MiB; those that wait together are sent together. Control
+//	        messages have a reserve above that, so that a full mailbox never holds
+//	        them up;
+//	        requests: Credit, the client waits; the others: Lossy, one.
 //
 // # Supervision
 //

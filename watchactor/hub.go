@@ -75,15 +75,17 @@ func (h *hub) Receive(ctx actor.Context) {
 
 // start tells the streams that they have to subscribe again.
 func (h *hub) start() {
-	boxes, posted := h.streams.adopt(h.box, h.id)
+	streams, posted := h.streams.adopt(h.box, h.id)
 	h.position = posted
-	if len(boxes) == 0 {
+	if len(streams) == 0 {
 		h.rest() // the last stream ended while there was no hub to tell
 	}
-	for _, box := range boxes {
-		// Full: the stream has not come to a message like this of an earlier hub,
-		// which will make it look for the current one.
-		_ = box.TryPost(laneHub, &watchmsg.Started{Hub: h.id, Revision: posted}, actors.Cost{Requests: 1})
+	for _, st := range streams {
+		// If one of an earlier hub is queued, it will make the stream look for the
+		// current hub.
+		if !st.renewing.Swap(true) {
+			st.box.MustPostReserved(laneHub, &watchmsg.Started{Hub: h.id, Revision: posted})
+		}
 	}
 }
 
@@ -161,8 +163,7 @@ func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 	h.streams.cfg.Faults.Point(actors.EdgeWatchHub, "post")
 	events := watch.Count(m)
 	h.streams.stats.pending.Add(int64(events))
-	m.Sequence = h.streams.sequence.Add(1)
-	err := h.boxes[stream].TryPost(laneEvents, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
+	err := h.boxes[stream].TryPost(laneHub, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
 	if err == nil {
 		if h.posts++; h.posts >= hubPosts {
 			h.posts = 0
@@ -182,7 +183,7 @@ func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 // everything.
 func (h *hub) lose(stream uint64) {
 	h.streams.stats.lost.Add(1)
-	h.boxes[stream].MustPost(laneControl, &watchmsg.Lost{Hub: h.id, Revision: h.position, Sequence: h.streams.sequence.Add(1)}, actors.Cost{Requests: 1})
+	h.boxes[stream].MustPostReserved(laneHub, &watchmsg.Lost{Hub: h.id, Revision: h.position})
 	h.forget(stream)
 }
 
@@ -215,10 +216,10 @@ func (h *hub) subscribe(m *watchmsg.Subscribe) {
 		h.position = h.streams.hold()
 	}
 	for _, r := range m.Add {
-		h.fan.Add(m.Stream, r, h.position+1)
+		h.fan.Add(m.Stream, r)
 	}
 	h.boxes[m.Stream] = box
-	box.MustPost(laneControl, &watchmsg.Joined{Hub: h.id, Revision: h.position, Sequence: h.streams.sequence.Add(1)}, actors.Cost{Requests: 1})
+	box.MustPostReserved(laneHub, &watchmsg.Joined{Hub: h.id, Revision: h.position})
 	if h.fan.Empty() {
 		h.rest()
 	}

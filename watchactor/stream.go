@@ -16,13 +16,11 @@ import (
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
 
-// Lanes of a stream's mailbox. Those of the hub come first and together, so that
-// they can be put in the order in which they were posted.
+// Lanes of a stream's mailbox. All that hubs post is in one of them: its order is
+// what the stream's knowledge of its subscriptions rests on.
 const (
-	laneEvents = iota
-	laneControl
+	laneHub = iota
 	laneRequests
-	laneHub
 	laneTurn
 	laneTick
 )
@@ -32,14 +30,17 @@ var (
 	// log: some hundred changes, half a second of a busy prefix. It bounds what a
 	// client that does not read costs; beyond that, memory for it is memory lost.
 	eventsLimit = actors.Limit{Requests: 256, Bytes: 1 << 20}
-	// controlLimit: one Joined, one Lost for each, and room.
-	controlLimit = actors.Limit{Requests: 16, Bytes: 1}
 	// requestsLimit: the client's next messages wait in gRPC.
 	requestsLimit = actors.Limit{Requests: 8, Bytes: 1}
 	oneLimit      = actors.Limit{Requests: 1, Bytes: 1}
 	// drainLimit lets one drain take all of the events.
 	drainLimit = actors.BatchLimit{Messages: 1024, Bytes: 2 << 20}
 )
+
+// controlReserve is the room for control messages of hubs, in messages. A stream has
+// one Subscribe unanswered at most, so there is one Joined, a Lost before it and one
+// after it, and one Started, which renewing sees to.
+const controlReserve = 4
 
 // What a turn of catching up reads and sends, at most. The last revision may exceed
 // it.
@@ -67,6 +68,10 @@ type stream struct {
 	name    string
 	box     *actors.Mailbox
 
+	// renewing: a Started is queued. Set by the hub that posts it, cleared by the
+	// stream before it looks for the current hub.
+	renewing atomic.Bool
+
 	// Owned by the actor.
 	table  *watch.Table
 	hub    uint64 // incarnation of the hub that it subscribes to
@@ -87,10 +92,8 @@ func newStream(s *Streams, id uint64, cfg StreamConfig) *stream {
 	st.box = actors.NewMailbox(actors.MailboxConfig{
 		Name: st.name,
 		Lanes: []actors.Lane{
-			laneEvents:   {Name: "events", Class: actors.Victim, Limit: eventsLimit, Hold: true},
-			laneControl:  {Name: "control", Class: actors.Credit, Limit: controlLimit},
+			laneHub:      {Name: "hub", Class: actors.Victim, Limit: eventsLimit, Hold: true, Reserve: controlReserve},
 			laneRequests: {Name: "requests", Class: actors.Credit, Limit: requestsLimit},
-			laneHub:      {Name: "hub", Class: actors.Lossy, Limit: oneLimit},
 			laneTurn:     {Name: "turn", Class: actors.Lossy, Limit: oneLimit},
 			laneTick:     {Name: "tick", Class: actors.Lossy, Limit: oneLimit},
 		},
@@ -149,7 +152,6 @@ func (s *stream) stop() {
 }
 
 func (s *stream) batch(b *actors.Batch) {
-	watch.InOrder(b.Msgs)
 	for b.Done < len(b.Msgs) {
 		s.streams.cfg.Faults.Point(watchStream, "entry")
 		rest := b.Msgs[b.Done:]
@@ -163,7 +165,7 @@ func (s *stream) batch(b *actors.Batch) {
 		s.streams.cfg.Faults.Point(watchStream, "middle")
 		if matched != nil {
 			s.streams.stats.pending.Add(-int64(watch.Count(matched)))
-			s.box.ReleaseLane(laneEvents, actors.Cost{Requests: took, Bytes: int(matched.Bytes)})
+			s.box.ReleaseLane(laneHub, actors.Cost{Requests: took, Bytes: int(matched.Bytes)})
 		}
 		b.Done += took
 	}
@@ -240,6 +242,7 @@ func (s *stream) send(r *watch.Response) error {
 
 // renew subscribes to a fresh hub.
 func (s *stream) renew(m *watchmsg.Started) {
+	s.renewing.Store(false)
 	if m.Hub <= s.hub {
 		return
 	}
@@ -366,7 +369,7 @@ func (s *stream) snapshot(revision int64) StreamStats {
 	stats := StreamStats{
 		ID: s.id, Peer: s.cfg.Peer,
 		Watchers: s.watchers.Load(), Lagging: s.lagging.Load(), Victims: s.victims.Load(),
-		Queued: box.Lanes[laneEvents].DepthRequests, QueuedBytes: box.Lanes[laneEvents].DepthBytes,
+		Queued: box.Lanes[laneHub].DepthRequests, QueuedBytes: box.Lanes[laneHub].DepthBytes,
 		Sent: s.sent.Load(), Lost: s.lost.Load(),
 	}
 	if next := s.next.Load(); next > 0 {

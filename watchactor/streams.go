@@ -36,8 +36,6 @@ type Streams struct {
 	cfg   Config
 	count atomic.Int64 // of open
 	stats counters
-	// sequence numbers what hubs post, over all of them.
-	sequence atomic.Int64
 	// readers bounds how many streams read from the log at a time: what has
 	// happened long ago must not take the processors from what happens now.
 	readers chan struct{}
@@ -166,16 +164,15 @@ func (s *Streams) box(id uint64) *actors.Mailbox {
 }
 
 // adopt makes a fresh hub the one that is woken and subscribed to. It returns the
-// mailboxes of the streams that do not know it, and up to where its predecessors
-// posted.
-func (s *Streams) adopt(hub *actors.Mailbox, id uint64) (boxes []*actors.Mailbox, posted int64) {
+// streams that do not know it, and up to where its predecessors posted.
+func (s *Streams) adopt(hub *actors.Mailbox, id uint64) (streams []*stream, posted int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hub.Store(&currentHub{hub, id})
 	for _, st := range s.open {
-		boxes = append(boxes, st.box)
+		streams = append(streams, st)
 	}
-	return boxes, s.posted
+	return streams, s.posted
 }
 
 // hold pins the newest view for the hub, and returns its revision.

@@ -209,7 +209,6 @@ type Joined struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hub           uint64                 `protobuf:"varint,1,opt,name=hub,proto3" json:"hub,omitempty"` // its incarnation
 	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	Sequence      int64                  `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"` // as in Matched
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -258,20 +257,12 @@ func (x *Joined) GetRevision() int64 {
 	return 0
 }
 
-func (x *Joined) GetSequence() int64 {
-	if x != nil {
-		return x.Sequence
-	}
-	return 0
-}
-
 // Lost tells a stream that it had no room for an event: the hub has forgotten its
 // ranges. Everything up to a revision has been posted.
 type Lost struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hub           uint64                 `protobuf:"varint,1,opt,name=hub,proto3" json:"hub,omitempty"`
 	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	Sequence      int64                  `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"` // as in Matched
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -316,13 +307,6 @@ func (x *Lost) GetHub() uint64 {
 func (x *Lost) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
-	}
-	return 0
-}
-
-func (x *Lost) GetSequence() int64 {
-	if x != nil {
-		return x.Sequence
 	}
 	return 0
 }
@@ -383,12 +367,9 @@ func (x *Started) GetRevision() int64 {
 
 // Matched brings events that happened in ranges of a stream.
 type Matched struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Hits  []*Hit                 `protobuf:"bytes,1,rep,name=hits,proto3" json:"hits,omitempty"`
-	Bytes int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // what it weighs in the stream's mailbox
-	// Numbers what hubs post to streams, to be dealt with in this order although
-	// mailboxes keep events apart from the rest.
-	Sequence      int64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hits          []*Hit                 `protobuf:"bytes,1,rep,name=hits,proto3" json:"hits,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // what it weighs in the stream's mailbox
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -437,21 +418,12 @@ func (x *Matched) GetBytes() int64 {
 	return 0
 }
 
-func (x *Matched) GetSequence() int64 {
-	if x != nil {
-		return x.Sequence
-	}
-	return 0
-}
-
 // Hit is what happened in one range.
 type Hit struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Range  uint32                 `protobuf:"varint,1,opt,name=range,proto3" json:"range,omitempty"`
-	Events []*Event               `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"` // in order; shared by all streams, read only
-	// From here on everything in the range is told.
-	Since         int64 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
-	Last          int64 `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"` // revision that the hub had read up to
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Range         uint32                 `protobuf:"varint,1,opt,name=range,proto3" json:"range,omitempty"`
+	Events        []*Event               `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"` // in order; shared by all streams, read only
+	Last          int64                  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`    // revision that the hub had read up to
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -498,13 +470,6 @@ func (x *Hit) GetEvents() []*Event {
 		return x.Events
 	}
 	return nil
-}
-
-func (x *Hit) GetSince() int64 {
-	if x != nil {
-		return x.Since
-	}
-	return 0
 }
 
 func (x *Hit) GetLast() int64 {
@@ -683,27 +648,23 @@ const file_watchmsg_watch_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x10\n" +
 	"\x03end\x18\x03 \x01(\fR\x03end\x12\x17\n" +
-	"\aprev_kv\x18\x04 \x01(\bR\x06prevKv\"R\n" +
+	"\aprev_kv\x18\x04 \x01(\bR\x06prevKv\"6\n" +
 	"\x06Joined\x12\x10\n" +
 	"\x03hub\x18\x01 \x01(\x04R\x03hub\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x03R\bsequence\"P\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"4\n" +
 	"\x04Lost\x12\x10\n" +
 	"\x03hub\x18\x01 \x01(\x04R\x03hub\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x03R\bsequence\"7\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"7\n" +
 	"\aStarted\x12\x10\n" +
 	"\x03hub\x18\x01 \x01(\x04R\x03hub\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"e\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"I\n" +
 	"\aMatched\x12(\n" +
 	"\x04hits\x18\x01 \x03(\v2\x14.troupe.watchmsg.HitR\x04hits\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x03R\bsequence\"u\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"_\n" +
 	"\x03Hit\x12\x14\n" +
 	"\x05range\x18\x01 \x01(\rR\x05range\x12.\n" +
-	"\x06events\x18\x02 \x03(\v2\x16.troupe.watchmsg.EventR\x06events\x12\x14\n" +
-	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x12\n" +
-	"\x04last\x18\x04 \x01(\x03R\x04last\"r\n" +
+	"\x06events\x18\x02 \x03(\v2\x16.troupe.watchmsg.EventR\x06events\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\x03R\x04last\"r\n" +
 	"\x05Event\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x1a\n" +
 	"\bdeletion\x18\x02 \x01(\bR\bdeletion\x12\x14\n" +

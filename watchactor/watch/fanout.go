@@ -30,7 +30,6 @@ type subscription struct {
 	listener *listener
 	id       uint32
 	prev     bool
-	since    int64
 }
 
 // listener is a stream.
@@ -50,8 +49,8 @@ func NewFanout() *Fanout {
 // Empty tells that nobody listens.
 func (f *Fanout) Empty() bool { return f.index.Len() == 0 }
 
-// Add has a stream listen to a range, from a revision on.
-func (f *Fanout) Add(stream uint64, m *watchmsg.Range, since int64) {
+// Add has a stream listen to a range.
+func (f *Fanout) Add(stream uint64, m *watchmsg.Range) {
 	l := f.streams[stream]
 	if l == nil {
 		l = &listener{id: stream, ranges: map[uint32]*spot{}}
@@ -67,7 +66,7 @@ func (f *Fanout) Add(stream uint64, m *watchmsg.Range, since int64) {
 		f.index.Put(r, s)
 	}
 	l.ranges[m.Id] = s
-	s.subscriptions = append(s.subscriptions, subscription{listener: l, id: m.Id, prev: m.PrevKv, since: since})
+	s.subscriptions = append(s.subscriptions, subscription{listener: l, id: m.Id, prev: m.PrevKv})
 	if m.PrevKv {
 		s.prev++
 	}
@@ -159,7 +158,7 @@ func (f *Fanout) Flush(last int64, post func(stream uint64, m *watchmsg.Matched)
 				l.matched = new(watchmsg.Matched)
 				f.heard = append(f.heard, l)
 			}
-			l.matched.Hits = append(l.matched.Hits, &watchmsg.Hit{Range: sub.id, Events: s.events, Since: sub.since, Last: last})
+			l.matched.Hits = append(l.matched.Hits, &watchmsg.Hit{Range: sub.id, Events: s.events, Last: last})
 			if l.matched.Bytes += plain; sub.prev {
 				l.matched.Bytes += prev - plain
 			}

@@ -1,41 +1,6 @@
 package watch
 
-import (
-	"cmp"
-	"slices"
-
-	"github.com/troupe-db/troupe/proto/watchmsg"
-)
-
-// InOrder puts what the hub posted, which stands in front, in the order in which it
-// did so: a mailbox hands out events before everything else.
-func InOrder(msgs []any) {
-	n, sorted := 0, true
-	for n < len(msgs) {
-		at := sequence(msgs[n])
-		if at == 0 {
-			break
-		}
-		sorted = sorted && (n == 0 || at > sequence(msgs[n-1]))
-		n++
-	}
-	if !sorted {
-		slices.SortFunc(msgs[:n], func(a, b any) int { return cmp.Compare(sequence(a), sequence(b)) })
-	}
-}
-
-// sequence is a message's place, 0 if it is not of the hub.
-func sequence(msg any) int64 {
-	switch m := msg.(type) {
-	case *watchmsg.Matched:
-		return m.Sequence
-	case *watchmsg.Joined:
-		return m.Sequence
-	case *watchmsg.Lost:
-		return m.Sequence
-	}
-	return 0
-}
+import "github.com/troupe-db/troupe/proto/watchmsg"
 
 // Gather joins the messages of the hub that a stream has before it into one, as if
 // the hub had read that far before it posted: a stream that is behind then sends
@@ -75,7 +40,7 @@ func join(m *watchmsg.Matched, hits map[uint32]*watchmsg.Hit, next *watchmsg.Mat
 	for _, hit := range next.Hits {
 		h := hits[hit.Range]
 		if h == nil {
-			h = &watchmsg.Hit{Range: hit.Range, Since: hit.Since}
+			h = &watchmsg.Hit{Range: hit.Range}
 			hits[hit.Range] = h
 			m.Hits = append(m.Hits, h)
 		}

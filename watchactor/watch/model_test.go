@@ -82,8 +82,6 @@ type world struct {
 	hub     *fakeHub
 	streams []*fakeStream
 
-	sequence int64 // of what hubs post
-
 	delivered, victims, compactions, progress, restarts, gathered int
 }
 
@@ -98,16 +96,17 @@ type fakeHub struct {
 
 // fakeStream does what a stream's actor does, with its client.
 type fakeStream struct {
-	w       *world
-	id      uint64
-	table   *Table
-	hub     uint64
-	events  []any // of the hub; bounded
-	control []any
-	told    int64 // the highest revision of an event, or of progress for all
-	frozen  bool
-	clients map[int64]*client
-	past    map[int64]bool // ids of watches that were compacted
+	w      *world
+	id     uint64
+	table  *Table
+	hub    uint64
+	queue  []any // of the hubs, in the order in which they posted
+	told   int64 // the highest revision of an event, or of progress for all
+	frozen bool
+	// renewing: a Started is queued.
+	renewing bool
+	clients  map[int64]*client
+	past     map[int64]bool // ids of watches that were compacted
 }
 
 // client is a watch as its client sees it.
@@ -313,9 +312,9 @@ func (w *world) restartHub() {
 	old := w.hub
 	w.hub = &fakeHub{id: old.id + 1, fan: NewFanout(), position: old.position, pin: old.pin}
 	for _, s := range w.streams {
-		// As the lane: one is kept, the first.
-		if !slices.ContainsFunc(s.control, func(m any) bool { _, ok := m.(*watchmsg.Started); return ok }) {
-			s.control = append(s.control, &watchmsg.Started{Hub: w.hub.id, Revision: w.hub.position})
+		if !s.renewing {
+			s.renewing = true
+			s.queue = append(s.queue, &watchmsg.Started{Hub: w.hub.id, Revision: w.hub.position})
 		}
 	}
 }
@@ -343,11 +342,10 @@ func (h *fakeHub) wake(w *world) {
 			h.position = v.Revision
 		}
 		for _, r := range m.Add {
-			h.fan.Add(m.Stream, r, h.position+1)
+			h.fan.Add(m.Stream, r)
 		}
 		s := w.streams[m.Stream]
-		w.sequence++
-		s.control = append(s.control, &watchmsg.Joined{Hub: h.id, Revision: h.position, Sequence: w.sequence})
+		s.queue = append(s.queue, &watchmsg.Joined{Hub: h.id, Revision: h.position})
 	}
 }
 
@@ -375,14 +373,12 @@ func (h *fakeHub) advance(w *world) {
 				return // before it was posted; a fresh hub comes right after
 			}
 			s := w.streams[stream]
-			w.sequence++
-			m.Sequence = w.sequence
-			if len(s.events) < roomForEvents && w.rng.IntN(30) > 0 { // a large one may not fit
-				s.events = append(s.events, m)
+			if s.events() < roomForEvents && w.rng.IntN(30) > 0 { // a large one may not fit
+				s.queue = append(s.queue, m)
 				return
 			}
 			w.victims++
-			s.control = append(s.control, &watchmsg.Lost{Hub: h.id, Revision: h.position, Sequence: w.sequence})
+			s.queue = append(s.queue, &watchmsg.Lost{Hub: h.id, Revision: h.position})
 			h.fan.Forget(stream)
 		})
 		if crash {
@@ -394,15 +390,27 @@ func (h *fakeHub) advance(w *world) {
 	}
 }
 
-// drain handles what is in the mailbox, which hands out events first, then the rest.
-// Control messages that come while events are handled wait for the next time.
+// events returns how many messages with events are queued.
+func (s *fakeStream) events() (n int) {
+	for _, msg := range s.queue {
+		if _, ok := msg.(*watchmsg.Matched); ok {
+			n++
+		}
+	}
+	return n
+}
+
+// drain handles what is in the mailbox, or the front of it.
 func (s *fakeStream) drain() {
 	if s.frozen {
 		return
 	}
-	msgs := append(s.events, s.control...)
-	s.events, s.control = nil, nil
-	InOrder(msgs)
+	n := len(s.queue)
+	if n > 0 && s.w.rng.IntN(3) == 0 {
+		n = 1 + s.w.rng.IntN(n)
+	}
+	msgs := slices.Clone(s.queue[:n])
+	s.queue = slices.Delete(s.queue, 0, n)
 	for len(msgs) > 0 {
 		m, took := Gather(msgs, s.w.rng.Int64N(2000), s.w.rng.IntN(20))
 		if took > 0 {
@@ -423,6 +431,7 @@ func (s *fakeStream) drain() {
 				s.table.Lost(m.Revision)
 			}
 		case *watchmsg.Started:
+			s.renewing = false
 			if m.Hub > s.hub {
 				contiguous := m.Hub == s.hub+1
 				s.hub = s.w.hub.id

@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"fmt"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -291,7 +292,12 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 		if g.state != asked {
 			continue // gone meanwhile
 		}
-		t.joined(g, revision+1)
+		g.state, g.since = subscribed, revision+1
+		for _, w := range g.watchers {
+			if !w.lagging && w.next < g.since {
+				t.fallBehind(w, false)
+			}
+		}
 	}
 	t.asking, t.told = false, nil
 	t.heard = max(t.heard, revision)
@@ -303,22 +309,11 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 	return t.answerManual(emit)
 }
 
-// joined notes that the hub posts everything in a group's range since a revision.
-func (t *Table) joined(g *group, since int64) {
-	g.state, g.since = subscribed, since
-	for _, w := range g.watchers {
-		if !w.lagging && w.next < since {
-			t.fallBehind(w, false)
-		}
-	}
-}
-
-// Lost takes back the subscriptions that the hub had when it could not post
-// something: up to a revision everything was posted. Those made after that stand;
-// their events may have come before this message.
+// Lost takes back all subscriptions, because the hub could not post something: up
+// to a revision everything was posted.
 func (t *Table) Lost(revision int64) {
 	for _, g := range t.groups {
-		if g.state != subscribed || g.since > revision+1 {
+		if g.state != subscribed {
 			continue
 		}
 		g.state = absent
@@ -358,13 +353,10 @@ func (t *Table) Deliver(m *watchmsg.Matched, emit Emit) error {
 	for _, hit := range m.Hits {
 		g := t.byID[hit.Range]
 		if g == nil {
-			continue
-		}
-		if g.state == asked {
-			t.joined(g, hit.Since) // the answer is behind in the mailbox
+			continue // cancelled meanwhile
 		}
 		if g.state != subscribed {
-			continue
+			panic(fmt.Sprintf("watch: events up to revision %d for a range in state %d", hit.Last, g.state))
 		}
 		if err := t.deliver(g, hit.Events, hit.Last, emit); err != nil {
 			return err

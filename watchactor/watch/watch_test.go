@@ -242,9 +242,9 @@ func TestCompacted(t *testing.T) {
 func TestFanoutShares(t *testing.T) {
 	f := NewFanout()
 	for stream := range uint64(3) {
-		f.Add(stream, &watchmsg.Range{Id: 1, Key: []byte("a"), End: []byte("b")}, 1)
-		f.Add(stream, &watchmsg.Range{Id: 2, Key: []byte("a"), PrevKv: true}, 1)
-		f.Add(stream, &watchmsg.Range{Id: 3, Key: []byte("b")}, 1)
+		f.Add(stream, &watchmsg.Range{Id: 1, Key: []byte("a"), End: []byte("b")})
+		f.Add(stream, &watchmsg.Range{Id: 2, Key: []byte("a"), PrevKv: true})
+		f.Add(stream, &watchmsg.Range{Id: 3, Key: []byte("b")})
 	}
 	lookups := 0
 	before := func([]byte, int64) ([]byte, error) { lookups++; return []byte("old"), nil }
@@ -347,7 +347,7 @@ func TestGather(t *testing.T) {
 		return &watchmsg.Matched{Bytes: 100, Hits: hits}
 	}
 	hit := func(id uint32, revisions ...int64) *watchmsg.Hit {
-		h := &watchmsg.Hit{Range: id, Since: 1}
+		h := &watchmsg.Hit{Range: id}
 		for _, r := range revisions {
 			h.Events = append(h.Events, event(r))
 		}
@@ -355,7 +355,7 @@ func TestGather(t *testing.T) {
 	}
 	shared := []*watchmsg.Event{event(2), event(3), nil}[:2] // with room behind that is not ours
 	msgs := []any{
-		matched(3, &watchmsg.Hit{Range: 1, Since: 1, Events: shared}),
+		matched(3, &watchmsg.Hit{Range: 1, Events: shared}),
 		matched(4, hit(2, 4)),
 		matched(6, hit(2, 5), hit(1, 6)),
 		&watchmsg.Joined{},
