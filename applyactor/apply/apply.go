@@ -6,6 +6,7 @@
 package apply
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -165,18 +166,17 @@ func (s *State) alarm(req *pb.AlarmRequest) *pb.AlarmResponse {
 			break
 		}
 		a := &applymsg.Alarm{MemberId: req.MemberID, Type: req.Alarm}
-		switch alarms := slices.Clone(s.cluster.Alarms); {
+		switch {
 		case found < 0:
-			s.setAlarms(append(alarms, a))
-		case alarms[found].Disk:
-			alarms[found] = a // it stays when the disk is well again
-			s.setAlarms(alarms)
+			s.update(func(c *mvccmsg.Cluster) { c.Alarms = append(c.Alarms, a) })
+		case s.cluster.Alarms[found].Disk:
+			s.update(func(c *mvccmsg.Cluster) { c.Alarms[found] = a }) // it stays when the disk is well again
 		}
 		resp.Alarms = append(resp.Alarms, member(a))
 	case pb.AlarmRequest_DEACTIVATE:
 		if found >= 0 {
 			resp.Alarms = append(resp.Alarms, member(s.cluster.Alarms[found]))
-			s.setAlarms(slices.Delete(slices.Clone(s.cluster.Alarms), found, found+1))
+			s.update(func(c *mvccmsg.Cluster) { c.Alarms = slices.Delete(c.Alarms, found, found+1) })
 		}
 	}
 	return resp
@@ -189,30 +189,25 @@ func member(a *applymsg.Alarm) *pb.AlarmMember {
 // diskAlarm raises or clears what a member says of its own disk. To clients it
 // is NOSPACE; a NOSPACE that somebody else raised stays.
 func (s *State) diskAlarm(req *applymsg.DiskAlarm) {
-	left := slices.DeleteFunc(slices.Clone(s.cluster.Alarms), func(a *applymsg.Alarm) bool {
-		return a.Disk && a.MemberId == req.MemberId
-	})
-	taken := slices.ContainsFunc(left, func(a *applymsg.Alarm) bool {
-		return a.MemberId == req.MemberId && a.Type == pb.AlarmType_NOSPACE
-	})
-	if req.Raised && !taken {
-		left = append(left, &applymsg.Alarm{MemberId: req.MemberId, Type: pb.AlarmType_NOSPACE, Disk: true})
-	}
-	s.setAlarms(left)
-}
-
-func (s *State) setAlarms(alarms []*applymsg.Alarm) {
-	s.cluster = &mvccmsg.Cluster{Members: s.cluster.Members, Removed: s.cluster.Removed, Alarms: alarms}
-}
-
-func (s *State) setMembers(members []*applymsg.Member) {
-	slices.SortFunc(members, func(a, b *applymsg.Member) int {
-		if a.Id < b.Id {
-			return -1
+	s.update(func(c *mvccmsg.Cluster) {
+		c.Alarms = slices.DeleteFunc(c.Alarms, func(a *applymsg.Alarm) bool {
+			return a.Disk && a.MemberId == req.MemberId
+		})
+		taken := slices.ContainsFunc(c.Alarms, func(a *applymsg.Alarm) bool {
+			return a.MemberId == req.MemberId && a.Type == pb.AlarmType_NOSPACE
+		})
+		if req.Raised && !taken {
+			c.Alarms = append(c.Alarms, &applymsg.Alarm{MemberId: req.MemberId, Type: pb.AlarmType_NOSPACE, Disk: true})
 		}
-		return 1
 	})
-	s.cluster = &mvccmsg.Cluster{Members: members, Removed: s.cluster.Removed, Alarms: s.cluster.Alarms}
+}
+
+// update is the only place in which the cluster's state changes. change gets a deep
+// copy, which then replaces what others may hold.
+func (s *State) update(change func(*mvccmsg.Cluster)) {
+	next := proto.CloneOf(s.cluster)
+	change(next)
+	s.cluster = next
 }
 
 func (s *State) find(id uint64) int {
@@ -224,11 +219,7 @@ func (s *State) attributes(req *applymsg.MemberAttributes) raftmsg.Code {
 	if i < 0 {
 		return raftmsg.Code_MEMBER_NOT_FOUND
 	}
-	members := slices.Clone(s.cluster.Members)
-	m := proto.CloneOf(members[i])
-	m.Name, m.ClientUrls = req.Name, req.ClientUrls
-	members[i] = m
-	s.setMembers(members)
+	s.update(func(c *mvccmsg.Cluster) { c.Members[i].Name, c.Members[i].ClientUrls = req.Name, req.ClientUrls })
 	return raftmsg.Code_OK
 }
 
@@ -243,17 +234,15 @@ func (s *State) confChange(e *raftpb.Entry, ops *mvccmsg.EntryOps) error {
 		return err
 	}
 	ops.ConfState, ops.ConfChange = s.conf, cc
-	members := slices.Clone(s.cluster.Members)
-	for _, c := range cc.Changes {
-		if c.GetType() == raftpb.ConfChangeRemoveNode {
-			continue
+	s.update(func(c *mvccmsg.Cluster) {
+		for _, change := range cc.Changes {
+			if change.GetType() != raftpb.ConfChangeRemoveNode && err == nil {
+				err = setMember(c, change.GetNodeId(), context)
+			}
 		}
-		if members, err = withMember(members, c.GetNodeId(), context); err != nil {
-			return err
-		}
-	}
-	s.followConf(members)
-	return nil
+		s.followConf(c)
+	})
+	return err
 }
 
 func decodeConfChange(e *raftpb.Entry) (cc *raftpb.ConfChangeV2, context []byte, err error) {
@@ -296,29 +285,28 @@ func nextConf(conf *raftpb.ConfState, cc *raftpb.ConfChangeV2, index uint64) (*r
 	return t.ConfState(), nil
 }
 
-// withMember adds a member, or updates what the context of a change says of it.
-func withMember(members []*applymsg.Member, id uint64, context []byte) ([]*applymsg.Member, error) {
-	m := new(applymsg.Member)
-	if err := proto.Unmarshal(context, m); err != nil {
-		return nil, err
+// setMember adds a member, or updates what the context of a change says of it.
+func setMember(c *mvccmsg.Cluster, id uint64, context []byte) error {
+	announced := new(applymsg.Member)
+	if err := proto.Unmarshal(context, announced); err != nil {
+		return err
 	}
-	m.Id = id
-	i := slices.IndexFunc(members, func(m *applymsg.Member) bool { return m.Id == id })
-	if i < 0 {
-		return append(members, m), nil
+	i := slices.IndexFunc(c.Members, func(m *applymsg.Member) bool { return m.Id == id })
+	switch {
+	case i < 0:
+		announced.Id = id
+		c.Members = append(c.Members, announced)
+	case len(announced.PeerUrls) > 0:
+		c.Members[i].PeerUrls = announced.PeerUrls
 	}
-	m.Name, m.ClientUrls, m.IsLearner = members[i].Name, members[i].ClientUrls, members[i].IsLearner
-	if len(m.PeerUrls) == 0 {
-		m.PeerUrls = members[i].PeerUrls
-	}
-	members[i] = m
-	return members, nil
+	return nil
 }
 
-// followConf keeps of the members those that stand in the configuration, and
-// remembers those that left it. While it is joint, who is about to leave still
-// votes and is a member.
-func (s *State) followConf(members []*applymsg.Member) {
+// followConf keeps the members that are in the configuration, in order of their ids,
+// and remembers the ids of those that left it. An update of an id that was no member
+// adds none. While the configuration is joint, a member that is about to leave still
+// votes and is kept.
+func (s *State) followConf(c *mvccmsg.Cluster) {
 	learner := make(map[uint64]bool)
 	for _, id := range slices.Concat(s.conf.Voters, s.conf.VotersOutgoing) {
 		learner[id] = false
@@ -326,21 +314,13 @@ func (s *State) followConf(members []*applymsg.Member) {
 	for _, id := range s.conf.Learners {
 		learner[id] = true
 	}
-	var left []*applymsg.Member
-	removed := s.cluster.Removed
-	for _, m := range members {
+	c.Members = slices.DeleteFunc(c.Members, func(m *applymsg.Member) bool {
 		isLearner, ok := learner[m.Id]
-		switch {
-		case ok && isLearner != m.IsLearner:
-			m = proto.CloneOf(m)
-			m.IsLearner = isLearner
-			left = append(left, m)
-		case ok:
-			left = append(left, m)
-		case s.find(m.Id) >= 0 && !slices.Contains(removed, m.Id):
-			removed = append(slices.Clone(removed), m.Id)
+		m.IsLearner = isLearner
+		if !ok && s.find(m.Id) >= 0 && !slices.Contains(c.Removed, m.Id) {
+			c.Removed = append(c.Removed, m.Id)
 		}
-	}
-	s.cluster = &mvccmsg.Cluster{Members: s.cluster.Members, Alarms: s.cluster.Alarms, Removed: removed}
-	s.setMembers(left)
+		return !ok
+	})
+	slices.SortFunc(c.Members, func(a, b *applymsg.Member) int { return cmp.Compare(a.Id, b.Id) })
 }
