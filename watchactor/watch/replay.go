@@ -1,11 +1,22 @@
 package watch
 
 import (
-	"slices"
 	"sort"
 
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
+
+// A turn of catching up.
+//
+//	Replay  begins the turn
+//	Add     takes each event of the log from Position on, encodes it once, and notes
+//	        it for every group of laggards that wants it
+//	Finish  sends each laggard what it lacks, in one response. A watcher that has
+//	        reached its subscription, or the present, lags no more
+//	Drop    forgets the turn, after Finish or instead of it
+//
+// A turn is bounded by its caller: it ends after so many bytes or revisions, and the
+// next one continues at the new Position.
 
 // found is an event that a replay came by.
 type found struct {
@@ -28,52 +39,6 @@ type Replay struct {
 func (t *Table) Replay() *Replay {
 	t.arena.reset()
 	return &Replay{table: t}
-}
-
-// laggards are the groups with lagging watchers, also by range.
-type laggards struct {
-	groups []*group
-	index  *Index[[]*group]
-	// hit is what find has found. One slice and one function for all events: a
-	// replay goes through millions, and what was made anew for each would be more
-	// garbage than the events are.
-	hit     []*group
-	collect func([]*group)
-}
-
-// find sets hit to the groups in whose ranges a key lies.
-func (l *laggards) find(key []byte) {
-	l.hit = l.hit[:0]
-	l.index.Visit(key, l.collect)
-}
-
-func newLaggards() *laggards {
-	l := &laggards{index: NewIndex[[]*group]()}
-	l.collect = func(groups []*group) { l.hit = append(l.hit, groups...) }
-	return l
-}
-
-// add takes in a group whose first watcher lags.
-func (l *laggards) add(g *group) {
-	g.lagPlace = len(l.groups)
-	l.groups = append(l.groups, g)
-	same, _ := l.index.Get(g.Range)
-	l.index.Put(g.Range, append(same, g))
-}
-
-// remove takes out a group whose last watcher lags no more.
-func (l *laggards) remove(g *group) {
-	last := len(l.groups) - 1
-	l.groups[g.lagPlace] = l.groups[last]
-	l.groups[g.lagPlace].lagPlace = g.lagPlace
-	l.groups[last] = nil
-	l.groups = l.groups[:last]
-	same, _ := l.index.Get(g.Range)
-	if len(same) == 1 {
-		l.index.Delete(g.Range)
-		return
-	}
-	l.index.Put(g.Range, slices.DeleteFunc(same, func(o *group) bool { return o == g }))
 }
 
 // Add takes an event. before returns the record of a key before a revision, nil
@@ -185,30 +150,4 @@ func (t *Table) replayed(g *group, from, last int64) Response {
 	}
 	t.fields = resp.Events
 	return resp
-}
-
-// Compacted cancels the lagging watchers that lack revisions below one that was
-// compacted. Their ids stay taken until the client cancels them, as in etcd.
-func (t *Table) Compacted(revision int64, emit Emit) error {
-	return t.fail(func(w *watcher) bool { return w.next < revision }, Response{CompactRevision: revision}, emit)
-}
-
-// Fail cancels all lagging watchers, because what they lack cannot be read.
-func (t *Table) Fail(reason string, present int64, emit Emit) error {
-	return t.fail(func(*watcher) bool { return true }, Response{Revision: present, CancelReason: reason}, emit)
-}
-
-func (t *Table) fail(doomed func(*watcher) bool, resp Response, emit Emit) error {
-	for id, w := range t.watchers {
-		if !w.lagging || !doomed(w) {
-			continue
-		}
-		t.leave(w)
-		t.compacted++
-		resp.WatchID, resp.Canceled = id, true
-		if err := emit(&resp); err != nil {
-			return err
-		}
-	}
-	return nil
 }

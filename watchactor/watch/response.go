@@ -4,6 +4,10 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
+// InvalidID is the watch id of answers that are about no watcher: of a creation
+// that failed, and of a progress notification for all watchers of a stream.
+const InvalidID = -1
+
 // Response is a WatchResponse whose events are encoded already. Cluster, member
 // and term of the header are the gateway's.
 type Response struct {

@@ -1,0 +1,34 @@
+package watch
+
+// Cancellation by the server, of watchers that lag behind and cannot catch up.
+//
+// A turn of reading finds that a compaction overtook the oldest laggards (Compacted),
+// or that the log cannot be read (Fail). Their clients are told; the watchers leave
+// their groups. As in etcd their ids stay taken, and hold up manual progress, until
+// the client cancels them too.
+
+// Compacted cancels the lagging watchers that lack revisions below one that was
+// compacted. Their ids stay taken until the client cancels them, as in etcd.
+func (t *Table) Compacted(revision int64, emit Emit) error {
+	return t.fail(func(w *watcher) bool { return w.next < revision }, Response{CompactRevision: revision}, emit)
+}
+
+// Fail cancels all lagging watchers, because what they lack cannot be read.
+func (t *Table) Fail(reason string, present int64, emit Emit) error {
+	return t.fail(func(*watcher) bool { return true }, Response{Revision: present, CancelReason: reason}, emit)
+}
+
+func (t *Table) fail(doomed func(*watcher) bool, resp Response, emit Emit) error {
+	for id, w := range t.watchers {
+		if !w.lagging || !doomed(w) {
+			continue
+		}
+		t.leave(w)
+		t.compacted++
+		resp.WatchID, resp.Canceled = id, true
+		if err := emit(&resp); err != nil {
+			return err
+		}
+	}
+	return nil
+}
