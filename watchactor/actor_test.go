@@ -70,6 +70,13 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
+// timesUnpinned returns how often a compaction was told to go on.
+func (r *rig) timesUnpinned() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.unpinned
+}
+
 // put makes a revision and publishes it.
 func (r *rig) put(key, value string) int64 {
 	r.t.Helper()
@@ -629,6 +636,83 @@ func TestHubLetsGo(t *testing.T) {
 		if r.hub.Restarts() != 1 || r.streams.pin != nil {
 			t.Error("a pin is held for nobody")
 		}
+	})
+}
+
+// TestWriteAndCompactBeforeHubKnows: a watch from now on gets what is written, and
+// compacted at the head, before the hub knows of it.
+func TestWriteAndCompactBeforeHubKnows(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		testWriteAndCompactBeforeHubKnows(t, first)
+	}
+}
+
+func testWriteAndCompactBeforeHubKnows(t *testing.T, first bool) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.put("a", "")
+		r.put("a", "")
+		if !first {
+			r.open(nil).create(everything) // the hub is at work for others
+		}
+		c := r.open(nil)
+		compact := func() {
+			t.Helper()
+			if err := r.store.Compact(r.store.Revision()); err != nil {
+				t.Fatal(err)
+			}
+			r.store.Publish(mvcc.Applied{})
+		}
+		r.faults.Delay(actors.EdgeWatchHub, holdMax/10)
+		c.create(&pb.WatchCreateRequest{Key: []byte("a"), PrevKv: true})
+		c.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 5})
+		c.expect("0@3 created; 1@3 created; ")
+		r.put("a", "")
+		r.put("a", "")
+		compact()
+		if _, done := r.store.CompactStep(1000); done {
+			t.Error("the compaction did not wait for the hub")
+		}
+		// Who asks for what is compacted is cancelled even so.
+		c.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 4})
+		c.expect("2@5 created; 2@0 canceled 5; ")
+		time.Sleep(holdMax / 2)
+		if got := c.take(); got != "0@5 a=4(3) a=5(4); 1@5 a=5; " && got != "1@5 a=5; 0@5 a=4(3) a=5(4); " {
+			t.Errorf("got %s", got)
+		}
+		for range 2 { // others move their pin with the next revision
+			r.put("a", "")
+			time.Sleep(holdMax / 2)
+		}
+		if _, done := r.store.CompactStep(1000); !done || r.timesUnpinned() == 0 {
+			t.Errorf("the compaction is done: %t, told to go on %d times", done, r.timesUnpinned())
+		}
+	})
+}
+
+// TestHoldExpires: a hub that does not answer holds up compaction for holdMax only.
+func TestHoldExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		c := r.open(nil)
+		r.faults.Delay(actors.EdgeWatchHub, 10*holdMax)
+		c.create(everything)
+		r.put("a", "")
+		r.put("a", "")
+		if err := r.store.Compact(r.store.Revision()); err != nil {
+			t.Fatal(err)
+		}
+		r.store.Publish(mvcc.Applied{})
+		time.Sleep(holdMax * 9 / 10)
+		if _, done := r.store.CompactStep(1000); done || r.timesUnpinned() > 0 {
+			t.Errorf("the compaction did not wait; told to go on %d times", r.timesUnpinned())
+		}
+		time.Sleep(holdMax * 2 / 10)
+		if _, done := r.store.CompactStep(1000); !done || r.timesUnpinned() != 1 {
+			t.Errorf("after %v: done %t, told to go on %d times, want once", holdMax, done, r.timesUnpinned())
+		}
+		time.Sleep(20 * holdMax)
+		c.expect("0@1 created; 0@0 canceled 3; ")
 	})
 }
 

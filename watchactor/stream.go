@@ -77,6 +77,7 @@ type stream struct {
 	hub    uint64 // incarnation of the hub that it subscribes to
 	ticker *actors.Ticker
 	retry  *time.Timer
+	held   *held // nil unless a watcher waits for the hub
 	ended  bool
 	err    error // of Send; read after the end
 	sends  int   // since others were let run
@@ -143,6 +144,7 @@ func (s *stream) stop() {
 		s.retry.Stop()
 	}
 	s.ended = true
+	s.release()
 	s.streams.forget(s)
 	s.table = watch.NewTable()
 	s.tell()
@@ -173,6 +175,9 @@ func (s *stream) batch(b *actors.Batch) {
 		return
 	}
 	s.subscribe()
+	if !s.table.Waiting() {
+		s.release()
+	}
 	s.tell()
 	if _, lagging, _ := s.table.Len(); lagging > 0 && s.retry == nil {
 		s.nextTurn()
@@ -271,9 +276,13 @@ func (s *stream) request(r *pb.WatchRequest) {
 	revision := s.streams.cfg.Published.View().Revision
 	switch u := r.GetRequestUnion().(type) {
 	case *pb.WatchRequest_CreateRequest:
-		if u.CreateRequest != nil {
-			s.done(s.send(s.table.Create(u.CreateRequest, revision)))
+		if u.CreateRequest == nil {
+			return
 		}
+		if start := u.CreateRequest.StartRevision; start == 0 || start > revision {
+			revision = s.hold().Revision
+		}
+		s.done(s.send(s.table.Create(u.CreateRequest, revision)))
 	case *pb.WatchRequest_CancelRequest:
 		if u.CancelRequest == nil {
 			return
@@ -300,8 +309,17 @@ func (s *stream) turn() {
 	if !ok {
 		return
 	}
-	v := s.streams.cfg.Published.View()
+	v := s.hold()
+	if from < v.CompactRevision {
+		s.done(s.table.Compacted(v.CompactRevision, s.pinned(), s.send))
+		if from, ok = s.table.Position(); !ok || s.ended {
+			return
+		}
+	}
 	replay, last, err := s.read(v, from)
+	if last < v.Revision && !s.table.Waiting() {
+		s.release() // the turn does not reach the present
+	}
 	s.streams.cfg.Faults.Point(watchStream, "turn")
 	if err != nil && replay != nil {
 		replay.Drop()
@@ -310,7 +328,7 @@ func (s *stream) turn() {
 	case err == nil:
 		s.done(replay.Finish(last, v.Revision, s.send))
 	case errors.Is(err, mvcc.ErrCompacted):
-		s.done(s.table.Compacted(s.streams.cfg.Published.View().CompactRevision, s.send))
+		s.done(s.table.Compacted(s.streams.cfg.Published.View().CompactRevision, s.pinned(), s.send))
 	case errors.Is(err, mvcc.ErrClosed):
 		s.retry = time.AfterFunc(retryAfter, s.nextTurn)
 	default:
@@ -321,14 +339,12 @@ func (s *stream) turn() {
 // read looks for what lagging watchers lack in a part of the log. It waits for
 // other streams to finish such a part.
 func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
-	if from < v.CompactRevision {
-		return nil, 0, mvcc.ErrCompacted
-	}
 	s.streams.readers <- struct{}{}
 	defer func() { <-s.streams.readers }()
 	replay := s.table.Replay()
+	floor := min(v.CompactRevision, s.pinned())
 	before := func(key []byte, main int64) ([]byte, error) {
-		if main-1 < v.CompactRevision {
+		if main-1 < floor {
 			return nil, nil // as in etcd, even if it is there
 		}
 		return v.Before(key, main)

@@ -8,9 +8,11 @@ package watch
 // the client cancels them too.
 
 // Compacted cancels the lagging watchers that lack revisions below one that was
-// compacted. Their ids stay taken until the client cancels them, as in etcd.
-func (t *Table) Compacted(revision int64, emit Emit) error {
-	return t.fail(func(w *watcher) bool { return w.next < revision }, Response{CompactRevision: revision}, emit)
+// compacted, except fresh ones that lack nothing below a pinned revision. Their ids
+// stay taken until the client cancels them, as in etcd.
+func (t *Table) Compacted(revision, pinned int64, emit Emit) error {
+	return t.fail(func(w *watcher) bool { return w.next < revision && !(w.fresh && w.next >= pinned) },
+		Response{CompactRevision: revision}, emit)
 }
 
 // Fail cancels all lagging watchers, because what they lack cannot be read.

@@ -81,7 +81,10 @@ func (t *Table) caughtUp(w *watcher) {
 	if w.victim {
 		t.victims--
 	}
-	w.lagging, w.victim = false, false
+	if w.fresh {
+		t.fresh--
+	}
+	w.lagging, w.victim, w.fresh = false, false, false
 }
 
 // Position returns the first revision that a watcher lacks; ok is false if none

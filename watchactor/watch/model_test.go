@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -484,7 +485,7 @@ func (s *fakeStream) turn() {
 		})
 	}
 	if errors.Is(err, mvcc.ErrCompacted) {
-		s.done(s.table.Compacted(s.w.pub.View().CompactRevision, s.receive))
+		s.done(s.table.Compacted(s.w.pub.View().CompactRevision, math.MaxInt64, s.receive))
 	} else if err != nil {
 		s.w.fatalf("%v", err)
 	} else {

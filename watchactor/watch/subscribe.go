@@ -34,6 +34,11 @@ func (t *Table) Subscribe() *watchmsg.Subscribe {
 	return m
 }
 
+// Waiting reports whether a group waits for the hub's answer, or a watcher lacks
+// what was written before that came. Until then the caller holds the revisions
+// readable that it has created the watcher at, or read up to.
+func (t *Table) Waiting() bool { return len(t.add) > 0 || len(t.told) > 0 || t.fresh > 0 }
+
 // Joined takes the hub's answer: from the revision after this one on it posts what
 // happens in the ranges that it was told of.
 func (t *Table) Joined(revision int64, emit Emit) error {
@@ -45,6 +50,8 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 		for _, w := range g.watchers {
 			if !w.lagging && w.next < g.since {
 				t.fallBehind(w, false)
+				w.fresh = true
+				t.fresh++
 			}
 		}
 	}

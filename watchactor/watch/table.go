@@ -35,6 +35,7 @@ type Table struct {
 	lag       *laggards
 	lagging   int // watchers
 	victims   int // watchers
+	fresh     int // watchers
 	compacted int // watchers
 
 	// Manual requests of progress: to be asked for, asked, and answered by the hub
@@ -74,6 +75,9 @@ type watcher struct {
 	// group is subscribed, the watcher is in step. Invariant: then next >= since.
 	lagging bool
 	victim  bool // lagging because the stream's mailbox was full
+	// fresh: lagging because the hub's answer came later than revisions that the
+	// watcher lacks. The caller holds those readable.
+	fresh bool
 
 	splits bool // takes large responses in parts
 	notify bool // of progress

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -209,10 +210,10 @@ func TestCompacted(t *testing.T) {
 	table.Create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 3, WatchId: 4}, 9)
 	var got []*Response
 	emit := func(r *Response) error { c := *r; got = append(got, &c); return nil }
-	if err := table.Compacted(3, emit); err != nil || len(got) != 0 {
+	if err := table.Compacted(3, math.MaxInt64, emit); err != nil || len(got) != 0 {
 		t.Fatalf("%v, %v", got, err)
 	}
-	if err := table.Compacted(5, emit); err != nil || len(got) != 1 {
+	if err := table.Compacted(5, math.MaxInt64, emit); err != nil || len(got) != 1 {
 		t.Fatalf("%v, %v", got, err)
 	}
 	if r := got[0]; r.WatchID != 4 || !r.Canceled || r.CompactRevision != 5 || r.Revision != 0 || r.CancelReason != "" {

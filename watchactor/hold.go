@@ -1,0 +1,74 @@
+package watchactor
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+)
+
+// A watcher from now on needs the hub's events, but the hub hears of it a moment
+// later. If its range is written and compacted at the head in that moment, the log
+// would no longer have what the watcher lacks, and it would be cancelled, where etcd
+// serves it. So the stream holds what the log has from then on:
+//
+//	Create, or a turn that may reach the present   hold pins the newest view
+//	the hub answers, a turn reads the rest         release, at the end of the batch
+//	holdMax has passed                             the pin expires: compaction does
+//	                                               not wait for a slow hub or client
+
+// holdMax is for how long a stream may hold up compaction. The hub answers within
+// milliseconds.
+const holdMax = time.Second
+
+// held is a pinned revision. IMPORTANT: it expires on a goroutine of its own.
+type held struct {
+	pin      *mvcc.Pin
+	revision int64
+	timer    *time.Timer
+	expired  atomic.Bool // set before the pin is released
+}
+
+// hold pins the newest view, unless an older one is pinned, and returns the newest.
+func (s *stream) hold() *mvcc.View {
+	if s.held != nil && !s.held.expired.Load() {
+		return s.streams.cfg.Published.View()
+	}
+	s.release()
+	v, pin := s.streams.cfg.Published.Pin()
+	h := &held{pin: pin, revision: v.Revision}
+	h.timer = time.AfterFunc(holdMax, func() {
+		h.expired.Store(true)
+		s.streams.unpin(h)
+	})
+	s.held = h
+	return v
+}
+
+// release releases the pin, if there is one.
+func (s *stream) release() {
+	if h := s.held; h != nil {
+		s.held = nil
+		if h.timer.Stop() {
+			s.streams.unpin(h)
+		}
+	}
+}
+
+// pinned returns the revision from which on the log is complete whatever was
+// compacted, the largest possible one if the stream holds nothing.
+func (s *stream) pinned() int64 {
+	if s.held == nil || s.held.expired.Load() {
+		return math.MaxInt64
+	}
+	return s.held.revision
+}
+
+// unpin releases a pin, and has a compaction go on that may have waited for it.
+func (s *Streams) unpin(h *held) {
+	h.pin.Release()
+	if s.cfg.Published.View().CompactRevision > h.revision {
+		s.cfg.Unpinned()
+	}
+}
