@@ -19,29 +19,43 @@ const (
 )
 
 const (
-	// hubBytes and hubRevisions bound what the hub posts at a time, so that it fits
-	// into a mailbox several times over. The first revision may exceed it.
+	// hubBytes and hubRevisions bound what the hub reads and posts in one step, so
+	// that a stream's mailbox holds several. A single revision may exceed them.
 	hubBytes     = 128 << 10
 	hubRevisions = 1000 // as many as etcd puts into one response
-	// hubPosts is after how many posts the hub lets others run. A change that many
-	// streams hear of makes work for all processors; what was waiting to run, above
-	// all the answer to who made the change, must not wait behind all of it.
-	hubPosts = 4
+	// postsPerYield is the number of posts after which the hub yields. A change that
+	// concerns many streams makes all of them runnable at once; goroutines that were
+	// runnable before, above all the one that answers the writer, must not wait for
+	// all of it.
+	postsPerYield = 4
 )
 
-// hub reads what was published and posts it to the streams that listen.
+// The hub, in the order of the data:
+//
+//	subscribe   a stream adds ranges to the fan-out, or removes some; the hub posts
+//	            Joined with its position
+//	advance     a publication wakes the hub; it reads from its position to the newest
+//	            view, in steps
+//	postSome    one step: match each event with the ranges, encode it once, post one
+//	            Matched to each stream concerned, and move the position and its pin
+//	loseStream  a stream's mailbox is full: drop its subscriptions and post Lost
+//
+// The hub pins its position while there are subscriptions, so a compaction never
+// takes revisions away that it has yet to read.
+
+// hub reads published revisions and posts their events to subscribed streams.
 type hub struct {
 	streams *Streams
 	id      uint64 // incarnation
 	box     *actors.Mailbox
 	fan     *watch.Fanout
-	boxes   map[uint64]*actors.Mailbox // of streams that listen, by their ids
-	// position is the revision up to which everything was posted.
+	boxes   map[uint64]*actors.Mailbox // of subscribed streams, by id
+	// position is the revision up to which all events have been posted.
 	position int64
-	posts    int // since others were let run
+	posts    int // since the last yield
 }
 
-// Hub returns the stage of the hub: an edge child.
+// Hub returns the stage of the hub, for an edge child.
 func (s *Streams) Hub(incarnation uint64) (actors.Stage, error) {
 	h := &hub{streams: s, id: incarnation, fan: watch.NewFanout(), boxes: map[uint64]*actors.Mailbox{}}
 	h.box = actors.NewMailbox(actors.MailboxConfig{
@@ -73,49 +87,50 @@ func (h *hub) Receive(ctx actor.Context) {
 	}
 }
 
-// start tells the streams that they have to subscribe again.
+// start asks all open streams to subscribe again.
 func (h *hub) start() {
 	streams, posted := h.streams.adopt(h.box, h.id)
 	h.position = posted
 	if len(streams) == 0 {
-		h.rest() // the last stream ended while there was no hub to tell
+		h.releasePin() // the last stream ended while no hub was running
 	}
 	for _, st := range streams {
-		// If one of an earlier hub is queued, it will make the stream look for the
-		// current hub.
+		// If the Started of an earlier hub is still queued, one more is pointless: on
+		// handling it the stream subscribes to the current hub.
 		if !st.renewing.Swap(true) {
 			st.box.MustPostReserved(laneHub, &watchmsg.Started{Hub: h.id, Revision: posted})
 		}
 	}
 }
 
-// advance posts what is visible and was not posted.
+// advance posts the visible revisions that have not been posted yet.
 func (h *hub) advance() {
 	v := h.streams.cfg.Published.View()
 	if v == nil {
 		return
 	}
 	if h.fan.Empty() {
-		h.rest()
+		h.releasePin()
 		return
 	}
 	for h.position < v.Revision {
-		if !h.step(v) {
+		if !h.postSome(v) {
 			return
 		}
 	}
 }
 
-// rest lets go of what is held for nobody.
-func (h *hub) rest() {
-	if h.streams.release() {
+// releasePin releases the pin when there are no subscriptions.
+func (h *hub) releasePin() {
+	if h.streams.releasePin() {
 		h.streams.cfg.Unpinned()
 	}
 }
 
-// step posts some revisions of a view. It is false if they cannot be read now: the
-// core reboots, and will wake the hub when it is back.
-func (h *hub) step(v *mvcc.View) bool {
+// postSome posts the next revisions of a view, within hubBytes and hubRevisions. It
+// returns false if they cannot be read because the core is rebooting; the core wakes
+// the hub when it is back.
+func (h *hub) postSome(v *mvcc.View) bool {
 	bytes, revisions, revision := 0, 0, int64(0)
 	var failed error
 	last, err := v.Events(h.position+1, func(e mvcc.Event) bool {
@@ -131,16 +146,16 @@ func (h *hub) step(v *mvcc.View) bool {
 	})
 	err = errors.Join(err, failed)
 	if errors.Is(err, mvcc.ErrClosed) {
-		h.fan.Drop()
+		h.fan.Discard()
 		return false
 	}
 	h.streams.cfg.Faults.Point(actors.EdgeWatchHub, "middle")
 	if err != nil {
-		// Damage, of which the store has told. Each stream will come by it when it
-		// reads for itself, and cancel those watchers of its own that lack anything.
-		h.fan.Drop()
+		// Corruption, which the store has reported. Each stream will meet it when it
+		// reads the log, and cancel the watchers that need the damaged part.
+		h.fan.Discard()
 		for id := range h.boxes {
-			h.lose(id)
+			h.loseStream(id)
 		}
 		last = v.Revision
 	} else {
@@ -149,7 +164,7 @@ func (h *hub) step(v *mvcc.View) bool {
 	held := h.position
 	h.position = last
 	h.streams.advance(last)
-	// Of the newest view: a compaction may have come while this one was read.
+	// The newest view counts: a compaction may have been applied while v was read.
 	if now := h.streams.cfg.Published.View(); now.CompactRevision > held {
 		h.streams.cfg.Unpinned()
 	}
@@ -157,15 +172,15 @@ func (h *hub) step(v *mvcc.View) bool {
 	return true
 }
 
-// post hands a stream what happened. A stream without room reads it for itself
-// when it comes to it.
+// post posts events to a stream. If its mailbox is full, the stream loses its
+// subscriptions and reads the log instead.
 func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 	h.streams.cfg.Faults.Point(actors.EdgeWatchHub, "post")
 	events := watch.Count(m)
 	h.streams.stats.pending.Add(int64(events))
 	err := h.boxes[stream].TryPost(laneHub, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
 	if err == nil {
-		if h.posts++; h.posts >= hubPosts {
+		if h.posts++; h.posts >= postsPerYield {
 			h.posts = 0
 			runtime.Gosched()
 		}
@@ -173,47 +188,48 @@ func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 	}
 	h.streams.stats.pending.Add(-int64(events))
 	if errors.Is(err, actors.ErrFull) {
-		h.lose(stream)
+		h.loseStream(stream)
 		return
 	}
-	h.forget(stream)
+	h.removeStream(stream)
 }
 
-// lose forgets what a stream listens to, and tells it up to where it has
-// everything.
-func (h *hub) lose(stream uint64) {
+// loseStream drops a stream's subscriptions, and tells it the revision up to which
+// everything was posted.
+func (h *hub) loseStream(stream uint64) {
 	h.streams.stats.lost.Add(1)
 	h.boxes[stream].MustPostReserved(laneHub, &watchmsg.Lost{Hub: h.id, Revision: h.position})
-	h.forget(stream)
+	h.removeStream(stream)
 }
 
-func (h *hub) forget(stream uint64) {
-	h.fan.Forget(stream)
+func (h *hub) removeStream(stream uint64) {
+	h.fan.RemoveStream(stream)
 	delete(h.boxes, stream)
 }
 
-// subscribe has a stream listen to ranges. First everything visible is posted, so
-// that the answer means something to a client that asks for progress.
+// subscribe changes a stream's subscriptions and answers with Joined. All visible
+// revisions are posted first, so that the answer also tells a client that requested
+// progress how far it has everything.
 func (h *hub) subscribe(m *watchmsg.Subscribe) {
 	h.advance()
 	if m.Last {
-		h.forget(m.Stream)
+		h.removeStream(m.Stream)
 		if h.fan.Empty() {
-			h.rest()
+			h.releasePin()
 		}
 		return
 	}
 	box := h.streams.box(m.Stream)
 	if box == nil {
-		h.forget(m.Stream)
+		h.removeStream(m.Stream)
 		return
 	}
 	for _, id := range m.Remove {
 		h.fan.Remove(m.Stream, id)
 	}
 	if h.fan.Empty() {
-		// From here on what comes next must not be compacted before it is posted.
-		h.position = h.streams.hold()
+		// From now on no revision may be compacted away before it has been posted.
+		h.position = h.streams.pinNewest()
 	}
 	for _, r := range m.Add {
 		h.fan.Add(m.Stream, r)
@@ -221,6 +237,6 @@ func (h *hub) subscribe(m *watchmsg.Subscribe) {
 	h.boxes[m.Stream] = box
 	box.MustPostReserved(laneHub, &watchmsg.Joined{Hub: h.id, Revision: h.position})
 	if h.fan.Empty() {
-		h.rest()
+		h.releasePin()
 	}
 }

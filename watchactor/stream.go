@@ -16,8 +16,20 @@ import (
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
 
-// Lanes of a stream's mailbox. All that hubs post is in one of them: its order is
-// what the stream's knowledge of its subscriptions rests on.
+// A stream, in the order of the data:
+//
+//	request    the client creates or cancels a watcher, or requests progress
+//	subscribe  at the end of a batch: one Subscribe to the hub with all changes
+//	matched    the hub posted events, which are sent; those that are queued together
+//	           are sent together
+//	turn       watchers that lag behind: one part of the log is read and sent, and
+//	           Continue asks for the next
+//	batch      releases what was sent from the mailbox, and updates the statistics
+//
+// What the stream knows of its watchers is in watch.Table.
+
+// Lanes of a stream's mailbox. All messages of hubs share one lane: the table relies
+// on receiving them in the order in which they were posted.
 const (
 	laneHub = iota
 	laneRequests
@@ -26,38 +38,38 @@ const (
 )
 
 var (
-	// eventsLimit is what a stream may be behind before it has to read from the
-	// log: some hundred changes, half a second of a busy prefix. It bounds what a
-	// client that does not read costs; beyond that, memory for it is memory lost.
+	// eventsLimit bounds the events queued for a stream, and so the memory that a
+	// client costs that does not read. It is some hundred changes, half a second of a
+	// busy prefix; a stream that is further behind reads the log.
 	eventsLimit = actors.Limit{Requests: 256, Bytes: 1 << 20}
-	// requestsLimit: the client's next messages wait in gRPC.
+	// requestsLimit bounds the client's messages; further ones wait in gRPC.
 	requestsLimit = actors.Limit{Requests: 8, Bytes: 1}
 	oneLimit      = actors.Limit{Requests: 1, Bytes: 1}
-	// drainLimit lets one drain take all of the events.
+	// drainLimit lets one drain take all queued events.
 	drainLimit = actors.BatchLimit{Messages: 1024, Bytes: 2 << 20}
 )
 
-// controlReserve is the room for control messages of hubs, in messages. A stream has
-// one Subscribe unanswered at most, so there is one Joined, a Lost before it and one
-// after it, and one Started, which renewing sees to.
+// controlReserve is the room for control messages of hubs, in messages. At most one
+// Subscribe is unanswered, so at most one Joined is queued, one Lost before it and one
+// after it; and one Started, by the flag renewing.
 const controlReserve = 4
 
-// What a turn of catching up reads and sends, at most. The last revision may exceed
-// it.
+// Bounds of one turn of catching up. Its last revision may exceed them.
 const (
-	turnBytes     = 128 << 10 // to be sent: what a stream that does not read holds
+	turnBytes     = 128 << 10 // sent; held while the client does not read
 	turnRevisions = 1000      // in one response, as in etcd
 	turnScan      = 1 << 20   // bytes read: about a millisecond
 )
 
-// gatherBytes bounds what is sent together of what waits in the mailbox: as much as
-// the hub posts at a time.
+// gatherBytes bounds the queued events that are sent together: as much as the hub
+// posts in one step.
 const gatherBytes = hubBytes
 
-// sendsInRow is after how many responses a stream lets others run; see hubPosts.
-const sendsInRow = 64
+// sendsPerYield is the number of responses after which a stream yields, for the reason
+// given at postsPerYield.
+const sendsPerYield = 64
 
-// retryAfter is when a stream tries again to read while the core reboots.
+// retryAfter is the interval at which a stream retries to read while the core reboots.
 const retryAfter = 50 * time.Millisecond
 
 // stream is the actor of one stream.
@@ -68,24 +80,24 @@ type stream struct {
 	name    string
 	box     *actors.Mailbox
 
-	// renewing: a Started is queued. Set by the hub that posts it, cleared by the
-	// stream before it looks for the current hub.
+	// renewing is true while a Started is queued. Set by the hub that posts it;
+	// cleared by the stream, before it loads the current hub.
 	renewing atomic.Bool
 
 	// Owned by the actor.
-	table  *watch.Table
-	hub    uint64 // incarnation of the hub that it subscribes to
-	ticker *actors.Ticker
-	retry  *time.Timer
-	held   *held // nil unless a watcher waits for the hub
-	ended  bool
-	err    error // of Send; read after the end
-	sends  int   // since others were let run
-	told   struct{ watchers, lagging, victims int64 }
+	table    *watch.Table
+	hub      uint64 // incarnation of the hub that the stream subscribes to; see resubscribe
+	ticker   *actors.Ticker
+	retry    *time.Timer
+	held     *held // nil unless a watcher waits for the hub; see hold.go
+	ended    bool
+	err      error // of Send; others read it once the actor has stopped
+	sends    int   // since the last yield
+	reported struct{ watchers, lagging, victims int64 }
 
 	// For the debug page.
 	watchers, lagging, victims, next, sent, lost atomic.Int64
-	sending                                      atomic.Int64 // since when, as actors.Now; 0 if not
+	sending                                      atomic.Int64 // start of the send in progress, as actors.Now; 0 if none
 }
 
 func newStream(s *Streams, id uint64, cfg StreamConfig) *stream {
@@ -110,7 +122,7 @@ func (s *stream) stage() actors.Stage {
 	return actors.Stage{Name: s.name, Actor: s, Mailbox: s.box, Dispatcher: actors.Shared()}
 }
 
-// rejected counts the events that will not be sent.
+// rejected takes events that will never be sent out of the pending count.
 func (s *stream) rejected(msg any, _ error) {
 	if m, ok := msg.(*watchmsg.Matched); ok {
 		s.streams.stats.pending.Add(-int64(watch.Count(m)))
@@ -122,7 +134,7 @@ func (s *stream) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		if every := s.cfg.Progress; every > 0 {
-			// Up to a tenth more, so that a thousand streams do not speak at once.
+			// Up to a tenth more, so that streams do not notify all at once.
 			every += time.Duration(rand.Int64N(int64(every)/10 + 1))
 			s.ticker = actors.StartTicker(s.box, laneTick, every, 1)
 		}
@@ -147,7 +159,7 @@ func (s *stream) stop() {
 	s.release()
 	s.streams.forget(s)
 	s.table = watch.NewTable()
-	s.tell()
+	s.updateStats()
 	if hub := s.streams.hub.Load(); hub != nil {
 		_ = hub.box.TryPost(hubSubscribe, &watchmsg.Subscribe{Stream: s.id, Last: true}, actors.Cost{Requests: 1})
 	}
@@ -178,19 +190,19 @@ func (s *stream) batch(b *actors.Batch) {
 	if !s.table.Waiting() {
 		s.release()
 	}
-	s.tell()
+	s.updateStats()
 	if _, lagging, _ := s.table.Len(); lagging > 0 && s.retry == nil {
 		s.nextTurn()
 	}
 }
 
-// watchStream is the name of all streams for faults.
+// watchStream is the name under which tests inject faults into streams.
 const watchStream = "edge/watch/stream"
 
-// matched sends what the hub posted.
+// matched sends events that the hub posted.
 func (s *stream) matched(m *watchmsg.Matched) {
 	if !s.ended {
-		s.done(s.table.Deliver(m, s.send))
+		s.endOn(s.table.Deliver(m, s.send))
 	}
 }
 
@@ -198,7 +210,7 @@ func (s *stream) handle(msg any) {
 	switch m := msg.(type) {
 	case *watchmsg.Joined:
 		if m.Hub == s.hub && !s.ended {
-			s.done(s.table.Joined(m.Revision, s.send))
+			s.endOn(s.table.Joined(m.Revision, s.send))
 		}
 	case *watchmsg.Lost:
 		if m.Hub == s.hub {
@@ -206,7 +218,7 @@ func (s *stream) handle(msg any) {
 			s.table.Lost(m.Revision)
 		}
 	case *watchmsg.Started:
-		s.renew(m)
+		s.resubscribe(m)
 	case *watchmsg.Request:
 		if !s.ended {
 			s.request(m.Request)
@@ -220,16 +232,16 @@ func (s *stream) handle(msg any) {
 	}
 }
 
-// done ends the stream after an error of Send.
-func (s *stream) done(err error) {
+// endOn ends the stream if err, of Send, is not nil.
+func (s *stream) endOn(err error) {
 	if err != nil && !s.ended {
 		s.ended, s.err = true, err
 	}
 }
 
-// send sends a response, in parts if it is large and the client wants it so.
+// send sends a response, in fragments if it is large and the client accepts them.
 func (s *stream) send(r *watch.Response) error {
-	if s.sends++; s.sends >= sendsInRow {
+	if s.sends++; s.sends >= sendsPerYield {
 		s.sends = 0
 		runtime.Gosched()
 	}
@@ -245,33 +257,34 @@ func (s *stream) send(r *watch.Response) error {
 	return s.cfg.Send(r)
 }
 
-// renew subscribes to a fresh hub.
-func (s *stream) renew(m *watchmsg.Started) {
+// resubscribe makes the current hub the stream's, when a new one has started. All
+// subscriptions of the table have to be made again.
+func (s *stream) resubscribe(m *watchmsg.Started) {
 	s.renewing.Store(false)
 	if m.Hub <= s.hub {
 		return
 	}
 	contiguous := m.Hub == s.hub+1
-	s.hub = s.streams.hub.Load().id // m may be of one that is gone as well
+	s.hub = s.streams.hub.Load().id // the sender of m may have been replaced since
 	s.table.Renewed(m.Revision, contiguous)
 }
 
-// subscribe tells the hub what there is to tell.
+// subscribe posts the changed subscriptions to the hub, if there are any.
 func (s *stream) subscribe() {
 	hub := s.streams.hub.Load()
 	if hub == nil || hub.id != s.hub {
-		return // a Started is on its way
+		return // a Started is queued, or about to be
 	}
 	m := s.table.Subscribe()
 	if m == nil {
 		return
 	}
 	m.Stream = s.id
-	// A hub that is closed has a successor, which will tell.
+	// If the hub is closed, its replacement sends Started and we resubscribe.
 	_ = hub.box.TryPost(hubSubscribe, m, actors.Cost{Requests: 1})
 }
 
-// request does what the client wants.
+// request handles a message of the client.
 func (s *stream) request(r *pb.WatchRequest) {
 	revision := s.streams.cfg.Published.View().Revision
 	switch u := r.GetRequestUnion().(type) {
@@ -282,13 +295,13 @@ func (s *stream) request(r *pb.WatchRequest) {
 		if start := u.CreateRequest.StartRevision; start == 0 || start > revision {
 			revision = s.hold().Revision
 		}
-		s.done(s.send(s.table.Create(u.CreateRequest, revision)))
+		s.endOn(s.send(s.table.Create(u.CreateRequest, revision)))
 	case *pb.WatchRequest_CancelRequest:
 		if u.CancelRequest == nil {
 			return
 		}
 		if resp := s.table.Cancel(u.CancelRequest.WatchId, revision); resp != nil {
-			s.done(s.send(resp))
+			s.endOn(s.send(resp))
 		}
 	case *pb.WatchRequest_ProgressRequest:
 		if u.ProgressRequest != nil {
@@ -298,11 +311,11 @@ func (s *stream) request(r *pb.WatchRequest) {
 }
 
 func (s *stream) nextTurn() {
-	// Full: one is on its way.
+	// If the lane is full, a Continue is queued already.
 	_ = s.box.TryPost(laneTurn, &watchmsg.Continue{}, actors.Cost{Requests: 1})
 }
 
-// turn reads some of what lagging watchers lack, and sends it.
+// turn reads one part of what lagging watchers lack from the log, and sends it.
 func (s *stream) turn() {
 	s.retry = nil
 	from, ok := s.table.Position()
@@ -311,33 +324,33 @@ func (s *stream) turn() {
 	}
 	v := s.hold()
 	if from < v.CompactRevision {
-		s.done(s.table.Compacted(v.CompactRevision, s.pinned(), s.send))
+		s.endOn(s.table.Compacted(v.CompactRevision, s.pinned(), s.send))
 		if from, ok = s.table.Position(); !ok || s.ended {
 			return
 		}
 	}
 	replay, last, err := s.read(v, from)
 	if last < v.Revision && !s.table.Waiting() {
-		s.release() // the turn does not reach the present
+		s.release() // the turn has not reached the newest revision
 	}
 	s.streams.cfg.Faults.Point(watchStream, "turn")
 	if err != nil && replay != nil {
-		replay.Drop()
+		replay.Discard()
 	}
 	switch {
 	case err == nil:
-		s.done(replay.Finish(last, v.Revision, s.send))
+		s.endOn(replay.Finish(last, v.Revision, s.send))
 	case errors.Is(err, mvcc.ErrCompacted):
-		s.done(s.table.Compacted(s.streams.cfg.Published.View().CompactRevision, s.pinned(), s.send))
+		s.endOn(s.table.Compacted(s.streams.cfg.Published.View().CompactRevision, s.pinned(), s.send))
 	case errors.Is(err, mvcc.ErrClosed):
 		s.retry = time.AfterFunc(retryAfter, s.nextTurn)
 	default:
-		s.done(s.table.Fail(s.streams.cfg.Reason(err), v.Revision, s.send))
+		s.endOn(s.table.Fail(s.streams.cfg.Reason(err), v.Revision, s.send))
 	}
 }
 
-// read looks for what lagging watchers lack in a part of the log. It waits for
-// other streams to finish such a part.
+// read reads one part of the log for the lagging watchers. It waits while too many
+// other streams do the same.
 func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
 	s.streams.readers <- struct{}{}
 	defer func() { <-s.streams.readers }()
@@ -345,7 +358,7 @@ func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
 	floor := min(v.CompactRevision, s.pinned())
 	before := func(key []byte, main int64) ([]byte, error) {
 		if main-1 < floor {
-			return nil, nil // as in etcd, even if it is there
+			return nil, nil // compacted: as in etcd, even if the record still exists
 		}
 		return v.Before(key, main)
 	}
@@ -361,15 +374,15 @@ func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
 	return replay, last, errors.Join(err, failed)
 }
 
-// tell updates the numbers that others look at.
-func (s *stream) tell() {
+// updateStats publishes the numbers of the stream for metrics and the debug page.
+func (s *stream) updateStats() {
 	w, l, v := s.table.Len()
 	watchers, lagging, victims := int64(w), int64(l), int64(v)
 	c := &s.streams.stats
-	c.watchers.Add(watchers - s.told.watchers)
-	c.lagging.Add(lagging - s.told.lagging)
-	c.victims.Add(victims - s.told.victims)
-	s.told.watchers, s.told.lagging, s.told.victims = watchers, lagging, victims
+	c.watchers.Add(watchers - s.reported.watchers)
+	c.lagging.Add(lagging - s.reported.lagging)
+	c.victims.Add(victims - s.reported.victims)
+	s.reported.watchers, s.reported.lagging, s.reported.victims = watchers, lagging, victims
 	s.watchers.Store(watchers)
 	s.lagging.Store(lagging)
 	s.victims.Store(victims)

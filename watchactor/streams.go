@@ -18,26 +18,26 @@ import (
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
 
-// Config is what watching needs.
+// Config is what Streams need.
 type Config struct {
 	Published *mvcc.Published
 	// Spawn starts a child at the edge: actors.Edge.Spawn.
 	Spawn func(actors.Child) (*actors.Handle, error)
-	// Unpinned is called when the hub lets go of a revision that a compaction may
-	// have waited for. It must not block.
+	// Unpinned is called when a pin was released or moved that a compaction may have
+	// waited for. It must not block.
 	Unpinned func()
-	// Reason puts an error of reading the log in words for clients.
+	// Reason returns the cancel reason for an error of reading the log.
 	Reason func(error) string
 	Faults *actors.Faults
 }
 
-// Streams are the open watch streams. It outlives hubs, and reboots of the core.
+// Streams is the set of open watch streams. It outlives hubs and reboots of the core.
 type Streams struct {
 	cfg   Config
-	count atomic.Int64 // of open
+	count atomic.Int64 // len(open)
 	stats counters
-	// readers bounds how many streams read from the log at a time: what has
-	// happened long ago must not take the processors from what happens now.
+	// readers bounds how many streams read from the log at a time, to half of the
+	// processors: history must not delay current events.
 	readers chan struct{}
 
 	hub atomic.Pointer[currentHub] // nil before the first
@@ -47,7 +47,7 @@ type Streams struct {
 	open   map[uint64]*stream
 	// posted is the revision up to which everything was posted to whom it concerns.
 	posted int64
-	pin    *mvcc.Pin // of posted; nil while nobody listens
+	pin    *mvcc.Pin // at posted; nil while there are no subscriptions
 }
 
 // currentHub is the incarnation of the hub that runs, or ran last.
@@ -56,15 +56,15 @@ type currentHub struct {
 	id  uint64
 }
 
-// counters are what the streams count together.
+// counters are sums over all streams.
 type counters struct {
 	watchers, lagging, victims atomic.Int64
 	pending                    atomic.Int64 // events in mailboxes
 	sent                       atomic.Int64 // events
-	lost                       atomic.Int64 // times that a stream had no room
+	lost                       atomic.Int64 // times that a stream's mailbox was full
 }
 
-// NewStreams returns one without streams. Its hub is to be spawned.
+// NewStreams returns an empty set. The caller spawns its Hub.
 func NewStreams(cfg Config) *Streams {
 	return &Streams{
 		cfg: cfg, open: map[uint64]*stream{},
@@ -72,33 +72,34 @@ func NewStreams(cfg Config) *Streams {
 	}
 }
 
-// Wake tells the hub that there is a newer view, and lets it run: whoever watches
-// should not be told later than whoever made the change. It never blocks, and does
-// next to nothing while nobody watches.
+// Wake wakes the hub because a newer view is visible, and yields to it: watchers
+// should be notified no later than the writer is answered. It never blocks, and
+// returns at once if no stream is open.
 func (s *Streams) Wake() {
 	if s.count.Load() == 0 {
 		return
 	}
 	if hub := s.hub.Load(); hub != nil {
-		// Full: it is about to look anyway. Closed: all will subscribe to a fresh one.
+		// If the lane is full, the hub is about to read anyway. If the mailbox is
+		// closed, streams subscribe again at the next hub.
 		if hub.box.TryPost(hubWake, &watchmsg.Published{}, actors.Cost{Requests: 1}) == nil {
 			runtime.Gosched()
 		}
 	}
 }
 
-// StreamConfig is what a stream needs of its connection.
+// StreamConfig is what a stream needs to know of its connection.
 type StreamConfig struct {
-	// Send sends a response, which it must not keep, and blocks while the client
-	// does not read. After an error it is not called any more.
+	// Send sends a response and blocks while the client does not read. It must not
+	// retain the response. After an error it is not called again.
 	Send func(*watch.Response) error
-	// SplitBytes is from which size on a response is sent in parts to clients that
-	// take it so; HeaderBytes is the size of a header for this.
+	// SplitBytes is the encoded size from which a response is sent in fragments to
+	// clients that accept them. HeaderBytes returns the size of its header.
 	SplitBytes  int
 	HeaderBytes func(revision int64) int
-	// Progress is how often watchers are told of progress that ask for it.
+	// Progress is the interval of progress notifications; 0 for none.
 	Progress time.Duration
-	// Peer names the client on the debug page.
+	// Peer is the address of the client, for the debug page.
 	Peer string
 }
 
@@ -108,17 +109,16 @@ type Stream struct {
 	handle *actors.Handle
 }
 
-// errPanicked ends a stream whose actor panicked.
-var errPanicked = errors.New("watchactor: the stream's actor failed")
+var errPanicked = errors.New("watchactor: stream actor panicked")
 
-// Open starts a stream.
+// Open starts a stream. The caller closes it.
 func (s *Streams) Open(cfg StreamConfig) (*Stream, error) {
 	st := s.register(cfg)
 	handle, err := s.cfg.Spawn(actors.Child{
 		Name: st.name, Unlisted: true,
 		New: func(incarnation uint64) (actors.Stage, error) {
 			if incarnation > 1 {
-				// What the last incarnation sent last is not known.
+				// Which events the panicked incarnation had sent is unknown.
 				return actors.Stage{}, actors.ErrGone
 			}
 			return st.stage(), nil
@@ -153,7 +153,7 @@ func (s *Streams) forget(st *stream) {
 	}
 }
 
-// box returns the mailbox of a stream, nil if it has ended.
+// box returns the mailbox of a stream; nil if the stream has ended.
 func (s *Streams) box(id uint64) *actors.Mailbox {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,8 +163,8 @@ func (s *Streams) box(id uint64) *actors.Mailbox {
 	return nil
 }
 
-// adopt makes a fresh hub the one that is woken and subscribed to. It returns the
-// streams that do not know it, and up to where its predecessors posted.
+// adopt makes a new hub the current one. It returns the open streams, which have to
+// subscribe at it, and the revision up to which earlier hubs have posted all events.
 func (s *Streams) adopt(hub *actors.Mailbox, id uint64) (streams []*stream, posted int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,8 +175,8 @@ func (s *Streams) adopt(hub *actors.Mailbox, id uint64) (streams []*stream, post
 	return streams, s.posted
 }
 
-// hold pins the newest view for the hub, and returns its revision.
-func (s *Streams) hold() int64 {
+// pinNewest pins the newest view for the hub, and returns its revision.
+func (s *Streams) pinNewest() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pin != nil {
@@ -188,7 +188,7 @@ func (s *Streams) hold() int64 {
 	return v.Revision
 }
 
-// advance notes that everything up to a revision was posted.
+// advance records that all events up to a revision have been posted, and moves the pin.
 func (s *Streams) advance(revision int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,8 +198,8 @@ func (s *Streams) advance(revision int64) {
 	}
 }
 
-// release lets go of the pin. It reports whether there was one.
-func (s *Streams) release() bool {
+// releasePin releases the hub's pin. It reports whether there was one.
+func (s *Streams) releasePin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pin == nil {
@@ -210,18 +210,20 @@ func (s *Streams) release() bool {
 	return true
 }
 
-// Request hands a client's message to the stream, waiting for room.
+// Request passes a message of the client to the stream, and waits for room in its
+// mailbox. Errors: actors.ErrClosed if the stream has ended, and that of ctx.
 func (s *Stream) Request(ctx context.Context, req *pb.WatchRequest) error {
 	return s.stream.box.Post(ctx, laneRequests, &watchmsg.Request{Request: req}, actors.Cost{Requests: 1})
 }
 
-// Close ends the stream, without waiting.
+// Close ends the stream. It does not wait; Done does.
 func (s *Stream) Close() { s.handle.Stop() }
 
-// Done is closed once the stream has ended and sends nothing any more.
+// Done is closed when the stream has ended and sends nothing more.
 func (s *Stream) Done() <-chan struct{} { return s.handle.Done() }
 
-// Err tells after Done why the stream ended; nil if it was closed.
+// Err returns, after Done, why the stream ended: the error of Send, or that its actor
+// panicked; nil if it was closed.
 func (s *Stream) Err() error {
 	if _, failed := s.handle.LastFailure(); failed {
 		return errPanicked
@@ -233,14 +235,14 @@ func (s *Stream) Err() error {
 type Stats struct {
 	Streams  int64 `json:"streams"`
 	Watchers int64 `json:"watchers"`
-	// Lagging watchers have to read older revisions, Victims of them because the
-	// stream was too slow.
+	// Lagging watchers have to read older revisions from the log. Victims are those
+	// of them that lag because their stream's mailbox was full.
 	Lagging int64 `json:"unsynced"`
 	Victims int64 `json:"victims"`
-	// Pending events are in mailboxes of streams.
+	// Pending events are queued in mailboxes of streams.
 	Pending int64 `json:"pending_events"`
-	// Sent counts events since the start, Lost how often a stream had no room for
-	// some.
+	// Sent counts events, and Lost the times that a stream's mailbox was full, both
+	// since the start.
 	Sent int64 `json:"sent_events"`
 	Lost int64 `json:"overflows"`
 }
@@ -261,19 +263,19 @@ type StreamStats struct {
 	Watchers int64  `json:"watchers"`
 	Lagging  int64  `json:"unsynced"`
 	Victims  int64  `json:"victims"`
-	// Lag is how many revisions the watcher furthest behind has still to read.
+	// Lag is the number of revisions that the slowest watcher has yet to read.
 	Lag         int64 `json:"lag_revisions"`
 	Queued      int   `json:"queued"` // messages from the hub
 	QueuedBytes int64 `json:"queued_bytes"`
 	Sent        int64 `json:"sent_events"`
-	Lost        int64 `json:"overflows"` // times that there was no room
-	// Sending is for how long the message in hand has waited for the client to
-	// read.
+	Lost        int64 `json:"overflows"` // times that the mailbox was full
+	// Sending is how long the send in progress has waited for the client to read, in
+	// seconds; 0 if none is in progress.
 	Sending float64 `json:"sending_s"`
 }
 
-// Slowest returns the numbers of the streams that need attention most, at most so
-// many: those with the greatest lag, then with the fullest mailboxes.
+// Slowest returns the numbers of at most limit streams: those with the greatest lag
+// first, then those with the most bytes queued.
 func (s *Streams) Slowest(limit int) []StreamStats {
 	s.mu.Lock()
 	all := make([]*stream, 0, len(s.open))

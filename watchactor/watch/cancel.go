@@ -15,17 +15,17 @@ func (t *Table) Compacted(revision, pinned int64, emit Emit) error {
 		Response{CompactRevision: revision}, emit)
 }
 
-// Fail cancels all lagging watchers, because what they lack cannot be read.
+// Fail cancels all lagging watchers, because the revisions they lack cannot be read.
 func (t *Table) Fail(reason string, present int64, emit Emit) error {
 	return t.fail(func(*watcher) bool { return true }, Response{Revision: present, CancelReason: reason}, emit)
 }
 
-func (t *Table) fail(doomed func(*watcher) bool, resp Response, emit Emit) error {
+func (t *Table) fail(affected func(*watcher) bool, resp Response, emit Emit) error {
 	for id, w := range t.watchers {
-		if !w.lagging || !doomed(w) {
+		if !w.lagging || !affected(w) {
 			continue
 		}
-		t.leave(w)
+		t.removeFromGroup(w)
 		t.compacted++
 		resp.WatchID, resp.Canceled = id, true
 		if err := emit(&resp); err != nil {

@@ -9,21 +9,21 @@ import (
 // Creation and cancellation by the client.
 //
 // Create checks the request, chooses an id, and sets the watcher's next revision:
-// the one asked for, or the one after the newest. join puts it into the group of its
+// the one asked for, or the one after the newest. addToGroup puts it into the group of its
 // range and filters. If the log has revisions that the watcher lacks, or its group is
 // subscribed from a later one, the watcher lags behind; otherwise the hub has to
 // know of the group. Cancel takes the watcher out again; with its last watcher a
 // group ends, and the hub is told to forget it.
 
-// Reasons for which a creation is refused, in etcd's words.
+// Reasons for refusing a creation, in etcd's words.
 const (
 	reasonEmptyRange = "mvcc: watcher range is empty"
 	reasonDuplicate  = "mvcc: duplicate watch ID provided on the WatchStream"
 	reasonNegative   = "etcdserver: mvcc: required revision has been compacted"
 )
 
-// Create adds a watcher, given the newest revision. The response tells the
-// outcome.
+// Create adds a watcher. revision is the newest one. The response says whether the
+// watcher was created, and why not.
 func (t *Table) Create(req *pb.WatchCreateRequest, revision int64) *Response {
 	resp := &Response{Revision: revision, Created: true, WatchID: InvalidID, Canceled: true}
 	key := groupKey{Range: requestRange(req), prevKV: req.PrevKv}
@@ -56,12 +56,13 @@ func (t *Table) Create(req *pb.WatchCreateRequest, revision int64) *Response {
 		t.nextID++
 	}
 	t.watchers[w.id] = w
-	t.join(w, key, revision)
+	t.addToGroup(w, key, revision)
 	resp.WatchID, resp.Canceled = w.id, false
 	return resp
 }
 
-// requestRange reads etcd's convention: no key is the first possible one.
+// requestRange returns the range of a request. As in etcd an empty key stands for the
+// first possible one.
 func requestRange(req *pb.WatchCreateRequest) Range {
 	r := Range{Key: string(req.Key), End: string(req.RangeEnd)}
 	if len(req.Key) == 0 {
@@ -70,8 +71,8 @@ func requestRange(req *pb.WatchCreateRequest) Range {
 	return r
 }
 
-// join puts a new watcher in its group.
-func (t *Table) join(w *watcher, key groupKey, revision int64) {
+// addToGroup adds a new watcher to the group of its range and filters.
+func (t *Table) addToGroup(w *watcher, key groupKey, revision int64) {
 	g := t.groups[key]
 	if g == nil {
 		t.nextRng++
@@ -88,7 +89,7 @@ func (t *Table) join(w *watcher, key groupKey, revision int64) {
 	t.want(g)
 }
 
-// Cancel removes a watcher and returns the answer; nil if there is none of the id.
+// Cancel removes a watcher and returns the response; nil if there is no such watcher.
 func (t *Table) Cancel(id, revision int64) *Response {
 	w := t.watchers[id]
 	if w == nil {
@@ -98,17 +99,17 @@ func (t *Table) Cancel(id, revision int64) *Response {
 	if w.group == nil {
 		t.compacted--
 	}
-	t.leave(w)
+	t.removeFromGroup(w)
 	return &Response{Revision: revision, WatchID: id, Canceled: true}
 }
 
-// leave takes a watcher out of its group.
-func (t *Table) leave(w *watcher) {
+// removeFromGroup removes a watcher from its group, which ends with its last watcher.
+func (t *Table) removeFromGroup(w *watcher) {
 	g := w.group
 	if g == nil {
 		return
 	}
-	t.caughtUp(w)
+	t.catchUp(w)
 	last := len(g.watchers) - 1
 	g.watchers[w.place] = g.watchers[last]
 	g.watchers[w.place].place = w.place

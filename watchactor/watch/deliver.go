@@ -14,7 +14,7 @@ import (
 // of a group that want the same revisions share it. Watchers that lag behind get
 // nothing here: their group's since moves on, and they read these events too.
 
-// Deliver sends what the hub posted.
+// Deliver sends the events that the hub posted.
 func (t *Table) Deliver(m *watchmsg.Matched, emit Emit) error {
 	for _, hit := range m.Hits {
 		g := t.byID[hit.Range]
@@ -32,15 +32,15 @@ func (t *Table) Deliver(m *watchmsg.Matched, emit Emit) error {
 }
 
 func (t *Table) deliver(g *group, events []*watchmsg.Event, last int64, emit Emit) error {
-	t.heard = max(t.heard, last)
-	g.since = last + 1 // who lags behind has to read these, too
+	t.posted = max(t.posted, last)
+	g.since = last + 1 // watchers that lag behind read these events from the log
 	var resp Response
 	from := int64(-1) // resp has the events from there on
 	for _, w := range g.watchers {
 		if w.lagging {
 			continue
 		}
-		// Mostly all watchers of a group want all of it.
+		// Usually all watchers of a group want all events, and share the response.
 		if start := max(w.next, events[0].Revision); from != start {
 			resp, from = g.response(events, start), start
 		}
@@ -55,7 +55,8 @@ func (t *Table) deliver(g *group, events []*watchmsg.Event, last int64, emit Emi
 	return nil
 }
 
-// response holds the events from a revision on that pass the filters.
+// response returns the response with the events from a revision on that pass the
+// group's filters.
 func (g *group) response(events []*watchmsg.Event, from int64) (resp Response) {
 	resp.Events = make([][]byte, 0, len(events))
 	for _, e := range events {

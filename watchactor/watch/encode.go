@@ -26,8 +26,8 @@ const (
 	typeDelete = 1
 )
 
-// Encode returns an event as the field events of a WatchResponse, with its tag.
-// prev is the record of the pair before, nil for none or if nobody asked.
+// Encode returns an event as the field events of a WatchResponse, with its tag. prev is
+// the record of the previous pair; nil leaves prev_kv out.
 func Encode(e mvcc.Event, prev []byte) []byte { return AppendEvent(nil, e, prev) }
 
 // previous returns the record that an event shows as prev_kv: the pair as it was
@@ -40,28 +40,28 @@ func previous(e *mvcc.Event, key []byte, before func(key []byte, main int64) ([]
 	return before(key, e.Revision.Main)
 }
 
-// SharedBytes is from which size on an event is worth to be sent as it is, to each
-// who gets it. Smaller ones are copied into the message: that costs less than one
-// more buffer on the way. It must not be used again after it was sent.
+// SharedBytes is the encoded size from which the bytes of an event are passed to the
+// transport as they are, shared by all its receivers. Smaller events are copied into
+// the message, which costs less than one more buffer. IMPORTANT: the memory of a
+// shared event must never be reused, because the transport may still refer to it.
 const SharedBytes = 4 << 10
 
-// arena is memory for small events that are copied when they are sent, to be used
-// again after that.
+// arena is reusable memory for small events, which are copied when they are sent.
 type arena struct {
 	buf []byte
-	// tight: there was no room for some of what the last turn sent.
+	// tight is true when buf was too small for the current turn.
 	tight bool
 }
 
 const (
-	// arenaBytes is about what one turn of catching up sends.
+	// arenaBytes is about the size of what one turn of catching up sends.
 	arenaBytes = 160 << 10
-	// arenaFirst is for the first turn, which often is the only one.
+	// arenaFirst is the size for the first turn, which is often the only one.
 	arenaFirst = 4 << 10
 )
 
-// reset makes everything that was encoded invalid. It gets more room if there was
-// not enough.
+// reset frees the memory of all events encoded so far, and grows it if it was too
+// small.
 func (a *arena) reset() {
 	if a.buf = a.buf[:0]; a.tight && cap(a.buf) < arenaBytes {
 		a.buf = make([]byte, 0, arenaBytes)
@@ -69,7 +69,7 @@ func (a *arena) reset() {
 	a.tight = false
 }
 
-// encode returns what Encode does.
+// encode is Encode into the arena. The result is valid until reset.
 func (a *arena) encode(e mvcc.Event, prev []byte) []byte {
 	most := len(e.Record) + len(prev) + 64 // tags and lengths, twice what they need
 	if most >= SharedBytes {
@@ -87,7 +87,7 @@ func (a *arena) encode(e mvcc.Event, prev []byte) []byte {
 	return a.buf[first:len(a.buf):len(a.buf)]
 }
 
-// AppendEvent is Encode into a buffer.
+// AppendEvent appends what Encode returns to dst.
 func AppendEvent(dst []byte, e mvcc.Event, prev []byte) []byte {
 	kv := len(e.Record)
 	body := 0
@@ -110,7 +110,7 @@ func AppendEvent(dst []byte, e mvcc.Event, prev []byte) []byte {
 	dst = protowire.AppendTag(dst, fieldEventKV, protowire.BytesType)
 	dst = protowire.AppendVarint(dst, uint64(kv))
 	dst = append(dst, e.Record...)
-	if e.Tombstone { // whose record is the bare key
+	if e.Tombstone { // its record holds the key alone
 		dst = appendVarint(dst, fieldModRevision, uint64(e.Revision.Main))
 	}
 	if prev != nil {

@@ -7,22 +7,31 @@ import (
 	"github.com/troupe-db/troupe/proto/watchmsg"
 )
 
-// Fanout knows the ranges of all streams, and what happened in them since the last
+// The hub's side of subscriptions, in the order of the data:
+//
+//	Add      a stream subscribes to a range; streams with the same range share a
+//	         watchedRange
+//	Match    an event is encoded once, and noted at each range that contains its key
+//	Flush    each stream concerned gets one Matched with a Hit per range. The lists of
+//	         events are shared by all streams
+//	Discard  the events noted since the last Flush are dropped, after an error
+
+// Fanout holds the subscriptions of all streams, and the events matched since the last
 // Flush. It belongs to one goroutine, the hub's.
 type Fanout struct {
-	index   *Index[*spot]
+	index   *Index[*watchedRange]
 	streams map[uint64]*listener
-	touched []*spot
-	heard   []*listener
-	hit     []*spot // by an event; one slice and one function for all of them
-	collect func(*spot)
+	touched []*watchedRange
+	notify  []*listener
+	hit     []*watchedRange // of the event in Match; reused, to allocate nothing per event
+	collect func(*watchedRange)
 }
 
-// spot is a range that streams listen to.
-type spot struct {
+// watchedRange is a range that at least one stream subscribes to.
+type watchedRange struct {
 	Range
 	subscriptions []subscription
-	prev          int               // subscriptions that want the pair before
+	prev          int               // subscriptions with prev_kv
 	events        []*watchmsg.Event // since the last Flush
 }
 
@@ -32,37 +41,37 @@ type subscription struct {
 	prev     bool
 }
 
-// listener is a stream.
+// listener is a subscribed stream.
 type listener struct {
 	id      uint64
-	ranges  map[uint32]*spot
+	ranges  map[uint32]*watchedRange
 	matched *watchmsg.Matched // since the last Flush
 }
 
 // NewFanout returns a Fanout without streams.
 func NewFanout() *Fanout {
-	f := &Fanout{index: NewIndex[*spot](), streams: map[uint64]*listener{}}
-	f.collect = func(s *spot) { f.hit = append(f.hit, s) }
+	f := &Fanout{index: NewIndex[*watchedRange](), streams: map[uint64]*listener{}}
+	f.collect = func(s *watchedRange) { f.hit = append(f.hit, s) }
 	return f
 }
 
-// Empty tells that nobody listens.
+// Empty reports whether there are no subscriptions.
 func (f *Fanout) Empty() bool { return f.index.Len() == 0 }
 
-// Add has a stream listen to a range.
+// Add subscribes a stream to a range.
 func (f *Fanout) Add(stream uint64, m *watchmsg.Range) {
 	l := f.streams[stream]
 	if l == nil {
-		l = &listener{id: stream, ranges: map[uint32]*spot{}}
+		l = &listener{id: stream, ranges: map[uint32]*watchedRange{}}
 		f.streams[stream] = l
 	}
 	if l.ranges[m.Id] != nil {
-		return // told twice
+		return // subscribed already
 	}
 	r := Range{Key: string(m.Key), End: string(m.End)}
 	s, ok := f.index.Get(r)
 	if !ok {
-		s = &spot{Range: r}
+		s = &watchedRange{Range: r}
 		f.index.Put(r, s)
 	}
 	l.ranges[m.Id] = s
@@ -72,32 +81,32 @@ func (f *Fanout) Add(stream uint64, m *watchmsg.Range) {
 	}
 }
 
-// Remove has a stream no longer listen to a range.
+// Remove cancels a stream's subscription to a range.
 func (f *Fanout) Remove(stream uint64, id uint32) {
 	l := f.streams[stream]
 	if l == nil || l.ranges[id] == nil {
 		return
 	}
-	f.removeSpot(l, id)
+	f.unsubscribe(l, id)
 	delete(l.ranges, id)
 	if len(l.ranges) == 0 {
 		delete(f.streams, stream)
 	}
 }
 
-// Forget has a stream no longer listen to anything.
-func (f *Fanout) Forget(stream uint64) {
+// RemoveStream cancels all subscriptions of a stream.
+func (f *Fanout) RemoveStream(stream uint64) {
 	l := f.streams[stream]
 	if l == nil {
 		return
 	}
 	for id := range l.ranges {
-		f.removeSpot(l, id)
+		f.unsubscribe(l, id)
 	}
 	delete(f.streams, stream)
 }
 
-func (f *Fanout) removeSpot(l *listener, id uint32) {
+func (f *Fanout) unsubscribe(l *listener, id uint32) {
 	s := l.ranges[id]
 	i := slices.IndexFunc(s.subscriptions, func(o subscription) bool { return o.listener == l && o.id == id })
 	if s.subscriptions[i].prev {
@@ -112,8 +121,8 @@ func (f *Fanout) removeSpot(l *listener, id uint32) {
 	}
 }
 
-// Match notes an event for those in whose ranges it lies, and encodes it if there
-// are any. before is as in Replay.Add.
+// Match notes an event at each range that contains its key. It returns the size of
+// the event's encodings, 0 if no range matches. before is as in Replay.Add.
 func (f *Fanout) Match(e mvcc.Event, before func(key []byte, main int64) ([]byte, error)) (bytes int, err error) {
 	var event *watchmsg.Event
 	key := e.Key()
@@ -144,11 +153,11 @@ func (f *Fanout) Match(e mvcc.Event, before func(key []byte, main int64) ([]byte
 	return bytes, err
 }
 
-// hitBytes is what a Hit weighs beside its events.
+// hitBytes is the weight of a Hit without its events.
 const hitBytes = 128
 
-// Flush hands out what was noted: one message to each stream that listens to any of
-// it. The hub has read up to the revision last.
+// Flush posts the events noted since the last Flush, one message to each stream that
+// subscribes to any of them. last is the revision up to which the hub has read.
 func (f *Fanout) Flush(last int64, post func(stream uint64, m *watchmsg.Matched)) {
 	for _, s := range f.touched {
 		plain, prev := s.weights()
@@ -156,7 +165,7 @@ func (f *Fanout) Flush(last int64, post func(stream uint64, m *watchmsg.Matched)
 			l := sub.listener
 			if l.matched == nil {
 				l.matched = new(watchmsg.Matched)
-				f.heard = append(f.heard, l)
+				f.notify = append(f.notify, l)
 			}
 			l.matched.Hits = append(l.matched.Hits, &watchmsg.Hit{Range: sub.id, Events: s.events, Last: last})
 			if l.matched.Bytes += plain; sub.prev {
@@ -165,18 +174,19 @@ func (f *Fanout) Flush(last int64, post func(stream uint64, m *watchmsg.Matched)
 		}
 		s.events = nil
 	}
-	for _, l := range f.heard {
+	for _, l := range f.notify {
 		m := l.matched
 		l.matched = nil
 		post(l.id, m)
 	}
 	clear(f.touched)
-	clear(f.heard)
-	f.touched, f.heard = f.touched[:0], f.heard[:0]
+	clear(f.notify)
+	f.touched, f.notify = f.touched[:0], f.notify[:0]
 }
 
-// weights are what the events of the spot weigh for a subscription, in bytes.
-func (s *spot) weights() (plain, prev int64) {
+// weights returns the size of the range's events for a subscription without and with
+// prev_kv, in bytes.
+func (s *watchedRange) weights() (plain, prev int64) {
 	plain, prev = hitBytes, hitBytes
 	for _, e := range s.events {
 		plain += int64(len(e.Plain))
@@ -185,8 +195,8 @@ func (s *spot) weights() (plain, prev int64) {
 	return plain, prev
 }
 
-// Drop takes back what was noted since the last Flush.
-func (f *Fanout) Drop() {
+// Discard discards the events noted since the last Flush.
+func (f *Fanout) Discard() {
 	for _, s := range f.touched {
 		s.events = nil
 	}

@@ -2,14 +2,13 @@ package watch
 
 import "github.com/troupe-db/troupe/proto/watchmsg"
 
-// Gather joins the messages of the hub that a stream has before it into one, as if
-// the hub had read that far before it posted: a stream that is behind then sends
-// each watcher one response instead of many. It takes the messages in front, at
-// least one, as long as they weigh no more than so many bytes and have no more than
-// so many events together, and returns how many it took: none if the first message
-// is another one.
+// Gather merges the Matched messages at the front of msgs into one, as if the hub had
+// posted them at once, so that a stream that is behind sends each watcher one response
+// instead of many. It takes at least one, and more while they have no more than the
+// given bytes and events together. It returns how many it took: 0 if the first message
+// is no Matched.
 func Gather(msgs []any, bytes int64, events int) (m *watchmsg.Matched, took int) {
-	var hits map[uint32]*watchmsg.Hit // of m, which is ours
+	var hits map[uint32]*watchmsg.Hit // of m, by range, once m is a message of our own
 	for _, msg := range msgs {
 		next, ok := msg.(*watchmsg.Matched)
 		if !ok {
@@ -25,17 +24,16 @@ func Gather(msgs []any, bytes int64, events int) (m *watchmsg.Matched, took int)
 		if took == 1 {
 			first := m
 			m, hits = &watchmsg.Matched{}, make(map[uint32]*watchmsg.Hit, len(first.Hits))
-			join(m, hits, first)
+			merge(m, hits, first)
 		}
-		join(m, hits, next)
+		merge(m, hits, next)
 		took++
 	}
 	return m, took
 }
 
-// join adds a message. The lists of events are shared by all streams, so it copies
-// them.
-func join(m *watchmsg.Matched, hits map[uint32]*watchmsg.Hit, next *watchmsg.Matched) {
+// merge adds a message to m. It copies the lists of events, which all streams share.
+func merge(m *watchmsg.Matched, hits map[uint32]*watchmsg.Hit, next *watchmsg.Matched) {
 	m.Bytes += next.Bytes
 	for _, hit := range next.Hits {
 		h := hits[hit.Range]
@@ -44,14 +42,14 @@ func join(m *watchmsg.Matched, hits map[uint32]*watchmsg.Hit, next *watchmsg.Mat
 			hits[hit.Range] = h
 			m.Hits = append(m.Hits, h)
 		}
-		// Up to there for this range: between two messages, the hub may have lost and
-		// forgotten others, which a later message then says nothing of.
+		// Last is per range: a later message says nothing of ranges without events.
 		h.Last = hit.Last
 		h.Events = append(h.Events, hit.Events...)
 	}
 }
 
-// Count returns how many events a message brings, one in two ranges twice.
+// Count returns the number of events in a message. An event in two ranges counts
+// twice.
 func Count(m *watchmsg.Matched) (events int) {
 	for _, hit := range m.Hits {
 		events += len(hit.Events)

@@ -4,17 +4,17 @@ import (
 	"go.etcd.io/etcd/pkg/v3/adt"
 )
 
-// Range is a run of keys. End is empty for the key alone, and "\x00" for all keys
-// from Key on, as in etcd's requests.
+// Range is the keys from Key up to and without End. As in etcd's requests an empty End
+// stands for Key alone, and "\x00" for all keys from Key on.
 type Range struct{ Key, End string }
 
 // openEnd is the end of a range without one.
 const openEnd = "\x00"
 
-// Single tells that the range is one key.
+// Single reports whether the range is a single key.
 func (r Range) Single() bool { return r.End == "" }
 
-// Contains tells whether a key lies in the range. It makes no garbage.
+// Contains reports whether a key is in the range. It does not allocate.
 func (r Range) Contains(key []byte) bool {
 	switch r.End {
 	case "":
@@ -25,7 +25,7 @@ func (r Range) Contains(key []byte) bool {
 	return string(key) >= r.Key && string(key) < r.End
 }
 
-// Index finds the ranges that a key lies in. Each range has one value.
+// Index maps ranges to values, and finds the ranges that contain a key.
 type Index[T any] struct {
 	keys   map[string]T
 	ranges map[Range]*node[T]
@@ -70,7 +70,7 @@ func (x *Index[T]) Put(r Range, value T) {
 	x.tree.Insert(interval(r), n)
 }
 
-// Delete takes a range out.
+// Delete removes a range.
 func (x *Index[T]) Delete(r Range) {
 	if r.Single() {
 		delete(x.keys, r.Key)
@@ -82,11 +82,11 @@ func (x *Index[T]) Delete(r Range) {
 	}
 }
 
-// fewRanges is up to how many ranges are looked at one by one: that is quicker than
-// the tree, which wants an interval made of each key. Most often there is one.
+// fewRanges is the number of ranges up to which Visit checks them one by one. That is
+// faster than the tree, which needs an interval for each key; usually there is one.
 const fewRanges = 4
 
-// Visit calls fn for each range that a key lies in.
+// Visit calls fn for each range that contains a key.
 func (x *Index[T]) Visit(key []byte, fn func(T)) {
 	if value, ok := x.keys[string(key)]; ok {
 		fn(value)

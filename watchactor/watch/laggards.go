@@ -9,22 +9,21 @@ import "slices"
 //	Position    the first revision that any of them lacks: the next turn of reading
 //	            starts there
 //	find        the groups of laggards that a key read from the log concerns
-//	caughtUp    the watcher lacks nothing any more, or is gone
+//	catchUp     the watcher lacks nothing any more, or is removed
 //
-// A group stands here, by its range too, while any of its watchers lags.
+// A group is in the set while any of its watchers lags.
 
-// laggards are the groups with lagging watchers, also by range.
+// laggards is the set of groups with lagging watchers, also indexed by range.
 type laggards struct {
 	groups []*group
 	index  *Index[[]*group]
-	// hit is what find has found. One slice and one function for all events: a
-	// replay goes through millions, and what was made anew for each would be more
-	// garbage than the events are.
+	// hit is the result of find. The slice and the function collect are reused: a
+	// replay reads millions of events, and must not allocate for each.
 	hit     []*group
 	collect func([]*group)
 }
 
-// find sets hit to the groups in whose ranges a key lies.
+// find sets hit to the groups whose ranges contain a key.
 func (l *laggards) find(key []byte) {
 	l.hit = l.hit[:0]
 	l.index.Visit(key, l.collect)
@@ -36,7 +35,7 @@ func newLaggards() *laggards {
 	return l
 }
 
-// add takes in a group whose first watcher lags.
+// add adds a group when the first of its watchers falls behind.
 func (l *laggards) add(g *group) {
 	g.lagPlace = len(l.groups)
 	l.groups = append(l.groups, g)
@@ -44,7 +43,7 @@ func (l *laggards) add(g *group) {
 	l.index.Put(g.Range, append(same, g))
 }
 
-// remove takes out a group whose last watcher lags no more.
+// remove removes a group when the last of its lagging watchers has caught up.
 func (l *laggards) remove(g *group) {
 	last := len(l.groups) - 1
 	l.groups[g.lagPlace] = l.groups[last]
@@ -70,7 +69,7 @@ func (t *Table) fallBehind(w *watcher, victim bool) {
 	}
 }
 
-func (t *Table) caughtUp(w *watcher) {
+func (t *Table) catchUp(w *watcher) {
 	if !w.lagging {
 		return
 	}

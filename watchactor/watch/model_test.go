@@ -380,7 +380,7 @@ func (h *fakeHub) advance(w *world) {
 			}
 			w.victims++
 			s.queue = append(s.queue, &watchmsg.Lost{Hub: h.id, Revision: h.position})
-			h.fan.Forget(stream)
+			h.fan.RemoveStream(stream)
 		})
 		if crash {
 			w.restartHub()

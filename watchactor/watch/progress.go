@@ -10,8 +10,8 @@ package watch
 // and no subscription is unanswered. Events that come first in the lane are sent
 // first, so nothing older can follow a notification.
 
-// Tick asks for the progress of watchers that want it and got nothing since the
-// last tick. The notifications come with the hub's next answer.
+// Tick requests progress for the watchers with progress_notify that were sent nothing
+// since the last tick. Joined sends the notifications.
 func (t *Table) Tick() {
 	for _, w := range t.watchers {
 		if !w.notify {
@@ -24,7 +24,7 @@ func (t *Table) Tick() {
 	}
 }
 
-// notify tells watchers how far everything has been sent.
+// notify sends progress to the watchers that are due.
 func (t *Table) notify(emit Emit) error {
 	if !t.notifies {
 		return nil
@@ -35,20 +35,20 @@ func (t *Table) notify(emit Emit) error {
 			continue
 		}
 		w.due = false
-		if !w.inStep() || w.start > t.heard {
+		if !w.inStep() || w.start > t.posted {
 			continue
 		}
-		// What it read for itself may be ahead of the hub.
-		if err := emit(&Response{Revision: max(t.heard, w.next-1), WatchID: w.id}); err != nil {
+		// A watcher that has read the log may be ahead of the hub.
+		if err := emit(&Response{Revision: max(t.posted, w.next-1), WatchID: w.id}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// RequestProgress asks for a notification that all watchers got everything up to
-// the present. As in etcd it is not answered if any of them lags behind, begins in
-// the future, or was cancelled by a compaction.
+// RequestProgress requests a notification that all watchers have everything up to the
+// newest revision. As in etcd there is none if any of them lags behind, starts in the
+// future, or was cancelled by a compaction.
 func (t *Table) RequestProgress(revision int64) {
 	if len(t.watchers) == 0 || t.lagging > 0 || t.compacted > 0 {
 		return
@@ -62,7 +62,8 @@ func (t *Table) RequestProgress(revision int64) {
 	t.ask = true
 }
 
-// answerManual answers requests of progress once all watchers are in step.
+// answerManual answers the client's requests for progress once all watchers are in
+// step.
 func (t *Table) answerManual(emit Emit) error {
 	if t.manualDue == 0 || t.lagging > 0 {
 		return nil
@@ -72,13 +73,14 @@ func (t *Table) answerManual(emit Emit) error {
 			return nil
 		}
 	}
-	if t.sent > t.heard {
-		// A replay was ahead of the hub: of the others, nobody knows that far yet.
+	if t.sent > t.posted {
+		// A replay was ahead of the hub, which has not posted the events of the other
+		// watchers up to there: ask again.
 		t.manual, t.manualDue, t.ask = t.manual+t.manualDue, 0, true
 		return nil
 	}
 	for ; t.manualDue > 0; t.manualDue-- {
-		if err := emit(&Response{Revision: t.heard, WatchID: InvalidID}); err != nil {
+		if err := emit(&Response{Revision: t.posted, WatchID: InvalidID}); err != nil {
 			return err
 		}
 	}

@@ -13,36 +13,36 @@ import (
 //	        it for every group of laggards that wants it
 //	Finish  sends each laggard what it lacks, in one response. A watcher that has
 //	        reached its subscription, or the present, lags no more
-//	Drop    forgets the turn, after Finish or instead of it
+//	Discard ends the turn, after Finish or instead of it
 //
 // A turn is bounded by its caller: it ends after so many bytes or revisions, and the
 // next one continues at the new Position.
 
-// found is an event that a replay came by.
+// found is an event that a replay has read for a group.
 type found struct {
 	revision int64
 	field    []byte
 }
 
-// Replay is what one turn of catching up sends: what lagging watchers lack, from
-// one revision to another.
+// Replay is one turn of catching up: the events that lagging watchers lack, between
+// two revisions.
 type Replay struct {
 	table *Table
-	// Events and Bytes are how much was found, each event counted once, and
-	// Revisions in how many revisions.
+	// Events and Bytes sum the events added that any watcher wants, each counted
+	// once. Revisions is the number of their revisions.
 	Events, Bytes, Revisions int
-	last                     int64 // revision found last
+	last                     int64 // revision of the last of them
 }
 
-// Replay begins a turn. The caller hands events to Add, in order from Position on,
-// and then calls Finish or Drop.
+// Replay begins a turn. The caller passes events to Add, in order from Position on, and
+// then calls Finish or Discard.
 func (t *Table) Replay() *Replay {
 	t.arena.reset()
 	return &Replay{table: t}
 }
 
-// Add takes an event. before returns the record of a key before a revision, nil
-// for none.
+// Add adds an event. before returns the record of a key as it was before a revision, nil
+// for none. On an error, of before, the caller discards the turn.
 func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, error)) (err error) {
 	var plain, withPrev []byte
 	key := e.Key()
@@ -77,34 +77,34 @@ func (r *Replay) Add(e mvcc.Event, before func(key []byte, main int64) ([]byte, 
 	return err
 }
 
-// Finish sends what was found. All events up to the revision last were added;
-// present is the revision of the view that they came from. Watchers that lack
-// nothing any more are in step again, or wait for the hub.
+// Finish sends the events added. They are all up to the revision last; present is the
+// revision of the view that they were read from. Watchers that have caught up are in
+// step again, or wait for the hub.
 func (r *Replay) Finish(last, present int64, emit Emit) error {
 	t := r.table
-	defer r.Drop()
-	for i := len(t.lag.groups) - 1; i >= 0; i-- { // from behind: those that are through go
+	defer r.Discard()
+	for i := len(t.lag.groups) - 1; i >= 0; i-- { // backwards: groups that have caught up are removed
 		g := t.lag.groups[i]
 		if err := t.finish(g, last, present, emit); err != nil {
 			return err
 		}
-		g.forget()
+		g.discard()
 	}
 	return t.answerManual(emit)
 }
 
-// Drop lets go of what was found: it holds the arena, and large events.
-func (r *Replay) Drop() {
+// Discard releases the events added, which refer to the arena and to large records.
+func (r *Replay) Discard() {
 	for _, g := range r.table.lag.groups {
-		g.forget()
+		g.discard()
 	}
 	if t := r.table; t.lagging == 0 {
 		t.arena, t.fields = arena{}, nil
 	}
 }
 
-// forget lets go of what a replay has found.
-func (g *group) forget() {
+// discard releases the events that a replay has read for the group.
+func (g *group) discard() {
 	clear(g.found)
 	if g.found = g.found[:0]; g.lagging == 0 {
 		g.found = nil
@@ -131,16 +131,16 @@ func (t *Table) finish(g *group, last, present int64, emit Emit) error {
 		}
 		switch {
 		case g.state == subscribed && w.next >= g.since:
-			t.caughtUp(w)
+			t.catchUp(w)
 		case g.state != subscribed && w.next > present:
-			t.caughtUp(w)
+			t.catchUp(w)
 			t.want(g)
 		}
 	}
 	return nil
 }
 
-// replayed holds what was found in a group from one revision to another.
+// replayed returns the response with a group's events between two revisions.
 func (t *Table) replayed(g *group, from, last int64) Response {
 	first := sort.Search(len(g.found), func(i int) bool { return g.found[i].revision >= from })
 	resp := Response{Revision: last, Events: t.fields[:0]}

@@ -4,12 +4,12 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// InvalidID is the watch id of answers that are about no watcher: of a creation
-// that failed, and of a progress notification for all watchers of a stream.
+// InvalidID is the watch id of responses that concern no single watcher: a creation
+// that failed, and progress of all watchers of a stream.
 const InvalidID = -1
 
-// Response is a WatchResponse whose events are encoded already. Cluster, member
-// and term of the header are the gateway's.
+// Response is a WatchResponse whose events are already encoded. The gateway adds
+// cluster, member and term to the header.
 type Response struct {
 	// Revision of the header; 0 leaves it out.
 	Revision        int64
@@ -19,15 +19,16 @@ type Response struct {
 	Fragment        bool
 	CompactRevision int64
 	CancelReason    string
-	// Events are encoded fields, one for each event. Read only.
+	// Events are the encoded fields, one for each event. IMPORTANT: they are shared
+	// with other streams and must not be changed, nor retained after Emit.
 	Events [][]byte
-	// Bytes of the events.
+	// Bytes is the sum of their lengths.
 	Bytes int
-	// Splits: the client takes a response that is too large in parts.
+	// Splits is true if the client accepts a large response in fragments.
 	Splits bool
 }
 
-// Size returns the length of the encoding behind the header, in bytes.
+// Size returns the length of the encoding without the header, in bytes.
 func (r *Response) Size() int {
 	n := varintSize(fieldWatchID, uint64(r.WatchID)) + varintSize(fieldCompactRevision, uint64(r.CompactRevision)) + r.Bytes
 	for _, flag := range []bool{r.Created, r.Canceled, r.Fragment} {
@@ -41,7 +42,7 @@ func (r *Response) Size() int {
 	return n
 }
 
-// AppendHead appends what stands between the header and the events.
+// AppendHead appends the fields between the header and the events.
 func (r *Response) AppendHead(dst []byte) []byte {
 	dst = appendVarint(dst, fieldWatchID, uint64(r.WatchID))
 	dst = appendFlag(dst, fieldCreated, r.Created)
@@ -61,10 +62,10 @@ func appendFlag(dst []byte, field protowire.Number, flag bool) []byte {
 	return dst
 }
 
-// Split calls emit with parts of a response whose encodings, with a header of so
-// many bytes, stay below a limit; a part with a single event may exceed it. All
-// but the last are marked as fragments. A response that is below the limit is one
-// part.
+// Split calls emit with the parts of a response. The encoding of each part, with a
+// header of the given size, is smaller than limit; a part with a single event may
+// exceed it. All parts but the last are marked as fragments. A response that is smaller
+// than limit is one part.
 func (r *Response) Split(limit, header int, emit func(*Response) error) error {
 	if header+r.Size() < limit {
 		return emit(r)

@@ -9,17 +9,17 @@ import "github.com/troupe-db/troupe/proto/watchmsg"
 //	           Only one is under way at a time
 //	Joined     the hub answers with a revision P and posts everything from P+1 on:
 //	           subscribed. A watcher whose next revision is older lags behind
-//	Lost       the hub had no room for events and forgot the stream: absent, and
-//	           all watchers lag behind
-//	Renewed    a fresh hub knows nothing: absent, and wanted again at once
+//	Lost       the stream's mailbox was full, and the hub dropped its subscriptions:
+//	           absent, and all watchers lag behind
+//	Renewed    a new hub has no subscriptions: absent, and wanted again at once
 //
-// The messages of the hub arrive in the order in which it posted them. All rests on
-// that: whatever comes between Joined and Lost belongs to a subscription that holds.
+// IMPORTANT: the hub's messages have to be handled in the order in which it posted
+// them. Events between Joined and Lost then always belong to a subscribed group.
 
-// Subscribe returns what to tell the hub, or nil: there is nothing to tell, or the
-// last answer is still to come.
+// Subscribe returns the changes to send to the hub; nil if there are none, or if the
+// last Subscribe is unanswered.
 func (t *Table) Subscribe() *watchmsg.Subscribe {
-	if t.asking || len(t.add) == 0 && len(t.remove) == 0 && !t.ask {
+	if t.unanswered || len(t.add) == 0 && len(t.remove) == 0 && !t.ask {
 		return nil
 	}
 	m := &watchmsg.Subscribe{Remove: t.remove}
@@ -27,7 +27,7 @@ func (t *Table) Subscribe() *watchmsg.Subscribe {
 		g.state = asked
 		m.Add = append(m.Add, &watchmsg.Range{Id: g.id, Key: []byte(g.Key), End: []byte(g.End), PrevKv: g.prevKV})
 	}
-	t.asking, t.told = true, t.add
+	t.unanswered, t.askedGroups = true, t.add
 	t.add, t.remove, t.ask = nil, nil, false
 	t.manualAsked += t.manual
 	t.manual = 0
@@ -37,14 +37,14 @@ func (t *Table) Subscribe() *watchmsg.Subscribe {
 // Waiting reports whether a group waits for the hub's answer, or a watcher lacks
 // what was written before that came. Until then the caller holds the revisions
 // readable that it has created the watcher at, or read up to.
-func (t *Table) Waiting() bool { return len(t.add) > 0 || len(t.told) > 0 || t.fresh > 0 }
+func (t *Table) Waiting() bool { return len(t.add) > 0 || len(t.askedGroups) > 0 || t.fresh > 0 }
 
-// Joined takes the hub's answer: from the revision after this one on it posts what
-// happens in the ranges that it was told of.
+// Joined handles the hub's answer: it posts all events after this revision in the ranges
+// of the last Subscribe.
 func (t *Table) Joined(revision int64, emit Emit) error {
-	for _, g := range t.told {
+	for _, g := range t.askedGroups {
 		if g.state != asked {
-			continue // gone meanwhile
+			continue // its last watcher was cancelled meanwhile
 		}
 		g.state, g.since = subscribed, revision+1
 		for _, w := range g.watchers {
@@ -55,8 +55,8 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 			}
 		}
 	}
-	t.asking, t.told = false, nil
-	t.heard = max(t.heard, revision)
+	t.unanswered, t.askedGroups = false, nil
+	t.posted = max(t.posted, revision)
 	t.manualDue += t.manualAsked
 	t.manualAsked = 0
 	if err := t.notify(emit); err != nil {
@@ -65,8 +65,8 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 	return t.answerManual(emit)
 }
 
-// Lost takes back all subscriptions, because the hub could not post something: up
-// to a revision everything was posted.
+// Lost drops all subscriptions: the hub could not post an event, and has dropped them
+// too. It had posted everything up to this revision.
 func (t *Table) Lost(revision int64) {
 	for _, g := range t.groups {
 		if g.state != subscribed {
@@ -83,10 +83,11 @@ func (t *Table) Lost(revision int64) {
 	}
 }
 
-// Renewed takes back all subscriptions, because the hub is a fresh one. contiguous
-// tells that its predecessor, which was ours, posted everything up to a revision.
+// Renewed drops all subscriptions, and asks for them again, because a new hub runs.
+// contiguous means that its predecessor was the stream's hub, and had posted everything
+// up to this revision.
 func (t *Table) Renewed(revision int64, contiguous bool) {
-	t.asking, t.told, t.add, t.remove = false, nil, nil, nil
+	t.unanswered, t.askedGroups, t.add, t.remove = false, nil, nil, nil
 	t.ask = t.ask || t.manualAsked > 0
 	t.manual, t.manualAsked = t.manual+t.manualAsked, 0
 	for _, g := range t.groups {

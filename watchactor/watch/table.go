@@ -13,8 +13,7 @@ package watch
 //	cancel.go     a laggard that cannot catch up is cancelled
 //	progress.go   a client is told how far it has everything
 
-// Emit sends a response, which it must not keep. After an error of its own nobody
-// reads the stream any more.
+// Emit sends a response. It must not retain it. An error ends the stream.
 type Emit func(*Response) error
 
 // Table holds the watchers of one stream. It belongs to one goroutine.
@@ -25,30 +24,30 @@ type Table struct {
 	byID     map[uint32]*group
 	nextRng  uint32
 
-	// What the hub has to be told.
+	// Changes for the next Subscribe.
 	add    []*group
 	remove []uint32
-	ask    bool // where is it?
-	// asking: a Subscribe is under way, with these groups.
-	asking    bool
-	told      []*group
-	lag       *laggards
-	lagging   int // watchers
-	victims   int // watchers
-	fresh     int // watchers
-	compacted int // watchers
+	ask    bool // request the hub's current revision
+	// unanswered is true while a Subscribe is, with these groups.
+	unanswered  bool
+	askedGroups []*group
+	lag         *laggards
+	lagging     int // watchers
+	victims     int // watchers
+	fresh       int // watchers
+	compacted   int // watchers
 
-	// Manual requests of progress: to be asked for, asked, and answered by the hub
-	// with a revision.
+	// Requests for progress by the client: not yet sent to the hub, sent with the
+	// unanswered Subscribe, and answered by the hub but not yet to the client.
 	manual, manualAsked, manualDue int
-	// heard is up to where the hub has told everything, in all ranges that it knows;
-	// sent is the highest revision of an event that was sent, or that a watch from now
-	// on was created at.
-	heard, sent int64
-	notifies    bool // a watcher may be due
+	// posted is the revision up to which the hub has posted all events in the
+	// subscribed ranges. sent is the highest revision up to which a watcher has
+	// everything, or at which a watch from now on was created.
+	posted, sent int64
+	notifies     bool // a watcher may have due set
 
-	arena  arena    // of the replay under way
-	fields [][]byte // scratch of a response
+	arena  arena    // of the current replay
+	fields [][]byte // reused by the responses of a replay
 }
 
 // NewTable returns a table without watchers.
@@ -56,8 +55,8 @@ func NewTable() *Table {
 	return &Table{watchers: map[int64]*watcher{}, groups: map[groupKey]*group{}, byID: map[uint32]*group{}, lag: newLaggards()}
 }
 
-// Len returns the number of watchers, and how many of them lag behind and how
-// many of those because the stream was too slow.
+// Len returns the number of watchers, of those that lag behind, and of those among the
+// latter that lag because the stream's mailbox was full.
 func (t *Table) Len() (watchers, lagging, victims int) {
 	return len(t.watchers), t.lagging, t.victims
 }
@@ -67,30 +66,31 @@ type watcher struct {
 	id    int64
 	group *group // nil once compacted
 	place int    // in group.watchers
-	// next is the first revision not dealt with: of everything before, what the
-	// client wants has been sent.
+	// next is the next revision to deliver: all earlier events have been sent. It
+	// never decreases.
 	next  int64
-	start int64 // as the client asked; 0 for from now on
-	// lagging: revisions from next on have to be read from the log. If not, and the
-	// group is subscribed, the watcher is in step. Invariant: then next >= since.
+	start int64 // start_revision of the request; 0 for from now on
+	// lagging is true while revisions from next on have to be read from the log. If
+	// it is false and the group is subscribed, the watcher is in step. Invariant:
+	// then next >= since.
 	lagging bool
 	victim  bool // lagging because the stream's mailbox was full
-	// fresh: lagging because the hub's answer came later than revisions that the
-	// watcher lacks. The caller holds those readable.
+	// fresh is true while the watcher lags because its range was written before the
+	// hub answered. The caller keeps those revisions pinned.
 	fresh bool
 
-	splits bool // takes large responses in parts
-	notify bool // of progress
+	splits bool // accepts large responses in fragments
+	notify bool // progress_notify of the request
 	quiet  bool // nothing was sent since the last tick
-	due    bool // a notification waits for the hub's answer
+	due    bool // a notification will be sent when the hub answers
 }
 
-// inStep tells whether the hub's events are what the watcher needs next.
+// inStep reports whether the hub's next events are those that the watcher needs next.
 func (w *watcher) inStep() bool {
 	return w.group != nil && !w.lagging && w.group.state == subscribed
 }
 
-// groupKey is what watchers have in common that get the same bytes.
+// groupKey is what the watchers of a group have in common.
 type groupKey struct {
 	Range
 	prevKV, noPut, noDelete bool
@@ -100,31 +100,31 @@ type groupKey struct {
 type state int
 
 const (
-	absent     state = iota // the hub does not know it
-	wanted                  // to be told to the hub
-	asked                   // told, not answered
-	subscribed              // the hub posts what happens from since on
+	absent     state = iota // no subscription
+	wanted                  // part of the next Subscribe
+	asked                   // part of the unanswered Subscribe
+	subscribed              // the hub posts all events from since on
 )
 
-// group holds the watchers that get the same bytes.
+// group is the watchers with the same range and filters, which get the same bytes.
 type group struct {
 	groupKey
 	id       uint32 // of its range at the hub
 	state    state
-	since    int64 // when subscribed: what comes from the hub begins here
+	since    int64 // while subscribed: the hub's next events begin here
 	watchers []*watcher
 
 	lagging  int     // of watchers
-	lagPlace int     // in laggards, if any lags
-	found    []found // by a replay
+	lagPlace int     // in laggards, if lagging > 0
+	found    []found // by the current replay
 }
 
-// wants tells whether an event passes the filters.
+// wants reports whether an event passes the filters.
 func (g *group) wants(deletion bool) bool {
 	return !(deletion && g.noDelete || !deletion && g.noPut)
 }
 
-// want has the hub told of a group with watchers that are not lagging.
+// want adds a group to the next Subscribe, because a watcher of it does not lag.
 func (t *Table) want(g *group) {
 	if g.state == absent {
 		g.state = wanted

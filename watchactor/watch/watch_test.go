@@ -274,7 +274,7 @@ func TestFanoutShares(t *testing.T) {
 	}
 	for stream := range uint64(3) {
 		f.Remove(stream, 3)
-		f.Forget(stream)
+		f.RemoveStream(stream)
 	}
 	if !f.Empty() || len(f.streams) != 0 {
 		t.Error("something is left")
@@ -329,7 +329,7 @@ func TestReplayMakesNoGarbage(t *testing.T) {
 			if replay.Events != events {
 				t.Fatalf("%d events, want %d", replay.Events, events)
 			}
-			replay.Drop()
+			replay.Discard()
 		}
 	}
 	turn(1000)() // room for what is found
