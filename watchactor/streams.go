@@ -45,7 +45,7 @@ type Streams struct {
 	mu     sync.Mutex
 	nextID uint64
 	open   map[uint64]*stream
-	// posted is the revision up to which everything was posted to whom it concerns.
+	// posted is the revision up to which hubs have posted all events.
 	posted int64
 	pin    *mvcc.Pin // at posted; nil while there are no subscriptions
 }

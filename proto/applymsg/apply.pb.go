@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: applymsg/apply.proto
 
-// What the apply actor hears, and what a raft entry holds.
+// Messages that the apply actor receives, and the data of raft entries.
 
 package applymsg
 
@@ -25,7 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Apply hands over committed entries, contiguous and in order.
+// Apply carries committed entries, contiguous and in order.
 type Apply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -78,12 +78,12 @@ func (x *Apply) GetEntries() []*raftpb.Entry {
 	return nil
 }
 
-// RequestBatch is the data of a normal raft entry: the requests that a proposer
-// packed together. It is a format on disk and between members.
+// RequestBatch is the data of a normal raft entry: the requests that a proposer packed
+// into it. It is a format on disk and between members.
 type RequestBatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Names the batch among all batches of all members and boots: the proposer
-	// that made it finds its callers by it.
+	// Unique among the batches of all members and boots. The proposer that made the
+	// batch finds its callers by it.
 	Id            uint64     `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Requests      []*Request `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -345,7 +345,7 @@ func (*Request_LeaseRevoke) isRequest_Op() {}
 
 func (*Request_LeaseCheckpoint) isRequest_Op() {}
 
-// MemberAttributes publishes what a member says of itself once it serves.
+// MemberAttributes publishes a member's name and client URLs when it begins to serve.
 type MemberAttributes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MemberId      uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
@@ -406,8 +406,8 @@ func (x *MemberAttributes) GetClientUrls() []string {
 	return nil
 }
 
-// DiskAlarm raises or clears a member's alarm for too little free space on its
-// disk. Unlike an alarm that an operator handles, its raiser clears it.
+// DiskAlarm raises or clears a member's alarm for low disk space. Unlike other alarms it
+// is cleared by the member that raised it, not by an operator.
 type DiskAlarm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MemberId      uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
@@ -460,18 +460,18 @@ func (x *DiskAlarm) GetRaised() bool {
 	return false
 }
 
-// LeaseRevoke ends leases and deletes their keys, each lease in a revision of its
-// own. A client revokes one, which must exist.
+// LeaseRevoke revokes leases and deletes their keys, each lease in a revision of its
+// own. A request of a client has one id, of a lease that must exist.
 type LeaseRevoke struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Ids   []int64                `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
-	// The leader found them expired: those that are gone are skipped.
+	// The leader found the leases expired. Leases that no longer exist are skipped.
 	Expired bool `protobuf:"varint,2,opt,name=expired,proto3" json:"expired,omitempty"`
-	// With expired, the leader's term. In an entry of another term the request is
-	// void: a leader after it may have promised the holders more time.
+	// With expired, the leader's term. If the entry is of another term, the request has
+	// no effect: a later leader may have promised the holders more time.
 	Term uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
-	// With expired, the raft index that the leader knew of. A lease that was granted
-	// later is another one of the same id, and is skipped.
+	// With expired, the raft index up to which the leader knew of grants. A lease that
+	// was granted later is another one with the same id, and is skipped.
 	AsOf          uint64 `protobuf:"varint,4,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -535,8 +535,8 @@ func (x *LeaseRevoke) GetAsOf() uint64 {
 	return 0
 }
 
-// LeaseCheckpoint writes down how much time leases have left, so that the next
-// leader need not begin with all of it. Leases that are gone are skipped.
+// LeaseCheckpoint records the remaining TTL of leases, so that the next leader does not
+// start with their whole TTL. Leases that no longer exist are skipped.
 type LeaseCheckpoint struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Leases []*LeaseRemaining      `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
@@ -598,11 +598,11 @@ func (x *LeaseCheckpoint) GetAsOf() uint64 {
 	return 0
 }
 
-// LeaseRemaining is the time that a lease has left.
+// LeaseRemaining is the remaining TTL of a lease.
 type LeaseRemaining struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// In seconds; 0 is the whole time for which the lease was granted.
+	// In seconds; 0 for the whole TTL.
 	Ttl           int64 `protobuf:"varint,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -735,7 +735,7 @@ type Alarm struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	MemberId uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	Type     etcdserverpb.AlarmType `protobuf:"varint,2,opt,name=type,proto3,enum=etcdserverpb.AlarmType" json:"type,omitempty"`
-	// Raised by a member's own disk guard rather than by quota or an operator.
+	// Raised by the member's own check of disk space, not by the quota or an operator.
 	Disk          bool `protobuf:"varint,3,opt,name=disk,proto3" json:"disk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

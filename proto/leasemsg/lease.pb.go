@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: leasemsg/lease.proto
 
-// What the lease actor hears.
+// Messages that the lease actor receives.
 
 package leasemsg
 
@@ -24,7 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Kind says what happened to a lease.
+// Kind is the kind of a change.
 type Kind int32
 
 const (
@@ -77,11 +77,11 @@ func (Kind) EnumDescriptor() ([]byte, []int) {
 	return file_leasemsg_lease_proto_rawDescGZIP(), []int{0}
 }
 
-// Changed tells what became of leases in entries that are visible now.
+// Changed lists what entries that are now visible changed about leases.
 type Changed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Raft index of the last of the entries: the view of this index has it all.
+	// Raft index of the last of the entries. The view of this index has all changes.
 	Index uint64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	// In order.
 	Changes       []*Change `protobuf:"bytes,3,rep,name=changes,proto3" json:"changes,omitempty"`
@@ -140,13 +140,13 @@ func (x *Changed) GetChanges() []*Change {
 	return nil
 }
 
-// Change is what happened to one lease.
+// Change is one change of one lease.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  Kind                   `protobuf:"varint,1,opt,name=kind,proto3,enum=troupe.leasemsg.Kind" json:"kind,omitempty"`
 	Id    int64                  `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
-	// Of a lease that was granted: for how many seconds. Of a checkpoint: how many
-	// were left, 0 for all.
+	// For GRANTED, the TTL of the lease; for CHECKPOINTED, the remaining TTL, 0 for the
+	// whole TTL. Seconds.
 	Ttl           int64 `protobuf:"varint,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -207,7 +207,7 @@ func (x *Change) GetTtl() int64 {
 type Proposed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// The actor's own number for it.
+	// Assigned by the actor to the proposal.
 	Id            uint64       `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	Code          raftmsg.Code `protobuf:"varint,3,opt,name=code,proto3,enum=troupe.raftmsg.Code" json:"code,omitempty"`
 	unknownFields protoimpl.UnknownFields

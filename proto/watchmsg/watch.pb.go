@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchmsg/watch.proto
 
-// What the watch hub and the watch streams hear.
+// Messages that the watch hub and the watch streams receive.
 
 package watchmsg
 
@@ -24,8 +24,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Published wakes the hub: there is a newer view. It says no more than that,
-// because the hub reads whatever is visible by the time it comes to it.
+// Published wakes the hub because a newer view is visible. It carries nothing: the hub
+// reads whatever is visible when it handles the message.
 type Published struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -62,15 +62,15 @@ func (*Published) Descriptor() ([]byte, []int) {
 	return file_watchmsg_watch_proto_rawDescGZIP(), []int{0}
 }
 
-// Subscribe tells the hub what a stream wants to hear of from now on, and no
-// longer; an empty one only asks where the hub is. Each is answered by a Joined,
-// except the last of a stream.
+// Subscribe adds ranges to a stream's subscription, and removes some. An empty one only
+// requests the hub's current revision. The hub answers each with a Joined, except the
+// last of a stream.
 type Subscribe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stream        uint64                 `protobuf:"varint,1,opt,name=stream,proto3" json:"stream,omitempty"`
 	Add           []*Range               `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`
 	Remove        []uint32               `protobuf:"varint,3,rep,packed,name=remove,proto3" json:"remove,omitempty"` // ids of ranges
-	Last          bool                   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`            // the stream ends: forget all of it
+	Last          bool                   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`            // the stream ends: remove all its ranges
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -133,12 +133,12 @@ func (x *Subscribe) GetLast() bool {
 	return false
 }
 
-// Range is a run of keys that a stream has watchers on.
+// Range is a range of keys that a stream has watchers on.
 type Range struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // unique in its stream, never used again
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // unique in its stream, never reused
 	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	End           []byte                 `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"` // as in a watch's request, completed; empty is the key alone
+	End           []byte                 `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"` // as in WatchCreateRequest; empty for the key alone
 	PrevKv        bool                   `protobuf:"varint,4,opt,name=prev_kv,json=prevKv,proto3" json:"prev_kv,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -202,12 +202,11 @@ func (x *Range) GetPrevKv() bool {
 	return false
 }
 
-// Joined answers a Subscribe: whatever happens in the ranges added after a
-// revision will be told. Everything up to it in ranges that were there before has
-// been posted.
+// Joined answers a Subscribe. The hub posts all events after this revision in the ranges
+// added, and has posted all events up to it in the ranges subscribed before.
 type Joined struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hub           uint64                 `protobuf:"varint,1,opt,name=hub,proto3" json:"hub,omitempty"` // its incarnation
+	Hub           uint64                 `protobuf:"varint,1,opt,name=hub,proto3" json:"hub,omitempty"` // incarnation of the hub
 	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -257,8 +256,8 @@ func (x *Joined) GetRevision() int64 {
 	return 0
 }
 
-// Lost tells a stream that it had no room for an event: the hub has forgotten its
-// ranges. Everything up to a revision has been posted.
+// Lost tells a stream that its mailbox was full and that the hub has removed all its
+// ranges. All events up to this revision have been posted.
 type Lost struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hub           uint64                 `protobuf:"varint,1,opt,name=hub,proto3" json:"hub,omitempty"`
@@ -311,8 +310,8 @@ func (x *Lost) GetRevision() int64 {
 	return 0
 }
 
-// Started tells each stream of a fresh hub, which knows of no range yet. What
-// happened up to a revision was posted by its predecessor.
+// Started tells a stream that a new hub runs, without subscriptions. Its predecessors
+// have posted all events up to this revision.
 type Started struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hub           uint64                 `protobuf:"varint,1,opt,name=hub,proto3" json:"hub,omitempty"`
@@ -365,11 +364,11 @@ func (x *Started) GetRevision() int64 {
 	return 0
 }
 
-// Matched brings events that happened in ranges of a stream.
+// Matched carries events in ranges of a stream.
 type Matched struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hits          []*Hit                 `protobuf:"bytes,1,rep,name=hits,proto3" json:"hits,omitempty"`
-	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // what it weighs in the stream's mailbox
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // its cost in the stream's mailbox
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -418,12 +417,12 @@ func (x *Matched) GetBytes() int64 {
 	return 0
 }
 
-// Hit is what happened in one range.
+// Hit is the events in one range.
 type Hit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Range         uint32                 `protobuf:"varint,1,opt,name=range,proto3" json:"range,omitempty"`
 	Events        []*Event               `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"` // in order; shared by all streams, read only
-	Last          int64                  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`    // revision that the hub had read up to
+	Last          int64                  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`    // the revision up to which the hub had read
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -479,15 +478,15 @@ func (x *Hit) GetLast() int64 {
 	return 0
 }
 
-// Event is one change of one key, encoded once for all who get it.
+// Event is one change of one key, encoded once for all streams.
 type Event struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Revision int64                  `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	Deletion bool                   `protobuf:"varint,2,opt,name=deletion,proto3" json:"deletion,omitempty"`
-	// The field events of a WatchResponse that holds this event alone, with its tag:
-	// a response is made by stringing them together.
+	// The field events of a WatchResponse that holds this event alone, with its tag. A
+	// response concatenates such fields.
 	Plain []byte `protobuf:"bytes,3,opt,name=plain,proto3" json:"plain,omitempty"`
-	// The same with the pair before, if a stream asked for it.
+	// The same with prev_kv, if a stream subscribed with it.
 	WithPrev      []byte `protobuf:"bytes,4,opt,name=with_prev,json=withPrev,proto3" json:"with_prev,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -551,7 +550,7 @@ func (x *Event) GetWithPrev() []byte {
 	return nil
 }
 
-// Request is what a client sent on its stream.
+// Request is a message of the client.
 type Request struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Request       *etcdserverpb.WatchRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
@@ -596,7 +595,7 @@ func (x *Request) GetRequest() *etcdserverpb.WatchRequest {
 	return nil
 }
 
-// Continue reminds a stream of watchers that it is catching up.
+// Continue makes a stream read the next part of the log for watchers that lag behind.
 type Continue struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
