@@ -13,7 +13,19 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// Lanes of the mailbox, in the order in which a batch is worked off.
+// The life of a lease on the leader, in the order of the data:
+//
+//	changed   mvccactor applied a grant: the table starts its timer
+//	renew     a keep-alive restarts the timer, without raft. If the lease has a
+//	          checkpoint, the call waits until a proposal has reset that
+//	propose   at the end of each batch: revokes for expired leases, checkpoints for
+//	          long ones, and resets, each a bounded number at a time
+//	proposed  the outcome: retry what failed, answer the calls that waited
+//	changed   mvccactor applied the revoke: the table forgets the lease
+//
+// The timers are in lease.Table.
+
+// Lanes of the mailbox, in the order in which a batch is handled.
 const (
 	laneChanges = iota
 	laneCalls
@@ -21,32 +33,33 @@ const (
 	laneTicks
 )
 
-// ChangesLane is where mvccactor posts to.
+// ChangesLane is the lane that mvccactor posts Changed to.
 const ChangesLane = laneChanges
 
 const (
-	// tick is how late a lease may end for want of looking.
+	// tick is the polling interval for expired leases: a lease may expire this much
+	// late.
 	tick = 100 * time.Millisecond
 
-	// revokeMax bounds the leases of one revoke: with a key each, a millisecond or
-	// two of mvcc, behind which puts wait.
+	// revokeMax bounds the leases of one revoke. With a key each, mvccactor takes one
+	// or two milliseconds for it, during which puts wait.
 	revokeMax = 200
 	// checkpointMax bounds the leases of one checkpoint, and of one reset.
 	checkpointMax = 1000
 
-	// DefaultCheckpoint is how much time a lease may lose with its leader.
+	// DefaultCheckpoint is the interval of checkpoints: a change of leader prolongs a
+	// lease by no more than this.
 	DefaultCheckpoint = 5 * time.Minute
 )
 
-// underWayMax bounds the proposals of each kind. Two let the next revoke travel
-// while one is executed.
-var underWayMax = [kinds]int{revoke: 1, checkpoint: 1, reset: 2}
+// inFlightMax bounds the proposals of each kind that are in flight.
+var inFlightMax = [kinds]int{revoke: 1, checkpoint: 1, reset: 2}
 
 var (
-	// changesLimit is below what a batch takes; see batchLimit.
+	// changesLimit must be smaller than batchLimit; see doc.go.
 	changesLimit = actors.Limit{Requests: 128, Bytes: 64 << 20}
 	batchLimit   = actors.BatchLimit{Messages: 512, Bytes: 256 << 20}
-	// outcomesLimit has room for proposals of an earlier term beside those of this.
+	// outcomesLimit has room for proposals of earlier terms beside the current ones.
 	outcomesLimit = actors.Limit{Requests: 64, Bytes: 1 << 20}
 	tickLimit     = actors.Limit{Requests: 1, Bytes: 1}
 )
@@ -55,21 +68,21 @@ var (
 type Config struct {
 	Epoch uint64
 	Limit actors.Limit // calls accepted and not yet answered
-	// MinTTL is the shortest time of a lease in seconds.
+	// MinTTL is the shortest TTL of a lease in seconds.
 	MinTTL int64
-	// Election is the election timeout: leases get it on top when a leader begins.
+	// Election is the election timeout, by which leases are extended when this member
+	// becomes the leader.
 	Election time.Duration
-	// Checkpoint is how much time a lease may lose with its leader; zero means
-	// DefaultCheckpoint.
+	// Checkpoint is the interval of checkpoints; zero means DefaultCheckpoint.
 	Checkpoint time.Duration
-	// Term is the term in which this member leads and has an entry applied, 0 if
-	// there is none. It is asked, not told: a load of an atomic costs less than a
-	// message, and no renewal rests on news that wait in a queue.
+	// Term returns the term in which this member leads and has applied an entry; 0 if
+	// it does not lead. It is a function rather than a message: loading an atomic is
+	// cheaper, and a renewal never relies on a message that is still queued.
 	Term func() uint64
-	// View is the newest view.
+	// View returns the newest view.
 	View func() *mvcc.View
-	// Propose hands a request to the pipeline without waiting and tells whether it
-	// was accepted. done is then called once, on any goroutine.
+	// Propose proposes a request. It does not wait, and reports whether the request
+	// was accepted; if so, done is called once, on any goroutine.
 	Propose func(req *applymsg.Request, done func(raftmsg.Code)) bool
 	// Now is a monotonic clock in nanoseconds; nil means actors.Now.
 	Now     func() int64
@@ -77,15 +90,15 @@ type Config struct {
 	Faults  *actors.Faults
 }
 
-// Observer is told what happens, for metrics. It must not block.
+// Observer counts events for metrics. Its methods must not block.
 type Observer interface {
-	// LeasesRenewed tells of renewals.
+	// LeasesRenewed counts renewals.
 	LeasesRenewed(renewals int)
-	// LeasesExpired tells of leases revoked because their time was over.
+	// LeasesExpired counts leases that were revoked because they expired.
 	LeasesExpired(leases int)
 }
 
-// kind is what a proposal is for.
+// kind is the kind of a proposal.
 type kind int
 
 const (
@@ -95,33 +108,33 @@ const (
 	kinds
 )
 
-// proposal is a proposal under way.
+// proposal is a proposal in flight.
 type proposal struct {
 	kind   kind
 	term   uint64
-	leases []lease.Lease // of a revoke and a reset, their ids
+	leases []lease.Lease // for a revoke and a reset, only their ids are set
 }
 
-// Actor keeps the time of leases.
+// Actor is the lease actor.
 type Actor struct {
 	cfg    Config
 	box    *actors.Mailbox
 	ticker *actors.Ticker
 	clock  lease.Clock
-	now    int64 // of the batch in hand
+	now    int64 // time of the current batch
 	table  *lease.Table
 
-	term uint64 // this member leads in it; 0 if it does not
-	asOf uint64 // raft index up to which the table knows of leases
+	term uint64 // in which this member leads; 0 if it does not
+	asOf uint64 // raft index up to which the table has all changes
 
 	sequence uint64
-	underWay map[uint64]proposal
-	count    [kinds]int // of them
-	paused   bool       // a proposal was not accepted: wait for a tick
+	inFlight map[uint64]proposal
+	count    [kinds]int // of inFlight, by kind
+	paused   bool       // a proposal was refused; cleared by the next tick
 
-	waiting map[int64][]*RenewCall // for a revoke or a reset
-	renewed int                    // in this batch
-	settled actors.Cost            // calls answered in this batch
+	waiting  map[int64][]*RenewCall // for a revoke or a reset, by lease
+	renewed  int                    // in this batch
+	released actors.Cost            // of the calls answered in this batch
 }
 
 // New returns the stage.
@@ -137,7 +150,7 @@ func New(cfg Config) actors.Stage {
 		table: lease.NewTable(lease.Config{
 			MinTTL: cfg.MinTTL, Extend: int64(cfg.Election), Checkpoint: int64(cfg.Checkpoint),
 		}),
-		underWay: make(map[uint64]proposal),
+		inFlight: make(map[uint64]proposal),
 		waiting:  make(map[int64][]*RenewCall),
 	}
 	a.box = actors.NewMailbox(actors.MailboxConfig{
@@ -174,7 +187,7 @@ func (a *Actor) Receive(ctx actor.Context) {
 
 func (a *Actor) batch(b *actors.Batch) {
 	a.now = a.clock.Advance(a.cfg.Now())
-	a.lead()
+	a.followTerm()
 	for ; b.Done < len(b.Msgs); b.Done++ {
 		a.cfg.Faults.Point(actors.CoreLease, "entry")
 		switch m := b.Msgs[b.Done].(type) {
@@ -198,15 +211,15 @@ func (a *Actor) batch(b *actors.Batch) {
 		a.cfg.Observe.LeasesRenewed(a.renewed)
 		a.renewed = 0
 	}
-	if a.settled.Requests > 0 {
-		a.box.ReleaseLane(laneCalls, a.settled)
-		a.settled = actors.Cost{}
+	if a.released.Requests > 0 {
+		a.box.ReleaseLane(laneCalls, a.released)
+		a.released = actors.Cost{}
 	}
 }
 
-// lead begins with all leases of the view when this member leads in another term
-// than before. What is heard of the entries in that view says nothing new.
-func (a *Actor) lead() {
+// followTerm starts over with all leases of the view when this member leads in a new term.
+// Changed messages of entries that the view contains are ignored from then on.
+func (a *Actor) followTerm() {
 	term := a.cfg.Term()
 	if term == a.term {
 		return
@@ -245,17 +258,17 @@ func (a *Actor) changed(m *leasemsg.Changed) {
 	a.asOf = m.Index
 }
 
-// answer is the last that is done with a call: its caller reuses it.
+// answer completes c. The caller may reuse it, so do not touch c afterwards.
 func (a *Actor) answer(c *RenewCall, ttl int64, code raftmsg.Code) {
-	a.settle()
+	a.releaseCall()
 	c.ttl = ttl
 	c.resolve(code)
 }
 
-// settle gives the room of a call back, at the end of the batch.
-func (a *Actor) settle() {
-	a.settled.Requests += callCost.Requests
-	a.settled.Bytes += callCost.Bytes
+// releaseCall releases the mailbox capacity of a call at the end of the batch.
+func (a *Actor) releaseCall() {
+	a.released.Requests += callCost.Requests
+	a.released.Bytes += callCost.Bytes
 }
 
 func (a *Actor) answerWaiting(id, ttl int64, code raftmsg.Code) {
@@ -289,8 +302,7 @@ func (a *Actor) renew(c *RenewCall) {
 	}
 }
 
-// learn adds a lease that is visible already, and of which mvccactor is about to
-// tell.
+// learn adds a lease that is visible, but whose Changed has not arrived yet.
 func (a *Actor) learn(id int64) bool {
 	l, ok := a.cfg.View().Lease(id)
 	if ok {
@@ -311,7 +323,7 @@ func (a *Actor) left(c *TimeCall) {
 			c.time = Time{ID: c.id, TTL: ttl, Left: time.Duration(left)}
 		}
 	}
-	a.settle()
+	a.releaseCall()
 	c.resolve(code)
 }
 
@@ -324,7 +336,7 @@ func (a *Actor) list(c *ListCall) {
 			c.times = append(c.times, Time{ID: id, Left: time.Duration(left)})
 		}
 	}
-	a.settle()
+	a.releaseCall()
 	c.resolve(code)
 }
 
@@ -348,13 +360,13 @@ func (a *Actor) tick(t *actors.Tick) {
 	}
 }
 
-// propose asks for what is due while proposals are accepted and few are under
-// way. What holders wait for goes first.
+// propose proposes what is due, within inFlightMax. Resets, for which holders wait, come
+// first.
 func (a *Actor) propose() {
 	if a.term == 0 {
 		return
 	}
-	a.table.Look(a.now)
+	a.table.Advance(a.now)
 	for a.open(reset) {
 		ids := a.table.Resets(checkpointMax)
 		if len(ids) == 0 {
@@ -378,7 +390,7 @@ func (a *Actor) propose() {
 	}
 }
 
-func (a *Actor) open(k kind) bool { return !a.paused && a.count[k] < underWayMax[k] }
+func (a *Actor) open(k kind) bool { return !a.paused && a.count[k] < inFlightMax[k] }
 
 func leasesOf(ids []int64) []lease.Lease {
 	leases := make([]lease.Lease, len(ids))
@@ -388,12 +400,12 @@ func leasesOf(ids []int64) []lease.Lease {
 	return leases
 }
 
-// start proposes. A proposer that is full or gone is one more that failed.
+// start proposes p. A refusal counts as a failure of the proposal.
 func (a *Actor) start(p proposal) {
 	p.term = a.term
 	a.sequence++
 	id := a.sequence
-	a.underWay[id] = p
+	a.inFlight[id] = p
 	a.count[p.kind]++
 	a.cfg.Faults.Point(actors.CoreLease, "middle")
 	accepted := a.cfg.Propose(p.request(a.asOf), func(code raftmsg.Code) {
@@ -427,11 +439,11 @@ func (a *Actor) proposed(m *leasemsg.Proposed) {
 }
 
 func (a *Actor) finish(id uint64, code raftmsg.Code) {
-	p, ok := a.underWay[id]
+	p, ok := a.inFlight[id]
 	if !ok {
 		return
 	}
-	delete(a.underWay, id)
+	delete(a.inFlight, id)
 	a.count[p.kind]--
 	if p.term != a.term {
 		return
@@ -452,8 +464,8 @@ func (a *Actor) finish(id uint64, code raftmsg.Code) {
 	}
 }
 
-// revoked comes after the Changed of the same entry: what is left in the table
-// was not revoked.
+// revoked handles the outcome of a revoke. It arrives after the Changed of its entry, so
+// leases that are still in the table were not revoked.
 func (a *Actor) revoked(p proposal, ok bool) {
 	var left []int64
 	for _, l := range p.leases {

@@ -493,7 +493,7 @@ func TestManyAtOnce(t *testing.T) {
 		for gone := 0; gone < n; {
 			synctest.Wait()
 			r.mu.Lock()
-			if len(r.proposals) == 0 || len(r.proposals) > underWayMax[revoke] {
+			if len(r.proposals) == 0 || len(r.proposals) > inFlightMax[revoke] {
 				t.Fatalf("%d proposals are under way when %d leases are gone", len(r.proposals), gone)
 			}
 			r.mu.Unlock()

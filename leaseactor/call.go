@@ -9,8 +9,8 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// A call is one question of the gateway, answered once. It is not a protobuf
-// message: it stays in the process.
+// call is one request of the gateway, which is answered once. It is no protobuf message,
+// because it never leaves the process.
 type call struct {
 	code raftmsg.Code
 	done chan struct{} // capacity 1; gets one token with the answer
@@ -42,10 +42,10 @@ type RenewCall struct {
 	ttl      int64
 }
 
-// Client asks a lease actor. It is safe for concurrent use.
+// Client calls a lease actor. It is safe for concurrent use.
 type Client struct {
 	box    *actors.Mailbox
-	renews sync.Pool // of *RenewCall: there is one for each keep-alive
+	renews sync.Pool // of *RenewCall, of which each keep-alive needs one
 }
 
 // NewClient returns a client of the actor behind a mailbox.
@@ -53,9 +53,9 @@ func NewClient(box *actors.Mailbox) *Client {
 	return &Client{box: box, renews: sync.Pool{New: func() any { return &RenewCall{call: newCall()} }}}
 }
 
-// Renew renews a lease and returns its time in seconds. Codes: LEASE_NOT_FOUND;
-// NO_LEADER when this member does not lead or does not know all yet; and those
-// of a proposal, where one was needed. The error is that of the context.
+// Renew renews a lease and returns its TTL in seconds. Codes: LEASE_NOT_FOUND;
+// NO_LEADER if this member is not the leader, or has not applied an entry of its term
+// yet; and those of a proposal, if one was needed. The error is that of the context.
 func (c *Client) Renew(ctx context.Context, id int64, timeout time.Duration) (ttl int64, code raftmsg.Code, err error) {
 	r := c.renews.Get().(*RenewCall)
 	r.id, r.deadline = id, actors.Now()+int64(timeout)
@@ -64,7 +64,7 @@ func (c *Client) Renew(ctx context.Context, id int64, timeout time.Duration) (tt
 		return 0, code, nil
 	}
 	if err := r.wait(ctx); err != nil {
-		return 0, 0, err // the actor has the call still: it is not used again
+		return 0, 0, err // the actor still holds r, so it must not be reused
 	}
 	ttl, code = r.ttl, r.code
 	r.ttl = 0
@@ -72,19 +72,20 @@ func (c *Client) Renew(ctx context.Context, id int64, timeout time.Duration) (tt
 	return ttl, code, nil
 }
 
-// TimeCall asks for the time that a lease has left.
+// TimeCall requests the remaining time of a lease.
 type TimeCall struct {
 	call
 	id   int64
 	time Time
 }
 
-// Time is what a lease has left.
+// Time is the time of a lease.
 type Time struct {
 	ID int64
-	// TTL is what it gets with each renewal, in seconds. List leaves it out.
+	// TTL in seconds. List does not set it.
 	TTL int64
-	// Left is below zero if it has ended and is not gone yet.
+	// Left is the remaining time. It is negative while an expired lease is being
+	// revoked.
 	Left time.Duration
 }
 
@@ -100,13 +101,13 @@ func (c *Client) Left(ctx context.Context, id int64) (t Time, code raftmsg.Code,
 	return m.time, m.code, nil
 }
 
-// ListCall asks for the time that all leases have left.
+// ListCall requests the remaining time of all leases.
 type ListCall struct {
 	call
 	times []Time
 }
 
-// List returns the time of all leases, in no order. Codes: as Renew.
+// List returns the time of all leases, in no particular order. Codes: as Renew.
 func (c *Client) List(ctx context.Context) (all []Time, code raftmsg.Code, err error) {
 	m := &ListCall{call: newCall()}
 	if code := c.post(m); code != raftmsg.Code_OK {
@@ -118,7 +119,7 @@ func (c *Client) List(ctx context.Context) (all []Time, code raftmsg.Code, err e
 	return m.times, m.code, nil
 }
 
-// callCost is what a call weighs in the mailbox.
+// callCost is the cost of a call in the mailbox.
 var callCost = actors.Cost{Requests: 1, Bytes: 64}
 
 func (c *Client) post(m any) raftmsg.Code {

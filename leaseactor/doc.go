@@ -1,16 +1,15 @@
-// Package leaseactor ends leases when their time is over. It owns their timers
-// and nothing else: which leases exist and which keys they have is replicated, and
-// mvccactor's. Only the leader's leases run, and only it renews them, without
-// touching raft.
+// Package leaseactor expires leases. It owns their timers and nothing else: which leases
+// exist, and which keys are attached to them, is replicated state of mvccactor. Only the
+// leader keeps time, and only the leader renews leases, which needs no raft entry.
 //
 // # Hears
 //
-//	Changed    what became of leases in entries that are visible now
+//	Changed    leases granted, revoked or checkpointed by entries that are now visible
 //	Proposed   the outcome of a proposal
-//	Tick       time passes
-//	RenewCall  the gateway: a holder is alive
-//	TimeCall   the gateway: how much time has a lease left
-//	ListCall   the gateway: how much has each
+//	Tick       time to look for expired leases
+//	RenewCall  from the gateway: a keep-alive
+//	TimeCall   from the gateway: the remaining time of one lease
+//	ListCall   from the gateway: the remaining time of all leases
 //
 // # Says
 //
@@ -19,25 +18,25 @@
 //
 // # Mailbox
 //
-//	changes   Credit; mvccactor waits while it is full. It holds less than one
-//	          batch does, so that a call is handled after every change before it
+//	changes   Credit; mvccactor waits while it is full. A batch has room for all of
+//	          it, so a call is handled after all changes posted before it
 //	calls     Refuse, held until answered, --mailbox-lease-*
-//	outcomes  Credit: of proposals, of which a few are under way
+//	outcomes  Credit: of proposals, a few of which are in flight
 //	ticks     Lossy
 //
 // # Supervision
 //
-//	core: any panic reboots the core from disk, and leases get the election timeout
-//	on top, as on a change of leader
+//	core: any panic reboots the core from disk; leases are extended by the election
+//	timeout, as after a change of leader
 //
 // # Invariants
 //
-//  1. No lease ends before its time has passed since it was granted, renewed, or
-//     began with what was written down.
-//  2. A lease that has ended is not renewed again in the same term. Whoever tries
-//     hears that it is gone when it is.
-//  3. A lease is renewed only when no checkpoint of it stands or may still come.
-//  4. A bounded number of proposals is under way, each of a bounded size.
+//  1. No lease expires before its TTL has passed since it was granted or renewed, or
+//     its checkpointed remaining TTL since this leader's term began.
+//  2. An expired lease is never renewed in the same term. A renewal of it is answered
+//     with "not found" once it is revoked.
+//  3. A lease is renewed only while it has no checkpoint, applied or in flight.
+//  4. The number of proposals in flight is bounded, and so is the size of each.
 //
 // # Blocks
 //

@@ -2,20 +2,20 @@ package lease
 
 import "time"
 
-// leapMax is how far apart two readings of the clock may be, in nanoseconds. The
-// actor reads it ten times a second. A step that is longer does not count: either
-// the clock has leapt, and how much time has passed nobody knows, or the process
-// was stopped, and nobody could renew. So leases may last longer and never end
-// early. To count a part of it would take that part from them at each leap.
+// leapMax is the longest step between two readings of the clock that counts, in
+// nanoseconds. The actor reads the clock ten times a second. After a longer step either
+// the clock has leapt, and the time that passed is unknown, or the process was stopped,
+// and no holder could renew. Ignoring it makes leases last longer, never shorter;
+// counting part of it would shorten them at each leap.
 const leapMax = int64(time.Second)
 
-// Clock turns readings of a clock into the time of a Table.
+// Clock converts readings of a clock into the time of a Table.
 type Clock struct {
 	last, now int64
 	started   bool
 }
 
-// Advance returns the time at a reading. It never goes back.
+// Advance returns the time at a reading. It never decreases.
 func (c *Clock) Advance(reading int64) int64 {
 	if !c.started {
 		c.started, c.last = true, reading

@@ -1,28 +1,28 @@
-// Package lease keeps the time of leases for a leader: when each ends, when what
-// it has left is to be written down, and which may be renewed.
+// Package lease keeps the timers of leases for a leader: when each expires, when it needs
+// a checkpoint, and whether it may be renewed.
 //
-// A Table belongs to one goroutine. It reads no clock: times are nanoseconds of a
-// Clock that begins near zero, so that the longest lease, 285 years, can be added.
+// A Table belongs to one goroutine. It reads no clock: times are nanoseconds of a Clock
+// that starts near zero, so that adding the longest TTL, 285 years, does not overflow.
 //
-// # One heap, looked at lazily
+// # One lazy heap
 //
-// Each lease stands in a heap under a time that is not after the next thing that
-// is due for it. A renewal moves the end of the lease and leaves the heap alone;
-// when the lease comes up, it is put back under the time that is right by then.
-// Renewing 100,000 leases thus touches the heap once per time to live.
+// Each lease is in a heap, keyed by a time no later than its next deadline. A renewal
+// changes the deadline and leaves the heap alone; when the lease reaches the top, it is
+// put back with the deadline that is right by then. Renewing 100,000 leases thus touches
+// the heap once per TTL.
 //
-// # A lease ends once
+// # A lease expires once
 //
-// From its end on a lease cannot be renewed any more, whatever becomes of its
-// revoke: the entry may be in the log. Only another term begins anew.
+// An expired lease cannot be renewed, whatever the outcome of its revoke, because the
+// entry may be in the log. Only a new term starts over.
 //
 // # Checkpoints
 //
-// Without them every change of leader, and every restart, would give a lease its
-// whole time again. They are written when a lease was neither granted, renewed nor
-// written down for the interval; one that is renewed more often needs none,
-// because its whole time is right to within the interval. A lease with a
-// checkpoint is renewed only when the checkpoint is taken back: a leader that
-// came after would end it too early. While a checkpoint is under way the lease
-// counts as having one, whose outcome is awaited first.
+// A checkpoint replicates the remaining TTL of a lease. Without it every change of leader,
+// and every restart, would give the lease its whole TTL again. It is due when a lease was
+// neither granted, renewed nor checkpointed for the interval. A lease that is renewed more
+// often needs none, because its whole TTL is right to within the interval. A lease with a
+// checkpoint is renewed only after the checkpoint is reset; otherwise the next leader
+// would expire it too early. While a checkpoint is in flight, the lease counts as having
+// one, and a renewal awaits its outcome first.
 package lease

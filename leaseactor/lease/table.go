@@ -11,67 +11,67 @@ const (
 	second  = int64(time.Second)
 	forever = math.MaxInt64
 
-	// retryAfter is when a proposal that failed is made again.
+	// retryAfter is the delay before a failed proposal is repeated.
 	retryAfter = second
-	// lookMax bounds the leases looked at in one go: a millisecond or two.
-	lookMax = 4096
+	// advanceMax bounds the leases handled by one Advance to one or two milliseconds.
+	advanceMax = 4096
 )
 
-// Config says how leases are kept.
+// Config configures a Table.
 type Config struct {
-	// MinTTL is the shortest time of a lease in seconds: while there is no leader
-	// nobody can renew.
+	// MinTTL is the shortest TTL of a lease in seconds. It must exceed the time
+	// without a leader, in which no lease can be renewed.
 	MinTTL int64
-	// Extend is what leases get on top when a leader begins, for the time without
-	// one. Nanoseconds.
+	// Extend is added to all leases at the start of a term, for the time without a
+	// leader. Nanoseconds.
 	Extend int64
-	// Checkpoint is how much time a lease may lose with its leader. Nanoseconds.
+	// Checkpoint is the interval of checkpoints. Nanoseconds.
 	Checkpoint int64
 }
 
-// Lease is a lease as it is replicated. Times are in seconds.
+// Lease is the replicated state of a lease. Times are in seconds.
 type Lease struct{ ID, TTL, Remaining int64 }
 
-// Verdict says what becomes of a renewal.
+// Verdict is the outcome of a renewal.
 type Verdict int
 
 const (
 	// Missing: there is no such lease.
 	Missing Verdict = iota
-	// Renewed: the lease has its whole time again.
+	// Renewed: the lease has its whole TTL again.
 	Renewed
-	// Expired: it has ended and will be gone.
+	// Expired: the lease has expired and will be revoked.
 	Expired
-	// Reset: it will be renewed once its checkpoint is taken back.
+	// Reset: the lease will be renewed once its checkpoint is reset.
 	Reset
 )
 
-// lease is a lease with its time.
+// lease is a lease with its timer.
 type lease struct {
-	id, ttl   int64 // seconds
-	remaining int64 // of its checkpoint; seconds, 0 if it has none
-	deadline  int64 // it ends then
-	touched   int64 // when it was granted, renewed or written down
-	at        int64 // not after the next thing that is due; its place in the heap
+	id, ttl   int64 // ttl in seconds
+	remaining int64 // of its checkpoint, in seconds; 0 if it has none
+	deadline  int64 // when it expires
+	touched   int64 // when it was granted, renewed or checkpointed last
+	at        int64 // its key in the heap, no later than next
 	pos       int   // in the heap
 
-	expired    bool // it waits to be revoked, or is being
+	expired    bool // it waits to be revoked, or its revoke is in flight
 	writing    bool // a checkpoint is due
-	proposed   bool // and under way
-	resetting  bool // a renewal waits for the checkpoint to be taken back
-	resetAsked bool // that is under way
+	proposed   bool // the checkpoint is in flight
+	resetting  bool // a renewal waits for the reset of the checkpoint
+	resetAsked bool // the reset is due or in flight
 }
 
-// Table is the leases of a leader. The zero Table is not usable.
+// Table is the set of leases of a leader. The zero Table is not usable.
 type Table struct {
 	cfg    Config
 	leases map[int64]*lease
 	due    queue
-	// free is later than every grant and renewal by one nanosecond; see instant.
+	// free is one nanosecond after the latest grant or renewal; see instant.
 	free int64
 
-	// Ids of leases to be revoked, written down, and renewed after a reset, each
-	// in the order in which that became due.
+	// Ids of leases to revoke, to checkpoint, and to reset, each in the order in which
+	// they became due.
 	toRevoke, toWrite, toReset []int64
 }
 
@@ -80,7 +80,7 @@ func NewTable(cfg Config) *Table {
 	return &Table{cfg: cfg, leases: make(map[int64]*lease)}
 }
 
-// Begin takes over all leases at the start of a term.
+// Begin replaces the table's leases at the start of a term.
 func (t *Table) Begin(now int64, leases iter.Seq[Lease]) {
 	t.End()
 	for l := range leases {
@@ -92,13 +92,13 @@ func (t *Table) Begin(now int64, leases iter.Seq[Lease]) {
 	}
 }
 
-// End forgets all leases: somebody else leads.
+// End removes all leases, because another member leads.
 func (t *Table) End() {
 	clear(t.leases)
 	t.due, t.toRevoke, t.toWrite, t.toReset = nil, nil, nil, nil
 }
 
-// Grant adds a lease, unless it is there.
+// Grant adds a lease, unless the table has it already.
 func (t *Table) Grant(now int64, id, ttl int64) {
 	if t.leases[id] == nil {
 		t.add(now, Lease{ID: id, TTL: ttl}, add(t.instant(now), max(ttl, t.cfg.MinTTL)))
@@ -122,7 +122,7 @@ func (t *Table) add(now int64, of Lease, deadline int64) {
 	heap.Push(&t.due, l)
 }
 
-// add returns the time some seconds after another.
+// add returns the time that is the given seconds after now; forever if it overflows.
 func add(now, seconds int64) int64 {
 	if seconds > (forever-now)/second {
 		return forever
@@ -130,22 +130,22 @@ func add(now, seconds int64) int64 {
 	return now + seconds*second
 }
 
-// next returns when something is due for a lease.
+// next returns when a lease expires, or needs a checkpoint before that.
 func (t *Table) next(l *lease) int64 {
-	// No checkpoint when the lease ends before it is due.
+	// A lease that expires before a checkpoint is due needs none.
 	if written := l.touched + t.cfg.Checkpoint; !l.writing && written < l.deadline {
 		return written
 	}
 	return l.deadline
 }
 
-// place puts a lease where it belongs in the heap.
+// place changes the key of a lease in the heap.
 func (t *Table) place(l *lease, at int64) {
 	l.at = at
 	heap.Fix(&t.due, l.pos)
 }
 
-// Remove forgets a lease that is gone.
+// Remove removes a lease that was revoked.
 func (t *Table) Remove(id int64) {
 	if l := t.leases[id]; l != nil {
 		heap.Remove(&t.due, l.pos)
@@ -153,14 +153,14 @@ func (t *Table) Remove(id int64) {
 	}
 }
 
-// Checkpointed notes what is written down of a lease.
+// Checkpointed records the replicated remaining TTL of a lease.
 func (t *Table) Checkpointed(id, remaining int64) {
 	if l := t.leases[id]; l != nil {
 		l.remaining = remaining
 	}
 }
 
-// Renew gives a lease its whole time again, and returns that in seconds.
+// Renew restarts a lease's timer with its whole TTL, and returns that in seconds.
 func (t *Table) Renew(now, id int64) (ttl int64, verdict Verdict) {
 	l := t.leases[id]
 	switch {
@@ -171,7 +171,7 @@ func (t *Table) Renew(now, id int64) (ttl int64, verdict Verdict) {
 	case l.expired || l.deadline <= now:
 		return 0, Expired
 	case l.remaining > 0 || l.proposed:
-		l.resetting, l.writing = true, l.proposed // what is merely due comes too late
+		l.resetting, l.writing = true, l.proposed // a checkpoint that is due, but not in flight, is cancelled
 		t.askReset(l)
 		return 0, Reset
 	}
@@ -186,7 +186,7 @@ func (t *Table) renew(now int64, l *lease) {
 	}
 }
 
-// askReset lines a lease up for its reset, unless a checkpoint is under way.
+// askReset queues the reset of a lease, unless a checkpoint of it is in flight.
 func (t *Table) askReset(l *lease) {
 	if !l.proposed && !l.resetAsked {
 		l.resetAsked = true
@@ -194,23 +194,24 @@ func (t *Table) askReset(l *lease) {
 	}
 }
 
-// Look finds what is due. It tells whether there may be more.
-func (t *Table) Look(now int64) (more bool) {
-	for range lookMax {
+// Advance queues what is due at now, for Revokes, Checkpoints and Resets. It reports
+// whether there may be more.
+func (t *Table) Advance(now int64) (more bool) {
+	for range advanceMax {
 		if len(t.due) == 0 || t.due[0].at > now {
 			return false
 		}
-		t.look(now, t.due[0])
+		t.handleDue(now, t.due[0])
 	}
 	return true
 }
 
-func (t *Table) look(now int64, l *lease) {
+func (t *Table) handleDue(now int64, l *lease) {
 	switch {
 	case l.expired:
 		t.place(l, forever)
 	case l.deadline <= now && l.resetting:
-		// The renewal came in time; how it ends is told soon.
+		// The renewal came in time; wait for the outcome of its reset.
 		t.place(l, now+retryAfter)
 	case l.deadline <= now:
 		l.expired = true
@@ -223,12 +224,12 @@ func (t *Table) look(now int64, l *lease) {
 		t.toWrite = append(t.toWrite, l.id)
 		t.place(l, t.next(l))
 	default:
-		t.place(l, t.next(l)) // it was renewed since
+		t.place(l, t.next(l)) // it was renewed since it was placed
 	}
 }
 
-// take returns up to max leases of the front of a list, without those that are
-// gone.
+// take removes ids from the front of a list, and returns up to max of their leases, without
+// those that no longer exist or are no longer wanted.
 func (t *Table) take(from *[]int64, max int, wanted func(*lease) bool) (found []*lease) {
 	n := 0
 	for ; n < len(*from) && len(found) < max; n++ {
@@ -242,8 +243,8 @@ func (t *Table) take(from *[]int64, max int, wanted func(*lease) bool) (found []
 	return found
 }
 
-// Revokes returns leases to be revoked, at most max, those that ended first in
-// front. They are not returned again before RevokeFailed.
+// Revokes returns at most max leases to revoke, in the order in which they were found
+// expired. They are returned again only after RevokeFailed.
 func (t *Table) Revokes(max int) (ids []int64) {
 	for _, l := range t.take(&t.toRevoke, max, func(l *lease) bool { return l.expired }) {
 		ids = append(ids, l.id)
@@ -251,23 +252,22 @@ func (t *Table) Revokes(max int) (ids []int64) {
 	return ids
 }
 
-// RevokeFailed has leases revoked again a little later. They stay ended.
+// RevokeFailed retries the revoke of leases after retryAfter. They stay expired.
 func (t *Table) RevokeFailed(now int64, ids []int64) {
 	for _, id := range ids {
 		if l := t.leases[id]; l != nil && l.expired {
-			l.expired = false // for Look; the deadline has passed
+			l.expired = false // set again by Advance, since the deadline has passed
 			t.place(l, now+retryAfter)
 		}
 	}
 }
 
-// Checkpoints returns what leases have left and is to be written down, for at
-// most max of them.
+// Checkpoints returns at most max leases to checkpoint, with their remaining TTL.
 func (t *Table) Checkpoints(now int64, max int) (left []Lease) {
 	for _, l := range t.take(&t.toWrite, max, func(l *lease) bool { return l.writing && !l.proposed }) {
 		remaining := (l.deadline - now + second - 1) / second
 		if l.expired || l.deadline <= now || remaining >= l.ttl {
-			t.written(l, now) // nothing worth writing
+			t.written(l, now) // the checkpoint would say nothing
 			continue
 		}
 		l.proposed = true
@@ -276,8 +276,8 @@ func (t *Table) Checkpoints(now int64, max int) (left []Lease) {
 	return left
 }
 
-// CheckpointDone tells what became of checkpoints. Those that failed may have
-// been written even so.
+// CheckpointDone handles the outcome of checkpoints. Failed ones may have been applied
+// even so.
 func (t *Table) CheckpointDone(now int64, leases []Lease, ok bool) {
 	for _, of := range leases {
 		l := t.leases[of.ID]
@@ -303,7 +303,7 @@ func (t *Table) written(l *lease, at int64) {
 	}
 }
 
-// Resets returns leases whose checkpoint is to be taken back, at most max.
+// Resets returns at most max leases whose checkpoint has to be reset.
 func (t *Table) Resets(max int) (ids []int64) {
 	for _, l := range t.take(&t.toReset, max, func(l *lease) bool { return l.resetAsked }) {
 		ids = append(ids, l.id)
@@ -311,11 +311,11 @@ func (t *Table) Resets(max int) (ids []int64) {
 	return ids
 }
 
-// ResetDone renews a lease whose checkpoint was taken back, and returns its time
-// in seconds; 0 if it is gone. If that failed, the lease goes on as before.
+// ResetDone renews a lease whose checkpoint was reset, and returns its TTL in seconds; 0 if
+// the lease no longer exists. If the reset failed, the lease is not renewed.
 func (t *Table) ResetDone(now, id int64, ok bool) (ttl int64) {
 	l := t.leases[id]
-	if l == nil || !l.resetAsked { // it may be of an earlier lease of this id
+	if l == nil || !l.resetAsked { // the reset may be of an earlier lease with this id
 		return 0
 	}
 	l.resetting, l.resetAsked = false, false
@@ -327,8 +327,8 @@ func (t *Table) ResetDone(now, id int64, ok bool) (ttl int64) {
 	return l.ttl
 }
 
-// Left returns for how many seconds a lease was granted, and how many nanoseconds
-// it has left: fewer than none if it has ended and is not gone.
+// Left returns the TTL of a lease in seconds, and its remaining time in nanoseconds, which
+// is negative for an expired lease.
 func (t *Table) Left(now, id int64) (ttl, left int64, ok bool) {
 	l := t.leases[id]
 	if l == nil {
@@ -337,7 +337,7 @@ func (t *Table) Left(now, id int64) (ttl, left int64, ok bool) {
 	return l.ttl, l.deadline - now, true
 }
 
-// All yields the ids of all leases and what they have left in nanoseconds.
+// All yields the ids of all leases, with their remaining time in nanoseconds.
 func (t *Table) All(now int64) iter.Seq2[int64, int64] {
 	return func(yield func(id, left int64) bool) {
 		for id, l := range t.leases {
@@ -348,10 +348,10 @@ func (t *Table) All(now int64) iter.Seq2[int64, int64] {
 	}
 }
 
-// Len returns how many leases there are.
+// Len returns the number of leases.
 func (t *Table) Len() int { return len(t.leases) }
 
-// queue is a heap of leases by when they are due.
+// queue is a heap of leases, by at.
 type queue []*lease
 
 func (q queue) Len() int           { return len(q) }

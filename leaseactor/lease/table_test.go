@@ -17,7 +17,7 @@ var testConfig = Config{MinTTL: 2, Extend: second, Checkpoint: 5 * minute}
 
 // due looks until nothing more is due and returns what is to be revoked.
 func due(t *Table, now int64) (revokes []int64) {
-	for t.Look(now) {
+	for t.Advance(now) {
 	}
 	return t.Revokes(math.MaxInt)
 }
@@ -36,8 +36,8 @@ func TestExpiry(t *testing.T) {
 	}{
 		{2*second - 1, nil},
 		{2 * second, []int64{3}},
-		{3 * second, nil}, // once
-		{5 * second, nil}, // granted at 1
+		{3 * second, nil},            // once
+		{5 * second, nil},            // granted at 1
 		{20 * second, []int64{2, 1}}, // what ended first comes first
 		{math.MaxInt64 / 2, nil},
 	} {
@@ -152,7 +152,7 @@ func TestCheckpoints(t *testing.T) {
 	table.Grant(0, 2, 299) // ends before one is due
 	table.Grant(0, 3, 1000)
 	look := func(now int64) []Lease {
-		table.Look(now)
+		table.Advance(now)
 		return table.Checkpoints(now, 10)
 	}
 	if got := look(299 * second); got != nil {
@@ -235,7 +235,7 @@ func TestResetOfAnEarlierLease(t *testing.T) {
 	}
 	table.Remove(1)
 	table.Grant(0, 1, 1000)
-	table.Look(300 * second)
+	table.Advance(300 * second)
 	written := table.Checkpoints(300*second, 10)
 	if len(written) != 1 {
 		t.Fatal(written)
@@ -255,11 +255,11 @@ func TestResetOfAnEarlierLease(t *testing.T) {
 	}
 }
 
-// TestLookIsBounded: many leases that end at once are found a part at a time, in
+// TestAdvanceIsBounded: many leases that end at once are found a part at a time, in
 // the order of their ends.
-func TestLookIsBounded(t *testing.T) {
+func TestAdvanceIsBounded(t *testing.T) {
 	table := NewTable(testConfig)
-	const n = 3*lookMax + 10
+	const n = 3*advanceMax + 10
 	var want []int64
 	for i := range int64(n) {
 		id := i*7919%n + 1 // prime to n: each id once
@@ -267,7 +267,7 @@ func TestLookIsBounded(t *testing.T) {
 		table.Grant(i/100, id, 10)
 	}
 	looks := 1
-	for table.Look(20 * second) {
+	for table.Advance(20 * second) {
 		looks++
 	}
 	if looks != 4 {
@@ -422,7 +422,7 @@ func (m *model) renew(id int64) {
 }
 
 func (m *model) look() {
-	m.table.Look(m.now)
+	m.table.Advance(m.now)
 	add := func(kind int, leases []Lease) {
 		if len(leases) > 0 {
 			m.queue = append(m.queue, &proposed{kind: kind, leases: leases, fate: m.rng.IntN(3), asOf: m.index})
