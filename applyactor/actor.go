@@ -16,30 +16,30 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// ExecuteBytesMax is the largest weight of one Execute: the smallest limit that
-// may be set for the mailbox behind.
+// ExecuteBytesMax is the largest cost of one Execute, in bytes, and so the lowest limit
+// that may be set for mvccactor's mailbox.
 const ExecuteBytesMax = 32 << 20
 
-// Config is what the apply actor needs.
+// Config configures the apply actor.
 type Config struct {
 	Epoch    uint64
 	State    *apply.State
 	Limit    actors.Limit
-	MVCC     *actors.Mailbox
+	MVCC     *actors.Mailbox // of mvccactor
 	MVCCLane int
 	Timeline *actors.Timeline
-	// Committed is told how many requests each committed entry carries, for
+	// Committed is called with the number of requests of each committed entry, for
 	// metrics.
 	Committed func(requests int)
 	Logger    zerolog.Logger
 	Faults    *actors.Faults
 }
 
-// Actor applies entries.
+// Actor is the apply actor.
 type Actor struct {
 	cfg    Config
-	alarms []*applymsg.Alarm // the active ones, as of the last entry; never changed in place
-	ctx    context.Context   // ends when the actor is told to stop
+	alarms []*applymsg.Alarm // active as of the last entry; never changed in place
+	ctx    context.Context   // cancelled when the stage is stopped
 	cancel context.CancelFunc
 }
 
@@ -83,10 +83,10 @@ func (a *Actor) batch(b *actors.Batch) {
 	if len(out.Entries) == 0 {
 		return
 	}
-	// The keyspace takes no more: hold back.
+	// Wait while mvccactor's mailbox is full.
 	err := a.cfg.MVCC.Post(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: min(bytes, ExecuteBytesMax)})
 	if err != nil && a.ctx.Err() == nil && !errors.Is(err, actors.ErrClosed) {
-		panic(err) // entries must not get lost while the core goes on
+		panic(err) // entries must not be lost while the core runs
 	}
 }
 

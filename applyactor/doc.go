@@ -1,6 +1,6 @@
-// Package applyactor takes committed entries, in log order, and hands what they
-// ask for to the keyspace. It owns members and alarms, and decides what those
-// say to a request.
+// Package applyactor decodes committed entries, in log order, and passes their requests to
+// the keyspace. It owns the members and alarms of the cluster, answers requests that
+// concern them, and refuses requests that an active alarm forbids.
 //
 // # Hears
 //
@@ -8,11 +8,11 @@
 //
 // # Says
 //
-//	Execute   to mvccactor, one for each batch
+//	Execute   to mvccactor, one per batch
 //
 // # Mailbox
 //
-//	Credit: raft hands out at most 16 MiB of entries that are not applied
+//	Credit: raft sends at most 16 MiB of entries that are not applied yet
 //
 // # Supervision
 //
@@ -22,9 +22,9 @@
 // # Invariants
 //
 //  1. Entries are applied in order, each once; a gap panics.
-//  2. The outcome depends on the log and on replicated state only.
+//  2. The outcome depends only on the log and on replicated state.
 //
 // # Blocks
 //
-//	While mvccactor's mailbox is full.
+//	It blocks while mvccactor's mailbox is full.
 package applyactor

@@ -1,8 +1,15 @@
-// Package apply turns raft entries into work for the keyspace, in log order. It
-// owns what is replicated beside the keyspace: members and alarms.
+// Package apply turns raft entries into operations on the keyspace, in log order. It owns
+// the replicated state beside the keyspace: members and alarms.
 //
-// Everything here depends on the log and on replicated state only, so that all
-// members come to the same result.
+// The result depends only on the log and on replicated state, so that all members come
+// to the same one. An entry passes these steps:
+//
+//	Apply       checks that the entry is the next one
+//	requests    decodes a normal entry into its requests
+//	decide      answers what concerns alarms and members, and what an alarm forbids;
+//	            everything else becomes an operation for mvccactor
+//	confChange  computes the new configuration by raft's rules, and updates members
+//	update      is the only place where members and alarms change
 package apply
 
 import (
@@ -22,21 +29,21 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// ErrEntry: a committed entry cannot be decoded. It was written by a newer
-// version, or damaged before it was committed; the member must stop.
+// ErrEntry means that a committed entry cannot be decoded: a newer version wrote it, or it
+// was corrupted before it was committed. The member must stop.
 var ErrEntry = errors.New("apply: entry cannot be decoded")
 
-var errUnknown = errors.New("a request of a kind that this version does not know")
+var errUnknown = errors.New("unknown kind of request")
 
-// State is what is replicated beside the keyspace. It is not safe for concurrent
-// use.
+// State is the replicated state beside the keyspace. It is not safe for concurrent use.
 type State struct {
 	index   uint64
 	conf    *raftpb.ConfState
-	cluster *mvccmsg.Cluster // never changed in place: others hold it
+	cluster *mvccmsg.Cluster // shared with views; replaced by update, never changed
 }
 
-// NewState continues from what the store holds as of an applied index.
+// NewState returns the state at an applied index, as the store holds it. A nil conf or
+// cluster is empty.
 func NewState(index uint64, conf *raftpb.ConfState, cluster *mvccmsg.Cluster) *State {
 	if conf == nil {
 		conf = &raftpb.ConfState{}
@@ -47,11 +54,11 @@ func NewState(index uint64, conf *raftpb.ConfState, cluster *mvccmsg.Cluster) *S
 	return &State{index: index, conf: conf, cluster: cluster}
 }
 
-// Alarms returns the active alarms, which must not be changed.
+// Alarms returns the active alarms. Read only.
 func (s *State) Alarms() []*applymsg.Alarm { return s.cluster.Alarms }
 
-// Apply decodes an entry and decides what of it the keyspace has to do. Entries
-// come in order and without gaps.
+// Apply decodes an entry and returns the operations for the keyspace. It panics if the
+// entry does not follow the last one. Error: ErrEntry.
 func (s *State) Apply(e *raftpb.Entry) (*mvccmsg.EntryOps, error) {
 	if e.GetIndex() != s.index+1 {
 		panic(fmt.Sprintf("apply: entry %d follows %d", e.GetIndex(), s.index))
@@ -77,7 +84,7 @@ func (s *State) Apply(e *raftpb.Entry) (*mvccmsg.EntryOps, error) {
 
 func (s *State) requests(e *raftpb.Entry, ops *mvccmsg.EntryOps) error {
 	if len(e.Data) == 0 {
-		return nil // a new leader's first entry
+		return nil // the first entry of a new leader
 	}
 	batch := new(applymsg.RequestBatch)
 	if err := proto.Unmarshal(e.Data, batch); err != nil {
@@ -98,7 +105,7 @@ func (s *State) requests(e *raftpb.Entry, ops *mvccmsg.EntryOps) error {
 	return nil
 }
 
-// decide answers a request that does not reach the keyspace, nil if it does.
+// decide returns the result of a request that does not reach the keyspace; nil if it does.
 func (s *State) decide(req *applymsg.Request) *raftmsg.Result {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Alarm:
@@ -118,10 +125,9 @@ func (s *State) decide(req *applymsg.Request) *raftmsg.Result {
 	return nil
 }
 
-// forbidden tells what the active alarms say to a request of the keyspace:
-// without space nothing is added, deleting and compacting go on; a corrupt
-// keyspace changes no more. How much time leases have left may be written down
-// always: it takes no space to speak of, and changes no key.
+// forbidden returns the error with which an active alarm refuses a request. NOSPACE refuses
+// what adds data; deletes and compactions go on. CORRUPT refuses everything. Checkpoints
+// of leases are never refused: they take almost no space and change no key.
 func (s *State) forbidden(req *applymsg.Request) raftmsg.Code {
 	if req.GetLeaseCheckpoint() != nil {
 		return raftmsg.Code_OK
@@ -135,16 +141,16 @@ func (s *State) forbidden(req *applymsg.Request) raftmsg.Code {
 			noSpace = true
 		}
 	}
-	if noSpace && (req.GetPut() != nil || req.GetLeaseGrant() != nil || putsWithin(req.GetTxn())) {
+	if noSpace && (req.GetPut() != nil || req.GetLeaseGrant() != nil || mayPut(req.GetTxn())) {
 		return raftmsg.Code_NO_SPACE
 	}
 	return raftmsg.Code_OK
 }
 
-// putsWithin tells whether a transaction may put, in whichever branch.
-func putsWithin(txn *pb.TxnRequest) bool {
+// mayPut reports whether either branch of a transaction contains a put.
+func mayPut(txn *pb.TxnRequest) bool {
 	puts := func(op *pb.RequestOp) bool {
-		return op.GetRequestPut() != nil || putsWithin(op.GetRequestTxn())
+		return op.GetRequestPut() != nil || mayPut(op.GetRequestTxn())
 	}
 	return slices.ContainsFunc(txn.GetSuccess(), puts) || slices.ContainsFunc(txn.GetFailure(), puts)
 }
@@ -158,7 +164,7 @@ func (s *State) alarm(req *pb.AlarmRequest) *pb.AlarmResponse {
 	case pb.AlarmRequest_GET:
 		for _, a := range s.cluster.Alarms {
 			if req.Alarm == pb.AlarmType_NONE || req.Alarm == a.Type {
-				resp.Alarms = append(resp.Alarms, member(a))
+				resp.Alarms = append(resp.Alarms, alarmMember(a))
 			}
 		}
 	case pb.AlarmRequest_ACTIVATE:
@@ -170,24 +176,24 @@ func (s *State) alarm(req *pb.AlarmRequest) *pb.AlarmResponse {
 		case found < 0:
 			s.update(func(c *mvccmsg.Cluster) { c.Alarms = append(c.Alarms, a) })
 		case s.cluster.Alarms[found].Disk:
-			s.update(func(c *mvccmsg.Cluster) { c.Alarms[found] = a }) // it stays when the disk is well again
+			s.update(func(c *mvccmsg.Cluster) { c.Alarms[found] = a }) // from now on only an operator clears it
 		}
-		resp.Alarms = append(resp.Alarms, member(a))
+		resp.Alarms = append(resp.Alarms, alarmMember(a))
 	case pb.AlarmRequest_DEACTIVATE:
 		if found >= 0 {
-			resp.Alarms = append(resp.Alarms, member(s.cluster.Alarms[found]))
+			resp.Alarms = append(resp.Alarms, alarmMember(s.cluster.Alarms[found]))
 			s.update(func(c *mvccmsg.Cluster) { c.Alarms = slices.Delete(c.Alarms, found, found+1) })
 		}
 	}
 	return resp
 }
 
-func member(a *applymsg.Alarm) *pb.AlarmMember {
+func alarmMember(a *applymsg.Alarm) *pb.AlarmMember {
 	return &pb.AlarmMember{MemberID: a.MemberId, Alarm: a.Type}
 }
 
-// diskAlarm raises or clears what a member says of its own disk. To clients it
-// is NOSPACE; a NOSPACE that somebody else raised stays.
+// diskAlarm raises or clears a member's alarm for its own disk. Clients see it as NOSPACE.
+// It never clears a NOSPACE that the quota or an operator raised.
 func (s *State) diskAlarm(req *applymsg.DiskAlarm) {
 	s.update(func(c *mvccmsg.Cluster) {
 		c.Alarms = slices.DeleteFunc(c.Alarms, func(a *applymsg.Alarm) bool {
@@ -202,8 +208,8 @@ func (s *State) diskAlarm(req *applymsg.DiskAlarm) {
 	})
 }
 
-// update is the only place in which the cluster's state changes. change gets a deep
-// copy, which then replaces what others may hold.
+// update replaces the cluster's state by a deep copy that change has modified. Holders of
+// the old state keep it unchanged.
 func (s *State) update(change func(*mvccmsg.Cluster)) {
 	next := proto.CloneOf(s.cluster)
 	change(next)
@@ -223,8 +229,7 @@ func (s *State) attributes(req *applymsg.MemberAttributes) raftmsg.Code {
 	return raftmsg.Code_OK
 }
 
-// confChange computes the configuration that raft will come to, and keeps the
-// members in step.
+// confChange computes the configuration that raft will arrive at, and updates the members.
 func (s *State) confChange(e *raftpb.Entry, ops *mvccmsg.EntryOps) error {
 	cc, context, err := decodeConfChange(e)
 	if err != nil {
@@ -260,7 +265,7 @@ func decodeConfChange(e *raftpb.Entry) (cc *raftpb.ConfChangeV2, context []byte,
 	return cc, cc.Context, nil
 }
 
-// nextConf applies a change to a configuration with raft's own rules.
+// nextConf applies a change to a configuration by raft's own rules.
 func nextConf(conf *raftpb.ConfState, cc *raftpb.ConfChangeV2, index uint64) (*raftpb.ConfState, error) {
 	t := tracker.MakeProgressTracker(1, 0)
 	cfg, progress, err := confchange.Restore(confchange.Changer{Tracker: t, LastIndex: index}, conf)
@@ -285,7 +290,7 @@ func nextConf(conf *raftpb.ConfState, cc *raftpb.ConfChangeV2, index uint64) (*r
 	return t.ConfState(), nil
 }
 
-// setMember adds a member, or updates what the context of a change says of it.
+// setMember adds the member described by the context of a change, or updates its peer URLs.
 func setMember(c *mvccmsg.Cluster, id uint64, context []byte) error {
 	announced := new(applymsg.Member)
 	if err := proto.Unmarshal(context, announced); err != nil {
@@ -302,10 +307,10 @@ func setMember(c *mvccmsg.Cluster, id uint64, context []byte) error {
 	return nil
 }
 
-// followConf keeps the members that are in the configuration, in order of their ids,
-// and remembers the ids of those that left it. An update of an id that was no member
-// adds none. While the configuration is joint, a member that is about to leave still
-// votes and is kept.
+// followConf removes the members that are not in the configuration, sorts the others by id,
+// and adds the ids of former members to Removed. An update of an id that was no member
+// therefore adds none. While the configuration is joint, a member that is about to leave
+// still votes and stays.
 func (s *State) followConf(c *mvccmsg.Cluster) {
 	learner := make(map[uint64]bool)
 	for _, id := range slices.Concat(s.conf.Voters, s.conf.VotersOutgoing) {

@@ -1,6 +1,5 @@
-// Package membership derives the ids of members and clusters, by the rule that
-// etcd uses: the same flags give the same ids, so that tools and scripts which
-// know one know the other.
+// Package membership derives the ids of members and clusters as etcd does: the same flags
+// give the same ids, on which tools and scripts may rely.
 package membership
 
 import (
@@ -10,16 +9,16 @@ import (
 	"strings"
 )
 
-// MemberID derives the id of a member that stands in an initial cluster. It is
-// the start of the SHA-1 of the peer URLs, sorted and joined, and the cluster's
-// token: all members come to the same ids without talking to each other.
+// MemberID derives the id of a member of an initial cluster: the first eight bytes of the
+// SHA-1 of its sorted and concatenated peer URLs and the cluster's token. All members
+// derive the same ids without communicating.
 func MemberID(peerURLs []string, token string) uint64 {
 	sorted := slices.Sorted(slices.Values(peerURLs))
 	return hash64([]byte(strings.Join(sorted, "") + token))
 }
 
-// ClusterID derives the id of a cluster from those of its initial members: the
-// start of the SHA-1 of the ids in rising order, eight bytes each, big endian.
+// ClusterID derives the id of a cluster from the ids of its initial members: the first
+// eight bytes of the SHA-1 of the ids in ascending order, each as eight bytes big endian.
 func ClusterID(members []uint64) uint64 {
 	var b []byte
 	for _, id := range slices.Sorted(slices.Values(members)) {
@@ -28,8 +27,8 @@ func ClusterID(members []uint64) uint64 {
 	return hash64(b)
 }
 
-// hash64 is no protection against anyone; SHA-1 is simply what the ids of
-// existing clusters are made with.
+// hash64 returns the first eight bytes of the SHA-1 of b. It is not for security: existing
+// clusters derive their ids this way.
 func hash64(b []byte) uint64 {
 	sum := sha1.Sum(b)
 	return binary.BigEndian.Uint64(sum[:])
