@@ -1,0 +1,54 @@
+package leaseactor_test
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/leaseactor"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/leasemsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// observer counts nothing.
+type observer struct{}
+
+func (observer) LeasesRenewed(int) {}
+func (observer) LeasesExpired(int) {}
+
+// Example drives the lease actor of a leader: mvccactor posts a grant, a client renews
+// the lease, and when it expires the actor proposes to revoke it.
+func Example() {
+	published := mvcc.NewPublished()
+	mvcc.NewStore(mvcc.Config{Published: published}).Publish(mvcc.Applied{})
+	proposed := make(chan *applymsg.Request, 1)
+	system := actors.NewSystem(zerolog.Nop())
+	ref, err := actors.Spawn(system.Root, leaseactor.New(leaseactor.Config{
+		Epoch: 1, Limit: actors.Limit{Requests: 100, Bytes: 1 << 20}, MinTTL: 1,
+		Term: func() uint64 { return 1 }, View: published.View, Observe: observer{},
+		Propose: func(req *applymsg.Request, _ func(raftmsg.Code)) bool {
+			proposed <- req
+			return true
+		},
+	}))
+	if err != nil {
+		panic(err)
+	}
+
+	ref.MustPost(leaseactor.ChangesLane, &leasemsg.Changed{Epoch: 1, Index: 1, Changes: []*leasemsg.Change{
+		{Kind: leasemsg.Kind_GRANTED, Id: 7, Ttl: 1},
+	}}, actors.Cost{Requests: 1})
+	ttl, code, err := leaseactor.NewClient(ref.Mailbox).Renew(context.Background(), 7, time.Second)
+	fmt.Println("renewed:", ttl, code, err)
+	fmt.Println("revoke:", (<-proposed).GetLeaseRevoke().Ids)
+	fmt.Println("stopped:", system.Root.StopFuture(ref.PID).Wait())
+	// Output:
+	// renewed: 1 OK <nil>
+	// revoke: [7]
+	// stopped: <nil>
+}
