@@ -279,7 +279,7 @@ func TestPrevKVOfCreation(t *testing.T) {
 		var live strings.Builder
 		live.WriteString(c.takeOf(0))
 		for _, txn := range [][]*pb.RequestOp{{del, put, del}, {put, del}, {put}, {del, put}, {put}} {
-			if _, err := r.store.Txn(&pb.TxnRequest{Success: txn}); err != nil {
+			if _, _, err := r.store.Txn(&pb.TxnRequest{Success: txn}, false); err != nil {
 				t.Fatal(err)
 			}
 			r.store.Publish(mvcc.Applied{})
