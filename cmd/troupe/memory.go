@@ -36,6 +36,9 @@ const (
 	idleBytes = 2 << 20
 	// A release is worth its collection, which takes some 100 ms of CPU per million
 	// keys, if it can return at least releaseBytes and a releaseShare-th of the heap.
+	// Between two releases the process must have allocated as much as is live: about
+	// then a collection would be due anyway, so that releases of a process that is
+	// hardly ever busy at most double its collections.
 	releaseBytes = 16 << 20
 	releaseShare = 8
 )
@@ -49,15 +52,21 @@ type heapSample struct {
 
 // idleHeap decides when memory is returned.
 type idleHeap struct {
-	last uint64 // heapSample.allocated of the sample before
-	idle bool   // so was the period before
+	last     uint64 // heapSample.allocated of the sample before
+	idle     bool   // the period before was idle
+	released uint64 // heapSample.allocated when due was last true
 }
 
 // due reports whether memory should be returned now.
 func (h *idleHeap) due(s heapSample) bool {
 	before, idle := h.idle, s.allocated-h.last <= idleBytes
 	h.last, h.idle = s.allocated, idle
-	return before && idle && s.held >= s.live+max(releaseBytes, s.live/releaseShare)
+	due := before && idle && s.allocated-h.released >= s.live &&
+		s.held >= s.live+max(releaseBytes, s.live/releaseShare)
+	if due {
+		h.released = s.allocated
+	}
+	return due
 }
 
 // releaseWhenIdle returns memory whenever the process becomes idle, until stop is

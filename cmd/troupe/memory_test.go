@@ -40,15 +40,24 @@ func TestIdleHeap(t *testing.T) {
 			{heapSample{allocated: 100 * mib, live: 110 * mib, held: 112 * mib}, false},
 			{heapSample{allocated: 101 * mib, live: 110 * mib, held: 113 * mib}, false},
 		}},
+		{"hardly ever busy", []step{
+			{heapSample{allocated: 200 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 200 * mib, live: 100 * mib, held: 180 * mib}, false},
+			{heapSample{allocated: 200 * mib, live: 100 * mib, held: 180 * mib}, true},
+			{heapSample{allocated: 299 * mib, live: 100 * mib, held: 199 * mib}, false},
+			{heapSample{allocated: 299 * mib, live: 100 * mib, held: 199 * mib}, false},
+			{heapSample{allocated: 299 * mib, live: 100 * mib, held: 199 * mib}, false},
+			{heapSample{allocated: 300 * mib, live: 100 * mib, held: 200 * mib}, true},
+		}},
 		{"little to gain", []step{
 			{heapSample{allocated: 4 * mib, live: 4 * mib, held: 19 * mib}, false},
 			{heapSample{allocated: 4 * mib, live: 4 * mib, held: 19 * mib}, false},
 			{heapSample{allocated: 4 * mib, live: 4 * mib, held: 19 * mib}, false},
 		}},
 		{"a small share to gain", []step{
-			{heapSample{allocated: mib, live: 1000 * mib, held: 1124 * mib}, false},
-			{heapSample{allocated: mib, live: 1000 * mib, held: 1124 * mib}, false},
-			{heapSample{allocated: mib, live: 1000 * mib, held: 1124 * mib}, false},
+			{heapSample{allocated: 2000 * mib, live: 1000 * mib, held: 1124 * mib}, false},
+			{heapSample{allocated: 2000 * mib, live: 1000 * mib, held: 1124 * mib}, false},
+			{heapSample{allocated: 2000 * mib, live: 1000 * mib, held: 1124 * mib}, false},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
