@@ -20,8 +20,8 @@ type OpenConfig struct {
 	OpenBackend func(backend.Config) (backend.Store, error)
 	CacheBytes  int64
 	Published   *mvcc.Published
-	// Check, if set, may refuse what the store says of itself, before anything is
-	// changed in it.
+	// Check, if set, may refuse the state of the store before anything in it is
+	// changed.
 	Check func(*mvccmsg.Durable) error
 	// Corrupt is mvcc.Config's.
 	Corrupt func(*mvcc.CorruptError)

@@ -7,14 +7,14 @@ import (
 	"sync/atomic"
 )
 
-// Loader reads an encoded pack from the store. The bytes are the caller's to
-// keep. It is called by readers, concurrently.
+// Loader reads an encoded pack from the store. The caller owns the returned bytes.
+// Readers call it concurrently.
 type Loader func(Revision) ([]byte, error)
 
-// cache keeps pack contents in memory within a budget. Packs enter when they
-// are written and when a reader had to load them; a second-chance clock chooses
-// which durable ones leave. The cache never refuses: a pack that is not durable
-// cannot leave, and how many of those there are is bounded by the persister.
+// cache keeps pack contents in memory within a budget. Packs enter it when they are
+// written and when a reader loads them; a second-chance clock evicts durable ones.
+// The budget can be exceeded: a pack that is not durable cannot be evicted, and the
+// persister bounds how many of those there are.
 type cache struct {
 	load    Loader
 	corrupt func(*CorruptError) // may be nil
@@ -23,15 +23,15 @@ type cache struct {
 	resident atomic.Int64 // bytes
 	misses   atomic.Int64
 
-	mu   sync.Mutex
-	ring []*pack // evictable packs in memory, and some that are gone
-	hand int     // where the clock looks next
-	gone int     // packs in the ring without content
+	mu    sync.Mutex
+	ring  []*pack // evictable packs in memory, and some without content
+	hand  int     // index in the ring of the next candidate
+	empty int     // packs in the ring without content
 }
 
 // content returns what is in a pack, reading it from the store if needed, and
 // whether that was needed. With keep, what was read stays in memory; a scan of
-// history leaves it out, so as not to drive out the present.
+// history does not keep it, so that it does not evict the present.
 func (c *cache) content(p *pack, keep bool) (b *body, loaded bool, err error) {
 	if b := p.content.Load(); b != nil {
 		if keep && !p.used.Load() {
@@ -53,7 +53,7 @@ func (c *cache) content(p *pack, keep bool) (b *body, loaded bool, err error) {
 	return b, true, nil
 }
 
-// report returns err, and tells of it if it is damage.
+// report returns err, after passing it to corrupt if it is damage.
 func (c *cache) report(err error) error {
 	var damage *CorruptError
 	if c.corrupt != nil && errors.As(err, &damage) {
@@ -62,7 +62,7 @@ func (c *cache) report(err error) error {
 	return err
 }
 
-// admit makes a durable pack's content evictable, and keeps it for now.
+// admit makes the content of a pack evictable. The pack has become durable.
 func (c *cache) admit(p *pack) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,8 +70,8 @@ func (c *cache) admit(p *pack) {
 	c.evict()
 }
 
-// keep puts content that a reader loaded in memory. If the writer dropped dead
-// records from the pack meanwhile, the content has more than needed, never less.
+// keep caches content that a reader loaded. If the writer reclaimed records of the
+// pack meanwhile, the content has more than needed, never less.
 func (c *cache) keep(p *pack, b *body) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -83,8 +83,8 @@ func (c *cache) keep(p *pack, b *body) {
 	c.evict()
 }
 
-// replace puts what is left of a pack in the place of its content, if that is in
-// memory, or drops it if nothing is left.
+// replace replaces the content of a reclaimed pack, if it is in memory, by the
+// records that are left. If none are, it removes the content.
 func (c *cache) replace(p *pack, b *body) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,18 +99,18 @@ func (c *cache) replace(p *pack, b *body) {
 		return
 	}
 	p.content.Store(nil)
-	if c.gone++; c.gone*2 > len(c.ring) {
+	if c.empty++; c.empty*2 > len(c.ring) {
 		c.sweep()
 	}
 }
 
-// sweep takes packs without content out of the ring. It runs with mu held.
+// sweep removes packs without content from the ring. The caller holds mu.
 func (c *cache) sweep() {
 	c.ring = slices.DeleteFunc(c.ring, func(p *pack) bool { return p.content.Load() == nil })
-	c.gone, c.hand = 0, 0
+	c.empty, c.hand = 0, 0
 }
 
-// evict runs with mu held.
+// evict removes packs until the cache is within its budget. The caller holds mu.
 func (c *cache) evict() {
 	for c.resident.Load() > c.budget && len(c.ring) > 0 {
 		if c.hand >= len(c.ring) {
@@ -124,7 +124,7 @@ func (c *cache) evict() {
 		if b := p.content.Swap(nil); b != nil {
 			c.resident.Add(-b.weight())
 		} else {
-			c.gone--
+			c.empty--
 		}
 		last := len(c.ring) - 1
 		c.ring[c.hand] = c.ring[last]

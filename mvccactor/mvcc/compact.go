@@ -8,8 +8,8 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// Compact makes all revisions below rev unreadable. The work of forgetting them
-// is CompactStep's. Errors: ErrCompacted, ErrFutureRevision.
+// Compact makes all revisions below rev unreadable. CompactStep then marks dead what
+// that leaves behind. Errors: ErrCompacted, ErrFutureRevision.
 func (s *Store) Compact(rev int64) error {
 	switch {
 	case rev <= s.compactRevision:
@@ -21,7 +21,7 @@ func (s *Store) Compact(rev int64) error {
 	return nil
 }
 
-// CompactDone tells whether CompactStep has nothing left to do at the compact
+// CompactDone reports whether CompactStep has nothing left to do at the compact
 // revision, and no hash that a compaction asked for is still to be taken.
 func (s *Store) CompactDone() bool {
 	return !s.published.hashes.waiting() && !s.superseding.due(s.compactRevision) && !s.tombstones.due(s.compactRevision-1)
@@ -48,7 +48,7 @@ func (s *Store) CompactStep(budget int) (visited, done bool) {
 	return visited, s.CompactDone()
 }
 
-// Dropped returns how many versions compactions left behind since the start.
+// Dropped returns how many versions were marked dead since the start.
 func (s *Store) Dropped() int64 { return s.dropped }
 
 // supersede marks dead the version that v superseded: v is at or below the floor, so
@@ -89,14 +89,14 @@ func (s *Store) markDead(v *version) {
 	s.liveBytes -= size
 }
 
-// Garbage is a pack with records that nothing needs.
+// Garbage is a pack with dead records.
 type Garbage struct {
 	ID          Revision
 	Dead, Bytes int64 // bytes: to reclaim, and of the whole pack
 }
 
-// Garbage returns the packs with dead records, at most limit of them, those
-// first that give the most for the work.
+// Garbage returns at most limit packs with dead records, those with the largest dead
+// share first.
 func (v *View) Garbage(limit int) []Garbage {
 	var found []Garbage
 	for _, p := range v.packs {
@@ -105,7 +105,7 @@ func (v *View) Garbage(limit int) []Garbage {
 		}
 	}
 	slices.SortFunc(found, func(a, b Garbage) int {
-		// By the share that is dead: a/b against c/d without dividing.
+		// Compares a/b with c/d without dividing.
 		if c := cmp.Compare(b.Dead*a.Bytes, a.Dead*b.Bytes); c != 0 {
 			return c
 		}
@@ -114,9 +114,9 @@ func (v *View) Garbage(limit int) []Garbage {
 	return found[:min(limit, len(found))]
 }
 
-// Reclaim drops the dead records from a pack, whose encoded content value was
-// read from the store. Packs that are not settled, and those that are gone
-// meanwhile, are left alone. Error: *CorruptError.
+// Reclaim removes the dead records from a pack; value is its encoded content, read
+// from the store. It does nothing if the pack is not settled or no longer exists.
+// Error: *CorruptError.
 func (s *Store) Reclaim(id Revision, value []byte) error {
 	p := s.byID[id]
 	if p == nil || !p.settled.Load() || p.deadBytes.Load() == 0 {
@@ -152,8 +152,8 @@ func (s *Store) Reclaim(id Revision, value []byte) error {
 	return nil
 }
 
-// unlink takes a dead version out of its chain. That may free the tombstone that
-// superseded it.
+// unlink removes a dead version from its chain. If a tombstone superseded it, that
+// may become dead in turn.
 func (s *Store) unlink(v *version, rec []byte) error {
 	if int64(len(rec)) != v.size() {
 		return errMissing
@@ -168,7 +168,7 @@ func (s *Store) unlink(v *version, rec []byte) error {
 		s.freeTombstone(newer)
 		return nil
 	}
-	// A tombstone, and the last that was known of the key.
+	// v is a tombstone, and the only version left of its key.
 	kv, err := parseRecord(rec)
 	if err != nil {
 		return err
@@ -181,7 +181,7 @@ func (s *Store) unlink(v *version, rec []byte) error {
 	return nil
 }
 
-// replace puts the records that are still needed in a pack's place.
+// replace replaces the content of a pack by the records that are left of it.
 func (s *Store) replace(p *pack, kept *body) {
 	size := kept.size()
 	s.cache.replace(p, kept)
@@ -202,8 +202,8 @@ func (s *Store) replace(p *pack, kept *body) {
 	s.rewrites = append(s.rewrites, rewrite{p, s.taken + 1})
 }
 
-// sweep takes deleted packs out of the list once they are a tenth of it. Views
-// keep the old list.
+// sweep removes deleted packs from the list once they are a tenth of it. Views keep
+// the old list.
 func (s *Store) sweep() {
 	if s.gone*10 < len(s.packs) {
 		return

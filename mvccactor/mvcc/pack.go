@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	// packBytes is where a pack is sealed and the next one begins. Larger packs
-	// cost more to rewrite for their dead records and to read for one record;
-	// smaller ones cost more in the store.
+	// packBytes is the size at which a pack is sealed and the next one begins.
+	// Larger packs cost more to reclaim, and more to read for one record; smaller
+	// ones cost more in the store.
 	packBytes = 32 << 10
 
 	rowBytes     = 16 // of a table row: main, sub with tombstone bit, end offset
@@ -85,8 +85,8 @@ func (b *body) seek(r Revision) int {
 	return lo
 }
 
-// upTo returns the number of rows that belong to changes up to a main revision.
-// It adds nothing to it: what a store says of its revision may be anything.
+// upTo returns the number of rows at or below a main revision. It does not compute
+// main+1, which could overflow: a damaged store may claim any revision.
 func (b *body) upTo(main int64) int {
 	n := b.seek(Revision{Main: main, Sub: math.MaxInt32})
 	if n < b.len() && b.revision(n).Main == main {
@@ -164,19 +164,20 @@ func (b *body) check() error {
 
 // pack is what the index knows of a run of consecutive records.
 type pack struct {
-	id Revision // of the record it was opened with; that record may be gone
+	id Revision // of the record it was opened with, which may have been reclaimed
 
 	// content is nil while the pack is not in memory. It is never nil before
 	// the pack is durable.
 	content atomic.Pointer[body]
-	// used tells the cache that a reader came by since the last round.
+	// used is set by readers of the content, and cleared by the cache's clock.
 	used atomic.Bool
 
-	// settled: sealed and durable, so that the cache may drop the content and
-	// dead records may be reclaimed. Written by the writer.
+	// settled is set by the writer once the pack is sealed and durable: the cache
+	// may evict its content, and its dead records may be reclaimed. It is cleared
+	// while a reclaimed pack is not durable.
 	settled atomic.Bool
-	// Bytes of rows and data, zero once the pack is gone, and how many of them
-	// can be reclaimed. Written by the writer.
+	// bytes counts rows and data, and is zero once all records are reclaimed;
+	// deadBytes counts those that are dead. The writer sets both.
 	bytes, deadBytes atomic.Int64
 
 	// Owned by the writer. superseded has, in revision order, what the writer knows

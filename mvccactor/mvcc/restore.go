@@ -7,10 +7,10 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// Restore adds a pack read from the store to an empty index. Packs come in
-// order. Records above the durable revision belong to a change that was not
-// finished; they are dropped, and the pack stands in the first TakeDirty as
-// reclaimed, which must be made durable before anything else. value is only read
+// Restore adds a pack read from the store to an index that is being rebuilt. Packs
+// must be added in order. Records above the durable revision belong to an unfinished
+// change. They are discarded; the first TakeDirty returns the pack as reclaimed, and
+// that must be made durable before anything else. value is only read
 // during the call. Error: *CorruptError.
 //
 // The pack does not enter the cache: a start reads packs in order of age, whatever
@@ -86,7 +86,7 @@ func (s *Store) restoreRecord(p *pack, b *body, i int) error {
 	return nil
 }
 
-// Restored ends restoring: it sets the revisions and forgets again what was
+// Restored ends restoring: it sets the revisions, and marks dead again what was
 // compacted.
 func (s *Store) Restored(revision, compactRevision int64) {
 	if n := len(s.packs); n > 0 && s.packs[n-1].last.Main > revision {
@@ -94,10 +94,10 @@ func (s *Store) Restored(revision, compactRevision int64) {
 	}
 	s.revision, s.compactRevision = revision, compactRevision
 	s.leases.restoreKeys(s.live)
-	for cut := true; cut; { // until done, or a reader from before a reboot pins it
-		cut, _ = s.CompactStep(restoreStep)
+	for visited := true; visited; { // until done, or held by a pin from before a reboot
+		visited, _ = s.CompactStep(restoreStep)
 	}
 }
 
-// restoreStep is how much is cut between two looks at what pins hold.
+// restoreStep is how many versions are visited between two checks of the pins.
 const restoreStep = 1 << 16

@@ -15,10 +15,10 @@ type Config struct {
 	// CacheBytes is how many bytes of packs stay in memory. Packs that are not
 	// durable yet stay regardless.
 	CacheBytes int64
-	// Published is where views go.
+	// Published receives the views.
 	Published *Published
-	// Corrupt, if set, is told of each read that came by damage, before the
-	// reader is. It is called concurrently and must not block.
+	// Corrupt, if set, is called when any reader finds corruption, before the
+	// reader returns. It is called concurrently and must not block.
 	Corrupt func(*CorruptError)
 }
 
@@ -53,11 +53,11 @@ type Store struct {
 
 	leases leases
 
-	gone   int // packs in the list that were deleted
+	gone   int // packs in the list that have no records left
 	filled int // packs in the list that are sealed and were durable once
 
 	liveBytes, storedBytes int64
-	dropped                int64 // versions counted as dead since the start
+	dropped                int64 // versions marked dead since the start
 	appended               int64 // bytes of all records and rows ever appended
 
 	encoded []byte // scratch for one record
@@ -121,7 +121,7 @@ func (s *Store) openPack(first Revision, size int) {
 	s.open = body{data: make([]byte, 0, max(packBytes, size))}
 }
 
-// publishTail lets readers see what was appended to the tail pack.
+// publishTail makes what was appended to the tail pack visible to readers.
 func (s *Store) publishTail() {
 	if s.tail == nil {
 		return
@@ -139,8 +139,8 @@ func (s *Store) markDirty(p *pack) {
 	}
 }
 
-// link makes a version the newest of a key, and returns the key's entry. It keeps
-// the trees, the queues of what to cut, and the sizes.
+// link makes a version the newest of a key, and returns the key's entry. It maintains
+// the trees and the queues for compaction.
 func (s *Store) link(key []byte, v *version) *entry {
 	e, alive := s.lookup(key)
 	if e == nil {
@@ -175,7 +175,7 @@ func (s *Store) link(key []byte, v *version) *entry {
 	return e
 }
 
-// lookup finds a key's entry, and whether the key exists now.
+// lookup returns a key's entry, nil if it has none, and whether the key exists now.
 func (s *Store) lookup(key []byte) (e *entry, alive bool) {
 	pivot := &entry{key: bytesAsString(key)}
 	if e, ok := s.live.Get(pivot); ok {
@@ -196,7 +196,7 @@ type Applied struct {
 	Cluster     *mvccmsg.Cluster
 }
 
-// Publish makes all changes so far visible.
+// Publish publishes a view with all changes so far.
 func (s *Store) Publish(a Applied) *View {
 	s.publishTail()
 	v := &View{
@@ -229,9 +229,8 @@ func (s *Store) Sizes() Sizes {
 	}
 }
 
-// TakeDirty returns the packs that were appended to since the last call,
-// complete, and those from which records were dropped, in order. Their bytes are
-// immutable.
+// TakeDirty returns, complete and in order, the packs that were appended to since the
+// last call and those that were reclaimed. Their bytes are immutable.
 func (s *Store) TakeDirty() (appended []*mvccmsg.Pack, reclaimed []*mvccmsg.Reclaimed) {
 	s.publishTail()
 	for _, p := range s.dirty {
@@ -244,7 +243,7 @@ func (s *Store) TakeDirty() (appended []*mvccmsg.Pack, reclaimed []*mvccmsg.Recl
 	return appended, reclaimed
 }
 
-// rewrite is a reclaimed pack, with the TakeDirty that hands it out.
+// rewrite is a reclaimed pack, with the number of the TakeDirty that returns it.
 type rewrite struct {
 	pack  *pack
 	taken int64
@@ -259,15 +258,15 @@ func packMessage(id Revision, b *body) *mvccmsg.Pack {
 
 func packID(r Revision) *mvccmsg.PackID { return &mvccmsg.PackID{Main: r.Main, Sub: r.Sub} }
 
-// Durable tells that the store below now holds all records up to a revision, and
-// all that the first so many calls of TakeDirty returned.
+// Durable notes that the store below holds all records up to a revision, and
+// everything that the first taken calls of TakeDirty returned.
 func (s *Store) Durable(rev, taken int64) {
 	for len(s.rewrites) > 0 && s.rewrites[0].taken <= taken {
 		s.rewrites[0].pack.settled.Store(true)
 		s.rewrites = s.rewrites[1:]
 	}
-	// Packs are filled in order: those that are not durable yet stand at the
-	// end, as many as the persister lags behind.
+	// Packs are filled in order, so those that are not durable yet are the last
+	// ones.
 	for ; s.filled < len(s.packs); s.filled++ {
 		p := s.packs[s.filled]
 		if p == s.tail || p.last.Main > rev {
