@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	memoryKeys     = 100_000
+	memoryKeys     = 50_000
 	memoryKeyBytes = 32
 	// memoryLimit is how much of the index a key of memoryKeyBytes with one version
 	// may take, in bytes: 32 of the key, 24 of the entry, 32 of the version, and the
@@ -171,10 +171,10 @@ func TestVersionForms(t *testing.T) {
 }
 
 // TestCompactHotKey: the work for a version does not depend on how many newer ones
-// its key has. Were each visit to walk the chain, the two hundred thousand visits
-// here would take minutes.
+// its key has. Were each visit to walk the chain, the hundred thousand visits
+// here would take half a minute.
 func TestCompactHotKey(t *testing.T) {
-	const versions = 400_000
+	const versions = 200_000
 	s, _ := memoryStore()
 	for range versions {
 		if _, err := s.Put(&pb.PutRequest{Key: []byte("hot")}); err != nil {
