@@ -29,9 +29,9 @@ type cache struct {
 	empty int     // packs in the ring without content
 }
 
-// content returns what is in a pack, reading it from the store if needed, and
-// whether that was needed. With keep, what was read stays in memory; a scan of
-// history does not keep it, so that it does not evict the present.
+// content returns the content of a pack, reading it from the store if needed, and
+// whether that was needed. If keep is set, content that was read enters the cache.
+// Scans of history do not set it: they would evict the packs of current versions.
 func (c *cache) content(p *pack, keep bool) (b *body, loaded bool, err error) {
 	if b := p.content.Load(); b != nil {
 		if keep && !p.used.Load() {

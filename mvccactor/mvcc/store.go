@@ -61,6 +61,7 @@ type Store struct {
 	appended               int64 // bytes of all records and rows ever appended
 
 	encoded []byte // scratch for one record
+	pivot   entry  // scratch for one lookup
 }
 
 // NewStore returns an empty store.
@@ -143,6 +144,11 @@ func (s *Store) markDirty(p *pack) {
 // the trees and the queues for compaction.
 func (s *Store) link(key []byte, v *version) *entry {
 	e, alive := s.lookup(key)
+	return s.linkTo(e, alive, key, v)
+}
+
+// linkTo is link for a key that was looked up.
+func (s *Store) linkTo(e *entry, alive bool, key []byte, v *version) *entry {
 	if e == nil {
 		e = &entry{key: string(key)}
 	} else {
@@ -177,16 +183,13 @@ func (s *Store) link(key []byte, v *version) *entry {
 
 // lookup returns a key's entry, nil if it has none, and whether the key exists now.
 func (s *Store) lookup(key []byte) (e *entry, alive bool) {
-	pivot := &entry{key: bytesAsString(key)}
-	if e, ok := s.live.Get(pivot); ok {
-		return e, true
+	s.pivot.key = bytesAsString(key)
+	e, alive = s.live.Get(&s.pivot)
+	if !alive && s.dead.Len() > 0 {
+		e, _ = s.dead.Get(&s.pivot)
 	}
-	if s.dead.Len() > 0 {
-		if e, ok := s.dead.Get(pivot); ok {
-			return e, false
-		}
-	}
-	return nil, false
+	s.pivot.key = ""
+	return e, alive
 }
 
 // Applied is what the view says of raft and of the cluster.

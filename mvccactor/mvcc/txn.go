@@ -345,7 +345,12 @@ func (t *transaction) executeOp(op *pb.RequestOp, rest []bool) (*pb.ResponseOp, 
 }
 
 func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
-	old := t.current(req.Key)
+	s := t.store
+	e, alive := s.lookup(req.Key)
+	var old *version
+	if alive {
+		old = e.head.Load()
+	}
 	value, lease := req.Value, req.Lease
 	resp := &pb.PutResponse{}
 	if old != nil && (req.IgnoreValue || req.PrevKv) {
@@ -366,10 +371,9 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 		create, ver = old.create(), old.ver()+1
 	}
 	v := newVersion(Revision{Main: t.begin + 1, Sub: t.made}, create, ver, lease)
-	s := t.store
 	s.encoded = appendKeyValue(s.encoded[:0], req.Key, create, v.main, ver, value, lease)
 	s.append(v, s.encoded)
-	e := s.link(req.Key, v)
+	e = s.linkTo(e, alive, req.Key, v)
 	s.leases.attach(e.key, leaseOf(old), lease)
 	t.changed()
 	resp.Header = t.header()
