@@ -145,7 +145,7 @@ func TestCommandLine(t *testing.T) {
 func TestConfigurationIsLogged(t *testing.T) {
 	m := newFake()
 	m.done <- nil
-	r := start(m, nil, "--name=n7", "--cors=http://a:1")
+	r := start(m, nil, "--name=n7", "--auto-tls")
 	r.want(t, exitOK, "starting with this configuration")
 	var settings, warnings int
 	for line := range strings.Lines(r.stderr.String()) {
@@ -156,7 +156,7 @@ func TestConfigurationIsLogged(t *testing.T) {
 		if e["name"] == "n7" && e["data-dir"] == "n7.etcd" && e["election-timeout"] == "1000" {
 			settings++
 		}
-		if e["level"] == "warn" && e["name"] == "cors" {
+		if e["level"] == "warn" && e["name"] == "auto-tls" {
 			warnings++
 		}
 	}

@@ -1,167 +1,75 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
-	"slices"
-	"time"
+	"syscall"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
-	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/cmd/internal/config"
 	"github.com/troupe-db/troupe/cmd/internal/node"
-	"github.com/troupe-db/troupe/grpcgw"
-	"github.com/troupe-db/troupe/mvccactor"
-	"github.com/troupe-db/troupe/proto/applymsg"
 )
-
-// errSeveral: there is no transport between members yet.
-var errSeveral = errors.New("--initial-cluster names several members: only clusters of one member can be started")
 
 // startMember starts the member that a configuration describes. exit is called
 // when the member cannot go on; it ends the process.
 func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*node.Node, error) {
-	boot, err := cfg.Bootstrap()
-	if err != nil && !node.Exists(cfg.DataDir) {
-		return nil, err // with data, flags of the first start need not make sense any more
+	if err := cfg.Bootstrap(node.Exists(cfg.Node.DataDir)); err != nil {
+		return nil, err
 	}
-	if boot != nil && len(boot.Members) > 1 {
-		return nil, errSeveral
-	}
-	clients, err := listen(cfg.ListenClientURLs)
+	clients, err := listen(cfg.ListenClientURLs, cfg.ReusePort)
 	if err != nil {
 		return nil, err
 	}
-	monitors, err := listen(cfg.ListenMetricsURLs)
+	monitors, err := listen(cfg.ListenMetricsURLs, cfg.ReusePort)
 	if err != nil {
+		closeAll(clients)
 		return nil, err
 	}
-	nc := node.Config{
-		Name:             cfg.Name,
-		PeerURLs:         texts(cfg.AdvertisePeerURLs),
-		ClientURLs:       texts(cfg.AdvertiseClientURLs),
-		DataDir:          cfg.DataDir,
-		WALDir:           cfg.WALDir,
-		Heartbeat:        cfg.HeartbeatInterval,
-		Election:         cfg.ElectionTimeout,
-		PreVote:          cfg.PreVote,
-		Mailboxes:        mailboxes(cfg.Mailboxes),
-		CacheBytes:       cfg.CacheBytes,
-		ScrubPeriod:      cfg.ScrubPeriod,
-		AutoCompact:      autoCompact(cfg),
-		SlowKeepAlive:    !enabled(cfg.Features, "FastLeaseKeepAlive"),
-		Listeners:        clients,
-		MetricsListeners: monitors,
-		Gateway:          gateway(cfg),
-		SlowApply:        cfg.WarningApply,
-		Pprof:            cfg.Pprof,
-		ExtensiveMetrics: cfg.ExtensiveMetrics,
-		Features:         features(cfg.Features),
-		Logger:           logger,
-		Exit:             exit,
+	nc := cfg.Node
+	nc.Listeners, nc.MetricsListeners = clients, monitors
+	nc.Logger, nc.Exit = logger, exit
+	nc.Memory = availableMemory()
+	n, err := node.New(nc)
+	if err != nil {
+		closeAll(append(clients, monitors...))
+		return nil, err
 	}
-	if nc.CacheBytes == 0 {
-		nc.CacheBytes = node.DefaultCacheBytes(availableMemory())
-	}
-	if boot != nil {
-		nc.ClusterID, nc.MemberID = boot.ClusterID, boot.MemberID
-		for _, m := range boot.Members {
-			nc.Members = append(nc.Members, &applymsg.Member{Id: m.ID, Name: m.Name, PeerUrls: m.PeerURLs})
-		}
-	}
-	return node.New(nc)
+	logListeners(logger, "grpc+http", clients)
+	logListeners(logger, "metrics", monitors)
+	return n, nil
 }
 
-func features(gates []config.Feature) []grpcgw.Feature {
-	var out []grpcgw.Feature
-	for _, f := range gates {
-		out = append(out, grpcgw.Feature(f))
+// logListeners logs where the member can be reached: with port 0, the
+// configuration does not say.
+func logListeners(logger zerolog.Logger, traffic string, listeners []net.Listener) {
+	for _, l := range listeners {
+		logger.Info().Str("traffic", traffic).Str("address", l.Addr().String()).Msg("serving client traffic")
 	}
-	return out
 }
 
-func enabled(gates []config.Feature, name string) bool {
-	return slices.ContainsFunc(gates, func(f config.Feature) bool { return f.Name == name && f.Enabled })
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
 }
 
-// leastWatchProgress is etcd's: what is asked for below it is raised to it.
-const leastWatchProgress = 100 * time.Millisecond
-
-func gateway(cfg *config.Config) grpcgw.Config {
-	g := grpcgw.DefaultConfig()
-	g.MaxRequestBytes = int(cfg.MaxRequestBytes)
-	g.MaxTxnOps = int(cfg.MaxTxnOps)
-	g.MaxConcurrentStreams = cfg.MaxConcurrentStreams
-	g.QuotaBytes = cfg.QuotaBytes
-	if cfg.WarningRequest > 0 { // etcd takes 0 for its default too
-		g.SlowRequest = cfg.WarningRequest
-	}
-	if cfg.WatchProgress > 0 {
-		g.WatchProgress = max(cfg.WatchProgress, leastWatchProgress)
-	}
-	g.KeepaliveMinTime = cfg.KeepaliveMinTime
-	g.KeepaliveInterval = cfg.KeepaliveInterval
-	g.KeepaliveTimeout = cfg.KeepaliveTimeout
-	return g
-}
-
-func autoCompact(cfg *config.Config) mvccactor.AutoCompact {
-	switch {
-	case cfg.AutoCompactionPeriod > 0:
-		return mvccactor.KeepPeriod(cfg.AutoCompactionPeriod)
-	case cfg.AutoCompactionRevisions > 0:
-		return mvccactor.KeepRevisions(cfg.AutoCompactionRevisions)
-	}
-	return nil
-}
-
-// mailboxes puts what flags say over the defaults.
-func mailboxes(flags config.Mailboxes) node.Mailboxes {
-	m := node.DefaultMailboxes()
-	for _, f := range []struct {
-		limit *actors.Limit
-		flag  config.MailboxLimit
-	}{
-		{&m.Proposer, flags.Proposer}, {&m.Raft, flags.Raft}, {&m.WAL, flags.WAL},
-		{&m.Apply, flags.Apply}, {&m.MVCC, flags.MVCC}, {&m.Persister, flags.Persister},
-		{&m.Lease, flags.Lease},
-	} {
-		if f.flag.Requests > 0 {
-			f.limit.Requests = f.flag.Requests
-		}
-		if f.flag.Bytes > 0 {
-			f.limit.Bytes = f.flag.Bytes
-		}
-	}
-	// Whoever lets the proposer accept more means it to pass them on.
-	if flags.Raft.Requests == 0 {
-		m.Raft.Requests = max(m.Raft.Requests, 2*m.Proposer.Requests)
-	}
-	return m
-}
-
-func texts(urls []url.URL) []string {
-	var out []string
-	for _, u := range urls {
-		out = append(out, u.String())
-	}
-	return out
-}
-
-// listen opens a listener for each URL. The sockets of a member that was killed
-// are taken over.
-func listen(urls []url.URL) (listeners []net.Listener, err error) {
+// listen opens a listener for each URL. The socket file of a member that was
+// killed is replaced.
+func listen(urls []url.URL, reusePort bool) (listeners []net.Listener, err error) {
 	defer func() {
 		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
+			closeAll(listeners)
 		}
 	}()
+	var lc net.ListenConfig
+	if reusePort {
+		lc.Control = setReusePort
+	}
 	for _, u := range urls {
 		network, address := "tcp", u.Host
 		if u.Scheme == "unix" || u.Scheme == "unixs" {
@@ -170,11 +78,24 @@ func listen(urls []url.URL) (listeners []net.Listener, err error) {
 				return listeners, fmt.Errorf("listen on %s: %w", u.String(), err)
 			}
 		}
-		l, err := net.Listen(network, address)
+		l, err := lc.Listen(context.Background(), network, address)
 		if err != nil {
 			return listeners, fmt.Errorf("listen on %s: %w", u.String(), err)
 		}
 		listeners = append(listeners, l)
 	}
 	return listeners, nil
+}
+
+func setReusePort(network, _ string, conn syscall.RawConn) error {
+	if network == "unix" {
+		return nil
+	}
+	var err error
+	if cerr := conn.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}); cerr != nil {
+		return cerr
+	}
+	return err
 }

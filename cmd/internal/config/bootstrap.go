@@ -1,59 +1,62 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	"github.com/troupe-db/troupe/applyactor/membership"
+	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
-// Bootstrap is what a member that starts without data knows of its cluster.
-type Bootstrap struct {
-	ClusterID, MemberID uint64
-	Members             []InitialMember // sorted by id, this one included
-}
+// errSeveral: there is no transport between members.
+var errSeveral = errors.New("--initial-cluster names several members: only clusters of one member can be started")
 
-// InitialMember is a member of a new cluster.
-type InitialMember struct {
-	ID       uint64
-	Name     string
-	PeerURLs []string // sorted
-}
+// errJoin begins as etcd's does, which asks the members of the existing cluster.
+var errJoin = errors.New("cannot fetch cluster info from peer urls")
 
-// Bootstrap derives the ids and the members of the initial cluster. It concerns
-// members without data only: on a restart these flags are ignored, and need not
-// make sense any more.
-func (c *Config) Bootstrap() (*Bootstrap, error) {
+// Bootstrap derives the ids and the members of the initial cluster and stores them
+// in Node. The flags that it reads concern a member without data: exists reports
+// that there is data, with which they need not make sense any more and are ignored
+// if they do not.
+//
+// A member without data that is said to be part of an existing cluster is refused.
+// Its data may be on a disk that is not mounted, and with a new cluster in its
+// place clients would find an empty store.
+func (c *Config) Bootstrap(exists bool) error {
+	if !exists && c.InitialClusterState == StateExisting {
+		return fmt.Errorf("%w: --initial-cluster-state is %q, there is no data of a member in %s, and joining a cluster is not implemented",
+			errJoin, StateExisting, c.Node.DataDir)
+	}
 	urls, err := parseCluster(c.InitialCluster)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = c.checkCluster(urls)
 	}
-	if err := c.checkCluster(urls); err != nil {
-		return nil, err
+	switch {
+	case err != nil && exists:
+		return nil
+	case err != nil:
+		return err
+	case len(urls) > 1:
+		return errSeveral
 	}
-	b := &Bootstrap{}
-	ids := make([]uint64, 0, len(urls))
+	n := &c.Node
+	var ids []uint64
 	for name, u := range urls {
-		m := InitialMember{ID: membership.MemberID(u, c.InitialClusterToken), Name: name, PeerURLs: u}
-		if name == c.Name {
-			b.MemberID = m.ID
+		m := &applymsg.Member{Id: membership.MemberID(u, c.InitialClusterToken), Name: name, PeerUrls: u}
+		if name == n.Name {
+			n.MemberID = m.Id
 		}
-		b.Members = append(b.Members, m)
-		ids = append(ids, m.ID)
+		n.Members = append(n.Members, m)
+		ids = append(ids, m.Id)
 	}
-	slices.SortFunc(b.Members, func(x, y InitialMember) int {
-		if x.ID < y.ID {
-			return -1
-		}
-		return 1
-	})
-	b.ClusterID = membership.ClusterID(ids)
-	return b, nil
+	n.ClusterID = membership.ClusterID(ids)
+	return nil
 }
 
-// parseCluster reads name=url,name=url, where a name may stand several times.
+// parseCluster reads name=url,name=url, where a name may occur several times.
 func parseCluster(s string) (map[string][]string, error) {
 	lists := map[string][]string{}
 	for pair := range strings.SplitSeq(s, ",") {
@@ -74,18 +77,18 @@ func parseCluster(s string) (map[string][]string, error) {
 }
 
 func (c *Config) checkCluster(urls map[string][]string) error {
-	mine, ok := urls[c.Name]
+	mine, ok := urls[c.Node.Name]
 	if !ok {
-		return fmt.Errorf("couldn't find local name %q in the initial cluster configuration", c.Name)
+		return fmt.Errorf("couldn't find local name %q in the initial cluster configuration", c.Node.Name)
 	}
 	advertised := urlStrings(c.AdvertisePeerURLs)
 	if missing := difference(mine, advertised); len(missing) > 0 {
 		return fmt.Errorf("--initial-cluster has %s but missing from --initial-advertise-peer-urls=%s",
-			pairs(c.Name, missing), strings.Join(advertised, ","))
+			pairs(c.Node.Name, missing), strings.Join(advertised, ","))
 	}
 	if missing := difference(advertised, mine); len(missing) > 0 {
 		return fmt.Errorf("--initial-advertise-peer-urls has %s but missing from --initial-cluster=%s",
-			strings.Join(missing, ","), pairs(c.Name, mine))
+			strings.Join(missing, ","), pairs(c.Node.Name, mine))
 	}
 	seen := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(urls)) {

@@ -1,11 +1,13 @@
 // Package config turns the command line and the environment of a member into a
-// Config, under etcd's names, with etcd's defaults, rules and complaints: a
-// script or a manifest that starts etcd starts Troupe.
+// Config, with etcd's names, defaults, checks and error texts: a script or a
+// manifest that starts etcd starts Troupe.
 //
-// A flag --a-b may be given as the environment variable ETCD_A_B; the command
-// line wins. Every flag of etcd 3.7 is known. Those that Troupe does not act on
-// yet are accepted, and setting one to anything but its default gives a Warning
-// (other.go). Where ignoring a flag would be dangerous it is an error instead.
+// Parse reads the flags of the registry (registry.go) from the command line, then
+// from the environment, where --a-b is ETCD_A_B. A flag that works stores its
+// value in the Config, most of them right in its Node. A flag of etcd that has no
+// effect yet causes a Warning when it is given, and an error if ignoring it would
+// do harm. At last, derive computes what follows from several flags, and validate
+// rejects what cannot work.
 package config
 
 import (
@@ -20,75 +22,47 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/troupe-db/troupe/cmd/internal/node"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor"
 )
 
 // Config is the configuration of a member.
 type Config struct {
-	Name    string
-	DataDir string // "<name>.etcd" when not given
-	WALDir  string // empty: below DataDir
+	// Node is the member's own, without what only the process has: listeners,
+	// logger, and the way to exit. Bootstrap sets what it knows of its cluster.
+	Node node.Config
 
 	ListenClientURLs    []url.URL
-	ListenPeerURLs      []url.URL
+	ListenPeerURLs      []url.URL // for checks alone: nothing listens there
 	ListenMetricsURLs   []url.URL // none by default
 	AdvertiseClientURLs []url.URL
 	AdvertisePeerURLs   []url.URL
+	ReusePort           bool // listen with SO_REUSEPORT
 
 	InitialCluster      string // name=url,name=url; see Bootstrap
 	InitialClusterState string // StateNew or StateExisting
 	InitialClusterToken string
 
-	QuotaBytes           int64 // 0: the default of 2 GiB; below 0: none
-	MaxRequestBytes      uint
-	MaxTxnOps            uint
-	MaxConcurrentStreams uint32
-	WatchProgress        time.Duration // 0: the default of ten minutes
-
-	SnapshotCount              uint64 // applied entries between raft snapshots
-	HeartbeatInterval          time.Duration
-	ElectionTimeout            time.Duration
-	InitialElectionTickAdvance bool
-	PreVote                    bool
-	StrictReconfigCheck        bool
-
-	AutoCompactionMode string // CompactPeriodic or CompactRevision
-	// AutoCompactionPeriod and AutoCompactionRevisions say how much history is
-	// kept, in the unit of the mode; the other one is zero. Both zero means no
-	// automatic compaction.
-	AutoCompactionPeriod    time.Duration
-	AutoCompactionRevisions int64
-
-	KeepaliveMinTime  time.Duration
-	KeepaliveInterval time.Duration
-	KeepaliveTimeout  time.Duration
-
-	WarningApply   time.Duration // applies that take longer are logged
-	WarningRequest time.Duration // unary requests that take longer are logged
-
-	Pprof            bool
-	ExtensiveMetrics bool
-	Log              Log
-	Mailboxes        Mailboxes
-	CacheBytes       int64 // of the keyspace's records in memory; 0: the store's default
-	Features         []Feature
-	// ScrubPeriod is how long a pass over all stored packs takes that looks for
-	// damage; 0 is never.
-	ScrubPeriod time.Duration
+	Log Log
 
 	// Effective holds the final value of every flag that has an effect, for the
 	// log.
 	Effective map[string]string
 }
 
-// Values of flags that are a choice.
+// Values of --initial-cluster-state.
 const (
 	StateNew      = "new"
 	StateExisting = "existing"
+)
 
-	CompactPeriodic = "periodic"
-	CompactRevision = "revision"
+// Values of other flags.
+const (
+	compactPeriodic = "periodic"
+	compactRevision = "revision"
 
-	metricsBasic     = "basic"
 	metricsExtensive = "extensive"
 )
 
@@ -110,17 +84,6 @@ const (
 	logJournal = "systemd/journal"
 )
 
-// MailboxLimit bounds a mailbox. Zero is the default of its stage.
-type MailboxLimit struct {
-	Requests int
-	Bytes    int64
-}
-
-// Mailboxes are the limits of the pipeline's mailboxes.
-type Mailboxes struct {
-	Proposer, Raft, WAL, Apply, MVCC, Persister, Lease MailboxLimit
-}
-
 // Warning is something odd in the configuration that does not keep a member from
 // starting.
 type Warning struct {
@@ -137,9 +100,14 @@ var (
 	ErrVersion = errors.New("config: version requested")
 )
 
-// UsageError is a command line that cannot be understood. The process says what
-// is wrong, shows its usage and exits with code 2. Any other error of Parse is a
-// configuration that cannot work, and exits with code 1.
+// ErrShadowed: a flag is given on the command line and its environment variable is
+// set too, so that one of them would be ignored.
+var ErrShadowed = errors.New("conflicting environment variable is shadowed by corresponding command-line flag " +
+	"(either unset environment variable or disable flag))")
+
+// UsageError is a command line that cannot be understood. The process prints it
+// and its usage and exits with code 2. Any other error of Parse is a configuration
+// that cannot work, and exits with code 1.
 type UsageError struct{ Err error }
 
 func (e *UsageError) Error() string { return e.Err.Error() }
@@ -152,12 +120,13 @@ type parser struct {
 	fromCommandLine,
 	given map[string]bool // by name; given includes the environment
 
-	heartbeatMillis, electionMillis uint
-	retention                       string
-	metrics, logger                 string
-	version                         bool
-	fallback                        string
-	features                        featureGates
+	compactionMode, retention string
+	metrics, logger           string
+	version                   bool
+	features                  featureGates
+	// Of flags that have no effect, and limits all the same.
+	compactHashCheck time.Duration
+	tlsMin, tlsMax   string
 
 	warnings []Warning
 }
@@ -180,8 +149,7 @@ func newParser() *parser {
 	}
 	p.flags.SetOutput(io.Discard)
 	p.flags.Usage = func() {}
-	p.addFlags()
-	p.addOtherFlags()
+	p.define()
 	return p
 }
 
@@ -202,7 +170,7 @@ func (p *parser) parse(args, environ []string) error {
 		return err
 	}
 	p.flags.Visit(func(f *flag.Flag) { p.given[f.Name] = true })
-	p.warnOthers()
+	p.warnIdle()
 	if err := p.derive(); err != nil {
 		return err
 	}
@@ -219,115 +187,123 @@ func envName(name string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 }
 
-// readEnvironment sets what the command line left open. An empty variable counts
-// as absent.
+// readEnvironment sets what the command line did not. A variable of a flag that
+// the command line sets is an error, even an empty one; otherwise an empty
+// variable counts as absent.
 func (p *parser) readEnvironment(environ []string) error {
 	values := map[string]string{}
 	for _, kv := range environ {
-		if k, v, _ := strings.Cut(kv, "="); strings.HasPrefix(k, envPrefix) && v != "" {
+		if k, v, _ := strings.Cut(kv, "="); strings.HasPrefix(k, envPrefix) {
 			values[k] = v
 		}
 	}
-	var first error
-	p.flags.VisitAll(func(f *flag.Flag) {
-		key := envName(f.Name)
-		value, ok := values[key]
-		delete(values, key)
+	var shadowed, invalid error
+	each(func(s *flagSpec) {
+		key := s.env()
+		text, ok := values[key]
 		switch {
-		case !ok || first != nil:
-		case f.Name == "version":
-			p.warn("environment variable has no effect", key, value)
-		case p.fromCommandLine[f.Name]:
-			p.warn("environment variable is overridden by the command line", key, value)
+		case !ok:
+		case s.name == "version":
+			p.warn("cannot set special environment variable", key, text)
+		case p.fromCommandLine[s.name]:
+			if shadowed == nil {
+				shadowed = fmt.Errorf("%w: %s", ErrShadowed, key)
+			}
+		case text == "":
+			return
 		default:
-			if err := p.flags.Set(f.Name, value); err != nil {
-				first = fmt.Errorf("invalid value %q for %s: %w", value, key, err)
+			if err := p.flags.Set(s.name, text); err != nil && invalid == nil {
+				invalid = fmt.Errorf("invalid value %q for %s: %w", text, key, err)
 			}
 		}
+		delete(values, key)
 	})
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		p.warn("unrecognized environment variable", key, values[key])
 	}
-	return first
+	if shadowed != nil {
+		return shadowed
+	}
+	return invalid
 }
 
 func (p *parser) warn(text, name, value string) {
 	p.warnings = append(p.warnings, Warning{text, name, value})
 }
 
+// leastWatchProgress is etcd's: a shorter interval is raised to it.
+const leastWatchProgress = 100 * time.Millisecond
+
 // derive computes what follows from several flags.
 func (p *parser) derive() error {
-	c := &p.Config
-	c.HeartbeatInterval = millis(p.heartbeatMillis)
-	c.ElectionTimeout = millis(p.electionMillis)
-	c.ExtensiveMetrics = p.metrics == metricsExtensive
-	c.Features = p.features.list()
-	if c.WarningRequest == 0 {
-		c.WarningRequest = defaultWarningRequest
+	n := &p.Node
+	n.ExtensiveMetrics = p.metrics == metricsExtensive
+	n.Features = p.features.list()
+	n.SlowKeepAlive = !p.features.enabled(fastKeepAlive)
+	if n.Gateway.SlowRequest == 0 {
+		n.Gateway.SlowRequest = grpcgw.DefaultSlowRequest
 	}
-	// Whoever sets where to listen must say under which name clients come.
+	if n.Gateway.WatchProgress <= 0 {
+		n.Gateway.WatchProgress = grpcgw.DefaultWatchProgress
+	}
+	n.Gateway.WatchProgress = max(n.Gateway.WatchProgress, leastWatchProgress)
+	// A member that accepts more proposals has to pass them on.
+	if !p.given["mailbox-raft-requests"] {
+		n.Mailboxes.Raft.Requests = max(n.Mailboxes.Raft.Requests, 2*n.Mailboxes.Proposer.Requests)
+	}
+	// If only the URLs to listen on are given, clients cannot know under which
+	// name to come.
 	if p.given["listen-client-urls"] && !p.given["advertise-client-urls"] {
-		c.AdvertiseClientURLs = nil
+		p.AdvertiseClientURLs = nil
 	}
-	// Only a name was given: the initial cluster is that member.
-	if c.Name != defaultName && c.InitialCluster == defaultInitialCluster {
-		c.InitialCluster = initialCluster(c.Name, c.AdvertisePeerURLs)
+	n.PeerURLs, n.ClientURLs = urlStrings(p.AdvertisePeerURLs), urlStrings(p.AdvertiseClientURLs)
+	// If only a name is given, the initial cluster is that member.
+	if n.Name != defaultName && p.InitialCluster == defaultInitialCluster {
+		p.InitialCluster = pairs(n.Name, n.PeerURLs)
 	}
-	if c.DataDir == "" {
-		c.DataDir = c.Name + ".etcd"
-		p.warn("'data-dir' was empty; using default", "data-dir", c.DataDir)
+	if n.DataDir == "" {
+		n.DataDir = n.Name + ".etcd"
+		p.warn("'data-dir' was empty; using default", "data-dir", n.DataDir)
 	}
 	return p.deriveRetention()
-}
-
-// maxMillis keeps a number of milliseconds from overflowing a Duration; whatever
-// is as long is rejected anyway.
-const maxMillis = math.MaxInt64 / uint(time.Millisecond)
-
-func millis(n uint) time.Duration { return time.Duration(min(n, maxMillis)) * time.Millisecond }
-
-func initialCluster(name string, urls []url.URL) string {
-	pairs := make([]string, len(urls))
-	for i := range urls {
-		pairs[i] = name + "=" + urls[i].String()
-	}
-	return strings.Join(pairs, ",")
 }
 
 // deriveRetention reads --auto-compaction-retention in the unit of the mode: a
 // bare number is hours or revisions.
 func (p *parser) deriveRetention() error {
 	n, err := strconv.Atoi(p.retention)
-	switch number := err == nil && n >= 0; {
-	case p.AutoCompactionMode == CompactRevision && number:
-		p.AutoCompactionRevisions = int64(n)
-	case p.AutoCompactionMode == CompactRevision:
-		return fmt.Errorf("error parsing CompactionRetention: %q is not a number of revisions", p.retention)
-	case number && time.Duration(n) <= math.MaxInt64/time.Hour:
-		p.AutoCompactionPeriod = time.Duration(n) * time.Hour
-	default:
-		d, err := time.ParseDuration(p.retention)
-		if err != nil {
+	number := err == nil && n >= 0
+	if p.compactionMode == compactRevision {
+		if !number {
+			return fmt.Errorf("error parsing CompactionRetention: %q is not a number of revisions", p.retention)
+		}
+		if n > 0 {
+			p.Node.AutoCompact = mvccactor.KeepRevisions(int64(n))
+		}
+		return nil
+	}
+	period := time.Duration(n) * time.Hour
+	if !number || time.Duration(n) > math.MaxInt64/time.Hour {
+		if period, err = time.ParseDuration(p.retention); err != nil {
 			return fmt.Errorf("error parsing CompactionRetention: %w", err)
 		}
-		if d < 0 {
-			return fmt.Errorf("error parsing CompactionRetention: %v is negative", d)
-		}
-		p.AutoCompactionPeriod = d
+	}
+	switch {
+	case period < 0:
+		return fmt.Errorf("error parsing CompactionRetention: %v is negative", period)
+	case period > 0:
+		p.Node.AutoCompact = mvccactor.KeepPeriod(period)
 	}
 	return nil
 }
 
+// effective returns the flags that have an effect, with their values.
 func (p *parser) effective() map[string]string {
 	all := map[string]string{}
-	p.flags.VisitAll(func(f *flag.Flag) {
-		if !isOther(f.Name) && f.Usage != "" {
-			all[f.Name] = f.Value.String()
+	each(func(s *flagSpec) {
+		if s.state == works && s.name != "version" {
+			all[s.name] = p.flags.Lookup(s.name).Value.String()
 		}
 	})
-	delete(all, "version")
-	all["data-dir"] = p.DataDir
-	all["initial-cluster"] = p.InitialCluster
-	all["warning-unary-request-duration"] = p.WarningRequest.String()
 	return all
 }

@@ -3,13 +3,17 @@ package config
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"math"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/cmd/internal/node"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor"
 )
 
 func mustParse(t *testing.T, args []string, environ ...string) (*Config, []Warning) {
@@ -26,15 +30,16 @@ func TestDefaults(t *testing.T) {
 	if want := []Warning{{"'data-dir' was empty; using default", "data-dir", "default.etcd"}}; !slices.Equal(warnings, want) {
 		t.Errorf("warnings %+v", warnings)
 	}
-	if c.Name != "default" || c.DataDir != "default.etcd" || c.InitialCluster != "default=http://localhost:2380" ||
+	n := c.Node
+	if n.Name != "default" || n.DataDir != "default.etcd" || c.InitialCluster != "default=http://localhost:2380" ||
 		c.InitialClusterState != StateNew || c.InitialClusterToken != "etcd-cluster" ||
-		c.MaxRequestBytes != 1572864 || c.MaxTxnOps != 128 || c.MaxConcurrentStreams != math.MaxUint32 ||
-		c.SnapshotCount != 10000 || c.HeartbeatInterval != 100*time.Millisecond || c.ElectionTimeout != time.Second ||
-		!c.PreVote || !c.StrictReconfigCheck || !c.InitialElectionTickAdvance || c.Pprof || c.ExtensiveMetrics ||
-		c.KeepaliveMinTime != 5*time.Second || c.KeepaliveInterval != 2*time.Hour || c.KeepaliveTimeout != 20*time.Second ||
-		c.WarningApply != 100*time.Millisecond || c.WarningRequest != 300*time.Millisecond ||
-		c.AutoCompactionMode != CompactPeriodic || c.AutoCompactionPeriod != 0 ||
-		!reflect.DeepEqual(c.Log, Log{"info", LogJSON, []string{LogDefault}}) || c.Mailboxes != (Mailboxes{}) {
+		n.Gateway.MaxRequestBytes != 1572864 || n.Gateway.MaxTxnOps != 128 || n.Gateway.MaxConcurrentStreams != math.MaxUint32 ||
+		n.Heartbeat != 100*time.Millisecond || n.Election != time.Second || !n.PreVote || n.Pprof || n.ExtensiveMetrics ||
+		n.Gateway.KeepaliveMinTime != 5*time.Second || n.Gateway.KeepaliveInterval != 2*time.Hour || n.Gateway.KeepaliveTimeout != 20*time.Second ||
+		n.SlowApply != 100*time.Millisecond || n.Gateway.SlowRequest != 300*time.Millisecond || n.Gateway.WatchProgress != 10*time.Minute ||
+		n.AutoCompact != nil || n.SlowKeepAlive || n.CacheBytes != 0 || n.ScrubPeriod != 12*time.Hour ||
+		!slices.Equal(n.CORS, []string{"*"}) || !slices.Equal(n.HostWhitelist, []string{"*"}) ||
+		!reflect.DeepEqual(c.Log, Log{"info", LogJSON, []string{LogDefault}}) || n.Mailboxes != node.DefaultMailboxes() {
 		t.Errorf("%+v", c)
 	}
 	for name, urls := range map[string]string{
@@ -45,14 +50,13 @@ func TestDefaults(t *testing.T) {
 			t.Errorf("listens on %q, want %q", urls, name)
 		}
 	}
-	b, err := c.Bootstrap()
-	if err != nil || b.MemberID != 0x8e9e05c52164694d || b.ClusterID != 0xcdf818194e3a8c32 || len(b.Members) != 1 {
-		t.Errorf("bootstrap %+v, %v", b, err)
+	if err := c.Bootstrap(false); err != nil || c.Node.MemberID != 0x8e9e05c52164694d || c.Node.ClusterID != 0xcdf818194e3a8c32 || len(c.Node.Members) != 1 {
+		t.Errorf("bootstrap %+v, %v", c.Node.Members, err)
 	}
 	if c.Effective["data-dir"] != "default.etcd" || c.Effective["listen-client-urls"] != "http://localhost:2379" {
 		t.Errorf("effective %v", c.Effective)
 	}
-	if _, ok := c.Effective["discovery-password"]; ok || len(c.Effective) < 40 {
+	if _, ok := c.Effective["discovery-password"]; ok || len(c.Effective) < 50 {
 		t.Errorf("effective has %d entries: %v", len(c.Effective), c.Effective)
 	}
 }
@@ -65,41 +69,58 @@ func TestForms(t *testing.T) {
 		env   []string
 		check func(*Config) bool
 	}{
-		{"separate value", []string{"--name", "a"}, nil, func(c *Config) bool { return c.Name == "a" }},
-		{"joined value", []string{"-name=a"}, nil, func(c *Config) bool { return c.Name == "a" }},
-		{"last wins", []string{"--name", "a", "--name=b"}, nil, func(c *Config) bool { return c.Name == "b" }},
+		{"separate value", []string{"--name", "a"}, nil, func(c *Config) bool { return c.Node.Name == "a" }},
+		{"joined value", []string{"-name=a"}, nil, func(c *Config) bool { return c.Node.Name == "a" }},
+		{"last wins", []string{"--name", "a", "--name=b"}, nil, func(c *Config) bool { return c.Node.Name == "b" }},
 		{"last urls win", []string{"--listen-metrics-urls", "http://127.0.0.1:1", "--listen-metrics-urls", "http://127.0.0.1:2"}, nil,
 			func(c *Config) bool {
 				return slices.Equal(urlStrings(c.ListenMetricsURLs), []string{"http://127.0.0.1:2"})
 			}},
-		{"boolean without value", []string{"--enable-pprof"}, nil, func(c *Config) bool { return c.Pprof }},
-		{"boolean with value", []string{"--pre-vote=false"}, nil, func(c *Config) bool { return !c.PreVote }},
-		{"environment", nil, []string{"ETCD_NAME=a", "ETCD_PRE_VOTE=false"}, func(c *Config) bool { return c.Name == "a" && !c.PreVote }},
-		{"command line over environment", []string{"--name", "a"}, []string{"ETCD_NAME=b"}, func(c *Config) bool { return c.Name == "a" }},
-		{"empty environment", nil, []string{"ETCD_NAME="}, func(c *Config) bool { return c.Name == "default" }},
-		{"name only", []string{"--name", "a"}, nil, func(c *Config) bool { return c.InitialCluster == "a=http://localhost:2380" && c.DataDir == "a.etcd" }},
+		{"boolean without value", []string{"--enable-pprof"}, nil, func(c *Config) bool { return c.Node.Pprof }},
+		{"boolean with value", []string{"--pre-vote=false"}, nil, func(c *Config) bool { return !c.Node.PreVote }},
+		{"environment", nil, []string{"ETCD_NAME=a", "ETCD_PRE_VOTE=false"}, func(c *Config) bool { return c.Node.Name == "a" && !c.Node.PreVote }},
+		{"command line beside environment", []string{"--name", "a"}, []string{"ETCD_DATA_DIR=b"}, func(c *Config) bool { return c.Node.Name == "a" && c.Node.DataDir == "b" }},
+		{"empty environment", nil, []string{"ETCD_NAME="}, func(c *Config) bool { return c.Node.Name == "default" }},
+		{"name only", []string{"--name", "a"}, nil, func(c *Config) bool {
+			return c.InitialCluster == "a=http://localhost:2380" && c.Node.DataDir == "a.etcd"
+		}},
 		{"urls", []string{"--listen-client-urls", "http://localhost:2, unix://s:1,http://localhost:2", "--advertise-client-urls", "http://h:1"}, nil,
 			func(c *Config) bool {
 				return slices.Equal(urlStrings(c.ListenClientURLs), []string{"http://localhost:2", "unix://s:1"})
 			}},
-		{"hours", []string{"--auto-compaction-retention=5"}, nil, func(c *Config) bool { return c.AutoCompactionPeriod == 5*time.Hour }},
-		{"duration", []string{"--auto-compaction-retention=5m"}, nil, func(c *Config) bool { return c.AutoCompactionPeriod == 5*time.Minute }},
+		{"hours", []string{"--auto-compaction-retention=5"}, nil, func(c *Config) bool { return reflect.DeepEqual(c.Node.AutoCompact, mvccactor.KeepPeriod(5*time.Hour)) }},
+		{"duration", []string{"--auto-compaction-retention=5m"}, nil, func(c *Config) bool {
+			return reflect.DeepEqual(c.Node.AutoCompact, mvccactor.KeepPeriod(5*time.Minute))
+		}},
 		{"revisions", []string{"--auto-compaction-mode=revision", "--auto-compaction-retention=5"}, nil,
-			func(c *Config) bool { return c.AutoCompactionRevisions == 5 && c.AutoCompactionPeriod == 0 }},
+			func(c *Config) bool { return reflect.DeepEqual(c.Node.AutoCompact, mvccactor.KeepRevisions(5)) }},
 		{"mailbox", []string{"--mailbox-proposer-requests=256", "--mailbox-persister-bytes=1024", "--cache-bytes=7"}, nil,
 			func(c *Config) bool {
-				return c.Mailboxes.Proposer.Requests == 256 && c.Mailboxes.Persister.Bytes == 1024 && c.CacheBytes == 7
+				return c.Node.Mailboxes.Proposer.Requests == 256 && c.Node.Mailboxes.Persister.Bytes == 1024 && c.Node.CacheBytes == 7
 			}},
-		{"no scrub", []string{"--scrub-period=0"}, nil, func(c *Config) bool { return c.ScrubPeriod == 0 }},
-		{"quota", []string{"--quota-backend-bytes=-1"}, nil, func(c *Config) bool { return c.QuotaBytes == -1 }},
-		{"streams", []string{"--max-concurrent-streams=0x10"}, nil, func(c *Config) bool { return c.MaxConcurrentStreams == 16 }},
-		{"progress", []string{"--watch-progress-notify-interval=2s"}, nil, func(c *Config) bool { return c.WatchProgress == 2*time.Second }},
+		{"mailbox default", []string{"--mailbox-proposer-requests=0", "--mailbox-proposer-bytes=0"}, nil,
+			func(c *Config) bool { return c.Node.Mailboxes == node.DefaultMailboxes() }},
+		{"mailbox of raft follows the proposer's", []string{"--mailbox-proposer-requests=70000"}, nil,
+			func(c *Config) bool { return c.Node.Mailboxes.Raft.Requests == 140000 }},
+		{"reads", []string{"--mailbox-reads-requests=3", "--mailbox-reads-bytes=4"}, nil,
+			func(c *Config) bool { return c.Node.Mailboxes.Reads == actors.Limit{Requests: 3, Bytes: 4} }},
+		{"origins", []string{"--cors=http://b:1,https://a:2,http://b:1"}, nil,
+			func(c *Config) bool { return slices.Equal(c.Node.CORS, []string{"http://b:1", "https://a:2"}) }},
+		{"hosts", []string{"--host-whitelist=b.c,a,b.c"}, nil,
+			func(c *Config) bool { return slices.Equal(c.Node.HostWhitelist, []string{"a", "b.c"}) }},
+		{"no snapshots", []string{"--snapshot-count=0"}, nil, func(*Config) bool { return true }},
+		{"shared port", []string{"--socket-reuse-port"}, nil, func(c *Config) bool { return c.ReusePort }},
+		{"no scrub", []string{"--scrub-period=0"}, nil, func(c *Config) bool { return c.Node.ScrubPeriod == 0 }},
+		{"quota", []string{"--quota-backend-bytes=-1"}, nil, func(c *Config) bool { return c.Node.Gateway.QuotaBytes == -1 }},
+		{"streams", []string{"--max-concurrent-streams=0x10"}, nil, func(c *Config) bool { return c.Node.Gateway.MaxConcurrentStreams == 16 }},
+		{"progress", []string{"--watch-progress-notify-interval=2s"}, nil, func(c *Config) bool { return c.Node.Gateway.WatchProgress == 2*time.Second }},
 		{"level", []string{"--log-level=WARN"}, nil, func(c *Config) bool { return c.Log.Level == "warn" }},
 		{"outputs", []string{"--log-outputs=stdout,f,stdout"}, nil, func(c *Config) bool { return slices.Equal(c.Log.Outputs, []string{"f", "stdout"}) }},
-		{"extensive", []string{"--metrics=extensive"}, nil, func(c *Config) bool { return c.ExtensiveMetrics }},
-		{"zero warning", []string{"--warning-unary-request-duration=0"}, nil, func(c *Config) bool { return c.WarningRequest == 300*time.Millisecond }},
-		{"features", []string{"--feature-gates=AllAlpha=true,LeaseCheckpoint=false"}, nil, func(c *Config) bool {
-			return slices.Contains(c.Features, Feature{"PriorityRequest", "ALPHA", true}) && slices.Contains(c.Features, Feature{"LeaseCheckpoint", "ALPHA", false})
+		{"extensive", []string{"--metrics=extensive"}, nil, func(c *Config) bool { return c.Node.ExtensiveMetrics }},
+		{"zero warning", []string{"--warning-unary-request-duration=0"}, nil, func(c *Config) bool { return c.Node.Gateway.SlowRequest == 300*time.Millisecond }},
+		{"features", []string{"--feature-gates=AllAlpha=true,SetMemberLocalAddr=false"}, nil, func(c *Config) bool {
+			return slices.Contains(c.Node.Features, grpcgw.Feature{Name: "PriorityRequest", Stage: "ALPHA", Enabled: true}) &&
+				slices.Contains(c.Node.Features, grpcgw.Feature{Name: "SetMemberLocalAddr", Stage: "ALPHA", Enabled: false})
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -144,7 +165,7 @@ func TestComplaints(t *testing.T) {
 		{args: []string{"--election-timeout", "60000"}, text: "--election-timeout[60000ms] is too long, and should be set less than 50000ms"},
 		{args: []string{"--heartbeat-interval", "0"}, text: "--heartbeat-interval must be >0 (set to 0ms)"},
 		{args: []string{"--heartbeat-interval", "18446744073709551615", "--election-timeout", "18446744073709551615"},
-			text: "--election-timeout[18446744073709551615ms] should be at least as 5 times as --heartbeat-interval[18446744073709551615ms]"},
+			text: "--election-timeout[9223372036854ms] should be at least as 5 times as --heartbeat-interval[9223372036854ms]"},
 		{args: []string{"--election-timeout", "0"}, text: "--election-timeout must be >0 (set to 0ms)"},
 		{args: []string{"--listen-client-urls", "http://127.0.0.1:1"}, text: ErrAdvertiseClientURLs.Error()},
 		{args: []string{"--auto-compaction-mode", "foo"}, text: `unknown auto-compaction-mode "foo"`},
@@ -161,9 +182,22 @@ func TestComplaints(t *testing.T) {
 		{args: []string{"--initial-advertise-peer-urls", "http://:2380"},
 			text: `--initial-advertise-peer-urls "http://:2380" must be "host:port" (unexpected empty host (http://:2380))`},
 		{args: []string{"--discovery-fallback", "proxy"}, text: `v2 proxy is deprecated, and --discovery-fallback can't be configured as "proxy"`},
-		{args: []string{"--config-file", "f"}, text: "--config-file is not implemented yet, and ignoring it would start another member than you want"},
-		{env: []string{"ETCD_DISCOVERY_SRV=x"}, text: "--discovery-srv is not implemented yet, and ignoring it would start another member than you want"},
-		{args: []string{"--mailbox-wal-bytes=-1"}, text: "--mailbox-* must be >=0"},
+		{args: []string{"--config-file", "f"}, text: "--config-file=f is not implemented: ignoring it would start another member than it describes"},
+		{env: []string{"ETCD_DISCOVERY_SRV=x"}, text: "--discovery-srv=x is not implemented: discovery is not implemented, and another cluster would be created"},
+		{args: []string{"--listen-client-http-urls=http://127.0.0.1:1"},
+			text: "--listen-client-http-urls=http://127.0.0.1:1 is not implemented: nothing would listen on them: HTTP is served on --listen-client-urls"},
+		{args: []string{"--mailbox-wal-bytes=-1"}, usage: true, text: `invalid value "-1" for flag -mailbox-wal-bytes: must be >=0`},
+		{args: []string{"--cache-bytes=-1"}, usage: true, text: `invalid value "-1" for flag -cache-bytes: must be >=0`},
+		{args: []string{"--cors=foo"}, usage: true, text: `invalid value "foo" for flag -cors: URL scheme must be http, https, unix, or unixs: foo`},
+		{args: []string{"--snapshot-count=99999999999999999999"}, usage: true, text: `invalid value "99999999999999999999" for flag -snapshot-count: value out of range`},
+		{args: []string{"--name=a"}, env: []string{"ETCD_NAME=b"}, text: textShadowed + ": ETCD_NAME"},
+		{args: []string{"--name=a"}, env: []string{"ETCD_NAME=a"}, text: textShadowed + ": ETCD_NAME"},
+		{args: []string{"--name=a"}, env: []string{"ETCD_NAME="}, text: textShadowed + ": ETCD_NAME"},
+		{args: []string{"--v", "--cert-file=a"}, env: []string{"ETCD_PRE_VOTE=x", "ETCD_CERT_FILE=b"}, text: textShadowed + ": ETCD_CERT_FILE"},
+		{args: []string{"--compact-hash-check-time=0s"}, text: "--compact-hash-check-time must be >0 (set to 0s)"},
+		{args: []string{"--tls-min-version=foo"}, text: `unexpected TLS version "foo" (must be one of: TLS1.2, TLS1.3)`},
+		{args: []string{"--feature-gates=LeaseCheckpointPersist=true"},
+			text: "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint"},
 		{args: []string{"--grpc-keepalive-timeout=-1s"}, text: "--grpc-keepalive-timeout must be >=0"},
 		{args: []string{"--name="}, text: "--name must not be empty"},
 	} {
@@ -175,6 +209,9 @@ func TestComplaints(t *testing.T) {
 	}
 }
 
+const textShadowed = "conflicting environment variable is shadowed by corresponding command-line flag " +
+	"(either unset environment variable or disable flag))"
+
 func TestWarnings(t *testing.T) {
 	const given = "--data-dir=d"
 	for _, tc := range []struct {
@@ -184,18 +221,22 @@ func TestWarnings(t *testing.T) {
 	}{
 		{args: nil, want: nil},
 		{env: []string{"ETCD_BOGUS=1", "ETCDCTL_API=3", "PATH=x"}, want: []Warning{{"unrecognized environment variable", "ETCD_BOGUS", "1"}}},
-		{args: []string{"--name=a"}, env: []string{"ETCD_NAME=b"}, want: []Warning{{"environment variable is overridden by the command line", "ETCD_NAME", "b"}}},
-		{args: []string{"--cors=http://a:1"}, want: []Warning{{textNotYet, "cors", "http://a:1"}}},
+		{args: []string{"--cors=http://a:1"}, want: nil},
 		{args: []string{"--cors=*", "--max-learners=1", "--tls-min-version=TLS1.2"}, want: nil},
-		{env: []string{"ETCD_UNSAFE_NO_FSYNC=true"}, want: []Warning{{textNotYet, "unsafe-no-fsync", "true"}}},
-		{args: []string{"--v", "--snapshot=3"}, want: []Warning{{textRemoved, "snapshot", ""}, {textRemoved, "v", ""}}},
-		{args: []string{"--max-snapshots=5"}, want: []Warning{{textDeprecated, "max-snapshots", "5"}}},
+		{env: []string{"ETCD_UNSAFE_NO_FSYNC=true"}, want: []Warning{{textIdle + "every write is synced", "unsafe-no-fsync", "true"}}},
+		{args: []string{"--v", "--snapshot=3"}, want: []Warning{{textIdle + etcdRemoved, "snapshot", ""}, {textIdle + etcdRemoved, "v", ""}}},
+		{args: []string{"--max-snapshots=5"}, want: []Warning{{textIdle + "deprecated by etcd; there are no snapshot files", "max-snapshots", "5"}}},
+		{args: []string{"--snapshot-count=0"}, want: []Warning{
+			{textIdle + "the log is trimmed as soon as the store holds its entries, whatever their number", "snapshot-count", "0"}}},
+		{args: []string{"--enable-grpc-gateway=false"}, want: nil},
+		{args: []string{"--enable-grpc-gateway"}, want: []Warning{{textIdle + "there is no JSON gateway: only gRPC is served", "enable-grpc-gateway", "true"}}},
+		{env: []string{"ETCD_NAME="}, want: []Warning{{"unrecognized environment variable", "ETCD_NAME", ""}}}, // as etcd
 		{args: []string{"--feature-gates=FastLeaseKeepAlive=true"}, want: nil},
 		{args: []string{"--feature-gates=FastLeaseKeepAlive=false"}, want: nil}, // it has an effect
 		{args: []string{"--feature-gates=PriorityRequest=true"}, want: []Warning{
-			{"feature gates are not implemented yet and have no effect", "feature-gates", "PriorityRequest"}}},
+			{textIdle + "the feature gates are not implemented", "feature-gates", "PriorityRequest"}}},
 		{args: []string{"--max-request-bytes=20971520"}, want: []Warning{{"exceeded recommended request limit", "max-request-bytes", "20971520"}}},
-		{env: []string{"ETCD_VERSION=3"}, want: []Warning{{"environment variable has no effect", "ETCD_VERSION", "3"}}},
+		{env: []string{"ETCD_VERSION=3"}, want: []Warning{{"cannot set special environment variable", "ETCD_VERSION", "3"}}},
 	} {
 		if _, got := mustParse(t, append([]string{given}, tc.args...), tc.env...); !slices.Equal(got, tc.want) {
 			t.Errorf("%q %q: got %+v, want %+v", tc.args, tc.env, got, tc.want)
@@ -221,74 +262,26 @@ func TestHelpAndVersion(t *testing.T) {
 	}
 }
 
-// etcdFlags are all flags that etcd 3.7.3 defines, with their defaults as its
-// flag set holds them.
-var etcdFlags = strings.Fields(`
-advertise-client-urls auth-token auth-token-ttl auto-compaction-mode auto-compaction-retention auto-tls
-backend-batch-interval backend-batch-limit backend-bbolt-freelist-type bcrypt-cost
-bootstrap-defrag-threshold-megabytes cert-file cipher-suites client-cert-allowed-hostname client-cert-auth
-client-cert-file client-crl-file client-key-file compact-hash-check-time compaction-batch-limit
-compaction-sleep-interval config-file corrupt-check-time cors data-dir discovery-cacert discovery-cert
-discovery-dial-timeout discovery-endpoints discovery-fallback discovery-insecure-skip-tls-verify
-discovery-insecure-transport discovery-keepalive-time discovery-keepalive-timeout discovery-key
-discovery-password discovery-request-timeout discovery-srv discovery-srv-name discovery-token discovery-user
-distributed-tracing-address distributed-tracing-instance-id distributed-tracing-sampling-rate
-distributed-tracing-service-name downgrade-check-time election-timeout enable-distributed-tracing
-enable-grpc-gateway enable-log-rotation enable-pprof feature-gates force-new-cluster grpc-keepalive-interval
-grpc-keepalive-min-time grpc-keepalive-timeout heartbeat-interval host-whitelist initial-advertise-peer-urls
-initial-cluster initial-cluster-state initial-cluster-token initial-election-tick-advance key-file
-listen-client-http-urls listen-client-urls listen-metrics-urls listen-peer-urls log-format log-level log-outputs
-log-rotation-config-json logger max-concurrent-streams max-learners max-request-bytes max-snapshots max-txn-ops
-max-wals memory-mlock metrics name peer-auto-tls peer-cert-allowed-cn peer-cert-allowed-hostname peer-cert-file
-peer-client-cert-auth peer-client-cert-file peer-client-key-file peer-crl-file peer-key-file
-peer-skip-client-san-verification peer-trusted-ca-file pre-vote quota-backend-bytes raft-read-timeout
-raft-write-timeout self-signed-cert-validity snapshot-catchup-entries snapshot-count socket-reuse-address
-socket-reuse-port strict-reconfig-check tls-max-version tls-min-version trusted-ca-file unsafe-no-fsync
-v2-deprecation version wal-dir warning-apply-duration warning-unary-request-duration
-watch-progress-notify-interval
-cluster-active-size cluster-remove-delay cluster-sync-interval config force max-result-buffer max-retry-attempts
-peer-heartbeat-interval peer-election-timeout retry-interval snapshot v vv test.coverprofile test.outputdir
-`)
-
-// TestEveryFlagOfEtcd: no flag is missing, and none is added but our own.
-func TestEveryFlagOfEtcd(t *testing.T) {
-	have := map[string]bool{}
-	newParser().flags.VisitAll(func(f *flag.Flag) { have[f.Name] = true })
-	for _, name := range etcdFlags {
-		if !have[name] {
-			t.Errorf("--%s is not defined", name)
-		}
-		delete(have, name)
-	}
-	for name := range have {
-		if !strings.HasPrefix(name, "mailbox-") && name != "cache-bytes" && name != "scrub-period" {
-			t.Errorf("--%s is not a flag of etcd", name)
-		}
-	}
-}
-
-// TestDefaultIsSilent: a manifest that spells out defaults gets no warning.
-func TestDefaultIsSilent(t *testing.T) {
-	args := []string{"--data-dir=d"}
-	for _, o := range notYet {
-		args = append(args, "--"+o.name+"="+o.value)
-	}
-	for i := 1; i < len(args); i++ { // an empty value is no duration, number or boolean
-		if strings.HasSuffix(args[i], "=") && notYet[i-1].kind != text && notYet[i-1].kind != urlList {
-			t.Errorf("%s has no default", args[i])
-		}
-	}
-	if _, warnings := mustParse(t, args); len(warnings) > 0 {
-		t.Errorf("%+v", warnings)
-	}
-}
-
 func TestBootstrap(t *testing.T) {
 	three := "--initial-cluster=a=http://10.0.0.1:2380,b=http://10.0.0.2:2380,c=http://10.0.0.3:2380"
-	c, _ := mustParse(t, []string{"--name=b", "--initial-advertise-peer-urls=http://10.0.0.2:2380", three, "--initial-cluster-token=tok"})
-	b, err := c.Bootstrap()
-	if err != nil || b.ClusterID != 0x8e67f3b977698ab3 || b.MemberID != 0x61b046c1789d11d8 || len(b.Members) != 3 || b.Members[0].Name != "b" {
-		t.Errorf("%+v, %v", b, err)
+	c, _ := mustParse(t, []string{"--name=b", "--initial-advertise-peer-urls=http://10.0.0.2:2380", three})
+	if err := c.Bootstrap(false); !errors.Is(err, errSeveral) {
+		t.Errorf("three members: got %v, want %v", err, errSeveral)
+	}
+	if err := c.Bootstrap(true); !errors.Is(err, errSeveral) {
+		t.Errorf("three members and data: got %v, want %v", err, errSeveral)
+	}
+	c, _ = mustParse(t, []string{"--name=b", "--initial-advertise-peer-urls=http://10.0.0.2:2380", "--initial-cluster-token=tok"})
+	if err := c.Bootstrap(false); err != nil || c.Node.MemberID != 0x61b046c1789d11d8 || len(c.Node.Members) != 1 || c.Node.Members[0].Name != "b" {
+		t.Errorf("got %+v, %v, want member 61b046c1789d11d8", c.Node.Members, err)
+	}
+	c, _ = mustParse(t, []string{"--initial-cluster-state=existing", "--data-dir=d"})
+	want := `cannot fetch cluster info from peer urls: --initial-cluster-state is "existing", there is no data of a member in d, and joining a cluster is not implemented`
+	if err := c.Bootstrap(false); err == nil || err.Error() != want || c.Node.ClusterID != 0 {
+		t.Errorf("existing without data: got %v, want %s", err, want)
+	}
+	if err := c.Bootstrap(true); err != nil || c.Node.ClusterID == 0 {
+		t.Errorf("existing with data: got %v and cluster %x, want the cluster's id", err, c.Node.ClusterID)
 	}
 	for _, tc := range []struct {
 		args []string
@@ -306,8 +299,11 @@ func TestBootstrap(t *testing.T) {
 		{[]string{"--initial-cluster="}, `couldn't find local name "default" in the initial cluster configuration`},
 	} {
 		c, _ := mustParse(t, tc.args)
-		if b, err := c.Bootstrap(); err == nil || err.Error() != tc.text {
-			t.Errorf("%q: %+v, %v", tc.args, b, err)
+		if err := c.Bootstrap(false); err == nil || err.Error() != tc.text {
+			t.Errorf("%q: got %v, want %s", tc.args, err, tc.text)
+		}
+		if err := c.Bootstrap(true); err != nil || c.Node.ClusterID != 0 {
+			t.Errorf("%q with data: got %v, want the flags ignored", tc.args, err)
 		}
 	}
 }
@@ -319,7 +315,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("--cors=,\x00--log-outputs=,", "=")
 	f.Fuzz(func(t *testing.T, args, environ string) {
 		if c, _, err := Parse(strings.Split(args, "\x00"), strings.Split(environ, "\x00")); err == nil {
-			_, _ = c.Bootstrap()
+			_ = c.Bootstrap(false)
 		}
 	})
 }

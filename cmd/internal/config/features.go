@@ -6,14 +6,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-)
 
-// Feature is a feature gate of etcd.
-type Feature struct {
-	Name    string
-	Stage   string // ALPHA or BETA
-	Enabled bool
-}
+	"github.com/troupe-db/troupe/grpcgw"
+)
 
 const (
 	alpha = "ALPHA"
@@ -21,23 +16,25 @@ const (
 
 	allAlpha = "AllAlpha"
 	allBeta  = "AllBeta"
+
+	fastKeepAlive = "FastLeaseKeepAlive"
 )
 
 // knownFeatures are etcd 3.7's feature gates. Only FastLeaseKeepAlive changes what
-// Troupe does. Checkpoints of leases are always written, and kept, whatever the
-// gates say: a lease that gets its whole time with each leader is no use to anybody.
-var knownFeatures = []Feature{
-	{allAlpha, alpha, false},
-	{allBeta, beta, false},
-	{"CompactHashCheck", alpha, false},
-	{"FastLeaseKeepAlive", beta, true},
-	{"InitialCorruptCheck", alpha, false},
-	{"LeaseCheckpoint", alpha, false},
-	{"LeaseCheckpointPersist", alpha, false},
-	{"PriorityRequest", alpha, false},
-	{"SetMemberLocalAddr", alpha, false},
-	{"StopGRPCServiceOnDefrag", alpha, false},
-	{"TxnModeWriteWithSharedBuffer", beta, true},
+// Troupe does. Lease checkpoints are always written and persisted, whatever the
+// gates say: without them every new leader would restart all leases.
+var knownFeatures = []grpcgw.Feature{
+	{Name: allAlpha, Stage: alpha, Enabled: false},
+	{Name: allBeta, Stage: beta, Enabled: false},
+	{Name: "CompactHashCheck", Stage: alpha, Enabled: false},
+	{Name: fastKeepAlive, Stage: beta, Enabled: true},
+	{Name: "InitialCorruptCheck", Stage: alpha, Enabled: false},
+	{Name: "LeaseCheckpoint", Stage: alpha, Enabled: false},
+	{Name: "LeaseCheckpointPersist", Stage: alpha, Enabled: false},
+	{Name: "PriorityRequest", Stage: alpha, Enabled: false},
+	{Name: "SetMemberLocalAddr", Stage: alpha, Enabled: false},
+	{Name: "StopGRPCServiceOnDefrag", Stage: alpha, Enabled: false},
+	{Name: "TxnModeWriteWithSharedBuffer", Stage: beta, Enabled: true},
 }
 
 // featureGates is the value of --feature-gates: what was set explicitly.
@@ -61,7 +58,7 @@ func (g *featureGates) Set(s string) error {
 		if err != nil {
 			return fmt.Errorf("invalid value of %s=%s, err: %w", name, value, err)
 		}
-		if !slices.ContainsFunc(knownFeatures, func(f Feature) bool { return f.Name == name }) {
+		if !slices.ContainsFunc(knownFeatures, func(f grpcgw.Feature) bool { return f.Name == name }) {
 			return fmt.Errorf("unrecognized feature gate: %s", name)
 		}
 		g.set[name] = on
@@ -78,9 +75,9 @@ func (g *featureGates) String() string {
 	return strings.Join(pairs, ",")
 }
 
-// list returns all features as they are now. AllAlpha and AllBeta speak for
-// those of their stage that were not set by name.
-func (g *featureGates) list() []Feature {
+// list returns all features as they are now. AllAlpha and AllBeta stand for the
+// features of their stage that were not set by name.
+func (g *featureGates) list() []grpcgw.Feature {
 	features := slices.Clone(knownFeatures)
 	for i := range features {
 		f := &features[i]
@@ -99,9 +96,14 @@ func (g *featureGates) list() []Feature {
 // on.
 func (g *featureGates) changed() (names []string) {
 	for i, f := range g.list() {
-		if f.Enabled != knownFeatures[i].Enabled && f.Name != allAlpha && f.Name != allBeta && f.Name != "FastLeaseKeepAlive" {
+		if f.Enabled != knownFeatures[i].Enabled && f.Name != allAlpha && f.Name != allBeta && f.Name != fastKeepAlive {
 			names = append(names, f.Name)
 		}
 	}
 	return names
+}
+
+// enabled reports whether a feature is on.
+func (g *featureGates) enabled(name string) bool {
+	return slices.ContainsFunc(g.list(), func(f grpcgw.Feature) bool { return f.Name == name && f.Enabled })
 }

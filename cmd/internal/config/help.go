@@ -1,13 +1,12 @@
 package config
 
 import (
-	"flag"
 	"fmt"
 	"io"
 	"strings"
 )
 
-// Usage is what follows a complaint about the command line.
+// Usage is printed after an error of the command line.
 const Usage = `Usage:
 
   troupe [flags]
@@ -20,26 +19,27 @@ const Usage = `Usage:
     Show all flags.
 `
 
-// WriteHelp lists all flags with their defaults.
+// WriteHelp lists all flags by section, with default, state and meaning.
 func WriteHelp(w io.Writer) error {
 	p := newParser()
 	var b strings.Builder
-	write := func(f *flag.Flag) {
-		fmt.Fprintf(&b, "  --%s '%s'\n", f.Name, f.DefValue)
-		if f.Usage != "" {
-			fmt.Fprintf(&b, "    %s\n", f.Usage)
+	fmt.Fprintln(&b, "Flags. Each may be given as an environment variable instead: --data-dir as ETCD_DATA_DIR.")
+	for _, s := range registry {
+		fmt.Fprintf(&b, "\n%s:\n", s.title)
+		for i := range s.flags {
+			f := &s.flags[i]
+			fmt.Fprintf(&b, "  --%s '%s'\n", f.name, p.flags.Lookup(f.name).DefValue)
+			switch f.state {
+			case works:
+				fmt.Fprintf(&b, "    %s\n", f.usage)
+			case warns, refused:
+				fmt.Fprintf(&b, "    [%s] %s.\n", f.state, strings.ToUpper(f.usage[:1])+f.usage[1:])
+			}
 		}
 	}
-	fmt.Fprintln(&b, "Flags. Each may be given as an environment variable too: --data-dir as ETCD_DATA_DIR.")
-	p.flags.VisitAll(func(f *flag.Flag) {
-		if !isOther(f.Name) && f.Usage != "" {
-			write(f)
-		}
-	})
-	fmt.Fprintln(&b, "\nFlags of etcd that are accepted and have no effect yet.")
-	for _, o := range notYet {
-		fmt.Fprintf(&b, "  --%s '%s'\n", o.name, o.value)
-	}
+	fmt.Fprintf(&b, `
+[%s]: the flag is accepted and a warning is logged. [%s]: the member does not start.
+`, warns, refused)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

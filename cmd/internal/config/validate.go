@@ -6,30 +6,32 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
-// ErrAdvertiseClientURLs: where to listen is set, and what to tell clients is not.
+// ErrAdvertiseClientURLs: the URLs to listen on are given, those for clients are not.
 var ErrAdvertiseClientURLs = errors.New("--advertise-client-urls is required when --listen-client-urls is set explicitly")
 
 const (
-	// maxElectionMillis is etcd's limit: beyond it a cluster without a leader
-	// stays without one for longer than operators wait.
+	// maxElectionMillis is etcd's limit: with a longer timeout, a cluster that
+	// loses its leader stays without one for longer than operators wait.
 	maxElectionMillis = 50000
-	// heartbeatsPerElection is how many heartbeats at least must fit into an
-	// election timeout, so that the loss of one means nothing.
+	// heartbeatsPerElection is how many heartbeats must fit into an election
+	// timeout at least, so that losing one causes no election.
 	heartbeatsPerElection = 5
 	// recommendedRequestBytes is the largest --max-request-bytes without a
-	// warning: larger requests hold up all others behind them.
+	// warning: larger requests delay all others behind them.
 	recommendedRequestBytes = 10 << 20
 	// mostRequestBytes leaves room for gRPC's framing, whose sizes are 31 bits.
 	mostRequestBytes = 1 << 30
 )
 
-// validate complains of what cannot work, in etcd's order.
+// validate rejects what cannot work, in etcd's order.
 func (p *parser) validate() error {
 	for _, check := range []func() error{
-		p.checkLog, p.checkURLs, p.checkBootstrapFlags, p.checkTiming, p.checkCompaction, p.checkLimits,
+		p.checkLog, p.checkURLs, p.checkRefused, p.checkTiming, p.checkCompaction, p.checkUnused, p.checkLimits,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -73,7 +75,8 @@ func (p *parser) checkURLs() error {
 	return nil
 }
 
-// checkBind: one listens on addresses, not on names that may move.
+// checkBind rejects host names: a listener needs an address, and a name's may
+// change.
 func checkBind(urls []url.URL) error {
 	for i := range urls {
 		u := &urls[i]
@@ -111,20 +114,21 @@ func checkHosts(urls []url.URL) error {
 	return nil
 }
 
-func (p *parser) checkBootstrapFlags() error {
-	for _, o := range dangerous {
-		if p.given[o.name] && p.flags.Lookup(o.name).Value.String() != "" {
-			return fmt.Errorf("--%s is not implemented yet, and ignoring it would start another member than you want", o.name)
+// checkRefused rejects flags that are not implemented and must not be ignored.
+func (p *parser) checkRefused() (err error) {
+	if fallback := p.flags.Lookup("discovery-fallback"); fallback.Value.String() != fallback.DefValue {
+		return fmt.Errorf("v2 proxy is deprecated, and --discovery-fallback can't be configured as %q", fallback.Value)
+	}
+	each(func(s *flagSpec) {
+		if value, ok := p.idle(s); ok && err == nil && s.state == refused {
+			err = fmt.Errorf("--%s=%s is not implemented: %s", s.name, value, s.usage)
 		}
-	}
-	if p.fallback != "exit" {
-		return fmt.Errorf("v2 proxy is deprecated, and --discovery-fallback can't be configured as %q", p.fallback)
-	}
-	return nil
+	})
+	return err
 }
 
 func (p *parser) checkTiming() error {
-	tick, election := p.heartbeatMillis, p.electionMillis
+	tick, election := p.Node.Heartbeat.Milliseconds(), p.Node.Election.Milliseconds()
 	switch {
 	case tick == 0:
 		return fmt.Errorf("--heartbeat-interval must be >0 (set to %dms)", tick)
@@ -141,51 +145,54 @@ func (p *parser) checkTiming() error {
 }
 
 func (p *parser) checkCompaction() error {
-	switch p.AutoCompactionMode {
-	case CompactPeriodic, CompactRevision:
+	switch p.compactionMode {
+	case compactPeriodic, compactRevision:
 		return nil
 	case "":
 		return errors.New("undefined auto-compaction-mode")
 	}
-	return fmt.Errorf("unknown auto-compaction-mode %q", p.AutoCompactionMode)
+	return fmt.Errorf("unknown auto-compaction-mode %q", p.compactionMode)
+}
+
+// checkUnused applies etcd's limits to flags that have no effect.
+func (p *parser) checkUnused() error {
+	if p.features.enabled("LeaseCheckpointPersist") && !p.features.enabled("LeaseCheckpoint") {
+		return errors.New("enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint")
+	}
+	if p.compactHashCheck <= 0 {
+		return fmt.Errorf("--compact-hash-check-time must be >0 (set to %v)", p.compactHashCheck)
+	}
+	for _, version := range []string{p.tlsMin, p.tlsMax} {
+		if !slices.Contains([]string{"", "TLS1.2", "TLS1.3"}, version) {
+			return fmt.Errorf("unexpected TLS version %q (must be one of: TLS1.2, TLS1.3)", version)
+		}
+	}
+	return nil
 }
 
 func (p *parser) checkLimits() error {
-	c := &p.Config
+	n, g := &p.Node, &p.Node.Gateway
 	switch {
-	case c.Name == "":
+	case n.Name == "":
 		return errors.New("--name must not be empty")
-	case c.MaxRequestBytes == 0 || c.MaxRequestBytes > mostRequestBytes:
-		return fmt.Errorf("--max-request-bytes must be between 1 and %d (set to %d)", mostRequestBytes, c.MaxRequestBytes)
-	case c.MaxTxnOps == 0 || c.MaxTxnOps > mostRequestBytes:
-		return fmt.Errorf("--max-txn-ops must be between 1 and %d (set to %d)", mostRequestBytes, c.MaxTxnOps)
-	case c.MaxConcurrentStreams == 0:
+	case g.MaxRequestBytes == 0 || g.MaxRequestBytes > mostRequestBytes:
+		return fmt.Errorf("--max-request-bytes must be between 1 and %d (set to %d)", mostRequestBytes, g.MaxRequestBytes)
+	case g.MaxTxnOps == 0 || g.MaxTxnOps > mostRequestBytes:
+		return fmt.Errorf("--max-txn-ops must be between 1 and %d (set to %d)", mostRequestBytes, g.MaxTxnOps)
+	case g.MaxConcurrentStreams == 0:
 		return errors.New("--max-concurrent-streams must be >0")
-	case c.SnapshotCount == 0:
-		return errors.New("--snapshot-count must be >0")
-	case c.CacheBytes < 0:
-		return fmt.Errorf("--cache-bytes must be >=0 (set to %d)", c.CacheBytes)
 	}
-	for name, d := range map[string]int64{
-		"grpc-keepalive-min-time": int64(c.KeepaliveMinTime), "grpc-keepalive-interval": int64(c.KeepaliveInterval),
-		"grpc-keepalive-timeout": int64(c.KeepaliveTimeout), "warning-apply-duration": int64(c.WarningApply),
-		"warning-unary-request-duration": int64(c.WarningRequest), "scrub-period": int64(c.ScrubPeriod),
+	for name, d := range map[string]time.Duration{
+		"grpc-keepalive-min-time": g.KeepaliveMinTime, "grpc-keepalive-interval": g.KeepaliveInterval,
+		"grpc-keepalive-timeout": g.KeepaliveTimeout, "warning-apply-duration": n.SlowApply,
+		"warning-unary-request-duration": g.SlowRequest, "scrub-period": n.ScrubPeriod,
 	} {
 		if d < 0 {
 			return fmt.Errorf("--%s must be >=0", name)
 		}
 	}
-	if c.MaxRequestBytes > recommendedRequestBytes {
-		p.warn("exceeded recommended request limit", "max-request-bytes", fmt.Sprint(c.MaxRequestBytes))
-	}
-	return c.Mailboxes.check()
-}
-
-func (m *Mailboxes) check() error {
-	for _, l := range []MailboxLimit{m.Proposer, m.Raft, m.WAL, m.Apply, m.MVCC, m.Persister, m.Lease} {
-		if l.Requests < 0 || l.Bytes < 0 {
-			return errors.New("--mailbox-* must be >=0")
-		}
+	if g.MaxRequestBytes > recommendedRequestBytes {
+		p.warn("exceeded recommended request limit", "max-request-bytes", strconv.Itoa(g.MaxRequestBytes))
 	}
 	return nil
 }

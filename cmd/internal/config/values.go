@@ -4,50 +4,216 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"net"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// urlsValue is a list of URLs, sorted and without duplicates. Setting it to ""
-// leaves it as it is.
-type urlsValue struct{ urls *[]url.URL }
-
-func urlsVar(fs *flag.FlagSet, p *[]url.URL, name, value, usage string) {
-	v := urlsValue{p}
-	if err := v.Set(value); err != nil {
-		panic(fmt.Sprintf("config: default of --%s: %v", name, err))
-	}
-	fs.Var(v, name, usage)
+// value is a flag.Value that stores what parse makes of the text in *p.
+type value[T any] struct {
+	p      *T
+	parse  func(string) (T, error)
+	format func(T) string
 }
 
-// Set implements flag.Value.
-func (v urlsValue) Set(s string) error {
-	if s == "" {
-		return nil
-	}
-	urls, err := parseURLs(strings.Split(s, ","))
+// Set implements flag.Value. On error, *p keeps its value.
+func (v value[T]) Set(s string) error {
+	x, err := v.parse(s)
 	if err != nil {
 		return err
 	}
-	*v.urls = slices.CompactFunc(urls, func(a, b url.URL) bool { return a.String() == b.String() })
+	*v.p = x
 	return nil
 }
 
 // String implements flag.Value.
-func (v urlsValue) String() string {
-	if v.urls == nil {
-		return ""
+func (v value[T]) String() string { return v.format(*v.p) }
+
+// The values of numbers, durations and booleans fail with the texts of package
+// flag, which etcd's flags have.
+var (
+	errParse = errors.New("parse error")
+	errRange = errors.New("value out of range")
+)
+
+func parseError(err error) error {
+	if errors.Is(err, strconv.ErrRange) {
+		return errRange
 	}
-	return strings.Join(urlStrings(*v.urls), ",")
+	return errParse
+}
+
+func text(p *string) flag.Value {
+	return value[string]{p, func(s string) (string, error) { return s, nil }, func(s string) string { return s }}
+}
+
+type boolValue struct{ value[bool] }
+
+// IsBoolFlag makes package flag accept the flag without a value.
+func (boolValue) IsBoolFlag() bool { return true }
+
+func boolean(p *bool) flag.Value {
+	return boolValue{value[bool]{p, func(s string) (bool, error) {
+		b, err := strconv.ParseBool(s)
+		if err != nil {
+			return false, errParse
+		}
+		return b, nil
+	}, strconv.FormatBool}}
+}
+
+func duration(p *time.Duration) flag.Value {
+	return value[time.Duration]{p, func(s string) (time.Duration, error) {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return 0, errParse
+		}
+		return d, nil
+	}, time.Duration.String}
+}
+
+// maxMillis keeps a number of milliseconds from overflowing a Duration; every
+// larger number is above the limits of the flags that use it.
+const maxMillis = math.MaxInt64 / int64(time.Millisecond)
+
+// millis is a duration given as a number of milliseconds.
+func millis(p *time.Duration) flag.Value {
+	return value[time.Duration]{p, func(s string) (time.Duration, error) {
+		n, err := strconv.ParseUint(s, 0, 64)
+		if err != nil {
+			return 0, parseError(err)
+		}
+		return time.Duration(min(n, uint64(maxMillis))) * time.Millisecond, nil
+	}, func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }}
+}
+
+// integer is a number with a sign: int for T is etcd's int, int64 its int64.
+func integer[T int | int64](p *T) flag.Value {
+	return value[T]{p, func(s string) (T, error) {
+		n, err := strconv.ParseInt(s, 0, 64)
+		if err != nil {
+			return 0, parseError(err)
+		}
+		return T(n), nil
+	}, func(n T) string { return strconv.FormatInt(int64(n), 10) }}
+}
+
+// natural is a number without a sign that is stored in a signed one. What does
+// not fit is out of range.
+func natural[T int | int64](p *T) flag.Value {
+	return value[T]{p, func(s string) (T, error) {
+		n, err := strconv.ParseUint(s, 0, 64)
+		if err != nil {
+			return 0, parseError(err)
+		}
+		if n > math.MaxInt64 {
+			return 0, errRange
+		}
+		return T(n), nil
+	}, func(n T) string { return strconv.FormatInt(int64(n), 10) }}
+}
+
+// limit is a number that must not be negative; 0 stands for the default.
+func limit[T int | int64](p *T) flag.Value {
+	otherwise := *p
+	v := integer(p).(value[T])
+	parse := v.parse
+	v.parse = func(s string) (T, error) {
+		switch n, err := parse(s); {
+		case err != nil:
+			return 0, err
+		case n < 0:
+			return 0, errors.New("must be >=0")
+		case n == 0:
+			return otherwise, nil
+		default:
+			return n, nil
+		}
+	}
+	return v
+}
+
+// natural32 is etcd's uint32, with the errors of package strconv.
+func natural32(p *uint32) flag.Value {
+	return value[uint32]{p, func(s string) (uint32, error) {
+		n, err := strconv.ParseUint(s, 0, 32)
+		return uint32(n), err
+	}, func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }}
+}
+
+// choice is one of several words.
+func choice(p *string, words ...string) flag.Value {
+	return value[string]{p, func(s string) (string, error) {
+		if !slices.Contains(words, s) {
+			return "", errors.New("invalid value")
+		}
+		return s, nil
+	}, func(s string) string { return s }}
+}
+
+// choices is a list of some of several words.
+func choices(p *string, words ...string) flag.Value {
+	return value[string]{p, func(s string) (string, error) {
+		for word := range strings.SplitSeq(s, ",") {
+			if !slices.Contains(words, word) {
+				return "", fmt.Errorf("invalid value %q", word)
+			}
+		}
+		return s, nil
+	}, func(s string) string { return s }}
+}
+
+// level is a log level, stored in lower case.
+func level(p *string) flag.Value {
+	return value[string]{p, func(s string) (string, error) {
+		s = strings.ToLower(s)
+		if !slices.Contains([]string{"debug", "info", "warn", "error", "panic", "fatal"}, s) {
+			return "", fmt.Errorf("unrecognized level: %q", s)
+		}
+		return s, nil
+	}, func(s string) string { return s }}
+}
+
+// words is a list, sorted and without duplicates.
+func words(p *[]string) flag.Value {
+	return value[[]string]{p, func(s string) ([]string, error) {
+		list := strings.Split(s, ",")
+		slices.Sort(list)
+		return slices.Compact(list), nil
+	}, func(list []string) string { return strings.Join(list, ",") }}
+}
+
+// origins is a list of URLs, or "*".
+func origins(p *[]string) flag.Value {
+	return value[[]string]{p, func(s string) ([]string, error) {
+		if s == "" || s == "*" {
+			return []string{"*"}, nil
+		}
+		urls, err := parseURLs(strings.Split(s, ","))
+		return slices.Compact(urlStrings(urls)), err
+	}, func(list []string) string { return strings.Join(list, ",") }}
+}
+
+// urls is a list of URLs, sorted and without duplicates. The empty text leaves
+// the list as it is.
+func urls(p *[]url.URL) flag.Value {
+	return value[[]url.URL]{p, func(s string) ([]url.URL, error) {
+		if s == "" {
+			return *p, nil
+		}
+		list, err := parseURLs(strings.Split(s, ","))
+		return slices.CompactFunc(list, func(a, b url.URL) bool { return a.String() == b.String() }), err
+	}, func(list []url.URL) string { return strings.Join(urlStrings(list), ",") }}
 }
 
 func urlStrings(urls []url.URL) []string {
-	s := make([]string, len(urls))
+	var s []string
 	for i := range urls {
-		s[i] = urls[i].String()
+		s = append(s, urls[i].String())
 	}
 	return s
 }
@@ -87,105 +253,11 @@ func checkURL(u *url.URL, s string) error {
 	return nil
 }
 
-// choiceValue is one of several words.
-type choiceValue struct {
-	value   *string
-	choices []string
-}
+// ignored accepts every value, and none. Flags that etcd has removed take a value
+// only after "=".
+type ignored struct{ boolValue }
 
-func choiceVar(fs *flag.FlagSet, p *string, name, usage string, choices ...string) {
-	*p = choices[0]
-	fs.Var(choiceValue{p, choices}, name, usage)
-}
-
-// Set implements flag.Value.
-func (v choiceValue) Set(s string) error {
-	if !slices.Contains(v.choices, s) {
-		return errors.New("invalid value")
-	}
-	*v.value = s
-	return nil
-}
-
-// String implements flag.Value.
-func (v choiceValue) String() string {
-	if v.value == nil {
-		return ""
-	}
-	return *v.value
-}
-
-// levelValue is a log level, in small letters.
-type levelValue struct{ level *string }
-
-func levelVar(fs *flag.FlagSet, p *string, name, value, usage string) {
-	*p = value
-	fs.Var(levelValue{p}, name, usage)
-}
-
-// Set implements flag.Value.
-func (v levelValue) Set(s string) error {
-	s = strings.ToLower(s)
-	if !slices.Contains([]string{"debug", "info", "warn", "error", "panic", "fatal"}, s) {
-		return fmt.Errorf("unrecognized level: %q", s)
-	}
-	*v.level = s
-	return nil
-}
-
-// String implements flag.Value.
-func (v levelValue) String() string {
-	if v.level == nil {
-		return ""
-	}
-	return *v.level
-}
-
-// listValue is a list of words, sorted and without duplicates.
-type listValue struct{ list *[]string }
-
-func listVar(fs *flag.FlagSet, p *[]string, name, value, usage string) {
-	*p = []string{value}
-	fs.Var(listValue{p}, name, usage)
-}
-
-// Set implements flag.Value.
-func (v listValue) Set(s string) error {
-	list := strings.Split(s, ",")
-	slices.Sort(list)
-	*v.list = slices.Compact(list)
-	return nil
-}
-
-// String implements flag.Value.
-func (v listValue) String() string {
-	if v.list == nil {
-		return ""
-	}
-	return strings.Join(*v.list, ",")
-}
-
-type uint32Value struct{ n *uint32 }
-
-func uint32Var(fs *flag.FlagSet, p *uint32, name string, value uint32, usage string) {
-	*p = value
-	fs.Var(uint32Value{p}, name, usage)
-}
-
-// Set implements flag.Value.
-func (v uint32Value) Set(s string) error {
-	n, err := strconv.ParseUint(s, 0, 32)
-	if err != nil {
-		return err
-	}
-	*v.n = uint32(n)
-	return nil
-}
-
-// String implements flag.Value.
-func (v uint32Value) String() string {
-	if v.n == nil {
-		return ""
-	}
-	return strconv.FormatUint(uint64(*v.n), 10)
+func newIgnored() flag.Value {
+	return ignored{boolValue{value[bool]{new(bool),
+		func(string) (bool, error) { return true, nil }, func(bool) string { return "" }}}}
 }

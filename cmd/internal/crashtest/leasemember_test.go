@@ -98,7 +98,7 @@ func startLeaping(dir, client, peer string, log io.Writer) (*node.Node, error) {
 		Members:    []*applymsg.Member{{Id: 0xa1, Name: "default", PeerUrls: []string{peer}}},
 		ClientURLs: []string{client}, DataDir: dir,
 		Heartbeat: leaseHeartbeat, Election: leaseExtend, PreVote: true,
-		Mailboxes: node.DefaultMailboxes(), CacheBytes: node.DefaultCacheBytes(0),
+		Mailboxes: node.DefaultMailboxes(),
 		Listeners: []net.Listener{l}, Gateway: grpcgw.DefaultConfig(), Logger: logger,
 		LeaseCheckpoint: memberCheckpoint,
 		LeaseClock:      func() int64 { return actors.Now() + leap.Load() },

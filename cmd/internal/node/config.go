@@ -37,6 +37,9 @@ type Config struct {
 	Heartbeat, Election time.Duration
 	PreVote             bool
 	Mailboxes           Mailboxes
+	// Memory is how many bytes of memory the process may use; 0 if unknown. It
+	// decides about CacheBytes and Mailboxes.Reads where these are zero.
+	Memory uint64
 	// CacheBytes is how much of the keyspace's records stays in memory.
 	CacheBytes int64
 	// ScrubPeriod is how long a pass over all packs takes that looks for damage;
@@ -76,6 +79,12 @@ type Config struct {
 	// Exit ends the process: the member cannot go on. It does not return, but in
 	// tests.
 	Exit func(reason error)
+
+	// CORS holds the origins that browsers may call from; "*" is all.
+	CORS []string
+	// HostWhitelist holds the host names that HTTP requests may name; "*", or
+	// none, is all.
+	HostWhitelist []string
 }
 
 // Storage is how a member keeps its files. The zero value keeps them on the
@@ -102,7 +111,8 @@ func (s *Storage) complete() {
 // Mailboxes are the limits of the stages' mailboxes.
 type Mailboxes struct {
 	Proposer, Raft, WAL, Apply, MVCC, Persister, Lease actors.Limit
-	// Reads bounds reads, which run on their callers' goroutines; see grpcgw.Reads.
+	// Reads limits the reads in progress and the answers that they hold; see
+	// grpcgw.Reads. Zero bytes are derived from Config.Memory.
 	Reads actors.Limit
 }
 
@@ -121,7 +131,7 @@ func DefaultMailboxes() Mailboxes {
 		Persister: actors.Limit{Requests: 1024, Bytes: 64 << 20},
 		// Keep-alives accepted and not yet answered.
 		Lease: actors.Limit{Requests: 10_000, Bytes: 1 << 20},
-		Reads: grpcgw.DefaultReads,
+		Reads: actors.Limit{Requests: grpcgw.DefaultReads.Requests},
 	}
 }
 
@@ -143,13 +153,31 @@ const (
 	cacheBytesMin = 8 << 20
 )
 
-// DefaultCacheBytes returns how many bytes of the keyspace's records stay in
-// memory if the process may use so many bytes of it, 0 if that is unknown.
-func DefaultCacheBytes(memory uint64) int64 {
+// readShare is the part of memory that answers of reads may take, within bounds: the
+// smallest still holds a thousand pages of a few KiB, and with the largest the
+// answer to a range of 100,000 keys of 1 KiB is admitted beside others.
+const (
+	readShare    = 64
+	readBytesMin = 16 << 20
+	readBytesMax = 128 << 20
+)
+
+// share returns a part of memory within bounds, the largest if memory is unknown.
+func share(memory, part, least, most uint64) int64 {
 	if memory == 0 {
-		return cacheBytesMax
+		return int64(most)
 	}
-	return int64(min(max(memory/cacheShare, cacheBytesMin), cacheBytesMax))
+	return int64(min(max(memory/part, least), most))
+}
+
+// completeMemory fills in the limits that follow from memory.
+func (c *Config) completeMemory() {
+	if c.CacheBytes == 0 {
+		c.CacheBytes = share(c.Memory, cacheShare, cacheBytesMin, cacheBytesMax)
+	}
+	if c.Mailboxes.Reads.Bytes == 0 {
+		c.Mailboxes.Reads.Bytes = share(c.Memory, readShare, readBytesMin, readBytesMax)
+	}
 }
 
 // Least bytes of mailboxes: what one message, or the sender's window, may weigh
@@ -193,6 +221,7 @@ func (m Mailboxes) validate(request int64) error {
 var errConfig = errors.New("node: bad configuration")
 
 func (c *Config) validate() error {
+	c.completeMemory()
 	switch {
 	case c.DataDir == "":
 		return fmt.Errorf("%w: no data directory", errConfig)

@@ -14,6 +14,7 @@ var sideways = map[[2]string]string{
 	{"cmd/troupe", "cmd/internal/node"}:             "cmd may import cmd/internal",
 	{"cmd/troupectl", "cmd/internal/node"}:          "cmd may import cmd/internal",
 	{"cmd/internal/logging", "cmd/internal/config"}: "the log is configured by flags",
+	{"cmd/internal/config", "cmd/internal/node"}:    "a flag is stored where it has its effect",
 }
 
 // viewCore is the one core that other cores may import: its View holds auth,
