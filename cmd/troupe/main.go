@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
 
 	"github.com/troupe-db/troupe/cmd/internal/config"
@@ -27,16 +28,22 @@ const (
 	exitUsage  = 2 // the command line cannot be understood
 )
 
-// stopTimeout bounds an orderly stop: answering what was accepted takes
-// milliseconds, a slow disk seconds, and whoever stops a server kills it after
-// half a minute or so.
-const stopTimeout = 20 * time.Second
+const (
+	// stopTimeout bounds an orderly stop: answering what was accepted takes
+	// milliseconds, a slow disk seconds, and service managers kill a process that
+	// has not stopped after half a minute or more.
+	stopTimeout = 20 * time.Second
+	// secondSignalAfter is how long after the first signal another one is taken
+	// for a second request. Earlier ones are the same request: a process and its
+	// group are often signalled at once, by GNU timeout for example.
+	secondSignalAfter = time.Second
+)
 
 func main() {
-	// Two: the first signal stops, the second exits at once.
+	// Two: the first signal stops, a second one may exit at once.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	p := process{stdout: os.Stdout, stderr: os.Stderr, signals: signals, start: startNode}
+	p := process{stdout: os.Stdout, stderr: os.Stderr, signals: signals, start: startNode, notify: notifyManager}
 	os.Exit(p.run(os.Args[1:], os.Environ()))
 }
 
@@ -51,18 +58,28 @@ func startNode(cfg *config.Config, logger zerolog.Logger) (member, error) {
 	return n, nil
 }
 
+// notifyManager tells the service manager the state of the process, if there is
+// one that asked for it with NOTIFY_SOCKET (systemd's Type=notify).
+func notifyManager(state string) error {
+	_, err := daemon.SdNotify(false, state)
+	return err
+}
+
 // process is what a run depends on, so that tests can do without the real one.
 type process struct {
 	stdout, stderr io.Writer
 	signals        <-chan os.Signal
 	start          func(*config.Config, zerolog.Logger) (member, error)
+	notify         func(state string) error // the service manager
 }
 
 // member is a running node.
 type member interface {
+	// Ready is closed once client calls work.
+	Ready() <-chan struct{}
 	// Stop ends it in order, in the time that ctx allows.
 	Stop(ctx context.Context) error
-	// Done gets an error when it stops serving unasked.
+	// Done gets an error when it stops serving without being asked to.
 	Done() <-chan error
 }
 
@@ -135,41 +152,61 @@ func logConfig(log *logging.Log, cfg *config.Config) {
 	e.Msg("starting with this configuration")
 }
 
-// serve runs the member until it is told to stop or cannot go on.
+// serve runs the member until a signal stops it or it cannot go on.
 func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 	m, err := p.start(cfg, log.Logger)
 	if err != nil {
 		return fail(log, "failed to start", err)
 	}
 	defer releaseWhenIdle(log.Logger)()
-	select {
-	case err := <-m.Done():
-		if err != nil {
-			return fail(log, "stopped serving", err)
+	for ready := m.Ready(); ; {
+		select {
+		case <-ready:
+			p.tell(log, daemon.SdNotifyReady)
+			ready = nil // once
+		case err := <-m.Done():
+			if err != nil {
+				return fail(log, "stopped serving", err)
+			}
+			log.Info().Msg("the member ended")
+			return exitOK
+		case s := <-p.signals:
+			log.Info().Stringer("signal", s).Msg("received signal; shutting down")
+			p.tell(log, daemon.SdNotifyStopping)
+			return p.stop(m, log)
 		}
-		log.Info().Msg("the member ended")
-		return exitOK
-	case s := <-p.signals:
-		log.Info().Stringer("signal", s).Msg("stopping")
 	}
-	return p.stop(m, log)
 }
 
-// stop ends the member in order, unless a second signal says that there is no
-// time for it.
+// tell notifies the service manager. If that fails, the member goes on: its
+// clients do not depend on it.
+func (p *process) tell(log *logging.Log, state string) {
+	if err := p.notify(state); err != nil {
+		log.Error().Err(err).Str("state", state).Msg("failed to notify the service manager")
+	}
+}
+
+// stop ends the member in order, unless another signal, secondSignalAfter the
+// first one or later, ends the process at once.
 func (p *process) stop(m member, log *logging.Log) int {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
+	began := time.Now()
 	stopped := make(chan error, 1)
 	go func() { stopped <- m.Stop(ctx) }() // ends by ctx, or with the process
-	select {
-	case s := <-p.signals:
-		return fail(log, "exiting at once", fmt.Errorf("second signal: %v", s))
-	case err := <-stopped:
-		if err != nil {
-			return fail(log, "stopped, but not in order", err)
+	for {
+		select {
+		case s := <-p.signals:
+			if time.Since(began) < secondSignalAfter {
+				continue
+			}
+			return fail(log, "exiting at once", fmt.Errorf("second signal: %v", s))
+		case err := <-stopped:
+			if err != nil {
+				return fail(log, "stopped, but not in order", err)
+			}
+			log.Info().Msg("stopped")
+			return exitOK
 		}
 	}
-	log.Info().Msg("stopped")
-	return exitOK
 }

@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -20,15 +23,17 @@ import (
 // fakeMember plays the member.
 type fakeMember struct {
 	done    chan error
+	ready   chan struct{}
 	stopped chan struct{} // closed when Stop begins
 	release chan error    // what Stop returns
 }
 
 func newFake() *fakeMember {
-	return &fakeMember{done: make(chan error, 1), stopped: make(chan struct{}), release: make(chan error, 1)}
+	return &fakeMember{done: make(chan error, 1), ready: make(chan struct{}), stopped: make(chan struct{}), release: make(chan error, 1)}
 }
 
-func (m *fakeMember) Done() <-chan error { return m.done }
+func (m *fakeMember) Done() <-chan error     { return m.done }
+func (m *fakeMember) Ready() <-chan struct{} { return m.ready }
 func (m *fakeMember) Stop(context.Context) error {
 	close(m.stopped)
 	return <-m.release
@@ -61,7 +66,8 @@ type run struct {
 func start(m *fakeMember, err error, args ...string) *run {
 	r := &run{signals: make(chan os.Signal, 2), code: make(chan int, 1)}
 	p := process{stdout: &r.stdout, stderr: &r.stderr, signals: r.signals,
-		start: func(*config.Config, zerolog.Logger) (member, error) { return m, err }}
+		start:  func(*config.Config, zerolog.Logger) (member, error) { return m, err },
+		notify: notifyManager}
 	go func() { r.code <- p.run(args, nil) }()
 	return r
 }
@@ -85,14 +91,71 @@ func TestSignalStopsInOrder(t *testing.T) {
 	r.want(t, exitOK, `"msg":"stopped"`)
 }
 
-func TestSecondSignalExitsAtOnce(t *testing.T) {
+// TestSecondSignal: signals within a second of the first are the same request, as
+// when a process and its group are signalled; a later one ends the process.
+func TestSecondSignal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newFake()
+		r := start(m, nil)
+		r.signals <- syscall.SIGTERM
+		r.signals <- syscall.SIGTERM
+		<-m.stopped
+		time.Sleep(secondSignalAfter - 1)
+		r.signals <- syscall.SIGTERM
+		synctest.Wait()
+		m.release <- nil
+		r.want(t, exitOK, `"msg":"stopped"`)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		m := newFake()
+		r := start(m, nil)
+		r.signals <- syscall.SIGTERM
+		r.signals <- syscall.SIGTERM
+		<-m.stopped
+		time.Sleep(secondSignalAfter)
+		r.signals <- syscall.SIGINT
+		r.want(t, exitFailed, "second signal: interrupt")
+		m.release <- nil
+	})
+}
+
+// TestServiceManager: a manager that waits for it hears that the member is ready,
+// and that it stops.
+func TestServiceManager(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	heard := func(want string) {
+		t.Helper()
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 64)
+		n, err := conn.Read(b)
+		if err != nil || string(b[:n]) != want {
+			t.Fatalf("got %q, %v, want %q", b[:n], err, want)
+		}
+	}
 	m := newFake()
 	r := start(m, nil)
+	close(m.ready)
+	heard("READY=1")
 	r.signals <- syscall.SIGTERM
-	<-m.stopped
-	r.signals <- syscall.SIGINT
-	r.want(t, exitFailed, "second signal: interrupt")
+	heard("STOPPING=1")
 	m.release <- nil
+	r.want(t, exitOK, `"msg":"stopped"`)
+
+	// A manager that is gone costs a line in the log, not the member.
+	t.Setenv("NOTIFY_SOCKET", path+".gone")
+	m = newFake()
+	r = start(m, nil)
+	r.signals <- syscall.SIGTERM
+	m.release <- nil
+	r.want(t, exitOK, "failed to notify the service manager")
 }
 
 func TestStopThatFails(t *testing.T) {

@@ -79,12 +79,6 @@ type Config struct {
 	// Exit ends the process: the member cannot go on. It does not return, but in
 	// tests.
 	Exit func(reason error)
-
-	// CORS holds the origins that browsers may call from; "*" is all.
-	CORS []string
-	// HostWhitelist holds the host names that HTTP requests may name; "*", or
-	// none, is all.
-	HostWhitelist []string
 }
 
 // Storage is how a member keeps its files. The zero value keeps them on the
