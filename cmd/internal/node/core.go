@@ -42,7 +42,7 @@ type crew struct {
 var (
 	// ErrEtcdData: the directory is of a real etcd member.
 	ErrEtcdData = errors.New("node: the data directory belongs to an etcd member, whose files have another format; " +
-		"to migrate, take a snapshot with 'etcdctl snapshot save' and restore it into a new data directory")
+		"to migrate, start with a new data directory while etcd runs, and copy the keys with 'etcdctl make-mirror'")
 	// ErrStoreBehind: the store lost what the log does not hold any more.
 	ErrStoreBehind = errors.New("node: the store ends before the log begins")
 	// ErrLogBehind: the log lost what the store has, or is another one.
@@ -53,8 +53,13 @@ var (
 
 // prepareDataDir refuses what is not ours before anything is touched.
 func prepareDataDir(cfg *Config) error {
-	if _, err := LayoutOf(cfg.DataDir, cfg.WALDir); err != nil {
+	layout, err := LayoutOf(cfg.DataDir, cfg.WALDir)
+	if err != nil {
 		return err
+	}
+	if layout.Stray != "" {
+		cfg.Logger.Warn().Str("file", layout.Stray).
+			Msg("etcd was started on this data directory and left a file, which is not used and may be removed")
 	}
 	for _, dir := range []string{filepath.Join(cfg.DataDir, "member"), filepath.Dir(cfg.walDir())} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -64,24 +69,24 @@ func prepareDataDir(cfg *Config) error {
 	return identify(cfg)
 }
 
-// etcdLog tells whether a directory holds the log of an etcd member. Its files
-// are named as ours are, but begin with a frame whose record has the type 4, a
-// checksum.
-func etcdLog(dir string) bool {
+// etcdLog returns a file of an etcd member's log in dir, if there is one. Such
+// files are named as ours are, but begin with a frame whose record has the type 4,
+// a checksum.
+func etcdLog(dir string) (file string, ok bool) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.wal"))
 	if err != nil || len(files) == 0 {
-		return false
+		return "", false
 	}
 	f, err := os.Open(files[0])
 	if err != nil {
-		return false
+		return "", false
 	}
 	defer f.Close()
 	var head [10]byte
 	if _, err := io.ReadFull(f, head[:]); err != nil {
-		return false
+		return "", false
 	}
-	return head[8] == 0x08 && head[9] == 0x04
+	return files[0], head[8] == 0x08 && head[9] == 0x04
 }
 
 // boot opens log and store, and builds the stages around what they hold.

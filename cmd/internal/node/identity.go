@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // Identity is what a data directory says of the member it belongs to, in a file
@@ -24,20 +26,40 @@ type Layout struct {
 	Identity string // the file
 	Log      string // the folder of the write-ahead log
 	Store    string // the folder of the store
+	// Stray is a file that etcd left when it was started on this directory and
+	// failed; empty if there is none. Nothing reads it.
+	Stray string
 }
 
 // LayoutOf returns the layout of a data directory. walDir is where the log is if
-// it is not in there; else it is empty. ErrEtcdData: it is an etcd member's.
+// it is not in there; else it is empty. ErrEtcdData names the file by which it is
+// an etcd member's.
 func LayoutOf(dataDir, walDir string) (Layout, error) {
 	cfg := Config{DataDir: dataDir, WALDir: walDir}
 	l := Layout{Identity: identityPath(dataDir), Log: cfg.walDir(), Store: cfg.dbDir()}
-	if _, err := os.Stat(filepath.Join(dataDir, "member", "snap", "db")); err == nil {
-		return l, fmt.Errorf("%w (%s)", ErrEtcdData, dataDir)
+	if file, ok := etcdLog(l.Log); ok {
+		return l, fmt.Errorf("%w (%s)", ErrEtcdData, file)
 	}
-	if etcdLog(l.Log) {
-		return l, fmt.Errorf("%w (%s)", ErrEtcdData, l.Log)
+	stray, ok := etcdStore(dataDir)
+	if !ok {
+		return l, nil
 	}
+	ours, err := wal.Exists(wal.OSFS{}, l.Log)
+	if err != nil {
+		return l, err
+	}
+	if !ours && !Exists(dataDir) {
+		return l, fmt.Errorf("%w (%s)", ErrEtcdData, stray)
+	}
+	l.Stray = stray
 	return l, nil
+}
+
+// etcdStore returns the file of an etcd member's store, if there is one.
+func etcdStore(dataDir string) (file string, ok bool) {
+	file = filepath.Join(dataDir, "member", "snap", "db")
+	_, err := os.Stat(file)
+	return file, err == nil
 }
 
 func identityPath(dataDir string) string { return filepath.Join(dataDir, "member", "identity.json") }

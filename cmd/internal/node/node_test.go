@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -178,6 +179,52 @@ func TestEtcdData(t *testing.T) {
 	}
 	if err := prepareDataDir(&Config{DataDir: t.TempDir(), WALDir: wal}); !errors.Is(err, ErrEtcdData) {
 		t.Fatal(err)
+	}
+}
+
+// TestStrayEtcdFile: what etcd leaves when it is started on a member's directory
+// does not keep the member from its own data, and is named.
+func TestStrayEtcdFile(t *testing.T) {
+	leave := func(dir string) string {
+		stray := filepath.Join(dir, "member", "snap", "db")
+		if err := os.MkdirAll(filepath.Dir(stray), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(stray, []byte("bbolt"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return stray
+	}
+	dir, logs := t.TempDir(), filepath.Join(t.TempDir(), "wal")
+	m := startMember(t, dir, func(c *Config) { c.WALDir = logs })
+	m.put("k", "v")
+	m.shut()
+	stray := leave(dir)
+	var log bytes.Buffer
+	m = startMember(t, dir, func(c *Config) { c.WALDir, c.Logger = logs, zerolog.New(zerolog.SyncWriter(&log)) })
+	if got := m.get("k"); got != "v" {
+		t.Errorf("got %q, want the value from before", got)
+	}
+	m.shut()
+	if !strings.Contains(log.String(), stray) {
+		t.Errorf("the log does not name %s:\n%s", stray, log.String())
+	}
+	if layout, err := LayoutOf(dir, logs); err != nil || layout.Stray != stray {
+		t.Errorf("got %+v, %v, want %s as stray", layout, err, stray)
+	}
+
+	// The first start was killed before it recorded whose data it is.
+	if err := os.Remove(identityPath(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LayoutOf(dir, logs); err != nil {
+		t.Errorf("with the member's log: %v", err)
+	}
+	// Nothing but etcd's file, as its failed first start leaves it: unknown data.
+	empty := t.TempDir()
+	stray = leave(empty)
+	if _, err := LayoutOf(empty, ""); !errors.Is(err, ErrEtcdData) || !strings.Contains(err.Error(), stray) {
+		t.Errorf("got %v, want an error that names %s", err, stray)
 	}
 }
 
