@@ -200,8 +200,8 @@ func TestStructuralDamage(t *testing.T) {
 		{"segment after the end", seg(3), func(f *waltest.MemFS) error {
 			return plant(f, fmt.Sprintf("%016x-%016x.wal", rep.Segments[3].Seq+1, 1), nil)
 		}},
-		{"file cut", seg(3), func(f *waltest.MemFS) error {
-			return f.Damage(dir+"/"+seg(3), func(b []byte) []byte { return b[:len(b)-1] })
+		{"file cut at its last batch", seg(3), func(f *waltest.MemFS) error {
+			return f.Damage(dir+"/"+seg(3), func(b []byte) []byte { return b[:rep.Segments[3].UsedBytes] })
 		}},
 		{"header cut", seg(1), func(f *waltest.MemFS) error {
 			return f.Damage(dir+"/"+seg(1), func(b []byte) []byte { return b[:100] })
@@ -232,6 +232,124 @@ func TestStructuralDamage(t *testing.T) {
 			refused(t, fsys, c.file, 1<<40)
 		})
 	}
+}
+
+// TestResizedFile: a log whose files have another size than they were given opens
+// if that shows that nothing is missing, and is refused otherwise.
+func TestResizedFile(t *testing.T) {
+	for seed := range uint64(20) {
+		for nonce := range uint64(2) { // closed, or opened and killed
+			orig, m, rep := restedLog(t, seed, nonce)
+			last := rep.Segments[len(rep.Segments)-1]
+			resize := func(name string, size int64, tail ...byte) *waltest.MemFS {
+				fsys := orig.Clone()
+				must(t, fsys.Damage(dir+"/"+name, func(b []byte) []byte {
+					if size < int64(len(b)) {
+						return b[:size]
+					}
+					return append(append(b, make([]byte, size-int64(len(b)))...), tail...)
+				}))
+				return fsys
+			}
+			opens := func(fsys *waltest.MemFS, name string) {
+				t.Helper()
+				l, rec := mustOpen(t, fsys, 9, m)
+				if len(rec.Resized) != 1 || rec.Resized[0] != name {
+					t.Fatalf("got %q as resized, want %s", rec.Resized, name)
+				}
+				if b, err := fsys.ReadFile(dir + "/" + last.File); err != nil || int64(len(b)) != last.Bytes {
+					t.Fatalf("the last segment has %d bytes (%v), want %d", len(b), err, last.Bytes)
+				}
+				must(t, l.Close())
+			}
+			for _, size := range []int64{last.UsedBytes + 1, last.UsedBytes + 63, last.UsedBytes + 64, last.Bytes - 4096, last.Bytes - 1} {
+				if size > last.UsedBytes {
+					opens(resize(last.File, size), last.File)
+				}
+			}
+			for _, size := range []int64{last.UsedBytes, last.UsedBytes - 1, last.UsedBytes - 38, last.UsedBytes - 64, 4096, 4095, 1, 0} {
+				refused(t, resize(last.File, size), last.File, 1<<40)
+			}
+			for _, seg := range rep.Segments {
+				opens(resize(seg.File, seg.Bytes+1), seg.File)
+				opens(resize(seg.File, seg.Bytes+5<<20), seg.File)
+				refused(t, resize(seg.File, seg.Bytes+4096, 1), seg.File, 1<<40)
+			}
+			first := rep.Segments[0]
+			opens(resize(first.File, first.UsedBytes), first.File)
+			opens(resize(first.File, first.UsedBytes-1), first.File) // the last bytes of its segment-end record are zeros
+			refused(t, resize(first.File, first.UsedBytes-64), first.File, 1<<40)
+		}
+	}
+}
+
+// TestCutAnywhere: wherever the last file of a log in use ends, the log opens with
+// all that it held, or is refused.
+func TestCutAnywhere(t *testing.T) {
+	rng := rand.New(rand.NewPCG(17, 0))
+	opened := 0
+	for range 20 {
+		fsys := waltest.New()
+		l, m := mustCreate(t, fsys, 1)
+		for l.Segments() < 2 {
+			must(t, l.Append(nextBatch(rng, m)))
+		}
+		for range rng.IntN(6) {
+			must(t, l.Append(nextBatch(rng, m)))
+		}
+		must(t, l.Append(wal.Batch{Sync: true}))
+		fsys.Kill()
+		names := segments(t, fsys)
+		name := names[len(names)-1]
+		whole, err := fsys.ReadFile(dir + "/" + name)
+		must(t, err)
+		for size := 0; size < len(whole); size += 1 + rng.IntN(100) {
+			cut := fsys.Clone()
+			must(t, cut.Damage(dir+"/"+name, func(b []byte) []byte { return b[:size] }))
+			if _, err := wal.Verify(cut, dir); err != nil {
+				refused(t, cut, name, 1<<40)
+				continue
+			}
+			opened++
+			l, _ := mustOpen(t, cut, 2, m)
+			must(t, l.Close())
+		}
+	}
+	if opened == 0 {
+		t.Error("no log opened: nothing was tested")
+	}
+}
+
+// TestShortSpare: a spare of another size is replaced.
+func TestShortSpare(t *testing.T) {
+	fsys := waltest.New()
+	l, m := mustCreate(t, fsys, 1)
+	for done := false; !done; {
+		var err error
+		done, err = l.PrepareSpare(0)
+		must(t, err)
+	}
+	must(t, l.Close())
+	names, err := fsys.List(dir)
+	must(t, err)
+	shortened := 0
+	for i, name := range names {
+		if strings.HasSuffix(name, ".spare") {
+			must(t, fsys.Damage(dir+"/"+name, func(b []byte) []byte { return b[:len(b)-1-i] }))
+			shortened++
+		}
+	}
+	if shortened == 0 {
+		t.Fatal("no spare")
+	}
+	l, _ = mustOpen(t, fsys, 2, m)
+	rng := rand.New(rand.NewPCG(3, 0))
+	for l.Segments() < 4 {
+		must(t, l.Append(nextBatch(rng, m)))
+	}
+	must(t, l.Close())
+	l, _ = mustOpen(t, fsys, 3, m)
+	must(t, l.Close())
 }
 
 // TestHoleIsNamed: a missing segment is called that.

@@ -104,6 +104,9 @@ type Recovered struct {
 	Entries []*raftpb.Entry
 	// Torn is what was cut off, nil if the log ended cleanly.
 	Torn *TornTail
+	// Resized names the segments whose files had another size than they were
+	// given, without loss. The last one has its size again.
+	Resized []string
 }
 
 // Log is an open log. It belongs to one goroutine, but for PrepareSpare and
@@ -274,7 +277,7 @@ func (l *Log) open() (*Recovered, error) {
 		return nil, err
 	}
 	return &Recovered{ClusterID: l.cfg.ClusterID, MemberID: l.cfg.MemberID,
-		HardState: l.st.hardState(), Mark: l.st.snapshotMark(), Entries: c.entries, Torn: r.torn}, nil
+		HardState: l.st.hardState(), Mark: l.st.snapshotMark(), Entries: c.entries, Torn: r.torn, Resized: r.resized()}, nil
 }
 
 // admit compares the ids of the log with those asked for, and adopts them.
@@ -582,7 +585,7 @@ func (l *Log) activate(s spare, seq uint64, size int64) error {
 	if err := s.f.Datasync(); err != nil {
 		return err
 	}
-	seg := segment{name: segmentName(seq, head.first), seq: seq, first: head.first, size: size}
+	seg := segment{name: segmentName(seq, head.first), seq: seq, first: head.first, size: size, have: size}
 	if err := l.rename(s.name, seg.name); err != nil {
 		return err
 	}

@@ -17,7 +17,8 @@ type segment struct {
 	name  string
 	seq   uint64
 	first uint64 // index the log was to go on with when the segment began
-	size  int64  // bytes
+	size  int64  // bytes, by the header
+	have  int64  // bytes of the file; differs from size if the file was resized
 }
 
 // position is where a batch may follow, and what it continues.
@@ -117,7 +118,7 @@ func (r *replay) segment(i int) error {
 		return err
 	}
 	if r.began != nil {
-		r.began(SegmentReport{File: seg.name, Seq: seg.seq, FirstIndex: seg.first, Bytes: seg.size,
+		r.began(SegmentReport{File: seg.name, Seq: seg.seq, FirstIndex: seg.first, Bytes: seg.have,
 			UsedBytes: r.tail.off, Batches: r.batches, Records: r.records, Ended: r.ended})
 	}
 	return nil
@@ -142,19 +143,63 @@ func (r *replay) load(seg *segment) error {
 	if err != nil {
 		return &CorruptError{seg.name, 0, err.Error()}
 	}
-	switch {
-	case head.size != size:
-		return &CorruptError{seg.name, min(size, head.size), fmt.Sprintf("file has %d bytes, its header says %d", size, head.size)}
-	case head.seq != seg.seq || head.first != seg.first:
+	if head.seq != seg.seq || head.first != seg.first {
 		return &CorruptError{seg.name, 0, "header is that of " + segmentName(head.seq, head.first)}
 	}
-	seg.size = size
-	if int64(cap(r.buf)) < size {
-		r.buf = make([]byte, size)
+	seg.size, seg.have = head.size, size
+	if err := zerosBeyond(f, head.size, size); err != nil {
+		return seg.resized(err)
 	}
-	r.buf = r.buf[:size]
+	if int64(cap(r.buf)) < seg.size {
+		r.buf = make([]byte, seg.size)
+	}
+	r.buf = r.buf[:seg.size]
 	r.head = head
-	return readFull(f, r.buf)
+	// What a file lacks counts as zeros, for scan to judge.
+	clear(r.buf[min(size, seg.size):])
+	return readFull(f, r.buf[:min(size, seg.size)])
+}
+
+// resized is the error for a file that has another size than it was given.
+func (s *segment) resized(why error) error {
+	if !errors.Is(why, errResized) {
+		return why
+	}
+	return &CorruptError{s.name, min(s.have, s.size), fmt.Sprintf("file has %d bytes, its header says %d, and %v", s.have, s.size, why)}
+}
+
+// resized names the segments whose files have another size than they were given.
+func (r *replay) resized() (names []string) {
+	for _, s := range r.segs {
+		if s.have != s.size {
+			names = append(names, s.name)
+		}
+	}
+	return names
+}
+
+// errResized is what makes a file of another size damage.
+var errResized = errors.New("what it lacks may be data")
+
+// zerosBeyond checks that a file holds zeros alone behind its proper end.
+func zerosBeyond(f File, end, size int64) error {
+	if size > 2*segmentBytesMax { // not worth reading
+		return fmt.Errorf("%w: it is too long", errResized)
+	}
+	var buf []byte
+	for off := end; off < size; off += int64(len(buf)) {
+		if buf == nil {
+			buf = make([]byte, zeroChunkBytes)
+		}
+		buf = buf[:min(size-off, zeroChunkBytes)]
+		if n, err := f.ReadAt(buf, off); n < len(buf) {
+			return err
+		}
+		if !bytes.Equal(buf, zeroChunk[:len(buf)]) {
+			return fmt.Errorf("%w: there is data behind its end", errResized)
+		}
+	}
+	return nil
 }
 
 func readFull(f File, b []byte) error {
@@ -290,6 +335,11 @@ func decodeBatch(buf []byte, at position, nonce uint64) (*batch, *miss) {
 // judge decides what it means that the log stops decoding at r.tail.
 func (r *replay) judge(seg *segment, isLast bool, m *miss) error {
 	corrupt := func(why string) error { return &CorruptError{seg.name, r.tail.off, m.reason + why} }
+	// In a file that was shortened, only a zero where the next batch would begin
+	// shows that there never was one.
+	if seg.have < seg.size && (!isLast || r.tail.off >= seg.have || usedBytes(r.buf[r.tail.off:]) > 0) {
+		return seg.resized(errResized)
+	}
 	if !m.maybeTorn {
 		return corrupt("")
 	}

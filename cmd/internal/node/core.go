@@ -176,6 +176,9 @@ func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {
 		n.cfg.Logger.Warn().Str("file", t.File).Int64("offset", t.Offset).Int64("bytes", t.Bytes).
 			Msg("cut an unfinished write off the log")
 	}
+	for _, file := range rec.Resized {
+		n.cfg.Logger.Warn().Str("file", file).Msg("a file of the log was shortened or extended; nothing is missing")
+	}
 	return log, rec, nil
 }
 
