@@ -143,11 +143,12 @@ const inspectName = "inspect"
 
 // read fills the table from an overlay.
 func (s *store) read(o *overlay) error {
-	db, err := o.open(s.cfg.MemTableBytes, s.cfg.Logger)
+	missing := &missingFile{Logger: s.cfg.Logger}
+	db, err := o.open(s.cfg.MemTableBytes, missing)
 	if err != nil {
 		return err
 	}
-	r := &reader{db: db, dir: o.dir, faulted: &s.faulted}
+	r := &reader{db: db, dir: o.dir, faulted: &s.faulted, missing: missing}
 	found, err := r.rebuild(s.table, s.cfg.VisitState, s.cfg.VisitPack)
 	if err == nil && !found && s.cfg.MustExist {
 		err = &CorruptError{Reason: "catalogue is missing"}
@@ -596,6 +597,8 @@ type reader struct {
 	dir string
 	// faulted is set by a read that panicked.
 	faulted *atomic.Bool
+	// missing knows the value log that a failing read did not find; may be nil.
+	missing *missingFile
 }
 
 // read returns a checked copy of a value, envelope included, in buf if it is
@@ -636,7 +639,22 @@ func (r *reader) retry(key []byte) (value []byte, m meta, err error) {
 
 // corrupt describes a pack that could not be read and finds its file.
 func (r *reader) corrupt(id PackID, cause error) *CorruptError {
-	return &CorruptError{Pack: id, File: r.locate(packKey(id)), Reason: cause.Error()}
+	file, reason := r.culprit(cause)
+	if file == "" {
+		file = r.locate(packKey(id))
+	}
+	return &CorruptError{Pack: id, File: file, Reason: reason}
+}
+
+// culprit names the value log that is missing, if that is the cause, and says
+// what is wrong.
+func (r *reader) culprit(cause error) (file, reason string) {
+	if r.missing != nil && errors.Is(cause, errUnreadable) {
+		if fid, ok := r.missing.take(); ok {
+			return filepath.Base(valueLogPath(r.dir, fid)), "value log is missing"
+		}
+	}
+	return "", cause.Error()
 }
 
 // locate returns the value log that holds the newest version of a key, as far
@@ -672,7 +690,8 @@ func (r *reader) rebuild(t *table, onState func(Entry) error, onPack func(PackID
 			return bad
 		}
 		if bad != nil {
-			return &CorruptError{Reason: fmt.Sprintf("state %q: %v", name, bad)}
+			file, reason := r.culprit(bad)
+			return &CorruptError{File: file, Reason: fmt.Sprintf("state %q: %s", name, reason)}
 		}
 		t.names[name] = m
 		state.add(stateTerm(name, m.crc), m.size)

@@ -120,7 +120,7 @@ func VerifyWith(cfg VerifyConfig) (*Report, error) {
 	}
 	defer os.RemoveAll(tmp)
 
-	v := &verifier{cfg: cfg, overlay: overlay{dir: dir, tmp: tmp}, places: make(map[PackID]place)}
+	v := &verifier{missing: missingFile{Logger: nopLogger{}}, cfg: cfg, overlay: overlay{dir: dir, tmp: tmp}, places: make(map[PackID]place)}
 	if err := v.run(); err != nil {
 		return nil, fmt.Errorf("backend: verify: %w", err)
 	}
@@ -139,7 +139,7 @@ type verifier struct {
 	places map[PackID]place
 	// bad are the records of value logs that fail their check, in order.
 	bad []badRecord
-	// missing takes down which file badger looked for in vain.
+	// missing knows the value log that a failing read did not find.
 	missing missingFile
 }
 
@@ -407,10 +407,10 @@ func (v *verifier) badRecordOf(id PackID) *badRecord {
 	return nil
 }
 
-// missingFile is the Logger of a store that is verified: from what badger says
-// of a failing read it takes the number of the file that is not there.
+// missingFile is the Logger of a store that is read whole: from what badger logs
+// about a failing read it takes the number of the value log that is not there.
 type missingFile struct {
-	nopLogger
+	Logger
 	mu    sync.Mutex
 	fid   uint32
 	found bool
@@ -418,8 +418,9 @@ type missingFile struct {
 
 var missingFileText = regexp.MustCompile(`file with ID: (\d+) not found`)
 
-// Debugf implements Logger: that is where failing reads are told.
+// Debugf implements Logger: failing reads are logged there.
 func (m *missingFile) Debugf(format string, args ...any) {
+	m.Logger.Debugf(format, args...)
 	if format != "badger: %s" {
 		return
 	}
@@ -434,7 +435,7 @@ func (m *missingFile) Debugf(format string, args ...any) {
 	}
 }
 
-// take returns what was taken down since the last call.
+// take returns the number that was logged since the last call, if any.
 func (m *missingFile) take() (fid uint32, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
