@@ -59,6 +59,10 @@ type Config struct {
 	// below 1 KiB at the default.
 	MemTableBytes int64
 	ValueLogBytes int64
+	// PackBytes is the size of the largest pack that is going to be committed, if
+	// it is known. ValueLogBytes is raised to hold it, and the packs in the store,
+	// which may have been written with larger files.
+	PackBytes int64
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -83,6 +87,11 @@ func (c Config) withDefaults() (Config, error) {
 			c.ValueLogBytes, int64(minValueLogBytes), int64(maxValueLogBytes))
 	}
 	return c, nil
+}
+
+// holdPacks raises the size of value logs so that packs of a size fit.
+func (c *Config) holdPacks(pack int64) {
+	c.ValueLogBytes = min(max(c.ValueLogBytes, 2*(pack+headerLen)), maxValueLogBytes)
 }
 
 // badgerOptions are the options of a store that writes. Each deviation from

@@ -142,6 +142,18 @@ func (b *Ballast) Held() bool {
 	return err == nil && st.Size >= b.size && st.Blocks*statBlock >= b.size
 }
 
+// Shrink cuts off what the file has more than the ballast's size.
+func (b *Ballast) Shrink() error {
+	info, err := os.Stat(b.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() <= b.size {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("backend: ballast: %w", err)
+	}
+	return truncateSync(b.path, b.size)
+}
+
 // Release gives the space back. Without a ballast it does nothing.
 func (b *Ballast) Release() error {
 	err := os.Remove(b.path)

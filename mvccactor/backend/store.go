@@ -83,7 +83,12 @@ func Open(cfg Config) (Store, error) {
 		if err := s.inspect(); err != nil {
 			return nil, err
 		}
+		for _, m := range s.table.packs {
+			cfg.PackBytes = max(cfg.PackBytes, int64(m.size))
+		}
 	}
+	cfg.holdPacks(cfg.PackBytes)
+	s.cfg = cfg
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.bridge = &logBridge{log: cfg.Logger, fail: s.fail}
 	if s.db, err = openBadger(badgerOptions(cfg, s.bridge), cfg.Logger); err != nil {

@@ -248,6 +248,8 @@ var registry = []section{
 			usage: "Print the version and exit."},
 	}},
 	{"Troupe's own", append([]flagSpec{
+		{name: "small", state: works, value: "false", bind: func(p *parser) flag.Value { return boolean(&p.Node.Small) },
+			usage: "For machines with little disk and memory: smaller files, reserves and cache. May be given or not at each start."},
 		{name: "cache-bytes", state: works, value: "0", bind: func(p *parser) flag.Value { return limit(&p.Node.CacheBytes) },
 			usage: "Bytes of stored records to keep in memory. 0 is a sixteenth of memory, 128 MiB at most."},
 		{name: "scrub-period", state: works, value: "12h", bind: func(p *parser) flag.Value { return duration(&p.Node.ScrubPeriod) },

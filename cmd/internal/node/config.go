@@ -33,6 +33,9 @@ type Config struct {
 	// DataDir holds everything; WALDir the log alone, DataDir's member/wal if
 	// empty.
 	DataDir, WALDir string
+	// Small makes the member take less disk and memory in advance; see sizes. It
+	// may differ from start to start.
+	Small bool
 
 	Heartbeat, Election time.Duration
 	PreVote             bool
@@ -86,14 +89,21 @@ type Config struct {
 // down and put faults below.
 type Storage struct {
 	LogFS           wal.FS // of the log; nil is the operating system's
-	LogSegmentBytes int64  // zero is the default of wal
-	// MemTableBytes and ValueLogBytes are those of backend.Config.
+	LogSegmentBytes int64  // zero follows from Config.Small
+	// MemTableBytes and ValueLogBytes are those of backend.Config. Zero of the
+	// latter follows from Config.Small.
 	MemTableBytes, ValueLogBytes int64
 	// OpenStore opens the store; nil is backend.Open.
 	OpenStore func(backend.Config) (backend.Store, error)
 }
 
-func (s *Storage) complete() {
+func (s *Storage) complete(z *sizes) {
+	if s.LogSegmentBytes == 0 {
+		s.LogSegmentBytes = z.segment
+	}
+	if s.ValueLogBytes == 0 {
+		s.ValueLogBytes = z.valueLog
+	}
 	if s.LogFS == nil {
 		s.LogFS = wal.OSFS{}
 	}
@@ -129,10 +139,6 @@ func DefaultMailboxes() Mailboxes {
 	}
 }
 
-// requestBytesMax is the largest request that may be allowed: its record has to
-// fit in a pack, and a pack in half a file of the store.
-const requestBytesMax = 31 << 20
-
 // requestOverhead is what encoding may add to a request of the largest size.
 const requestOverhead = 64 << 10 // bytes
 
@@ -164,13 +170,18 @@ func share(memory, part, least, most uint64) int64 {
 	return int64(min(max(memory/part, least), most))
 }
 
-// completeMemory fills in the limits that follow from memory.
+// completeMemory fills in the limits that follow from memory. A small member takes
+// the least of each.
 func (c *Config) completeMemory() {
+	memory := c.Memory
+	if c.Small {
+		memory = 1
+	}
 	if c.CacheBytes == 0 {
-		c.CacheBytes = share(c.Memory, cacheShare, cacheBytesMin, cacheBytesMax)
+		c.CacheBytes = share(memory, cacheShare, cacheBytesMin, cacheBytesMax)
 	}
 	if c.Mailboxes.Reads.Bytes == 0 {
-		c.Mailboxes.Reads.Bytes = share(c.Memory, readShare, readBytesMin, readBytesMax)
+		c.Mailboxes.Reads.Bytes = share(memory, readShare, readBytesMin, readBytesMax)
 	}
 }
 
@@ -223,8 +234,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("%w: no cluster with this member in it", errConfig)
 	case c.Heartbeat <= 0 || c.Election < 5*c.Heartbeat:
 		return fmt.Errorf("%w: election timeout %v must be at least five heartbeats of %v", errConfig, c.Election, c.Heartbeat)
-	case c.Gateway.MaxRequestBytes > requestBytesMax:
-		return fmt.Errorf("%w: --max-request-bytes=%d is above %d", errConfig, c.Gateway.MaxRequestBytes, requestBytesMax)
+	case c.Gateway.MaxRequestBytes > c.sizes().request:
+		return fmt.Errorf("%w: --max-request-bytes=%d is above %d", errConfig, c.Gateway.MaxRequestBytes, c.sizes().request)
 	case c.ScrubPeriod < 0:
 		return fmt.Errorf("%w: --scrub-period=%v is negative", errConfig, c.ScrubPeriod)
 	case c.Exit == nil:
@@ -239,7 +250,7 @@ func (c *Config) validate() error {
 			return free, err
 		}
 	}
-	c.Storage.complete()
+	c.Storage.complete(c.sizes())
 	return nil
 }
 

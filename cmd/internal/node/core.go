@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/actors"
@@ -119,6 +120,7 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 			OnFailure:     n.exit,
 			MemTableBytes: n.cfg.Storage.MemTableBytes,
 			ValueLogBytes: n.cfg.Storage.ValueLogBytes,
+			PackBytes:     largest(rec.Entries),
 		},
 		OpenBackend: n.cfg.Storage.OpenStore,
 		Check:       func(d *mvccmsg.Durable) error { return n.checkTogether(log, rec, d) },
@@ -150,6 +152,15 @@ func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
 		return nil, err
 	}
 	return n.assemble(epoch, log, rep, opened), nil
+}
+
+// largest returns the size of the largest pack that replaying entries may make: a
+// record has its request's size, and a pack holds at least one.
+func largest(entries []*raftpb.Entry) (bytes int64) {
+	for _, e := range entries {
+		bytes = max(bytes, int64(len(e.Data))+requestOverhead)
+	}
+	return bytes
 }
 
 func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {

@@ -20,21 +20,8 @@ const (
 	// diskEvery is how often free space is looked at. At 200 MB/s a disk loses
 	// 20 MB between two looks.
 	diskEvery = 100 * time.Millisecond
-	// diskLow raises the alarm, diskWell clears it: what the log, the store's
-	// files and reclaiming may still need, and some distance between the two. The
-	// size of the store's tables comes on top of both.
-	diskLow  = 192 << 20
-	diskWell = 256 << 20
-	// diskReserve has to be free, beside the tables' size and twice the commit's,
-	// for a commit to begin: the store writes through mappings, where a full disk
-	// kills the process. It is what the tables of two memtables and a new log
-	// take, with 100 ms of somebody else's 200 MB/s.
-	diskReserve = 40 << 20
 	// tablesEvery is how often the tables' size is looked at.
 	tablesEvery = time.Second
-	// ballastBytes are kept in a file to be given back when space runs out in
-	// spite of the alarm.
-	ballastBytes = 64 << 20
 	// diskTimeout bounds the proposal of an alarm, so that the ballast is watched
 	// meanwhile; the next look tries again.
 	diskTimeout = 50 * time.Millisecond
@@ -51,7 +38,7 @@ type space struct {
 // bytes. The store's folder alone counts: the log has its files in advance.
 func (n *Node) room(bytes int64) bool {
 	free, err := n.cfg.FreeSpace(n.cfg.DataDir)
-	return err == nil && free >= diskReserve+n.space.tables.Load()+2*uint64(bytes)
+	return err == nil && free >= n.cfg.sizes().diskReserve+n.space.tables.Load()+2*uint64(bytes)
 }
 
 // persistRoom is room for the persister. It remembers that there was none.
@@ -116,11 +103,11 @@ func (n *Node) makeRoom() error {
 func (n *Node) diskFull(err error) error {
 	free, ferr := n.cfg.FreeSpace(n.cfg.DataDir)
 	return errors.Join(fmt.Errorf("%w: %s has %d bytes free, %d are needed",
-		errDiskFull, n.cfg.DataDir, free, diskReserve+n.space.tables.Load()), err, ferr)
+		errDiskFull, n.cfg.DataDir, free, n.cfg.sizes().diskReserve+n.space.tables.Load()), err, ferr)
 }
 
 func (n *Node) newBallast() *backend.Ballast {
-	return backend.NewBallast(filepath.Join(n.cfg.DataDir, "member", "ballast"), ballastBytes)
+	return backend.NewBallast(filepath.Join(n.cfg.DataDir, "member", "ballast"), n.cfg.sizes().ballast)
 }
 
 // diskGuard watches free space.
@@ -132,6 +119,9 @@ type diskGuard struct {
 
 func (n *Node) diskLoop(incarnation uint64) (actors.Stage, error) {
 	g := &diskGuard{n: n, ballast: n.newBallast()}
+	if err := g.ballast.Shrink(); err != nil { // left by a start with larger sizes
+		n.cfg.Logger.Warn().Err(err).Msg("ballast")
+	}
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeDisk, Every: diskEvery, Epoch: incarnation, Faults: n.cfg.Faults,
 		Do: func(ctx context.Context, _ actors.Tick) { g.look(ctx) },
@@ -144,11 +134,11 @@ func (g *diskGuard) look(ctx context.Context) {
 	if !ok {
 		return
 	}
-	low := g.n.space.low.Load()
+	low, sizes := g.n.space.low.Load(), g.n.cfg.sizes()
 	switch {
-	case free < diskLow:
+	case free < sizes.diskLow:
 		low = true
-	case free >= diskWell:
+	case free >= sizes.diskWell:
 		low = false
 	}
 	g.n.space.low.Store(low)
@@ -191,11 +181,12 @@ func (g *diskGuard) free() (least uint64, where string, ok bool) {
 // hardly any.
 func (g *diskGuard) trim(free uint64) {
 	var err error
+	sizes := g.n.cfg.sizes()
 	switch held := g.ballast.Held(); {
-	case held && free < ballastBytes:
+	case held && free < uint64(sizes.ballast):
 		err = g.ballast.Release()
 		g.n.cfg.Logger.Warn().Uint64("free", free).Msg("the disk is full; gave up the ballast")
-	case !held && free >= diskWell+ballastBytes:
+	case !held && free >= sizes.diskWell+uint64(sizes.ballast):
 		err = g.ballast.Create()
 	}
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
@@ -93,6 +94,45 @@ func TestDiskGuard(t *testing.T) {
 	free.Store(10 << 30)
 	await("puts are accepted", func() bool { return !refused() })
 	await("the ballast is back", exists)
+}
+
+// TestSmallDiskGuard: with small sizes, the guard's limits are small too.
+func TestSmallDiskGuard(t *testing.T) {
+	var free atomic.Uint64
+	free.Store(150 << 20) // below the usual limit
+	dir := t.TempDir()
+	m := startMember(t, dir, func(c *Config) {
+		c.Small = true
+		c.FreeSpace = func(string) (uint64, error) { return free.Load(), nil }
+	})
+	defer m.shut()
+	m.eventually("there is a ballast", func() bool {
+		info, err := os.Stat(filepath.Join(dir, "member", "ballast"))
+		return err == nil && info.Size() == smallSizes.ballast
+	})
+	m.put("a", "1")
+	free.Store(smallSizes.diskLow - 1)
+	m.eventually("puts are refused", func() bool {
+		_, err := m.client.Put(context.Background(), "a", "2")
+		return errors.Is(err, rpctypes.ErrNoSpace)
+	})
+	free.Store(smallSizes.diskWell + 8<<20) // and the tables
+	m.eventually("puts are accepted", func() bool {
+		_, err := m.client.Put(context.Background(), "a", "3")
+		return err == nil
+	})
+
+	c := Config{DataDir: t.TempDir(), Small: true, ClusterID: 1, MemberID: 2, Heartbeat: 1, Election: 5, Exit: func(error) {},
+		Members: []*applymsg.Member{{Id: 2}}, Mailboxes: DefaultMailboxes()}
+	c.Gateway.MaxRequestBytes = smallSizes.request + 1
+	if err := c.validate(); err == nil || !strings.Contains(err.Error(), "--max-request-bytes") {
+		t.Errorf("got %v, want a request that no pack holds refused", err)
+	}
+	for name, s := range map[string]*sizes{"usual": &usualSizes, "small": &smallSizes} {
+		if s.ballast < int64(s.diskReserve) || s.diskLow <= s.diskReserve || s.diskWell <= s.diskLow || int64(s.request) >= s.valueLog/2 {
+			t.Errorf("%s sizes do not go together: %+v", name, *s)
+		}
+	}
 }
 
 // TestRebootOnFullDisk: a core that reboots while the disk is full waits for room,
