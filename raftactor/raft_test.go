@@ -363,8 +363,8 @@ func TestReadsWaitForTheTerm(t *testing.T) {
 			t.Fatalf("alone with %d applied, the log had %d", s.Applied, last)
 		}
 		got := r.reads.next()
-		if len(got) < 3 {
-			t.Fatalf("%d reads answered", len(got))
+		if len(got) < 2 {
+			t.Fatalf("%d reads answered, want those of each step", len(got))
 		}
 		for i, m := range got {
 			if m.Epoch != epoch || m.Id <= 0 || m.Index <= last {

@@ -1,6 +1,7 @@
 package walactor
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -67,6 +68,11 @@ type Actor struct {
 	cfg     Config
 	batches []wal.Batch
 	appends []*walmsg.Append
+	// deferred is the newest commit index that was answered and is not in the
+	// log. It is set when a batch changes the commit index alone, and written
+	// ahead of the next batch that has anything else, or when the actor stops.
+	// All entries that it covers are in the log.
+	deferred *raftpb.HardState
 }
 
 // New returns the stage.
@@ -85,8 +91,11 @@ func New(cfg Config) actors.Stage {
 
 // Receive implements actor.Actor.
 func (a *Actor) Receive(ctx actor.Context) {
-	if b, ok := ctx.Message().(*actors.Batch); ok {
-		a.batch(b)
+	switch m := ctx.Message().(type) {
+	case *actors.Batch:
+		a.batch(m)
+	case *actor.Stopping:
+		a.flush()
 	}
 }
 
@@ -140,15 +149,30 @@ func (a *Actor) gather(m *walmsg.Append) {
 	a.appends = append(a.appends, m)
 }
 
+// write makes what was gathered durable. A commit index alone is not worth a
+// write: recovery takes the larger of it and the applied index of the store, and
+// raft finds the rest by itself.
 func (a *Actor) write() {
-	start := a.cfg.Disk.Start()
-	err := a.cfg.Log.AppendAll(a.batches)
-	a.cfg.Disk.Stop()
-	if err != nil {
-		a.cfg.Fatal(err)
-		panic(err) // Fatal of a test comes back
+	var hard *raftpb.HardState
+	commitOnly := true
+	for i := range a.batches {
+		b := &a.batches[i]
+		commitOnly = commitOnly && !b.Sync && b.Mark == nil && len(b.Entries) == 0
+		if b.HardState != nil {
+			hard = b.HardState
+		}
 	}
-	took := time.Duration(actors.Now() - start)
+	if commitOnly {
+		if hard != nil {
+			a.deferred = hard
+		}
+		return
+	}
+	if a.deferred != nil {
+		a.batches = slices.Insert(a.batches, 0, wal.Batch{HardState: a.deferred})
+		a.deferred = nil
+	}
+	took := a.append()
 	bytes, synced := 0, false
 	for _, b := range a.batches {
 		synced = synced || b.Sync
@@ -161,6 +185,28 @@ func (a *Actor) write() {
 		a.cfg.Disk.note(took)
 		a.cfg.Observe.Fsync(took)
 	}
+}
+
+// append writes a.batches and returns how long that took.
+func (a *Actor) append() time.Duration {
+	start := a.cfg.Disk.Start()
+	err := a.cfg.Log.AppendAll(a.batches)
+	a.cfg.Disk.Stop()
+	if err != nil {
+		a.cfg.Fatal(err)
+		panic(err) // Fatal of a test comes back
+	}
+	return time.Duration(actors.Now() - start)
+}
+
+// flush writes the deferred commit index. Closing the log makes it durable.
+func (a *Actor) flush() {
+	if a.deferred == nil {
+		return
+	}
+	a.batches = append(a.batches[:0], wal.Batch{HardState: a.deferred})
+	a.deferred = nil
+	a.append()
 }
 
 func (a *Actor) note(b *actors.Batch) {

@@ -35,6 +35,7 @@ type rig struct {
 	t    *testing.T
 	sys  *actor.ActorSystem
 	fs   *waltest.MemFS
+	log  *wal.Log
 	raft *actorstest.Probe
 	ref  actors.Ref
 	disk *Disk
@@ -56,6 +57,7 @@ func newRig(t *testing.T, segment int64) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.log = log
 	r.fs.SetHook(r.hook)
 	r.raft = actorstest.NewProbe(t, r.sys, actors.CoreRaft)
 	r.ref = actorstest.Spawn(t, r.sys, New(Config{
@@ -237,33 +239,95 @@ func TestAcknowledgedSurvives(t *testing.T) {
 	}
 }
 
-// TestSyncOnlyWhereNeeded: a commit index alone is written and answered without a
-// sync.
-func TestSyncOnlyWhereNeeded(t *testing.T) {
+// commit posts an append that moves the commit index alone.
+func (r *rig) commit(index uint64) {
+	r.post(&walmsg.Append{Epoch: epoch, Message: &raftpb.Message{
+		Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(index),
+		Responses: []*raftpb.Message{{To: new(uint64(member))}}}})
+}
+
+// TestCommitIndexIsDeferred: a commit index alone is answered without a write, and
+// written with the next batch that holds anything else; a vote is synced.
+func TestCommitIndexIsDeferred(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 1<<20)
 		r.append("x")
 		r.appended()
-		syncs := r.count(waltest.OpDatasync)
-		r.post(&walmsg.Append{Epoch: epoch, Message: &raftpb.Message{
-			Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(uint64(1)),
-			Responses: []*raftpb.Message{{To: new(uint64(member))}}}})
-		if got := r.appended(); len(got) != 2 || got[1].Appends != 1 {
-			t.Fatalf("answered %v", got)
+		writes, syncs := r.count(waltest.OpWrite), r.count(waltest.OpDatasync)
+		r.commit(1)
+		if got := r.appended(); len(got) != 2 || got[1].Appends != 1 || len(got[1].Responses) != 1 {
+			t.Fatalf("answered %v, want the append and the commit index", got)
 		}
-		if r.count(waltest.OpDatasync) != syncs || r.fsyncs != 1 {
-			t.Fatal("synced for a commit index")
+		if w, s := r.count(waltest.OpWrite), r.count(waltest.OpDatasync); w != writes || s != syncs {
+			t.Fatalf("got %d writes and %d syncs for a commit index, want none", w-writes, s-syncs)
 		}
+		r.append("y")
+		r.appended()
+		if w, s := r.count(waltest.OpWrite), r.count(waltest.OpDatasync); w != writes+1 || s != syncs+1 {
+			t.Fatalf("got %d writes and %d syncs for the next entry, want one of each", w-writes, s-syncs)
+		}
+		fs := r.fs.Clone()
 		r.post(&walmsg.Append{Epoch: epoch, MustSync: true, Message: &raftpb.Message{
 			Term: new(uint64(2)), Vote: new(uint64(1)), Commit: new(uint64(1))}})
 		r.appended()
-		if r.count(waltest.OpDatasync) != syncs+1 {
-			t.Fatal("a vote was not synced")
+		if got := r.count(waltest.OpDatasync); got != syncs+2 {
+			t.Fatalf("got %d syncs for a vote, want 1", got-syncs-1)
+		}
+		for _, c := range []struct {
+			fs   *waltest.MemFS
+			want *raftpb.HardState
+		}{
+			{fs, &raftpb.HardState{Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(uint64(1))}},
+			{r.fs, &raftpb.HardState{Term: new(uint64(2)), Vote: new(uint64(1)), Commit: new(uint64(1))}},
+		} {
+			r.fs = c.fs
+			if rec := r.reopen(); !proto.Equal(rec.HardState, c.want) || len(rec.Entries) != 2 {
+				t.Fatalf("recovered %v and %d entries, want %v and 2", rec.HardState, len(rec.Entries), c.want)
+			}
+		}
+	})
+}
+
+// TestCrashBeforeDeferredCommit: a power cut between the answer and the next
+// write loses the commit index, which recovery then finds from the store and from
+// raft, and nothing else.
+func TestCrashBeforeDeferredCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1<<20)
+		r.append("x")
+		r.append("y")
+		r.commit(1)
+		r.commit(2)
+		if got := r.appended(); len(got) == 0 {
+			t.Fatal("nothing was answered")
 		}
 		rec := r.reopen()
-		want := &raftpb.HardState{Term: new(uint64(2)), Vote: new(uint64(1)), Commit: new(uint64(1))}
-		if !proto.Equal(rec.HardState, want) {
-			t.Fatalf("recovered %v", rec.HardState)
+		if len(rec.Entries) != 2 || rec.HardState.GetCommit() > 2 {
+			t.Fatalf("recovered %d entries at commit %d, want both", len(rec.Entries), rec.HardState.GetCommit())
+		}
+	})
+}
+
+// TestStopWritesDeferredCommit: after a clean stop the log knows the newest commit
+// index.
+func TestStopWritesDeferredCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1<<20)
+		r.append("x")
+		r.appended()
+		r.append("y")
+		r.appended()
+		r.commit(1)
+		r.appended()
+		r.commit(2)
+		r.appended()
+		r.sys.Root.Stop(r.ref.PID)
+		synctest.Wait()
+		if err := r.log.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if rec := r.reopen(); rec.HardState.GetCommit() != 2 {
+			t.Fatalf("recovered commit index %d, want 2", rec.HardState.GetCommit())
 		}
 	})
 }

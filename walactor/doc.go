@@ -24,7 +24,10 @@
 //
 //  1. The responses of an append leave after it and all earlier ones are durable.
 //  2. Entries arrive without gaps; a gap panics.
-//  3. A segment goes only when a mark above it is durable.
+//  3. A commit index alone is answered at once and written with the next batch
+//     that holds anything else, or at the stop. It never names an entry that is
+//     not in the log.
+//  4. A segment goes only when a mark above it is durable.
 //
 // # Blocks
 //

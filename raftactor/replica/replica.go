@@ -75,8 +75,13 @@ type Replica struct {
 	voters   map[uint64]struct{}
 	learner  bool
 
-	appends   []pendingAppend // handed out, oldest first
-	applies   []pendingApply  // handed out, oldest first
+	appends []pendingAppend // handed out, oldest first
+	// unwritten is the hard state of the latest append that changed the commit
+	// index alone and was completed without the log. It is set by completeHere,
+	// leaves with the next append that is handed out, and never names an entry
+	// that is not durable.
+	unwritten *raftpb.HardState
+	applies   []pendingApply // handed out, oldest first
 	committed uint64
 	applied   uint64
 	// termStart is the lowest index at which this leader knows that an entry of
@@ -397,7 +402,7 @@ type Append struct {
 // ReadState answers a ReadIndex.
 type ReadState struct{ ID, Index uint64 }
 
-// Ready returns the work that is due, if any.
+// Ready returns the work that is due; ok is false when raft has none.
 func (r *Replica) Ready() (out Output, ok bool) {
 	if !r.node.HasReady() {
 		return out, false
@@ -406,7 +411,12 @@ func (r *Replica) Ready() (out Output, ok bool) {
 	for _, m := range rd.Messages {
 		switch m.GetTo() {
 		case raft.LocalAppendThread:
-			out.Appends = append(out.Appends, r.handOut(m))
+			a := r.handOut(m)
+			if len(r.appends) == 1 && !a.MustSync && m.Term != nil {
+				out.Peers = append(out.Peers, r.completeHere(m)...)
+				continue
+			}
+			out.Appends = append(out.Appends, a)
 		case raft.LocalApplyThread:
 			out.Applies = append(out.Applies, m)
 			last := m.Entries[len(m.Entries)-1].GetIndex()
@@ -427,6 +437,13 @@ func (r *Replica) Ready() (out Output, ok bool) {
 func (r *Replica) handOut(m *raftpb.Message) Append {
 	a := Append{Message: m, MustSync: len(m.Entries) > 0 || m.Snapshot != nil}
 	p := pendingAppend{entries: m.Entries}
+	if h := r.unwritten; h != nil {
+		// The message is the storage thread's, and raft keeps no reference to it.
+		if m.Term == nil {
+			m.Term, m.Vote, m.Commit = h.Term, h.Vote, h.Commit
+		}
+		r.unwritten = nil
+	}
 	if m.Term != nil {
 		a.MustSync = a.MustSync || m.GetTerm() != r.hard.GetTerm() || m.GetVote() != r.hard.GetVote()
 		p.hard = &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
@@ -439,6 +456,31 @@ func (r *Replica) handOut(m *raftpb.Message) Append {
 	r.appends = append(r.appends, p)
 	return a
 }
+
+// completeHere completes an append that changes nothing but the commit index,
+// while no other append is outstanding. A commit index need not be durable
+// (raft.MustSync), so all that its responses wait for is durable already; the
+// hard state is written with the next append. This saves a write, and a round
+// trip to the log, per batch of proposals. It returns the responses to peers.
+func (r *Replica) completeHere(m *raftpb.Message) (peers []*raftpb.Message) {
+	var local []*raftpb.Message
+	for _, resp := range m.Responses {
+		if resp.GetTo() == r.id {
+			local = append(local, resp)
+		} else {
+			peers = append(peers, resp)
+		}
+	}
+	if err := r.Appended(1, local); err != nil {
+		panic(err) // an append without entries does not fail
+	}
+	r.unwritten = &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
+	return peers
+}
+
+// Unwritten returns a hard state that was handed to nobody, nil if there is none:
+// a clean stop writes it, so that the next start knows the commit index.
+func (r *Replica) Unwritten() *raftpb.HardState { return r.unwritten }
 
 func (r *Replica) noteTermStart(entries []*raftpb.Entry) {
 	for _, e := range entries {

@@ -255,21 +255,61 @@ func TestProposeAndCommit(t *testing.T) {
 	}
 }
 
-// TestCommitAloneNeedsNoSync: where only the commit index moves, nothing is lost
-// with it.
-func TestCommitAloneNeedsNoSync(t *testing.T) {
+// TestCommitAloneNeedsNoWrite: an append that moves the commit index alone is
+// completed without the log, and its hard state goes with the next append.
+func TestCommitAloneNeedsNoWrite(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
 	must(t, b.r.Propose([]byte("x")))
 	b.take()
+	commit := b.r.Status().Committed + 1
 	b.durable(len(b.appends))
-	for _, a := range b.appends {
-		if a.MustSync || len(a.Message.Entries) > 0 || a.Message.Term == nil {
-			t.Fatalf("the commit index moved: %+v", a)
-		}
+	if len(b.appends) != 0 {
+		t.Fatalf("got %d appends for a commit index, want none: %+v", len(b.appends), b.appends[0])
 	}
-	if len(b.appends) == 0 {
-		t.Fatal("the commit index was never handed out")
+	if len(b.applies) != 1 || b.r.Status().Committed != commit {
+		t.Fatalf("got %d applies at commit %d, want 1 at %d", len(b.applies), b.r.Status().Committed, commit)
+	}
+	if got := b.r.Unwritten().GetCommit(); got != commit {
+		t.Fatalf("unwritten commit index: got %d, want %d", got, commit)
+	}
+	b.apply(1)
+	must(t, b.r.Propose([]byte("y")))
+	b.take()
+	if len(b.appends) != 1 || len(b.appends[0].Message.Entries) != 1 || b.appends[0].Message.GetCommit() != commit {
+		t.Fatalf("got appends %+v, want one with the entry and commit index %d", b.appends, commit)
+	}
+	if m := b.appends[0].Message; m.GetTerm() != b.r.Status().Term || m.GetVote() != 1 {
+		t.Fatalf("got hard state of term %d with vote %d, want term %d, vote 1", m.GetTerm(), m.GetVote(), b.r.Status().Term)
+	}
+	if b.r.Unwritten() != nil {
+		t.Fatalf("a hard state that was handed out is still unwritten: %v", b.r.Unwritten())
+	}
+}
+
+// TestCommitBehindEntriesGoesToTheLog: while an append is outstanding, what
+// follows keeps its place behind it, or a response would overtake the fsync that
+// it waits for.
+func TestCommitBehindEntriesGoesToTheLog(t *testing.T) {
+	b := newAlone(t)
+	b.elect()
+	must(t, b.r.Propose([]byte("x")))
+	b.take()
+	must(t, b.r.Propose([]byte("y")))
+	b.take()
+	if len(b.appends) != 2 {
+		t.Fatalf("got %d appends, want 2", len(b.appends))
+	}
+	b.durable(1)
+	if len(b.appends) != 2 || len(b.appends[1].Message.Entries) != 0 || b.appends[1].MustSync {
+		t.Fatalf("got %+v, want the entry outstanding and a commit index behind it", b.appends)
+	}
+	if b.r.Unwritten() != nil {
+		t.Fatalf("got %v unwritten, want the log to have it", b.r.Unwritten())
+	}
+	b.settle()
+	if got := len(b.applied); got == 0 || string(b.applied[got-1].Data) != "y" {
+		t.Fatalf("applied %d entries, want y to be the last", got)
 	}
 }
 

@@ -301,9 +301,21 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 			n.current.Store(nil)
 			n.raft.Reset()
 			n.replies.FailAll(raftmsg.Code_STOPPED) // whose stages stopped before theirs was done
-			return errors.Join(n.closeStore(o.Backend), log.Close())
+			return errors.Join(n.closeStore(o.Backend), closeLog(log, rep.Unwritten()))
 		},
 	}
+}
+
+// closeLog closes the log. It writes the hard state that no append carried, so
+// that the next start knows the commit index. All stages have stopped.
+func closeLog(log *wal.Log, unwritten *raftpb.HardState) error {
+	var err error
+	if unwritten != nil {
+		if err = log.Append(wal.Batch{HardState: unwritten}); errors.Is(err, wal.ErrFailed) {
+			err = nil // reported when it failed
+		}
+	}
+	return errors.Join(err, log.Close())
 }
 
 func (n *Node) nextID() uint64 { return n.sequence.Add(1) }
