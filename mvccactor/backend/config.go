@@ -118,8 +118,8 @@ func badgerOptions(c Config, bridge *logBridge) badger.Options {
 	o.Compression = options.None
 	o.BlockCacheSize = 0
 	o.IndexCacheSize = 0
-	// Two is the least badger accepts.
-	o.NumCompactors = 2
+	// The store merges tables by itself; see merger.
+	o.NumCompactors = 0
 	o.NumVersionsToKeep = 1
 	// Every flushed table is merged down at once. The tree is small, versions that
 	// were replaced are found early, and only found garbage can be reclaimed.

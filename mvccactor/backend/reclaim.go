@@ -94,6 +94,7 @@ func (s *store) Reclaim(ctx context.Context, budget Budget) (ReclaimReport, erro
 		return ReclaimReport{}, ErrBusy
 	}
 	defer s.reclaiming.Unlock()
+	defer s.merger.begin()()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.closing, cancel)()
@@ -175,11 +176,18 @@ func (s *store) reclaim(w *worker, budget Budget, files *int) error {
 
 // merge flushes the memtable and merges all tables into one level.
 func (s *store) merge(w *worker) error {
-	if err := w.do(func() error { return s.flush(w.ctx) }); err != nil {
-		return fmt.Errorf("backend: reclaim: flush: %w", err)
-	}
-	if err := w.do(func() error { return s.db.Flatten(1) }); err != nil {
-		return fmt.Errorf("backend: reclaim: merge: %w", err)
+	// The first table of a store is merged only with a second one, which the
+	// second round writes.
+	for range 2 {
+		if err := w.do(func() error { return s.flush(w.ctx) }); err != nil {
+			return fmt.Errorf("backend: reclaim: flush: %w", err)
+		}
+		if err := w.do(func() error { return s.merger.flatten() }); err != nil {
+			return fmt.Errorf("backend: reclaim: merge: %w", err)
+		}
+		if s.db.Levels()[0].NumTables == 0 {
+			break
+		}
 	}
 	return nil
 }
@@ -324,8 +332,8 @@ func fillerKey(i int) []byte {
 	return []byte(fmt.Sprintf("%c%08d%s", prefixFiller, i, strings.Repeat("-", fillerKeyLen-9)))
 }
 
-// settle waits until the memtables up to the given one are tables and the first
-// level is merged into the next.
+// settle waits until the memtables up to the given one are tables, and these are
+// merged.
 func (s *store) settle(ctx context.Context, last uint32) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, settleLimit, errors.New("badger does not settle"))
 	defer cancel()
@@ -336,7 +344,7 @@ func (s *store) settle(ctx context.Context, last uint32) error {
 		if err != nil {
 			return err
 		}
-		if (len(logs) == 0 || logs[0] > last) && s.db.Levels()[0].NumTables == 0 {
+		if (len(logs) == 0 || logs[0] > last) && s.merger.merged() {
 			return nil
 		}
 		if err := s.failed(); err != nil {

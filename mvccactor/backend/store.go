@@ -33,6 +33,7 @@ var errNoKey = errors.New("badger does not have it")
 type store struct {
 	cfg    Config
 	db     *badger.DB
+	merger *merger // of db
 	limits limits
 	bridge *logBridge
 	table  *table
@@ -95,8 +96,10 @@ func Open(cfg Config) (Store, error) {
 		s.close()
 		return nil, err
 	}
+	s.merger = startMerger(s.db, cfg.Logger)
 	if err := s.start(); err != nil {
 		s.close()
+		s.merger.signal()
 		s.abandon()
 		return nil, err
 	}
@@ -265,6 +268,7 @@ func (s *store) Commit(b Batch) error {
 	defer s.leave()
 	s.commit.Lock()
 	defer s.commit.Unlock()
+	defer s.merger.begin()()
 	if err := s.failed(); err != nil {
 		return err
 	}
@@ -548,11 +552,13 @@ func (s *store) Close() error {
 		return ErrClosed
 	}
 	s.closed = true
+	s.merger.signal()
 	if s.faulted.Load() {
 		// Badger would wait for the lock of the faulted file for ever. Everything
 		// committed is durable, so that nothing is lost by not closing it.
 		return fmt.Errorf("backend: close: given up after a read fault: %w", s.failed())
 	}
+	s.merger.stop()
 	err := s.db.Close()
 	if err == nil {
 		err = syncFile(filepath.Join(s.cfg.Dir, discardName))
@@ -568,6 +574,7 @@ func (s *store) abandon() {
 	if s.faulted.Load() {
 		return
 	}
+	s.merger.stop()
 	if err := guard(s.db.Close); err != nil {
 		s.cfg.Logger.Warnf("badger: close: %v", err)
 	}
