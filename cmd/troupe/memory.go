@@ -30,10 +30,10 @@ func availableMemory() uint64 {
 const (
 	// idlePeriod is how often the process is looked at. A release follows the end of
 	// a load after two to three periods.
-	idlePeriod = 2 * time.Second
-	// idleBytes is how many bytes an idle process allocates in a period at most: a
-	// few hundred requests. A busier one would fill the heap again soon.
-	idleBytes = 2 << 20
+	idlePeriod = time.Second
+	// idleBytes is how many bytes an idle process allocates in a period at most:
+	// some hundred requests. A busier one would fill the heap again soon.
+	idleBytes = 1 << 20
 	// A release is worth its collection, which takes some 100 ms of CPU per million
 	// keys, if it can return at least releaseBytes and a releaseShare-th of the heap.
 	// Between two releases the process must have allocated as much as is live: about
