@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -309,4 +310,63 @@ func TestProbeAndNames(t *testing.T) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
+}
+
+// TestTickerOnDemand: an armed ticker posts one tick, at a multiple of its
+// interval, and nothing before it is armed again; a tick that found its lane full
+// is posted at a later multiple, because the actor waits for it.
+func TestTickerOnDemand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := actorstest.NewProbeWith(t, actorstest.NewSystem(t), actors.MailboxConfig{
+			Name: "demand", Class: actors.Lossy, Hold: true, Limit: actors.Limit{Requests: 1, Bytes: 1}})
+		tk := actors.NewTicker(p.Mailbox, 0, 100*time.Millisecond, 1)
+		defer tk.Stop()
+		check := func(what string, ticks int, armed bool) {
+			t.Helper()
+			synctest.Wait()
+			if got := len(p.Messages()); got != ticks || tk.Armed() != armed {
+				t.Fatalf("%s: got %d ticks, armed %t, want %d, %t", what, got, tk.Armed(), ticks, armed)
+			}
+		}
+		time.Sleep(1030 * time.Millisecond)
+		check("before Arm", 0, false)
+		tk.Arm()
+		tk.Arm()
+		time.Sleep(69 * time.Millisecond)
+		check("before the multiple", 0, true)
+		time.Sleep(time.Millisecond)
+		check("at the multiple", 1, false)
+		time.Sleep(time.Second)
+		tk.Arm() // the probe holds the only place of the lane
+		time.Sleep(time.Second)
+		check("with a full lane", 1, true)
+		p.Mailbox.ReleaseLane(0, actors.Cost{Requests: 1})
+		time.Sleep(100 * time.Millisecond)
+		check("after room was made", 2, false)
+		tk.Stop()
+		tk.Arm()
+		check("after Stop", 2, false)
+	})
+}
+
+// TestTickerSkipsWhatIsNotDue: a periodic ticker posts nothing while its due says
+// no, and goes on afterwards.
+func TestTickerSkipsWhatIsNotDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		box := actors.NewMailbox(actors.MailboxConfig{Name: "due", Class: actors.Lossy, Limit: actors.Limit{Requests: 100, Bytes: 100}})
+		var due atomic.Bool
+		tk := actors.StartTicker(box, 0, 100*time.Millisecond, 1, due.Load)
+		defer tk.Stop()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := box.UserMessageCount(); got != 0 {
+			t.Fatalf("got %d ticks while nothing was due, want none", got)
+		}
+		due.Store(true)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := box.UserMessageCount(); got != 10 {
+			t.Fatalf("got %d ticks in a second, want 10", got)
+		}
+	})
 }

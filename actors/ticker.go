@@ -9,6 +9,10 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 )
 
+// alignedMax is the longest interval whose ticks are aligned. Longer ones wake
+// nobody often enough to matter.
+const alignedMax = time.Second
+
 // Tick is the message of a Ticker.
 type Tick struct {
 	Epoch uint64 // of the actor that the ticker was started for
@@ -19,33 +23,82 @@ type Tick struct {
 // tickCost is the weight of a tick: one request, no payload.
 var tickCost = Cost{Requests: 1}
 
-// Ticker posts a Tick to a lane at a fixed interval. The lane should be Lossy
-// with a limit of one request: an actor that is behind then loses ticks instead
-// of piling them up, and sees by Seq how many. protoactor's receive timeout is
-// not used because it is a data race.
+// Ticker posts a Tick to a lane, either at a fixed interval (StartTicker) or
+// once for each Arm (NewTicker). An actor that has nothing to wait for should not
+// be woken, so most actors arm theirs when they begin to wait for something. A
+// periodic lane should be Lossy with a limit of one request: an actor that is
+// behind then loses ticks instead of piling them up, and sees by Seq how many.
+// protoactor's receive timeout is not used because it is a data race.
+//
+// Ticks with an interval of up to alignedMax fall on its multiples of the wall
+// clock. All these tickers of a process thus fire at the same instant, which wakes
+// an idle process once instead of once per ticker. Those with a longer one keep
+// their phase, so that thousands of streams do not all act at once.
 type Ticker struct {
 	box   *Mailbox
 	lane  int
 	every time.Duration
 	epoch uint64
+	// periodic tickers post when due is nil or returns true; it runs on the
+	// timer's goroutine. The others post once after each Arm.
+	periodic bool
+	due      func() bool
 
 	mu      sync.Mutex
-	timer   *time.Timer
+	timer   *time.Timer // nil before the first Arm
+	armed   bool        // the timer is running
 	stopped bool
 	seq     uint64
 }
 
-// StartTicker starts a ticker; its actor stops it at Stopping. A ticker whose
-// mailbox is closed stops by itself.
-func StartTicker(box *Mailbox, lane int, every time.Duration, epoch uint64) *Ticker {
+// NewTicker returns a ticker that posts nothing before it is armed.
+func NewTicker(box *Mailbox, lane int, every time.Duration, epoch uint64) *Ticker {
 	if every <= 0 {
 		panic(fmt.Sprintf("actors: ticker of %s with interval %v", box.Name(), every))
 	}
-	t := &Ticker{box: box, lane: lane, every: every, epoch: epoch}
+	return &Ticker{box: box, lane: lane, every: every, epoch: epoch}
+}
+
+// StartTicker starts a periodic ticker; its actor stops it at Stopping. A ticker
+// whose mailbox is closed stops by itself. If due is not nil, a tick at which it
+// returns false is skipped without waking the actor; it must be safe to call from
+// any goroutine, and cheap.
+func StartTicker(box *Mailbox, lane int, every time.Duration, epoch uint64, due func() bool) *Ticker {
+	t := NewTicker(box, lane, every, epoch)
+	t.periodic, t.due = true, due
+	t.Arm()
+	return t
+}
+
+// Arm makes the ticker post one Tick at the next multiple of its interval. It
+// does nothing if a tick is pending or the ticker was stopped.
+func (t *Ticker) Arm() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.timer = time.AfterFunc(every, t.fire)
-	return t
+	if !t.armed && !t.stopped {
+		t.arm()
+	}
+}
+
+// Armed reports that a tick is pending.
+func (t *Ticker) Armed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.armed
+}
+
+// arm starts the timer. Called with mu held.
+func (t *Ticker) arm() {
+	t.armed = true
+	wait := t.every
+	if wait <= alignedMax {
+		wait -= time.Duration(time.Now().UnixNano()) % wait
+	}
+	if t.timer == nil {
+		t.timer = time.AfterFunc(wait, t.fire)
+	} else {
+		t.timer.Reset(wait)
+	}
 }
 
 func (t *Ticker) fire() {
@@ -54,12 +107,18 @@ func (t *Ticker) fire() {
 	if t.stopped {
 		return
 	}
+	t.armed = false
 	t.seq++
-	err := t.box.TryPost(t.lane, &Tick{Epoch: t.epoch, Seq: t.seq, At: Now()}, tickCost)
-	if err == ErrClosed {
+	if t.due != nil && !t.due() {
+		t.arm()
 		return
 	}
-	t.timer.Reset(t.every)
+	err := t.box.TryPost(t.lane, &Tick{Epoch: t.epoch, Seq: t.seq, At: Now()}, tickCost)
+	// A full lane of a ticker that is armed on demand: its actor waits for this
+	// tick, so it is posted at the next multiple.
+	if err != ErrClosed && (t.periodic || err != nil) {
+		t.arm()
+	}
 }
 
 // Stop ends the ticker. No tick is posted after it returns.
@@ -67,7 +126,9 @@ func (t *Ticker) Stop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.stopped = true
-	t.timer.Stop()
+	if t.timer != nil {
+		t.timer.Stop()
+	}
 }
 
 // LoopConfig describes a background job: compactor, disk guard, monitors.
@@ -75,6 +136,10 @@ type LoopConfig struct {
 	Name  string        // path, from name.go
 	Every time.Duration // interval; a run that takes longer skips ticks
 	Epoch uint64        // the incarnation, for stale ticks
+	// Due, if set, tells whether there is anything to do at a tick; Do is not
+	// called otherwise, and the actor not woken. It runs on the goroutine of the
+	// timer, concurrently with Do, and must be cheap.
+	Due func() bool
 	// Do is one run, on the actor's goroutine. ctx ends when the actor is to
 	// stop. A panic fails the actor, and Edge starts a fresh one.
 	Do     func(ctx context.Context, t Tick)
@@ -107,7 +172,7 @@ type loop struct {
 func (l *loop) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		l.ticker = StartTicker(l.box, 0, l.cfg.Every, l.cfg.Epoch)
+		l.ticker = StartTicker(l.box, 0, l.cfg.Every, l.cfg.Epoch, l.cfg.Due)
 	case *Batch:
 		for ; m.Done < len(m.Msgs); m.Done++ {
 			l.tick(m.Msgs[m.Done].(*Tick))

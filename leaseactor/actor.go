@@ -1,6 +1,7 @@
 package leaseactor
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -124,6 +125,11 @@ type Actor struct {
 	now    int64 // time of the current batch
 	table  *lease.Table
 
+	// busy and seenTerm are what due knows: whether anything waits for time to
+	// pass, and the term as of the last batch. Set at the end of each batch.
+	busy     atomic.Bool
+	seenTerm atomic.Uint64
+
 	term uint64 // in which this member leads; 0 if it does not
 	asOf uint64 // raft index up to which the table has all changes
 
@@ -176,7 +182,7 @@ func New(cfg Config) actors.Stage {
 func (a *Actor) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		a.ticker = actors.StartTicker(a.box, laneTicks, tick, a.cfg.Epoch)
+		a.ticker = actors.StartTicker(a.box, laneTicks, tick, a.cfg.Epoch, a.due)
 	case *actors.Batch:
 		a.batch(m)
 	case *actor.Stopping:
@@ -207,6 +213,8 @@ func (a *Actor) batch(b *actors.Batch) {
 	}
 	a.cfg.Faults.Point(actors.CoreLease, "batch")
 	a.propose()
+	a.busy.Store(a.paused || a.table.Len()+len(a.waiting)+len(a.inFlight) > 0)
+	a.seenTerm.Store(a.term)
 	if a.renewed > 0 {
 		a.cfg.Observe.LeasesRenewed(a.renewed)
 		a.renewed = 0
@@ -216,6 +224,10 @@ func (a *Actor) batch(b *actors.Batch) {
 		a.released = actors.Cost{}
 	}
 }
+
+// due reports whether a tick has anything to do. While there are leases each
+// tick counts, because lease.Clock ignores steps of more than a second.
+func (a *Actor) due() bool { return a.busy.Load() || a.cfg.Term() != a.seenTerm.Load() }
 
 // followTerm starts over with all leases of the view when this member leads in a new term.
 // Changed messages of entries that the view contains are ignored from then on.

@@ -54,9 +54,24 @@ type Compactor struct {
 	mu   sync.Mutex // one at a time: the loop, or a Reclaim
 	last time.Time  // of the loop's last round over the files; guarded by mu
 
+	// What due knows. filesAt is when the next round over the files is due, as
+	// actors.Now; futile is the state in which no pack was worth rewriting, so
+	// that an idle store is not searched again and again.
+	filesAt atomic.Int64
+	futile  atomic.Pointer[compactorState]
+
 	// hurry ends what the loop is doing, because a Reclaim waits.
 	hurry atomic.Pointer[context.CancelFunc]
 }
+
+// compactorState identifies what the compactor saw in a view. It does not hold on
+// to the view, which would keep what is replaced in memory.
+type compactorState struct {
+	applied uint64
+	sizes   mvcc.Sizes
+}
+
+func stateOf(v *mvcc.View) compactorState { return compactorState{v.AppliedIndex, v.Sizes} }
 
 // NewCompactor returns a compactor.
 func NewCompactor(cfg CompactorConfig) *Compactor { return &Compactor{cfg: cfg} }
@@ -65,8 +80,27 @@ func NewCompactor(cfg CompactorConfig) *Compactor { return &Compactor{cfg: cfg} 
 func (c *Compactor) Stage(epoch uint64) actors.Stage {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeCompactor, Every: reclaimInterval, Epoch: epoch,
-		Do: func(ctx context.Context, _ actors.Tick) { c.look(ctx) },
+		Due: c.due,
+		Do:  func(ctx context.Context, _ actors.Tick) { c.look(ctx) },
 	})
+}
+
+// due reports whether look has anything to do. It may run beside look.
+func (c *Compactor) due() bool {
+	if actors.Now() >= c.filesAt.Load() {
+		return true
+	}
+	v := c.cfg.Published.View()
+	if v == nil || !overShare(v, garbageShare) {
+		return false
+	}
+	futile := c.futile.Load()
+	return futile == nil || *futile != stateOf(v)
+}
+
+// overShare reports that more than a share of what is stored is dead.
+func overShare(v *mvcc.View, share float64) bool {
+	return float64(v.Sizes.Stored-v.Sizes.Live) > share*float64(v.Sizes.Stored)
 }
 
 func (c *Compactor) look(ctx context.Context) {
@@ -103,7 +137,7 @@ func (c *Compactor) report(err error) {
 // than a share of all is dead, for some time at most.
 func (c *Compactor) packs(ctx context.Context, share float64, budget time.Duration) error {
 	v := c.cfg.Published.View()
-	if v == nil || float64(v.Sizes.Stored-v.Sizes.Live) <= share*float64(v.Sizes.Stored) {
+	if v == nil || !overShare(v, share) {
 		return nil
 	}
 	epoch, box, store, ok := c.cfg.Core()
@@ -111,7 +145,12 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 		return nil // without room it would only fill the persister's mailbox
 	}
 	end := time.Now().Add(budget)
-	for _, g := range v.Garbage(reclaimPacks) {
+	garbage := v.Garbage(reclaimPacks)
+	if len(garbage) == 0 {
+		state := stateOf(v)
+		c.futile.Store(&state)
+	}
+	for _, g := range garbage {
 		if time.Now().After(end) {
 			return nil
 		}
@@ -145,6 +184,7 @@ func (c *Compactor) files(ctx context.Context) error {
 	if time.Since(c.last) < fileInterval {
 		return nil
 	}
+	defer func() { c.filesAt.Store(actors.Now() + int64(fileInterval)) }()
 	_, _, store, ok := c.cfg.Core()
 	if !ok {
 		return nil

@@ -86,6 +86,7 @@ func NewPersister(cfg PersisterConfig) (*Persister, actors.Stage) {
 		},
 		Faults: cfg.Faults,
 	})
+	p.ticker = actors.NewTicker(p.box, persisterTicks, flushInterval, cfg.Epoch)
 	return p, actors.Stage{Name: actors.CorePersister, Actor: p, Mailbox: p.box}
 }
 
@@ -95,8 +96,6 @@ func (p *Persister) Connect(mvcc *actors.Mailbox) { p.mvcc = mvcc }
 // Receive implements actor.Actor.
 func (p *Persister) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
-	case *actor.Started:
-		p.ticker = actors.StartTicker(p.box, persisterTicks, flushInterval, p.cfg.Epoch)
 	case *actors.Batch:
 		p.batch(m)
 	case *actor.Stopping:
@@ -123,6 +122,9 @@ func (p *Persister) batch(b *actors.Batch) {
 	if p.messages > 0 && (due || p.cost.Bytes >= flushBytes || len(p.waiting) > 0) {
 		p.cfg.Faults.Point(actors.CorePersister, "batch")
 		p.flush()
+	}
+	if p.messages > 0 {
+		p.ticker.Arm()
 	}
 }
 

@@ -3,10 +3,12 @@ package mvccactor
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
@@ -17,6 +19,8 @@ const (
 	// scrubBytes is the most that it reads each time: below 2 ms of a core
 	// (BenchmarkLoad in backend), so below 2% of one, and 800 GiB in a day.
 	scrubBytes = 1 << 20
+	// scrubPause is how long the scrubber rests when it is not behind.
+	scrubPause = time.Second
 	// scrubFailed is what a pack that cannot be read counts, in bytes.
 	scrubFailed = 32 << 10
 )
@@ -45,6 +49,10 @@ type Scrubber struct {
 	at    mvcc.Revision // the pack read last
 	bytes int64         // read in this pass
 	packs int           // read in this pass
+
+	// next is when Look has something to read again, as actors.Now. It is the
+	// only field that Due reads.
+	next atomic.Int64
 }
 
 // NewScrubber returns a scrubber that has read nothing yet.
@@ -52,6 +60,9 @@ func NewScrubber(cfg ScrubberConfig) *Scrubber { return &Scrubber{cfg: cfg} }
 
 // Every is how often Look wants to be called.
 func (s *Scrubber) Every() time.Duration { return scrubInterval }
+
+// Due reports whether Look has anything to read. It may run beside Look.
+func (s *Scrubber) Due() bool { return actors.Now() >= s.next.Load() }
 
 // Look reads what is due.
 func (s *Scrubber) Look(ctx context.Context, now time.Time) {
@@ -63,6 +74,7 @@ func (s *Scrubber) Look(ctx context.Context, now time.Time) {
 	if s.began.IsZero() {
 		s.began = now
 	}
+	s.next.Store(actors.Now() + int64(scrubPause))
 	due := int64(float64(now.Sub(s.began)) / float64(s.cfg.Period) * float64(v.Sizes.Stored))
 	for most := s.bytes + scrubBytes; s.bytes < min(due, most) && ctx.Err() == nil; {
 		id, ok := v.NextPack(s.at)
@@ -74,6 +86,9 @@ func (s *Scrubber) Look(ctx context.Context, now time.Time) {
 			return // the core reboots; the pack is read again
 		}
 		s.at = id
+	}
+	if s.bytes < due {
+		s.next.Store(0) // behind: go on at the next tick
 	}
 }
 

@@ -88,6 +88,8 @@ type State struct {
 	status atomic.Pointer[replica.Status]
 	// alone allows reads without asking raft; see replica.Status.Alone.
 	alone atomic.Bool
+	// solitary suspends raft's ticks; see replica.Status.Solitary.
+	solitary atomic.Bool
 	// leads is the term of replica.Status.Leads, 0 while it does not hold.
 	leads atomic.Uint64
 	// readers wait in readindex: it wants to hear of Applied.
@@ -112,6 +114,7 @@ func (s *State) Leads() (term uint64) { return s.leads.Load() }
 // Reset forgets what was true of the core that is gone.
 func (s *State) Reset() {
 	s.alone.Store(false)
+	s.solitary.Store(false)
 	s.leads.Store(0)
 }
 
@@ -166,7 +169,8 @@ func (r *Raft) Connect(proposer, readIndex *actors.Mailbox) {
 func (r *Raft) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		r.ticker = actors.StartTicker(r.box, raftTicks, r.cfg.Heartbeat, r.cfg.Epoch)
+		r.ticker = actors.StartTicker(r.box, raftTicks, r.cfg.Heartbeat, r.cfg.Epoch,
+			func() bool { return !r.cfg.State.solitary.Load() })
 		r.campaignAlone()
 		r.ready()
 	case *actors.Batch:
@@ -401,6 +405,7 @@ func (r *Raft) publish() {
 	s := r.cfg.Replica.Status()
 	r.cfg.State.status.Store(&s)
 	r.cfg.State.alone.Store(s.Alone)
+	r.cfg.State.solitary.Store(s.Solitary)
 	term := uint64(0)
 	if s.Leads {
 		term = s.Term

@@ -223,6 +223,13 @@ func (r *Replies) FailAll(code raftmsg.Code) {
 	}
 }
 
+// Waiting reports that a batch is not answered.
+func (r *Replies) Waiting() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.batches) > 0
+}
+
 // expire answers the callers whose time is over. It returns the batches that
 // nobody waits for any more. The table holds no more batches than the proposer's
 // mailbox admits requests, and mostly one.

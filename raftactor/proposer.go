@@ -27,7 +27,8 @@ const (
 	// slowFsync is where a disk counts as slow. On a faster one a single append
 	// under way gathers the larger batch, and wins.
 	slowFsync = 500 * time.Microsecond
-	// proposerTick is how often overdue calls are looked for.
+	// proposerTick is how often overdue calls are looked for while there are any
+	// that wait.
 	proposerTick = 100 * time.Millisecond
 )
 
@@ -77,14 +78,13 @@ func NewProposer(cfg ProposerConfig) actors.Stage {
 		},
 		Faults: cfg.Faults,
 	})
+	p.ticker = actors.NewTicker(p.box, proposerControl, proposerTick, cfg.Epoch)
 	return actors.Stage{Name: actors.CoreProposer, Actor: p, Mailbox: p.box}
 }
 
 // Receive implements actor.Actor.
 func (p *Proposer) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
-	case *actor.Started:
-		p.ticker = actors.StartTicker(p.box, proposerControl, proposerTick, p.cfg.Epoch)
 	case *actors.Batch:
 		p.batch(m)
 	case *actor.Stopping:
@@ -111,6 +111,9 @@ func (p *Proposer) batch(b *actors.Batch) {
 	}
 	p.cfg.Faults.Point(actors.CoreProposer, "batch")
 	p.propose(b.Started)
+	if !p.ticker.Armed() && (len(p.backlog) > 0 || p.cfg.Replies.Waiting()) {
+		p.ticker.Arm()
+	}
 }
 
 // propose sends entries while the window is open.

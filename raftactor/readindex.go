@@ -105,14 +105,13 @@ func NewReadIndex(cfg ReadIndexConfig) actors.Stage {
 		},
 		Faults: cfg.Faults,
 	})
+	r.ticker = actors.NewTicker(r.box, readControl, readTick, cfg.Epoch)
 	return actors.Stage{Name: actors.CoreReadIndex, Actor: r, Mailbox: r.box}
 }
 
 // Receive implements actor.Actor.
 func (r *ReadIndex) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
-	case *actor.Started:
-		r.ticker = actors.StartTicker(r.box, readControl, readTick, r.cfg.Epoch)
 	case *actors.Batch:
 		r.batch(m)
 	case *actor.Stopping:
@@ -137,6 +136,9 @@ func (r *ReadIndex) batch(b *actors.Batch) {
 	}
 	r.ask()
 	r.release()
+	if len(r.queued)+len(r.attempt)+len(r.settled) > 0 {
+		r.ticker.Arm()
+	}
 }
 
 // answer tells a reader the outcome and gives its room in the mailbox back.

@@ -74,6 +74,7 @@ type Replica struct {
 	isLeader bool
 	voters   map[uint64]struct{}
 	learner  bool
+	learners bool // there are any
 
 	appends []pendingAppend // handed out, oldest first
 	// unwritten is the hard state of the latest append that changed the commit
@@ -327,7 +328,7 @@ func (r *Replica) setConf(conf *raftpb.ConfState) {
 			r.voters[id] = struct{}{}
 		}
 	}
-	r.learner = false
+	r.learner, r.learners = false, len(conf.Learners)+len(conf.LearnersNext) > 0
 	for _, ids := range [][]uint64{conf.Learners, conf.LearnersNext} {
 		for _, id := range ids {
 			r.learner = r.learner || id == r.id
@@ -528,6 +529,9 @@ type Status struct {
 	// other leader can exist, so what it has applied is all that was ever
 	// acknowledged.
 	Alone bool
+	// Solitary: Alone, and there are no learners. raft then has nobody to send a
+	// heartbeat to and nobody to lose leadership to, so ticks do nothing.
+	Solitary bool
 }
 
 // Status returns what is known of raft as of the last Ready.
@@ -539,6 +543,7 @@ func (r *Replica) Status() Status {
 	_, voter := r.voters[r.id]
 	s.Leads = r.isLeader && r.termStart > 0 && r.applied >= r.termStart
 	s.Alone = s.Leads && voter && len(r.voters) == 1
+	s.Solitary = s.Alone && !r.learners
 	return s
 }
 

@@ -696,6 +696,9 @@ func (l *Log) PrepareSpare(chunk int) (done bool, err error) {
 	return done, nil
 }
 
+// WantsSpare reports that PrepareSpare has work. Any goroutine may call it.
+func (l *Log) WantsSpare() bool { return len(l.prep.ready) < cap(l.prep.ready) }
+
 // Spares returns the number of spare segments that are ready. It may be
 // called from any goroutine.
 func (l *Log) Spares() int { return len(l.prep.ready) }

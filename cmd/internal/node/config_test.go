@@ -2,20 +2,32 @@ package node
 
 import "testing"
 
-func TestDefaultCacheBytes(t *testing.T) {
+// TestLimitsByMemory: the cache and the answers of reads follow the memory that
+// there is, unless they are set.
+func TestLimitsByMemory(t *testing.T) {
 	for _, c := range []struct {
-		memory uint64
-		want   int64
+		memory       uint64
+		small        bool
+		cache, reads int64
 	}{
-		{0, 128 << 20}, // unknown
-		{32 << 20, 8 << 20},
-		{512 << 20, 32 << 20},
-		{2 << 30, 128 << 20},
-		{24 << 30, 128 << 20},
-		{1<<64 - 1, 128 << 20},
+		{0, false, 128 << 20, 128 << 20}, // unknown
+		{32 << 20, false, 8 << 20, 16 << 20},
+		{512 << 20, false, 32 << 20, 16 << 20},
+		{2 << 30, false, 128 << 20, 32 << 20},
+		{24 << 30, false, 128 << 20, 128 << 20},
+		{1<<64 - 1, false, 128 << 20, 128 << 20},
+		{24 << 30, true, 8 << 20, 16 << 20},
 	} {
-		if got := DefaultCacheBytes(c.memory); got != c.want {
-			t.Errorf("with %d bytes of memory: got %d, want %d", c.memory, got, c.want)
+		cfg := Config{Memory: c.memory, Small: c.small, Mailboxes: DefaultMailboxes()}
+		cfg.completeMemory()
+		if cfg.CacheBytes != c.cache || cfg.Mailboxes.Reads.Bytes != c.reads {
+			t.Errorf("with %d bytes of memory, small %v: got a cache of %d and reads of %d, want %d and %d",
+				c.memory, c.small, cfg.CacheBytes, cfg.Mailboxes.Reads.Bytes, c.cache, c.reads)
 		}
+	}
+	cfg := Config{Memory: 1 << 30, CacheBytes: 5, Mailboxes: DefaultMailboxes()}
+	cfg.Mailboxes.Reads.Bytes = 7
+	if cfg.completeMemory(); cfg.CacheBytes != 5 || cfg.Mailboxes.Reads.Bytes != 7 {
+		t.Errorf("limits that are set: got %d and %d, want 5 and 7", cfg.CacheBytes, cfg.Mailboxes.Reads.Bytes)
 	}
 }

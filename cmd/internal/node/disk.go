@@ -20,6 +20,9 @@ const (
 	// diskEvery is how often free space is looked at. At 200 MB/s a disk loses
 	// 20 MB between two looks.
 	diskEvery = 100 * time.Millisecond
+	// diskRate is the fastest that a disk may fill up, in bytes per second, when
+	// the guard decides how long it need not look.
+	diskRate = 4 << 30
 	// tablesEvery is how often the tables' size is looked at.
 	tablesEvery = time.Second
 	// diskTimeout bounds the proposal of an alarm, so that the ballast is watched
@@ -114,7 +117,8 @@ func (n *Node) newBallast() *backend.Ballast {
 type diskGuard struct {
 	n       *Node
 	ballast *backend.Ballast
-	looked  time.Time // at the tables
+	looked  time.Time    // at the tables
+	next    atomic.Int64 // when to look again, as actors.Now
 }
 
 func (n *Node) diskLoop(incarnation uint64) (actors.Stage, error) {
@@ -124,7 +128,8 @@ func (n *Node) diskLoop(incarnation uint64) (actors.Stage, error) {
 	}
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeDisk, Every: diskEvery, Epoch: incarnation, Faults: n.cfg.Faults,
-		Do: func(ctx context.Context, _ actors.Tick) { g.look(ctx) },
+		Due: func() bool { return actors.Now() >= g.next.Load() },
+		Do:  func(ctx context.Context, _ actors.Tick) { g.look(ctx) },
 	}), nil
 }
 
@@ -134,6 +139,7 @@ func (g *diskGuard) look(ctx context.Context) {
 	if !ok {
 		return
 	}
+	g.next.Store(actors.Now() + int64(diskPause(free, g.n.cfg.sizes())))
 	low, sizes := g.n.space.low.Load(), g.n.cfg.sizes()
 	switch {
 	case free < sizes.diskLow:
@@ -146,6 +152,16 @@ func (g *diskGuard) look(ctx context.Context) {
 	if v := g.n.published.View(); v != nil && g.due(v.Cluster.GetAlarms(), low) {
 		g.propose(ctx, low, free, where)
 	}
+}
+
+// diskPause returns how long the disk guard may rest with so much space free:
+// until it could be low at diskRate, at most tablesEvery.
+func diskPause(free uint64, s *sizes) time.Duration {
+	enough := s.diskWell + uint64(s.ballast)
+	if free <= enough {
+		return 0
+	}
+	return time.Duration(min(float64(free-enough)/diskRate, tablesEvery.Seconds()) * float64(time.Second))
 }
 
 func (g *diskGuard) lookAtTables() {

@@ -93,9 +93,10 @@ func (n *Node) scrubLoop(incarnation uint64) (actors.Stage, error) {
 	})
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeScrub, Every: s.Every(), Epoch: incarnation, Faults: n.cfg.Faults,
+		Due: func() bool { return n.integrity.alarmDue() || n.cfg.ScrubPeriod > 0 && s.Due() },
 		Do: func(ctx context.Context, _ actors.Tick) {
 			n.raiseCorrupt(ctx)
-			if n.cfg.ScrubPeriod > 0 {
+			if n.cfg.ScrubPeriod > 0 && s.Due() {
 				s.Look(ctx, time.Now())
 			}
 		},

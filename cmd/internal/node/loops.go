@@ -35,6 +35,10 @@ const (
 func (n *Node) spareLoop(incarnation uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeSpares, Every: spareEvery, Epoch: incarnation, Faults: n.cfg.Faults,
+		Due: func() bool {
+			c := n.current.Load()
+			return c != nil && c.log.WantsSpare()
+		},
 		Do: func(ctx context.Context, _ actors.Tick) {
 			for n.prepareSpare() {
 				select {

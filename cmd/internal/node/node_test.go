@@ -236,10 +236,13 @@ func TestMailboxLimits(t *testing.T) {
 		"mailbox-wal-requests":    func(m *Mailboxes) { m.WAL.Requests = 100 },
 		"mailbox-apply-bytes":     func(m *Mailboxes) { m.Apply.Bytes = 1 << 20 },
 		"mailbox-mvcc-bytes":      func(m *Mailboxes) { m.MVCC.Bytes = 100_000 },
+		"mailbox-reads-bytes":     func(m *Mailboxes) { m.Reads.Bytes = 1000 },
 		"mailbox-lease-bytes":     func(m *Mailboxes) { m.Lease.Bytes = 10 },
 		"mailbox-proposer-bytes":  func(m *Mailboxes) { m.Proposer.Bytes = 1000 },
 	} {
-		m := DefaultMailboxes()
+		c := Config{Mailboxes: DefaultMailboxes()}
+		c.completeMemory()
+		m := c.Mailboxes
 		if err := m.validate(2 << 20); err != nil {
 			t.Fatal(err)
 		}

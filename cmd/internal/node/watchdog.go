@@ -25,6 +25,7 @@ var troubleChecks = []string{troubleFsync, troubleStore, troubleSpares, troubleS
 // trouble is what is wrong with the member, beside what others know.
 type trouble struct {
 	noSpares atomic.Bool
+	reported atomic.Bool // the watchdog waits for the end of some trouble
 }
 
 // Health implements grpcgw.Member.
@@ -57,7 +58,8 @@ func (n *Node) watchdogLoop(incarnation uint64) (actors.Stage, error) {
 	since := map[string]time.Time{}
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeWatchdog, Every: n.cfg.Heartbeat, Epoch: incarnation, Faults: n.cfg.Faults,
-		Do: func(context.Context, actors.Tick) { n.watch(since, n.Health()) },
+		Due: func() bool { return n.trouble.reported.Load() || len(n.Health()) > 0 },
+		Do:  func(context.Context, actors.Tick) { n.watch(since, n.Health()) },
 	}), nil
 }
 
@@ -76,4 +78,5 @@ func (n *Node) watch(since map[string]time.Time, found []grpcgw.Trouble) {
 			n.cfg.Logger.Info().Str("check", check).Dur("after", time.Since(began)).Msg("the trouble is over")
 		}
 	}
+	n.trouble.reported.Store(len(since) > 0)
 }
