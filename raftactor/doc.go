@@ -17,7 +17,7 @@
 //	Applied       raft, readindex: the view contains entries up to an index
 //	Persisted     raft: the store holds entries up to an index durably
 //	Message       raft: from a peer
-//	Tick          all: time passes
+//	Tick          all: time passes, while one waits for it
 //	ReadCall      readindex: one reader of the gateway
 //	ReadIndexed   readindex: the answer to a ReadIndex
 //

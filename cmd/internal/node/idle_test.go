@@ -1,0 +1,61 @@
+package node
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"github.com/troupe-db/troupe/walactor/wal"
+)
+
+// countingDisk counts the writes to the log's segments.
+type countingDisk struct {
+	wal.OSFS
+	syncs, writes *atomic.Int64
+}
+
+func (d countingDisk) Open(path string, write bool) (wal.File, error) {
+	f, err := d.OSFS.Open(path, write)
+	return countingFile{f, d}, err
+}
+
+func (d countingDisk) Create(path string) (wal.File, error) {
+	f, err := d.OSFS.Create(path)
+	return countingFile{f, d}, err
+}
+
+type countingFile struct {
+	wal.File
+	disk countingDisk
+}
+
+func (f countingFile) WriteAt(p []byte, off int64) (int, error) {
+	f.disk.writes.Add(1)
+	return f.File.WriteAt(p, off)
+}
+
+func (f countingFile) Datasync() error {
+	f.disk.syncs.Add(1)
+	return f.File.Datasync()
+}
+
+// TestOneWritePerPut: a lone client's put costs one write to the log and one
+// fsync; the commit index that follows it goes with the next put.
+func TestOneWritePerPut(t *testing.T) {
+	disk := countingDisk{syncs: new(atomic.Int64), writes: new(atomic.Int64)}
+	m := startMember(t, t.TempDir(), func(c *Config) { c.Storage.LogFS = disk })
+	defer m.shut()
+	m.put("first", "v")
+	for m.prepareSpare() { // writes zeros to the same disk
+	}
+	const puts = 100
+	writes, syncs := disk.writes.Load(), disk.syncs.Load()
+	for i := range puts {
+		m.put(fmt.Sprint(i), "v")
+	}
+	// The persister's marks are the few others.
+	const others = puts / 5
+	if w, s := disk.writes.Load()-writes, disk.syncs.Load()-syncs; w > puts+others || s > puts+others {
+		t.Fatalf("%d puts took %d writes and %d fsyncs, want about one of each", puts, w, s)
+	}
+}
