@@ -10,7 +10,7 @@ import (
 
 // Flushed tables are merged into the rest of the tree here and not by badger's
 // compactors, which look for work 20 times a second each, in an idle store too:
-// that was three quarters of what an idle member spent. The merger sleeps until
+// that was most of what an idle member spent. The merger sleeps until
 // something is written. From then on it looks at the first level at an interval,
 // and sleeps again when nothing has been written for a while. A write that badger
 // holds up because the first level is full keeps it awake.
