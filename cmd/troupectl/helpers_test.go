@@ -119,7 +119,7 @@ func (m *member) fill() {
 	defer cancel()
 	r := rand.NewChaCha8([32]byte{1})
 	value := make([]byte, 1000)
-	for i := range 150 {
+	for i := range 190 {
 		r.Read(value)
 		_, err := m.client.Put(ctx, fmt.Sprintf("key%d", i%100), string(value))
 		must(m.t, err)

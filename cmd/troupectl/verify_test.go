@@ -112,16 +112,16 @@ func TestVerifyGood(t *testing.T) {
 		t.Errorf("%+v", i)
 	}
 	l, s := rep.Log, rep.Store
-	if l.Segments != len(segments(t, dir)) || l.Bytes != int64(l.Segments)*64<<10 || l.FirstIndex != 1 || l.LastIndex < 155 ||
+	if l.Segments != len(segments(t, dir)) || l.Bytes != int64(l.Segments)*64<<10 || l.FirstIndex != 1 || l.LastIndex < 195 ||
 		l.LastTerm != 2 || l.HardState.Term != 2 || l.HardState.Vote != "2" || l.HardState.Commit != l.LastIndex {
 		t.Errorf("%+v, %+v", l, l.HardState)
 	}
-	// 150 puts of 100 keys, a deletion of 11, and one more put.
-	if s.Keys != 90 || s.Revision != 153 || s.CompactRevision != 20 || s.AppliedIndex != l.LastIndex || s.AppliedTerm != 2 || s.Packs == 0 {
+	// 190 puts of 100 keys, a deletion of 11, and one more put.
+	if s.Keys != 90 || s.Revision != 193 || s.CompactRevision != 20 || s.AppliedIndex != l.LastIndex || s.AppliedTerm != 2 || s.Packs == 0 {
 		t.Errorf("%+v", s)
 	}
 	_, out, _ := troupectl(t, dir, "verify", dir)
-	for _, want := range []string{"result        good", "90 keys", "revision 153, compacted at 20", `member        2 "default" of cluster c1`} {
+	for _, want := range []string{"result        good", "90 keys", "revision 193, compacted at 20", `member        2 "default" of cluster c1`} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
