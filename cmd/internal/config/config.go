@@ -268,6 +268,10 @@ func (p *parser) derive() error {
 	return p.deriveRetention()
 }
 
+// leastRetention keeps automatic compaction, which looks ten times in a period,
+// from running all the time. etcd divides by zero below ten nanoseconds.
+const leastRetention = 10 * time.Millisecond
+
 // deriveRetention reads --auto-compaction-retention in the unit of the mode: a
 // bare number is hours or revisions.
 func (p *parser) deriveRetention() error {
@@ -291,6 +295,8 @@ func (p *parser) deriveRetention() error {
 	switch {
 	case period < 0:
 		return fmt.Errorf("error parsing CompactionRetention: %v is negative", period)
+	case period > 0 && period < leastRetention:
+		return fmt.Errorf("error parsing CompactionRetention: %v is below %v", period, leastRetention)
 	case period > 0:
 		p.Node.AutoCompact = mvccactor.KeepPeriod(period)
 	}

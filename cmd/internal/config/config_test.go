@@ -171,6 +171,7 @@ func TestComplaints(t *testing.T) {
 		{args: []string{"--auto-compaction-mode", "foo"}, text: `unknown auto-compaction-mode "foo"`},
 		{args: []string{"--auto-compaction-mode", ""}, text: "undefined auto-compaction-mode"},
 		{args: []string{"--auto-compaction-retention", "foo"}, text: `error parsing CompactionRetention: time: invalid duration "foo"`},
+		{args: []string{"--auto-compaction-retention", "5ns"}, text: "error parsing CompactionRetention: 5ns is below 10ms"},
 		{args: []string{"--auto-compaction-retention", "-1h"}, text: "error parsing CompactionRetention: -1h0m0s is negative"},
 		{args: []string{"--auto-compaction-retention", "5h", "--auto-compaction-mode=revision"},
 			text: `error parsing CompactionRetention: "5h" is not a number of revisions`},
