@@ -19,8 +19,17 @@ import (
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
 
-// watchService is the Watch service. Its stream is served by a handler of its own,
-// because responses are no decoded messages.
+// A watch stream, in the order of the data:
+//
+//	serve    opens a watchactor.Stream, and waits for the first reason to end
+//	receive  passes each message of the client to the stream
+//	send     is called by the stream's actor, the only sender, with each response
+//	splice   (by the codec) puts header and encoded events together; large events are
+//	         passed to the transport as shared buffers
+//	await    decides with which status the stream ends
+
+// watchService is the Watch service. It has a stream handler of its own, because its
+// responses are encoded already.
 type watchService struct{ *Gateway }
 
 func watchDesc() *grpc.ServiceDesc {
@@ -31,16 +40,15 @@ func watchDesc() *grpc.ServiceDesc {
 	return &desc
 }
 
-// leaderless is after how many looks without a leader, an election timeout apart, a
-// stream that requires one is cancelled, as in etcd.
+// leaderless is the number of checks in a row, an election timeout apart, that find no
+// leader before a stream that requires one is cancelled, as in etcd.
 const leaderless = 3
 
-// lingers bounds how long the end of a stream waits for its actor. A send that is
-// under way ends when the handler returns, at the latest.
+// lingers bounds how long the handler waits for the stream's actor to end. A send in
+// progress ends when the handler returns, at the latest.
 const lingers = time.Second
 
-// serve is a watch stream. The stream's actor is the only one that sends; this
-// handler waits for the first reason to end.
+// serve serves a watch stream until it ends.
 func (w *watchService) serve(ss grpc.ServerStream) error {
 	ctx := ss.Context()
 	cfg := watchactor.StreamConfig{
@@ -56,8 +64,8 @@ func (w *watchService) serve(ss grpc.ServerStream) error {
 	if err != nil {
 		return rpctypes.ErrGRPCStopped
 	}
-	received := make(chan error, 1) // gets one error when the client says no more
-	go func() {                     // ends with the handler: then nothing more can be received
+	received := make(chan error, 1) // the error that ends receive
+	go func() {                     // ends with the handler, after which RecvMsg fails
 		received <- w.guard(pb.Watch_Watch_FullMethodName, func() error { return w.receive(ctx, ss, st) })
 	}()
 	err = w.await(ctx, st, received)
@@ -69,7 +77,7 @@ func (w *watchService) serve(ss grpc.ServerStream) error {
 	return err
 }
 
-// send sends a response, or a part of one.
+// send sends a response, or a fragment of one.
 func (w *watchService) send(ss grpc.ServerStream, r *watch.Response) error {
 	began := time.Now()
 	err := ss.SendMsg(&watchAnswer{w.header(r.Revision), r})
@@ -84,7 +92,7 @@ func (w *watchService) send(ss grpc.ServerStream, r *watch.Response) error {
 	return err
 }
 
-// receive hands the client's messages to the stream.
+// receive passes the client's messages to the stream.
 func (w *watchService) receive(ctx context.Context, ss grpc.ServerStream, st *watchactor.Stream) error {
 	for {
 		req := new(pb.WatchRequest)
@@ -92,14 +100,14 @@ func (w *watchService) receive(ctx context.Context, ss grpc.ServerStream, st *wa
 			return err
 		}
 		if err := st.Request(ctx, req); errors.Is(err, actors.ErrClosed) {
-			return rpctypes.ErrGRPCStopped // its actor has failed; the client resumes
+			return rpctypes.ErrGRPCStopped // the actor panicked; the client resumes
 		} else if err != nil {
 			return err
 		}
 	}
 }
 
-// await returns why a stream ends.
+// await waits until the stream has to end, and returns its status.
 func (w *watchService) await(ctx context.Context, st *watchactor.Stream, received chan error) error {
 	_, requireLeader := clientMetadata(ctx)
 	var look <-chan time.Time
@@ -113,7 +121,7 @@ func (w *watchService) await(ctx context.Context, st *watchactor.Stream, receive
 		select {
 		case err := <-received:
 			if errors.Is(err, io.EOF) {
-				continue // a client that asks for nothing more may listen on
+				continue // the client has closed its side, and may still receive
 			}
 			if err != nil && ctx.Err() == nil {
 				return plainError(err)
@@ -121,7 +129,7 @@ func (w *watchService) await(ctx context.Context, st *watchactor.Stream, receive
 			return ended(ctx)
 		case <-st.Done():
 			if ctx.Err() == nil && st.Err() != nil {
-				return rpctypes.ErrGRPCStopped // and the client resumes
+				return rpctypes.ErrGRPCStopped // the client resumes
 			}
 			return ended(ctx)
 		case <-ctx.Done():
@@ -146,7 +154,7 @@ func ended(ctx context.Context) error {
 	return rpctypes.ErrGRPCWatchCanceled
 }
 
-// watchAnswer is a WatchResponse made of encoded events.
+// watchAnswer is a WatchResponse whose events are encoded.
 type watchAnswer struct {
 	header   header
 	response *watch.Response
@@ -169,8 +177,8 @@ func (a *watchAnswer) head(dst []byte) []byte {
 	return a.response.AppendHead(dst)
 }
 
-// shared returns the encoding with large events as they are, for all watchers the
-// same bytes; nil if there are none.
+// shared returns the encoding as buffers, in which large events are the bytes that all
+// watchers share; nil if there are no large events.
 func (a *watchAnswer) shared() mem.BufferSlice {
 	if a.response.Bytes < watch.SharedBytes {
 		return nil
@@ -186,7 +194,7 @@ func (a *watchAnswer) shared() mem.BufferSlice {
 		return nil
 	}
 	bufs := make(mem.BufferSlice, 0, 2*large+1)
-	own := a.head(make([]byte, 0, a.size()-bytes)) // never moves: the buffers are parts of it
+	own := a.head(make([]byte, 0, a.size()-bytes)) // never reallocated: the buffers are parts of it
 	begin := 0
 	for _, e := range a.response.Events {
 		if len(e) < watch.SharedBytes {
