@@ -3,23 +3,22 @@ package mvcc
 import (
 	"errors"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Event is one change of one key, as it stands in the log of revisions.
+// Event is one change of one key, as recorded in the log of revisions.
 type Event struct {
 	Revision  Revision
 	Tombstone bool
-	// Record is the encoded mvccpb.KeyValue; of a tombstone it has the key alone.
-	// Read only.
+	// Record is the encoded mvccpb.KeyValue; for a tombstone it holds the key alone.
+	// IMPORTANT: it is shared with the cache and must not be changed.
 	Record []byte
 }
 
-// Key returns the event's key, which shares the bytes of the record; nil for a
-// record that was not made by this package.
+// Key returns the event's key, a part of the record; nil for a record that this package
+// did not write.
 func (e *Event) Key() []byte {
-	// A record begins with its key: the tag, the length, the bytes.
+	// A record starts with its key: tag, length, bytes.
 	rec := e.Record
 	if len(rec) < 2 || rec[0] != fieldKey<<3|2 {
 		return nil
@@ -59,31 +58,20 @@ func (e *Event) Creation() bool {
 	return n > 0 && int64(create) == e.Revision.Main
 }
 
-// KeyValue returns the pair that a watcher is shown: of a deletion, the key and
-// the revision at which it went.
-func (e *Event) KeyValue() (*mvccpb.KeyValue, error) {
-	kv, err := unmarshalRecord(e.Record)
-	if err == nil && e.Tombstone {
-		kv.ModRevision = e.Revision.Main
-	}
-	return kv, err
-}
-
-// errEnough ends a walk over the log without being an error of it.
+// errEnough stops a scan of the log without an error.
 var errEnough = errors.New("mvcc: enough")
 
-// Events calls fn for the changes from a revision on, in order, until fn says
-// that it has enough or the view ends. It ends between two revisions only: what fn
-// answers counts once the revision is complete. It returns the last revision that
-// was told completely; from-1 if none was, as for from behind the view.
+// Events calls fn for each change from a revision on, in order, until fn returns true or
+// the view ends. It stops only between two revisions: after fn has returned true it is
+// still called for the rest of that revision. Events returns the last revision passed to
+// fn completely; from-1 if there is none, as when from is newer than the view.
 //
-// An error takes back what fn was told in this call. ErrCompacted is that records
-// may be gone: Published.View tells up to where. Who holds a pin reads from the
-// pinned revision on, compacted or not; others compare with CompactRevision first.
-// Further errors: ErrClosed, *CorruptError.
+// On an error, discard everything passed to fn in this call. ErrCompacted means that
+// records may have been reclaimed; Published.View has the new compact revision. The
+// holder of a pin may read from the pinned revision on, compacted or not; others compare
+// from with CompactRevision first. Other errors: ErrClosed, *CorruptError.
 //
-// The packs that are read for it stay out of the cache: history would drive out
-// the present.
+// Packs read by Events are not cached, because history would evict current data.
 func (v *View) Events(from int64, fn func(Event) (enough bool)) (last int64, err error) {
 	if from > v.Revision {
 		return from - 1, nil
@@ -103,15 +91,15 @@ func (v *View) Events(from int64, fn func(Event) (enough bool)) (last int64, err
 	if errors.Is(err, errEnough) {
 		err = nil
 	}
-	// A compaction that came by may have taken records away, and packs.
+	// A concurrent compaction may have reclaimed records, or whole packs.
 	if v.stale(from) {
 		return 0, ErrCompacted
 	}
 	return last, err
 }
 
-// Before returns the record of a key as it was before a change at a revision; nil
-// if it did not exist then, or if that was compacted.
+// Before returns the record of a key as it was one revision before main; nil if the key
+// did not exist then, or if that revision was compacted.
 func (v *View) Before(key []byte, main int64) ([]byte, error) {
 	ver := v.state(key, main-1)
 	if ver == nil {
@@ -122,7 +110,7 @@ func (v *View) Before(key []byte, main int64) ([]byte, error) {
 	}
 	rec, err := v.cache.record(ver, true)
 	if err != nil && v.stale(main-1) {
-		return nil, nil // it went while it was looked for
+		return nil, nil // reclaimed while it was read
 	}
 	return rec, err
 }
