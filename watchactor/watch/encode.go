@@ -28,7 +28,7 @@ const (
 
 // Encode returns an event as the field events of a WatchResponse, with its tag. prev is
 // the record of the previous pair; nil leaves prev_kv out.
-func Encode(e mvcc.Event, prev []byte) []byte { return AppendEvent(nil, e, prev) }
+func Encode(e mvcc.Event, prev []byte) []byte { return appendEvent(nil, e, prev) }
 
 // previous returns the record that an event shows as prev_kv: the pair as it was
 // one revision before, nil for none. A put that creates its key has none even if
@@ -83,12 +83,12 @@ func (a *arena) encode(e mvcc.Event, prev []byte) []byte {
 		return Encode(e, prev)
 	}
 	first := len(a.buf)
-	a.buf = AppendEvent(a.buf, e, prev)
+	a.buf = appendEvent(a.buf, e, prev)
 	return a.buf[first:len(a.buf):len(a.buf)]
 }
 
-// AppendEvent appends what Encode returns to dst.
-func AppendEvent(dst []byte, e mvcc.Event, prev []byte) []byte {
+// appendEvent appends what Encode returns to dst.
+func appendEvent(dst []byte, e mvcc.Event, prev []byte) []byte {
 	kv := len(e.Record)
 	body := 0
 	if e.Tombstone {
