@@ -690,6 +690,43 @@ func testWriteAndCompactBeforeHubKnows(t *testing.T, first bool) {
 	})
 }
 
+// TestWriteAndCompactBetweenHubs: what is written and compacted at the head after a hub
+// panicked, and before the streams have subscribed at the next one, is not lost.
+func TestWriteAndCompactBetweenHubs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		a, b := r.open(nil), r.open(nil)
+		a.create(everything)
+		b.create(everything)
+		r.faults.Delay(actors.EdgeWatchHub, holdMax/10)
+		r.faults.Arm(actors.EdgeWatchHub, "entry", 1)
+		var want []int64
+		for range 3 {
+			want = append(want, r.put("a", ""))
+		}
+		if err := r.store.Compact(r.store.Revision()); err != nil {
+			t.Fatal(err)
+		}
+		r.store.Publish(mvcc.Applied{})
+		for range 20 {
+			r.store.CompactStep(1000)
+			time.Sleep(holdMax / 20)
+		}
+		for _, c := range []*client{a, b} {
+			if got := c.revisions(0); !slices.Equal(got, want) {
+				t.Errorf("got revisions %v, want %v; %s", got, want, c.take())
+			}
+		}
+		if r.hub.Restarts() != 1 {
+			t.Errorf("got %d fresh hubs, want 1", r.hub.Restarts())
+		}
+		time.Sleep(holdMax)
+		if _, done := r.store.CompactStep(1000); !done || r.timesUnpinned() == 0 {
+			t.Errorf("the compaction is done: %t, told to go on %d times", done, r.timesUnpinned())
+		}
+	})
+}
+
 // TestHoldExpires: a hub that does not answer holds up compaction for holdMax only.
 func TestHoldExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

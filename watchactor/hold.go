@@ -18,7 +18,11 @@ import (
 //	holdMax has passed                             the pin expires: compaction does
 //	                                               not wait for a slow hub or client
 
-// holdMax is for how long a stream may hold up compaction. The hub answers within
+//
+// When a hub panics, its pin is handed over to all streams for holdMax (handOver), so
+// that they find what they lack when they have subscribed at the next hub.
+
+// holdMax is how long a stream may delay compaction. The hub answers within
 // milliseconds.
 const holdMax = time.Second
 
@@ -37,13 +41,18 @@ func (s *stream) hold() *mvcc.View {
 	}
 	s.release()
 	v, pin := s.streams.cfg.Published.Pin()
-	h := &held{pin: pin, revision: v.Revision}
+	s.held = s.streams.holdFor(pin, v.Revision)
+	return v
+}
+
+// holdFor holds a pin until release or for holdMax.
+func (s *Streams) holdFor(pin *mvcc.Pin, revision int64) *held {
+	h := &held{pin: pin, revision: revision}
 	h.timer = time.AfterFunc(holdMax, func() {
 		h.expired.Store(true)
-		s.streams.unpin(h)
+		s.unpin(h)
 	})
-	s.held = h
-	return v
+	return h
 }
 
 // release releases the pin, if there is one.
@@ -59,10 +68,29 @@ func (s *stream) release() {
 // pinned returns the revision from which on the log is complete whatever was
 // compacted, the largest possible one if the stream holds nothing.
 func (s *stream) pinned() int64 {
-	if s.held == nil || s.held.expired.Load() {
+	return min(s.held.from(), s.streams.handedOver.Load().from())
+}
+
+// from returns the pinned revision, the largest possible one if h is nil or has expired.
+func (h *held) from() int64 {
+	if h == nil || h.expired.Load() {
 		return math.MaxInt64
 	}
-	return s.held.revision
+	return h.revision
+}
+
+// handOver turns the pin of a hub that panicked into one of all streams. Called with mu
+// held.
+func (s *Streams) handOver() {
+	if s.pin == nil || len(s.open) == 0 {
+		return // for no streams the new hub releases the pin
+	}
+	if s.handedOver.Load().from() <= s.posted {
+		s.pin.Release() // that of an earlier hub, a moment ago, covers it
+	} else {
+		s.handedOver.Store(s.holdFor(s.pin, s.posted))
+	}
+	s.pin = nil
 }
 
 // unpin releases a pin, and has a compaction go on that may have waited for it.

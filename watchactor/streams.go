@@ -40,7 +40,8 @@ type Streams struct {
 	// processors: history must not delay current events.
 	readers chan struct{}
 
-	hub atomic.Pointer[currentHub] // nil before the first
+	hub        atomic.Pointer[currentHub] // nil before the first
+	handedOver atomic.Pointer[held]       // see handOver
 
 	mu     sync.Mutex
 	nextID uint64
@@ -168,6 +169,7 @@ func (s *Streams) box(id uint64) *actors.Mailbox {
 func (s *Streams) adopt(hub *actors.Mailbox, id uint64) (streams []*stream, posted int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.handOver()
 	s.hub.Store(&currentHub{hub, id})
 	for _, st := range s.open {
 		streams = append(streams, st)
