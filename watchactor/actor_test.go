@@ -21,7 +21,7 @@ import (
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
 
-// rig is a keyspace with its writer, the test, and the hub over it.
+// rig is a keyspace, whose writer is the test, with a hub.
 type rig struct {
 	t        *testing.T
 	store    *mvcc.Store
@@ -77,7 +77,7 @@ func (r *rig) timesUnpinned() int {
 	return r.unpinned
 }
 
-// put makes a revision and publishes it.
+// put writes a revision and publishes it.
 func (r *rig) put(key, value string) int64 {
 	r.t.Helper()
 	if _, err := r.store.Put(&pb.PutRequest{Key: []byte(key), Value: []byte(value)}); err != nil {
@@ -86,7 +86,7 @@ func (r *rig) put(key, value string) int64 {
 	return r.store.Publish(mvcc.Applied{}).Revision
 }
 
-// client is the other end of a stream.
+// client is the client of a stream.
 type client struct {
 	*Stream
 	t *testing.T
@@ -128,7 +128,7 @@ func (c *client) receive(r *watch.Response) error {
 	return nil
 }
 
-// decode reads a response as a client does.
+// decode decodes a response as a client does.
 func decode(t *testing.T, r *watch.Response) *pb.WatchResponse {
 	b, err := proto.Marshal(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: r.Revision}})
 	if err != nil {
@@ -145,7 +145,7 @@ func decode(t *testing.T, r *watch.Response) *pb.WatchResponse {
 	return m
 }
 
-// freeze has the client stop reading, until what it returns is called.
+// freeze makes the client stop reading until thaw is called.
 func (c *client) freeze() (thaw func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -178,7 +178,7 @@ func (c *client) progress() {
 	synctest.Wait()
 }
 
-// take returns what came since the last time, in short.
+// take returns the responses received since the last call, in short.
 func (c *client) take() string {
 	synctest.Wait()
 	c.mu.Lock()
@@ -204,7 +204,7 @@ func (c *client) take() string {
 	return b.String()
 }
 
-// revisions returns the revisions of all events that came for a watch.
+// revisions returns the revisions of all events that a watch has received.
 func (c *client) revisions(id int64) (revisions []int64) {
 	synctest.Wait()
 	c.mu.Lock()
@@ -222,7 +222,7 @@ func (c *client) revisions(id int64) (revisions []int64) {
 func (c *client) expect(want string) {
 	c.t.Helper()
 	if got := c.take(); got != want {
-		c.t.Fatalf("came  %s\nwant  %s", got, want)
+		c.t.Fatalf("got   %s\nwant  %s", got, want)
 	}
 }
 
@@ -323,8 +323,8 @@ func (c *client) takeOf(id int64) string {
 	return b.String()
 }
 
-// TestOverflow: a client that does not read costs what its mailbox holds and no
-// more, holds up nobody, and gets everything when it reads again.
+// TestOverflow: a client that does not read costs no more than its mailbox holds, delays
+// nobody else, and receives everything when it reads again.
 func TestOverflow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -395,7 +395,7 @@ func TestLagsAreTold(t *testing.T) {
 	})
 }
 
-// TestHubPanics: wherever it happens, nothing is lost and nothing comes twice.
+// TestHubPanics: wherever the hub panics, no event is lost or sent twice.
 func TestHubPanics(t *testing.T) {
 	for _, point := range []string{"entry", "middle", "post", "batch"} {
 		t.Run(point, func(t *testing.T) {
@@ -420,7 +420,7 @@ func TestHubPanics(t *testing.T) {
 				}
 				time.Sleep(10 * time.Second)
 				if n := r.hub.Restarts(); n != 5 {
-					t.Errorf("%d fresh hubs", n)
+					t.Errorf("%d new hubs", n)
 				}
 				for _, c := range []*client{a, b} {
 					if got := c.revisions(0); !slices.Equal(got, want) {
@@ -454,7 +454,7 @@ func TestHubsPanicBesideFrozenStream(t *testing.T) {
 			time.Sleep(10 * time.Second) // until the fresh one is there
 		}
 		if n := r.hub.Restarts(); n != 5*controlReserve {
-			t.Errorf("got %d fresh hubs, want %d", n, 5*controlReserve)
+			t.Errorf("got %d new hubs, want %d", n, 5*controlReserve)
 		}
 		thaw()
 		for _, c := range []*client{frozen, other} {
@@ -465,7 +465,7 @@ func TestHubsPanicBesideFrozenStream(t *testing.T) {
 	})
 }
 
-// TestStreamPanics: the stream ends, with its watchers, and says so.
+// TestStreamPanics: the stream ends, with its watchers, and reports an error.
 func TestStreamPanics(t *testing.T) {
 	for _, point := range []string{"entry", "middle", "turn"} {
 		t.Run(point, func(t *testing.T) {
@@ -488,7 +488,7 @@ func TestStreamPanics(t *testing.T) {
 	}
 }
 
-// TestSendFails: a client that is gone ends its stream.
+// TestSendFails: an error of Send ends the stream.
 func TestSendFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -509,9 +509,9 @@ func TestSendFails(t *testing.T) {
 	})
 }
 
-// TestCompactionKeepsStep: what is put and compacted before the hub comes to it is
-// told all the same to who is in step, with the pair before; and the compaction
-// goes on then.
+// TestCompactionKeepsStep: watchers in step receive revisions that were compacted before
+// the hub read them, with the previous pair; the compaction waits for the hub, and then
+// goes on.
 func TestCompactionKeepsStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -543,13 +543,13 @@ func TestCompactionKeepsStep(t *testing.T) {
 		r.streams.mu.Lock()
 		defer r.streams.mu.Unlock()
 		if r.streams.pin != nil {
-			t.Error("a pin is held for nobody")
+			t.Error("a pin is held without subscriptions")
 		}
 	})
 }
 
-// TestCompactionDuringStep: a compaction that comes while the hub reads an older
-// view goes on once the hub has read it.
+// TestCompactionDuringStep: a compaction that is applied while the hub reads an older view
+// goes on once the hub has read it.
 func TestCompactionDuringStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -597,8 +597,8 @@ func TestCompactionDuringStep(t *testing.T) {
 	})
 }
 
-// TestProgressInOrder: an answer of the hub that waits behind later events in the
-// mailbox is not told after them.
+// TestProgressInOrder: a progress notification is not sent after later events that are
+// queued behind it.
 func TestProgressInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -618,9 +618,9 @@ func TestProgressInOrder(t *testing.T) {
 	})
 }
 
-// TestHubLetsGo: a hub that comes up when the last stream is gone holds up no
-// compaction for it.
-func TestHubLetsGo(t *testing.T) {
+// TestHubReleasesPin: a hub that starts after the last stream has ended releases its
+// predecessor's pin.
+func TestHubReleasesPin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		c := r.open(nil)
@@ -634,7 +634,7 @@ func TestHubLetsGo(t *testing.T) {
 		r.streams.mu.Lock()
 		defer r.streams.mu.Unlock()
 		if r.hub.Restarts() != 1 || r.streams.pin != nil {
-			t.Error("a pin is held for nobody")
+			t.Error("a pin is held without subscriptions")
 		}
 	})
 }
@@ -673,7 +673,7 @@ func testWriteAndCompactBeforeHubKnows(t *testing.T, first bool) {
 		if _, done := r.store.CompactStep(1000); done {
 			t.Error("the compaction did not wait for the hub")
 		}
-		// Who asks for what is compacted is cancelled even so.
+		// A watch that asks for a compacted revision is cancelled even so.
 		c.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 4})
 		c.expect("2@5 created; 2@0 canceled 5; ")
 		time.Sleep(holdMax / 2)
@@ -718,7 +718,7 @@ func TestWriteAndCompactBetweenHubs(t *testing.T) {
 			}
 		}
 		if r.hub.Restarts() != 1 {
-			t.Errorf("got %d fresh hubs, want 1", r.hub.Restarts())
+			t.Errorf("got %d new hubs, want 1", r.hub.Restarts())
 		}
 		time.Sleep(holdMax)
 		if _, done := r.store.CompactStep(1000); !done || r.timesUnpinned() == 0 {
@@ -753,8 +753,8 @@ func TestHoldExpires(t *testing.T) {
 	})
 }
 
-// TestCompactedVictim: who lags behind a compaction is told so, whether or not
-// something is gone already.
+// TestCompactedVictim: a watcher that lags behind a compaction is cancelled, whether or
+// not records have been reclaimed yet.
 func TestCompactedVictim(t *testing.T) {
 	for _, cut := range []bool{false, true} {
 		testCompactedVictim(t, cut)
@@ -791,7 +791,8 @@ func testCompactedVictim(t *testing.T, cut bool) {
 	})
 }
 
-// TestProgressNotify: who asked for it is told every so often, unless an event came.
+// TestProgressNotify: a watcher with progress_notify is notified in each interval in which
+// it received no event.
 func TestProgressNotify(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -814,8 +815,8 @@ func TestProgressNotify(t *testing.T) {
 	})
 }
 
-// TestCorrupt: a watch that needs what cannot be read is cancelled with the reason;
-// others go on.
+// TestCorrupt: a watch that needs corrupt records is cancelled with the reason; others go
+// on.
 func TestCorrupt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -837,7 +838,7 @@ func TestCorrupt(t *testing.T) {
 	})
 }
 
-// TestClosed: while the core reboots the log cannot be read; streams wait.
+// TestClosed: streams wait while the log cannot be read because the core reboots.
 func TestClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

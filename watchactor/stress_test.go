@@ -20,11 +20,10 @@ import (
 
 var stressPuts = flag.Int("stress-puts", 1000, "revisions that TestStress makes")
 
-// TestStress is for what the model cannot see: real mailboxes and goroutines. One
-// writer makes revisions; clients read, dawdle and freeze, add and
-// cancel watches, and ask for progress; hubs panic. Each watch of all keys gets
-// every revision, and a notification of progress never comes early. Run it with
-// -race.
+// TestStress covers what the model cannot: real mailboxes and goroutines. One writer
+// writes revisions; clients read, pause, add and cancel watches, and request progress;
+// hubs panic. Each watch of all keys receives every revision, and no progress
+// notification comes early. Run it with -race.
 func TestStress(t *testing.T) {
 	defer func(limit actors.Limit) { eventsLimit = limit }(eventsLimit)
 	eventsLimit = actors.Limit{Requests: 16, Bytes: 256 << 10} // so that it is full often
@@ -76,7 +75,7 @@ type stressClient struct {
 	mu   sync.Mutex
 	rng  *rand.Rand
 	last map[int64]int64 // by watch: everything up to it has come
-	// hurry: it does not dawdle any more.
+	// hurry is set at the end: the client no longer pauses.
 	hurry bool
 }
 
@@ -166,7 +165,7 @@ func (c *stressClient) play(r *rig, stop chan struct{}) {
 	}
 }
 
-// finish waits until all watches have got everything.
+// finish waits until all watches have received everything.
 func (c *stressClient) finish(r *rig) {
 	c.mu.Lock()
 	c.hurry = true

@@ -19,20 +19,19 @@ import (
 	"github.com/troupe-db/troupe/proto/watchmsg"
 )
 
-// The model test plays a keyspace, a hub and streams with small mailboxes, step by
-// step and at random: clients that freeze, watches that come and go, compactions,
-// hubs that are replaced. Each watch is checked against the list of all that ever
-// happened. What etcd promises of watches is what is checked:
+// The model test simulates a keyspace, a hub and streams with small mailboxes, in random
+// steps: clients that freeze, watches that come and go, compactions, hubs that are
+// replaced. Each watch is checked against the complete history, for etcd's guarantees:
 //
-//	ordered       events come by revision
-//	unique        none comes twice
-//	reliable      none is missing, from the start of the watch on
-//	atomic        what happened in one revision comes in one response
-//	resumable     a watch from any revision begins there, or is told "compacted"
-//	bookmarkable  after a notification of progress nothing older comes
+//	ordered       events arrive in order of revision
+//	unique        no event arrives twice
+//	reliable      no event is missing, from the start of the watch on
+//	atomic        the events of one revision arrive in one response
+//	resumable     a watch from any revision starts there, or is cancelled as compacted
+//	bookmarkable  after a progress notification no older event arrives
 //
-// A long run: go test ./watchactor/watch -run TestModel -model-events 10000000
-// A failure again: with -model-seed and the seed that it names.
+// For a long run: go test ./watchactor/watch -run TestModel -model-events 10000000
+// To repeat a failure, pass its seed with -model-seed.
 var (
 	modelEvents = flag.Int("model-events", 100_000, "events that TestModel delivers")
 	modelSeed   = flag.Uint64("model-seed", 1, "seed that TestModel begins with")
@@ -60,14 +59,14 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// happened is an event of the true history.
+// happened is an event of the complete history.
 type happened struct {
 	revision int64
 	deletion bool
 	kv, prev *mvccpb.KeyValue
 }
 
-// world is everything.
+// world is the whole simulation.
 type world struct {
 	t    *testing.T
 	seed uint64
@@ -86,7 +85,7 @@ type world struct {
 	delivered, victims, compactions, progress, restarts, gathered int
 }
 
-// fakeHub does what the hub's actor does.
+// fakeHub is the hub without its actor.
 type fakeHub struct {
 	id       uint64
 	fan      *Fanout
@@ -95,7 +94,7 @@ type fakeHub struct {
 	inbox    []*watchmsg.Subscribe
 }
 
-// fakeStream does what a stream's actor does, with its client.
+// fakeStream is a stream without its actor, and its client.
 type fakeStream struct {
 	w      *world
 	id     uint64
@@ -186,7 +185,7 @@ func (w *world) play(steps int) {
 	w.settle()
 }
 
-// settle lets all come to rest, and checks that everything has come.
+// settle runs until nothing is left to do, and checks that every event has arrived.
 func (w *world) settle() {
 	w.store.Publish(mvcc.Applied{})
 	for range 200 {
@@ -211,7 +210,7 @@ func (w *world) settle() {
 
 func (w *world) key() string { return fmt.Sprintf("k%d", w.rng.IntN(12)) }
 
-// write makes one revision, of one or several changes.
+// write writes one revision, with one or several changes.
 func (w *world) write() {
 	txn := new(pb.TxnRequest)
 	var keys []string
@@ -280,7 +279,7 @@ func (w *world) compactSome() {
 	w.store.Publish(mvcc.Applied{})
 }
 
-// reclaim forgets what was compacted, as far as the hub's pin allows.
+// reclaim reclaims compacted records, as far as the hub's pin allows.
 func (w *world) reclaim() {
 	w.store.CompactStep(1000)
 	persist := func() {
@@ -327,7 +326,7 @@ func (h *fakeHub) rest() {
 	}
 }
 
-// wake reads what is published, and answers some of the streams.
+// wake posts what is published, and answers some of the streams.
 func (h *fakeHub) wake(w *world) {
 	h.advance(w)
 	for n := w.rng.IntN(3); n > 0 && w.hub == h && len(h.inbox) > 0; n-- { // unless it crashed
@@ -557,7 +556,7 @@ func (s *fakeStream) cancel() {
 	s.subscribe()
 }
 
-// skip moves past what the watch does not want.
+// skip moves past events that the watch does not want.
 func (c *client) skip(w *world) {
 	for ; c.at < len(w.history); c.at++ {
 		h := &w.history[c.at]
@@ -568,7 +567,7 @@ func (c *client) skip(w *world) {
 	}
 }
 
-// receive checks what a client gets.
+// receive checks a response.
 func (s *fakeStream) receive(r *Response) error {
 	if r.Splits {
 		return r.Split(300, 20, s.receivePart)
@@ -652,7 +651,7 @@ func (c *client) check(w *world, e *mvccpb.Event, h *happened) {
 	}
 }
 
-// decode reads a response as a client does.
+// decode decodes a response as a client does.
 func decode(t testing.TB, r *Response) *pb.WatchResponse {
 	t.Helper()
 	b, err := proto.Marshal(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: r.Revision}})

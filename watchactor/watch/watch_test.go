@@ -93,7 +93,7 @@ func TestIndex(t *testing.T) {
 	}
 }
 
-// TestEncode: the bytes are those that protobuf makes of the event.
+// TestEncode: the encoding of an event equals protobuf's.
 func TestEncode(t *testing.T) {
 	kv := &mvccpb.KeyValue{Key: []byte("k"), Value: []byte(strings.Repeat("v", 300)), CreateRevision: 3, ModRevision: 900, Version: 4, Lease: 5}
 	old := &mvccpb.KeyValue{Key: []byte("k"), CreateRevision: 3, ModRevision: 4, Version: 2}
@@ -125,8 +125,8 @@ func marshal(t *testing.T, m proto.Message) []byte {
 	return b
 }
 
-// TestSplit: parts are below the limit unless they hold one event, as large as they
-// can be, and together what was split.
+// TestSplit: parts are as large as possible and smaller than the limit, unless they hold a
+// single event, and together they equal the response.
 func TestSplit(t *testing.T) {
 	const header = 20
 	for _, tc := range []struct {
@@ -168,7 +168,7 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// TestCreate: who is refused, in etcd's words, and what ids are given.
+// TestCreate: which requests are refused, in etcd's words, and which ids are chosen.
 func TestCreate(t *testing.T) {
 	table := NewTable()
 	for _, tc := range []struct {
@@ -203,8 +203,8 @@ func TestCreate(t *testing.T) {
 	}
 }
 
-// TestCompacted: a watch that a compaction cancelled keeps its id until the client
-// gives it back, and keeps progress from being told on request, as in etcd.
+// TestCompacted: as in etcd a watch that a compaction cancelled keeps its id until the
+// client cancels it too, and until then no requested progress is sent.
 func TestCompacted(t *testing.T) {
 	table := NewTable()
 	table.Create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 3, WatchId: 4}, 9)
@@ -238,8 +238,7 @@ func TestCompacted(t *testing.T) {
 	}
 }
 
-// TestFanoutShares: an event is encoded once for all who get it, and posted once to
-// a stream.
+// TestFanoutShares: an event is encoded once for all streams, and posted once to each.
 func TestFanoutShares(t *testing.T) {
 	f := NewFanout()
 	for stream := range uint64(3) {
@@ -281,8 +280,8 @@ func TestFanoutShares(t *testing.T) {
 	}
 }
 
-// TestReplayKeepsNothing: what a turn has found, it lets go of; a watcher that has
-// caught up costs no more than one that never was behind.
+// TestReplayKeepsNothing: a turn releases the events it has read; a watcher that has
+// caught up costs no more than one that never lagged.
 func TestReplayKeepsNothing(t *testing.T) {
 	table := NewTable()
 	table.Create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 1}, 9)
@@ -310,8 +309,8 @@ func TestReplayKeepsNothing(t *testing.T) {
 	}
 }
 
-// A replay of millions of events must not leave garbage for each: a collector
-// lets it pile up to the size of the live heap before it looks.
+// TestReplayMakesNoGarbage: a replay of millions of events does not allocate for each.
+// Such garbage would pile up to the size of the live heap before it is collected.
 func TestReplayMakesNoGarbage(t *testing.T) {
 	table := NewTable()
 	for _, end := range []string{"", "b", "\x00"} {
