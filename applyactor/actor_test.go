@@ -54,7 +54,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, mvcc *actors.Mailbox) *rig {
 	return r
 }
 
-// entry is the next one, with n puts.
+// entry returns the next entry, with n puts.
 func (r *rig) entry(n int) *raftpb.Entry {
 	r.index++
 	batch := &applymsg.RequestBatch{Id: 100 + r.index}
@@ -81,8 +81,8 @@ func executes(p *actorstest.Probe) (found []*mvccmsg.Execute) {
 	return found
 }
 
-// TestOneExecutePerBatch: all that was queued goes on in one message, in order,
-// the empty entry too.
+// TestOneExecutePerBatch: all queued entries are passed on in one message, in order,
+// including empty ones.
 func TestOneExecutePerBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys := actorstest.NewSystem(t)
@@ -124,7 +124,7 @@ func TestOneExecutePerBatch(t *testing.T) {
 	})
 }
 
-// TestAlarmsAreLogged: an alarm writes one line when it is raised, by whomever, and
+// TestAlarmsAreLogged: an alarm writes one line when it is raised, from any source, and
 // one when it is disarmed.
 func TestAlarmsAreLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -169,8 +169,8 @@ func TestAlarmsAreLogged(t *testing.T) {
 	})
 }
 
-// TestHoldsBack: while the keyspace takes no more, nothing is lost and nothing
-// goes on; when the core stops, the wait ends.
+// TestHoldsBack: while mvccactor's mailbox is full, the actor waits and loses nothing;
+// when the core stops, the wait ends.
 func TestHoldsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys := actorstest.NewSystem(t)
@@ -195,8 +195,8 @@ func TestHoldsBack(t *testing.T) {
 	})
 }
 
-// TestPanicsNameTheEntry: an entry that cannot be applied fails the actor with
-// its index, so that a second failure at the same one is recognised.
+// TestPanicsNameTheEntry: an entry that cannot be applied panics with its index, so that a
+// second failure on the same entry is recognised.
 func TestPanicsNameTheEntry(t *testing.T) {
 	for name, tc := range map[string]struct {
 		entry *raftpb.Entry

@@ -21,8 +21,8 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// These tests run the actor in fake time, between a keyspace of their own in the
-// place of mvccactor and a list of proposals in the place of the proposer.
+// These tests run the actor in fake time, with a keyspace in place of mvccactor and a
+// list of proposals in place of the proposer.
 
 const epoch = 7
 
@@ -91,7 +91,7 @@ func (r *rig) propose(req *applymsg.Request, done func(raftmsg.Code)) bool {
 	return !r.refuse
 }
 
-// take returns the oldest proposal that was not taken.
+// take removes and returns the oldest proposal.
 func (r *rig) take() (p proposedRequest, ok bool) {
 	synctest.Wait()
 	r.mu.Lock()
@@ -121,8 +121,7 @@ func (r *rig) wantQuiet() {
 
 func (r *rig) publish() { r.store.Publish(mvcc.Applied{Index: r.index, Term: 1}) }
 
-// apply does what mvccactor does with a request, as far as leases go, and tells of
-// it as mvccactor does.
+// apply applies a request about leases, and posts its Changed, as mvccactor does.
 func (r *rig) apply(req *applymsg.Request) {
 	r.t.Helper()
 	m := &leasemsg.Changed{Epoch: epoch}
@@ -164,7 +163,7 @@ func (r *rig) tell(m *leasemsg.Changed) {
 	synctest.Wait()
 }
 
-// succeed has a proposal applied and tells the actor of it.
+// succeed applies a proposal and completes it.
 func (r *rig) succeed(p proposedRequest) {
 	r.apply(p.req)
 	p.done(raftmsg.Code_OK)
@@ -175,7 +174,7 @@ func (r *rig) grant(id, ttl int64) {
 	r.apply(&applymsg.Request{Op: &applymsg.Request_LeaseGrant{LeaseGrant: &pb.LeaseGrantRequest{ID: id, TTL: ttl}}})
 }
 
-// renewal is a keep-alive under way.
+// renewal is a keep-alive in flight.
 type renewal struct {
 	done chan struct{}
 	ttl  int64
@@ -192,7 +191,7 @@ func (r *rig) start(id int64) *renewal {
 	return k
 }
 
-// String is the outcome, or that there is none.
+// String returns the outcome, or that there is none yet.
 func (k *renewal) String() string {
 	synctest.Wait()
 	select {
@@ -285,8 +284,8 @@ func TestRenewal(t *testing.T) {
 	})
 }
 
-// TestVisibleBeforeTold: a lease can be renewed as soon as it can be read.
-func TestVisibleBeforeTold(t *testing.T) {
+// TestVisibleBeforeChanged: a lease can be renewed as soon as it is visible.
+func TestVisibleBeforeChanged(t *testing.T) {
 	bubble(t, nil, func(r *rig) {
 		r.index++
 		if _, err := r.store.LeaseGrant(&pb.LeaseGrantRequest{ID: 1, TTL: 10}, r.index); err != nil {
@@ -339,8 +338,8 @@ func TestCheckpoint(t *testing.T) {
 	})
 }
 
-// TestResetFails: a holder is not told that the lease is renewed when a leader
-// after this one may end it early.
+// TestResetFails: a lease is not reported as renewed while a later leader may expire it
+// early.
 func TestResetFails(t *testing.T) {
 	bubble(t, nil, func(r *rig) {
 		r.grant(1, 1000)
@@ -369,7 +368,7 @@ func TestResetFails(t *testing.T) {
 	})
 }
 
-// TestRevokeFails: it is proposed again, and the lease stays over.
+// TestRevokeFails: a failed revoke is proposed again, and the lease stays expired.
 func TestRevokeFails(t *testing.T) {
 	bubble(t, nil, func(r *rig) {
 		r.refuse = true
@@ -474,8 +473,8 @@ func TestRefusesWhenFull(t *testing.T) {
 	})
 }
 
-// TestManyAtOnce: as many leases as there may be end in the same moment. What is
-// under way stays small.
+// TestManyAtOnce: very many leases expire at the same time. The number of proposals in
+// flight stays bounded.
 func TestManyAtOnce(t *testing.T) {
 	bubble(t, nil, func(r *rig) {
 		const n = 10_000
@@ -528,7 +527,7 @@ func TestOtherEpochs(t *testing.T) {
 	})
 }
 
-// TestPanics: whatever is asked when a stage panics is answered, once.
+// TestPanics: each call in flight when the stage panics is answered exactly once.
 func TestPanics(t *testing.T) {
 	for _, point := range []string{"entry", "middle", "batch"} {
 		t.Run(point, func(t *testing.T) {
@@ -564,8 +563,7 @@ func TestStops(t *testing.T) {
 	})
 }
 
-// TestCallerGoes: a caller that does not wait any more is not answered in the
-// place of another.
+// TestCallerGoes: the answer to a call that was given up does not reach another call.
 func TestCallerGoes(t *testing.T) {
 	bubble(t, nil, func(r *rig) {
 		r.grant(1, 5)
@@ -591,8 +589,8 @@ func TestCallerGoes(t *testing.T) {
 	})
 }
 
-// TestClockLeaps: a day forwards or back ends nothing, and lets nothing live on
-// for long.
+// TestClockLeaps: a clock that leaps by a day, in either direction, expires no lease and
+// prolongs none for long.
 func TestClockLeaps(t *testing.T) {
 	for _, leap := range []time.Duration{24 * time.Hour, -24 * time.Hour} {
 		t.Run(leap.String(), func(t *testing.T) {
@@ -616,7 +614,7 @@ func TestClockLeaps(t *testing.T) {
 	}
 }
 
-// TestManyLeaps: a clock that leaps again and again takes nothing from a lease.
+// TestManyLeaps: a clock that leaps repeatedly shortens no lease.
 func TestManyLeaps(t *testing.T) {
 	const (
 		day  = 24 * time.Hour

@@ -17,7 +17,7 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// Requests, as entries carry them.
+// Requests of entries.
 
 func put(key string) *applymsg.Request {
 	return &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{Key: []byte(key)}}}
@@ -76,8 +76,8 @@ func attributes(id uint64, name string) *applymsg.Request {
 		MemberId: id, Name: name, ClientUrls: []string{"http://" + name}}}}
 }
 
-// feeder numbers entries and applies them. What was handed out before must never
-// change.
+// feeder numbers entries and applies them, and checks that state which was returned before
+// never changes.
 type feeder struct {
 	t     *testing.T
 	s     *State
@@ -132,7 +132,7 @@ func (f *feeder) requests(reqs ...*applymsg.Request) *mvccmsg.EntryOps {
 	return f.apply(f.entry(raftpb.EntryNormal, &applymsg.RequestBatch{Id: 77, Requests: reqs}))
 }
 
-// code is what apply itself says to a request; OK when it leaves it to the
+// code returns the code with which apply answers a request; OK if the request goes to the
 // keyspace.
 func (f *feeder) code(req *applymsg.Request) raftmsg.Code {
 	f.t.Helper()
@@ -146,7 +146,7 @@ func (f *feeder) code(req *applymsg.Request) raftmsg.Code {
 	return op.Answer.GetCode()
 }
 
-// alarms formats what GET answers.
+// alarms formats the response to a GET.
 func (f *feeder) alarms(req *applymsg.Request) string {
 	f.t.Helper()
 	op := f.requests(req).Ops[0]
@@ -215,7 +215,7 @@ func TestAlarms(t *testing.T) {
 	}
 }
 
-// TestAlarmsForbid: the table of what goes on while alarms are active.
+// TestAlarmsForbid: which requests each active alarm refuses.
 func TestAlarmsForbid(t *testing.T) {
 	puts := []*pb.RequestOp{opPut()}
 	others := []*pb.RequestOp{opRange(), opDelete()}
@@ -280,7 +280,7 @@ func TestAlarmsForbid(t *testing.T) {
 	}
 }
 
-// TestAlarmWithinBatch: an alarm holds from its place in the batch on.
+// TestAlarmWithinBatch: an alarm takes effect from its place in the batch on.
 func TestAlarmWithinBatch(t *testing.T) {
 	f := newFeeder(t)
 	ops := f.requests(put("a"), activate(1, pb.AlarmType_NOSPACE), put("b"), deactivate(1, pb.AlarmType_NOSPACE), put("c"))
@@ -293,8 +293,8 @@ func TestAlarmWithinBatch(t *testing.T) {
 	}
 }
 
-// TestDiskAlarm: what a member says of its disk is an alarm of its own. An
-// operator's stays when the disk is well again, whichever came first.
+// TestDiskAlarm: a member's alarm for its disk is separate. An operator's alarm stays when
+// the disk has space again, whichever was raised first.
 func TestDiskAlarm(t *testing.T) {
 	const noSpace = pb.AlarmType_NOSPACE
 	all := get(0, pb.AlarmType_NONE)
@@ -452,8 +452,8 @@ func entryOf(t *testing.T, typ raftpb.EntryType, m proto.Message) *raftpb.Entry 
 }
 
 // TestConfChangesAgreeWithRaft: for any sequence of changes, simple and joint, the
-// configuration is the one that raft itself comes to, and what raft would panic
-// at is an error. The members are those of the configuration.
+// configuration equals raft's own; a change on which raft would panic is an error. The
+// members are those of the configuration.
 func TestConfChangesAgreeWithRaft(t *testing.T) {
 	joint, refused, steps := 0, 0, 0
 	for seed := range uint64(300) {
@@ -510,8 +510,8 @@ func randomChange(rng *rand.Rand, conf *raftpb.ConfState) *raftpb.ConfChangeV2 {
 	return cc
 }
 
-// raftSays is what a raft node in a configuration makes of a change; ok is false
-// when it panics.
+// raftSays returns the configuration that raft arrives at after a change; ok is false if
+// raft panics.
 func raftSays(conf *raftpb.ConfState, cc *raftpb.ConfChangeV2) (next *raftpb.ConfState, ok bool) {
 	storage := raft.NewMemoryStorage()
 	err := storage.ApplySnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
@@ -532,7 +532,7 @@ func raftSays(conf *raftpb.ConfState, cc *raftpb.ConfChangeV2) (next *raftpb.Con
 	return node.ApplyConfChange(cc), true
 }
 
-// silent is a raft.Logger that says nothing.
+// silent is a raft.Logger that discards everything.
 type silent struct{ raft.Logger }
 
 func (silent) Debug(...any)            {}

@@ -15,7 +15,7 @@ const minute = 60 * second
 
 var testConfig = Config{MinTTL: 2, Extend: second, Checkpoint: 5 * minute}
 
-// due looks until nothing more is due and returns what is to be revoked.
+// due advances the table until nothing more is due, and returns the leases to revoke.
 func due(t *Table, now int64) (revokes []int64) {
 	for t.Advance(now) {
 	}
@@ -106,7 +106,7 @@ func TestRenew(t *testing.T) {
 	if _, v := table.Renew(0, 2); v != Missing {
 		t.Fatal(v)
 	}
-	// At its end it is over, looked at or not, and stays so.
+	// It expires at its deadline, before Advance too, and stays expired.
 	last := int64(999 * second)
 	if _, v := table.Renew(last+10*second, 1); v != Expired {
 		t.Fatal(v)
@@ -167,7 +167,7 @@ func TestCheckpoints(t *testing.T) {
 	if again := look(6 * minute); again != nil {
 		t.Fatalf("%v is written twice", again)
 	}
-	// While it is under way nobody knows what is written: a renewal waits.
+	// While a checkpoint is in flight its outcome is unknown: a renewal waits.
 	if _, v := table.Renew(6*minute, 1); v != Reset || table.Resets(10) != nil {
 		t.Fatal(v)
 	}
@@ -205,8 +205,8 @@ func TestCheckpoints(t *testing.T) {
 	}
 }
 
-// TestEndDuringReset: a renewal that came in time holds the lease until it is
-// known whether it worked.
+// TestEndDuringReset: a renewal that came in time keeps the lease until the outcome of its
+// reset is known.
 func TestEndDuringReset(t *testing.T) {
 	for _, ok := range []bool{true, false} {
 		table := NewTable(testConfig)
@@ -225,8 +225,8 @@ func TestEndDuringReset(t *testing.T) {
 	}
 }
 
-// TestResetOfAnEarlierLease: the end of a reset that was asked for a lease that is
-// gone does not renew a new one of the same id, whose own checkpoint is under way.
+// TestResetOfAnEarlierLease: the outcome of a reset of a removed lease does not renew a new
+// lease with the same id, whose own checkpoint is in flight.
 func TestResetOfAnEarlierLease(t *testing.T) {
 	table := NewTable(testConfig)
 	table.Begin(0, seq(Lease{ID: 1, TTL: 1000, Remaining: 500}))
@@ -255,8 +255,8 @@ func TestResetOfAnEarlierLease(t *testing.T) {
 	}
 }
 
-// TestAdvanceIsBounded: many leases that end at once are found a part at a time, in
-// the order of their ends.
+// TestAdvanceIsBounded: many leases that expire at once are found in several calls, in
+// order of expiry.
 func TestAdvanceIsBounded(t *testing.T) {
 	table := NewTable(testConfig)
 	const n = 3*advanceMax + 10
@@ -300,9 +300,9 @@ func TestClock(t *testing.T) {
 	}
 }
 
-// TestModel plays random renewals, proposals that fail or seem to, and changes of
-// leader. At every moment a leader that began now would give each lease at least
-// the time that its holder was promised, and not much more.
+// TestModel simulates random renewals, proposals that fail or seem to, and changes of
+// leader. At any time a new leader would give each lease at least the time that its holder
+// was promised, and not much more.
 func TestModel(t *testing.T) {
 	for seed := range uint64(200) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { play(t, seed) })
@@ -337,7 +337,7 @@ func play(t *testing.T, seed uint64) {
 		m.step()
 		m.check()
 	}
-	// In the end all leases end.
+	// Finally all leases expire.
 	m.now += 10_000 * second
 	for range 300 {
 		m.now += 100 * second
@@ -388,7 +388,7 @@ func (m *model) step() {
 	}
 }
 
-// sorted yields what is replicated in the order of ids: a seed plays the same again.
+// sorted yields the replicated leases in order of their ids, so that a seed reproduces.
 func (m *model) sorted() iter.Seq[Lease] {
 	return func(yield func(Lease) bool) {
 		for _, id := range slices.Sorted(maps.Keys(m.stored)) {
@@ -461,7 +461,7 @@ func (m *model) apply(p *proposed) {
 	}
 }
 
-// settle applies the oldest proposal, or tells of its outcome.
+// settle applies the oldest proposal, or completes it.
 func (m *model) settle(all bool) {
 	for len(m.queue) > 0 {
 		p := m.queue[0]
