@@ -8,7 +8,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
 
-// A watcher from now on needs the hub's events, but the hub hears of it a moment
+// A watcher from now on needs the hub's events, but the hub subscribes it a moment
 // later. If its range is written and compacted at the head in that moment, the log
 // would no longer have what the watcher lacks, and it would be cancelled, where etcd
 // serves it. So the stream holds what the log has from then on:
