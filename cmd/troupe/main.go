@@ -54,6 +54,7 @@ const smallGCPercent = 30
 
 // startNode starts the real member.
 func startNode(cfg *config.Config, logger zerolog.Logger) (member, error) {
+	limitMemory(logger)
 	if _, ok := os.LookupEnv("GOGC"); cfg.Node.Small && !ok {
 		debug.SetGCPercent(smallGCPercent)
 	}

@@ -23,6 +23,27 @@ func availableMemory() uint64 {
 	return cgroup
 }
 
+// memoryShare is the part of the available memory that Go's runtime aims to stay
+// within. The rest is for mapped files, and for other processes of the machine.
+const memoryShare = 0.9
+
+// limitMemory sets the soft memory limit of Go's runtime, unless GOMEMLIMIT is set,
+// and says so in the log. Near the limit the collector runs more often instead of
+// letting the heap grow.
+func limitMemory(log zerolog.Logger) {
+	available := availableMemory()
+	if available == 0 {
+		log.Warn().Msg("cannot tell how much memory there is; no memory limit is set")
+		return
+	}
+	limit, err := memlimit.Set(memlimit.WithRatio(memoryShare), memlimit.WithProvider(memlimit.Limit(available)))
+	if err != nil { // of the environment; the limit stays as it was
+		log.Warn().Err(err).Msg("failed to set the memory limit")
+		return
+	}
+	log.Info().Uint64("available-bytes", available).Int64("limit-bytes", limit).Msg("soft memory limit")
+}
+
 // Go's collector lets the heap grow to about twice what was live, and runs again
 // when it is full: in a member that has become idle, hours later. What a load left
 // behind would count as memory of the process until then. So when the process

@@ -1,10 +1,32 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"testing"
+
+	"github.com/rs/zerolog"
 )
+
+// TestLimitMemory: the runtime gets a share of the memory that there is as its limit,
+// unless the environment decides.
+func TestLimitMemory(t *testing.T) {
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
+	var log bytes.Buffer
+	limitMemory(zerolog.New(&log))
+	limit, available := debug.SetMemoryLimit(-1), availableMemory()
+	if available == 0 || limit > int64(available) || limit < int64(available/2) || !strings.Contains(log.String(), fmt.Sprint(limit)) {
+		t.Errorf("got a limit of %d with %d bytes of memory, and the log %q", limit, available, log.String())
+	}
+	t.Setenv("GOMEMLIMIT", "1GiB")
+	debug.SetMemoryLimit(1 << 30)
+	if limitMemory(zerolog.Nop()); debug.SetMemoryLimit(-1) != 1<<30 {
+		t.Errorf("with GOMEMLIMIT: got %d, want 1 GiB", debug.SetMemoryLimit(-1))
+	}
+}
 
 func TestIdleHeap(t *testing.T) {
 	const mib = 1 << 20
