@@ -169,8 +169,8 @@ type Actor struct {
 
 	results     []outcome
 	undelivered []*mvcc.TxnRanges // of results, to be released if nobody gets them
-	changes []*raftpb.ConfChangeV2
-	leases  []*leasemsg.Change
+	changes     []*raftpb.ConfChangeV2
+	leases      []*leasemsg.Change
 }
 
 // outcome is what became of a batch of requests.

@@ -390,21 +390,26 @@ func encodeKeys(p *pace, found []match, lease bool) ([][]byte, error) {
 // in bytes.
 const keysBlock = 32 << 10
 
-// sparseBytes and sparseRatio decide when records are copied instead of referred
-// to: a reference keeps a whole pack in memory. Once the packs of some records
-// weigh that many bytes and that many times the records, copies are cheaper.
+// A record that is referred to keeps its whole pack in memory. Once the packs that
+// an answer refers to weigh more than smallPacks and sparseRatio times the answer,
+// its records are copied instead.
 const (
-	sparseBytes = 1 << 20
+	smallPacks  = 1 << 20 // bytes
 	sparseRatio = 4
 )
 
-// records returns the records of matches, for the most part as references into
-// packs.
+// records returns the records of matches, as references into packs or as copies.
 func (s source) records(p *pace, found []match) ([][]byte, error) {
+	size := 0
+	for _, m := range found {
+		size += int(m.version.size())
+	}
 	records := make([][]byte, len(found))
 	var last *body // that the record before was in, at row
 	row := 0
-	first, held, used := 0, 0, 0 // records since first use so many bytes of packs that weigh held
+	packs := packSet{limit: max(smallPacks, sparseRatio*size)}
+	many := len(found) > smallPacks/packBytes // fewer cannot be sparse
+	var copies []byte                         // that records are carved from, once the answer is sparse
 	for i, m := range found {
 		b, loaded, err := s.cache.content(m.version.pack, true)
 		if err != nil {
@@ -412,7 +417,12 @@ func (s source) records(p *pace, found []match) ([][]byte, error) {
 		}
 		if b != last {
 			last, row = b, -1
-			held += int(b.size())
+			if many && copies == nil && packs.add(b) {
+				copies = make([]byte, 0, size)
+				for j := range i {
+					records[j], copies = carve(copies, records[j])
+				}
+			}
 		}
 		// Keys that were written in their order stand so in a pack as well.
 		rev := m.version.revision()
@@ -421,14 +431,8 @@ func (s source) records(p *pace, found []match) ([][]byte, error) {
 				return nil, s.cache.missing(m.version)
 			}
 		}
-		records[i] = b.record(row)
-		used += len(records[i])
-		if held >= sparseBytes {
-			if held > sparseRatio*used {
-				detach(records[first:i+1], used)
-			}
-			first, held, used = i+1, 0, 0
-			last = nil
+		if records[i] = b.record(row); copies != nil {
+			records[i], copies = carve(copies, records[i])
 		}
 		work := 1
 		if loaded {
@@ -441,14 +445,30 @@ func (s source) records(p *pace, found []match) ([][]byte, error) {
 	return records, nil
 }
 
-// detach copies records, which are so many bytes together, out of their packs.
-func detach(records [][]byte, size int) {
-	own := make([]byte, 0, size)
-	for i, rec := range records {
-		first := len(own)
-		own = append(own, rec...)
-		records[i] = own[first:len(own):len(own)]
+// carve appends a record to a block of copies, and returns the copy and the block.
+func carve(block, rec []byte) (own, grown []byte) {
+	first := len(block)
+	block = append(block, rec...)
+	return block[first:len(block):len(block)], block
+}
+
+// packSet is a set of packs, and what they weigh together.
+type packSet struct {
+	bodies map[*body]struct{}
+	bytes  int
+	limit  int
+}
+
+// add adds a pack, and reports whether the set weighs more than its limit.
+func (s *packSet) add(b *body) (above bool) {
+	if _, ok := s.bodies[b]; !ok {
+		if s.bodies == nil {
+			s.bodies = make(map[*body]struct{})
+		}
+		s.bodies[b] = struct{}{}
+		s.bytes += int(b.size())
 	}
+	return s.bytes > s.limit
 }
 
 // record returns the record of a version.
