@@ -20,9 +20,8 @@ const (
 	DefaultKeepaliveTimeout  = 20 * time.Second
 	DefaultSlowRequest       = 300 * time.Millisecond
 	DefaultWatchProgress     = 10 * time.Minute
-	// DefaultReadWait is how long a large read waits for its turn: etcd's timeout of
-	// requests with the default election timeout.
-	DefaultReadWait = 7 * time.Second
+	// DefaultReadWait is how long a large read waits for its turn that has no deadline.
+	DefaultReadWait = time.Minute
 )
 
 // Config configures a Gateway. Member and Logger are required; DefaultConfig fills

@@ -39,7 +39,7 @@ import (
 // that has read nothing for stallTimeout is closed.
 type Reads struct {
 	gate  *actors.Gate
-	wait  time.Duration // how long a read waits for a turn, or for credit
+	wait  time.Duration // how long a read without a deadline waits for a turn, or for credit
 	stall time.Duration // stallTimeout, except in tests
 
 	mu      sync.Mutex
@@ -77,8 +77,8 @@ var DefaultReads = actors.Limit{Requests: 10_000, Bytes: 128 << 20}
 // NewReads returns the gate of reads. limit bounds how many reads are in progress,
 // or wait, in each lane, and how many bytes of large answers are held; small
 // answers have a quarter of that to themselves. A large answer that exceeds the
-// limit is admitted when it is alone. A read waits for its turn, and for room, for
-// wait at most.
+// limit is admitted when it is alone. A read waits for its turn, and for room, until
+// its deadline, or for wait if it has none.
 func NewReads(limit actors.Limit, wait time.Duration) *Reads {
 	turns := max(1, runtime.GOMAXPROCS(0)/2)
 	return &Reads{
@@ -176,8 +176,12 @@ func (rd *reading) leave() {
 
 // enter waits for room in a lane.
 func (rd *reading) enter(lane int, c actors.Cost) error {
-	ctx, cancel := context.WithTimeout(rd.ctx, rd.reads.wait)
-	defer cancel()
+	ctx := rd.ctx
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, rd.reads.wait)
+		defer cancel()
+	}
 	began := time.Now()
 	err := rd.reads.gate.Enter(ctx, lane, c)
 	rd.waited += time.Since(began)

@@ -530,8 +530,8 @@ func filter(found []match, req *pb.RangeRequest) []match {
 // sortMatches orders keys as asked, and their records along with them if there
 // are any. Ties come out as sort.Sort leaves them, which is what etcd's clients
 // see too.
-func sortMatches(p *pace, found []match, values [][]byte, target pb.RangeRequest_SortTarget, order pb.RangeRequest_SortOrder) error {
-	by := byTarget{found: found, values: values, pace: p}
+func sortMatches(p *pace, found []match, records [][]byte, target pb.RangeRequest_SortTarget, order pb.RangeRequest_SortOrder) error {
+	by := byTarget{found: found, records: records, pace: p}
 	switch target {
 	case pb.RangeRequest_KEY:
 		by.less = func(i, j int) bool { return found[i].entry.key < found[j].entry.key }
@@ -542,7 +542,11 @@ func sortMatches(p *pace, found []match, values [][]byte, target pb.RangeRequest
 	case pb.RangeRequest_MOD:
 		by.less = func(i, j int) bool { return found[i].version.main < found[j].version.main }
 	case pb.RangeRequest_VALUE:
-		by.less = func(i, j int) bool { return bytes.Compare(value(values[i]), value(values[j])) < 0 }
+		by.values = make([][]byte, len(records))
+		for i, rec := range records {
+			by.values[i] = value(rec)
+		}
+		by.less = func(i, j int) bool { return bytes.Compare(by.values[i], by.values[j]) < 0 }
 	}
 	if order == pb.RangeRequest_DESCEND {
 		sort.Sort(sort.Reverse(by))
@@ -553,10 +557,11 @@ func sortMatches(p *pace, found []match, values [][]byte, target pb.RangeRequest
 }
 
 type byTarget struct {
-	found  []match
-	values [][]byte // nil unless the order is by value
-	less   func(i, j int) bool
-	pace   *pace
+	found []match
+	// records and their values are nil unless the order is by value.
+	records, values [][]byte
+	less            func(i, j int) bool
+	pace            *pace
 }
 
 func (s byTarget) Len() int { return len(s.found) }
@@ -564,6 +569,7 @@ func (s byTarget) Len() int { return len(s.found) }
 func (s byTarget) Swap(i, j int) {
 	s.found[i], s.found[j] = s.found[j], s.found[i]
 	if s.values != nil {
+		s.records[i], s.records[j] = s.records[j], s.records[i]
 		s.values[i], s.values[j] = s.values[j], s.values[i]
 	}
 }

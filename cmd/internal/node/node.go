@@ -179,7 +179,7 @@ func (n *Node) startGateway() (err error) {
 	cfg.MaxConnections = n.files.connections
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
 	cfg.Election = n.cfg.Election
-	cfg.Reads = grpcgw.NewReads(n.cfg.Mailboxes.Reads, n.cfg.requestTimeout())
+	cfg.Reads = grpcgw.NewReads(n.cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
 	n.registry.Add(cfg.Reads.Gate())
 	if n.gateway, err = grpcgw.New(cfg); err != nil {
 		return err
