@@ -58,3 +58,29 @@ func resolve(ctx context.Context, server string) (string, error) {
 	}
 	return server, nil
 }
+
+// server is one server to measure.
+type server struct{ Name, Binary string }
+
+// pair resolves a -server flag, which is etcd, troupe or both, and a -bin flag,
+// the path of the binary to run as troupe. etcd comes first.
+func pair(ctx context.Context, which, bin string) ([]server, error) {
+	var list []server
+	for _, name := range []tools.Program{tools.Etcd, tools.Troupe} {
+		if which != "both" && which != string(name) {
+			continue
+		}
+		path := bin
+		if name != tools.Troupe || bin == "" {
+			var err error
+			if path, err = resolve(ctx, string(name)); err != nil {
+				return nil, err
+			}
+		}
+		list = append(list, server{string(name), path})
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("unknown server %q: etcd, troupe or both", which)
+	}
+	return list, nil
+}

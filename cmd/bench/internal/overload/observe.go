@@ -1,17 +1,14 @@
 package overload
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"strconv"
-	"strings"
 	"sync"
-	"time"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/scrape"
 )
 
 // mailbox is one entry of /debug/actors, as far as it matters here.
@@ -23,34 +20,11 @@ type mailbox struct {
 	HighWaterBytes    int64  `json:"high_water_bytes"`
 }
 
-// httpTimeout bounds a read of the server's HTTP endpoints.
-const httpTimeout = 10 * time.Second
-
-// get reads an HTTP endpoint of the client port.
-func get(ctx context.Context, url, accept string, read func(io.Reader) error) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, httpTimeout)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	request.Header.Set("Accept", accept)
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, response.Body.Close()) }()
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, response.Status)
-	}
-	return read(response.Body)
-}
-
 func readMailboxes(ctx context.Context, endpoint string) ([]mailbox, error) {
 	var page struct {
 		Mailboxes []mailbox `json:"mailboxes"`
 	}
-	err := get(ctx, "http://"+endpoint+"/debug/actors", "application/json", func(r io.Reader) error {
+	err := scrape.Get(ctx, "http://"+endpoint+"/debug/actors", "application/json", func(r io.Reader) error {
 		return json.NewDecoder(r).Decode(&page)
 	})
 	if err != nil {
@@ -61,31 +35,6 @@ func readMailboxes(ctx context.Context, endpoint string) ([]mailbox, error) {
 
 // heapMetric is the gauge of the Go runtime's heap in use.
 const heapMetric = "go_memstats_heap_inuse_bytes"
-
-func readHeap(ctx context.Context, endpoint string) (bytes int64, err error) {
-	err = get(ctx, "http://"+endpoint+"/metrics", "text/plain", func(r io.Reader) (err error) {
-		bytes, err = parseGauge(r, heapMetric)
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("read the heap: %w", err)
-	}
-	return bytes, nil
-}
-
-// parseGauge finds a gauge without labels in Prometheus' text format.
-func parseGauge(r io.Reader, name string) (int64, error) {
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		value, found := strings.CutPrefix(lines.Text(), name+" ")
-		if !found {
-			continue
-		}
-		v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-		return int64(v), err
-	}
-	return 0, errors.Join(fmt.Errorf("no metric %s", name), lines.Err())
-}
 
 // heapWatch reads the heap at intervals and keeps the peak.
 type heapWatch struct {
@@ -103,7 +52,7 @@ func watchHeap(ctx context.Context, endpoint string) *heapWatch {
 	go func() {
 		defer close(w.ended)
 		for pause(ctx, pollEvery) == nil {
-			bytes, err := readHeap(ctx, endpoint)
+			bytes, err := scrape.Metric(ctx, endpoint, heapMetric)
 			if ctx.Err() != nil {
 				return
 			}
