@@ -152,6 +152,21 @@ func (rd *reading) Scan(keys int) error {
 	return rd.takeTurn()
 }
 
+// Turn waits for a turn to scan, on behalf of a watch stream that catches up, and
+// returns the function that ends it. ok is false if too many reads wait already. The
+// bytes that the stream then sends are bounded by its own mailbox.
+func (r *Reads) Turn() (done func(), ok bool) {
+	turn := actors.Cost{Requests: 1}
+	if r.gate.Enter(context.Background(), laneScan, turn) != nil {
+		return nil, false
+	}
+	began := actors.Now()
+	return func() {
+		r.gate.Leave(laneScan, turn)
+		r.gate.Worked(actors.Now() - began)
+	}, true
+}
+
 // takeTurn makes the read a large one, and waits for its turn.
 func (rd *reading) takeTurn() error {
 	rd.leave()

@@ -3,7 +3,6 @@ package grpcgw
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -92,12 +91,9 @@ func connect(t *testing.T, addr string) net.Conn {
 
 // h2client is an HTTP client with prior knowledge of HTTP/2.
 func h2client() *http.Client {
-	return &http.Client{Transport: &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, addr)
-		},
-	}}
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Client{Transport: &http.Transport{Protocols: protocols}}
 }
 
 // flight returns the bytes of a client: the preface, and what write adds.

@@ -23,15 +23,18 @@ import (
 
 // rig is a keyspace, whose writer is the test, with a hub.
 type rig struct {
-	t        *testing.T
-	store    *mvcc.Store
-	pub      *mvcc.Published
-	streams  *Streams
-	edge     *actors.Edge
-	hub      *actors.Handle
-	faults   *actors.Faults
+	t       *testing.T
+	store   *mvcc.Store
+	pub     *mvcc.Published
+	streams *Streams
+	edge    *actors.Edge
+	hub     *actors.Handle
+	faults  *actors.Faults
+
+	mu       sync.Mutex // guards the rest
 	unpinned int
-	mu       sync.Mutex // of unpinned
+	turns    int  // taken and not ended
+	busy     bool // no turn is given
 }
 
 func newRig(t *testing.T) *rig {
@@ -48,6 +51,12 @@ func newRig(t *testing.T) *rig {
 	}
 	r.streams = NewStreams(Config{
 		Published: r.pub, Spawn: r.edge.Spawn, Faults: r.faults,
+		Turn: func() (func(), bool) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.turns++
+			return func() { r.mu.Lock(); defer r.mu.Unlock(); r.turns-- }, !r.busy
+		},
 		Unpinned: func() {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -835,6 +844,33 @@ func TestCorrupt(t *testing.T) {
 		c.expect("0@11 created; 1@11 created; 1@11 canceled 0reason: broken; ")
 		r.put("a", "")
 		c.expect("0@12 a=12; ")
+	})
+}
+
+// TestNoTurn: a stream that gets no turn to scan tries again until it gets one, and
+// keeps none.
+func TestNoTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.put("a", "")
+		r.busy = true
+		c := r.open(nil)
+		c.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 2})
+		time.Sleep(time.Minute)
+		c.expect("0@2 created; ")
+		r.mu.Lock()
+		if r.turns == 0 {
+			t.Error("it did not ask for a turn")
+		}
+		r.busy, r.turns = false, 0
+		r.mu.Unlock()
+		time.Sleep(time.Second)
+		c.expect("0@2 a=2; ")
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.turns != 0 {
+			t.Errorf("it holds %d turns", r.turns)
+		}
 	})
 }
 

@@ -342,18 +342,28 @@ func (s *stream) turn() {
 		s.endOn(replay.Finish(last, v.Revision, s.send))
 	case errors.Is(err, mvcc.ErrCompacted):
 		s.endOn(s.table.Compacted(s.streams.cfg.Published.View().CompactRevision, s.pinned(), s.send))
-	case errors.Is(err, mvcc.ErrClosed):
+	case errors.Is(err, mvcc.ErrClosed), errors.Is(err, errNoTurn):
 		s.retry = time.AfterFunc(retryAfter, s.nextTurn)
 	default:
 		s.endOn(s.table.Fail(s.streams.cfg.Reason(err), v.Revision, s.send))
 	}
 }
 
+// errNoTurn: too many reads wait for a turn to scan.
+var errNoTurn = errors.New("watchactor: no turn to scan")
+
 // read reads one part of the log for the lagging watchers. It waits while too many
-// other streams do the same.
+// other streams do the same, and for its turn among the large reads.
 func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
 	s.streams.readers <- struct{}{}
 	defer func() { <-s.streams.readers }()
+	if s.streams.cfg.Turn != nil {
+		done, ok := s.streams.cfg.Turn()
+		if !ok {
+			return nil, 0, errNoTurn
+		}
+		defer done()
+	}
 	replay := s.table.Replay()
 	floor := min(v.CompactRevision, s.pinned())
 	before := func(key []byte, main int64) ([]byte, error) {

@@ -26,6 +26,10 @@ type Config struct {
 	// Unpinned is called when a pin was released or moved that a compaction may have
 	// waited for. It must not block.
 	Unpinned func()
+	// Turn waits for a turn to scan, which streams share with all other large reads,
+	// and returns the function that ends it. ok is false if too many wait already. nil
+	// lets every stream scan that may read from the log.
+	Turn func() (done func(), ok bool)
 	// Reason returns the cancel reason for an error of reading the log.
 	Reason func(error) string
 	Faults *actors.Faults

@@ -187,6 +187,7 @@ func (n *Node) newWatches() *watchactor.Streams {
 				_ = mvccactor.Continue(c.mvcc, c.epoch) // the next applied entry does the same
 			}
 		},
+		Turn:   n.reads.Turn,
 		Reason: grpcgw.StoreErrorText,
 		Faults: n.cfg.Faults,
 	})

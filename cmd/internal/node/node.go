@@ -43,6 +43,7 @@ type Node struct {
 	disk      *walactor.Disk
 	compacted *mvccactor.Compacted
 	watches   *watchactor.Streams
+	reads     *grpcgw.Reads
 	sequence  atomic.Uint64 // of ids that must be unique
 	current   atomic.Pointer[crew]
 	trouble   trouble
@@ -92,6 +93,8 @@ func New(cfg Config) (*Node, error) {
 		done:      make(chan error, 1),
 		stopping:  make(chan struct{}),
 	}
+	n.reads = grpcgw.NewReads(cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
+	n.registry.Add(n.reads.Gate())
 	n.watches = n.newWatches()
 	// Ids are unique among members and boots: the upper half is random per boot.
 	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
@@ -179,8 +182,7 @@ func (n *Node) startGateway() (err error) {
 	cfg.MaxConnections = n.files.connections
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
 	cfg.Election = n.cfg.Election
-	cfg.Reads = grpcgw.NewReads(n.cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
-	n.registry.Add(cfg.Reads.Gate())
+	cfg.Reads = n.reads
 	if n.gateway, err = grpcgw.New(cfg); err != nil {
 		return err
 	}
