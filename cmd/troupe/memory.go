@@ -61,7 +61,9 @@ const (
 	// then a collection would be due anyway, so that releases of a process that is
 	// hardly ever busy at most double its collections.
 	releaseBytes = 16 << 20
-	releaseShare = 8
+	// releaseBytesSmall is releaseBytes with --small.
+	releaseBytesSmall = 2 << 20
+	releaseShare      = 8
 )
 
 // heapSample is the heap at one moment, in bytes.
@@ -73,6 +75,7 @@ type heapSample struct {
 
 // idleHeap decides when memory is returned.
 type idleHeap struct {
+	least    uint64 // bytes that a release has to return, so that it is worth it
 	last     uint64 // heapSample.allocated of the sample before
 	idle     bool   // the period before was idle
 	released uint64 // heapSample.allocated when due was last true
@@ -83,7 +86,7 @@ func (h *idleHeap) due(s heapSample) bool {
 	before, idle := h.idle, s.allocated-h.last <= idleBytes
 	h.last, h.idle = s.allocated, idle
 	due := before && idle && s.allocated-h.released >= s.live &&
-		s.held >= s.live+max(releaseBytes, s.live/releaseShare)
+		s.held >= s.live+max(h.least, s.live/releaseShare)
 	if due {
 		h.released = s.allocated
 	}
@@ -92,12 +95,15 @@ func (h *idleHeap) due(s heapSample) bool {
 
 // releaseWhenIdle returns memory whenever the process becomes idle, until stop is
 // called.
-func releaseWhenIdle(log zerolog.Logger) (stop func()) {
+func releaseWhenIdle(log zerolog.Logger, small bool) (stop func()) {
+	heap := idleHeap{least: releaseBytes}
+	if small {
+		heap.least = releaseBytesSmall
+	}
 	done := make(chan struct{})
 	go func() { // ends by done
 		ticker := time.NewTicker(idlePeriod)
 		defer ticker.Stop()
-		var heap idleHeap
 		read := newHeapReader()
 		for {
 			select {

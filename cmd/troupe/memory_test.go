@@ -83,7 +83,7 @@ func TestIdleHeap(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var h idleHeap
+			h := idleHeap{least: releaseBytes}
 			for i, s := range c.steps {
 				if got := h.due(s.sample); got != s.due {
 					t.Fatalf("step %d: got %v, want %v", i, got, s.due)
