@@ -8,13 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -92,16 +89,6 @@ const (
 	putGroup  = "paced---"
 )
 
-// value is not compressible, so that a server that compresses stores as much
-// as one that does not.
-func value(n int) []byte {
-	v := make([]byte, 0, n+8)
-	for len(v) < n {
-		v = binary.LittleEndian.AppendUint64(v, rand.Uint64())
-	}
-	return v[:n]
-}
-
 // Window is one measured stretch of time.
 type Window struct {
 	Put, Get loadgen.Window
@@ -152,7 +139,7 @@ func fill(ctx context.Context, cfg Config, pool loadgen.Pool) error {
 	err := loadgen.Each(ctx, pool, loaders, (keys+batch-1)/batch, func(ctx context.Context, kv pb.KVClient, i int) error {
 		txn := new(pb.TxnRequest)
 		for k := i * batch; k < min((i+1)*batch, keys); k++ {
-			put := &pb.PutRequest{Key: key(liveGroup, k), Value: value(cfg.ValueBytes)}
+			put := &pb.PutRequest{Key: key(liveGroup, k), Value: loadgen.Value(cfg.ValueBytes)}
 			txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put}})
 		}
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -184,7 +171,7 @@ func fill(ctx context.Context, cfg Config, pool loadgen.Pool) error {
 func put(ctx context.Context, kv pb.KVClient, key []byte, size int) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	_, err := kv.Put(ctx, &pb.PutRequest{Key: key, Value: value(size)})
+	_, err := kv.Put(ctx, &pb.PutRequest{Key: key, Value: loadgen.Value(size)})
 	return err
 }
 
@@ -282,7 +269,7 @@ func (m *measurement) windows(ctx context.Context, label string, n int) ([]Windo
 		}
 		w := Window{Put: m.puts.Cut(), Get: m.gets.Cut()}
 		var err error
-		if w.Blocks, err = allocated(m.backend); err != nil {
+		if w.Blocks, err = proc.DiskUsage(m.backend); err != nil {
 			return nil, err
 		}
 		list = append(list, w)
@@ -294,51 +281,18 @@ func (m *measurement) windows(ctx context.Context, label string, n int) ([]Windo
 }
 
 func describe(w loadgen.Window) string {
-	text := fmt.Sprintf("n %d p50 %.2f ms p99 %.2f ms", len(w.Latencies), milliseconds(w.Percentile(50)), milliseconds(w.Percentile(99)))
+	text := fmt.Sprintf("n %d p50 %.2f ms p99 %.2f ms", len(w.Latencies), stats.Milliseconds(w.Percentile(50)), stats.Milliseconds(w.Percentile(99)))
 	if w.Failed > 0 || w.Missed > 0 {
 		text += fmt.Sprintf(" FAILED %d missed %d (%v)", w.Failed, w.Missed, w.LastError)
 	}
 	return text
 }
 
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
 func say(w io.Writer, format string, args ...any) error {
 	if _, err := fmt.Fprintf(w, format, args...); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
 	return nil
-}
-
-// blockBytes is the unit of st_blocks, whatever the file system's own.
-const blockBytes = 512
-
-// allocated is what a folder's files take on the disk, in bytes.
-func allocated(dir string) (int64, error) {
-	var blocks int64
-	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) && path != dir {
-			return nil // removed meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		info, err := os.Lstat(path)
-		if errors.Is(err, fs.ErrNotExist) && path != dir {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if s, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {
-			blocks += s.Blocks
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("count the backend's blocks: %w", err)
-	}
-	return blocks * blockBytes, nil
 }
 
 // Judge checks the bounds.
@@ -366,7 +320,7 @@ func Judge(cfg Config, r Result) []verdict.Verdict {
 func medianP99(windows []Window, of func(Window) loadgen.Window) float64 {
 	var values []float64
 	for _, w := range windows {
-		values = append(values, milliseconds(of(w).Percentile(99)))
+		values = append(values, stats.Milliseconds(of(w).Percentile(99)))
 	}
 	return stats.Median(values)
 }

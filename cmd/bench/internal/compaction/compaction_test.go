@@ -2,44 +2,12 @@ package compaction
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
 )
-
-func TestAllocatedCountsBlocksNotLength(t *testing.T) {
-	dir := t.TempDir()
-	sub := filepath.Join(dir, "deeper")
-	if err := os.Mkdir(sub, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(sub, "full"), make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	sparse, err := os.Create(filepath.Join(dir, "sparse"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := sparse.Truncate(1 << 30); err != nil {
-		t.Fatal(err)
-	}
-	if err := sparse.Sync(); err != nil {
-		t.Fatal(err)
-	}
-	if err := sparse.Close(); err != nil {
-		t.Fatal(err)
-	}
-	got, err := allocated(dir)
-	if err != nil || got < 1<<20 || got > 2<<20 {
-		t.Fatalf("%d bytes, %v; want about 1 MiB", got, err)
-	}
-	if _, err := allocated(filepath.Join(dir, "missing")); err == nil {
-		t.Fatal("a missing backend counts as an empty one")
-	}
-}
 
 func TestCurve(t *testing.T) {
 	c := new(curve)
@@ -71,9 +39,6 @@ func TestSizes(t *testing.T) {
 	}
 	if len(key(liveGroup, 1)) != keyBytes || len(key(putGroup, 1<<40)) != keyBytes {
 		t.Error("keys of another length")
-	}
-	if len(value(0)) != 0 || len(value(13)) != 13 {
-		t.Error("values of another length")
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 )
 
 // curve is how the backend's blocks went down over time.
@@ -33,7 +35,7 @@ func watchBlocks(ctx context.Context, dir string, began time.Time) *curve {
 		ticker := time.NewTicker(blocksEvery)
 		defer ticker.Stop()
 		for {
-			bytes, err := allocated(dir)
+			bytes, err := proc.DiskUsage(dir)
 			c.add(point{time.Since(began), bytes}, err)
 			select {
 			case <-ticker.C:

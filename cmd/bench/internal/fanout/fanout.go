@@ -227,7 +227,7 @@ func revision(ctx context.Context, pool loadgen.Pool) (int64, error) {
 
 // window measures while nothing changes.
 func (r *run) window(ctx context.Context, s *Sample) error {
-	if err := pause(ctx, r.cfg.Warmup); err != nil {
+	if err := loadgen.Pause(ctx, r.cfg.Warmup); err != nil {
 		return err
 	}
 	memory := r.server.WatchMemory()
@@ -239,7 +239,7 @@ func (r *run) window(ctx context.Context, s *Sample) error {
 	r.puts.Cut()
 	r.crowd.cut()
 	began := time.Now()
-	if err := pause(ctx, r.cfg.Window); err != nil {
+	if err := loadgen.Pause(ctx, r.cfg.Window); err != nil {
 		return err
 	}
 	took := time.Since(began)
@@ -299,7 +299,7 @@ func (r *run) settle(ctx context.Context, s *Sample) error {
 	if s.Complete, err = r.await(ctx, newest, false); err != nil {
 		return err
 	}
-	if err := pause(ctx, echoTime); err != nil {
+	if err := loadgen.Pause(ctx, echoTime); err != nil {
 		return err
 	}
 	r.crowd.dismiss()
@@ -314,18 +314,9 @@ func (r *run) await(ctx context.Context, revision int64, frozen bool) (bool, err
 		if r.crowd.next(frozen) > revision {
 			return true, nil
 		}
-		if err := errors.Join(r.crowd.failure(), pause(ctx, pollEvery)); err != nil {
+		if err := errors.Join(r.crowd.failure(), loadgen.Pause(ctx, pollEvery)); err != nil {
 			return false, err
 		}
 	}
 	return false, nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -30,20 +30,17 @@ func row(cfg Config, s Sample) error {
 		name = "frozen"
 	}
 	_, err := fmt.Fprintf(cfg.Out, "%-8s %7d %8.2f %8.2f %9.0f %13.2f %11.2f / %4.2f %13.0f (%.0f)\n",
-		name, len(s.Put.Latencies), milliseconds(s.Put.Percentile(50)), milliseconds(s.Put.Percentile(99)), s.Delivered,
-		milliseconds(s.Delay), s.ServerCPU, s.ClientCPU, mebibytes(s.Peak.Resident), mebibytes(s.Peak.Anon))
+		name, len(s.Put.Latencies), stats.Milliseconds(s.Put.Percentile(50)), stats.Milliseconds(s.Put.Percentile(99)), s.Delivered,
+		stats.Milliseconds(s.Delay), s.ServerCPU, s.ClientCPU, stats.MiB(s.Peak.Resident), stats.MiB(s.Peak.Anon))
 	if err == nil && s.Frozen {
 		_, err = fmt.Fprintf(cfg.Out, "  thawed: %d revisions behind, caught up %v after %.2f s, peak RSS meanwhile %.0f (%.0f) MiB\n",
-			s.Behind, s.CaughtUp, s.CatchUp.Seconds(), mebibytes(s.CatchUpPeak.Resident), mebibytes(s.CatchUpPeak.Anon))
+			s.Behind, s.CaughtUp, s.CatchUp.Seconds(), stats.MiB(s.CatchUpPeak.Resident), stats.MiB(s.CatchUpPeak.Anon))
 	}
 	if err != nil {
 		return fmt.Errorf("fanout: %w", err)
 	}
 	return nil
 }
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-func mebibytes(n int64) float64            { return float64(n) / (1 << 20) }
 
 // Judge checks the bounds for one load. What differs from round to round is
 // compared within a round, and the median of that counts.
@@ -55,9 +52,9 @@ func Judge(cfg Config, load Load, rounds []Round) []verdict.Verdict {
 	least := int64(-1)
 	var failure error
 	for _, r := range rounds {
-		growths = append(growths, mebibytes(r.Some.Peak.Resident-r.All.Peak.Resident))
-		with = append(with, milliseconds(r.Some.Put.Percentile(99)))
-		without = append(without, milliseconds(r.All.Put.Percentile(99)))
+		growths = append(growths, stats.MiB(r.Some.Peak.Resident-r.All.Peak.Resident))
+		with = append(with, stats.Milliseconds(r.Some.Put.Percentile(99)))
+		without = append(without, stats.Milliseconds(r.All.Put.Percentile(99)))
 		for _, s := range []Sample{r.All, r.Some} {
 			puts += len(s.Put.Latencies)
 			unserved += s.Put.Failed + s.Put.Missed

@@ -154,7 +154,7 @@ func readHonestly(ctx context.Context, conn *grpc.ClientConn) (o Outcome, took [
 		if err == nil {
 			took = append(took, time.Since(began))
 		}
-		if pause(ctx, honestEvery-time.Since(began)) != nil {
+		if loadgen.Pause(ctx, honestEvery-time.Since(began)) != nil {
 			slices.Sort(took)
 			return o, took
 		}

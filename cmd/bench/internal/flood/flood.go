@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -128,7 +127,7 @@ func measure(ctx context.Context, cfg Config, m Mode, who Server) (s Sample, err
 	if err := fill(ctx, m, server); err != nil {
 		return s, err
 	}
-	if err := pause(ctx, cfg.Settle); err != nil {
+	if err := loadgen.Pause(ctx, cfg.Settle); err != nil {
 		return s, err
 	}
 	probes, err := loadgen.Dial(server.Endpoint(), 2)
@@ -164,7 +163,7 @@ func measure(ctx context.Context, cfg Config, m Mode, who Server) (s Sample, err
 	if err != nil {
 		return s, err
 	}
-	if err := pause(floodCtx, cfg.Rest); err != nil {
+	if err := loadgen.Pause(floodCtx, cfg.Rest); err != nil {
 		return s, err
 	}
 	stop(nil)
@@ -237,7 +236,7 @@ const guardEvery = 20 * time.Millisecond
 func guard(ctx context.Context, server *proc.Server, most int64, cancel context.CancelCauseFunc) *sync.WaitGroup {
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for pause(ctx, guardEvery) == nil {
+		for loadgen.Pause(ctx, guardEvery) == nil {
 			m, err := server.Memory()
 			if err != nil {
 				cancel(err)
@@ -253,27 +252,11 @@ func guard(ctx context.Context, server *proc.Server, most int64, cancel context.
 	return &wg
 }
 
-// fill puts the keys; the order of the values is not that of the keys.
-func fill(ctx context.Context, m Mode, server *proc.Server) (err error) {
-	pool, err := loadgen.Dial(server.Endpoint(), fillConns)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
-	return loadgen.Each(ctx, pool, fillers, m.Keys, func(ctx context.Context, kv pb.KVClient, i int) error {
-		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-		defer cancel()
-		_, err := kv.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "%s%08d", first, i), Value: value()})
-		return err
+// fill puts the keys, with random values.
+func fill(ctx context.Context, m Mode, server *proc.Server) error {
+	return loadgen.Fill(ctx, server.Endpoint(), fillConns, fillers, m.Keys, func(i int) (key, value []byte) {
+		return fmt.Appendf(nil, "%s%08d", first, i), loadgen.Value(valueBytes)
 	})
-}
-
-func value() []byte {
-	v := make([]byte, valueBytes)
-	for i := range v {
-		v[i] = byte(rand.Uint32())
-	}
-	return v
 }
 
 func put(ctx context.Context, kv pb.KVClient) error {
@@ -288,13 +271,4 @@ func get(ctx context.Context, kv pb.KVClient) error {
 	defer cancel()
 	_, err := kv.Range(ctx, &pb.RangeRequest{Key: probe})
 	return err
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -28,11 +28,11 @@ func header(cfg Config, m Mode) error {
 }
 
 func row(cfg Config, s Sample) error {
-	rest := fmt.Sprintf("%+.0f", mebibytes(s.Kept()))
+	rest := fmt.Sprintf("%+.0f", stats.MiB(s.Kept()))
 	if s.Killed {
 		rest = "killed"
 	}
-	memory := fmt.Sprintf("%.0f %+.0f (%+.0f) %s", mebibytes(s.Before.Resident), mebibytes(s.Growth()), mebibytes(s.Peak.Anon-s.Before.Anon), rest)
+	memory := fmt.Sprintf("%.0f %+.0f (%+.0f) %s", stats.MiB(s.Before.Resident), stats.MiB(s.Growth()), stats.MiB(s.Peak.Anon-s.Before.Anon), rest)
 	text := fmt.Sprintf("%-7s %40s %8d  %-24s %7d %9d %9d %9d %9d %9d\n", s.Server.Name, memory, len(s.Put.Latencies), latencies(s.Put),
 		s.Flood.Sent, s.Flood.Answered, s.Flood.Expired, s.Flood.Refused, s.Flood.Failed, s.Executed)
 	if n := s.Put.Failed + s.Put.Missed + s.Get.Failed + s.Get.Missed; n > 0 {
@@ -44,7 +44,7 @@ func row(cfg Config, s Sample) error {
 	}
 	if s.Mode.bounds().getP99 > 0 {
 		text += fmt.Sprintf("        %d gets of one key: p50, p99, max %s ms; honest ranges: %d sent, %d answered (median %.0f ms), %d refused, %d failed\n",
-			len(s.Get.Latencies), latencies(s.Get), s.Honest.Sent, s.Honest.Answered, milliseconds(stats.Percentile(s.HonestIn, 50)), s.Honest.Refused, s.Honest.Failed)
+			len(s.Get.Latencies), latencies(s.Get), s.Honest.Sent, s.Honest.Answered, stats.Milliseconds(stats.Percentile(s.HonestIn, 50)), s.Honest.Refused, s.Honest.Failed)
 	}
 	if _, err := fmt.Fprint(cfg.Out, text); err != nil {
 		return fmt.Errorf("flood: %w", err)
@@ -53,11 +53,8 @@ func row(cfg Config, s Sample) error {
 }
 
 func latencies(w loadgen.Window) string {
-	return fmt.Sprintf("%.1f %.1f %.1f", milliseconds(w.Percentile(50)), milliseconds(w.Percentile(99)), milliseconds(w.Percentile(100)))
+	return fmt.Sprintf("%.1f %.1f %.1f", stats.Milliseconds(w.Percentile(50)), stats.Milliseconds(w.Percentile(99)), stats.Milliseconds(w.Percentile(100)))
 }
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-func mebibytes(n int64) float64            { return float64(n) / (1 << 20) }
 
 // Judge checks the bounds of the servers that are judged.
 func Judge(samples []Sample) []verdict.Verdict {
@@ -73,18 +70,18 @@ func Judge(samples []Sample) []verdict.Verdict {
 func (s Sample) judge() []verdict.Verdict {
 	who := s.Server.Name + ", " + s.Mode.Name
 	if s.Killed {
-		return []verdict.Verdict{verdict.Of(false, "%s: survives (killed when it held %.0f MiB)", who, mebibytes(s.Peak.Resident))}
+		return []verdict.Verdict{verdict.Of(false, "%s: survives (killed when it held %.0f MiB)", who, stats.MiB(s.Peak.Resident))}
 	}
 	var verdicts []verdict.Verdict
 	size := func(most, found int64, what string) {
 		if most > 0 {
-			verdicts = append(verdicts, verdict.Of(found <= most, "%s: memory %s at most %.0f MiB (%+.0f MiB)", who, what, mebibytes(most), mebibytes(found)))
+			verdicts = append(verdicts, verdict.Of(found <= most, "%s: memory %s at most %.0f MiB (%+.0f MiB)", who, what, stats.MiB(most), stats.MiB(found)))
 		}
 	}
 	latency := func(most time.Duration, w loadgen.Window, percent float64, what string) {
 		if most > 0 {
 			found := w.Percentile(percent)
-			verdicts = append(verdicts, verdict.Of(len(w.Latencies) > 0 && found <= most, "%s: %s at most %v (%.1f ms of %d)", who, what, most, milliseconds(found), len(w.Latencies)))
+			verdicts = append(verdicts, verdict.Of(len(w.Latencies) > 0 && found <= most, "%s: %s at most %v (%.1f ms of %d)", who, what, most, stats.Milliseconds(found), len(w.Latencies)))
 		}
 	}
 	b := s.Mode.bounds()

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
 )
 
 // wire is an HTTP/2 connection whose frames are written by hand, so that it can
@@ -231,7 +233,7 @@ func neverRead(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 					return o, nil
 				}
 			}
-			_ = pause(ctx, retryAfter) // the loop looks at the context
+			_ = loadgen.Pause(ctx, retryAfter) // the loop looks at the context
 		}
 		return o, nil
 	})

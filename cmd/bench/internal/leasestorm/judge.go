@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
+	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
 
@@ -28,7 +29,7 @@ func header(cfg Config) error {
 func row(cfg Config, who Server, s Sample) error {
 	_, err := fmt.Fprintf(cfg.Out, "%-7s %9.1f s %9.2f s %8d %9.2f s %23s %32s %4.0f -> %.0f\n",
 		who.Name, s.Granting.Seconds(), s.Spread.Seconds(), s.Gone, s.GoneTime.Seconds(),
-		percentiles(s.Before, 50, 99), percentiles(s.Storm, 50, 99, 100), mebibytes(s.Idle.Resident), mebibytes(s.Peak.Resident))
+		percentiles(s.Before, 50, 99), percentiles(s.Storm, 50, 99, 100), stats.MiB(s.Idle.Resident), stats.MiB(s.Peak.Resident))
 	if err != nil {
 		return fmt.Errorf("leasestorm: %w", err)
 	}
@@ -39,13 +40,10 @@ func row(cfg Config, who Server, s Sample) error {
 func percentiles(w loadgen.Window, percents ...float64) string {
 	var list []string
 	for _, p := range percents {
-		list = append(list, fmt.Sprintf("%.2f", milliseconds(w.Percentile(p))))
+		list = append(list, fmt.Sprintf("%.2f", stats.Milliseconds(w.Percentile(p))))
 	}
 	return strings.Join(list, " ")
 }
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-func mebibytes(n int64) float64            { return float64(n) / (1 << 20) }
 
 // Judge checks the bounds of the servers that are judged.
 func Judge(cfg Config, samples []Sample) []verdict.Verdict {
@@ -63,7 +61,7 @@ func Judge(cfg Config, samples []Sample) []verdict.Verdict {
 			verdict.Of(s.Gone == cfg.Leases && s.Left == 0 && s.GoneTime <= goneMax, "%s: all keys are gone within %v of the last lease's end (%d of %d after %.2f s, %d left)",
 				who.Name, goneMax, s.Gone, cfg.Leases, s.GoneTime.Seconds(), s.Left),
 			verdict.Of(len(s.Storm.Latencies) > 0 && p99 <= latencyMax, "%s: put p99 meanwhile at most %v (%.2f ms of %d puts; %.2f ms before)",
-				who.Name, latencyMax, milliseconds(p99), len(s.Storm.Latencies), milliseconds(s.Before.Percentile(99))),
+				who.Name, latencyMax, stats.Milliseconds(p99), len(s.Storm.Latencies), stats.Milliseconds(s.Before.Percentile(99))),
 			verdict.Of(unserved == 0, "%s: no put failed or missed its turn (%d)", who.Name, unserved))
 	}
 	return verdicts

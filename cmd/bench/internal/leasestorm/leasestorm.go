@@ -138,7 +138,7 @@ func measure(ctx context.Context, cfg Config, who Server) (s Sample, err error) 
 	memory := server.WatchMemory()
 	defer memory.Stop()
 
-	if err := pause(ctx, time.Until(first)-cfg.Quiet); err != nil {
+	if err := loadgen.Pause(ctx, time.Until(first)-cfg.Quiet); err != nil {
 		return s, err
 	}
 	puts := &loadgen.Paced{Pool: pool, First: 1, Clients: clients, Rate: cfg.Rate, Op: put}
@@ -147,7 +147,7 @@ func measure(ctx context.Context, cfg Config, who Server) (s Sample, err error) 
 	pacing.Go(func() { puts.Run(paceCtx) })
 	defer pacing.Wait()
 	defer stop()
-	if err := pause(ctx, time.Until(first)); err != nil {
+	if err := loadgen.Pause(ctx, time.Until(first)); err != nil {
 		return s, err
 	}
 	s.Before = puts.Cut()
@@ -195,7 +195,7 @@ func grant(ctx context.Context, cfg Config, pool loadgen.Pool) ([]term, error) {
 	terms := make([]term, cfg.Leases)
 	began := time.Now()
 	err := loadgen.Each(ctx, pool, granters, cfg.Leases, func(ctx context.Context, kv pb.KVClient, i int) error {
-		if err := pause(ctx, untilSpan(time.Since(began))); err != nil {
+		if err := loadgen.Pause(ctx, untilSpan(time.Since(began))); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -269,16 +269,4 @@ func rangeEnd() []byte {
 	end := append([]byte{}, leasePrefix...)
 	end[len(end)-1]++
 	return end
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

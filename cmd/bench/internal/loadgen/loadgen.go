@@ -5,9 +5,11 @@ package loadgen
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -107,6 +109,49 @@ func Each(ctx context.Context, p Pool, clients, n int, job func(ctx context.Cont
 	}
 	wg.Wait()
 	return context.Cause(ctx)
+}
+
+// requestTimeout ends a put of Fill that is never answered.
+const requestTimeout = 30 * time.Second
+
+// Fill puts n pairs, of which pair returns the i-th, over so many connections with
+// so many clients at a time.
+func Fill(ctx context.Context, endpoint string, conns, clients, n int, pair func(i int) (key, value []byte)) (err error) {
+	pool, err := Dial(endpoint, conns)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, pool.Close()) }()
+	return Each(ctx, pool, clients, n, func(ctx context.Context, kv pb.KVClient, i int) error {
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+		key, value := pair(i)
+		_, err := kv.Put(ctx, &pb.PutRequest{Key: key, Value: value})
+		return err
+	})
+}
+
+// Value returns n random bytes, so that a server that compresses stores as much as
+// one that does not.
+func Value(n int) []byte {
+	v := make([]byte, 0, n+8)
+	for len(v) < n {
+		v = binary.LittleEndian.AppendUint64(v, rand.Uint64())
+	}
+	return v[:n]
+}
+
+// Pause returns after d, or earlier with the context's error if the context ends.
+func Pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 const (

@@ -1,6 +1,7 @@
 package loadgen
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -125,4 +126,15 @@ func TestPacedBoundsItsBacklog(t *testing.T) {
 			t.Fatalf("%d missed, want about %d", w.Missed, most)
 		}
 	})
+}
+
+func TestValue(t *testing.T) {
+	for _, n := range []int{0, 1, 8, 13} {
+		if got := len(Value(n)); got != n {
+			t.Errorf("got %d bytes, want %d", got, n)
+		}
+	}
+	if bytes.Equal(Value(32), Value(32)) {
+		t.Error("two values are equal")
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"sync"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/internal/scrape"
 )
 
@@ -51,7 +52,7 @@ func watchHeap(ctx context.Context, endpoint string) *heapWatch {
 	w := &heapWatch{cancel: cancel, ended: make(chan struct{})}
 	go func() {
 		defer close(w.ended)
-		for pause(ctx, pollEvery) == nil {
+		for loadgen.Pause(ctx, pollEvery) == nil {
 			bytes, err := scrape.Metric(ctx, endpoint, heapMetric)
 			if ctx.Err() != nil {
 				return

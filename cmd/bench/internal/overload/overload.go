@@ -158,20 +158,20 @@ func limitedScenario(ctx context.Context, cfg Config) ([]verdict.Verdict, error)
 
 		few := loadgen.StartClosed(ctx, pool, 0, cfg.Few, put, line.add)
 		defer few.Stop()
-		if err := pause(ctx, cfg.Warmup); err != nil {
+		if err := loadgen.Pause(ctx, cfg.Warmup); err != nil {
 			return nil, err
 		}
 		heap.cut()
-		if err := pause(ctx, cfg.Phase); err != nil {
+		if err := loadgen.Pause(ctx, cfg.Phase); err != nil {
 			return nil, err
 		}
 		peaks := []int64{heap.cut()}
 		many := loadgen.StartClosed(ctx, pool, cfg.Few, cfg.Many-cfg.Few, put, line.add)
-		err := pause(ctx, cfg.Phase)
+		err := loadgen.Pause(ctx, cfg.Phase)
 		peaks = append(peaks, heap.cut())
 		many.Stop()
 		back := time.Since(line.began)
-		if err := errors.Join(err, pause(ctx, cfg.Phase)); err != nil {
+		if err := errors.Join(err, loadgen.Pause(ctx, cfg.Phase)); err != nil {
 			return nil, err
 		}
 		peaks = append(peaks, heap.cut())
@@ -247,7 +247,7 @@ func defaultScenario(ctx context.Context, cfg Config) ([]verdict.Verdict, error)
 	return with(ctx, cfg, nil, func(ctx context.Context, _ *proc.Server, pool loadgen.Pool) ([]verdict.Verdict, error) {
 		line := newTimeline(cfg.Phase)
 		clients := loadgen.StartClosed(ctx, pool, 0, cfg.DefaultMany, put, line.add)
-		err := pause(ctx, cfg.Phase)
+		err := loadgen.Pause(ctx, cfg.Phase)
 		clients.Stop()
 		if err != nil {
 			return nil, err
@@ -258,15 +258,6 @@ func defaultScenario(ctx context.Context, cfg Config) ([]verdict.Verdict, error)
 			cfg.DefaultMany, refused, failed, describe(line.firstFailure.Load()), perSecond(line.accepted, 0, cfg.Phase))
 		return []verdict.Verdict{v}, nil
 	})
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // compactEvery compacts at the newest revision at an interval, so that the
@@ -280,7 +271,7 @@ func compactEvery(ctx context.Context, pool loadgen.Pool, interval time.Duration
 	go func() {
 		defer close(ended)
 		kv := pool.KV(0)
-		for pause(ctx, interval) == nil {
+		for loadgen.Pause(ctx, interval) == nil {
 			// Under overload these are refused like any other request; the
 			// next one does the work then.
 			if r, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("overload/"), Serializable: true}); err == nil {

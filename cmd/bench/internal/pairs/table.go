@@ -18,19 +18,18 @@ type quantity struct {
 var (
 	requestRate = quantity{"req/s", 0, perSecond}
 	eventRate   = quantity{"events/s", 0, perSecond}
-	p50         = quantity{"p50, ms", 2, func(s Sample) float64 { return milliseconds(s.P50) }}
-	p99         = quantity{"p99, ms", 2, func(s Sample) float64 { return milliseconds(s.P99) }}
-	putP50      = quantity{"p50 of the puts, ms", 2, func(s Sample) float64 { return milliseconds(s.Puts.P50) }}
-	putP99      = quantity{"p99 of the puts, ms", 2, func(s Sample) float64 { return milliseconds(s.Puts.P99) }}
+	p50         = quantity{"p50, ms", 2, func(s Sample) float64 { return stats.Milliseconds(s.P50) }}
+	p99         = quantity{"p99, ms", 2, func(s Sample) float64 { return stats.Milliseconds(s.P99) }}
+	putP50      = quantity{"p50 of the puts, ms", 2, func(s Sample) float64 { return stats.Milliseconds(s.Puts.P50) }}
+	putP99      = quantity{"p99 of the puts, ms", 2, func(s Sample) float64 { return stats.Milliseconds(s.Puts.P99) }}
 	requestCPU  = quantity{"server CPU, µs a request", 1, cpuMicroseconds}
 	eventCPU    = quantity{"server CPU, µs an event", 2, cpuMicroseconds}
 	rss         = quantity{"RSS, MiB", 0, func(s Sample) float64 { return float64(s.RSS) / (1 << 20) }}
 	peakRSS     = quantity{"peak RSS, MiB", 0, func(s Sample) float64 { return float64(s.PeakRSS) / (1 << 20) }}
 )
 
-func perSecond(s Sample) float64           { return s.PerSecond }
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-func cpuMicroseconds(s Sample) float64     { return float64(s.CPU) / float64(time.Microsecond) }
+func perSecond(s Sample) float64       { return s.PerSecond }
+func cpuMicroseconds(s Sample) float64 { return float64(s.CPU) / float64(time.Microsecond) }
 
 // Markdown shows, per load, each contestant's medians with the least and the
 // greatest value, and the ratio of each later contestant to the first: the

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
 
@@ -40,15 +41,13 @@ func row(cfg Config, who Server, s Sample) error {
 	}
 	_, err := fmt.Fprintf(cfg.Out, "%-7s %-7s %-7v %9d %8.1f %9.0f %17.0f (%.0f + %.0f) %23s%s\n",
 		who.Name, s.Stage, s.PrevKV, s.Events, s.Took.Seconds(), s.PerSecond(),
-		mebibytes(s.Before.Resident), mebibytes(s.Before.Anon), mebibytes(s.Before.File),
-		fmt.Sprintf("%+.0f (%+.0f, %+.0f)", mebibytes(s.Peak.Resident-s.Before.Resident), mebibytes(s.Peak.Anon-s.Before.Anon), mebibytes(s.Peak.File-s.Before.File)), note)
+		stats.MiB(s.Before.Resident), stats.MiB(s.Before.Anon), stats.MiB(s.Before.File),
+		fmt.Sprintf("%+.0f (%+.0f, %+.0f)", stats.MiB(s.Peak.Resident-s.Before.Resident), stats.MiB(s.Peak.Anon-s.Before.Anon), stats.MiB(s.Peak.File-s.Before.File)), note)
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}
 	return nil
 }
-
-func mebibytes(n int64) float64 { return float64(n) / (1 << 20) }
 
 func (s Sample) faulty() bool { return s.Lost != 0 || s.Repeated != 0 || s.Wrong != 0 }
 
@@ -75,7 +74,7 @@ func Judge(cfg Config, results map[string][]Sample) []verdict.Verdict {
 					what, rateMin, cfg.Servers[0].Name, s.PerSecond(), other, s.PerSecond()/other))
 			}
 			growth := s.Peak.Anon - s.Before.Anon
-			verdicts = append(verdicts, verdict.Of(growth <= growthMax<<20, "%s: memory grows by at most %d MiB (%+.0f MiB)", what, growthMax, mebibytes(growth)))
+			verdicts = append(verdicts, verdict.Of(growth <= growthMax<<20, "%s: memory grows by at most %d MiB (%+.0f MiB)", what, growthMax, stats.MiB(growth)))
 		}
 	}
 	return verdicts

@@ -4,11 +4,9 @@ package replay
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -133,7 +131,7 @@ func measure(ctx context.Context, cfg Config, who Server) (samples []Sample, err
 		if err := row(cfg, who, s); err != nil {
 			return err
 		}
-		return pause(ctx, cfg.Rest)
+		return loadgen.Pause(ctx, cfg.Rest)
 	}
 	for _, r := range []struct {
 		stage  Stage
@@ -147,29 +145,10 @@ func measure(ctx context.Context, cfg Config, who Server) (samples []Sample, err
 }
 
 // fill puts one key after the other, many at a time.
-func fill(ctx context.Context, cfg Config, server *proc.Server) (err error) {
-	pool, err := loadgen.Dial(server.Endpoint(), fillConns)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
-	return loadgen.Each(ctx, pool, fillers, cfg.Revisions, func(ctx context.Context, kv pb.KVClient, i int) error {
-		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-		defer cancel()
-		key := fmt.Appendf(nil, "%s%08d", prefix, i%cfg.Keys)
-		_, err := kv.Put(ctx, &pb.PutRequest{Key: key, Value: value(cfg.ValueBytes)})
-		return err
+func fill(ctx context.Context, cfg Config, server *proc.Server) error {
+	return loadgen.Fill(ctx, server.Endpoint(), fillConns, fillers, cfg.Revisions, func(i int) (key, value []byte) {
+		return fmt.Appendf(nil, "%s%08d", prefix, i%cfg.Keys), loadgen.Value(cfg.ValueBytes)
 	})
-}
-
-// value is not compressible, so that a server that compresses stores as much as
-// one that does not.
-func value(n int) []byte {
-	v := make([]byte, 0, n+8)
-	for len(v) < n {
-		v = binary.LittleEndian.AppendUint64(v, rand.Uint64())
-	}
-	return v[:n]
 }
 
 // replay is one watch from the beginning, over a connection of its own.
@@ -230,13 +209,4 @@ func (s *Sample) watch(ctx context.Context, pool loadgen.Pool, last int64) error
 	}
 	s.Complete = true
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

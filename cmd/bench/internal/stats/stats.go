@@ -4,6 +4,7 @@ package stats
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // Summary describes repeated measurements of one quantity.
@@ -58,3 +59,9 @@ func Ratios(over, under []float64) []float64 {
 	}
 	return ratios
 }
+
+// Milliseconds is d as a number of milliseconds.
+func Milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// MiB is a number of bytes in MiB.
+func MiB(bytes int64) float64 { return float64(bytes) / (1 << 20) }
