@@ -52,6 +52,9 @@ const (
 	probeClients = 1000
 	// requestTimeout ends a request that is never answered.
 	requestTimeout = 60 * time.Second
+	// recoverMax ends the run if the server answers nothing for that long after
+	// the flood.
+	recoverMax = 2 * time.Minute
 )
 
 // The flood reads everything from first to last; the probes write and read probe.
@@ -212,17 +215,32 @@ func (s *Sample) flood(ctx context.Context, endpoint string, probes loadgen.Pool
 	}
 	// These requests are behind those that are outstanding, so that none of them
 	// is missing because its reply comes late.
-	if err := put(ctx, probes.KV(0)); err != nil {
-		return fmt.Errorf("after the flood: %w", err)
+	if err := answered(ctx, put, probes.KV(0)); err != nil {
+		return err
 	}
 	s.Put = puts.Cut()
 	if b.getP99 > 0 {
-		if err := get(ctx, probes.KV(1)); err != nil {
-			return fmt.Errorf("after the flood: %w", err)
+		if err := answered(ctx, get, probes.KV(1)); err != nil {
+			return err
 		}
 		s.Get = gets.Cut()
 	}
 	return nil
+}
+
+// answered repeats a request, which a server may refuse while it still works on
+// the flood, until it succeeds or recoverMax is over.
+func answered(ctx context.Context, op loadgen.Op, kv pb.KVClient) error {
+	began := time.Now()
+	for {
+		err := op(ctx, kv)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if time.Since(began) > recoverMax {
+			return fmt.Errorf("no answer within %v of the flood's end: %w", recoverMax, err)
+		}
+	}
 }
 
 var errTooLarge = errors.New("the server holds more memory than it may")
