@@ -31,6 +31,7 @@ var commands = []command{
 	{"overload", "check what happens when more clients come than the queues take", runOverload},
 	{"compaction", "measure a large compaction under load", runCompaction},
 	{"flood", "measure who pays for floods of expensive reads", runFlood},
+	{"memory", "measure what keys take in memory, and what a small member takes", runMemory},
 	{"fanout", "measure who pays for watchers that stop reading", runFanout},
 	{"replay", "measure a watch over a long history", runReplay},
 	{"lease-storm", "measure a second in which very many leases end", runLeaseStorm},
