@@ -32,6 +32,7 @@ var commands = []command{
 	{"compaction", "measure a large compaction under load", runCompaction},
 	{"flood", "measure who pays for floods of expensive reads", runFlood},
 	{"memory", "measure what keys take in memory, and what a small member takes", runMemory},
+	{"idle", "measure what a member costs that nobody uses", runIdle},
 	{"fanout", "measure who pays for watchers that stop reading", runFanout},
 	{"replay", "measure a watch over a long history", runReplay},
 	{"lease-storm", "measure a second in which very many leases end", runLeaseStorm},
