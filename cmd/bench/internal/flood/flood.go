@@ -208,6 +208,7 @@ func (s *Sample) flood(ctx context.Context, endpoint string, probes loadgen.Pool
 		defer stopReading()
 		reading.Go(func() { s.Honest, s.HonestIn = readHonestly(readCtx, honest[0]) })
 	}
+	defer func() { s.Put, s.Get = puts.Cut(), gets.Cut() }()
 	outcome, err := s.Mode.attack()(ctx, s.Mode, endpoint)
 	s.Flood = outcome
 	if err != nil {
@@ -218,12 +219,8 @@ func (s *Sample) flood(ctx context.Context, endpoint string, probes loadgen.Pool
 	if err := answered(ctx, put, probes.KV(0)); err != nil {
 		return err
 	}
-	s.Put = puts.Cut()
 	if b.getP99 > 0 {
-		if err := answered(ctx, get, probes.KV(1)); err != nil {
-			return err
-		}
-		s.Get = gets.Cut()
+		return answered(ctx, get, probes.KV(1))
 	}
 	return nil
 }
