@@ -14,37 +14,37 @@ import (
 
 // Errors of the core.
 var (
-	// ErrTooManyReboots is wrapped by the reason to give up when the core fails
-	// more often than allowed.
+	// ErrTooManyReboots is wrapped by the error passed to GiveUp when the core fails
+	// more often than Limit allows.
 	ErrTooManyReboots = errors.New("actors: too many core reboots")
-	// ErrStuck is wrapped when stages do not stop in time: Go cannot kill a
-	// Receive, so only the process can end it.
+	// ErrStuck is wrapped by the error passed to GiveUp when stages do not stop in
+	// time. Go cannot interrupt a Receive, so only exiting the process ends it.
 	ErrStuck = errors.New("actors: stages do not stop")
-	// ErrVanished is the reason of a failure when a stage stopped although
-	// nobody asked it to.
+	// ErrVanished is the reason of a failure when a stage stopped without having
+	// been asked to.
 	ErrVanished = errors.New("actors: stage stopped unasked")
 )
 
 // Defaults of CoreConfig.
 const (
-	// DefaultReboots per DefaultRebootWindow: a fault that returns faster than
+	// DefaultReboots is per DefaultRebootWindow: a fault that recurs faster than
 	// every twelve seconds is not cured by rebooting.
 	DefaultReboots      = 5
 	DefaultRebootWindow = time.Minute
-	// DefaultDrainTimeout bounds an orderly stop: what is queued takes
-	// milliseconds, a slow disk seconds.
+	// DefaultDrainTimeout bounds an orderly stop. Queued messages take milliseconds;
+	// a slow disk may take seconds.
 	DefaultDrainTimeout = 5 * time.Second
-	// DefaultStopTimeout bounds the wait for stages told to stop at once. It
-	// must outlast one slow fsync.
+	// DefaultStopTimeout bounds the wait for stages to terminate after a stop. It
+	// must be longer than one slow fsync.
 	DefaultStopTimeout = 10 * time.Second
 )
 
-// Failure says which stage failed, and how.
+// Failure describes the failure of a stage.
 type Failure struct {
 	Stage   string // path of the stage
-	Reason  any    // what was passed to panic, or an error
-	Stack   []byte // of the panic; nil if the stage vanished
-	Message any    // in hand at the panic; nil if none
+	Reason  any    // the value passed to panic, or an error
+	Stack   []byte // of the panic; nil if the stage stopped unasked
+	Message any    // being handled at the panic; nil if none
 	Epoch   uint64
 	At      time.Time
 }
@@ -68,41 +68,41 @@ func failureOf(stage string, epoch uint64, reason any) Failure {
 	return f
 }
 
-// Troop is one incarnation of the core: everything opened from disk, wired, with
-// fresh mailboxes, ready to be spawned.
+// Troop is one incarnation of the core: its stages, opened from disk and wired,
+// with new mailboxes, ready to be spawned.
 type Troop struct {
-	// Stages in the order in which they are spawned and, in an orderly stop,
-	// drained: first those that take work from outside.
+	// Stages in the order in which they are spawned and, in an orderly stop, drained:
+	// those that accept work from outside come first.
 	Stages []Stage
 	// Started, if set, is called when all stages have been spawned.
 	Started func()
-	// Halt, if set, closes the files. It is called once, when the last stage
-	// has terminated.
+	// Halt, if set, closes the files. It is called exactly once, after the last
+	// stage has terminated.
 	Halt func() error
 }
 
-// CoreConfig configures the core supervisor. All functions run on its goroutine,
-// one at a time, and may take as long as they need.
+// CoreConfig configures the core supervisor. All functions are called on its
+// goroutine, one at a time, and may block.
 type CoreConfig struct {
-	// Boot builds the troop of an epoch from disk: for the first boot and for
-	// each reboot. Epochs count from 1. Stages of the previous epoch have all
-	// terminated and its Halt has returned.
+	// Boot builds the troop of an epoch from disk, for the first boot and for each
+	// reboot. Epochs count from 1. When it is called, all stages of the previous
+	// epoch have terminated and its Halt has returned.
 	Boot func(epoch uint64) (*Troop, error)
-	// Limit and Window: at most Limit reboots in Window, the next failure gives
-	// up. Zero means the default.
+	// Limit and Window bound the reboots: the failure after Limit reboots in Window
+	// leads to GiveUp. Zero means the default.
 	Limit  int
 	Window time.Duration
-	// GiveUp is called when the core cannot go on: too many reboots, a failed
-	// Boot or Halt, a stuck stage, or a failure that Classify rejected. In a
-	// server it exits the process and does not return; where it returns (tests)
-	// the core stays down.
+	// GiveUp is called when the core cannot continue: too many reboots, a failed
+	// Boot or Halt, a stuck stage, or a failure that Classify rejected. In a server
+	// it exits the process and does not return. If it returns, as in tests, the core
+	// stays down.
 	GiveUp func(reason error)
-	// Classify, if set, may reject a failure that a reboot would only repeat (a
-	// second panic on the same raft entry, a failed fsync): GiveUp is then
-	// called at once, while other stages still run.
+	// Classify, if set, returns an error for a failure that a reboot would only
+	// repeat (a second panic on the same raft entry, a failed fsync). GiveUp is then
+	// called at once, while other stages are still running.
 	Classify func(Failure) error
-	// OnReboot, if set, is called when the old epoch is gone and before Boot of
-	// the new one: the place to fail what the old one still owes.
+	// OnReboot, if set, is called after the old epoch has terminated and before Boot
+	// of the new one. It fails the requests that the old epoch left unanswered.
 	OnReboot func(epoch uint64, f Failure)
 
 	DrainTimeout time.Duration // zero means the default
@@ -132,14 +132,14 @@ func orDefault[T comparable](v *T, def T) {
 	}
 }
 
-// Core runs the stages of the core: when one fails, all are stopped,
-// awaited, and booted again from disk with fresh mailboxes and the next epoch.
-// A stage is never restarted in place, because the message in hand is lost and an
+// Core runs the stages of the core. When one fails, all are stopped and, once all
+// have terminated, booted again from disk with new mailboxes and the next epoch. A
+// stage is never restarted in place: the message being handled is lost, and an
 // ordered stream must not skip one.
 type Core struct {
 	sys  *actor.ActorSystem
 	pid  *actor.PID
-	done chan struct{} // closed by the supervisor when it is down for good
+	done chan struct{} // closed by the supervisor when it is permanently down
 
 	mu     sync.Mutex
 	epoch  uint64
@@ -148,8 +148,8 @@ type Core struct {
 	result error // valid when done is closed
 }
 
-// StartCore boots the first epoch and returns when its stages run. If that fails
-// it returns the error instead of calling GiveUp, and nothing is left running.
+// StartCore boots the first epoch and returns when its stages run. On failure it
+// returns the error instead of calling GiveUp, and leaves nothing running.
 func StartCore(sys *actor.ActorSystem, cfg CoreConfig) (*Core, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
@@ -169,10 +169,11 @@ func StartCore(sys *actor.ActorSystem, cfg CoreConfig) (*Core, error) {
 	return c, nil
 }
 
-// Stop stops the core in order: each stage delivers what is queued and stops
-// before the next one is told to. After DrainTimeout the rest is stopped at once.
-// Then files are closed. It returns what went wrong, the reason of an earlier
-// GiveUp, or the error of ctx if that ends first; the stop goes on then.
+// Stop stops the core in order: each stage delivers its queued messages and stops
+// before the next one is stopped. After DrainTimeout the remaining stages are
+// stopped at once. Then the files are closed. Stop returns the error of the stop or
+// of an earlier GiveUp. If ctx ends first, it returns the error of ctx, and the stop
+// continues.
 func (c *Core) Stop(ctx context.Context) error {
 	select {
 	case <-c.done:
@@ -189,7 +190,7 @@ func (c *Core) Stop(ctx context.Context) error {
 	}
 }
 
-// Done is closed when the core is down for good: stopped or given up.
+// Done is closed when the core is permanently down: stopped, or given up.
 func (c *Core) Done() <-chan struct{} { return c.done }
 
 // Epoch returns the current epoch, from 1.
@@ -206,8 +207,8 @@ func (c *Core) Restarts() int {
 	return c.reboot
 }
 
-// LastFailure returns the latest failure that stopped the core. Stages that fail
-// because others are gone do not count.
+// LastFailure returns the latest failure that stopped the core. Failures that are
+// only a consequence of it, in an epoch that is already stopping, do not count.
 func (c *Core) LastFailure() (Failure, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -217,25 +218,34 @@ func (c *Core) LastFailure() (Failure, bool) {
 	return *c.last, true
 }
 
-// coreState is where the supervisor is in the life of an epoch.
+// coreState is the phase of an epoch. The story of an epoch, in order:
+//
+//	boot       Boot opens everything, the stages are spawned, the state is running
+//	failed     a stage failed: cancel and stop all stages; the state is stopping
+//	settle     the last stage has terminated: halt closes the files; then boot the
+//	           next epoch, or go down
+//	drain      Stop was called: stop the stages one after another, in order, and
+//	           then settle; after DrainTimeout stop the rest at once
+//	timeout    after StopTimeout in stopping: stuck, which gives up
+//	giveUp     report the reason, stop everything, and stay down
 type coreState int
 
 const (
 	coreRunning  coreState = iota
 	coreDraining           // orderly stop, stage by stage
-	coreStopping           // all told to stop, waiting for the last Terminated
-	coreDown               // for good
+	coreStopping           // all stages were stopped; waiting for the last Terminated
+	coreDown               // permanently
 )
 
-// Messages of the supervisor to itself. Timers carry the turn in which they were
-// set, so that a late one is recognised.
+// Messages of the supervisor to itself. A timer carries the turn in which it was
+// set, so that an outdated one is recognised and ignored.
 type (
 	coreStop  struct{}
 	coreTimer struct{ turn int }
 )
 
-// coreActor is the supervisor's actor. It uses protoactor's own mailbox: it hears
-// a handful of messages in its life.
+// coreActor is the supervisor's actor. It uses protoactor's own mailbox, because it
+// receives a handful of messages in its whole life.
 type coreActor struct {
 	cfg    CoreConfig
 	handle *Core
@@ -244,13 +254,13 @@ type coreActor struct {
 	state    coreState
 	epoch    uint64
 	troop    *Troop
-	alive    map[string]*actor.PID // spawned and not terminated, by path
+	alive    map[string]*actor.PID // by path; set at spawn, deleted at Terminated
 	draining string                // path of the stage being drained
-	cause    *Failure              // why the troop is being stopped; nil unless a reboot follows
-	result   error                 // outcome when there is no reboot
-	gaveUp   bool                  // GiveUp was called
+	cause    *Failure              // failure that led to the stop; nil unless a reboot follows
+	result   error                 // outcome if no reboot follows
+	gaveUp   bool                  // GiveUp was called; never called twice
 	recent   []time.Time           // reboots within the window, at most Limit
-	turn     int                   // number of the latest timer
+	turn     int                   // number of the latest timer; others are outdated
 	timer    *time.Timer
 }
 
@@ -277,9 +287,9 @@ func (s *coreActor) HandleFailure(_ *actor.ActorSystem, sup actor.Supervisor, ch
 	s.guarded(ctx, func() { s.failed(ctx, failureOf(child.Id, s.epoch, reason)) })
 }
 
-// guarded turns a panic of the supervisor itself, or of a function it was
-// configured with, into giving up: protoactor would restart it with no memory of
-// its children.
+// guarded turns a panic of the supervisor, or of a function from its configuration,
+// into giving up. protoactor would restart the supervisor, which would then have no
+// record of its children.
 func (s *coreActor) guarded(ctx actor.Context, f func()) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -317,11 +327,11 @@ func (s *coreActor) boot(ctx actor.Context) {
 	if troop.Started != nil {
 		troop.Started()
 	}
-	s.cfg.Logger.Info().Uint64("epoch", s.epoch).Int("stages", len(troop.Stages)).Msg("core is up")
+	s.cfg.Logger.Info().Uint64("epoch", s.epoch).Int("stages", len(troop.Stages)).Msg("core started")
 	s.reportFirst(nil)
 }
 
-// open calls Boot; its panic is an error.
+// open calls Boot and turns its panic into an error.
 func (s *coreActor) open() (troop *Troop, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -336,7 +346,7 @@ func (s *coreActor) open() (troop *Troop, err error) {
 	return troop, err
 }
 
-// failed decides what the failure of a stage means.
+// failed handles the failure of a stage, depending on the state.
 func (s *coreActor) failed(ctx actor.Context, f Failure) {
 	s.cfg.Logger.Error().Str("stage", f.Stage).Uint64("epoch", f.Epoch).Str("reason", fmt.Sprint(f.Reason)).
 		Str("message", fmt.Sprintf("%T", f.Message)).Bytes("stack", f.Stack).Msg("stage failed")
@@ -356,11 +366,11 @@ func (s *coreActor) failed(ctx actor.Context, f Failure) {
 	case coreDraining:
 		s.result = errors.Join(s.result, f)
 		s.stopAll(ctx)
-	case coreStopping, coreDown: // told to stop already
+	case coreStopping, coreDown: // all stages were stopped already
 	}
 }
 
-// verdict returns why the core must not be rebooted after f, or nil.
+// verdict returns the reason why the core must not be rebooted after f, or nil.
 func (s *coreActor) verdict(f Failure) error {
 	if s.cfg.Classify != nil {
 		if err := s.cfg.Classify(f); err != nil {
@@ -375,7 +385,7 @@ func (s *coreActor) verdict(f Failure) error {
 	return nil
 }
 
-// stopAll tells every stage to stop now, unblocking it first.
+// stopAll cancels every stage, so that none stays blocked, and stops it.
 func (s *coreActor) stopAll(ctx actor.Context) {
 	s.state = coreStopping
 	s.setTimer(ctx, s.cfg.StopTimeout)
@@ -406,7 +416,7 @@ func (s *coreActor) terminated(ctx actor.Context, path string) {
 	}
 }
 
-// drain begins the orderly stop. During a reboot it only cancels the boot.
+// drain starts the orderly stop. During a reboot it only cancels the boot.
 func (s *coreActor) drain(ctx actor.Context) {
 	switch s.state {
 	case coreRunning:
@@ -419,7 +429,7 @@ func (s *coreActor) drain(ctx actor.Context) {
 	}
 }
 
-// drainNext poisons the first stage that is still alive, once.
+// drainNext sends a PoisonPill, once, to the first stage that is still alive.
 func (s *coreActor) drainNext(ctx actor.Context) {
 	for _, stage := range s.troop.Stages {
 		if pid, alive := s.alive[stage.Name]; alive {
@@ -433,7 +443,7 @@ func (s *coreActor) drainNext(ctx actor.Context) {
 	s.stopAll(ctx)
 }
 
-// settle goes on when the last stage has terminated.
+// settle continues when the last stage has terminated.
 func (s *coreActor) settle(ctx actor.Context) {
 	if s.state != coreStopping || len(s.alive) > 0 {
 		return
@@ -450,7 +460,7 @@ func (s *coreActor) settle(ctx actor.Context) {
 	}
 }
 
-// halt closes the troop's files, once; a panic there is an error.
+// halt closes the troop's files, once, and turns a panic into an error.
 func (s *coreActor) halt() (err error) {
 	troop := s.troop
 	s.troop = nil
@@ -479,8 +489,8 @@ func (s *coreActor) reboot(ctx actor.Context, f Failure) {
 	s.boot(ctx)
 }
 
-// giveUp calls GiveUp, or reports to StartCore during the first boot, and takes
-// everything down in case that returns.
+// giveUp calls GiveUp, or reports to StartCore during the first boot. If GiveUp
+// returns, everything is stopped.
 func (s *coreActor) giveUp(ctx actor.Context, reason error) {
 	if s.state == coreDown {
 		return
@@ -502,7 +512,7 @@ func (s *coreActor) reportFirst(err error) {
 	}
 }
 
-// down ends the supervisor.
+// down ends the supervisor with a result.
 func (s *coreActor) down(ctx actor.Context, result error) {
 	s.state = coreDown
 	s.stopTimer()
@@ -519,7 +529,7 @@ func (s *coreActor) timeout(ctx actor.Context, m coreTimer) {
 	}
 	switch s.state {
 	case coreDraining:
-		s.cfg.Logger.Warn().Str("stage", s.draining).Dur("after", s.cfg.DrainTimeout).Msg("draining takes too long, stopping at once")
+		s.cfg.Logger.Warn().Str("stage", s.draining).Dur("after", s.cfg.DrainTimeout).Msg("drain timed out, stopping the remaining stages at once")
 		s.stopAll(ctx)
 	case coreStopping:
 		s.stuck(ctx)
@@ -527,8 +537,8 @@ func (s *coreActor) timeout(ctx actor.Context, m coreTimer) {
 	}
 }
 
-// stuck gives up on stages that do not return from Receive. Their files stay
-// open, since they may still write to them.
+// stuck gives up on stages that do not return from Receive. Their files stay open,
+// because the stages may still write to them.
 func (s *coreActor) stuck(ctx actor.Context) {
 	var names []string
 	for path := range s.alive {
@@ -536,7 +546,7 @@ func (s *coreActor) stuck(ctx actor.Context) {
 	}
 	slices.Sort(names)
 	err := fmt.Errorf("%w: %v after %v", ErrStuck, names, s.cfg.StopTimeout)
-	s.cfg.Logger.Error().Err(err).Msg("core cannot stop")
+	s.cfg.Logger.Error().Err(err).Msg("core did not stop in time")
 	s.state = coreDown
 	if s.cause != nil {
 		s.cfg.GiveUp(fmt.Errorf("%w, after %w", err, *s.cause))

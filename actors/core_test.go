@@ -17,12 +17,12 @@ import (
 	"github.com/troupe-db/troupe/actors/actorstest"
 )
 
-// The tests of the core supervisor run a troop of three small stages under fake
-// time and read the journal of what happened in which order.
+// The tests of the core supervisor run a troop of three small stages under fake time and
+// compare the journal of events with the expected order.
 
-// crew is a core whose stages write a journal. A stage panics on a string or an
-// error, blocks on a chan struct{}, and stops itself on "leave".
-type crew struct {
+// coreRig is a core whose stages write a journal. A stage panics on a string or an error,
+// blocks on a chan struct{}, and stops itself on "leave".
+type coreRig struct {
 	t    *testing.T
 	sys  *actor.ActorSystem
 	core *actors.Core
@@ -39,25 +39,25 @@ type crew struct {
 	faults  *actors.Faults
 }
 
-func (c *crew) log(format string, args ...any) {
+func (c *coreRig) log(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.journal = append(c.journal, fmt.Sprintf(format, args...))
 }
 
-func (c *crew) entries() string {
+func (c *coreRig) entries() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return strings.Join(c.journal, " ")
 }
 
-func (c *crew) box(name string) *actors.Mailbox {
+func (c *coreRig) box(name string) *actors.Mailbox {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.boxes[name]
 }
 
-func (c *crew) post(name string, msg any) {
+func (c *coreRig) post(name string, msg any) {
 	c.t.Helper()
 	if err := c.box(name).TryPost(0, msg, one); err != nil {
 		c.t.Fatalf("post to %s: %v", name, err)
@@ -65,9 +65,9 @@ func (c *crew) post(name string, msg any) {
 	synctest.Wait()
 }
 
-var crewNames = []string{actors.CoreProposer, actors.CoreRaft, actors.CoreWAL}
+var rigNames = []string{actors.CoreProposer, actors.CoreRaft, actors.CoreWAL}
 
-func (c *crew) boot(epoch uint64) (*actors.Troop, error) {
+func (c *coreRig) boot(epoch uint64) (*actors.Troop, error) {
 	c.log("boot%d", epoch)
 	if c.bootErr != nil {
 		return nil, c.bootErr
@@ -76,7 +76,7 @@ func (c *crew) boot(epoch uint64) (*actors.Troop, error) {
 		Started: func() { c.log("started%d", epoch) },
 		Halt:    func() error { c.log("halt%d", epoch); return c.haltErr },
 	}
-	for _, name := range crewNames {
+	for _, name := range rigNames {
 		ctx, cancel := context.WithCancel(context.Background())
 		box := actors.NewMailbox(actors.MailboxConfig{
 			Name: name, Class: actors.Credit, Limit: actors.Limit{Requests: 10, Bytes: 1000}, Faults: c.faults,
@@ -87,35 +87,35 @@ func (c *crew) boot(epoch uint64) (*actors.Troop, error) {
 		c.mu.Unlock()
 		troop.Stages = append(troop.Stages, actors.Stage{
 			Name: name, Mailbox: box, Cancel: cancel,
-			Actor: &crewStage{crew: c, name: strings.TrimPrefix(name, "core/"), path: name, epoch: epoch, ctx: ctx},
+			Actor: &rigStage{rig: c, name: strings.TrimPrefix(name, "core/"), path: name, epoch: epoch, ctx: ctx},
 		})
 	}
 	return troop, nil
 }
 
-type crewStage struct {
-	crew       *crew
+type rigStage struct {
+	rig        *coreRig
 	name, path string
 	epoch      uint64
 	ctx        context.Context
 }
 
-func (s *crewStage) Receive(ctx actor.Context) {
+func (s *rigStage) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Stopped:
-		s.crew.log("%s.stopped%d", s.name, s.epoch)
+		s.rig.log("%s.stopped%d", s.name, s.epoch)
 	case *actors.Batch:
 		for ; m.Done < len(m.Msgs); m.Done++ {
-			s.crew.faults.Point(s.path, "handle")
+			s.rig.faults.Point(s.path, "handle")
 			s.handle(ctx, m.Msgs[m.Done])
 		}
 	}
 }
 
-func (s *crewStage) handle(ctx actor.Context, msg any) {
+func (s *rigStage) handle(ctx actor.Context, msg any) {
 	switch msg := msg.(type) {
 	case int:
-		s.crew.log("%s:%d", s.name, msg)
+		s.rig.log("%s:%d", s.name, msg)
 	case chan struct{}:
 		select {
 		case <-msg:
@@ -134,10 +134,10 @@ func (s *crewStage) handle(ctx actor.Context, msg any) {
 	}
 }
 
-// withCrew runs f in a bubble on a booted core.
-func withCrew(t *testing.T, change func(*actors.CoreConfig), f func(*crew)) {
+// withCore runs f in a bubble on a booted core.
+func withCore(t *testing.T, change func(*actors.CoreConfig), f func(*coreRig)) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrew(t)
+		c := newCoreRig(t)
 		if change != nil {
 			change(&c.cfg)
 		}
@@ -151,8 +151,8 @@ func withCrew(t *testing.T, change func(*actors.CoreConfig), f func(*crew)) {
 	})
 }
 
-func newCrew(t *testing.T) *crew {
-	c := &crew{t: t, sys: actorstest.NewSystem(t), boxes: map[string]*actors.Mailbox{}, reg: actors.NewRegistry()}
+func newCoreRig(t *testing.T) *coreRig {
+	c := &coreRig{t: t, sys: actorstest.NewSystem(t), boxes: map[string]*actors.Mailbox{}, reg: actors.NewRegistry()}
 	c.cfg = actors.CoreConfig{
 		Boot: c.boot, Registry: c.reg,
 		GiveUp: func(reason error) {
@@ -166,7 +166,7 @@ func newCrew(t *testing.T) *crew {
 	return c
 }
 
-func (c *crew) wantGiveUp(target error) {
+func (c *coreRig) wantGiveUp(target error) {
 	c.t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -175,7 +175,7 @@ func (c *crew) wantGiveUp(target error) {
 	}
 }
 
-func (c *crew) wantJournal(want string) {
+func (c *coreRig) wantJournal(want string) {
 	c.t.Helper()
 	if got := c.entries(); got != want {
 		c.t.Errorf("journal\n got %s\nwant %s", got, want)
@@ -183,14 +183,14 @@ func (c *crew) wantJournal(want string) {
 }
 
 func TestCoreRebootsWhenEverybodyIsGone(t *testing.T) {
-	withCrew(t, nil, func(c *crew) {
+	withCore(t, nil, func(c *coreRig) {
 		blocked := make(chan struct{}) // never closed: only Cancel frees the stage
 		c.post(actors.CoreProposer, blocked)
 		c.post(actors.CoreProposer, 7) // queued behind, to be rejected
 		old := c.box(actors.CoreWAL)
 		c.post(actors.CoreWAL, "boom")
 		got := strings.Fields(c.entries())
-		// The three stops come in any order, everything else does not.
+		// The order of the three stops is arbitrary; that of the rest is not.
 		if len(got) != 9 {
 			t.Fatalf("journal %v", got)
 		}
@@ -201,7 +201,7 @@ func TestCoreRebootsWhenEverybodyIsGone(t *testing.T) {
 		}
 		wantErr(t, old.TryPost(0, 1, one), actors.ErrClosed)
 		f, ok := c.core.LastFailure()
-		if !ok || f.Stage != actors.CoreWAL || f.Reason != "boom" || f.Message != "boom" || f.Epoch != 1 || !strings.Contains(string(f.Stack), "crewStage") {
+		if !ok || f.Stage != actors.CoreWAL || f.Reason != "boom" || f.Message != "boom" || f.Epoch != 1 || !strings.Contains(string(f.Stack), "rigStage") {
 			t.Errorf("failure %+v", f)
 		}
 		if c.core.Epoch() != 2 || c.core.Restarts() != 1 || c.rejects != 2 {
@@ -215,7 +215,7 @@ func TestCoreRebootsWhenEverybodyIsGone(t *testing.T) {
 }
 
 func TestCoreVanishedStageIsAFailure(t *testing.T) {
-	withCrew(t, nil, func(c *crew) {
+	withCore(t, nil, func(c *coreRig) {
 		c.post(actors.CoreRaft, "leave")
 		f, _ := c.core.LastFailure()
 		if c.core.Epoch() != 2 || f.Stage != actors.CoreRaft {
@@ -226,7 +226,7 @@ func TestCoreVanishedStageIsAFailure(t *testing.T) {
 }
 
 func TestCoreGivesUpAfterTooManyReboots(t *testing.T) {
-	withCrew(t, func(cfg *actors.CoreConfig) { cfg.Limit = 2; cfg.Window = time.Minute }, func(c *crew) {
+	withCore(t, func(cfg *actors.CoreConfig) { cfg.Limit = 2; cfg.Window = time.Minute }, func(c *coreRig) {
 		c.post(actors.CoreWAL, "1")
 		time.Sleep(50 * time.Second)
 		c.post(actors.CoreWAL, "2")
@@ -256,7 +256,7 @@ func TestCoreClassifyGivesUpAtOnce(t *testing.T) {
 			return nil
 		}
 	}
-	withCrew(t, classify, func(c *crew) {
+	withCore(t, classify, func(c *coreRig) {
 		c.post(actors.CoreWAL, "harmless")
 		c.post(actors.CoreWAL, fmt.Errorf("wal: %w", errFsync))
 		c.wantGiveUp(errFsync)
@@ -268,12 +268,12 @@ func TestCoreClassifyGivesUpAtOnce(t *testing.T) {
 
 func TestCoreGivesUpWhenBootOrHaltFail(t *testing.T) {
 	broken := errors.New("broken")
-	withCrew(t, nil, func(c *crew) {
+	withCore(t, nil, func(c *coreRig) {
 		c.bootErr = broken
 		c.post(actors.CoreWAL, "x")
 		c.wantGiveUp(broken)
 	})
-	withCrew(t, nil, func(c *crew) {
+	withCore(t, nil, func(c *coreRig) {
 		c.haltErr = broken
 		c.post(actors.CoreWAL, "x")
 		c.wantGiveUp(broken)
@@ -281,7 +281,7 @@ func TestCoreGivesUpWhenBootOrHaltFail(t *testing.T) {
 			t.Errorf("booted over open files: %s", c.entries())
 		}
 	})
-	withCrew(t, func(cfg *actors.CoreConfig) {
+	withCore(t, func(cfg *actors.CoreConfig) {
 		boot := cfg.Boot
 		cfg.Boot = func(epoch uint64) (*actors.Troop, error) {
 			if epoch == 2 {
@@ -289,13 +289,13 @@ func TestCoreGivesUpWhenBootOrHaltFail(t *testing.T) {
 			}
 			return boot(epoch)
 		}
-	}, func(c *crew) {
+	}, func(c *coreRig) {
 		c.post(actors.CoreWAL, "x")
 		c.wantGiveUp(broken)
 	})
-	withCrew(t, func(cfg *actors.CoreConfig) {
+	withCore(t, func(cfg *actors.CoreConfig) {
 		cfg.OnReboot = func(uint64, actors.Failure) { panic(broken) }
-	}, func(c *crew) {
+	}, func(c *coreRig) {
 		c.post(actors.CoreWAL, "x")
 		c.wantGiveUp(broken)
 	})
@@ -303,14 +303,14 @@ func TestCoreGivesUpWhenBootOrHaltFail(t *testing.T) {
 
 func TestStartCoreReturnsTheFirstError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrew(t)
+		c := newCoreRig(t)
 		c.bootErr = errors.New("no disk")
 		_, err := actors.StartCore(c.sys, c.cfg)
 		wantErr(t, err, c.bootErr)
 		c.wantJournal("boot1")
 	})
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrew(t)
+		c := newCoreRig(t)
 		boot := c.cfg.Boot
 		c.cfg.Boot = func(epoch uint64) (*actors.Troop, error) {
 			troop, err := boot(epoch)
@@ -329,9 +329,9 @@ func TestStartCoreReturnsTheFirstError(t *testing.T) {
 }
 
 func TestCoreStopDrainsInOrder(t *testing.T) {
-	withCrew(t, nil, func(c *crew) {
+	withCore(t, nil, func(c *coreRig) {
 		// wal is busy for a second while raft and proposer have work queued.
-		for _, name := range crewNames {
+		for _, name := range rigNames {
 			c.post(name, time.Second)
 			c.post(name, 1)
 		}
@@ -351,12 +351,12 @@ func TestCoreStopDrainsInOrder(t *testing.T) {
 				t.Errorf("%s was not delivered: %s", want, got)
 			}
 		}
-		wantErr(t, c.core.Stop(context.Background()), nil) // again is harmless
+		wantErr(t, c.core.Stop(context.Background()), nil) // stopping again has no effect
 	})
 }
 
 func TestCoreStopCutsTheDrainShort(t *testing.T) {
-	withCrew(t, func(cfg *actors.CoreConfig) { cfg.DrainTimeout = 2 * time.Second }, func(c *crew) {
+	withCore(t, func(cfg *actors.CoreConfig) { cfg.DrainTimeout = 2 * time.Second }, func(c *coreRig) {
 		c.post(actors.CoreRaft, make(chan struct{})) // until cancelled
 		begin := time.Now()
 		wantErr(t, c.core.Stop(context.Background()), nil)
@@ -367,7 +367,7 @@ func TestCoreStopCutsTheDrainShort(t *testing.T) {
 }
 
 func TestCoreStopReportsAFailureOnTheWay(t *testing.T) {
-	withCrew(t, nil, func(c *crew) {
+	withCore(t, nil, func(c *coreRig) {
 		c.post(actors.CoreRaft, time.Second)
 		c.post(actors.CoreRaft, errFsync)
 		wantErr(t, c.core.Stop(context.Background()), errFsync)
@@ -379,7 +379,7 @@ func TestCoreStopReportsAFailureOnTheWay(t *testing.T) {
 
 func TestCoreStuckStage(t *testing.T) {
 	stuck := func(cfg *actors.CoreConfig) { cfg.StopTimeout = 3 * time.Second; cfg.DrainTimeout = time.Second }
-	withCrew(t, stuck, func(c *crew) {
+	withCore(t, stuck, func(c *coreRig) {
 		c.post(actors.CoreRaft, time.Minute)
 		c.post(actors.CoreWAL, "boom")
 		time.Sleep(4 * time.Second)
@@ -390,7 +390,7 @@ func TestCoreStuckStage(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 	})
-	withCrew(t, stuck, func(c *crew) {
+	withCore(t, stuck, func(c *coreRig) {
 		c.post(actors.CoreRaft, time.Minute)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 		defer cancel()
@@ -401,7 +401,7 @@ func TestCoreStuckStage(t *testing.T) {
 }
 
 func TestCoreStopDuringReboot(t *testing.T) {
-	withCrew(t, nil, func(c *crew) {
+	withCore(t, nil, func(c *coreRig) {
 		c.post(actors.CoreRaft, time.Second) // delays its stop
 		c.post(actors.CoreWAL, "boom")
 		wantErr(t, c.core.Stop(context.Background()), nil)
@@ -412,7 +412,7 @@ func TestCoreStopDuringReboot(t *testing.T) {
 }
 
 func TestRegistrySurvivesReboots(t *testing.T) {
-	withCrew(t, nil, func(c *crew) {
+	withCore(t, nil, func(c *coreRig) {
 		c.reg.Observe(c.sys)
 		for i := range 5 {
 			c.post(actors.CoreWAL, i)
@@ -438,7 +438,7 @@ func TestRegistrySurvivesReboots(t *testing.T) {
 	})
 }
 
-// wal finds the WAL in a snapshot.
+// wal returns the WAL's entry in a snapshot.
 func wal(s actors.Snapshot) actors.MailboxSnapshot {
 	i := slices.IndexFunc(s.Mailboxes, func(m actors.MailboxSnapshot) bool { return m.Name == actors.CoreWAL })
 	return s.Mailboxes[i]
@@ -446,7 +446,7 @@ func wal(s actors.Snapshot) actors.MailboxSnapshot {
 
 func TestSlowestStageAndFaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrew(t)
+		c := newCoreRig(t)
 		c.faults = actors.NewFaults()
 		var err error
 		c.core, err = actors.StartCore(c.sys, c.cfg)
@@ -459,7 +459,7 @@ func TestSlowestStageAndFaults(t *testing.T) {
 		wantErr(t, edge.TryPost(0, 1, one), nil)
 		time.Sleep(2 * time.Second)
 		for i := range 10 {
-			for _, name := range crewNames {
+			for _, name := range rigNames {
 				c.post(name, i)
 			}
 			time.Sleep(10 * time.Millisecond)

@@ -6,18 +6,18 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 )
 
-// sharedThroughput is a number protoactor asks for and our mailbox ignores: it
-// drains in batches and has nothing to count.
+// sharedThroughput is required by protoactor and ignored by our mailbox, which
+// drains in batches instead of counting messages.
 const sharedThroughput = 300
 
-// Shared returns a dispatcher that starts a goroutine for each transition from
-// idle to busy. It suits the many actors that are mostly idle (watch streams):
-// an idle one costs no goroutine.
+// Shared returns a dispatcher that starts a goroutine for each transition from idle
+// to busy. It suits thousands of mostly idle actors, such as watch streams: an idle
+// actor has no goroutine.
 func Shared() actor.Dispatcher { return actor.NewDefaultDispatcher(sharedThroughput) }
 
-// Pinned gives one actor one goroutine for its whole life. Waking a parked
-// goroutine is four times cheaper than starting one, and the woken actor does
-// not push its producers off the processor, which is what lets batches form.
+// Pinned gives one actor one goroutine for its whole life. Waking a parked goroutine
+// is four times cheaper than starting one, and the woken actor does not preempt its
+// producers, which lets batches form.
 //
 // The goroutine starts with the first Schedule and ends when the actor has
 // stopped. A Pinned serves one actor only.
@@ -34,8 +34,8 @@ var _ actor.Dispatcher = (*Pinned)(nil)
 // NewPinned returns a dispatcher for one actor.
 func NewPinned() *Pinned { return &Pinned{work: make(chan func(), 1)} }
 
-// Schedule runs fn on the actor's goroutine. After the actor has stopped, fn is
-// a late system message to it and runs on a goroutine of its own.
+// Schedule runs fn on the actor's goroutine. After the actor has stopped, fn handles
+// late system messages and runs on a new goroutine.
 func (p *Pinned) Schedule(fn func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -53,8 +53,8 @@ func (p *Pinned) Schedule(fn func()) {
 // Throughput implements actor.Dispatcher.
 func (p *Pinned) Throughput() int { return sharedThroughput }
 
-// stop ends the goroutine after the function it is running. The mailbox calls
-// it from that very function.
+// stop ends the goroutine after the function that it is running, which is where the
+// mailbox calls stop from.
 func (p *Pinned) stop() {
 	p.mu.Lock()
 	p.stopped = true

@@ -10,21 +10,23 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 )
 
-// ErrStopped is the reason given to OnReject for what is left in the mailbox of
-// an actor that is being stopped.
+// ErrStopped is the reason passed to OnReject for messages that are queued when the
+// actor is stopped.
 var ErrStopped = errors.New("actors: actor stopped")
 
-// Batch is what an actor's Receive gets from its mailbox: everything that was
-// queued, up to the batch bound, lane by lane and in order of arrival within a
-// lane. Receive handles Msgs[Done] and advances Done:
+// Batch is the message that the mailbox passes to Receive: all queued messages, up
+// to the batch limit, lane by lane and in order of arrival within a lane. Receive
+// handles Msgs[Done] and advances Done:
 //
 //	for ; b.Done < len(b.Msgs); b.Done++ {
 //		handle(b.Msgs[b.Done])
 //	}
 //
-// Returning means that the whole batch was dealt with. When Receive panics, Done
-// tells which message was in hand. The batch and its slices belong to the
-// mailbox and are reused after Receive; the messages belong to the actor.
+// When Receive returns, the whole batch counts as handled. When it panics, Done is
+// the index of the message that was being handled.
+//
+// IMPORTANT: the batch and its slices belong to the mailbox, which reuses them after
+// Receive. The messages belong to the actor.
 type Batch struct {
 	Msgs     []any
 	Enqueued []int64 // when each message was posted, as Now
@@ -68,22 +70,22 @@ func (b *Batch) take(it *item) {
 	b.Bytes += int64(it.bytes)
 }
 
-// Panic is what a supervisor gets as the reason when an actor panicked.
+// Panic is the reason that a supervisor receives when an actor panicked.
 type Panic struct {
-	Value   any    // what was passed to panic
+	Value   any    // the value passed to panic
 	Stack   []byte // of the panicking goroutine, at most 16 KB
-	Message any    // in hand; nil for a panic outside of a message
+	Message any    // being handled; nil for a panic outside of a message
 	At      time.Time
 }
 
-// stackMax bounds the recorded stack: the top frames tell the story.
+// stackMax bounds the recorded stack; the top frames suffice to find the cause.
 const stackMax = 16 << 10
 
 // Error implements error.
 func (p *Panic) Error() string { return fmt.Sprintf("panic: %v", p.Value) }
 
-// Unwrap returns the panic value if it is an error, so that errors.Is and
-// errors.As see through a Panic.
+// Unwrap returns the panic value if it is an error, so that errors.Is and errors.As
+// can inspect it.
 func (p *Panic) Unwrap() error {
 	err, _ := p.Value.(error)
 	return err
@@ -99,8 +101,18 @@ func newPanic(value, message any) *Panic {
 	return &Panic{Value: value, Stack: stack[:min(len(stack), stackMax)], Message: message, At: time.Now()}
 }
 
-// run is the actor's loop, from the wake-up until nothing is left to do. It
-// never runs twice at the same time: scheduled guards it.
+// run is the actor's loop. It runs from the wake-up until the mailbox is empty, and
+// never twice at the same time, which scheduled ensures. One round:
+//
+//	system   handle protoactor's system messages, one by one, before all else
+//	control  handle messages sent to the PID, one by one
+//	fill     move queued messages into the batch, lane by lane, and admit blocked
+//	         posts to the capacity that becomes free
+//	deliver  call Receive with the batch, record waiting and service time, release
+//	         the batch
+//	park     nothing left: clear scheduled and return
+//
+// A panic in any of them leads to fail: reject, seal, notify the supervisor.
 func (m *Mailbox) run() {
 	yield := m.cfg.Yield
 	for {
@@ -133,8 +145,8 @@ func (m *Mailbox) run() {
 	}
 }
 
-// park ends run. Called with mu held, releases it. The goroutine of an actor
-// that has stopped is let go.
+// park ends run. It is called with mu held and releases it. If the actor has stopped,
+// its pinned goroutine ends.
 func (m *Mailbox) park() {
 	m.scheduled = false
 	dead := m.dead
@@ -144,10 +156,10 @@ func (m *Mailbox) park() {
 	}
 }
 
-// fill moves queued messages into the batch and lets blocked posts into the room
+// fill moves queued messages into the batch and admits blocked posts to the capacity
 // that becomes free. Called with mu held.
 func (m *Mailbox) fill(b *Batch) {
-	later := 0 // lanes with messages behind the one being drained
+	later := 0 // lanes after the current one that have messages
 	for i := range m.lanes {
 		if m.lanes[i].queue.n > 0 {
 			later++
@@ -166,8 +178,8 @@ func (m *Mailbox) fill(b *Batch) {
 	m.batchMax = max(m.batchMax, len(b.Msgs))
 }
 
-// drain takes the first message of l, and more while the batch holds fewer than
-// most messages and stays within its bytes.
+// drain takes the first message of l, and further ones while the batch holds fewer
+// than most messages and stays within its byte limit.
 func (m *Mailbox) drain(l *lane, b *Batch, most int) {
 	requests, bytes := b.Requests, b.Bytes
 	for first := true; l.queue.n > 0; first = false {
@@ -185,8 +197,7 @@ func (m *Mailbox) drain(l *lane, b *Batch, most int) {
 	}
 }
 
-// deliver runs Receive on the batch and records how long messages waited and how
-// long they were served.
+// deliver calls Receive with the batch and records waiting and service time.
 func (m *Mailbox) deliver(b *Batch) {
 	b.Started = Now()
 	m.busySince.Store(b.Started)
@@ -223,7 +234,7 @@ func (m *Mailbox) receive(b *Batch) {
 	m.invoker.InvokeUserMessage(b)
 }
 
-// guarded runs f, which handles msg, and turns a panic into a failure.
+// guarded runs f, which handles msg, and turns a panic into a failure of the actor.
 func (m *Mailbox) guarded(msg any, f func()) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -237,8 +248,8 @@ func (m *Mailbox) guarded(msg any, f func()) {
 	f()
 }
 
-// fail closes the mailbox for good, rejects tail and all that is queued, and
-// tells the supervisor.
+// fail closes the mailbox permanently, rejects tail and all queued messages, and
+// notifies the supervisor.
 func (m *Mailbox) fail(p *Panic, tail []any) {
 	m.notePanic(p)
 	m.mu.Lock()
@@ -257,13 +268,13 @@ func (m *Mailbox) notePanic(p *Panic) {
 	m.lastPanic = &PanicRecord{Text: p.Error(), Stack: string(p.Stack), At: p.At}
 }
 
-// handleSystem handles one message of protoactor's own. Stop closes the mailbox
-// first: protoactor would otherwise let queued messages vanish without a word,
-// and keep an actor that waits for its children handling messages.
+// handleSystem handles one system message of protoactor. A Stop closes the mailbox
+// first; otherwise protoactor would silently discard queued messages, and an actor
+// that waits for its children would continue to handle messages.
 func (m *Mailbox) handleSystem(msg any) {
 	switch msg.(type) {
 	case *actor.SuspendMailbox:
-		return // sent by EscalateFailure; failed already says so
+		return // sent by EscalateFailure; failed is set already
 	case *actor.Stop:
 		m.Close(ErrStopped)
 	case *actor.Restart:
@@ -286,10 +297,10 @@ func isSystem(msg any) bool {
 	return ok
 }
 
-// PostUserMessage implements actor.Mailbox for messages sent to the PID. They
-// are control messages, delivered one by one before the lanes, and few:
-// everything else is posted to the mailbox. A PoisonPill refuses further posts
-// and stops the actor once all that is queued has been delivered.
+// PostUserMessage implements actor.Mailbox for messages sent to the PID. These are
+// few control messages, delivered one by one before the lanes; everything else is
+// posted to the mailbox. After a PoisonPill, further posts are refused, and the actor
+// stops once all queued messages have been delivered.
 func (m *Mailbox) PostUserMessage(message any) {
 	_, msg, _ := actor.UnwrapEnvelope(message)
 	_, poison := msg.(*actor.PoisonPill)
@@ -316,8 +327,8 @@ func (m *Mailbox) PostUserMessage(message any) {
 	}
 }
 
-// PostSystemMessage implements actor.Mailbox. System messages are few, never
-// refused, and served before everything else.
+// PostSystemMessage implements actor.Mailbox. System messages are few, never refused,
+// and handled before all others.
 func (m *Mailbox) PostSystemMessage(message any) {
 	m.mu.Lock()
 	m.system.push(message)
@@ -336,8 +347,8 @@ func (m *Mailbox) RegisterHandlers(invoker actor.MessageInvoker, dispatcher acto
 	m.invoker, m.dispatcher = invoker, dispatcher
 }
 
-// Start implements actor.Mailbox. The name of an actor is known before its
-// handlers are registered, so until here messages are only queued.
+// Start implements actor.Mailbox. protoactor publishes the actor's name before it
+// registers the handlers; messages that arrive before Start are only queued.
 func (m *Mailbox) Start() {
 	m.mu.Lock()
 	m.ready = true
@@ -355,7 +366,7 @@ func (m *Mailbox) UserMessageCount() int {
 	return m.queued() + m.control.n
 }
 
-// stopped is called by the Guard when the actor has seen Stopped.
+// stopped is called by the Guard after the actor has received Stopped.
 func (m *Mailbox) stopped() {
 	m.Close(ErrStopped)
 	m.mu.Lock()

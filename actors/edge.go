@@ -13,10 +13,10 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// ErrGone is returned by Child.New when a fresh actor makes no sense any more,
-// because what it served has ended (a watch stream whose client left). The child
-// is then forgotten. As the answer of Edge.Spawn it means that the edge is down.
-var ErrGone = errors.New("actors: child is gone for good")
+// ErrGone is returned by Child.New when a new incarnation is pointless because what
+// the child served has ended (a watch stream whose client has left). The child is
+// then removed. Edge.Spawn returns it when the edge has stopped.
+var ErrGone = errors.New("actors: child has ended")
 
 // Defaults of EdgeConfig.
 const (
@@ -24,29 +24,28 @@ const (
 	DefaultBackoffMax  = 5 * time.Second
 )
 
-// Child is an actor at the edge. It can be replaced at any time by a fresh one,
-// because nobody relies on an order that outlives it.
+// Child is an actor at the edge. A new incarnation can replace it at any time,
+// because no other actor relies on an order of messages across incarnations.
 type Child struct {
 	Name string // path below EdgePath
-	// New makes the actor and its mailbox for an incarnation, from 1. It runs on
-	// the supervisor's goroutine and must not block. An error is retried like a
+	// New makes the actor and its mailbox for an incarnation, counted from 1. It runs
+	// on the supervisor's goroutine and must not block. An error is retried like a
 	// failure; ErrGone ends the child.
 	New func(incarnation uint64) (Stage, error)
-	// Unlisted keeps the child out of the registry, and so out of the metrics and
-	// of the list of mailboxes: for children by the thousand.
+	// Unlisted keeps the child out of the registry, and so out of the metrics and the
+	// list of mailboxes. It is for kinds of children that exist by the thousand.
 	Unlisted bool
 }
 
 // EdgeConfig configures the edge supervisor.
 type EdgeConfig struct {
-	// Base and Max bound the pause before a fresh child: Base after the first
-	// failure, doubling up to Max, each time shortened by up to half at random.
-	// A child that lived longer than Max starts again at Base. Zero means the
-	// default.
+	// Base and Max bound the backoff before the next incarnation: Base after the first
+	// failure, doubling up to Max, each shortened by a random amount of up to half. A
+	// child that ran for longer than Max starts again at Base. Zero means the default.
 	Base, Max time.Duration
 	// Jitter returns a number in [0, 1); nil means math/rand.
 	Jitter func() float64
-	// OnFailure, if set, is told of each failure, on the supervisor's goroutine.
+	// OnFailure, if set, is called for each failure, on the supervisor's goroutine.
 	// Failure.Epoch is the incarnation.
 	OnFailure func(Failure)
 	Registry  *Registry // gets each mailbox; may be nil
@@ -65,7 +64,7 @@ func (c *EdgeConfig) complete() error {
 	return nil
 }
 
-// backoff returns the pause after the given number of failures in a row, from 1.
+// backoff returns the pause after the given number of consecutive failures, from 1.
 func (c *EdgeConfig) backoff(failures int) time.Duration {
 	d := c.Base
 	for i := 1; i < failures && d < c.Max; i++ {
@@ -75,9 +74,9 @@ func (c *EdgeConfig) backoff(failures int) time.Duration {
 	return d - time.Duration(c.Jitter()*float64(d)/2)
 }
 
-// Edge supervises children one for one: a failed child is stopped and, after a
-// pause, replaced by a fresh one with a fresh mailbox. It never gives up. A child
-// that stops itself has finished and is forgotten.
+// Edge supervises its children one for one: a failed child is stopped and, after a
+// backoff, replaced by a new incarnation with a new mailbox. The number of restarts
+// is not limited. A child that stops itself has finished and is removed.
 type Edge struct {
 	sys  *actor.ActorSystem
 	pid  *actor.PID
@@ -99,8 +98,9 @@ func StartEdge(sys *actor.ActorSystem, cfg EdgeConfig) (*Edge, error) {
 	return e, nil
 }
 
-// Spawn starts a child and returns when its first incarnation runs. It must not
-// be called by a child's New.
+// Spawn starts a child and returns when its first incarnation runs.
+//
+// IMPORTANT: a child's New must not call it, or the supervisor deadlocks.
 func (e *Edge) Spawn(c Child) (*Handle, error) {
 	answer := make(chan edgeSpawned, 1)
 	e.sys.Root.Send(e.pid, edgeSpawn{c, answer})
@@ -112,8 +112,8 @@ func (e *Edge) Spawn(c Child) (*Handle, error) {
 	}
 }
 
-// Stop stops all children at once and then the supervisor. It returns the error
-// of ctx if that ends first.
+// Stop stops all children at once and then the supervisor. If ctx ends first, it
+// returns the error of ctx.
 func (e *Edge) Stop(ctx context.Context) error {
 	select {
 	case <-e.done:
@@ -129,13 +129,13 @@ func (e *Edge) Stop(ctx context.Context) error {
 	}
 }
 
-// Handle is a child over all its incarnations.
+// Handle refers to a child across its incarnations.
 type Handle struct {
 	name     string
 	edge     *Edge
 	box      atomic.Pointer[Mailbox]
 	restarts atomic.Int64
-	done     chan struct{} // closed by the supervisor when the child is forgotten
+	done     chan struct{} // closed by the supervisor when the child is removed
 
 	mu   sync.Mutex
 	last *Failure
@@ -144,12 +144,12 @@ type Handle struct {
 // Name returns the child's path.
 func (h *Handle) Name() string { return h.name }
 
-// Mailbox returns the mailbox of the current incarnation, never nil. Between a
-// failure and the next incarnation it is the old one, which is closed: posts fail
-// with ErrClosed. Load it for each post instead of keeping it.
+// Mailbox returns the mailbox of the current incarnation, never nil. Between a failure
+// and the next incarnation it returns the old one, which is closed, so that posts fail
+// with ErrClosed. Callers load it for each post and must not keep it.
 func (h *Handle) Mailbox() *Mailbox { return h.box.Load() }
 
-// Restarts returns how many incarnations replaced a failed one.
+// Restarts returns the number of incarnations that replaced a failed one.
 func (h *Handle) Restarts() int { return int(h.restarts.Load()) }
 
 // LastFailure returns the child's latest failure.
@@ -162,14 +162,14 @@ func (h *Handle) LastFailure() (Failure, bool) {
 	return *h.last, true
 }
 
-// Stop ends the child for good, without waiting; Done tells when it is gone.
+// Stop ends the child permanently, without waiting; Done is closed when it has ended.
 func (h *Handle) Stop() { h.edge.sys.Root.Send(h.edge.pid, edgeEnd{h}) }
 
-// Done is closed when the child has stopped and will not come back.
+// Done is closed when the child has stopped and will not be replaced.
 func (h *Handle) Done() <-chan struct{} { return h.done }
 
-// Messages to the edge supervisor. Its mailbox is protoactor's unbounded one:
-// each caller waits for its answer and each child has at most one timer.
+// Messages to the edge supervisor. Its mailbox is protoactor's unbounded one: each
+// caller waits for its answer, and each child has at most one timer, which bounds them.
 type (
 	edgeSpawn struct {
 		child  Child
@@ -195,18 +195,20 @@ type edgeActor struct {
 	stopping bool
 }
 
-// edgeChild is a child as the supervisor sees it.
+// edgeChild is the supervisor's record of a child. A child is running (pid set),
+// stopping after a failure (pid and failed set), or waiting for its backoff (timer
+// set).
 type edgeChild struct {
 	spec        Child
 	handle      *Handle
 	incarnation uint64
-	pid         *actor.PID  // nil while none runs
+	pid         *actor.PID  // set by incarnate; nil while no incarnation runs
 	stage       Stage       // of the current incarnation
 	started     time.Time   // of the current incarnation
-	failed      bool        // the current incarnation failed and is being stopped
-	failures    int         // in a row
-	timer       *time.Timer // pending retry
-	ending      bool        // not to be replaced
+	failed      bool        // the current incarnation failed and is stopping
+	failures    int         // consecutive; reset after a run longer than Max
+	timer       *time.Timer // pending backoff; nil while an incarnation runs
+	ending      bool        // the child must not be replaced
 }
 
 // Receive implements actor.Actor.
@@ -247,11 +249,11 @@ func (s *edgeActor) note(c *edgeChild, reason any) {
 	c.handle.mu.Unlock()
 	s.cfg.Logger.Warn().Str("actor", f.Stage).Uint64("incarnation", c.incarnation).Str("reason", fmt.Sprint(f.Reason)).
 		Str("message", fmt.Sprintf("%T", f.Message)).Bytes("stack", f.Stack).Msg("edge actor failed")
-	s.tell(f)
+	s.notify(f)
 }
 
-// tell calls OnFailure. Its panic must not cost the supervisor its children.
-func (s *edgeActor) tell(f Failure) {
+// notify calls OnFailure. A panic there must not cost the supervisor its children.
+func (s *edgeActor) notify(f Failure) {
 	if s.cfg.OnFailure == nil {
 		return
 	}
@@ -264,7 +266,7 @@ func (s *edgeActor) tell(f Failure) {
 	s.cfg.OnFailure(f)
 }
 
-// spawn starts the first incarnation; its error goes to the caller, unretried.
+// spawn starts the first incarnation. On error the caller gets it, without a retry.
 func (s *edgeActor) spawn(ctx actor.Context, spec Child) (*Handle, error) {
 	if s.stopping {
 		return nil, fmt.Errorf("actors: spawn %s: %w", spec.Name, ErrGone)
@@ -300,7 +302,7 @@ func (s *edgeActor) incarnate(ctx actor.Context, c *edgeChild) error {
 	return nil
 }
 
-// make calls New; its panic is an error.
+// make calls New and turns its panic into an error.
 func (c *edgeChild) make() (stage Stage, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -309,7 +311,7 @@ func (c *edgeChild) make() (stage Stage, err error) {
 	}()
 	stage, err = c.spec.New(c.incarnation)
 	if err == nil && stage.Name != c.spec.Name {
-		err = fmt.Errorf("stage is called %q", stage.Name)
+		err = fmt.Errorf("stage is named %q", stage.Name)
 	}
 	return stage, err
 }
@@ -339,7 +341,7 @@ func (s *edgeActor) schedule(ctx actor.Context, c *edgeChild) {
 func (s *edgeActor) retry(ctx actor.Context, m edgeRetry) {
 	c := m.child
 	if c.timer == nil || m.incarnation != c.incarnation {
-		return // ended meanwhile
+		return // the child has ended in the meantime
 	}
 	c.timer = nil
 	err := s.incarnate(ctx, c)
@@ -388,13 +390,13 @@ func (s *edgeActor) stopAll(ctx actor.Context) {
 	s.settle(ctx)
 }
 
-// settle ends the supervisor when it is stopping and the last child is gone.
+// settle ends the supervisor when it is stopping and its last child has ended.
 func (s *edgeActor) settle(ctx actor.Context) {
 	if !s.stopping || len(s.children) > 0 {
 		return
 	}
 	select {
-	case <-s.handle.done: // by an earlier call in the same stopAll
+	case <-s.handle.done: // closed by an earlier call in the same stopAll
 	default:
 		close(s.handle.done)
 		ctx.Stop(ctx.Self())

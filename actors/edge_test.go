@@ -16,7 +16,7 @@ import (
 	"github.com/troupe-db/troupe/actors/actorstest"
 )
 
-// fragile is an edge child that panics on "boom" and behind a gate, and stops
+// fragile is an edge child that panics on "boom" and after a gate, and stops
 // itself on "leave".
 func fragile(name string) actors.Stage {
 	return actors.Stage{
@@ -53,8 +53,8 @@ func withEdge(t *testing.T, change func(*actors.EdgeConfig), f func(t *testing.T
 	})
 }
 
-// The pauses double from the base to the limit and start again after a child has
-// lived for long enough. Fake time makes them exact.
+// The backoff doubles from the base to the maximum and starts again after a child has run for
+// long enough. Fake time makes it exact.
 func TestEdgeBackoff(t *testing.T) {
 	var failures []actors.Failure
 	withEdge(t, func(c *actors.EdgeConfig) {
@@ -188,10 +188,10 @@ func TestEdgeChildrenEnd(t *testing.T) {
 		time.Sleep(time.Second)
 		<-d.Done()
 		if d.Restarts() != 0 {
-			t.Error("a child that was told to end came back")
+			t.Error("a stopped child was replaced, want it removed")
 		}
 		a2 := spawn("edge/a") // the name is free
-		a.Stop()              // means the old one
+		a.Stop()              // refers to the old child
 		synctest.Wait()
 		wantErr(t, a2.Mailbox().TryPost(0, "x", one), nil)
 	})

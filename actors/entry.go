@@ -2,11 +2,11 @@ package actors
 
 import "fmt"
 
-// EntryPanic is what a stage panics with when applying a raft entry failed in a
-// way that applying it again would repeat: replay ends there.
+// EntryPanic is the value a stage panics with when applying a raft entry failed in a
+// way that would recur whenever the entry is applied again: replay cannot pass it.
 type EntryPanic struct {
 	Index uint64 // of the entry
-	Cause any    // what was passed to panic at first
+	Cause any    // the value passed to panic originally
 }
 
 // Error implements error.
@@ -18,7 +18,7 @@ func (e *EntryPanic) Unwrap() error {
 	return err
 }
 
-// GuardEntry turns a panic that passes by into an EntryPanic. It is deferred.
+// GuardEntry turns a panic into an EntryPanic. Callers defer it.
 func GuardEntry(index uint64) {
 	if r := recover(); r != nil {
 		panic(&EntryPanic{Index: index, Cause: r})

@@ -31,7 +31,7 @@ func Example() {
 		panic(err)
 	}
 	if err := ref.TryPost(0, "world", actors.Cost{Requests: 1, Bytes: 5}); err != nil {
-		fmt.Println("the client is told to back off:", err)
+		fmt.Println("the client must back off:", err)
 	}
 	fmt.Println(<-g.greeted)
 	// Output: hello, world

@@ -9,24 +9,24 @@ import (
 // faultDelayMax bounds an injected delay, so that no test can hang a stage.
 const faultDelayMax = 10 * time.Second
 
-// Faults injects trouble into stages, for tests. A nil *Faults does nothing and
-// costs one comparison, so production code calls its methods freely.
+// Faults injects delays and panics into stages, for tests. A nil *Faults does nothing
+// and costs one comparison, so production code calls its methods unconditionally.
 type Faults struct {
 	mu     sync.Mutex
 	delays map[string]time.Duration
-	points map[faultPoint]int  // hits still to pass before the panic
+	points map[faultPoint]int  // remaining hits before the panic
 	bad    map[string]badEntry // by stage
 }
 
 // badEntry is a raft entry at which a stage panics.
 type badEntry struct {
 	index uint64
-	times int // still to come
+	times int // remaining panics
 }
 
 type faultPoint struct{ stage, point string }
 
-// Fault is the value an armed point panics with.
+// Fault is the value that an armed point panics with.
 type Fault struct{ Stage, Point string }
 
 // Error implements error.
@@ -37,17 +37,16 @@ func NewFaults() *Faults {
 	return &Faults{delays: map[string]time.Duration{}, points: map[faultPoint]int{}, bad: map[string]badEntry{}}
 }
 
-// Delay makes every batch of the stage take d longer (0 removes the delay, 10 s
-// is the most). The mailbox sleeps inside the service time, so that statistics
-// show it.
+// Delay makes every batch of the stage take d longer, 10 s at most; 0 removes the
+// delay. The mailbox sleeps within the service time, so that statistics show it.
 func (f *Faults) Delay(stage string, d time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.delays[stage] = min(max(d, 0), faultDelayMax)
 }
 
-// Arm makes the stage panic with a Fault at the nth time (from 1) that it reaches
-// the point, once.
+// Arm makes the stage panic with a Fault, once, when it reaches the point for the nth
+// time (from 1).
 func (f *Faults) Arm(stage, point string, nth int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -64,16 +63,15 @@ func (f *Faults) Point(stage, point string) {
 	}
 }
 
-// ArmEntry makes the stage panic with a Fault when it comes by a raft entry, so
-// many times: as a bug would that only this entry shows, at every replay.
+// ArmEntry makes the stage panic with a Fault when it handles a raft entry, the given
+// number of times: like a bug that only this entry triggers, at every replay.
 func (f *Faults) ArmEntry(stage string, index uint64, times int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.bad[stage] = badEntry{index, times}
 }
 
-// Entry is the Point "entry" of a stage that handles one raft entry after
-// another.
+// Entry is the point "entry" of a stage that handles raft entries one by one.
 func (f *Faults) Entry(stage string, index uint64) {
 	if f == nil {
 		return

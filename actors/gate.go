@@ -6,17 +6,14 @@ import (
 	"sync"
 )
 
-// A Gate is a mailbox without an actor: it bounds and measures work that callers
-// do on their own goroutines, such as reads. It has lanes with limits like a
-// Mailbox and shows up beside the mailboxes in the registry.
+// A Gate is a mailbox without an actor: it bounds and measures work that callers do on
+// their own goroutines, such as reads. It has lanes with limits like a Mailbox and is
+// listed in the registry beside the mailboxes.
 //
-// A caller enters a lane with a cost, works, and leaves with the same cost, in
-// one piece or in several. Within a lane, callers that wait are admitted in the
-// order in which they came. Lanes do not wait for each other, so a caller may
-// hold room in one while it waits for room in another, as long as all callers
-// enter the lanes in the same order.
-//
-// All methods may be called from any goroutine.
+// A caller enters a lane with a cost, works, and leaves with the same cost, at once or
+// in parts. Within a lane, waiting callers are admitted in FIFO order. Lanes are
+// independent, so a caller may hold capacity in one lane while it waits for capacity in
+// another. IMPORTANT: all callers must enter lanes in the same order, or they deadlock.
 type Gate struct {
 	name  string
 	waits *Histogram // nanoseconds from Enter to admission, of lanes with Wait
@@ -33,8 +30,8 @@ type Gate struct {
 type GateLane struct {
 	Name  string
 	Limit Limit
-	// Wait is how many callers may wait for room at a time; one more is refused.
-	// Zero makes TryEnter the only way in.
+	// Wait bounds the callers that wait for capacity; one more is refused. Zero makes
+	// TryEnter the only way in.
 	Wait int
 }
 
@@ -43,8 +40,8 @@ type gateLane struct {
 	GateLane
 	taken     load // Invariant: within Limit
 	highWater load
-	// The callers that wait, oldest first. Invariant: the first does not fit, or
-	// there is none.
+	// The waiting callers, oldest first. Invariant: the first does not fit, or there is
+	// none.
 	first, last *gateWaiter
 	waiters     int
 
@@ -58,8 +55,8 @@ type gateWaiter struct {
 	admitted   bool          // guarded by Gate.mu
 }
 
-// NewGate returns a gate with these lanes. It panics on a limit that is not
-// positive: limits that come from flags are checked before.
+// NewGate returns a gate with these lanes. It panics on a limit that is not positive;
+// limits from flags are validated before.
 func NewGate(name string, lanes ...GateLane) *Gate {
 	g := &Gate{name: name, waits: new(Histogram), works: new(Histogram)}
 	for _, l := range lanes {
@@ -74,8 +71,8 @@ func NewGate(name string, lanes ...GateLane) *Gate {
 // Name returns the path under which the gate is registered.
 func (g *Gate) Name() string { return g.name }
 
-// Clamp returns the cost with which work enters a lane that may weigh more than
-// the whole lane: such work is admitted when it is alone there.
+// Clamp reduces the cost of work that may weigh more than its whole lane to the lane's
+// limit: such work is admitted when it is alone there.
 func (g *Gate) Clamp(lane int, c Cost) Cost {
 	limit := g.lanes[lane].Limit
 	c.Requests = min(c.Requests, limit.Requests)
@@ -84,7 +81,7 @@ func (g *Gate) Clamp(lane int, c Cost) Cost {
 }
 
 // TryEnter admits the caller, or returns ErrFull or ErrTooBig at once. It never
-// overtakes a caller that waits.
+// overtakes a waiting caller.
 func (g *Gate) TryEnter(lane int, c Cost) error {
 	now := Now()
 	g.mu.Lock()
@@ -98,9 +95,9 @@ func (g *Gate) TryEnter(lane int, c Cost) error {
 	return nil
 }
 
-// Enter admits the caller, waiting for room if need be. It returns ErrFull when
-// too many wait already, ErrTooBig, or the error of ctx; the caller was admitted
-// if and only if it returns nil.
+// Enter admits the caller, waiting for capacity if necessary. It returns ErrFull if too
+// many callers are waiting, ErrTooBig, or the error of ctx. The caller was admitted if
+// and only if it returns nil.
 func (g *Gate) Enter(ctx context.Context, lane int, c Cost) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -136,15 +133,15 @@ func (g *Gate) Enter(ctx context.Context, lane int, c Cost) error {
 		if g.withdraw(l, w) {
 			return ctx.Err()
 		}
-		// Admission came first; the caller notices the end of ctx by itself.
+		// Admission came first; the caller will notice that ctx has ended.
 	}
 	admitted := Now()
 	g.waits.Record(admitted, admitted-now)
 	return nil
 }
 
-// withdraw removes a caller that waits. It reports false if the caller was
-// admitted meanwhile.
+// withdraw removes a waiting caller. It returns false if the caller was admitted in the
+// meantime.
 func (g *Gate) withdraw(l *gateLane, w *gateWaiter) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -152,12 +149,12 @@ func (g *Gate) withdraw(l *gateLane, w *gateWaiter) bool {
 		return false
 	}
 	l.unlink(w)
-	g.admit(l) // the one behind may be smaller and fit
+	g.admit(l) // the next caller may be smaller and fit
 	return true
 }
 
-// Leave gives back what the caller entered with, or a part of it. Giving back
-// more than was taken panics.
+// Leave releases the cost with which the caller entered, or a part of it. It panics if
+// more is released than was taken.
 func (g *Gate) Leave(lane int, c Cost) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -182,8 +179,8 @@ func (g *Gate) Waiting(lane int) int {
 	return g.lanes[lane].waiters
 }
 
-// Stats returns all numbers in the form of a mailbox: what callers hold is its
-// depth.
+// Stats returns the statistics in the form of a mailbox; the depth is the cost that
+// callers hold.
 func (g *Gate) Stats() MailboxStats {
 	now := Now()
 	g.mu.Lock()
@@ -228,7 +225,7 @@ func (g *Gate) admitted(l *gateLane, c Cost, now int64) {
 	g.rate.add(now, c.Requests)
 }
 
-// admit lets callers in that wait, oldest first, while they fit.
+// admit admits waiting callers, oldest first, while they fit.
 func (g *Gate) admit(l *gateLane) {
 	if l.first == nil {
 		return

@@ -39,8 +39,7 @@ func expect(t *testing.T, admitted <-chan string, want ...string) {
 	}
 }
 
-// TestGateOrder: callers are admitted in the order in which they came, also where
-// a later one would fit.
+// TestGateOrder: callers are admitted in FIFO order, even where a later one would fit.
 func TestGateOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, admitted := testGate(), make(chan string, 10)
@@ -60,7 +59,8 @@ func TestGateOrder(t *testing.T) {
 	})
 }
 
-// TestGateRefuses: only so many wait, and what can never fit does not.
+// TestGateRefuses: the number of waiting callers is bounded, and a cost above the limit is
+// refused at once.
 func TestGateRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, admitted := testGate(), make(chan string, 10)
@@ -91,8 +91,8 @@ func TestGateRefuses(t *testing.T) {
 	})
 }
 
-// TestGateWithdraws: a caller whose context ends leaves the queue, and the ones
-// behind it that fit are admitted.
+// TestGateWithdraws: a caller whose context ends leaves the queue, and those after it that fit
+// are admitted.
 func TestGateWithdraws(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, admitted := testGate(), make(chan string, 10)

@@ -8,23 +8,22 @@ import (
 	"time"
 )
 
-// A histogram bucket covers a quarter of an octave, linearly: values 0 to 3 have
-// a bucket each, and [2^k, 2^(k+1)) is cut into four equal parts. Reporting a
-// bucket's middle is off by at most 12.5 %. This is the layout of HdrHistogram
-// with two significant bits.
+// A histogram bucket covers a quarter of an octave, linearly: values 0 to 3 have a
+// bucket each, and [2^k, 2^(k+1)) is divided into four equal parts. Reporting the
+// middle of a bucket has an error of at most 12.5 %. This is the layout of
+// HdrHistogram with two significant bits.
 const (
 	subBits = 2
 	subs    = 1 << subBits
 
-	// topOctave is the bit length of the largest value told apart: 2^37 ns is
-	// 137 s, longer than anything a stage may take. Larger values share the
-	// last bucket.
+	// topOctave is the bit length of the largest value with a bucket of its own: 2^37 ns
+	// is 137 s, longer than any stage may take. Larger values share the last bucket.
 	topOctave        = 37
 	histogramBuckets = (topOctave - subBits + 1) * subs
 )
 
-// The sliding window is made of five slots of two seconds: it covers the last 8
-// to 10 seconds, which is what a person watching a debug page calls "now".
+// The sliding window consists of five slots of two seconds and so covers the last 8 to
+// 10 seconds, which is what a reader of a debug page expects of "now".
 const (
 	windowSlots     = 5
 	windowSlotNanos = int64(2 * time.Second)
@@ -42,7 +41,7 @@ func bucketOf(v int64) int {
 	return (octave-subBits)*subs + sub
 }
 
-// bucketBounds are the smallest and the largest value of bucket i.
+// bucketBounds returns the smallest and the largest value of bucket i.
 func bucketBounds(i int) (low, high int64) {
 	if i < subs {
 		return int64(i), int64(i)
@@ -53,16 +52,16 @@ func bucketBounds(i int) (low, high int64) {
 	return low, low + width - 1
 }
 
-// Histogram counts non-negative values (nanoseconds, sizes) in logarithmic
-// buckets, both since its creation and over a sliding window of about ten
-// seconds. Recording costs a few nanoseconds, allocates nothing and may happen
-// concurrently with reading. The zero value is ready to use; about 4 KB.
+// Histogram counts non-negative values (nanoseconds, sizes) in logarithmic buckets,
+// both since its creation and over a sliding window of about ten seconds. Recording
+// costs a few nanoseconds, does not allocate, and may run concurrently with reading.
+// The zero value is ready to use; its size is about 4 KB.
 //
-// Only the slot of the running two seconds is written. When its turn comes
-// again its counts are folded into the total, so recording touches one counter
-// and not two, and a value recorded during the fold is never lost.
+// Only the slot of the current two seconds is written. When a slot is reused, its
+// counts are first added to the total. So recording touches one counter instead of two,
+// and a value recorded during the rotation is not lost.
 type Histogram struct {
-	period atomic.Int64 // number of the slot in use: time / windowSlotNanos
+	period atomic.Int64 // number of the current slot: time / windowSlotNanos
 	slots  [windowSlots]histogramSlot
 
 	mu    sync.Mutex // serialises rotation and reading, guards the rest
@@ -83,8 +82,8 @@ func (h *Histogram) Record(now, v int64) {
 	s.close(v, v)
 }
 
-// recordSince counts now-t for every t. Neighbours in a batch waited about
-// equally long, so equal buckets are counted in runs.
+// recordSince counts now-t for every t. Neighbours in a batch have waited about equally
+// long, so runs of equal buckets are counted together.
 func (h *Histogram) recordSince(now int64, ts []int64) {
 	s := h.slot(now)
 	var sum, top int64
@@ -122,7 +121,7 @@ func (h *Histogram) slot(now int64) *histogramSlot {
 	if current := h.period.Load(); p > current {
 		h.rotate(p)
 	} else {
-		p = current // a writer that read the clock just before the rotation
+		p = current // a writer that read the clock just before a rotation
 	}
 	return &h.slots[p%windowSlots]
 }
@@ -175,7 +174,7 @@ type HistogramStats struct {
 	Sum   int64  // of all values, in their unit
 	Max   int64  // largest value
 
-	counts []uint64 // per bucket; nil when Count is 0, so that idle actors cost nothing
+	counts []uint64 // per bucket; nil when Count is 0, so that idle actors need no memory
 }
 
 func (h *HistogramStats) count(i int, n uint64) {
@@ -197,8 +196,8 @@ func (h *HistogramStats) merge(o *HistogramStats) {
 	h.Max = max(h.Max, o.Max)
 }
 
-// Quantile returns the value below which the share q (0 to 1) of all values
-// lies, within 12.5 %; 0 when nothing was counted.
+// Quantile returns the value below which the share q (0 to 1) of all values lies, with
+// an error of at most 12.5 %; 0 if there are no values.
 func (h *HistogramStats) Quantile(q float64) int64 {
 	rank := min(h.Count, uint64(q*float64(h.Count))+1)
 	var seen uint64
@@ -212,9 +211,8 @@ func (h *HistogramStats) Quantile(q float64) int64 {
 	return 0
 }
 
-// Buckets calls yield for every bucket that was hit, in rising order, with its
-// largest value and the number of values up to it, which is the form metric
-// exporters want.
+// Buckets calls yield for every non-empty bucket in rising order, with its largest value
+// and the number of values up to it, which is the form that metric exporters need.
 func (h *HistogramStats) Buckets(yield func(upper int64, cumulative uint64) bool) {
 	var seen uint64
 	for i, n := range h.counts {

@@ -12,36 +12,36 @@ import (
 
 // Errors of posting.
 var (
-	// ErrFull: the lane has no room, or others are already waiting for it.
+	// ErrFull: the lane has no capacity, or other posts are already waiting for it.
 	ErrFull = errors.New("actors: mailbox full")
-	// ErrTooBig: the message weighs more than the whole lane may hold, so that
-	// waiting is pointless. It wraps ErrFull.
+	// ErrTooBig: the message weighs more than the limit of its lane, so waiting is
+	// pointless. It wraps ErrFull.
 	ErrTooBig = fmt.Errorf("%w: the message exceeds the limit of its lane", ErrFull)
 	// ErrClosed: the actor is stopping, has stopped or has failed.
 	ErrClosed = errors.New("actors: mailbox closed")
 )
 
-// ErrNotBatched is the reason given to OnReject for a message sent to the PID
-// when the small queue for such control messages is full.
-var ErrNotBatched = errors.New("actors: too many messages sent past the mailbox")
+// ErrNotBatched is the reason passed to OnReject for a control message sent to the PID
+// when controlMax such messages are queued.
+var ErrNotBatched = errors.New("actors: too many control messages sent to the PID")
 
 // Defaults and fixed bounds.
 const (
-	// DefaultBatchMessages bounds one drain: at 1 µs a message, the actor looks
-	// up to its lane 0 again at least every quarter of a millisecond.
+	// DefaultBatchMessages bounds one drain: at 1 µs a message, the actor returns to its
+	// lane 0 at least every quarter of a millisecond.
 	DefaultBatchMessages = 256
 	// DefaultBatchBytes bounds one drain to what a disk writes in about 10 ms.
 	DefaultBatchBytes = 4 << 20
-	// controlMax bounds the messages sent to the PID instead of the mailbox.
-	// They are administration, so more than a few are a mistake.
+	// controlMax bounds the messages sent to the PID instead of the mailbox. They are
+	// administrative and rare; more than a few are a bug.
 	controlMax = 1024
 	// idleWaitersMax bounds the spare records of blocked posts kept for reuse.
 	idleWaitersMax = 64
 )
 
-// Cost is what a message weighs in its mailbox. One raft entry carries many
-// requests, so limits count requests and bytes, never messages. A message weighs
-// at least one request, or nothing would bound the number of empty ones.
+// Cost is the weight of a message in its mailbox. One raft entry carries many requests,
+// so limits count requests and bytes, never messages. A message weighs at least one
+// request; otherwise the number of empty messages would be unbounded.
 type Cost struct {
 	Requests int // client requests carried; 0 counts as 1
 	Bytes    int // payload bytes
@@ -55,16 +55,15 @@ func (c Cost) weighed() Cost {
 	return c
 }
 
-// Limit bounds what a lane holds. Both bounds apply at once and both are
-// positive.
+// Limit bounds the load of a lane. Both bounds apply, and both are positive.
 type Limit struct {
 	Requests int
 	Bytes    int64
 }
 
-// BatchLimit bounds one drain. A zero field means the default. The first message
-// of each lane is taken even if it exceeds Bytes, so that a batch may weigh up to
-// Bytes plus one message per lane.
+// BatchLimit bounds one drain. A zero field means the default. The first message of each
+// lane is taken even if it exceeds Bytes, so a batch may weigh up to Bytes plus one
+// message per lane.
 type BatchLimit struct {
 	Messages int
 	Bytes    int64
@@ -74,16 +73,16 @@ type BatchLimit struct {
 type Class int
 
 const (
-	// Refuse is for clients: TryPost fails and the client is told to back off.
+	// Refuse is for clients: TryPost fails, and the client must back off.
 	Refuse Class = iota
 	// Credit is for ordered internal streams. The sender either holds a window
 	// that makes overflow impossible and uses MustPost, or waits in Post.
 	Credit
-	// Lossy is for messages that may be lost (peers, ticks): a full lane drops
-	// and counts.
+	// Lossy is for messages that may be lost (to peers, ticks): a full lane drops the
+	// message and counts it.
 	Lossy
-	// Victim is for watch streams: TryPost fails and the stream is caught up
-	// from the store later.
+	// Victim is for watch streams: TryPost fails, and the stream catches up from the store
+	// later.
 	Victim
 )
 
@@ -102,20 +101,20 @@ func (c Class) String() string {
 	return fmt.Sprintf("class(%d)", int(c))
 }
 
-// Lane is one class of importance in a mailbox, with a limit of its own.
+// Lane is one priority of a mailbox, with a limit of its own.
 type Lane struct {
 	Name  string
 	Class Class
 	Limit Limit
-	// Unlimited lifts the limit: for messages whose number something else
-	// bounds. Limit must then be zero.
+	// Unlimited removes the limit, for messages whose number is bounded elsewhere. Limit
+	// must then be zero.
 	Unlimited bool
-	// Hold keeps the capacity of a message taken after it was delivered, until
-	// Release: the limit bounds what is accepted and not yet answered.
+	// Hold keeps the capacity of a message taken after its delivery, until Release: the
+	// limit then bounds messages that are accepted and not yet answered.
 	Hold bool
-	// Reserve is room above Limit for control messages, in messages: those that
-	// must keep their place among the others, and must be queued when the lane is
-	// full. MustPostReserved posts them.
+	// Reserve is capacity above Limit, in messages, for control messages: those that must
+	// keep their order among the others and must be queued even when the lane is full.
+	// MustPostReserved posts them.
 	Reserve int
 }
 
@@ -124,35 +123,37 @@ type MailboxConfig struct {
 	// Name is the path of the actor, from name.go.
 	Name string
 
-	// Class, Limit and Hold describe the only lane of a simple mailbox. With
-	// Lanes they are left zero.
+	// Class, Limit and Hold describe the only lane of a simple mailbox. They are zero if
+	// Lanes is set.
 	Class Class
 	Limit Limit
 	Hold  bool
-	// Lanes are the classes of importance. A batch holds the messages of lane 0
-	// first, then those of lane 1, and so on. A lane with messages gives at
-	// least one to every batch, so a flood in lane 0 starves nobody.
+	// Lanes are the priorities. A batch holds the messages of lane 0 first, then those of
+	// lane 1, and so on. Each lane with messages contributes at least one to every batch, so
+	// a flood in lane 0 does not starve the others.
 	Lanes []Lane
 
 	MaxBatch BatchLimit
-	// Yield lets other goroutines run once before the first drain after being
-	// idle. It costs a scheduler round and forms batches: for the stages where
-	// one more message in a batch saves an fsync or a raft entry (proposer, WAL).
+	// Yield makes the actor yield to other goroutines once before the first drain after
+	// being idle. It costs a scheduler round and forms batches. It is for stages where one
+	// more message in a batch saves an fsync or a raft entry (proposer, WAL).
 	Yield bool
-	// Light leaves out the histograms (about 12 KB), for actors by the thousand.
+	// Light omits the histograms (about 12 KB), for actors that exist by the thousand.
 	Light bool
 
-	// OnReject gets each message that was accepted and will not be handled:
-	// what is left at close or stop, with the reason of the close, and the
-	// message in hand when Receive panicked, with a *Panic. It runs on whatever
-	// goroutine closes the mailbox, possibly concurrently, and must not block.
+	// OnReject is called with each message that was accepted and will not be handled:
+	// messages queued at close or stop, with the reason of the close, and the message being
+	// handled when Receive panicked, with a *Panic.
+	//
+	// IMPORTANT: it runs on the goroutine that closes the mailbox, possibly concurrently,
+	// and must not block.
 	OnReject func(msg any, reason error)
 
 	// Faults delays batches in tests; nil in production.
 	Faults *Faults
 }
 
-// Validate reports the first contradiction in the configuration.
+// Validate returns an error for the first contradiction in the configuration.
 func (c MailboxConfig) Validate() error {
 	if c.Name == "" {
 		return errors.New("actors: mailbox without a name")
@@ -192,26 +193,36 @@ func (c MailboxConfig) lanes() []Lane {
 	return []Lane{{Class: c.Class, Limit: c.Limit, Hold: c.Hold}}
 }
 
-// Mailbox is a bounded, batching, observable queue in front of one actor. It
-// implements actor.Mailbox, but messages are posted to it directly, because only
-// that way can the sender learn that it is full. All methods may be called from
-// any goroutine.
+// Mailbox is a bounded, batching, observable queue in front of one actor. It implements
+// actor.Mailbox, but messages are posted to it directly, because a message sent to the
+// PID cannot be refused. All methods may be called from any goroutine.
 //
-// A mailbox serves one actor once. It never delivers anything after its actor
-// panicked: restarting a stage in place would skip the message in hand, so a
+// The story of a message, in order:
+//
+//	post     TryPost, Post or MustPost checks the limit of the lane: the message is
+//	         queued, refused, or, in Post, waits in the lane's list of waiters
+//	wake     the first message in an idle mailbox schedules the actor: run
+//	fill     run moves queued messages into the batch; without Hold their capacity is
+//	         released, and waiters that now fit are queued
+//	deliver  Receive handles the batch
+//	release  with Hold, Release returns the capacity when the request is answered
+//	reject   messages that are still queued when the mailbox closes go to OnReject
+//
+// A mailbox serves exactly one actor. It never delivers anything after its actor has
+// panicked: restarting a stage in place would skip the message being handled, so a
 // restart or resume directive from any supervisor is carried out as a stop.
 type Mailbox struct {
 	cfg        MailboxConfig
 	invoker    actor.MessageInvoker // set before ready, constant afterwards
 	dispatcher actor.Dispatcher     // same
-	loop       func()               // m.run, bound once so that waking allocates nothing
+	loop       func()               // m.run, bound once so that waking does not allocate
 
 	mu        sync.Mutex
 	ready     bool // Start was called
-	scheduled bool // the actor's goroutine runs or is about to
-	closed    bool // posts are refused
-	pill      bool // stop as soon as everything queued has been delivered
-	failed    bool // Receive panicked; closed is set too, and nothing is queued any more
+	scheduled bool // set by wake, cleared by park: the actor's goroutine runs or is about to
+	closed    bool // set by seal, never cleared: posts are refused
+	pill      bool // a PoisonPill arrived: stop once all queued messages have been delivered
+	failed    bool // Receive panicked; closed is set too, and the queues are empty
 	dead      bool // Stopped was delivered
 	closedFor error
 	system    ring[any]
@@ -255,15 +266,14 @@ func (l *load) raiseTo(o load) {
 type lane struct {
 	Lane
 	queue ring[item]
-	// taken is the queued load plus, with Hold, the delivered but unreleased
-	// one. Invariant: within Limit unless Unlimited.
+	// taken is the load of queued messages plus, with Hold, that of delivered messages that
+	// were not released. Invariant: within Limit unless Unlimited.
 	taken     load
 	highWater load
 	// reserved counts the queued messages of MustPostReserved. Invariant: at most
 	// Reserve.
 	reserved int
-	// waiting are the blocked posts, oldest first. Invariant: the first does
-	// not fit, or there is none.
+	// Blocked posts, oldest first. Invariant: the first does not fit, or there is none.
 	first, last *waiter
 	waiters     int
 
@@ -281,9 +291,9 @@ type waiter struct {
 
 var _ actor.Mailbox = (*Mailbox)(nil)
 
-// NewMailbox returns an open mailbox. Messages may be posted before the actor is
-// spawned. It panics on an invalid configuration; limits that come from flags
-// are checked before with Validate.
+// NewMailbox returns an open mailbox. Messages may be posted before the actor is spawned.
+// It panics on an invalid configuration; limits that come from flags are checked earlier,
+// with Validate.
 func NewMailbox(cfg MailboxConfig) *Mailbox {
 	if err := cfg.Validate(); err != nil {
 		panic(err)
@@ -309,9 +319,8 @@ func NewMailbox(cfg MailboxConfig) *Mailbox {
 // Name returns the path of the actor.
 func (m *Mailbox) Name() string { return m.cfg.Name }
 
-// TryPost queues msg, or returns at once with ErrFull, ErrTooBig or ErrClosed.
-// It never overtakes a blocked Post. A full Lossy lane counts a drop, any other
-// a refusal.
+// TryPost queues msg, or returns ErrFull, ErrTooBig or ErrClosed at once. It never
+// overtakes a blocked Post. A refusal is counted as a drop if the lane is Lossy.
 func (m *Mailbox) TryPost(lane int, msg any, c Cost) error {
 	c = c.weighed()
 	now := Now()
@@ -331,9 +340,9 @@ func (m *Mailbox) TryPost(lane int, msg any, c Cost) error {
 	return nil
 }
 
-// MustPost queues msg in a Credit lane whose sender holds a window that makes
-// overflow impossible: a full lane is a broken invariant and panics. When the
-// mailbox is closed, the message goes to OnReject.
+// MustPost queues msg in a Credit lane. The sender holds a window that makes overflow
+// impossible, so a full lane is a broken invariant and panics. If the mailbox is closed,
+// the message goes to OnReject.
 func (m *Mailbox) MustPost(lane int, msg any, c Cost) {
 	if class := m.lanes[lane].Class; class != Credit {
 		panic(fmt.Sprintf("actors: %s: MustPost to lane %d of class %v", m.cfg.Name, lane, class))
@@ -348,11 +357,11 @@ func (m *Mailbox) MustPost(lane int, msg any, c Cost) {
 	}
 }
 
-// MustPostReserved queues a control message in the order of the lane. It takes a
-// place of the lane's Reserve, until it is delivered, and nothing of its Limit, so
-// it is queued even when the lane is full, ahead of blocked posts. The sender holds
-// a window that makes overflow impossible: a full reserve is a broken invariant and
-// panics. When the mailbox is closed, the message goes to OnReject.
+// MustPostReserved queues a control message in the order of the lane. Until its delivery
+// it takes one message of the lane's Reserve and nothing of its Limit, so it is queued
+// even when the lane is full, ahead of blocked posts. The sender holds a window that makes
+// overflow impossible, so a full reserve is a broken invariant and panics. If the mailbox
+// is closed, the message goes to OnReject.
 func (m *Mailbox) MustPostReserved(lane int, msg any) {
 	now := Now()
 	m.mu.Lock()
@@ -376,9 +385,8 @@ func (m *Mailbox) MustPostReserved(lane int, msg any) {
 	}
 }
 
-// Post queues msg, waiting for room in first-come order. It returns ErrTooBig,
-// ErrClosed or the error of ctx; the message was queued if and only if it
-// returns nil.
+// Post queues msg, and waits for capacity in FIFO order. It returns ErrTooBig, ErrClosed
+// or the error of ctx. The message was queued if and only if it returns nil.
 func (m *Mailbox) Post(ctx context.Context, lane int, msg any, c Cost) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -406,8 +414,8 @@ func (m *Mailbox) Post(ctx context.Context, lane int, msg any, c Cost) error {
 	return m.await(ctx, l, w)
 }
 
-// await blocks until w is settled or ctx ends. A settlement that races with the
-// end of ctx wins, because the message is already queued then.
+// await blocks until w is settled or ctx ends. If both happen at once, the settlement
+// wins, because the message is already queued.
 func (m *Mailbox) await(ctx context.Context, l *lane, w *waiter) error {
 	select {
 	case <-w.ready:
@@ -425,8 +433,8 @@ func (m *Mailbox) await(ctx context.Context, l *lane, w *waiter) error {
 	return err
 }
 
-// withdraw removes a blocked post. The one behind it may be smaller and fit.
-// Called with mu held, releases it.
+// withdraw removes a blocked post and admits the next ones, which may be smaller and fit.
+// It is called with mu held and releases it.
 func (m *Mailbox) withdraw(l *lane, w *waiter, err error) error {
 	l.unlink(w)
 	m.retire(w)
@@ -439,8 +447,8 @@ func (m *Mailbox) withdraw(l *lane, w *waiter, err error) error {
 	return err
 }
 
-// Release gives back capacity of the only lane with Hold. c is the sum of what
-// was answered; the requests of a message that was posted with none count as one.
+// Release returns capacity of the only lane with Hold. c is the sum over the answered
+// messages; the requests of a message that was posted with none count as one.
 func (m *Mailbox) Release(c Cost) {
 	held := -1
 	for i := range m.lanes {
@@ -457,8 +465,8 @@ func (m *Mailbox) Release(c Cost) {
 	m.ReleaseLane(held, c)
 }
 
-// ReleaseLane gives back capacity of a lane with Hold. Giving back more than was
-// taken panics.
+// ReleaseLane returns capacity of a lane with Hold. It panics if more is released than was
+// taken.
 func (m *Mailbox) ReleaseLane(lane int, c Cost) {
 	m.mu.Lock()
 	l := &m.lanes[lane]
@@ -475,10 +483,10 @@ func (m *Mailbox) ReleaseLane(lane int, c Cost) {
 	}
 }
 
-// Close refuses further posts, fails the blocked ones with ErrClosed and hands
-// what is queued to OnReject with err as the reason (ErrClosed if nil). A batch
-// in progress is finished. The actor lives on until it is stopped. Closing again
-// is harmless; the first reason stays.
+// Close refuses further posts, fails blocked posts with ErrClosed, and passes queued
+// messages to OnReject with err as the reason (ErrClosed if nil). A batch in progress is
+// completed. The actor itself runs until it is stopped. Closing again has no effect; the
+// first reason is kept.
 func (m *Mailbox) Close(err error) {
 	if err == nil {
 		err = ErrClosed
@@ -493,15 +501,15 @@ func (m *Mailbox) Close(err error) {
 	}
 }
 
-// Load returns the requests and bytes taken at the moment: queued, plus accepted
-// and not yet released in lanes with Hold.
+// Load returns the requests and bytes currently taken: those queued, plus those delivered
+// and not released in lanes with Hold.
 func (m *Mailbox) Load() (requests int, bytes int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.taken.requests, m.taken.bytes
 }
 
-// Closed reports that posts are refused for good.
+// Closed reports whether the mailbox is permanently closed.
 func (m *Mailbox) Closed() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -522,8 +530,8 @@ func (m *Mailbox) describe(lane int) string {
 		l.taken.requests, l.Limit.Requests, l.taken.bytes, l.Limit.Bytes, l.waiters)
 }
 
-// reject hands msg to OnReject. Its panic must not keep the rest from being
-// rejected; it is recorded like a panic of the actor.
+// reject passes msg to OnReject. A panic of OnReject must not prevent the remaining
+// messages from being rejected; it is recorded like a panic of the actor.
 func (m *Mailbox) reject(msg any, reason error) {
 	if m.cfg.OnReject == nil {
 		return
@@ -538,7 +546,7 @@ func (m *Mailbox) reject(msg any, reason error) {
 
 // The functions below are called with mu held.
 
-// admission says whether c may enter l now.
+// admission returns nil if c fits into l now, and the error for the sender otherwise.
 func (m *Mailbox) admission(l *lane, c Cost) error {
 	switch {
 	case m.closed:
@@ -578,7 +586,7 @@ func (m *Mailbox) push(l *lane, it item) {
 	m.rate.add(it.enqueued, it.requests)
 }
 
-// unreserve frees the place of a message that leaves the queue, if it is reserved.
+// unreserve frees the reserve of a message that leaves the queue, if it has any.
 func (l *lane) unreserve(it *item) {
 	if it.requests == 0 {
 		l.reserved--
@@ -599,7 +607,7 @@ func (m *Mailbox) admit(l *lane) {
 	}
 }
 
-// wake reports that the caller must schedule the actor after unlocking.
+// wake reports whether the caller must schedule the actor after unlocking.
 func (m *Mailbox) wake() bool {
 	if m.scheduled || !m.ready || !m.pending() {
 		return false
@@ -608,7 +616,7 @@ func (m *Mailbox) wake() bool {
 	return true
 }
 
-// pending reports that the actor has something to do.
+// pending reports whether the actor has anything to handle.
 func (m *Mailbox) pending() bool {
 	return m.system.n > 0 || m.control.n > 0 || m.pill || m.queued() > 0
 }
@@ -621,7 +629,7 @@ func (m *Mailbox) queued() int {
 	return n
 }
 
-// seal refuses posts from now on.
+// seal closes the mailbox for posts, with the reason.
 func (m *Mailbox) seal(reason error) {
 	if !m.closed {
 		m.closed, m.closedFor = true, reason
@@ -635,7 +643,7 @@ func (m *Mailbox) seal(reason error) {
 	}
 }
 
-// takeAll empties the queues and frees what they held.
+// takeAll empties the queues and releases the capacity of their messages.
 func (m *Mailbox) takeAll() []any {
 	var left []any
 	for m.control.n > 0 {
@@ -674,9 +682,8 @@ func (m *Mailbox) enlist(l *lane, it item) *waiter {
 	return w
 }
 
-// retire keeps a settled or withdrawn waiter for reuse. The spares belong to the
-// mailbox and not to a global pool, because a channel made in a synctest bubble
-// must not leave it.
+// retire keeps a settled or withdrawn waiter for reuse. Spare waiters belong to the mailbox
+// and not to a global pool, because a channel made in a synctest bubble must not leave it.
 func (m *Mailbox) retire(w *waiter) {
 	w.item = item{}
 	if m.spares == idleWaitersMax {

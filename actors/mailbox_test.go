@@ -18,9 +18,9 @@ import (
 	"github.com/troupe-db/troupe/actors/actorstest"
 )
 
-// The tests of the mailbox check its promises one by one: limits are never
-// exceeded, everything accepted is delivered or rejected exactly once, posts are
-// served in order, nobody waits for ever, and no goroutine stays behind.
+// The tests of the mailbox check its guarantees one by one: limits are never exceeded, every
+// accepted message is delivered or rejected exactly once, posts are served in order, no post
+// blocks for ever, and no goroutine leaks.
 
 var one = actors.Cost{Requests: 1, Bytes: 10}
 
@@ -32,7 +32,7 @@ func box(class actors.Class, requests int, change ...func(*actors.MailboxConfig)
 	return actors.NewMailbox(cfg)
 }
 
-// rejects collects what a mailbox hands to OnReject.
+// rejects collects the messages that a mailbox passes to OnReject.
 type rejects struct {
 	mu      sync.Mutex
 	msgs    []any
@@ -60,7 +60,7 @@ func (r *rejects) reason(i int) error {
 	return r.reasons[i]
 }
 
-// onBatch is an actor that only hears batches.
+// onBatch is an actor that only handles batches.
 type onBatch func(ctx actor.Context, b *actors.Batch)
 
 func (f onBatch) Receive(ctx actor.Context) {
@@ -165,8 +165,8 @@ func TestMustPostAfterCloseIsRejected(t *testing.T) {
 	wantErr(t, r.reason(0), why)
 }
 
-// A batch holds all lanes in lane order, at least one message of each, and no
-// more than its bounds.
+// A batch holds messages of all lanes in lane order, at least one of each, and no more than
+// its bounds.
 func TestLanes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := actors.Limit{Requests: 100, Bytes: 1 << 20}
@@ -270,7 +270,7 @@ func TestBlockedPostsAreServedInOrder(t *testing.T) {
 	})
 }
 
-// A small message behind a big one goes in as soon as the big one gives up.
+// A small message behind a big one is queued as soon as the big one is withdrawn.
 func TestCancelledPostUnblocksTheNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := box(actors.Credit, 10)
@@ -291,8 +291,8 @@ func TestCancelledPostUnblocksTheNext(t *testing.T) {
 	})
 }
 
-// Posters give up at random while the actor drains: each message is delivered if
-// and only if its Post returned nil, and the accounts end at zero.
+// Posters withdraw at random while the actor drains: each message is delivered if and only if
+// its Post returned nil, and the load is zero at the end.
 func TestCancelStorm(t *testing.T) {
 	m := box(actors.Credit, 3)
 	var mu sync.Mutex
@@ -411,8 +411,8 @@ func TestPanicRejectsTheMessageInHandAndTheRest(t *testing.T) {
 	wantErr(t, m.TryPost(0, 6, one), actors.ErrClosed)
 }
 
-// A panicked actor without a supervisor of ours stops; protoactor's own would
-// restart it and feed it the next message.
+// A panicked actor without a supervisor of the kit stops; protoactor's default strategy would
+// restart it and deliver the next message.
 func TestRestartDirectiveStops(t *testing.T) {
 	sys := actorstest.NewSystem(t)
 	m := box(actors.Credit, 10)
@@ -482,7 +482,7 @@ func TestStopWithBlockedSenders(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		// One in hand, two queued, the rest refused.
+		// One being handled, two queued, the rest refused.
 		if accepted != 3 || closed != 5 {
 			t.Errorf("%d accepted, %d closed", accepted, closed)
 		}
@@ -513,7 +513,7 @@ func TestPoisonDrainsFirstAndRefusesMore(t *testing.T) {
 		wantErr(t, m.TryPost(0, 4, one), actors.ErrClosed)
 		close(gate)
 		wantErr(t, future.Wait(), nil)
-		wantMsgs(t, got, 0, 1, 2, 3) // 3 was let in when 0 was drained, before the pill
+		wantMsgs(t, got, 0, 1, 2, 3) // 3 was admitted when 0 was drained, before the pill
 		wantErr(t, <-blocked, nil)
 		wantMsgs(t, r.list())
 	})
@@ -556,7 +556,7 @@ func TestMailboxServesOneActor(t *testing.T) {
 	})
 }
 
-// renamed makes the name of m free again, so that only the mailbox is in the way.
+// renamed frees the name of m, so that only the mailbox prevents a second spawn.
 func renamed(sys *actor.ActorSystem, m *actors.Mailbox) *actors.Mailbox {
 	sys.ProcessRegistry.Remove(sys.NewLocalPID(m.Name()))
 	return m
@@ -609,7 +609,7 @@ func TestManyProducers(t *testing.T) {
 	}
 }
 
-// Neither the ring nor the batch keeps a message alive once it was handled.
+// Neither the ring nor the batch keeps a handled message alive.
 func TestDrainedMessagesAreNotRetained(t *testing.T) {
 	const n = 20
 	m := box(actors.Credit, 100)
@@ -626,15 +626,15 @@ func TestDrainedMessagesAreNotRetained(t *testing.T) {
 	})
 }
 
-// tracked returns a message that says when it is collected.
+// tracked returns a message that reports when it is collected.
 func tracked(collected chan struct{}) any {
 	msg := new([1024]byte)
 	runtime.AddCleanup(msg, func(c chan struct{}) { c <- struct{}{} }, collected)
 	return msg
 }
 
-// protoactor lets an actor that waits for its children handle messages; ours
-// refuses and rejects them from the moment it is told to stop.
+// protoactor lets an actor that waits for its children handle messages. Ours refuses and
+// rejects them from the moment it is stopped.
 func TestStoppingParentHandlesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r rejects
@@ -675,7 +675,7 @@ func TestStoppingParentHandlesNothing(t *testing.T) {
 	})
 }
 
-// A thousand actors of either dispatcher leave no goroutine behind.
+// A thousand actors of either dispatcher leave no goroutine running.
 func TestNoGoroutineLeak(t *testing.T) {
 	sys := actorstest.NewSystem(t)
 	before := runtime.NumGoroutine()
@@ -730,7 +730,7 @@ func TestSpawnErrors(t *testing.T) {
 	wantErr(t, err, actor.ErrNameExists)
 }
 
-// resuming is a parent that wants its failed child to go on.
+// resuming is a parent whose strategy resumes its failed child.
 type resuming struct{ kid actors.Stage }
 
 func (p *resuming) Receive(ctx actor.Context) {
@@ -745,8 +745,8 @@ func (*resuming) HandleFailure(_ *actor.ActorSystem, sup actor.Supervisor, child
 	sup.ResumeChildren(child)
 }
 
-// Wherever an actor panics, it ends: at a batch, at a message to its PID, or at
-// Started; and whatever its supervisor wants.
+// An actor that panics ends, whether it panics in a batch, in a message to its PID, or at
+// Started, and whatever directive its supervisor returns.
 func TestPanicEverywhereEndsTheActor(t *testing.T) {
 	for _, where := range []string{"batch", "pid", "started", "reject"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -798,7 +798,7 @@ func TestPanicEverywhereEndsTheActor(t *testing.T) {
 	}
 }
 
-// A system message that reaches an actor just after its end is still answered.
+// A system message that arrives just after the actor's end is still answered.
 func TestLateWatchIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys := actorstest.NewSystem(t)

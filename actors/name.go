@@ -2,8 +2,8 @@ package actors
 
 import "strconv"
 
-// The paths of all actors. They are the keys of the registry, the labels of the
-// metrics and what a person reads on the debug page.
+// The paths of all actors. They are the keys of the registry, the labels of the metrics,
+// and the names on the debug page.
 const (
 	CorePath      = "core"
 	CoreWAL       = CorePath + "/wal"
@@ -39,9 +39,8 @@ const (
 	PeerSnapshot = "snapshot"
 )
 
-// EdgePeer is the path of the actor that serves one connection (PeerControl,
-// PeerLog, PeerSnapshot) to the member id, which is written in hexadecimal as
-// everywhere else.
+// EdgePeer is the path of the actor that serves one connection (PeerControl, PeerLog,
+// PeerSnapshot) to the member id, which is written in hexadecimal as everywhere else.
 func EdgePeer(id uint64, connection string) string {
 	return EdgePath + "/peer/" + strconv.FormatUint(id, 16) + "/" + connection
 }

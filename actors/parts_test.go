@@ -83,8 +83,8 @@ func TestHistogramExtremes(t *testing.T) {
 	}
 }
 
-// The window forgets what is older than ten seconds, the total does not, also
-// when slots are used again after a long silence.
+// The window drops values older than ten seconds, and the total keeps them, also when slots are
+// reused after a long pause.
 func TestHistogramWindow(t *testing.T) {
 	var h actors.Histogram
 	now := int64(1_000_000 * time.Second)
@@ -148,7 +148,7 @@ func TestRates(t *testing.T) {
 	})
 }
 
-// Waiting and serving are told apart, in fake time to the nanosecond.
+// Waiting and service time are measured separately, in fake time to the nanosecond.
 func TestWaitAndServiceTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys := actorstest.NewSystem(t)
@@ -200,7 +200,7 @@ func TestTimeline(t *testing.T) {
 	wantPanic(t, "index 0", func() { tl.Note(0, 0, 1, 1, 1) })
 }
 
-// Whatever a reader sees belongs to the index it asked for.
+// The times that a reader gets always belong to the index it asked for.
 func TestTimelineConcurrently(t *testing.T) {
 	tl := actors.NewTimeline()
 	var wg sync.WaitGroup

@@ -10,10 +10,9 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 )
 
-// Registry knows every mailbox by name, for the debug page and the metrics:
-// protoactor hides a mailbox behind its PID. Counters of a name survive a reboot,
-// because what a dead mailbox counted is added to the fresh one's numbers. A nil
-// *Registry ignores everything.
+// Registry collects every mailbox by name, for the debug page and the metrics; protoactor
+// hides a mailbox behind its PID. Counters of a name survive a reboot: the counters of the
+// closed mailbox are added to those of its successor. A nil *Registry ignores everything.
 type Registry struct {
 	epoch       atomic.Uint64
 	reboots     atomic.Uint64
@@ -23,9 +22,9 @@ type Registry struct {
 	entries map[string]*registryEntry
 }
 
-// Measured is what a registry shows: a Mailbox or a Gate.
+// Measured is the kind of thing that a registry shows: a Mailbox or a Gate.
 type Measured interface {
-	// Name is the path of the actor, or of what a gate stands before.
+	// Name is the path of the actor, or of the work that a gate bounds.
 	Name() string
 	Stats() MailboxStats
 }
@@ -48,9 +47,9 @@ func (r *Registry) Observe(sys *actor.ActorSystem) {
 	})
 }
 
-// Add registers a mailbox. If another one of its name is known, it is taken to
-// be dead, its counters are kept, and the name counts a restart. The supervisors
-// add what they spawn.
+// Add registers a mailbox. If another mailbox of this name is registered, Add replaces it,
+// keeps its counters, and counts a restart of the name. The supervisors add the mailboxes
+// that they spawn.
 func (r *Registry) Add(m Measured) {
 	if r == nil {
 		return
@@ -76,8 +75,8 @@ func (e *registryEntry) stats() MailboxStats {
 	return s
 }
 
-// Remove forgets a name, with its counters: for actors that come and go. It does
-// nothing when m is not the current mailbox of its name.
+// Remove removes a name and its counters, for short-lived actors. It does nothing if m is
+// not the current mailbox of its name.
 func (r *Registry) Remove(m Measured) {
 	if r == nil {
 		return
@@ -101,13 +100,13 @@ func (r *Registry) countReboot() {
 	}
 }
 
-// ActorStats are the numbers of one name over all its incarnations.
+// ActorStats are the statistics of one name across its incarnations.
 type ActorStats struct {
 	MailboxStats
 	Restarts int
 }
 
-// Stats returns the numbers of all names, sorted by name.
+// Stats returns the statistics of all names, sorted by name.
 func (r *Registry) Stats() []ActorStats {
 	if r == nil {
 		return nil
@@ -122,21 +121,19 @@ func (r *Registry) Stats() []ActorStats {
 	return all
 }
 
-// Snapshot is what /debug/actors shows. Times called plainly wait and service
-// are over the sliding window of the last ten seconds; the total ones since the
-// process started.
+// Snapshot is the content of /debug/actors. Times named just wait and service cover the
+// sliding window of the last ten seconds; the total ones cover the life of the process.
 type Snapshot struct {
 	Epoch       uint64            `json:"epoch"`
 	Reboots     uint64            `json:"reboots"`
 	DeadLetters uint64            `json:"dead_letters"`
 	Mailboxes   []MailboxSnapshot `json:"mailboxes"`
-	// SlowestStage is the core stage with the largest service time p50 in the
-	// window; a batch in progress for longer than a second counts with its age,
-	// so that a stuck stage shows.
+	// SlowestStage is the core stage with the largest service time p50 in the window. A batch
+	// in progress for longer than a second counts with its age, so a stuck stage is shown.
 	SlowestStage string `json:"slowest_stage"`
 }
 
-// LoadSnapshot is the part that a mailbox and a lane have in common.
+// LoadSnapshot is the part that a mailbox and a lane share.
 type LoadSnapshot struct {
 	Name              string `json:"name"`
 	Class             string `json:"class"`
@@ -186,7 +183,7 @@ type MailboxSnapshot struct {
 // stuckAfter is the age from which a batch in progress counts as a service time.
 const stuckAfter = time.Second
 
-// Snapshot returns everything for the debug page.
+// Snapshot returns the content of the debug page.
 func (r *Registry) Snapshot() Snapshot {
 	if r == nil {
 		return Snapshot{Mailboxes: []MailboxSnapshot{}}
@@ -205,7 +202,7 @@ func (r *Registry) Snapshot() Snapshot {
 	return s
 }
 
-// slowness is the stage's typical service time now, in nanoseconds.
+// slowness is the stage's current typical service time, in nanoseconds.
 func (a *ActorStats) slowness() int64 {
 	t := a.ServiceNow.Quantile(0.5)
 	if a.Busy > stuckAfter {

@@ -12,9 +12,8 @@ import (
 	"github.com/troupe-db/troupe/actors/actorstest"
 )
 
-// TestReserve: a lane's reserve admits control messages when the lane is full, keeps
-// them in order with the others, and is free again once they are delivered, also in a
-// lane that holds what the others weigh.
+// TestReserve: a lane's reserve admits control messages when the lane is full, keeps their order
+// among the others, and is free again once they are delivered, also in a lane with Hold.
 func TestReserve(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r rejects
@@ -56,7 +55,7 @@ func TestReserve(t *testing.T) {
 	})
 }
 
-// TestReserveAtClose: what is queued in the reserve is rejected like the rest.
+// TestReserveAtClose: messages in the reserve are rejected at close like the rest.
 func TestReserveAtClose(t *testing.T) {
 	var r rejects
 	cfg := actors.MailboxConfig{Name: "box", Lanes: []actors.Lane{

@@ -1,20 +1,19 @@
 package actors
 
-// item is one queued message with what is needed to account for it.
+// item is one queued message with what its mailbox needs to account for it.
 type item struct {
 	msg      any
-	requests int // 0 for a message in the lane's reserve only
+	requests int // 0 only for a message in the lane's reserve
 	bytes    int
 	enqueued int64 // Now() at the post
 }
 
-// ringStart is the first capacity of a ring, in messages. Small, because a
-// server holds one mailbox per watch stream and most of them stay almost empty.
+// ringStart is the initial capacity of a ring, in messages. It is small because a server
+// has one mailbox per watch stream, and most of them stay almost empty.
 const ringStart = 8
 
-// ring is a growing FIFO queue whose capacity is a power of two. It is bounded
-// by the lane that owns it, not by itself. A popped slot is zeroed, so the ring
-// never keeps a delivered message alive.
+// ring is a growing FIFO queue whose capacity is a power of two. The lane that owns it
+// bounds it. A popped slot is zeroed, so the ring never keeps a delivered message alive.
 type ring[T any] struct {
 	buf  []T
 	head int
@@ -36,7 +35,7 @@ func (r *ring[T]) pop() T {
 	return v
 }
 
-// drop removes the oldest value, which the caller has read through front.
+// drop removes the oldest value, which the caller has read with front.
 func (r *ring[T]) drop() {
 	var zero T
 	r.buf[r.head] = zero

@@ -7,8 +7,8 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 )
 
-// Ref is an actor with its mailbox. Messages are posted to the mailbox; the PID
-// is for protoactor's own business.
+// Ref is an actor with its mailbox. Messages are posted to the mailbox; the PID is for
+// protoactor's own operations.
 type Ref struct {
 	PID *actor.PID
 	*Mailbox
@@ -19,17 +19,17 @@ type Stage struct {
 	Name    string // path, from name.go; the mailbox has the same
 	Actor   actor.Actor
 	Mailbox *Mailbox
-	// Dispatcher is a fresh Pinned when nil. Actors by the thousand use Shared.
+	// Dispatcher is a new Pinned if nil. Actors that exist by the thousand use Shared.
 	Dispatcher actor.Dispatcher
-	// Cancel, if set, ends whatever may block the actor inside Receive, above
-	// all a Post to a full mailbox. It is called before the actor is stopped.
+	// Cancel, if set, unblocks the actor inside Receive, above all from a Post to a full
+	// mailbox. It is called before the actor is stopped.
 	Cancel func()
 }
 
 func (s Stage) validate() error {
 	switch {
 	case s.Name == "" || s.Actor == nil || s.Mailbox == nil:
-		return fmt.Errorf("actors: stage %q lacks a name, an actor or a mailbox", s.Name)
+		return fmt.Errorf("actors: stage %q has no name, no actor or no mailbox", s.Name)
 	case s.Mailbox.Name() != s.Name:
 		return fmt.Errorf("actors: stage %s has the mailbox of %s", s.Name, s.Mailbox.Name())
 	}
@@ -42,7 +42,7 @@ func (s Stage) cancel() {
 	}
 }
 
-// discard gives up a stage that was never spawned.
+// discard closes a stage that was never spawned.
 func (s Stage) discard(err error) {
 	s.cancel()
 	if s.Mailbox != nil {
@@ -50,8 +50,8 @@ func (s Stage) discard(err error) {
 	}
 }
 
-// Spawn starts the stage as a child of parent, which is an actor's context or
-// the root context of a system. The stage's name is a path below the parent's.
+// Spawn starts the stage as a child of parent, which is an actor's context or the root
+// context of a system. The stage's name is a path below the parent's.
 func Spawn(parent actor.SpawnerContext, s Stage) (Ref, error) {
 	if err := s.validate(); err != nil {
 		return Ref{}, err
@@ -82,16 +82,15 @@ func (s Stage) props() *actor.Props {
 		actor.WithDispatcher(dispatcher),
 	}
 	if strategy, ok := s.Actor.(actor.SupervisorStrategy); ok {
-		// protoactor asks the actor itself, and the guard hides it.
+		// protoactor looks for the strategy on the actor itself, which the guard hides.
 		options = append(options, actor.WithSupervisor(strategy))
 	}
 	return actor.PropsFromProducer(func() actor.Actor { return guard }, options...)
 }
 
-// Guard wraps every actor of the kit. It hands all messages through, closes the
-// mailbox when the actor has stopped, and lets a stopping actor finish even if it
-// panics on the way: protoactor would otherwise never send Terminated, and a
-// supervisor would wait for it forever.
+// Guard wraps every actor of the kit. It forwards all messages, closes the mailbox when the
+// actor has stopped, and lets a stopping actor finish even if it panics meanwhile;
+// otherwise protoactor would never send Terminated, and the supervisor would wait for ever.
 type Guard struct {
 	inner    actor.Actor
 	box      *Mailbox
@@ -113,7 +112,7 @@ func (g *Guard) Receive(ctx actor.Context) {
 	g.inner.Receive(ctx)
 }
 
-// receiveStopping only records a panic: the actor is going down anyway.
+// receiveStopping only records a panic, because the actor is stopping anyway.
 func (g *Guard) receiveStopping(ctx actor.Context) {
 	defer func() {
 		if r := recover(); r != nil {

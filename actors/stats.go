@@ -5,12 +5,12 @@ import "time"
 // Rates are averages over the last five complete seconds.
 const (
 	rateSpan  = 5
-	rateSlots = rateSpan + 2 // the running second, and one slot to tell old from new
+	rateSlots = rateSpan + 2 // the current second, and one slot that separates it from the oldest
 )
 
 // rate counts messages and requests per second. Guarded by Mailbox.mu.
 type rate struct {
-	boundary int64 // end of the running second, as Now
+	boundary int64 // end of the current second, as Now
 	slot     int
 	seconds  [rateSlots]int64
 	messages [rateSlots]uint64
@@ -50,17 +50,17 @@ type PanicRecord struct {
 	At    time.Time
 }
 
-// LaneStats describes one lane. Counters run since the mailbox was made, or, in
-// what a Registry returns, since the process started.
+// LaneStats describes one lane. Counters cover the life of the mailbox or, in results of a
+// Registry, the life of the process.
 type LaneStats struct {
 	Name  string
 	Class Class
-	// Depth is what is taken now, Limit the bound (zero when unlimited) and
-	// HighWater the largest Depth ever. Invariant: Depth <= HighWater <= Limit.
+	// Depth is the current load, Limit the bound (zero if unlimited), and HighWater the largest
+	// Depth so far. Invariant: Depth <= HighWater <= Limit.
 	DepthRequests, LimitRequests, HighWaterRequests int
 	DepthBytes, LimitBytes, HighWaterBytes          int64
-	Queued                                          int // messages waiting to be drained
-	Waiting                                         int // posts blocked now
+	Queued                                          int // messages not yet drained
+	Waiting                                         int // posts currently blocked
 
 	Enqueued uint64 // messages accepted
 	Requests uint64 // requests in them
@@ -97,9 +97,8 @@ func (s *LaneStats) inherit(o *LaneStats) {
 
 // MailboxStats describes a mailbox.
 type MailboxStats struct {
-	// LaneStats sums the lanes; its Name is the mailbox's and its Class that of
-	// lane 0. HighWater is that of the sum. Limit is zero when a lane is
-	// unlimited.
+	// LaneStats is the sum over the lanes; its Name is the mailbox's and its Class that of lane
+	// 0. HighWater is that of the sum. Limit is zero if a lane is unlimited.
 	LaneStats
 	Lanes  []LaneStats
 	Closed bool
@@ -111,10 +110,9 @@ type MailboxStats struct {
 	Busy              time.Duration // age of the batch in progress, 0 when idle
 	LastPanic         *PanicRecord
 
-	// Histograms since the start, and over the last ten seconds ("Now"). Empty
-	// in a Light mailbox. Wait is from post to start of batch, Service from
-	// start of batch to the end of Receive, both in nanoseconds; Sizes counts
-	// messages per batch.
+	// Histograms since the start, and over the last ten seconds ("Now"). They are empty in a
+	// Light mailbox. Wait is from post to start of batch, Service from start of batch to the end
+	// of Receive, both in nanoseconds; Sizes counts messages per batch.
 	Wait, WaitNow       HistogramStats
 	Service, ServiceNow HistogramStats
 	Sizes, SizesNow     HistogramStats
@@ -144,8 +142,8 @@ func (s *MailboxStats) inherit(o *MailboxStats) {
 	s.Sizes.merge(&o.Sizes)
 }
 
-// Stats returns a copy of all numbers. It is for pages and metrics; a hot path
-// that needs the depth alone uses Load.
+// Stats returns a copy of all statistics. It is for pages and metrics; a hot path that only
+// needs the depth uses Load.
 func (m *Mailbox) Stats() MailboxStats {
 	now := Now()
 	s := m.counters(now)

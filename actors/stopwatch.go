@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// Stopwatch tells other goroutines for how long its owner has been at a thing
-// that may hang, such as an fsync. Start and Stop are the owner's; a nil
-// *Stopwatch measures nothing.
+// Stopwatch shows other goroutines for how long its owner has been in an operation that may
+// hang, such as an fsync. Only the owner calls Start and Stop. A nil *Stopwatch measures
+// nothing.
 type Stopwatch struct {
-	since atomic.Int64 // when it was started, as Now; 0 while it stands
+	since atomic.Int64 // set by Start, as Now; 0 while it is stopped
 }
 
 // Start starts it and returns Now.
@@ -28,7 +28,7 @@ func (s *Stopwatch) Stop() {
 	}
 }
 
-// Outstanding returns how long it has been running, 0 while it stands.
+// Outstanding returns for how long it has been running, or 0 if it is stopped.
 func (s *Stopwatch) Outstanding() time.Duration {
 	if s == nil {
 		return 0

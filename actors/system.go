@@ -11,8 +11,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// At most deadLetterBurst dead letters are logged per deadLetterPeriod: one tells
-// the story, thousands hide it.
+// At most deadLetterBurst dead letters are logged per deadLetterPeriod: one is enough to
+// diagnose, and thousands would bury the rest of the log.
 const (
 	deadLetterBurst  = 3
 	deadLetterPeriod = time.Second
@@ -23,9 +23,8 @@ const (
 // The number is a variable of the process that must not change while a map exists.
 func init() { cmap.SHARD_COUNT = 1 }
 
-// NewSystem builds the actor system of a node: protoactor's log goes to logger,
-// its metrics are off (they cost twenty times a message), dead letters are
-// throttled.
+// NewSystem builds the actor system of a node: protoactor logs to logger, its metrics are
+// disabled (they cost twenty times as much as a message), and dead letters are throttled.
 func NewSystem(logger zerolog.Logger) *actor.ActorSystem {
 	return actor.NewActorSystem(
 		actor.WithLoggerFactory(func(*actor.ActorSystem) *slog.Logger { return NewSlog(logger) }),
@@ -35,15 +34,14 @@ func NewSystem(logger zerolog.Logger) *actor.ActorSystem {
 	)
 }
 
-// NewSlog returns a slog front for logger that is fit for protoactor: its
-// attribute "message" would collide with zerolog's key for the text and is
-// renamed, and messages are logged by type only, because they hold user data, may
-// be large and belong to another actor.
+// NewSlog returns a slog front end for logger that suits protoactor. Its attribute "message"
+// would collide with zerolog's key for the text and is renamed. Messages are logged by type
+// only, because they hold user data, may be large, and belong to another actor.
 func NewSlog(logger zerolog.Logger) *slog.Logger {
 	return slog.New(bridge{zerolog.NewSlogHandler(logger)})
 }
 
-// bridge makes attributes harmless before handing them to zerolog's own handler.
+// bridge sanitizes attributes before it passes them to zerolog's own handler.
 type bridge struct{ slog.Handler }
 
 // Handle implements slog.Handler.

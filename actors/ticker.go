@@ -16,7 +16,7 @@ const alignedMax = time.Second
 // Tick is the message of a Ticker.
 type Tick struct {
 	Epoch uint64 // of the actor that the ticker was started for
-	Seq   uint64 // counts from 1, lost ticks included
+	Seq   uint64 // counts from 1; dropped ticks are counted too
 	At    int64  // Now at the tick
 }
 

@@ -16,31 +16,31 @@ const (
 	timelineStages
 )
 
-// TimelineStage names a stage of the timeline by its actor's path.
+// TimelineStage returns the path of the actor of a Timeline constant.
 func TimelineStage(stage int) string {
 	names := [timelineStages]string{CoreProposer, CoreRaft, CoreWAL, CoreApply, CoreMVCC, CorePersister}
 	return names[stage]
 }
 
-// timelineSlots is how many recent raft entries are remembered: at 1,000 entries
-// a second four seconds, well above what makes a request slow. About 900 KB.
-// A power of two, so that the slot of an index is a mask away.
+// timelineSlots is the number of recent raft entries that are kept: four seconds at 1,000
+// entries a second, well above the duration of a slow request. About 900 KB. It is a power of
+// two, so that the slot of an index is a mask.
 const timelineSlots = 4096
 
-// StageTime says when one stage handled an entry. All times are readings of Now.
+// StageTime records when one stage handled an entry. All times are readings of Now.
 type StageTime struct {
 	Stage    int   // a Timeline constant
-	Enqueued int64 // the stage's mailbox took the message
+	Enqueued int64 // the message was queued in the stage's mailbox
 	Started  int64 // its batch was drained
-	Ended    int64 // the stage was done with it
+	Ended    int64 // the stage had handled it
 }
 
-// Timeline remembers for each recent raft entry when each stage had it. Since an
-// entry carries a whole batch of requests, noting is cheap per request. It feeds
-// the log of slow requests with the time spent in each stage.
+// Timeline records when each stage handled each recent raft entry. An entry carries a whole
+// batch of requests, so the cost per request is small. The log of slow requests uses it to
+// show the time spent in each stage.
 //
-// Each slot has a lock of its own, held for a few stores: stages meet on one only
-// when they handle the same entry at the same instant.
+// Each slot has its own lock, held for a few stores. Stages contend for it only when they
+// handle the same entry at the same instant.
 type Timeline struct {
 	slots [timelineSlots]timelineSlot
 }
@@ -55,8 +55,8 @@ type timelineSlot struct {
 // NewTimeline returns an empty timeline.
 func NewTimeline() *Timeline { return new(Timeline) }
 
-// Note records a stage's times for the entry at index (from 1). A later entry
-// overwrites the one 4096 before it; a note for an overwritten entry is ignored.
+// Note records a stage's times for the entry at index (from 1). An entry overwrites the one
+// 4096 before it; a note for an overwritten entry is ignored.
 func (t *Timeline) Note(stage int, index uint64, enqueued, started, ended int64) {
 	if stage < 0 || stage >= timelineStages || index == 0 {
 		panic(fmt.Sprintf("actors: timeline note for stage %d, index %d", stage, index))
@@ -74,8 +74,8 @@ func (t *Timeline) Note(stage int, index uint64, enqueued, started, ended int64)
 	s.times[stage] = StageTime{stage, enqueued, started, ended}
 }
 
-// Read returns the noted stages of an entry in pipeline order; false when the
-// entry was never noted or has been overwritten.
+// Read returns the recorded stages of an entry in pipeline order. It returns false if nothing
+// was recorded for the entry, or it has been overwritten.
 func (t *Timeline) Read(index uint64) ([]StageTime, bool) {
 	s := &t.slots[index%timelineSlots]
 	s.mu.Lock()

@@ -1,5 +1,5 @@
-// Package actorstest helps to test a stage alone: it spawns it, listens in the
-// place of its neighbours, and waits for what it says. Everything works inside a
+// Package actorstest helps to test a stage in isolation: it spawns the stage, stands in for
+// its neighbours, and waits for the messages that it posts. Everything works both inside a
 // testing/synctest bubble, where waiting takes no time, and outside of one.
 package actorstest
 
@@ -22,13 +22,13 @@ const patience = 10 * time.Second
 // probeLimit bounds what a probe's mailbox holds; its actor drains at once.
 var probeLimit = actors.Limit{Requests: 1 << 20, Bytes: 1 << 30}
 
-// throttlePeriod is how long protoactor's throttle of dead letters keeps a
-// goroutine after one; a synctest bubble must outlive it.
+// throttlePeriod is how long protoactor's throttle of dead letters keeps a goroutine after
+// each; a synctest bubble must not end before that.
 const throttlePeriod = time.Millisecond
 
-// NewSystem returns an actor system that logs nothing. It may be used inside a
-// synctest bubble, where a system from actors.NewSystem would leave a goroutine
-// behind after a dead letter.
+// NewSystem returns an actor system that logs nothing. It may be used inside a synctest
+// bubble, where the throttle of actors.NewSystem would leave a goroutine running after a dead
+// letter.
 func NewSystem(t testing.TB) *actor.ActorSystem {
 	t.Helper()
 	t.Cleanup(func() { time.Sleep(2 * throttlePeriod) })
@@ -55,8 +55,8 @@ func Spawn(t testing.TB, sys *actor.ActorSystem, s actors.Stage) actors.Ref {
 	return ref
 }
 
-// Stop stops an actor at once and waits until it has terminated. Stopping it
-// again is harmless.
+// Stop stops an actor at once and waits until it has terminated. Stopping it again has no
+// effect.
 func Stop(t testing.TB, sys *actor.ActorSystem, ref actors.Ref) {
 	t.Helper()
 	if err := sys.Root.StopFuture(ref.PID).Wait(); err != nil {
@@ -64,7 +64,7 @@ func Stop(t testing.TB, sys *actor.ActorSystem, ref actors.Ref) {
 	}
 }
 
-// Drain lets an actor handle what is queued, stops it, and waits until it has
+// Drain stops an actor after it has handled its queued messages, and waits until it has
 // terminated.
 func Drain(t testing.TB, sys *actor.ActorSystem, ref actors.Ref) {
 	t.Helper()
@@ -73,8 +73,8 @@ func Drain(t testing.TB, sys *actor.ActorSystem, ref actors.Ref) {
 	}
 }
 
-// Await waits until cond holds. It asks again every millisecond, for conditions
-// that have no event to wait for; what they are is told when it fails.
+// Await waits until cond holds. It polls every millisecond, for conditions that have no event
+// to wait for. what describes the condition in the failure message.
 func Await(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
@@ -84,10 +84,10 @@ func Await(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// Probe is an actor that keeps the messages posted to it.
+// Probe is an actor that records the messages posted to it.
 type Probe struct {
 	actors.Ref
-	arrived chan struct{} // capacity 1, a token after new messages; never closed
+	arrived chan struct{} // capacity 1; holds a token after new messages; never closed
 
 	mu    sync.Mutex
 	msgs  []any
