@@ -166,7 +166,7 @@ func (s source) keysToScan(req *pb.RangeRequest, current int64) int {
 	case req.CountOnly:
 		return 0 // the tree knows
 	case stopsAtLimit(req):
-		return int(min(int64(n), req.Limit+1))
+		return int(min(int64(n)-1, req.Limit)) + 1 // the limit may be the largest number
 	}
 	return n
 }

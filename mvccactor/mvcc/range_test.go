@@ -3,6 +3,7 @@ package mvcc
 import (
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -102,6 +103,7 @@ func TestRange(t *testing.T) {
 		{sorted(mod, none, 1), "b", 4, true},
 		{sorted(values, none, 0), "acdb", 4, false},
 
+		{everything(func(r *pb.RangeRequest) { r.Limit = math.MaxInt64 }), "abcd", 4, false},
 		{everything(func(r *pb.RangeRequest) { r.MinModRevision = 5 }), "acd", 4, false},
 		{everything(func(r *pb.RangeRequest) { r.MaxModRevision = 5 }), "bd", 4, false},
 		{everything(func(r *pb.RangeRequest) { r.MinModRevision, r.MaxModRevision = 4, 8 }), "cd", 4, false},
