@@ -3,11 +3,12 @@
 
 GO          ?= go
 STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+DEADCODE    ?= $(GO) run golang.org/x/tools/cmd/deadcode@v0.44.0
 BENCH       := cmd/bench
 FUZZTIME    ?= 60s
 
 .PHONY: build generate test test-long test-durable bench fuzz \
-	check-format check-vet check-static check-generated check-tidy test-unit test-bench
+	check-format check-vet check-static check-dead check-generated check-tidy test-unit test-bench
 
 # The server and the operator's tool, as bin/troupe and bin/troupectl.
 build:
@@ -18,7 +19,7 @@ generate:
 	proto/generate.sh
 
 # Quick checks first.
-test: check-format check-tidy check-vet check-static check-generated test-unit test-bench
+test: check-format check-tidy check-vet check-static check-dead check-generated test-unit test-bench
 
 check-format:
 	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "run gofmt -w on:"; echo "$$bad"; exit 1; fi
@@ -34,6 +35,12 @@ check-vet:
 check-static:
 	$(STATICCHECK) ./...
 	cd $(BENCH) && $(STATICCHECK) ./...
+
+# Functions that no command and no test reaches. What only tests reach is found by
+# cmd/internal/tidy, together with methods, which this tool spares.
+check-dead:
+	@bad=$$($(DEADCODE) -test ./... && cd $(BENCH) && $(DEADCODE) -test ./...) || exit 1; \
+		if [ -n "$$bad" ]; then echo "nothing calls:"; echo "$$bad"; exit 1; fi
 
 # Generated code is committed; it must be what the .proto files say.
 check-generated: generate

@@ -48,15 +48,6 @@ func (b *Batch) Lane(i int) int {
 	panic(fmt.Sprintf("actors: message %d of a batch of %d", i, len(b.Msgs)))
 }
 
-// OfLane returns the messages of one lane.
-func (b *Batch) OfLane(l int) []any {
-	from := 0
-	if l > 0 {
-		from = b.ends[l-1]
-	}
-	return b.Msgs[from:b.ends[l]]
-}
-
 func (b *Batch) reset() {
 	clear(b.Msgs)
 	b.Msgs, b.Enqueued = b.Msgs[:0], b.Enqueued[:0]

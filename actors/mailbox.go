@@ -447,24 +447,6 @@ func (m *Mailbox) withdraw(l *lane, w *waiter, err error) error {
 	return err
 }
 
-// Release returns capacity of the only lane with Hold. c is the sum over the answered
-// messages; the requests of a message that was posted with none count as one.
-func (m *Mailbox) Release(c Cost) {
-	held := -1
-	for i := range m.lanes {
-		if m.lanes[i].Hold {
-			if held >= 0 {
-				panic(fmt.Sprintf("actors: %s: Release with several holding lanes", m.cfg.Name))
-			}
-			held = i
-		}
-	}
-	if held < 0 {
-		panic(fmt.Sprintf("actors: %s: Release without a holding lane", m.cfg.Name))
-	}
-	m.ReleaseLane(held, c)
-}
-
 // ReleaseLane returns capacity of a lane with Hold. It panics if more is released than was
 // taken.
 func (m *Mailbox) ReleaseLane(lane int, c Cost) {

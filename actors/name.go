@@ -20,8 +20,6 @@ const (
 	EdgeWatchHub    = EdgePath + "/watch/hub"
 	EdgeCompactor   = EdgePath + "/compactor"
 	EdgeHash        = EdgePath + "/hash"
-	EdgePurge       = EdgePath + "/purge"
-	EdgeFD          = EdgePath + "/fd"
 	EdgeDisk        = EdgePath + "/disk"
 	EdgeSpares      = EdgePath + "/spares"
 	EdgeAutoCompact = EdgePath + "/autocompact"
@@ -31,16 +29,3 @@ const (
 
 // EdgeWatch is the path of watch stream n.
 func EdgeWatch(n uint64) string { return EdgePath + "/watch/" + strconv.FormatUint(n, 10) }
-
-// The three connections to a peer, each served by an actor.
-const (
-	PeerControl  = "control"
-	PeerLog      = "log"
-	PeerSnapshot = "snapshot"
-)
-
-// EdgePeer is the path of the actor that serves one connection (PeerControl, PeerLog,
-// PeerSnapshot) to the member id, which is written in hexadecimal as everywhere else.
-func EdgePeer(id uint64, connection string) string {
-	return EdgePath + "/peer/" + strconv.FormatUint(id, 16) + "/" + connection
-}

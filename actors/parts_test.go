@@ -300,11 +300,10 @@ func TestProbeAndNames(t *testing.T) {
 		wantMsgs(t, p.Messages(), "a", "b")
 	})
 	for got, want := range map[string]string{
-		actors.EdgeWatch(17):                      "edge/watch/17",
-		actors.EdgePeer(0xab, actors.PeerControl): "edge/peer/ab/control",
-		actors.CoreWAL:                            "core/wal",
-		actors.Victim.String():                    "victim",
-		actors.Class(9).String():                  "class(9)",
+		actors.EdgeWatch(17):     "edge/watch/17",
+		actors.CoreWAL:           "core/wal",
+		actors.Victim.String():   "victim",
+		actors.Class(9).String(): "class(9)",
 	} {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)

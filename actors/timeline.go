@@ -12,18 +12,17 @@ const (
 	TimelineWAL
 	TimelineApply
 	TimelineMVCC
-	TimelinePersister
 	timelineStages
 )
 
 // TimelineStage returns the path of the actor of a Timeline constant.
 func TimelineStage(stage int) string {
-	names := [timelineStages]string{CoreProposer, CoreRaft, CoreWAL, CoreApply, CoreMVCC, CorePersister}
+	names := [timelineStages]string{CoreProposer, CoreRaft, CoreWAL, CoreApply, CoreMVCC}
 	return names[stage]
 }
 
 // timelineSlots is the number of recent raft entries that are kept: four seconds at 1,000
-// entries a second, well above the duration of a slow request. About 900 KB. It is a power of
+// entries a second, well above the duration of a slow request. About 750 KB. It is a power of
 // two, so that the slot of an index is a mask.
 const timelineSlots = 4096
 

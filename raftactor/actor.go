@@ -28,8 +28,6 @@ const (
 const (
 	// RaftLocal is where walactor and mvccactor answer.
 	RaftLocal = raftLocal
-	// RaftPeers is where messages of peers arrive.
-	RaftPeers = raftPeers
 )
 
 var (

@@ -379,9 +379,6 @@ func (r *Replica) FirstIndex() uint64 {
 	return first
 }
 
-// TermOf returns the term of an entry in memory.
-func (r *Replica) TermOf(index uint64) (uint64, error) { return r.memory.Term(index) }
-
 // Output is work to be carried out, in this order: peers at once, appends and
 // applies in order for each.
 type Output struct {

@@ -401,7 +401,7 @@ func TestRestartFromMark(t *testing.T) {
 	if first := again.applied[0].GetIndex(); first != 8 {
 		t.Fatalf("applied from %d, want 8", first)
 	}
-	if term, err := again.r.TermOf(mark.GetIndex()); err != nil || term != mark.GetTerm() {
+	if term, err := again.r.memory.Term(mark.GetIndex()); err != nil || term != mark.GetTerm() {
 		t.Fatalf("term of the mark: %d, %v", term, err)
 	}
 }
@@ -530,7 +530,7 @@ func TestCompactsByBytes(t *testing.T) {
 	}
 	propose(1)
 	b.settle()
-	if term, err := b.r.TermOf(last + 1); err != nil || term == 0 {
+	if term, err := b.r.memory.Term(last + 1); err != nil || term == 0 {
 		t.Fatalf("term of %d: %d, %v", last+1, term, err)
 	}
 }

@@ -45,6 +45,7 @@ func TestImportsGoDown(t *testing.T)       { report(t, load(t, root(t)).CheckImp
 func TestCoresArePure(t *testing.T)        { report(t, load(t, root(t)).CheckCores()) }
 func TestContractsHold(t *testing.T)       { report(t, load(t, root(t)).CheckContracts()) }
 func TestNothingBannedIsUsed(t *testing.T) { report(t, load(t, root(t)).CheckBanned()) }
+func TestNothingIsUnused(t *testing.T)     { report(t, load(t, root(t)).CheckUnused()) }
 
 func TestLayout(t *testing.T) {
 	repository := root(t)
