@@ -111,7 +111,7 @@ func contestants(ctx context.Context, names string) ([]pairs.Contestant, error) 
 		var err error
 		if name == "echo" {
 			c.Command = []string{"echo"}
-			c.Lacks = []string{pairs.WatchLoad, pairs.WatchLatencyLoad}
+			c.Lacks = []string{pairs.RangeLoad, pairs.WatchLoad, pairs.WatchLatencyLoad}
 			c.Binary, err = os.Executable()
 		} else {
 			c.Binary, err = resolve(ctx, name)

@@ -32,6 +32,10 @@ func Put(keySpace int) Command {
 // Get reads one key linearizably. Its one report is that of the gets.
 func Get(key string) Command { return single("range", key, "--consistency", "l") }
 
+// Range reads all keys from first to end, without end itself, linearizably. Its
+// one report is that of the ranges.
+func Range(first, end string) Command { return single("range", first, end, "--consistency", "l") }
+
 // LeaseKeepAlive grants each client a lease and renews it, each time on a
 // stream of its own. Its one report is that of the renewals.
 func LeaseKeepAlive() Command { return single("lease-keepalive") }

@@ -7,25 +7,52 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 )
 
-// limit is the most that troupe may be in proportion to another contestant.
+// limit is the most, or the least, that troupe's figure may be in proportion to
+// another contestant's.
 type limit struct {
 	against string
-	most    float64
+	ratio   float64
+	least   bool // ratio is the least, not the most
+}
+
+func (l limit) holds(ratio float64) bool {
+	if l.least {
+		return ratio >= l.ratio
+	}
+	return ratio <= l.ratio
+}
+
+func (l limit) String() string {
+	if l.least {
+		return fmt.Sprintf("at least %.2f", l.ratio)
+	}
+	return fmt.Sprintf("at most %.2f", l.ratio)
 }
 
 // bound is what must hold of troupe under one load: at least one of the
 // limits, by the median of the rounds' own ratios.
 type bound struct {
-	load   string
-	figure quantity
-	anyOf  []limit
+	load    string
+	clients int // the bound is for this number of clients and of connections;
+	conns   int // 0 for any
+	figure  quantity
+	anyOf   []limit
+}
+
+// applies reports whether the bound is for the load.
+func (b bound) applies(l Load) bool {
+	return b.load == l.Name && (b.clients == 0 || b.clients == l.Clients) && (b.conns == 0 || b.conns == l.Conns)
 }
 
 // bounds lists what Judge checks; a load that is not here is only measured.
 var bounds = []bound{
-	{WatchLoad, eventCPU, []limit{{"etcd", 0.6}}},
-	{WatchLatencyLoad, p99, []limit{{"etcd", 0.9}}},
-	{LeaseKeepAliveLoad, requestCPU, []limit{{"etcd", 0.75}, {"echo", 1.3}}},
+	{load: PutLoad, clients: 1, conns: 1, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.85}}},
+	{load: PutLoad, clients: 1, conns: 1, figure: requestRate, anyOf: []limit{{against: "etcd", ratio: 1.05, least: true}}},
+	{load: PutLoad, clients: 1000, conns: 100, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.52}}},
+	{load: RangeLoad, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.25}}},
+	{load: WatchLoad, figure: eventCPU, anyOf: []limit{{against: "etcd", ratio: 0.6}}},
+	{load: WatchLatencyLoad, figure: p99, anyOf: []limit{{against: "etcd", ratio: 0.9}}},
+	{load: LeaseKeepAliveLoad, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.75}, {against: "echo", ratio: 1.3}}},
 }
 
 // Verdict says whether a bound holds.
@@ -40,7 +67,7 @@ func Judge(cfg Config, r Results) []Verdict {
 	var verdicts []Verdict
 	for _, load := range cfg.Loads {
 		for _, b := range bounds {
-			if b.load == load.Name {
+			if b.applies(load) {
 				verdicts = append(verdicts, b.judge(r[load.Name]))
 			}
 		}
@@ -55,12 +82,12 @@ func (b bound) judge(samples map[string][]Sample) Verdict {
 	for _, l := range b.anyOf {
 		ratios := stats.Ratios(series(samples["troupe"], b.figure), series(samples[l.against], b.figure))
 		if len(ratios) == 0 {
-			parts = append(parts, fmt.Sprintf("not measured against %s (at most %.2f)", l.against, l.most))
+			parts = append(parts, fmt.Sprintf("not measured against %s (%s)", l.against, l))
 			continue
 		}
 		ratio := stats.Median(ratios)
-		v.OK = v.OK || ratio <= l.most
-		parts = append(parts, fmt.Sprintf("%.3f times %s's (at most %.2f)", ratio, l.against, l.most))
+		v.OK = v.OK || l.holds(ratio)
+		parts = append(parts, fmt.Sprintf("%.3f times %s's (%s)", ratio, l.against, l))
 	}
 	v.What = fmt.Sprintf("%s, %s: %s", b.load, b.figure.name, strings.Join(parts, " or "))
 	return v

@@ -1,6 +1,7 @@
 package pairs
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -11,6 +12,7 @@ import (
 const (
 	PutLoad            = "put"
 	GetLoad            = "get"
+	RangeLoad          = "range"
 	WatchLoad          = "watch"
 	WatchLatencyLoad   = "watch-latency"
 	LeaseKeepAliveLoad = "lease-keepalive"
@@ -29,8 +31,9 @@ type Load struct {
 type kind struct {
 	Load    // with the sizes that fit it
 	command func(Load) loadtool.Command
-	watch   bool       // it counts events, not requests
-	rows    []quantity // of its table
+	prepare func(ctx context.Context, endpoint string) error // writes what the load reads; may be nil
+	watch   bool                                             // it counts events, not requests
+	rows    []quantity                                       // of its table
 }
 
 const (
@@ -38,6 +41,10 @@ const (
 	keySpace = 1_000_000
 	// probeKey is what the get load reads.
 	probeKey = "bench-probe-key-of-32-bytes-....x"
+	// rangeKeys is the number of keys that the range load reads at once, from
+	// rangeFirst to rangeEnd; the put load's are not among them.
+	rangeKeys            = 25_000
+	rangeFirst, rangeEnd = "bench-range-key/", "bench-range-key0"
 )
 
 // kinds lists every load. The sizes make a load last about ten seconds on two
@@ -51,6 +58,14 @@ var kinds = []kind{
 	{
 		Load:    Load{Name: GetLoad, Clients: 1000, Conns: 100, Total: 200_000},
 		command: func(Load) loadtool.Command { return loadtool.Get(probeKey) },
+		prepare: putProbe,
+		rows:    []quantity{requestRate, p50, p99, requestCPU, rss, peakRSS},
+	},
+	{
+		// Few clients: one answer is some 8 MB, which the load generator decodes.
+		Load:    Load{Name: RangeLoad, Clients: 4, Conns: 4, Total: 300},
+		command: func(Load) loadtool.Command { return loadtool.Range(rangeFirst, rangeEnd) },
+		prepare: putRange,
 		rows:    []quantity{requestRate, p50, p99, requestCPU, rss, peakRSS},
 	},
 	{

@@ -12,10 +12,7 @@ import (
 	"slices"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
+	"github.com/troupe-db/troupe/cmd/bench/internal/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/internal/loadtool"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 )
@@ -40,10 +37,11 @@ type Config struct {
 }
 
 const (
-	// probeValueBytes is the size of the value that the get load reads.
-	probeValueBytes = 256
-	// probeTimeout bounds the one put that prepares the get load.
-	probeTimeout = 10 * time.Second
+	// probeValueBytes is the size of the values that the get load and the range
+	// load read, and rangeKeyBytes that of the latter's keys.
+	probeValueBytes, rangeKeyBytes = 256, 32
+	// rangeConns and rangeClients write what the range load reads.
+	rangeConns, rangeClients = 10, 100
 )
 
 func (c Config) validate() error {
@@ -131,9 +129,9 @@ func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx conte
 // measure runs one load. What the server spends counts from before the load
 // generator connects until it has gone.
 func measure(ctx context.Context, benchmark string, server *proc.Server, load Load) (Sample, error) {
-	if load.Name == GetLoad {
-		if err := putProbe(ctx, server.Endpoint()); err != nil {
-			return Sample{}, err
+	if prepare := load.kind().prepare; prepare != nil {
+		if err := prepare(ctx, server.Endpoint()); err != nil {
+			return Sample{}, fmt.Errorf("prepare: %w", err)
 		}
 	}
 	before, err := server.Usage()
@@ -171,19 +169,17 @@ func newSample(load Load, reports []loadtool.Report, before, after proc.Usage) (
 }
 
 // putProbe writes the key that the get load reads.
-func putProbe(ctx context.Context, endpoint string) (err error) {
-	conn, err := grpc.NewClient("passthrough:///"+endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return fmt.Errorf("probe: %w", err)
-	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	_, err = pb.NewKVClient(conn).Put(ctx, &pb.PutRequest{Key: []byte(probeKey), Value: make([]byte, probeValueBytes)})
-	if err != nil {
-		return fmt.Errorf("probe: %w", err)
-	}
-	return nil
+func putProbe(ctx context.Context, endpoint string) error {
+	return loadgen.Fill(ctx, endpoint, 1, 1, 1, func(int) (key, value []byte) {
+		return []byte(probeKey), make([]byte, probeValueBytes)
+	})
+}
+
+// putRange writes the keys that the range load reads.
+func putRange(ctx context.Context, endpoint string) error {
+	return loadgen.Fill(ctx, endpoint, rangeConns, rangeClients, rangeKeys, func(i int) (key, value []byte) {
+		return fmt.Appendf(nil, "%s%0*d", rangeFirst, rangeKeyBytes-len(rangeFirst), i), loadgen.Value(probeValueBytes)
+	})
 }
 
 const (

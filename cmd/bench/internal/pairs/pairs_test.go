@@ -44,7 +44,7 @@ func TestMarkdown(t *testing.T) {
 		"## watch\n\n50 clients, 50 connections, 50 streams of 100 watchers, 1000 puts, as fast as they are answered: 5000000 events.\n",
 		// c does not serve watches.
 		"| server CPU, µs an event | 4.00 (4.00–4.00) | 2.00 (2.00–2.00) | – | 0.50 (0.50–0.50) | – |",
-		"## Bounds\n\n- FAIL: watch, server CPU, µs an event: not measured against etcd",
+		"## Bounds\n\n- FAIL: put, server CPU, µs a request: not measured against etcd (at most 0.52)\n- FAIL: watch, server CPU, µs an event: not measured against etcd",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("lacks %q:\n%s", want, text)
@@ -65,30 +65,50 @@ func TestJudge(t *testing.T) {
 		}
 		return samples
 	}
+	rate := func(perSecond float64) []Sample {
+		return []Sample{{Report: loadtool.Report{PerSecond: perSecond}, CPU: time.Microsecond}}
+	}
+	single, many := Load{Name: PutLoad, Clients: 1, Conns: 1}, Load{Name: PutLoad, Clients: 1000, Conns: 100}
 	for name, c := range map[string]struct {
-		load    string
+		load    Load
 		samples map[string][]Sample
 		ok      bool
 		what    string
 	}{
+		"range below":        {Load{Name: RangeLoad}, map[string][]Sample{"etcd": cpu(100), "troupe": cpu(25)}, true, "0.250 times etcd's (at most 0.25)"},
+		"range above":        {Load{Name: RangeLoad}, map[string][]Sample{"etcd": cpu(100), "troupe": cpu(26)}, false, "0.260 times etcd's"},
+		"many clients below": {many, map[string][]Sample{"etcd": cpu(100), "troupe": cpu(52)}, true, "0.520 times etcd's (at most 0.52)"},
+		"many clients above": {many, map[string][]Sample{"etcd": cpu(100), "troupe": cpu(53)}, false, "0.530 times etcd's"},
 		// The median of 0.5, 0.6 and 2; the ratio of the medians is 1.2.
-		"watch at the bound": {WatchLoad, map[string][]Sample{"etcd": cpu(100, 200, 100), "troupe": cpu(50, 120, 200)}, true, "0.600 times etcd's (at most 0.60)"},
-		"watch above it":     {WatchLoad, map[string][]Sample{"etcd": cpu(1000), "troupe": cpu(601)}, false, "0.601 times etcd's"},
-		"latency below":      {WatchLatencyLoad, map[string][]Sample{"etcd": latency(10, 10, 10), "troupe": latency(8, 30, 9)}, true, "p99, ms: 0.900 times etcd's (at most 0.90)"},
-		"latency above":      {WatchLatencyLoad, map[string][]Sample{"etcd": latency(10), "troupe": latency(10)}, false, "1.000 times etcd's"},
-		"lease by etcd":      {LeaseKeepAliveLoad, map[string][]Sample{"etcd": cpu(100), "echo": cpu(20), "troupe": cpu(75)}, true, "0.750 times etcd's (at most 0.75) or 3.750 times echo's (at most 1.30)"},
-		"lease by echo":      {LeaseKeepAliveLoad, map[string][]Sample{"etcd": cpu(100), "echo": cpu(70), "troupe": cpu(90)}, true, "1.286 times echo's"},
-		"lease by neither":   {LeaseKeepAliveLoad, map[string][]Sample{"etcd": cpu(100), "echo": cpu(60), "troupe": cpu(80)}, false, "1.333 times echo's"},
-		"lease without echo": {LeaseKeepAliveLoad, map[string][]Sample{"etcd": cpu(100), "troupe": cpu(60)}, true, "not measured against echo"},
-		"nothing measured":   {LeaseKeepAliveLoad, map[string][]Sample{"troupe": cpu(60)}, false, "not measured against etcd"},
+		"watch at the bound": {Load{Name: WatchLoad}, map[string][]Sample{"etcd": cpu(100, 200, 100), "troupe": cpu(50, 120, 200)}, true, "0.600 times etcd's (at most 0.60)"},
+		"watch above it":     {Load{Name: WatchLoad}, map[string][]Sample{"etcd": cpu(1000), "troupe": cpu(601)}, false, "0.601 times etcd's"},
+		"latency below":      {Load{Name: WatchLatencyLoad}, map[string][]Sample{"etcd": latency(10, 10, 10), "troupe": latency(8, 30, 9)}, true, "p99, ms: 0.900 times etcd's (at most 0.90)"},
+		"latency above":      {Load{Name: WatchLatencyLoad}, map[string][]Sample{"etcd": latency(10), "troupe": latency(10)}, false, "1.000 times etcd's"},
+		"lease by etcd":      {Load{Name: LeaseKeepAliveLoad}, map[string][]Sample{"etcd": cpu(100), "echo": cpu(20), "troupe": cpu(75)}, true, "0.750 times etcd's (at most 0.75) or 3.750 times echo's (at most 1.30)"},
+		"lease by echo":      {Load{Name: LeaseKeepAliveLoad}, map[string][]Sample{"etcd": cpu(100), "echo": cpu(70), "troupe": cpu(90)}, true, "1.286 times echo's"},
+		"lease by neither":   {Load{Name: LeaseKeepAliveLoad}, map[string][]Sample{"etcd": cpu(100), "echo": cpu(60), "troupe": cpu(80)}, false, "1.333 times echo's"},
+		"lease without echo": {Load{Name: LeaseKeepAliveLoad}, map[string][]Sample{"etcd": cpu(100), "troupe": cpu(60)}, true, "not measured against echo"},
+		"nothing measured":   {Load{Name: LeaseKeepAliveLoad}, map[string][]Sample{"troupe": cpu(60)}, false, "not measured against etcd"},
 	} {
-		got := Judge(Config{Loads: []Load{{Name: c.load}}}, Results{c.load: c.samples})
+		got := Judge(Config{Loads: []Load{c.load}}, Results{c.load.Name: c.samples})
 		if len(got) != 1 || got[0].OK != c.ok || !strings.Contains(got[0].What, c.what) {
 			t.Errorf("%s: %v; want OK %v, %q", name, got, c.ok, c.what)
 		}
 	}
-	if got := Judge(Config{Loads: []Load{{Name: PutLoad}}}, Results{PutLoad: {"etcd": cpu(1), "troupe": cpu(9)}}); len(got) != 0 {
-		t.Errorf("a load without a bound was judged: %v", got)
+	for _, l := range []Load{{Name: GetLoad}, {Name: PutLoad, Clients: 1, Conns: 2}, {Name: PutLoad, Clients: 200, Conns: 100}} {
+		if got := Judge(Config{Loads: []Load{l}}, Results{l.Name: {"etcd": cpu(1), "troupe": cpu(9)}}); len(got) != 0 {
+			t.Errorf("%+v, which has no bound, was judged: %v", l, got)
+		}
+	}
+	// One client has two bounds, and one of them is a least.
+	for _, c := range []struct {
+		rate float64
+		ok   bool
+	}{{105, true}, {104, false}} {
+		got := Judge(Config{Loads: []Load{single}}, Results{PutLoad: {"etcd": rate(100), "troupe": rate(c.rate)}})
+		if len(got) != 2 || got[0].OK || got[1].OK != c.ok || !strings.Contains(got[1].What, "(at least 1.05)") {
+			t.Errorf("a rate of %v to 100: got %v", c.rate, got)
+		}
 	}
 }
 
