@@ -13,9 +13,9 @@ import (
 	"strings"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/host"
-	"github.com/troupe-db/troupe/cmd/bench/internal/loadtool"
-	"github.com/troupe-db/troupe/cmd/bench/internal/pairs"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
+	"github.com/troupe-db/troupe/cmd/bench/measure/loadtool"
+	"github.com/troupe-db/troupe/cmd/bench/measure/pairs"
 )
 
 func runBench(ctx context.Context, args []string) error {

@@ -3,8 +3,8 @@ package main
 import (
 	"testing"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/loadtool"
-	"github.com/troupe-db/troupe/cmd/bench/internal/pairs"
+	"github.com/troupe-db/troupe/cmd/bench/measure/loadtool"
+	"github.com/troupe-db/troupe/cmd/bench/measure/pairs"
 )
 
 func TestChooseLoads(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/compaction"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
+	"github.com/troupe-db/troupe/cmd/bench/measure/compaction"
 )
 
 func runCompaction(ctx context.Context, args []string) error {

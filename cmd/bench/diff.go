@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/differ"
+	"github.com/troupe-db/troupe/cmd/bench/conformance/differ"
 )
 
 // fastElections keeps restarts short; both sides get these flags.

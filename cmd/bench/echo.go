@@ -5,7 +5,7 @@ import (
 	"flag"
 	"os"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/echo"
+	"github.com/troupe-db/troupe/cmd/bench/measure/echo"
 )
 
 // runEcho takes the flags that every server under measurement gets, and uses

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/fanout"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
+	"github.com/troupe-db/troupe/cmd/bench/measure/fanout"
 )
 
 func runFanout(ctx context.Context, args []string) error {

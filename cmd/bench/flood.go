@@ -7,9 +7,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/flood"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
+	"github.com/troupe-db/troupe/cmd/bench/measure/flood"
 )
 
 func runFlood(ctx context.Context, args []string) error {

@@ -7,9 +7,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/leasestorm"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
+	"github.com/troupe-db/troupe/cmd/bench/measure/leasestorm"
 )
 
 func runLeaseStorm(ctx context.Context, args []string) error {

@@ -23,19 +23,31 @@ type command struct {
 	run   func(ctx context.Context, args []string) error
 }
 
-var commands = []command{
-	{"build", "build the programs that the others use into bin/", runBuild},
-	{"diff", "find differences in behaviour between two servers", runDiff},
-	{"bench", "measure servers in turn under etcd's own load generator", runBench},
-	{"echo", "serve constant replies, as the physical limit", runEcho},
-	{"overload", "check what happens when more clients come than the queues take", runOverload},
-	{"compaction", "measure a large compaction under load", runCompaction},
-	{"flood", "measure who pays for floods of expensive reads", runFlood},
-	{"memory", "measure what keys take in memory, and what a small member takes", runMemory},
-	{"idle", "measure what a member costs that nobody uses", runIdle},
-	{"fanout", "measure who pays for watchers that stop reading", runFanout},
-	{"replay", "measure a watch over a long history", runReplay},
-	{"lease-storm", "measure a second in which very many leases end", runLeaseStorm},
+// group is the subcommands that one folder serves.
+type group struct {
+	name     string
+	commands []command
+}
+
+var groups = []group{
+	{"programs", []command{
+		{"build", "build the programs that the others use into bin/", runBuild},
+	}},
+	{"conformance: does Troupe answer as etcd does?", []command{
+		{"diff", "find differences in behaviour between two servers", runDiff},
+	}},
+	{"measure: what does it cost?", []command{
+		{"bench", "measure servers in turn under etcd's own load generator", runBench},
+		{"echo", "serve constant replies, as the physical limit", runEcho},
+		{"overload", "check what happens when more clients come than the queues take", runOverload},
+		{"compaction", "measure a large compaction under load", runCompaction},
+		{"flood", "measure who pays for floods of expensive reads", runFlood},
+		{"memory", "measure what keys take in memory, and what a small member takes", runMemory},
+		{"idle", "measure what a member costs that nobody uses", runIdle},
+		{"fanout", "measure who pays for watchers that stop reading", runFanout},
+		{"replay", "measure a watch over a long history", runReplay},
+		{"lease-storm", "measure a second in which very many leases end", runLeaseStorm},
+	}},
 }
 
 func main() {
@@ -53,15 +65,20 @@ func main() {
 
 func dispatch(ctx context.Context, args []string) error {
 	if len(args) > 0 {
-		for _, c := range commands {
-			if c.name == args[0] {
-				return c.run(ctx, args[1:])
+		for _, g := range groups {
+			for _, c := range g.commands {
+				if c.name == args[0] {
+					return c.run(ctx, args[1:])
+				}
 			}
 		}
 	}
 	fmt.Fprintln(os.Stderr, "usage: bench <subcommand> [flags]")
-	for _, c := range commands {
-		fmt.Fprintf(os.Stderr, "  %-12s %s\n", c.name, c.about)
+	for _, g := range groups {
+		fmt.Fprintln(os.Stderr, g.name)
+		for _, c := range g.commands {
+			fmt.Fprintf(os.Stderr, "  %-12s %s\n", c.name, c.about)
+		}
 	}
 	return errFailed
 }

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/overload"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
+	"github.com/troupe-db/troupe/cmd/bench/measure/overload"
 )
 
 func runOverload(ctx context.Context, args []string) error {

@@ -1,0 +1,322 @@
+// Package fanout measures who pays for clients that stop reading their watch
+// streams: the server's memory, the writers, or the watchers that do read. Nobody
+// should.
+package fanout
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
+	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
+	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
+)
+
+// Load is how many watch, and how much there is to tell.
+type Load struct {
+	Watchers int // all on the whole prefix
+	Streams  int // that they are spread over
+	Rate     int // puts a second
+}
+
+// String is the form that ParseLoad reads.
+func (l Load) String() string { return fmt.Sprintf("%d:%d:%d", l.Watchers, l.Streams, l.Rate) }
+
+// ParseLoad reads watchers:streams:puts a second.
+func ParseLoad(text string) (Load, error) {
+	var l Load
+	if _, err := fmt.Sscanf(text, "%d:%d:%d", &l.Watchers, &l.Streams, &l.Rate); err != nil || l.String() != text {
+		return Load{}, fmt.Errorf("fanout: %q is not watchers:streams:puts a second", text)
+	}
+	return l, nil
+}
+
+// Config says what to measure.
+type Config struct {
+	Binary string
+	Args   []string
+	Loads  []Load
+	Rounds int // each once with all reading, and once with some frozen
+	Warmup time.Duration
+	Window time.Duration
+	Limit  time.Duration // for what was frozen to catch up
+	Dir    string
+	Out    io.Writer
+}
+
+const (
+	// watchConns is the number of connections that the streams share. A frozen
+	// stream shares its connection with others that are read.
+	watchConns = 10
+	// putConns and clients are the writers' connections, and how many puts can
+	// be in flight.
+	putConns, clients = 4, 200
+	// keys and valueBytes are what the puts write.
+	keys, valueBytes = 1000, 256
+	// frozenShare is one stream in so many.
+	frozenShare = 10
+	// requestTimeout ends a request that is never answered.
+	requestTimeout = 30 * time.Second
+	// pollEvery is how often it is looked whether watchers have all.
+	pollEvery = 10 * time.Millisecond
+	// echoTime is how long it is listened for what comes once too often.
+	echoTime = 200 * time.Millisecond
+	// delayEvery thins out the events whose delay is taken: the 16th part of
+	// them all is enough for a p99, and does not load the client.
+	delayEvery = 16
+)
+
+var prefix = []byte("fanout/")
+
+func (c Config) validate() error {
+	if c.Binary == "" || len(c.Loads) == 0 || c.Rounds < 1 || c.Window <= 0 || c.Limit <= 0 {
+		return errors.New("fanout: a binary, loads, rounds and times are needed")
+	}
+	for _, l := range c.Loads {
+		if l.Streams < frozenShare || l.Watchers < l.Streams || l.Watchers%l.Streams != 0 || l.Rate < 1 {
+			return fmt.Errorf("fanout: load %v: at least %d streams, the same number of watchers on each, and puts are needed", l, frozenShare)
+		}
+	}
+	return nil
+}
+
+// Sample is one run: a fresh server, its watchers, and a window of puts.
+type Sample struct {
+	Put       loadgen.Window
+	Delay     time.Duration // p99 from a put's sending to the event's arrival at a watcher that reads
+	Delivered float64       // events a second that were received in the window
+	ServerCPU float64       // cores taken in the window
+	ClientCPU float64
+	Peak      proc.Memory // in the window
+
+	Frozen      bool
+	Behind      int64         // revisions that the frozen watchers lacked at the end of the window
+	CatchUp     time.Duration // until they had what was newest at the thaw
+	CatchUpPeak proc.Memory
+	CaughtUp    bool
+
+	Complete       bool // every watcher has come to the last revision
+	Lost, Repeated int64
+}
+
+// Round is a run with all reading, and the one with some frozen that followed.
+type Round struct{ All, Some Sample }
+
+// Run measures each load; the rounds are in order of time.
+func Run(ctx context.Context, cfg Config) (map[Load][]Round, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	results := make(map[Load][]Round)
+	for _, load := range cfg.Loads {
+		if err := header(cfg, load); err != nil {
+			return nil, err
+		}
+		for range cfg.Rounds {
+			var r Round
+			for _, run := range []struct {
+				frozen bool
+				sample *Sample
+			}{{false, &r.All}, {true, &r.Some}} {
+				var err error
+				if *run.sample, err = measure(ctx, cfg, load, run.frozen); err != nil {
+					return nil, fmt.Errorf("fanout: load %v: %w", load, err)
+				}
+				if err := row(cfg, *run.sample); err != nil {
+					return nil, err
+				}
+			}
+			results[load] = append(results[load], r)
+		}
+	}
+	return results, nil
+}
+
+// run is one run under way.
+type run struct {
+	cfg    Config
+	load   Load
+	server *proc.Server
+	puts   *loadgen.Paced
+	pool   loadgen.Pool
+	crowd  *crowd
+}
+
+func measure(ctx context.Context, cfg Config, load Load, frozen bool) (s Sample, err error) {
+	server, err := proc.Start(ctx, proc.Config{Binary: cfg.Binary, Args: cfg.Args, Name: "fanout", Dir: cfg.Dir})
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, server.Close()) }()
+	pool, err := loadgen.Dial(server.Endpoint(), putConns)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, pool.Close()) }()
+	watchPool, err := loadgen.Dial(server.Endpoint(), watchConns, watchwire.Frozen()...)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, watchPool.Close()) }()
+
+	newest, err := revision(ctx, pool)
+	if err != nil {
+		return s, err
+	}
+	c, err := gather(ctx, watchPool, load, newest+1, frozen)
+	if err != nil {
+		return s, err
+	}
+	defer c.dismiss()
+	paced := &loadgen.Paced{Pool: pool, Clients: clients, Rate: load.Rate, Op: put}
+	paceCtx, stop := context.WithCancel(ctx)
+	var pacing sync.WaitGroup
+	pacing.Go(func() { paced.Run(paceCtx) })
+	end := func() {
+		stop()
+		pacing.Wait()
+	}
+	defer end()
+	r := &run{cfg: cfg, load: load, server: server, puts: paced, pool: pool, crowd: c}
+	s.Frozen = frozen
+	if err := r.window(ctx, &s); err != nil {
+		return s, err
+	}
+	if frozen {
+		if err := r.thaw(ctx, &s); err != nil {
+			return s, err
+		}
+	}
+	end()
+	return s, r.settle(ctx, &s)
+}
+
+// put writes a random key. The value begins with the time.
+func put(ctx context.Context, kv pb.KVClient) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	key := fmt.Appendf(nil, "%s%08d", prefix, rand.IntN(keys))
+	value := make([]byte, 0, valueBytes)
+	value = binary.BigEndian.AppendUint64(value, uint64(time.Now().UnixNano()))
+	for len(value) < valueBytes {
+		value = binary.BigEndian.AppendUint64(value, rand.Uint64())
+	}
+	_, err := kv.Put(ctx, &pb.PutRequest{Key: key, Value: value})
+	return err
+}
+
+// revision is the newest one.
+func revision(ctx context.Context, pool loadgen.Pool) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	r, err := pool.KV(0).Range(ctx, &pb.RangeRequest{Key: prefix})
+	if err != nil {
+		return 0, fmt.Errorf("newest revision: %w", err)
+	}
+	return r.Header.Revision, nil
+}
+
+// window measures while nothing changes.
+func (r *run) window(ctx context.Context, s *Sample) error {
+	if err := loadgen.Pause(ctx, r.cfg.Warmup); err != nil {
+		return err
+	}
+	memory := r.server.WatchMemory()
+	defer memory.Stop()
+	before, err := r.costs()
+	if err != nil {
+		return err
+	}
+	r.puts.Cut()
+	r.crowd.cut()
+	began := time.Now()
+	if err := loadgen.Pause(ctx, r.cfg.Window); err != nil {
+		return err
+	}
+	took := time.Since(began)
+	s.Put = r.puts.Cut()
+	received, delays := r.crowd.cut()
+	after, err := r.costs()
+	if err != nil {
+		return err
+	}
+	s.Peak, err = memory.Cut()
+	s.Delivered = float64(received) / took.Seconds()
+	s.Delay = stats.Percentile(delays, 99)
+	s.ServerCPU = (after.server - before.server).Seconds() / took.Seconds()
+	s.ClientCPU = (after.client - before.client).Seconds() / took.Seconds()
+	return errors.Join(err, r.crowd.failure())
+}
+
+// costs is the CPU time that both sides have taken so far.
+type costs struct{ server, client time.Duration }
+
+func (r *run) costs() (costs, error) {
+	usage, err := r.server.Usage()
+	if err != nil {
+		return costs{}, err
+	}
+	own, err := proc.OwnCPU()
+	return costs{usage.CPU, own}, err
+}
+
+// thaw lets the frozen streams be read while the puts go on, and waits until they
+// have what was newest at that moment.
+func (r *run) thaw(ctx context.Context, s *Sample) error {
+	newest, err := revision(ctx, r.pool)
+	if err != nil {
+		return err
+	}
+	memory := r.server.WatchMemory()
+	defer memory.Stop()
+	s.Behind = newest + 1 - r.crowd.next(true)
+	began := time.Now()
+	r.crowd.thaw()
+	if s.CaughtUp, err = r.await(ctx, newest, true); err != nil {
+		return err
+	}
+	s.CatchUp = time.Since(began)
+	s.CatchUpPeak, err = memory.Cut()
+	return err
+}
+
+// settle waits, after the last put, until all watchers have all, and counts
+// faults.
+func (r *run) settle(ctx context.Context, s *Sample) error {
+	newest, err := revision(ctx, r.pool)
+	if err != nil {
+		return err
+	}
+	if s.Complete, err = r.await(ctx, newest, false); err != nil {
+		return err
+	}
+	if err := loadgen.Pause(ctx, echoTime); err != nil {
+		return err
+	}
+	r.crowd.dismiss()
+	s.Lost, s.Repeated = r.crowd.faults()
+	return r.crowd.failure()
+}
+
+// await waits until the watchers, or only those that were frozen, have all up to
+// a revision; false when the time is over.
+func (r *run) await(ctx context.Context, revision int64, frozen bool) (bool, error) {
+	for deadline := time.Now().Add(r.cfg.Limit); time.Now().Before(deadline); {
+		if r.crowd.next(frozen) > revision {
+			return true, nil
+		}
+		if err := errors.Join(r.crowd.failure(), loadgen.Pause(ctx, pollEvery)); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}

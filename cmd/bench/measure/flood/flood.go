@@ -1,0 +1,289 @@
+// Package flood measures how a server holds up under floods of expensive reads:
+// how much memory they take, and what becomes of the puts and gets of others.
+//
+// A run is a fresh server that is filled and left alone for a while. Then a
+// steady open load of puts starts on a connection of its own, and on top of it
+// the flood (one of the modes). The run ends some time after the flood, when the
+// memory has been read once more.
+package flood
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
+	"github.com/troupe-db/troupe/cmd/bench/measure/scrape"
+)
+
+// Server is one to measure.
+type Server struct {
+	Name   string
+	Binary string
+	Judged bool // whether the bounds apply to it
+}
+
+// Config says what to measure.
+type Config struct {
+	Servers   []Server
+	Args      []string // flags for all of them
+	Modes     []Mode
+	Settle    time.Duration // from the last put of the filling until the flood
+	Rest      time.Duration // from the end of the flood until memory is read again
+	MemoryMax int64         // bytes; a server that holds more is killed, to spare the machine
+	Dir       string
+	Out       io.Writer
+}
+
+const (
+	// valueBytes is the size of the values, which are not compressible.
+	valueBytes = 1 << 10
+	// fillConns and fillers are the connections and clients that fill the store.
+	fillConns, fillers = 10, 100
+	// probeRate is the number of puts, and of gets, a second that are measured.
+	probeRate = 50
+	// probeClients is how many of each can be in flight: those of 20 s.
+	probeClients = 1000
+	// requestTimeout ends a request that is never answered.
+	requestTimeout = 60 * time.Second
+	// recoverMax ends the run if the server answers nothing for that long after
+	// the flood.
+	recoverMax = 2 * time.Minute
+)
+
+// The flood reads everything from first to last; the probes write and read probe.
+var first, last, probe = []byte("k"), []byte("l"), []byte("probe")
+
+func (c Config) validate() error {
+	if len(c.Servers) == 0 || len(c.Modes) == 0 || c.Settle < 0 || c.Rest < 0 || c.MemoryMax <= 0 {
+		return errors.New("flood: servers, modes and a limit of memory are needed")
+	}
+	for _, m := range c.Modes {
+		if err := m.validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sample is one run.
+type Sample struct {
+	Mode   Mode
+	Server Server
+	Before proc.Memory // just before the flood
+	Peak   proc.Memory // from the beginning of the flood to the end of the run
+	After  proc.Memory // at rest
+	Killed bool        // because it held more than MemoryMax; After is then of no value
+
+	Put, Get loadgen.Window // during the flood; Get only of the modes that bound it
+	Flood    Outcome
+	Honest   Outcome         // of the client that reads everything it asks for
+	HonestIn []time.Duration // how long each of its answered requests took, sorted
+
+	Executed int64 // ranges that the server counted during the flood
+}
+
+// Growth is how much more memory the server held at its peak than before.
+func (s Sample) Growth() int64 { return s.Peak.Resident - s.Before.Resident }
+
+// Kept is how much more memory the server held at rest than before.
+func (s Sample) Kept() int64 { return s.After.Resident - s.Before.Resident }
+
+// Run runs each mode against each server in turn; the samples are in order of
+// time.
+func Run(ctx context.Context, cfg Config) ([]Sample, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	var samples []Sample
+	for _, m := range cfg.Modes {
+		if err := header(cfg, m); err != nil {
+			return nil, err
+		}
+		for _, who := range cfg.Servers {
+			s, err := measure(ctx, cfg, m, who)
+			if err != nil {
+				return nil, fmt.Errorf("flood: %s, %s: %w", m.Name, who.Name, err)
+			}
+			samples = append(samples, s)
+			if err := row(cfg, s); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return samples, nil
+}
+
+func measure(ctx context.Context, cfg Config, m Mode, who Server) (s Sample, err error) {
+	s.Mode, s.Server = m, who
+	server, err := proc.Start(ctx, proc.Config{Binary: who.Binary, Args: cfg.Args, Name: who.Name, Dir: cfg.Dir})
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, server.Close()) }()
+	if err := fill(ctx, m, server); err != nil {
+		return s, err
+	}
+	if err := loadgen.Pause(ctx, cfg.Settle); err != nil {
+		return s, err
+	}
+	probes, err := loadgen.Dial(server.Endpoint(), 2)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, probes.Close()) }()
+	for range probes { // open both connections
+		if err := errors.Join(put(ctx, probes.KV(0)), get(ctx, probes.KV(1))); err != nil {
+			return s, err
+		}
+	}
+	if s.Before, err = server.Memory(); err != nil {
+		return s, err
+	}
+	executed, err := scrape.Metric(ctx, server.Endpoint(), rangesMetric)
+	if err != nil {
+		return s, err
+	}
+
+	memory := server.WatchMemory()
+	defer memory.Stop()
+	floodCtx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	guarding := guard(floodCtx, server, cfg.MemoryMax, stop)
+	err = s.flood(floodCtx, server.Endpoint(), probes)
+	if s.Killed = errors.Is(context.Cause(floodCtx), errTooLarge); s.Killed {
+		s.Peak, _ = memory.Cut() // fails, because the process is gone
+		stop(nil)
+		guarding.Wait()
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	if err := loadgen.Pause(floodCtx, cfg.Rest); err != nil {
+		return s, err
+	}
+	stop(nil)
+	guarding.Wait()
+	if s.After, err = server.Memory(); err != nil {
+		return s, err
+	}
+	if s.Peak, err = memory.Cut(); err != nil {
+		return s, err
+	}
+	s.Executed, err = scrape.Metric(ctx, server.Endpoint(), rangesMetric)
+	s.Executed -= executed
+	return s, err
+}
+
+// rangesMetric counts the ranges that a server executed.
+const rangesMetric = "etcd_mvcc_range_total"
+
+// flood runs the mode's attack with the probes beside it.
+func (s *Sample) flood(ctx context.Context, endpoint string, probes loadgen.Pool) error {
+	puts := &loadgen.Paced{Pool: probes[:1], Clients: probeClients, Rate: probeRate, Op: put}
+	gets := &loadgen.Paced{Pool: probes[1:], Clients: probeClients, Rate: probeRate, Op: get}
+	paceCtx, stop := context.WithCancel(ctx)
+	var pacing sync.WaitGroup
+	defer pacing.Wait()
+	defer stop()
+	pacing.Go(func() { puts.Run(paceCtx) })
+	b := s.Mode.bounds()
+	if b.getP99 > 0 {
+		pacing.Go(func() { gets.Run(paceCtx) })
+		honest, err := loadgen.Dial(endpoint, 1)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = honest.Close() }() // nothing is outstanding
+		var reading sync.WaitGroup
+		defer reading.Wait()
+		readCtx, stopReading := context.WithTimeout(ctx, s.Mode.Length)
+		defer stopReading()
+		reading.Go(func() { s.Honest, s.HonestIn = readHonestly(readCtx, honest[0]) })
+	}
+	defer func() { s.Put, s.Get = puts.Cut(), gets.Cut() }()
+	outcome, err := s.Mode.attack()(ctx, s.Mode, endpoint)
+	s.Flood = outcome
+	if err != nil {
+		return err
+	}
+	// These requests are behind those that are outstanding, so that none of them
+	// is missing because its reply comes late.
+	if err := answered(ctx, put, probes.KV(0)); err != nil {
+		return err
+	}
+	if b.getP99 > 0 {
+		return answered(ctx, get, probes.KV(1))
+	}
+	return nil
+}
+
+// answered repeats a request, which a server may refuse while it still works on
+// the flood, until it succeeds or recoverMax is over.
+func answered(ctx context.Context, op loadgen.Op, kv pb.KVClient) error {
+	began := time.Now()
+	for {
+		err := op(ctx, kv)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if time.Since(began) > recoverMax {
+			return fmt.Errorf("no answer within %v of the flood's end: %w", recoverMax, err)
+		}
+	}
+}
+
+var errTooLarge = errors.New("the server holds more memory than it may")
+
+// guardEvery is how often the guard looks: a server that reads without a bound
+// grows by some 2 GiB a second.
+const guardEvery = 20 * time.Millisecond
+
+// guard kills the server once it holds more than most bytes, and then cancels the
+// flood with errTooLarge. It ends with ctx; the caller waits for it.
+func guard(ctx context.Context, server *proc.Server, most int64, cancel context.CancelCauseFunc) *sync.WaitGroup {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for loadgen.Pause(ctx, guardEvery) == nil {
+			m, err := server.Memory()
+			if err != nil {
+				cancel(err)
+				return
+			}
+			if m.Resident > most {
+				cancel(errTooLarge)
+				server.Kill()
+				return
+			}
+		}
+	})
+	return &wg
+}
+
+// fill puts the keys, with random values.
+func fill(ctx context.Context, m Mode, server *proc.Server) error {
+	return loadgen.Fill(ctx, server.Endpoint(), fillConns, fillers, m.Keys, func(i int) (key, value []byte) {
+		return fmt.Appendf(nil, "%s%08d", first, i), loadgen.Value(valueBytes)
+	})
+}
+
+func put(ctx context.Context, kv pb.KVClient) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	_, err := kv.Put(ctx, &pb.PutRequest{Key: probe, Value: []byte("x")})
+	return err
+}
+
+func get(ctx context.Context, kv pb.KVClient) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	_, err := kv.Range(ctx, &pb.RangeRequest{Key: probe})
+	return err
+}

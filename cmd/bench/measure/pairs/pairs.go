@@ -1,0 +1,232 @@
+// Package pairs measures several servers under the same load, in turn and
+// again and again, so that what drifts on the machine hits all of them alike.
+package pairs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
+	"github.com/troupe-db/troupe/cmd/bench/measure/loadtool"
+)
+
+// Contestant is one server under measurement.
+type Contestant struct {
+	Name    string
+	Binary  string
+	Command []string // arguments before the flags
+	Args    []string // flags; none for a server's defaults
+	Lacks   []string // names of the loads that it cannot serve, and is spared
+}
+
+// Config says what to measure.
+type Config struct {
+	Contestants []Contestant // the first is what the others are compared with
+	Rounds      int
+	Loads       []Load // in this order, each on what the one before left
+	Benchmark   string // the load generator's binary
+	Dir         string
+	Progress    io.Writer
+}
+
+const (
+	// probeValueBytes is the size of the values that the get load and the range
+	// load read, and rangeKeyBytes that of the latter's keys.
+	probeValueBytes, rangeKeyBytes = 256, 32
+	// rangeConns and rangeClients write what the range load reads.
+	rangeConns, rangeClients = 10, 100
+)
+
+func (c Config) validate() error {
+	if len(c.Contestants) == 0 || c.Rounds < 1 || c.Benchmark == "" {
+		return errors.New("pairs: contestants, rounds and the load generator are needed")
+	}
+	for _, l := range c.Loads {
+		if err := l.validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sample is one server under one load, once.
+type Sample struct {
+	loadtool.Report                 // of the requests or the events
+	Puts            loadtool.Report // what led to the events; of the watch latency only
+	CPU             time.Duration   // of the server, user and system, for each request or event
+	RSS, PeakRSS    int64           // bytes, after the load
+}
+
+// Results holds the samples by load and contestant, in order of the rounds.
+type Results map[string]map[string][]Sample
+
+// Run measures. Each turn starts its server on a fresh data folder.
+func Run(ctx context.Context, cfg Config) (Results, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	results := make(Results)
+	for _, load := range cfg.Loads {
+		results[load.Name] = make(map[string][]Sample)
+	}
+	for round := range cfg.Rounds {
+		for _, who := range cfg.Contestants {
+			samples, err := turn(ctx, cfg, who, nil)
+			if err != nil {
+				return nil, fmt.Errorf("pairs: round %d: %s: %w", round+1, who.Name, err)
+			}
+			for _, load := range cfg.Loads {
+				s, served := samples[load.Name]
+				if !served {
+					continue
+				}
+				results[load.Name][who.Name] = append(results[load.Name][who.Name], s)
+				if _, err := fmt.Fprintf(cfg.Progress, "round %d  %-6s %s\n", round+1, who.Name, progressLine(load, s)); err != nil {
+					return nil, fmt.Errorf("pairs: %w", err)
+				}
+			}
+		}
+	}
+	return results, nil
+}
+
+// turn runs one server through all loads that it can serve. during, if set, is
+// called with the endpoint while each load runs.
+func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx context.Context, load, endpoint string) error) (samples map[string]Sample, err error) {
+	loads := slices.DeleteFunc(slices.Clone(cfg.Loads), func(l Load) bool { return slices.Contains(who.Lacks, l.Name) })
+	if len(loads) == 0 {
+		return nil, nil
+	}
+	server, err := proc.Start(ctx, proc.Config{Binary: who.Binary, Command: who.Command, Args: who.Args, Name: who.Name, Dir: cfg.Dir})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, server.Close()) }()
+	samples = make(map[string]Sample)
+	for _, load := range loads {
+		observed := make(chan error, 1)
+		if during == nil {
+			observed <- nil
+		} else {
+			go func() { observed <- during(ctx, load.Name, server.Endpoint()) }()
+		}
+		s, err := measure(ctx, cfg.Benchmark, server, load)
+		if err = errors.Join(err, <-observed); err != nil {
+			return nil, fmt.Errorf("%s: %w", load.Name, err)
+		}
+		samples[load.Name] = s
+	}
+	return samples, nil
+}
+
+// measure runs one load. What the server spends counts from before the load
+// generator connects until it has gone.
+func measure(ctx context.Context, benchmark string, server *proc.Server, load Load) (Sample, error) {
+	if prepare := load.kind().prepare; prepare != nil {
+		if err := prepare(ctx, server.Endpoint()); err != nil {
+			return Sample{}, fmt.Errorf("prepare: %w", err)
+		}
+	}
+	before, err := server.Usage()
+	if err != nil {
+		return Sample{}, err
+	}
+	reports, err := loadtool.Load{
+		Binary: benchmark, Endpoint: server.Endpoint(), Clients: load.Clients, Conns: load.Conns, Total: load.Total, Command: load.kind().command(load),
+	}.Run(ctx)
+	if err != nil {
+		return Sample{}, err
+	}
+	after, err := server.Usage()
+	if err != nil {
+		return Sample{}, err
+	}
+	return newSample(load, reports, before, after)
+}
+
+// newSample puts together what a load's reports and the server's usage say. The
+// last report is that of the requests or events, and must tell of all of them.
+func newSample(load Load, reports []loadtool.Report, before, after proc.Usage) (Sample, error) {
+	count := load.count()
+	s := Sample{
+		Report: reports[len(reports)-1],
+		CPU:    (after.CPU - before.CPU) / time.Duration(count), RSS: after.RSS, PeakRSS: after.PeakRSS,
+	}
+	if s.Count != count {
+		return Sample{}, fmt.Errorf("%d requests or events expected, the report tells of %d", count, s.Count)
+	}
+	if load.Name == WatchLatencyLoad {
+		s.Puts = reports[0]
+	}
+	return s, nil
+}
+
+// putProbe writes the key that the get load reads.
+func putProbe(ctx context.Context, endpoint string) error {
+	return loadgen.Fill(ctx, endpoint, 1, 1, 1, func(int) (key, value []byte) {
+		return []byte(probeKey), make([]byte, probeValueBytes)
+	})
+}
+
+// putRange writes the keys that the range load reads.
+func putRange(ctx context.Context, endpoint string) error {
+	return loadgen.Fill(ctx, endpoint, rangeConns, rangeClients, rangeKeys, func(i int) (key, value []byte) {
+		return fmt.Appendf(nil, "%s%0*d", rangeFirst, rangeKeyBytes-len(rangeFirst), i), loadgen.Value(probeValueBytes)
+	})
+}
+
+const (
+	// profileDelay lets the load's connections open before the profile.
+	profileDelay = 2 * time.Second
+	// ProfileSeconds is how long a CPU profile lasts.
+	ProfileSeconds = 10
+)
+
+// Profile runs one contestant through the loads once more and saves a CPU
+// profile of each; path makes a file name of a load's name. The contestant
+// must serve /debug/pprof on its client port. A load must last longer than
+// the profile, or its end is a profile of an idle server.
+func Profile(ctx context.Context, cfg Config, who Contestant, path func(load string) string) error {
+	_, err := turn(ctx, cfg, who, func(ctx context.Context, load, endpoint string) error {
+		select {
+		case <-time.After(profileDelay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", endpoint, ProfileSeconds), path(load))
+	})
+	if err != nil {
+		return fmt.Errorf("pairs: profile: %w", err)
+	}
+	return nil
+}
+
+func fetch(ctx context.Context, url, path string) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*ProfileSeconds*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, response.Body.Close()) }()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, response.Status)
+	}
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(file, response.Body)
+	return errors.Join(err, file.Close())
+}
