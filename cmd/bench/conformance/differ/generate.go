@@ -2,7 +2,6 @@ package differ
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -582,9 +581,4 @@ func (g *Generator) nearLimit() []Call {
 		{Method: Range, Request: &pb.RangeRequest{Key: key}},
 		{Method: DeleteRange, Request: &pb.DeleteRangeRequest{Key: key, PrevKv: true}},
 	}
-}
-
-// String describes how far the sequence is.
-func (g *Generator) String() string {
-	return fmt.Sprintf("step %d of %d, revision %d, compacted %d", g.made, g.steps, g.world.revision, g.world.compacted)
 }
