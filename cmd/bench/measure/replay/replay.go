@@ -40,8 +40,6 @@ type Config struct {
 const (
 	// fillConns and fillers are the connections and clients that fill the store.
 	fillConns, fillers = 50, 400
-	// requestTimeout ends a request that is never answered.
-	requestTimeout = 30 * time.Second
 	// firstRevision is that of the first put in a fresh store.
 	firstRevision = 2
 )
