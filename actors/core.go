@@ -389,13 +389,15 @@ func (s *coreActor) verdict(f Failure) error {
 func (s *coreActor) stopAll(ctx actor.Context) {
 	s.state = coreStopping
 	s.setTimer(ctx, s.cfg.StopTimeout)
+	// The stops are queued first: a stage that Cancel unblocks must find its stop, and
+	// not handle the message that is queued next.
+	for _, pid := range s.alive {
+		ctx.Stop(pid)
+	}
 	if s.troop != nil {
 		for _, stage := range s.troop.Stages {
 			stage.cancel()
 		}
-	}
-	for _, pid := range s.alive {
-		ctx.Stop(pid)
 	}
 	s.settle(ctx)
 }
