@@ -172,9 +172,6 @@ func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 		select {
 		case <-ready:
 			p.tell(log, daemon.SdNotifyReady)
-			if cfg.Node.Small {
-				debug.FreeOSMemory() // the start needs more than serving
-			}
 			ready = nil // once
 		case err := <-m.Done():
 			if err != nil {

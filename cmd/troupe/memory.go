@@ -75,7 +75,12 @@ type heapSample struct {
 
 // idleHeap decides when memory is returned.
 type idleHeap struct {
-	least    uint64 // bytes that a release has to return, so that it is worth it
+	least uint64 // bytes that a release has to return, so that it is worth it
+	// first is set until the first release if that is due whatever it returns. What the
+	// last collection of a start found live may be dead since then, as the memtable
+	// that the store replayed is once it is flushed, and an idle process does not find
+	// out by itself.
+	first    bool
 	last     uint64 // heapSample.allocated of the sample before
 	idle     bool   // the period before was idle
 	released uint64 // heapSample.allocated when due was last true
@@ -85,10 +90,10 @@ type idleHeap struct {
 func (h *idleHeap) due(s heapSample) bool {
 	before, idle := h.idle, s.allocated-h.last <= idleBytes
 	h.last, h.idle = s.allocated, idle
-	due := before && idle && s.allocated-h.released >= s.live &&
-		s.held >= s.live+max(h.least, s.live/releaseShare)
+	gain := s.allocated-h.released >= s.live && s.held >= s.live+max(h.least, s.live/releaseShare)
+	due := before && idle && (h.first || gain)
 	if due {
-		h.released = s.allocated
+		h.released, h.first = s.allocated, false
 	}
 	return due
 }
@@ -98,7 +103,7 @@ func (h *idleHeap) due(s heapSample) bool {
 func releaseWhenIdle(log zerolog.Logger, small bool) (stop func()) {
 	heap := idleHeap{least: releaseBytes}
 	if small {
-		heap.least = releaseBytesSmall
+		heap.least, heap.first = releaseBytesSmall, true
 	}
 	done := make(chan struct{})
 	go func() { // ends by done

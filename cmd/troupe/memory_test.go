@@ -5,11 +5,27 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/rs/zerolog"
 )
+
+// TestFirstIdle: a small member collects when it is idle for the first time, though
+// there seems to be nothing to gain, and then no more.
+func TestFirstIdle(t *testing.T) {
+	h := idleHeap{least: releaseBytesSmall, first: true}
+	sample := heapSample{allocated: 30 << 20, live: 8 << 20, held: 9 << 20}
+	var got []bool
+	for range 5 {
+		got = append(got, h.due(sample))
+		sample.allocated += 1000
+	}
+	if want := []bool{false, false, true, false, false}; !slices.Equal(got, want) {
+		t.Errorf("due: got %v, want %v", got, want)
+	}
+}
 
 // TestLimitMemory: the runtime gets a share of the memory that there is as its limit,
 // unless the environment decides.
