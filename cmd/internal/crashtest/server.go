@@ -83,16 +83,20 @@ type Server struct {
 // test ends, at the latest.
 func Start(t testing.TB, cfg Config) *Server {
 	t.Helper()
+	var chosen []net.Listener // open until both are chosen, so that they differ
 	for _, addr := range []*string{&cfg.Client, &cfg.Peer} {
 		if *addr == "" {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Open until both are chosen, so that they differ. An error would
-			// leave the port in use, which Serve deals with.
-			defer func() { _ = l.Close() }()
+			chosen = append(chosen, l)
 			*addr = l.Addr().String()
+		}
+	}
+	for _, l := range chosen { // before the member starts, which needs the ports
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 	return launch(t, cfg)
