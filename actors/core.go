@@ -68,9 +68,9 @@ func failureOf(stage string, epoch uint64, reason any) Failure {
 	return f
 }
 
-// Troop is one incarnation of the core: its stages, opened from disk and wired,
+// Incarnation is one life of the core, of one epoch: its stages, opened from disk and wired,
 // with new mailboxes, ready to be spawned.
-type Troop struct {
+type Incarnation struct {
 	// Stages in the order in which they are spawned and, in an orderly stop, drained:
 	// those that accept work from outside come first.
 	Stages []Stage
@@ -84,10 +84,10 @@ type Troop struct {
 // CoreConfig configures the core supervisor. All functions are called on its
 // goroutine, one at a time, and may block.
 type CoreConfig struct {
-	// Boot builds the troop of an epoch from disk, for the first boot and for each
+	// Boot builds the incarnation of an epoch from disk, for the first boot and for each
 	// reboot. Epochs count from 1. When it is called, all stages of the previous
 	// epoch have terminated and its Halt has returned.
-	Boot func(epoch uint64) (*Troop, error)
+	Boot func(epoch uint64) (*Incarnation, error)
 	// Limit and Window bound the reboots: the failure after Limit reboots in Window
 	// leads to GiveUp. Zero means the default.
 	Limit  int
@@ -251,17 +251,17 @@ type coreActor struct {
 	handle *Core
 	first  chan<- error // result of the first boot; nil afterwards
 
-	state    coreState
-	epoch    uint64
-	troop    *Troop
-	alive    map[string]*actor.PID // by path; set at spawn, deleted at Terminated
-	draining string                // path of the stage being drained
-	cause    *Failure              // failure that led to the stop; nil unless a reboot follows
-	result   error                 // outcome if no reboot follows
-	gaveUp   bool                  // GiveUp was called; never called twice
-	recent   []time.Time           // reboots within the window, at most Limit
-	turn     int                   // number of the latest timer; others are outdated
-	timer    *time.Timer
+	state       coreState
+	epoch       uint64
+	incarnation *Incarnation
+	alive       map[string]*actor.PID // by path; set at spawn, deleted at Terminated
+	draining    string                // path of the stage being drained
+	cause       *Failure              // failure that led to the stop; nil unless a reboot follows
+	result      error                 // outcome if no reboot follows
+	gaveUp      bool                  // GiveUp was called; never called twice
+	recent      []time.Time           // reboots within the window, at most Limit
+	turn        int                   // number of the latest timer; others are outdated
+	timer       *time.Timer
 }
 
 // Receive implements actor.Actor.
@@ -306,16 +306,16 @@ func (s *coreActor) boot(ctx actor.Context) {
 	s.handle.epoch = s.epoch
 	s.handle.mu.Unlock()
 	s.cfg.Registry.setEpoch(s.epoch)
-	troop, err := s.open()
+	incarnation, err := s.open()
 	if err != nil {
 		s.giveUp(ctx, fmt.Errorf("actors: boot core, epoch %d: %w", s.epoch, err))
 		return
 	}
-	s.troop, s.state, s.cause = troop, coreRunning, nil
-	for i, stage := range troop.Stages {
+	s.incarnation, s.state, s.cause = incarnation, coreRunning, nil
+	for i, stage := range incarnation.Stages {
 		ref, err := Spawn(ctx, stage)
 		if err != nil {
-			for _, rest := range troop.Stages[i:] {
+			for _, rest := range incarnation.Stages[i:] {
 				rest.discard(err)
 			}
 			s.giveUp(ctx, err)
@@ -324,26 +324,26 @@ func (s *coreActor) boot(ctx actor.Context) {
 		s.alive[ref.PID.Id] = ref.PID
 		s.cfg.Registry.Add(stage.Mailbox)
 	}
-	if troop.Started != nil {
-		troop.Started()
+	if incarnation.Started != nil {
+		incarnation.Started()
 	}
-	s.cfg.Logger.Info().Uint64("epoch", s.epoch).Int("stages", len(troop.Stages)).Msg("core started")
+	s.cfg.Logger.Info().Uint64("epoch", s.epoch).Int("stages", len(incarnation.Stages)).Msg("core started")
 	s.reportFirst(nil)
 }
 
 // open calls Boot and turns its panic into an error.
-func (s *coreActor) open() (troop *Troop, err error) {
+func (s *coreActor) open() (incarnation *Incarnation, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			p := newPanic(r, nil)
 			err = fmt.Errorf("%w\n%s", p, p.Stack)
 		}
 	}()
-	troop, err = s.cfg.Boot(s.epoch)
-	if err == nil && (troop == nil || len(troop.Stages) == 0) {
+	incarnation, err = s.cfg.Boot(s.epoch)
+	if err == nil && (incarnation == nil || len(incarnation.Stages) == 0) {
 		err = errors.New("no stages")
 	}
-	return troop, err
+	return incarnation, err
 }
 
 // failed handles the failure of a stage, depending on the state.
@@ -394,8 +394,8 @@ func (s *coreActor) stopAll(ctx actor.Context) {
 	for _, pid := range s.alive {
 		ctx.Stop(pid)
 	}
-	if s.troop != nil {
-		for _, stage := range s.troop.Stages {
+	if s.incarnation != nil {
+		for _, stage := range s.incarnation.Stages {
 			stage.cancel()
 		}
 	}
@@ -433,7 +433,7 @@ func (s *coreActor) drain(ctx actor.Context) {
 
 // drainNext sends a PoisonPill, once, to the first stage that is still alive.
 func (s *coreActor) drainNext(ctx actor.Context) {
-	for _, stage := range s.troop.Stages {
+	for _, stage := range s.incarnation.Stages {
 		if pid, alive := s.alive[stage.Name]; alive {
 			if s.draining != stage.Name {
 				s.draining = stage.Name
@@ -462,11 +462,11 @@ func (s *coreActor) settle(ctx actor.Context) {
 	}
 }
 
-// halt closes the troop's files, once, and turns a panic into an error.
+// halt closes the incarnation's files, once, and turns a panic into an error.
 func (s *coreActor) halt() (err error) {
-	troop := s.troop
-	s.troop = nil
-	if troop == nil || troop.Halt == nil {
+	incarnation := s.incarnation
+	s.incarnation = nil
+	if incarnation == nil || incarnation.Halt == nil {
 		return nil
 	}
 	defer func() {
@@ -475,7 +475,7 @@ func (s *coreActor) halt() (err error) {
 			err = fmt.Errorf("%w\n%s", p, p.Stack)
 		}
 	}()
-	return troop.Halt()
+	return incarnation.Halt()
 }
 
 func (s *coreActor) reboot(ctx actor.Context, f Failure) {

@@ -17,7 +17,7 @@ import (
 	"github.com/troupe-db/troupe/actors/actorstest"
 )
 
-// The tests of the core supervisor run a troop of three small stages under fake time and
+// The tests of the core supervisor run an incarnation of three small stages under fake time and
 // compare the journal of events with the expected order.
 
 // coreRig is a core whose stages write a journal. A stage panics on a string or an error,
@@ -67,12 +67,12 @@ func (c *coreRig) post(name string, msg any) {
 
 var rigNames = []string{actors.CoreProposer, actors.CoreRaft, actors.CoreWAL}
 
-func (c *coreRig) boot(epoch uint64) (*actors.Troop, error) {
+func (c *coreRig) boot(epoch uint64) (*actors.Incarnation, error) {
 	c.log("boot%d", epoch)
 	if c.bootErr != nil {
 		return nil, c.bootErr
 	}
-	troop := &actors.Troop{
+	incarnation := &actors.Incarnation{
 		Started: func() { c.log("started%d", epoch) },
 		Halt:    func() error { c.log("halt%d", epoch); return c.haltErr },
 	}
@@ -85,12 +85,12 @@ func (c *coreRig) boot(epoch uint64) (*actors.Troop, error) {
 		c.mu.Lock()
 		c.boxes[name] = box
 		c.mu.Unlock()
-		troop.Stages = append(troop.Stages, actors.Stage{
+		incarnation.Stages = append(incarnation.Stages, actors.Stage{
 			Name: name, Mailbox: box, Cancel: cancel,
 			Actor: &rigStage{rig: c, name: strings.TrimPrefix(name, "core/"), path: name, epoch: epoch, ctx: ctx},
 		})
 	}
-	return troop, nil
+	return incarnation, nil
 }
 
 type rigStage struct {
@@ -283,7 +283,7 @@ func TestCoreGivesUpWhenBootOrHaltFail(t *testing.T) {
 	})
 	withCore(t, func(cfg *actors.CoreConfig) {
 		boot := cfg.Boot
-		cfg.Boot = func(epoch uint64) (*actors.Troop, error) {
+		cfg.Boot = func(epoch uint64) (*actors.Incarnation, error) {
 			if epoch == 2 {
 				panic(broken)
 			}
@@ -312,10 +312,10 @@ func TestStartCoreReturnsTheFirstError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCoreRig(t)
 		boot := c.cfg.Boot
-		c.cfg.Boot = func(epoch uint64) (*actors.Troop, error) {
-			troop, err := boot(epoch)
-			troop.Stages[2].Name = "elsewhere"
-			return troop, err
+		c.cfg.Boot = func(epoch uint64) (*actors.Incarnation, error) {
+			incarnation, err := boot(epoch)
+			incarnation.Stages[2].Name = "elsewhere"
+			return incarnation, err
 		}
 		_, err := actors.StartCore(c.sys, c.cfg)
 		if err == nil || !strings.HasSuffix(c.entries(), "halt1") || strings.Contains(c.entries(), "giveup") {

@@ -28,8 +28,8 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// crew is one incarnation of the core: what others have to reach in it.
-type crew struct {
+// coreHandles is what others reach in one incarnation of the core.
+type coreHandles struct {
 	epoch     uint64
 	log       *wal.Log
 	store     backend.Store
@@ -91,7 +91,7 @@ func etcdLog(dir string) (file string, ok bool) {
 }
 
 // boot opens log and store, and builds the stages around what they hold.
-func (n *Node) boot(epoch uint64) (_ *actors.Troop, err error) {
+func (n *Node) boot(epoch uint64) (_ *actors.Incarnation, err error) {
 	select {
 	case <-n.stopping:
 		return nil, errStopping
@@ -241,7 +241,7 @@ func (n *Node) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Repl
 
 // assemble wires the stages. Their mailboxes are made from the last to the
 // first, because each stage posts to those behind it.
-func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvccactor.Opened) *actors.Troop {
+func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvccactor.Opened) *actors.Incarnation {
 	limits, faults, watch := n.cfg.Mailboxes, n.cfg.Faults, observer{n}
 	d := o.Durable
 	raftBox := raftactor.NewMailbox(limits.Raft, faults)
@@ -290,10 +290,10 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		NextBatch: n.nextID, Fsync: n.disk.Fsync, Faults: faults,
 	})
 	raftActor.Connect(proposerStage.Mailbox, readStage.Mailbox)
-	return &actors.Troop{
+	return &actors.Incarnation{
 		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, leaseStage, persisterStage},
 		Started: func() {
-			n.current.Store(&crew{epoch: epoch, log: log, store: o.Backend,
+			n.current.Store(&coreHandles{epoch: epoch, log: log, store: o.Backend,
 				proposer: proposerStage.Mailbox, readIndex: readStage.Mailbox, mvcc: mvccStage.Mailbox,
 				lease: leaseactor.NewClient(leaseStage.Mailbox)})
 		},

@@ -57,7 +57,7 @@ var errDiskFull = errors.New("node: the disk is too full to open the store")
 // refuses tells whether a proposal must not get into the log: without room the
 // store does not take it, so that the log cannot let go of it, and there is no
 // segment in advance. What the guard says of the disk still fits.
-func (n *Node) refuses(c *crew, req *applymsg.Request) bool {
+func (n *Node) refuses(c *coreHandles, req *applymsg.Request) bool {
 	return n.space.held.Load() && req.GetDiskAlarm() == nil && c.log.Spares() == 0
 }
 

@@ -45,7 +45,7 @@ type Node struct {
 	watches   *watchactor.Streams
 	reads     *grpcgw.Reads
 	sequence  atomic.Uint64 // of ids that must be unique
-	current   atomic.Pointer[crew]
+	current   atomic.Pointer[coreHandles]
 	trouble   trouble
 	space     space
 	integrity integrity
