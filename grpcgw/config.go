@@ -119,7 +119,7 @@ func (c *Config) complete() {
 		c.Reads = NewReads(DefaultReads, DefaultReadWait)
 	}
 	if c.Observer == nil {
-		c.Observer = blind{}
+		c.Observer = nopObserver{}
 	}
 	if c.HTTP == nil {
 		c.HTTP = http.NotFoundHandler()

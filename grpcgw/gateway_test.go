@@ -222,7 +222,7 @@ func TestBooting(t *testing.T) {
 
 // tally is an Observer that notes what it is told.
 type tally struct {
-	blind
+	nopObserver
 	seen           chan string
 	received, sent int
 }

@@ -44,23 +44,23 @@ type Observer interface {
 	Refused(reason string)
 }
 
-// blind is an Observer that does nothing.
-type blind struct{}
+// nopObserver is an Observer that does nothing.
+type nopObserver struct{}
 
-func (blind) Started(string, string, string)               {}
-func (blind) Handled(string, string, error, time.Duration) {}
-func (blind) ObserveRange(bool, time.Duration)             {}
-func (blind) SentEvents(int, time.Duration)                {}
-func (blind) SentControl(time.Duration)                    {}
-func (blind) SentProgress(time.Duration)                   {}
-func (blind) Received(int)                                 {}
-func (blind) Sent(int)                                     {}
-func (blind) Connections(int)                              {}
-func (blind) Refused(string)                               {}
+func (nopObserver) Started(string, string, string)               {}
+func (nopObserver) Handled(string, string, error, time.Duration) {}
+func (nopObserver) ObserveRange(bool, time.Duration)             {}
+func (nopObserver) SentEvents(int, time.Duration)                {}
+func (nopObserver) SentControl(time.Duration)                    {}
+func (nopObserver) SentProgress(time.Duration)                   {}
+func (nopObserver) Received(int)                                 {}
+func (nopObserver) Sent(int)                                     {}
+func (nopObserver) Connections(int)                              {}
+func (nopObserver) Refused(string)                               {}
 
-func (blind) Announce(interface {
+func (nopObserver) Announce(interface {
 	GetServiceInfo() map[string]grpc.ServiceInfo
 }) {
 }
 
-func (blind) CountStream(_ string, stream grpc.ServerStream) grpc.ServerStream { return stream }
+func (nopObserver) CountStream(_ string, stream grpc.ServerStream) grpc.ServerStream { return stream }

@@ -25,7 +25,7 @@ import (
 
 // conns counts what the table of connections reports.
 type conns struct {
-	blind
+	nopObserver
 	mu      sync.Mutex
 	open    int
 	refused map[string]int
