@@ -25,7 +25,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Code says why a request changed nothing. Codes are only ever added.
+// Code says why a request changed nothing. Codes stay in the process: no disk and no
+// other member holds one.
 type Code int32
 
 const (
@@ -36,9 +37,6 @@ const (
 	Code_FUTURE_REVISION     Code = 4
 	Code_NO_SPACE            Code = 5
 	Code_CORRUPT             Code = 6
-	Code_DUPLICATE_KEY       Code = 7
-	Code_VALUE_PROVIDED      Code = 8
-	Code_LEASE_PROVIDED      Code = 9
 	Code_MEMBER_NOT_FOUND    Code = 10
 	Code_STOPPED             Code = 11
 	Code_TIMED_OUT           Code = 12
@@ -59,9 +57,6 @@ var (
 		4:  "FUTURE_REVISION",
 		5:  "NO_SPACE",
 		6:  "CORRUPT",
-		7:  "DUPLICATE_KEY",
-		8:  "VALUE_PROVIDED",
-		9:  "LEASE_PROVIDED",
 		10: "MEMBER_NOT_FOUND",
 		11: "STOPPED",
 		12: "TIMED_OUT",
@@ -79,9 +74,6 @@ var (
 		"FUTURE_REVISION":     4,
 		"NO_SPACE":            5,
 		"CORRUPT":             6,
-		"DUPLICATE_KEY":       7,
-		"VALUE_PROVIDED":      8,
-		"LEASE_PROVIDED":      9,
 		"MEMBER_NOT_FOUND":    10,
 		"STOPPED":             11,
 		"TIMED_OUT":           12,
@@ -419,96 +411,6 @@ func (x *Persisted) GetConfState() *raftpb.ConfState {
 	return nil
 }
 
-// Tick advances raft's logical clock. Ticks that pile up are merged.
-type Tick struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Tick) Reset() {
-	*x = Tick{}
-	mi := &file_raftmsg_raft_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Tick) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Tick) ProtoMessage() {}
-
-func (x *Tick) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Tick.ProtoReflect.Descriptor instead.
-func (*Tick) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *Tick) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-// Campaign asks for an election now instead of after a timeout.
-type Campaign struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Campaign) Reset() {
-	*x = Campaign{}
-	mi := &file_raftmsg_raft_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Campaign) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Campaign) ProtoMessage() {}
-
-func (x *Campaign) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Campaign.ProtoReflect.Descriptor instead.
-func (*Campaign) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *Campaign) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 // ReadIndex asks for a read index under an id that is used once.
 type ReadIndex struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -520,7 +422,7 @@ type ReadIndex struct {
 
 func (x *ReadIndex) Reset() {
 	*x = ReadIndex{}
-	mi := &file_raftmsg_raft_proto_msgTypes[6]
+	mi := &file_raftmsg_raft_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +434,7 @@ func (x *ReadIndex) String() string {
 func (*ReadIndex) ProtoMessage() {}
 
 func (x *ReadIndex) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[6]
+	mi := &file_raftmsg_raft_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +447,7 @@ func (x *ReadIndex) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndex.ProtoReflect.Descriptor instead.
 func (*ReadIndex) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{6}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ReadIndex) GetEpoch() uint64 {
@@ -574,7 +476,7 @@ type ReadIndexed struct {
 
 func (x *ReadIndexed) Reset() {
 	*x = ReadIndexed{}
-	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	mi := &file_raftmsg_raft_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +488,7 @@ func (x *ReadIndexed) String() string {
 func (*ReadIndexed) ProtoMessage() {}
 
 func (x *ReadIndexed) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	mi := &file_raftmsg_raft_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +501,7 @@ func (x *ReadIndexed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexed.ProtoReflect.Descriptor instead.
 func (*ReadIndexed) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{7}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReadIndexed) GetEpoch() uint64 {
@@ -637,7 +539,7 @@ type RoleChanged struct {
 
 func (x *RoleChanged) Reset() {
 	*x = RoleChanged{}
-	mi := &file_raftmsg_raft_proto_msgTypes[8]
+	mi := &file_raftmsg_raft_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +551,7 @@ func (x *RoleChanged) String() string {
 func (*RoleChanged) ProtoMessage() {}
 
 func (x *RoleChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[8]
+	mi := &file_raftmsg_raft_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +564,7 @@ func (x *RoleChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoleChanged.ProtoReflect.Descriptor instead.
 func (*RoleChanged) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{8}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RoleChanged) GetEpoch() uint64 {
@@ -707,7 +609,7 @@ type Settled struct {
 
 func (x *Settled) Reset() {
 	*x = Settled{}
-	mi := &file_raftmsg_raft_proto_msgTypes[9]
+	mi := &file_raftmsg_raft_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +621,7 @@ func (x *Settled) String() string {
 func (*Settled) ProtoMessage() {}
 
 func (x *Settled) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[9]
+	mi := &file_raftmsg_raft_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +634,7 @@ func (x *Settled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settled.ProtoReflect.Descriptor instead.
 func (*Settled) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{9}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Settled) GetEpoch() uint64 {
@@ -769,7 +671,7 @@ type ResultBatch struct {
 
 func (x *ResultBatch) Reset() {
 	*x = ResultBatch{}
-	mi := &file_raftmsg_raft_proto_msgTypes[10]
+	mi := &file_raftmsg_raft_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +683,7 @@ func (x *ResultBatch) String() string {
 func (*ResultBatch) ProtoMessage() {}
 
 func (x *ResultBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[10]
+	mi := &file_raftmsg_raft_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +696,7 @@ func (x *ResultBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultBatch.ProtoReflect.Descriptor instead.
 func (*ResultBatch) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{10}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ResultBatch) GetBatchId() uint64 {
@@ -840,7 +742,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_raftmsg_raft_proto_msgTypes[11]
+	mi := &file_raftmsg_raft_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +754,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[11]
+	mi := &file_raftmsg_raft_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +767,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{11}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Result) GetCode() Code {
@@ -1027,11 +929,7 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12!\n" +
 	"\fapplied_term\x18\x03 \x01(\x04R\vappliedTerm\x120\n" +
 	"\n" +
-	"conf_state\x18\x04 \x01(\v2\x11.raftpb.ConfStateR\tconfState\"\x1c\n" +
-	"\x04Tick\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\" \n" +
-	"\bCampaign\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"1\n" +
+	"conf_state\x18\x04 \x01(\v2\x11.raftpb.ConfStateR\tconfState\"1\n" +
 	"\tReadIndex\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\"I\n" +
@@ -1066,7 +964,7 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"leaseGrant\x12F\n" +
 	"\flease_revoke\x18\t \x01(\v2!.etcdserverpb.LeaseRevokeResponseH\x00R\vleaseRevokeB\n" +
 	"\n" +
-	"\bresponse*\xc7\x02\n" +
+	"\bresponse*\x8c\x02\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x11\n" +
 	"\rKEY_NOT_FOUND\x10\x01\x12\x13\n" +
@@ -1074,10 +972,7 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\tCOMPACTED\x10\x03\x12\x13\n" +
 	"\x0fFUTURE_REVISION\x10\x04\x12\f\n" +
 	"\bNO_SPACE\x10\x05\x12\v\n" +
-	"\aCORRUPT\x10\x06\x12\x11\n" +
-	"\rDUPLICATE_KEY\x10\a\x12\x12\n" +
-	"\x0eVALUE_PROVIDED\x10\b\x12\x12\n" +
-	"\x0eLEASE_PROVIDED\x10\t\x12\x14\n" +
+	"\aCORRUPT\x10\x06\x12\x14\n" +
 	"\x10MEMBER_NOT_FOUND\x10\n" +
 	"\x12\v\n" +
 	"\aSTOPPED\x10\v\x12\r\n" +
@@ -1101,46 +996,44 @@ func file_raftmsg_raft_proto_rawDescGZIP() []byte {
 }
 
 var file_raftmsg_raft_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftmsg_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_raftmsg_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_raftmsg_raft_proto_goTypes = []any{
 	(Code)(0),                                // 0: troupe.raftmsg.Code
 	(*Propose)(nil),                          // 1: troupe.raftmsg.Propose
 	(*Appended)(nil),                         // 2: troupe.raftmsg.Appended
 	(*Applied)(nil),                          // 3: troupe.raftmsg.Applied
 	(*Persisted)(nil),                        // 4: troupe.raftmsg.Persisted
-	(*Tick)(nil),                             // 5: troupe.raftmsg.Tick
-	(*Campaign)(nil),                         // 6: troupe.raftmsg.Campaign
-	(*ReadIndex)(nil),                        // 7: troupe.raftmsg.ReadIndex
-	(*ReadIndexed)(nil),                      // 8: troupe.raftmsg.ReadIndexed
-	(*RoleChanged)(nil),                      // 9: troupe.raftmsg.RoleChanged
-	(*Settled)(nil),                          // 10: troupe.raftmsg.Settled
-	(*ResultBatch)(nil),                      // 11: troupe.raftmsg.ResultBatch
-	(*Result)(nil),                           // 12: troupe.raftmsg.Result
-	(*raftpb.ConfChangeV2)(nil),              // 13: raftpb.ConfChangeV2
-	(*raftpb.Message)(nil),                   // 14: raftpb.Message
-	(*raftpb.ConfState)(nil),                 // 15: raftpb.ConfState
-	(*etcdserverpb.PutResponse)(nil),         // 16: etcdserverpb.PutResponse
-	(*etcdserverpb.DeleteRangeResponse)(nil), // 17: etcdserverpb.DeleteRangeResponse
-	(*etcdserverpb.TxnResponse)(nil),         // 18: etcdserverpb.TxnResponse
-	(*etcdserverpb.CompactionResponse)(nil),  // 19: etcdserverpb.CompactionResponse
-	(*etcdserverpb.AlarmResponse)(nil),       // 20: etcdserverpb.AlarmResponse
-	(*etcdserverpb.LeaseGrantResponse)(nil),  // 21: etcdserverpb.LeaseGrantResponse
-	(*etcdserverpb.LeaseRevokeResponse)(nil), // 22: etcdserverpb.LeaseRevokeResponse
+	(*ReadIndex)(nil),                        // 5: troupe.raftmsg.ReadIndex
+	(*ReadIndexed)(nil),                      // 6: troupe.raftmsg.ReadIndexed
+	(*RoleChanged)(nil),                      // 7: troupe.raftmsg.RoleChanged
+	(*Settled)(nil),                          // 8: troupe.raftmsg.Settled
+	(*ResultBatch)(nil),                      // 9: troupe.raftmsg.ResultBatch
+	(*Result)(nil),                           // 10: troupe.raftmsg.Result
+	(*raftpb.ConfChangeV2)(nil),              // 11: raftpb.ConfChangeV2
+	(*raftpb.Message)(nil),                   // 12: raftpb.Message
+	(*raftpb.ConfState)(nil),                 // 13: raftpb.ConfState
+	(*etcdserverpb.PutResponse)(nil),         // 14: etcdserverpb.PutResponse
+	(*etcdserverpb.DeleteRangeResponse)(nil), // 15: etcdserverpb.DeleteRangeResponse
+	(*etcdserverpb.TxnResponse)(nil),         // 16: etcdserverpb.TxnResponse
+	(*etcdserverpb.CompactionResponse)(nil),  // 17: etcdserverpb.CompactionResponse
+	(*etcdserverpb.AlarmResponse)(nil),       // 18: etcdserverpb.AlarmResponse
+	(*etcdserverpb.LeaseGrantResponse)(nil),  // 19: etcdserverpb.LeaseGrantResponse
+	(*etcdserverpb.LeaseRevokeResponse)(nil), // 20: etcdserverpb.LeaseRevokeResponse
 }
 var file_raftmsg_raft_proto_depIdxs = []int32{
-	13, // 0: troupe.raftmsg.Propose.conf_change:type_name -> raftpb.ConfChangeV2
-	14, // 1: troupe.raftmsg.Appended.responses:type_name -> raftpb.Message
-	13, // 2: troupe.raftmsg.Applied.conf_changes:type_name -> raftpb.ConfChangeV2
-	15, // 3: troupe.raftmsg.Persisted.conf_state:type_name -> raftpb.ConfState
-	12, // 4: troupe.raftmsg.ResultBatch.results:type_name -> troupe.raftmsg.Result
+	11, // 0: troupe.raftmsg.Propose.conf_change:type_name -> raftpb.ConfChangeV2
+	12, // 1: troupe.raftmsg.Appended.responses:type_name -> raftpb.Message
+	11, // 2: troupe.raftmsg.Applied.conf_changes:type_name -> raftpb.ConfChangeV2
+	13, // 3: troupe.raftmsg.Persisted.conf_state:type_name -> raftpb.ConfState
+	10, // 4: troupe.raftmsg.ResultBatch.results:type_name -> troupe.raftmsg.Result
 	0,  // 5: troupe.raftmsg.Result.code:type_name -> troupe.raftmsg.Code
-	16, // 6: troupe.raftmsg.Result.put:type_name -> etcdserverpb.PutResponse
-	17, // 7: troupe.raftmsg.Result.delete_range:type_name -> etcdserverpb.DeleteRangeResponse
-	18, // 8: troupe.raftmsg.Result.txn:type_name -> etcdserverpb.TxnResponse
-	19, // 9: troupe.raftmsg.Result.compaction:type_name -> etcdserverpb.CompactionResponse
-	20, // 10: troupe.raftmsg.Result.alarm:type_name -> etcdserverpb.AlarmResponse
-	21, // 11: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
-	22, // 12: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
+	14, // 6: troupe.raftmsg.Result.put:type_name -> etcdserverpb.PutResponse
+	15, // 7: troupe.raftmsg.Result.delete_range:type_name -> etcdserverpb.DeleteRangeResponse
+	16, // 8: troupe.raftmsg.Result.txn:type_name -> etcdserverpb.TxnResponse
+	17, // 9: troupe.raftmsg.Result.compaction:type_name -> etcdserverpb.CompactionResponse
+	18, // 10: troupe.raftmsg.Result.alarm:type_name -> etcdserverpb.AlarmResponse
+	19, // 11: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
+	20, // 12: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
 	13, // [13:13] is the sub-list for method output_type
 	13, // [13:13] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
@@ -1153,7 +1046,7 @@ func file_raftmsg_raft_proto_init() {
 	if File_raftmsg_raft_proto != nil {
 		return
 	}
-	file_raftmsg_raft_proto_msgTypes[11].OneofWrappers = []any{
+	file_raftmsg_raft_proto_msgTypes[9].OneofWrappers = []any{
 		(*Result_Put)(nil),
 		(*Result_DeleteRange)(nil),
 		(*Result_Txn)(nil),
@@ -1168,7 +1061,7 @@ func file_raftmsg_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftmsg_raft_proto_rawDesc), len(file_raftmsg_raft_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
