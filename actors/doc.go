@@ -17,7 +17,7 @@
 // both. The lane's Class says what happens at the limit:
 //
 //	Refuse  TryPost returns ErrFull, and the client backs off
-//	Credit  the sender holds a window, and MustPost panics on overflow; or it blocks in Post
+//	Credit  the sender holds a window, and MustPost panics on overflow; or it blocks in MustPostWait
 //	Lossy   TryPost returns ErrFull, and the message is dropped and counted
 //	Victim  TryPost returns ErrFull, and the stream catches up from the store
 //

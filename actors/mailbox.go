@@ -76,7 +76,7 @@ const (
 	// Refuse is for clients: TryPost fails, and the client must back off.
 	Refuse Class = iota
 	// Credit is for ordered internal streams. The sender either holds a window
-	// that makes overflow impossible and uses MustPost, or waits in Post.
+	// that makes overflow impossible and uses MustPost, or waits in MustPostWait.
 	Credit
 	// Lossy is for messages that may be lost (to peers, ticks): a full lane drops the
 	// message and counts it.
@@ -412,6 +412,17 @@ func (m *Mailbox) Post(ctx context.Context, lane int, msg any, c Cost) error {
 	w := m.enlist(l, item{msg, c.Requests, c.Bytes, now})
 	m.mu.Unlock()
 	return m.await(ctx, l, w)
+}
+
+// MustPostWait queues msg, and waits for capacity in FIFO order. ctx is the context of
+// the sending stage, which ends when the stage is stopped. If ctx ends or the
+// mailbox closes, the whole core is stopping, and the message is discarded. A message
+// that does not fit the lane at all would be lost while the core runs: that panics.
+func (m *Mailbox) MustPostWait(ctx context.Context, lane int, msg any, c Cost) {
+	err := m.Post(ctx, lane, msg, c)
+	if err != nil && ctx.Err() == nil && err != ErrClosed {
+		panic(fmt.Sprintf("actors: %s: lane %d refuses a message: %v: %s", m.cfg.Name, lane, err, m.describe(lane)))
+	}
 }
 
 // await blocks until w is settled or ctx ends. If both happen at once, the settlement

@@ -155,6 +155,22 @@ func TestBrokenInvariantsPanic(t *testing.T) {
 	wantPanic(t, "negative", func() { _ = held.TryPost(0, "a", actors.Cost{Requests: -1}) })
 }
 
+// TestMustPostWait: only a stop loses a message silently.
+func TestMustPostWait(t *testing.T) {
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	m := box(actors.Credit, 1)
+	huge := actors.Cost{Requests: 1, Bytes: 2 << 20}
+	wantPanic(t, "refuses a message", func() { m.MustPostWait(t.Context(), 0, "huge", huge) })
+	m.MustPostWait(t.Context(), 0, "a", one)
+	m.MustPostWait(stopped, 0, "b", one)
+	if got := m.Stats().Enqueued; got != 1 {
+		t.Errorf("got %d queued messages, want 1", got)
+	}
+	m.Close(nil)
+	m.MustPostWait(t.Context(), 0, "c", one)
+}
+
 func TestMustPostAfterCloseIsRejected(t *testing.T) {
 	var r rejects
 	m := box(actors.Credit, 5, r.into)

@@ -2,7 +2,6 @@ package applyactor
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strconv"
 
@@ -84,10 +83,7 @@ func (a *Actor) batch(b *actors.Batch) {
 		return
 	}
 	// Wait while mvccactor's mailbox is full.
-	err := a.cfg.MVCC.Post(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: min(bytes, ExecuteBytesMax)})
-	if err != nil && a.ctx.Err() == nil && !errors.Is(err, actors.ErrClosed) {
-		panic(err) // entries must not be lost while the core runs
-	}
+	a.cfg.MVCC.MustPostWait(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: min(bytes, ExecuteBytesMax)})
 }
 
 func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {

@@ -533,8 +533,5 @@ func (a *Actor) persist() {
 	a.persistsUnder++
 	a.unpersisted, a.dirty = 0, false
 	// The store below is slow: hold back.
-	err := a.cfg.Persister.Post(a.ctx, persisterPersist, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
-	if err != nil && a.ctx.Err() == nil && !errors.Is(err, actors.ErrClosed) {
-		panic(err) // changes must not get lost while the core goes on
-	}
+	a.cfg.Persister.MustPostWait(a.ctx, persisterPersist, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
 }

@@ -1,8 +1,6 @@
 package mvccactor
 
 import (
-	"errors"
-
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -89,10 +87,7 @@ func (a *Actor) tellLeases() {
 	cost := actors.Cost{Requests: 1, Bytes: min(changeBytes*len(a.leases), ChangedBytesMax)}
 	a.leases = nil
 	// leaseactor waits for nobody, so this wait is short.
-	err := a.cfg.Lease.Post(a.ctx, a.cfg.LeaseLane, m, cost)
-	if err != nil && a.ctx.Err() == nil && !errors.Is(err, actors.ErrClosed) {
-		panic(err) // a lease that is not known cannot be renewed
-	}
+	a.cfg.Lease.MustPostWait(a.ctx, a.cfg.LeaseLane, m, cost)
 }
 
 func leaseSize(m *mvccmsg.StoredLeases) int {
