@@ -1,7 +1,6 @@
 package raftactor
 
 import (
-	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -55,11 +54,6 @@ const (
 	markEvery = 1024
 )
 
-// Peers carries messages to other members. Loss is allowed.
-type Peers interface {
-	Send([]*raftpb.Message)
-}
-
 // Config is what the raft actor needs.
 type Config struct {
 	Epoch     uint64
@@ -67,7 +61,7 @@ type Config struct {
 	Heartbeat time.Duration // one tick
 	WAL       *actors.Mailbox
 	Apply     *actors.Mailbox
-	Peers     Peers
+	Peers     replica.Peers
 	State     *State
 	Timeline  *actors.Timeline
 	Faults    *actors.Faults
@@ -416,12 +410,4 @@ func (r *Raft) publish() {
 		r.answerRead(id, s.Committed)
 	}
 	r.waiting = nil
-}
-
-// NoPeers is for a member without any.
-type NoPeers struct{}
-
-// Send implements Peers.
-func (NoPeers) Send(ms []*raftpb.Message) {
-	panic(fmt.Sprintf("raftactor: message %v to %x, but there are no peers", ms[0].GetType(), ms[0].GetTo()))
 }

@@ -184,15 +184,6 @@ func (r *raftRig) batches() (ids []uint64) {
 	return ids
 }
 
-func TestNoPeersPanics(t *testing.T) {
-	defer func() {
-		if recover() == nil {
-			t.Fatal("a message to a peer was swallowed")
-		}
-	}()
-	NoPeers{}.Send([]*raftpb.Message{{Type: raftpb.MsgApp.Enum(), To: new(uint64(2))}})
-}
-
 // TestLoneVoterElectsItselfAtOnce: no time passes before a lone voter leads, on
 // the first start and on every other.
 func TestLoneVoterElectsItselfAtOnce(t *testing.T) {
@@ -605,7 +596,7 @@ func TestTogether(t *testing.T) {
 		wal := actors.Stage{Name: actors.CoreWAL, Actor: below, Mailbox: actors.NewMailbox(actors.MailboxConfig{
 			Name: actors.CoreWAL, Class: actors.Credit, Limit: roomy})}
 		r, raftStage := New(Config{Epoch: epoch, Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox,
-			Apply: wal.Mailbox, Peers: NoPeers{}, State: state, Timeline: actors.NewTimeline(), Observe: new(raftRig)}, box)
+			Apply: wal.Mailbox, Peers: replica.NoPeers{}, State: state, Timeline: actors.NewTimeline(), Observe: new(raftRig)}, box)
 		proposer := NewProposer(ProposerConfig{Epoch: epoch, Limit: roomy, Replies: replies, Raft: box,
 			NextBatch: next, Fsync: func() time.Duration { return 0 }})
 		reads := uint64(1 << 32)

@@ -11,17 +11,13 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 	"github.com/troupe-db/troupe/proto/walmsg"
+	"github.com/troupe-db/troupe/raftactor/replica"
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // gatherBytes is where a batch is written although more is queued: what a disk
 // takes a few milliseconds for.
 const gatherBytes = 4 << 20
-
-// Peers carries responses to other members. Loss is allowed.
-type Peers interface {
-	Send([]*raftpb.Message)
-}
 
 // Config is what the WAL actor needs.
 type Config struct {
@@ -31,7 +27,7 @@ type Config struct {
 	Limit    actors.Limit
 	Raft     *actors.Mailbox
 	RaftLane int
-	Peers    Peers
+	Peers    replica.Peers // get responses
 	Disk     *Disk
 	Timeline *actors.Timeline
 	// Fatal ends the process. It is called when the log failed.

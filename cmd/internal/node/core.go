@@ -272,12 +272,12 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	})
 	walStage := walactor.New(walactor.Config{
 		Epoch: epoch, Member: n.cfg.MemberID, Log: log, Limit: limits.WAL,
-		Raft: raftBox, RaftLane: raftactor.RaftLocal, Peers: raftactor.NoPeers{},
+		Raft: raftBox, RaftLane: raftactor.RaftLocal, Peers: replica.NoPeers{},
 		Disk: n.disk, Timeline: n.timeline, Fatal: n.exit, Observe: watch, Faults: faults,
 	})
 	raftActor, raftStage := raftactor.New(raftactor.Config{
 		Epoch: epoch, Replica: rep, Heartbeat: n.cfg.Heartbeat,
-		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: raftactor.NoPeers{},
+		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: replica.NoPeers{},
 		State: n.raft, Timeline: n.timeline, Faults: faults, Observe: watch,
 	}, raftBox)
 	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
