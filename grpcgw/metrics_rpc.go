@@ -170,7 +170,7 @@ func (m *rpcMetrics) client(kind, version string) prometheus.Counter {
 // Handled implements Observer.
 func (m *Metrics) Handled(method, kind string, err error, elapsed time.Duration) {
 	c := m.rpc.method(method)
-	code := codeOf(err)
+	code := grpcCode(err)
 	c.handled[code].Add(1)
 	if kind == KindUnary && err == nil {
 		c.sent.Add(1)
@@ -207,8 +207,8 @@ func (m *Metrics) observeMethod(method string, seconds float64) {
 	}
 }
 
-// codeOf is the code that gRPC sends for an error.
-func codeOf(err error) codes.Code {
+// grpcCode returns the code that gRPC sends for an error.
+func grpcCode(err error) codes.Code {
 	code := status.Code(err)
 	if code == codes.Unknown && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 		code = status.FromContextError(err).Code()

@@ -362,7 +362,7 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
 		resp, err := a.store.Put(op.Put)
-		if res.Code = codeOf(err); err == nil {
+		if res.Code = resultCode(err); err == nil {
 			res.Response = &raftmsg.Result_Put{Put: resp}
 		}
 		return "Put", len(op.Put.Key) + len(op.Put.Value), nil
@@ -372,13 +372,13 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool
 		return "DeleteRange", 0, nil
 	case *applymsg.Request_Txn:
 		resp, ranges, err := a.store.Txn(op.Txn, awaited)
-		if res.Code = codeOf(err); err == nil {
+		if res.Code = resultCode(err); err == nil {
 			res.Response = &raftmsg.Result_Txn{Txn: resp}
 		}
 		return "Txn", txnBytes(op.Txn), ranges
 	case *applymsg.Request_Compaction:
 		previous := a.store.CompactRevision()
-		if res.Code = codeOf(a.store.Compact(op.Compaction.Revision)); res.Code == raftmsg.Code_OK {
+		if res.Code = resultCode(a.store.Compact(op.Compaction.Revision)); res.Code == raftmsg.Code_OK {
 			if a.state.AppliedIndex > a.cfg.ReplayedTo {
 				a.hashing = a.store.ScheduleHash(previous) || a.hashing
 			}
@@ -415,7 +415,8 @@ func txnBytes(txn *pb.TxnRequest) int {
 	return n
 }
 
-func codeOf(err error) raftmsg.Code {
+// resultCode returns the code under which a caller gets an error of the keyspace.
+func resultCode(err error) raftmsg.Code {
 	switch {
 	case err == nil:
 		return raftmsg.Code_OK

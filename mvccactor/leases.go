@@ -24,7 +24,7 @@ const (
 
 func (a *Actor) grant(op *applymsg.Request_LeaseGrant, res *raftmsg.Result) {
 	resp, err := a.store.LeaseGrant(op.LeaseGrant, a.state.AppliedIndex)
-	if res.Code = codeOf(err); err == nil {
+	if res.Code = resultCode(err); err == nil {
 		res.Response = &raftmsg.Result_LeaseGrant{LeaseGrant: resp}
 		a.leaseChanged(leasemsg.Kind_GRANTED, resp.ID, resp.TTL)
 		a.cfg.Observe.LeaseGranted(resp.TTL)
@@ -47,7 +47,7 @@ func (a *Actor) revoke(op *applymsg.LeaseRevoke, res *raftmsg.Result) {
 			a.leaseChanged(leasemsg.Kind_REVOKED, id, 0)
 			a.cfg.Observe.LeaseRevoked()
 		} else if !op.Expired {
-			res.Code = codeOf(err)
+			res.Code = resultCode(err)
 		}
 	}
 }
