@@ -2,7 +2,6 @@ package applyactor
 
 import (
 	"context"
-	"slices"
 	"strconv"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -104,8 +103,7 @@ func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 func (a *Actor) logAlarms(now []*applymsg.Alarm) {
 	write := func(text string, of, without []*applymsg.Alarm) {
 		for _, alarm := range of {
-			same := func(b *applymsg.Alarm) bool { return b.MemberId == alarm.MemberId && b.Type == alarm.Type }
-			if !slices.ContainsFunc(without, same) {
+			if apply.FindAlarm(without, alarm.MemberId, alarm.Type) < 0 {
 				a.cfg.Logger.Info().Stringer("alarm", alarm.Type).Str("member-id", strconv.FormatUint(alarm.MemberId, 16)).Msg(text)
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
+	"github.com/troupe-db/troupe/applyactor/apply"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
@@ -138,10 +139,8 @@ func (cfg *HTTPConfig) readyChecks() []check {
 }
 
 func (cfg *HTTPConfig) dataCorruption(context.Context) error {
-	for _, a := range cfg.alarms() {
-		if a.GetType() == etcdserverpb.AlarmType_CORRUPT {
-			return fmt.Errorf("alarm activated: %s", a.GetType())
-		}
+	if apply.HasAlarm(cfg.alarms(), etcdserverpb.AlarmType_CORRUPT) {
+		return errors.New("alarm activated: CORRUPT")
 	}
 	return nil
 }

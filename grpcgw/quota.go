@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/troupe-db/troupe/applyactor/apply"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
@@ -65,10 +66,8 @@ func (g *Gateway) checkSpace(cost int64) error {
 	if cost == 0 || !g.hasNoSpace(view, true) {
 		return nil
 	}
-	for _, a := range view.Cluster.GetAlarms() {
-		if a.Type == pb.AlarmType_CORRUPT {
-			return nil // which goes before, where it is applied
-		}
+	if apply.HasAlarm(view.Cluster.GetAlarms(), pb.AlarmType_CORRUPT) {
+		return nil // which goes before, where it is applied
 	}
 	return rpctypes.ErrGRPCNoSpace
 }
@@ -76,12 +75,9 @@ func (g *Gateway) checkSpace(cost int64) error {
 // hasNoSpace tells whether this member has raised NOSPACE, for the quota or, with
 // any, for whatever reason.
 func (g *Gateway) hasNoSpace(view *mvcc.View, any bool) bool {
-	for _, a := range view.Cluster.GetAlarms() {
-		if a.MemberId == g.identity.MemberID && a.Type == pb.AlarmType_NOSPACE && (any || !a.Disk) {
-			return true
-		}
-	}
-	return false
+	alarms := view.Cluster.GetAlarms()
+	i := apply.FindAlarm(alarms, g.identity.MemberID, pb.AlarmType_NOSPACE)
+	return i >= 0 && (any || !alarms[i].Disk)
 }
 
 // envelopeBytes returns what etcd wraps around a request before it measures it:

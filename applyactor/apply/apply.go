@@ -132,16 +132,11 @@ func (s *State) forbidden(req *applymsg.Request) raftmsg.Code {
 	if req.GetLeaseCheckpoint() != nil {
 		return raftmsg.Code_OK
 	}
-	noSpace := false
-	for _, a := range s.cluster.Alarms {
-		switch a.Type {
-		case pb.AlarmType_CORRUPT:
-			return raftmsg.Code_CORRUPT
-		case pb.AlarmType_NOSPACE:
-			noSpace = true
-		}
+	if HasAlarm(s.cluster.Alarms, pb.AlarmType_CORRUPT) {
+		return raftmsg.Code_CORRUPT
 	}
-	if noSpace && (req.GetPut() != nil || req.GetLeaseGrant() != nil || mayPut(req.GetTxn())) {
+	adds := req.GetPut() != nil || req.GetLeaseGrant() != nil || mayPut(req.GetTxn())
+	if adds && HasAlarm(s.cluster.Alarms, pb.AlarmType_NOSPACE) {
 		return raftmsg.Code_NO_SPACE
 	}
 	return raftmsg.Code_OK
@@ -157,9 +152,7 @@ func mayPut(txn *pb.TxnRequest) bool {
 
 func (s *State) alarm(req *pb.AlarmRequest) *pb.AlarmResponse {
 	resp := &pb.AlarmResponse{}
-	found := slices.IndexFunc(s.cluster.Alarms, func(a *applymsg.Alarm) bool {
-		return a.MemberId == req.MemberID && a.Type == req.Alarm
-	})
+	found := FindAlarm(s.cluster.Alarms, req.MemberID, req.Alarm)
 	switch req.Action {
 	case pb.AlarmRequest_GET:
 		for _, a := range s.cluster.Alarms {
@@ -199,10 +192,7 @@ func (s *State) diskAlarm(req *applymsg.DiskAlarm) {
 		c.Alarms = slices.DeleteFunc(c.Alarms, func(a *applymsg.Alarm) bool {
 			return a.Disk && a.MemberId == req.MemberId
 		})
-		taken := slices.ContainsFunc(c.Alarms, func(a *applymsg.Alarm) bool {
-			return a.MemberId == req.MemberId && a.Type == pb.AlarmType_NOSPACE
-		})
-		if req.Raised && !taken {
+		if req.Raised && FindAlarm(c.Alarms, req.MemberId, pb.AlarmType_NOSPACE) < 0 {
 			c.Alarms = append(c.Alarms, &applymsg.Alarm{MemberId: req.MemberId, Type: pb.AlarmType_NOSPACE, Disk: true})
 		}
 	})

@@ -12,6 +12,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor/apply"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
@@ -214,16 +215,11 @@ func (g *diskGuard) trim(free uint64) {
 // was raised for another reason says the same already, and is not the guard's to
 // clear.
 func (g *diskGuard) due(alarms []*applymsg.Alarm, low bool) bool {
-	disk, any := false, false
-	for _, a := range alarms {
-		if a.MemberId == g.n.cfg.MemberID && a.Type == pb.AlarmType_NOSPACE {
-			disk, any = disk || a.Disk, true
-		}
-	}
+	i := apply.FindAlarm(alarms, g.n.cfg.MemberID, pb.AlarmType_NOSPACE)
 	if low {
-		return !any
+		return i < 0
 	}
-	return disk
+	return i >= 0 && alarms[i].Disk
 }
 
 func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64, where string) {

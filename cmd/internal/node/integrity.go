@@ -9,6 +9,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor/apply"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -111,11 +112,9 @@ func (n *Node) raiseCorrupt(ctx context.Context) {
 	if !n.integrity.alarmDue() {
 		return
 	}
-	for _, a := range n.published.View().Cluster.GetAlarms() {
-		if a.MemberId == n.cfg.MemberID && a.Type == pb.AlarmType_CORRUPT {
-			n.integrity.raised()
-			return
-		}
+	if apply.FindAlarm(n.published.View().Cluster.GetAlarms(), n.cfg.MemberID, pb.AlarmType_CORRUPT) >= 0 {
+		n.integrity.raised()
+		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, corruptTimeout)
 	defer cancel()
