@@ -273,8 +273,7 @@ func (a *Actor) changed(m *leasemsg.Changed) {
 // answer completes c. The caller may reuse it, so do not touch c afterwards.
 func (a *Actor) answer(c *RenewCall, ttl int64, code raftmsg.Code) {
 	a.releaseCall()
-	c.ttl = ttl
-	c.resolve(code)
+	c.resolve(ttl, code)
 }
 
 // releaseCall releases the mailbox capacity of a call at the end of the batch.
@@ -324,6 +323,7 @@ func (a *Actor) learn(id int64) bool {
 }
 
 func (a *Actor) left(c *TimeCall) {
+	var t Time
 	code := raftmsg.Code_NO_LEADER
 	if a.term != 0 {
 		ttl, left, ok := a.table.Left(a.now, c.id)
@@ -332,24 +332,25 @@ func (a *Actor) left(c *TimeCall) {
 		}
 		if code = raftmsg.Code_LEASE_NOT_FOUND; ok {
 			code = raftmsg.Code_OK
-			c.time = Time{ID: c.id, TTL: ttl, Left: time.Duration(left)}
+			t = Time{ID: c.id, TTL: ttl, Left: time.Duration(left)}
 		}
 	}
 	a.releaseCall()
-	c.resolve(code)
+	c.resolve(t, code)
 }
 
 func (a *Actor) list(c *ListCall) {
+	var times []Time
 	code := raftmsg.Code_NO_LEADER
 	if a.term != 0 {
 		code = raftmsg.Code_OK
-		c.times = make([]Time, 0, a.table.Len())
+		times = make([]Time, 0, a.table.Len())
 		for id, left := range a.table.All(a.now) {
-			c.times = append(c.times, Time{ID: id, Left: time.Duration(left)})
+			times = append(times, Time{ID: id, Left: time.Duration(left)})
 		}
 	}
 	a.releaseCall()
-	c.resolve(code)
+	c.resolve(times, code)
 }
 
 func (a *Actor) tick(t *actors.Tick) {

@@ -9,37 +9,36 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// call is one request of the gateway, which is answered once. It is no protobuf message,
-// because it never leaves the process.
-type call struct {
-	code raftmsg.Code
-	done chan struct{} // capacity 1; gets one token with the answer
+// call is one request of the gateway. It is no protobuf message, because it never leaves
+// the process.
+type call[T any] struct{ reply actors.Reply[answer[T]] }
+
+// answer is the answer to a call: a value if the code is OK.
+type answer[T any] struct {
+	value T
+	code  raftmsg.Code
 }
 
-func newCall() call { return call{done: make(chan struct{}, 1)} }
+func newCall[T any]() call[T] { return call[T]{actors.NewReply[answer[T]]()} }
 
-func (c *call) resolve(code raftmsg.Code) {
-	c.code = code
-	c.done <- struct{}{}
+func (c *call[T]) resolve(value T, code raftmsg.Code) {
+	c.reply.Resolve(answer[T]{value, code})
 }
 
-func (c *call) fail(code raftmsg.Code) { c.resolve(code) }
+func (c *call[T]) fail(code raftmsg.Code) { c.reply.Resolve(answer[T]{code: code}) }
 
-func (c *call) wait(ctx context.Context) error {
-	select {
-	case <-c.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// wait returns the answer, or the error of ctx. In that case the actor still holds the
+// call, so it must not be reused.
+func (c *call[T]) wait(ctx context.Context) (T, raftmsg.Code, error) {
+	a, err := c.reply.Wait(ctx)
+	return a.value, a.code, err
 }
 
 // RenewCall is one keep-alive.
 type RenewCall struct {
-	call
-	id       int64
-	deadline int64 // actors.Now by which it is answered
-	ttl      int64
+	call[int64] // the TTL in seconds
+	id          int64
+	deadline    int64 // actors.Now by which it is answered
 }
 
 // Client calls a lease actor. It is safe for concurrent use.
@@ -50,7 +49,7 @@ type Client struct {
 
 // NewClient returns a client of the actor behind a mailbox.
 func NewClient(box *actors.Mailbox) *Client {
-	return &Client{box: box, renews: sync.Pool{New: func() any { return &RenewCall{call: newCall()} }}}
+	return &Client{box: box, renews: sync.Pool{New: func() any { return &RenewCall{call: newCall[int64]()} }}}
 }
 
 // Renew renews a lease and returns its TTL in seconds. Codes: LEASE_NOT_FOUND;
@@ -63,20 +62,16 @@ func (c *Client) Renew(ctx context.Context, id int64, timeout time.Duration) (tt
 		c.renews.Put(r)
 		return 0, code, nil
 	}
-	if err := r.wait(ctx); err != nil {
-		return 0, 0, err // the actor still holds r, so it must not be reused
+	if ttl, code, err = r.wait(ctx); err == nil {
+		c.renews.Put(r)
 	}
-	ttl, code = r.ttl, r.code
-	r.ttl = 0
-	c.renews.Put(r)
-	return ttl, code, nil
+	return ttl, code, err
 }
 
 // TimeCall requests the remaining time of a lease.
 type TimeCall struct {
-	call
-	id   int64
-	time Time
+	call[Time]
+	id int64
 }
 
 // Time is the time of a lease.
@@ -91,32 +86,23 @@ type Time struct {
 
 // Left returns the time of a lease. Codes: as Renew.
 func (c *Client) Left(ctx context.Context, id int64) (t Time, code raftmsg.Code, err error) {
-	m := &TimeCall{call: newCall(), id: id}
+	m := &TimeCall{call: newCall[Time](), id: id}
 	if code := c.post(m); code != raftmsg.Code_OK {
 		return t, code, nil
 	}
-	if err := m.wait(ctx); err != nil {
-		return t, 0, err
-	}
-	return m.time, m.code, nil
+	return m.wait(ctx)
 }
 
 // ListCall requests the remaining time of all leases.
-type ListCall struct {
-	call
-	times []Time
-}
+type ListCall struct{ call[[]Time] }
 
 // List returns the time of all leases, in no particular order. Codes: as Renew.
 func (c *Client) List(ctx context.Context) (all []Time, code raftmsg.Code, err error) {
-	m := &ListCall{call: newCall()}
+	m := &ListCall{newCall[[]Time]()}
 	if code := c.post(m); code != raftmsg.Code_OK {
 		return nil, code, nil
 	}
-	if err := m.wait(ctx); err != nil {
-		return nil, 0, err
-	}
-	return m.times, m.code, nil
+	return m.wait(ctx)
 }
 
 // callCost is the cost of a call in the mailbox.

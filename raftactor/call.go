@@ -5,7 +5,6 @@ import (
 	"math"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -21,12 +20,8 @@ import (
 type Call struct {
 	encoded  []byte // the request as a field of a RequestBatch
 	deadline int64  // actors.Now by which it is answered, at the latest
-	answer   Answer
-	done     chan struct{} // gets one token with the answer; never closed
-	notify   func(Answer)  // gets the answer instead
-	// settled is set by the first of two: an answer with a Rest, or the end of
-	// waiting for it.
-	settled atomic.Bool
+	reply    actors.Reply[Answer]
+	notify   func(Answer) // if set, gets the answer instead of reply
 }
 
 // Answer is the outcome of a call.
@@ -62,7 +57,7 @@ func NewCall(req *applymsg.Request, timeout time.Duration) *Call {
 	if err != nil {
 		panic("raftactor: " + err.Error()) // strings were checked when the request came in
 	}
-	return &Call{encoded: buf, deadline: actors.Now() + int64(timeout), done: make(chan struct{}, 1)}
+	return &Call{encoded: buf, deadline: actors.Now() + int64(timeout), reply: actors.NewReply[Answer]()}
 }
 
 // NewNotice encodes a request of a stage, which cannot wait: notify gets the
@@ -81,36 +76,20 @@ func (c *Call) Cost() actors.Cost { return actors.Cost{Requests: 1, Bytes: len(c
 
 // Wait returns the answer, or the context's error if that comes first. The
 // request may be applied even so.
-func (c *Call) Wait(ctx context.Context) (Answer, error) {
-	select {
-	case <-c.done:
-		return c.answer, nil
-	case <-ctx.Done():
-		if !c.settled.CompareAndSwap(false, true) {
-			c.answer.Rest.Release() // it came in this moment
-		}
-		return Answer{}, ctx.Err()
-	}
-}
+func (c *Call) Wait(ctx context.Context) (Answer, error) { return c.reply.Wait(ctx) }
 
+// resolve answers the call. A Rest that nobody receives is released.
 func (c *Call) resolve(a Answer) {
-	if a.Rest != nil && c.notify != nil {
-		a.Rest.Release()
-		a.Rest = nil
-	}
+	rest, received := a.Rest, false
 	if c.notify != nil {
+		a.Rest = nil
 		c.notify(a)
-		return
+	} else {
+		received = c.reply.Resolve(a)
 	}
-	if a.Rest != nil {
-		c.answer = a
-		if !c.settled.CompareAndSwap(false, true) {
-			a.Rest.Release() // nobody waits any more
-			return
-		}
+	if rest != nil && !received {
+		rest.Release()
 	}
-	c.answer = a
-	c.done <- struct{}{}
 }
 
 // Fail answers a call that changed nothing, or of which nobody knows whether it

@@ -26,30 +26,19 @@ const (
 // ReadCall is one reader that waits until the view is linearizable.
 type ReadCall struct {
 	deadline int64
-	code     raftmsg.Code
-	done     chan struct{} // gets one token with the code
+	reply    actors.Reply[raftmsg.Code]
 }
 
 // NewReadCall returns a call that is answered within timeout.
 func NewReadCall(timeout time.Duration) *ReadCall {
-	return &ReadCall{deadline: actors.Now() + int64(timeout), done: make(chan struct{}, 1)}
+	return &ReadCall{deadline: actors.Now() + int64(timeout), reply: actors.NewReply[raftmsg.Code]()}
 }
 
 // Wait returns the outcome: OK when the view contains all that was acknowledged
 // before the call.
-func (c *ReadCall) Wait(ctx context.Context) (raftmsg.Code, error) {
-	select {
-	case <-c.done:
-		return c.code, nil
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
-}
+func (c *ReadCall) Wait(ctx context.Context) (raftmsg.Code, error) { return c.reply.Wait(ctx) }
 
-func (c *ReadCall) resolve(code raftmsg.Code) {
-	c.code = code
-	c.done <- struct{}{}
-}
+func (c *ReadCall) resolve(code raftmsg.Code) { c.reply.Resolve(code) }
 
 // PostRead hands a reader to the batcher.
 func PostRead(box *actors.Mailbox, c *ReadCall) error {
