@@ -52,7 +52,7 @@ var implemented = map[string]string{
 	"IsBoolFlag": "package flag", "Println": "promhttp.Logger", "Describe": "prometheus.Collector",
 	"Slice": "mem.Buffer", "Network": "net.Addr",
 
-	"Poll": "tests look for an answer without waiting",
+	"Poll":      "tests look for an answer without waiting",
 	"NewFaults": "tests arm faults", "Delay": "tests arm faults", "ArmEntry": "tests arm faults",
 	"NewMemory": "the store in memory is for tests", "Reopen": "the store in memory is for tests",
 	"FailCommit": "the store in memory is for tests", "Drop": "the store in memory is for tests",
