@@ -29,7 +29,8 @@ func showLeases(ctx context.Context, member Member) *leaseList {
 	if view == nil || view.Sizes.Leases == 0 {
 		return nil
 	}
-	all := leasesByEnd(view, member.LeaseTimes(ctx))
+	times, _, _ := member.Leases().List(ctx)
+	all := leasesByEnd(view, times)
 	list := &leaseList{Total: len(all)}
 	for _, l := range all[:min(len(all), leasesShown)] {
 		list.First = append(list.First, leaseShow{

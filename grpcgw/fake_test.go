@@ -15,10 +15,12 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/watchactor"
 )
 
@@ -95,7 +97,7 @@ func (m *fakeMember) Watches() *watchactor.Streams { return m.watches }
 
 func (m *fakeMember) Keyspace() *mvcc.Published { return m.pub }
 
-func (m *fakeMember) Propose(ctx context.Context, req *applymsg.Request) (Outcome, error) {
+func (m *fakeMember) Propose(ctx context.Context, req *applymsg.Request) (raftactor.Answer, error) {
 	if m.panics {
 		panic("fakeMember: an injected panic")
 	}
@@ -104,23 +106,27 @@ func (m *fakeMember) Propose(ctx context.Context, req *applymsg.Request) (Outcom
 		select {
 		case <-m.hold:
 		case <-ctx.Done():
-			return Outcome{}, ctx.Err()
+			return raftactor.Answer{}, ctx.Err()
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.proposals++
 	if m.proposeErr != nil {
-		return Outcome{}, m.proposeErr
+		return raftactor.Answer{}, m.proposeErr
 	}
 	if m.proposeCode != raftmsg.Code_OK {
-		return Outcome{Result: &raftmsg.Result{Code: m.proposeCode}}, nil
+		return raftactor.Answer{Result: &raftmsg.Result{Code: m.proposeCode}}, nil
 	}
 	m.index++
 	res, ranges := m.apply(req)
 	m.publish()
 	res.Revision = m.store.Revision()
-	return Outcome{Result: res, Index: m.index, Ranges: ranges}, nil
+	out := raftactor.Answer{Result: res, Index: m.index}
+	if ranges != nil {
+		out.Rest = ranges
+	}
+	return out, nil
 }
 
 func (m *fakeMember) apply(req *applymsg.Request) (res *raftmsg.Result, ranges *mvcc.TxnRanges) {
@@ -200,12 +206,15 @@ func (m *fakeMember) lease(id int64) (mvcc.Lease, raftmsg.Code, error) {
 	return l, raftmsg.Code_OK, nil
 }
 
-func (m *fakeMember) RenewLease(_ context.Context, id int64) (int64, raftmsg.Code, error) {
+func (m *fakeMember) Requests() Requests { return m }
+func (m *fakeMember) Leases() Leases     { return m }
+
+func (m *fakeMember) Renew(_ context.Context, id int64) (int64, raftmsg.Code, error) {
 	l, code, err := m.lease(id)
 	return l.TTL, code, err
 }
 
-func (m *fakeMember) LeaseTime(_ context.Context, id int64) (LeaseTime, raftmsg.Code, error) {
+func (m *fakeMember) Left(_ context.Context, id int64) (leaseactor.Time, raftmsg.Code, error) {
 	l, code, err := m.lease(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -213,10 +222,15 @@ func (m *fakeMember) LeaseTime(_ context.Context, id int64) (LeaseTime, raftmsg.
 	if !ok {
 		left = time.Duration(l.TTL) * time.Second
 	}
-	return LeaseTime{TTL: l.TTL, Left: left}, code, err
+	return leaseactor.Time{TTL: l.TTL, Left: left}, code, err
 }
 
-func (m *fakeMember) LeaseTimes(context.Context) map[int64]time.Duration { return m.left }
+func (m *fakeMember) List(context.Context) (all []leaseactor.Time, _ raftmsg.Code, _ error) {
+	for id, left := range m.left {
+		all = append(all, leaseactor.Time{ID: id, Left: left})
+	}
+	return all, raftmsg.Code_OK, nil
+}
 
 func (m *fakeMember) AwaitCompaction(context.Context, int64) error {
 	m.mu.Lock()

@@ -102,7 +102,7 @@ func (cfg *HTTPConfig) read(ctx context.Context, serializable bool) error {
 }
 
 func (cfg *HTTPConfig) readIndex(ctx context.Context) error {
-	code, err := cfg.Member.ReadIndex(ctx)
+	code, err := cfg.Member.Requests().ReadIndex(ctx)
 	if err != nil {
 		return err
 	}

@@ -36,16 +36,24 @@ type monitored struct {
 func (m *monitored) Identity() Identity {
 	return Identity{ClusterID: 0xcdf818194e3a8c32, MemberID: 0x8e9e05c52164694d, Name: "default"}
 }
-func (m *monitored) Raft() RaftStatus                                { return m.raft }
-func (m *monitored) Keyspace() *mvcc.Published                       { return m.keyspace }
-func (m *monitored) Watches() *watchactor.Streams                    { return m.watches }
-func (m *monitored) Health() []Trouble                               { return m.troubles }
-func (m *monitored) ReadIndex(context.Context) (raftmsg.Code, error) { return m.code, m.err }
+func (m *monitored) Raft() RaftStatus             { return m.raft }
+func (m *monitored) Keyspace() *mvcc.Published    { return m.keyspace }
+func (m *monitored) Watches() *watchactor.Streams { return m.watches }
+func (m *monitored) Health() []Trouble            { return m.troubles }
+func (m *monitored) Requests() Requests           { return monitoredReads{m: m} }
 func (m *monitored) Actors() actors.Snapshot {
 	return actors.Snapshot{SlowestStage: actors.CoreWAL, Mailboxes: []actors.MailboxSnapshot{
 		{LoadSnapshot: actors.LoadSnapshot{Name: actors.CoreWAL}},
 	}}
 }
+
+// monitoredReads answers the reads of a monitored member.
+type monitoredReads struct {
+	Requests
+	m *monitored
+}
+
+func (r monitoredReads) ReadIndex(context.Context) (raftmsg.Code, error) { return r.m.code, r.m.err }
 
 // newMonitored returns a healthy leader with one key and the given alarms.
 func newMonitored(t *testing.T, alarms ...etcdserverpb.AlarmType) *monitored {

@@ -13,6 +13,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
 )
 
 // kv is the KV service. Range, RangeStream and Txn are not served through the
@@ -187,10 +188,11 @@ func (k *kv) txn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.TxnRes
 		return nil, nil, err
 	}
 	resp := mustAnswer(out.Result, out.Result.GetTxn())
-	if out.Ranges == nil {
+	ranges, ok := out.Rest.(*mvcc.TxnRanges)
+	if !ok {
 		return resp, nil, nil
 	}
-	results, err := scan(k, rd, func() ([]*mvcc.RangeResult, error) { return out.Ranges.Read(rd) })
+	results, err := scan(k, rd, func() ([]*mvcc.RangeResult, error) { return ranges.Read(rd) })
 	if errors.Is(err, errReadsBusy) {
 		err = rpctypes.ErrGRPCTimeout // what it wrote has happened
 	}
@@ -247,16 +249,16 @@ func (g *Gateway) propose(ctx context.Context, req *applymsg.Request) (*raftmsg.
 }
 
 // proposeOutcome is propose for requests whose outcome is more than a result.
-func (g *Gateway) proposeOutcome(ctx context.Context, req *applymsg.Request) (Outcome, error) {
-	out, err := g.member.Propose(ctx, req)
+func (g *Gateway) proposeOutcome(ctx context.Context, req *applymsg.Request) (raftactor.Answer, error) {
+	out, err := g.member.Requests().Propose(ctx, req)
 	if c, ok := ctx.(*call); ok {
 		c.index = out.Index
 	}
 	if err != nil {
-		return Outcome{}, proposalError(err)
+		return raftactor.Answer{}, proposalError(err)
 	}
 	if err := codeError(out.Result.GetCode()); err != nil {
-		return Outcome{}, err
+		return raftactor.Answer{}, err
 	}
 	return out, nil
 }
@@ -272,7 +274,7 @@ func mustAnswer[T any](res *raftmsg.Result, resp *T) *T {
 // linearize returns once the view holds all writes acknowledged before the call.
 func (g *Gateway) linearize(ctx context.Context) error {
 	defer noteStage(ctx, stageReadIndex, time.Now())
-	code, err := g.member.ReadIndex(ctx)
+	code, err := g.member.Requests().ReadIndex(ctx)
 	if err != nil {
 		return plainError(err)
 	}

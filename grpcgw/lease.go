@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
@@ -69,7 +70,7 @@ func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveReque
 		return nil, err
 	}
 	view := l.keyspace.View()
-	t, code, err := l.member.LeaseTime(ctx, r.ID)
+	t, code, err := l.member.Leases().Left(ctx, r.ID)
 	if err != nil {
 		return nil, proposalError(err)
 	}
@@ -93,7 +94,8 @@ func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveReque
 func (l *leases) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
 	view := l.keyspace.View()
 	resp := &pb.LeaseLeasesResponse{Header: l.fill(&pb.ResponseHeader{Revision: view.Revision})}
-	for _, t := range leasesByEnd(view, l.member.LeaseTimes(ctx)) {
+	times, _, _ := l.member.Leases().List(ctx) // none unless this member leads
+	for _, t := range leasesByEnd(view, times) {
 		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: t.ID})
 	}
 	return resp, nil
@@ -108,7 +110,11 @@ type leaseLine struct {
 // leasesByEnd returns the leases of a view in order of expiry; those that expire
 // together in the order in which they were granted, as far as the log tells it. A
 // lease whose time is not known has all of it.
-func leasesByEnd(view *mvcc.View, left map[int64]time.Duration) []leaseLine {
+func leasesByEnd(view *mvcc.View, times []leaseactor.Time) []leaseLine {
+	left := make(map[int64]time.Duration, len(times))
+	for _, t := range times {
+		left[t.ID] = t.Left
+	}
 	lines := make([]leaseLine, 0, view.Sizes.Leases)
 	for l := range view.Leases() {
 		line := leaseLine{Lease: l, left: time.Duration(l.TTL) * time.Second}
@@ -151,7 +157,7 @@ func (l *leases) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 		// The revision is from before: a lease that is revoked at revision 3 is
 		// not heard of as alive at 4.
 		answer := &keepAliveAnswer{header: l.header(l.keyspace.View().Revision), id: req.ID}
-		ttl, code, err := l.member.RenewLease(stream.Context(), req.ID)
+		ttl, code, err := l.member.Leases().Renew(stream.Context(), req.ID)
 		switch {
 		case err != nil:
 			return plainError(err)

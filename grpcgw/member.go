@@ -2,12 +2,13 @@ package grpcgw
 
 import (
 	"context"
-	"time"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/watchactor"
 )
 
@@ -21,19 +22,10 @@ type Member interface {
 	Raft() RaftStatus
 	// Keyspace is where reads find the newest view.
 	Keyspace() *mvcc.Published
-	// Propose hands a request to the pipeline and waits for its outcome, for
-	// the request timeout at most. Whatever happens is a code in the result,
-	// except that a context that ends first is returned as its error.
-	Propose(ctx context.Context, req *applymsg.Request) (Outcome, error)
-	// ReadIndex returns once the newest view is linearizable: it contains
-	// every write acknowledged anywhere before the call.
-	ReadIndex(ctx context.Context) (raftmsg.Code, error)
-	// RenewLease gives a lease its whole time again, and returns that in seconds.
-	RenewLease(ctx context.Context, id int64) (ttl int64, code raftmsg.Code, err error)
-	// LeaseTime returns the time of a lease.
-	LeaseTime(ctx context.Context, id int64) (LeaseTime, raftmsg.Code, error)
-	// LeaseTimes returns what leases have left, as far as this member knows.
-	LeaseTimes(ctx context.Context) map[int64]time.Duration
+	// Requests passes requests to raft.
+	Requests() Requests
+	// Leases renews leases and returns their times.
+	Leases() Leases
 	// AwaitCompaction returns once the index holds nothing below a compacted
 	// revision any more.
 	AwaitCompaction(ctx context.Context, revision int64) error
@@ -66,22 +58,17 @@ type RaftStatus struct {
 	IsLearner bool
 }
 
-// LeaseTime is the time of a lease.
-type LeaseTime struct {
-	// TTL is what it gets with each renewal, in seconds.
-	TTL int64
-	// Left is below zero when it has ended and is not gone yet.
-	Left time.Duration
+// Requests is what the gateway needs of raftactor.Client.
+type Requests interface {
+	Propose(ctx context.Context, req *applymsg.Request) (raftactor.Answer, error)
+	ReadIndex(ctx context.Context) (raftmsg.Code, error)
 }
 
-// Outcome is the answer to a proposal.
-type Outcome struct {
-	Result *raftmsg.Result
-	// Index of the raft entry that carried the request; 0 when it got into none.
-	Index uint64
-	// Ranges of a transaction that are still to be read; nil if there are none. The
-	// caller reads or releases them.
-	Ranges *mvcc.TxnRanges
+// Leases is what the gateway needs of leaseactor.Client.
+type Leases interface {
+	Renew(ctx context.Context, id int64) (ttl int64, code raftmsg.Code, err error)
+	Left(ctx context.Context, id int64) (leaseactor.Time, raftmsg.Code, error)
+	List(ctx context.Context) ([]leaseactor.Time, raftmsg.Code, error)
 }
 
 // Trouble is one thing wrong with a member.

@@ -18,6 +18,8 @@ type slowReads struct{ *fakeMember }
 
 const readWait = 30 * time.Millisecond
 
+func (m slowReads) Requests() Requests { return m }
+
 func (m slowReads) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
 	time.Sleep(readWait)
 	return m.fakeMember.ReadIndex(ctx)

@@ -33,6 +33,8 @@ type rig struct {
 	client *Client
 	term   atomic.Uint64
 	leap   atomic.Int64 // added to the clock
+	// stopped is true when the member stops.
+	stopped atomic.Bool
 
 	mu        sync.Mutex
 	store     *mvcc.Store
@@ -66,9 +68,20 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 		change(&cfg)
 	}
 	r.ref = actorstest.Spawn(t, actorstest.NewSystem(t), New(cfg))
-	r.client = NewClient(r.ref.Mailbox)
+	r.client = NewClient(ClientConfig{Timeout: 5 * time.Second, Alone: func() bool { return true }, Pause: r.pause})
+	r.client.Connect(r.ref.Mailbox)
 	r.sleep(tick)
 	return r
+}
+
+// pause lets a tenth of a second pass.
+func (r *rig) pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(100 * time.Millisecond):
+		return !r.stopped.Load()
+	}
 }
 
 func (r *rig) sleep(d time.Duration) {
@@ -185,7 +198,7 @@ func (r *rig) start(id int64) *renewal {
 	k := &renewal{done: make(chan struct{})}
 	go func() {
 		defer close(k.done)
-		k.ttl, k.code, _ = r.client.Renew(context.Background(), id, 5*time.Second)
+		k.ttl, k.code, _ = r.client.renew(context.Background(), r.ref.Mailbox, id)
 	}()
 	synctest.Wait()
 	return k
@@ -572,7 +585,7 @@ func TestCallerGoes(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		gone := make(chan error)
 		go func() {
-			_, _, err := r.client.Renew(ctx, 1, time.Minute)
+			_, _, err := r.client.Renew(ctx, 1)
 			gone <- err
 		}()
 		synctest.Wait()

@@ -13,7 +13,7 @@
 //
 // # Says
 //
-//	LeaseRevoke, LeaseCheckpoint   to the proposer, through the node
+//	LeaseRevoke, LeaseCheckpoint   to the proposer, through raftactor.Client
 //	Proposed                       to itself, when a proposal has an outcome
 //
 // # Mailbox

@@ -43,7 +43,11 @@ func Example() {
 	ref.MustPost(leaseactor.ChangesLane, &leasemsg.Changed{Epoch: 1, Index: 1, Changes: []*leasemsg.Change{
 		{Kind: leasemsg.Kind_GRANTED, Id: 7, Ttl: 1},
 	}}, actors.Cost{Requests: 1})
-	ttl, code, err := leaseactor.NewClient(ref.Mailbox).Renew(context.Background(), 7, time.Second)
+	client := leaseactor.NewClient(leaseactor.ClientConfig{
+		Timeout: time.Second, Alone: func() bool { return true },
+	})
+	client.Connect(ref.Mailbox)
+	ttl, code, err := client.Renew(context.Background(), 7)
 	fmt.Println("renewed:", ttl, code, err)
 	fmt.Println("revoke:", (<-proposed).GetLeaseRevoke().Ids)
 	fmt.Println("stopped:", system.Root.StopFuture(ref.PID).Wait())

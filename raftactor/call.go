@@ -1,7 +1,6 @@
 package raftactor
 
 import (
-	"context"
 	"math"
 	"slices"
 	"sync"
@@ -45,10 +44,10 @@ const (
 	fieldRequests = 2
 )
 
-// NewCall encodes a request. Doing so here spreads the work over the callers'
+// newCall encodes a request. Doing so here spreads the work over the callers'
 // goroutines, of which there are many, instead of the proposer, of which there
 // is one.
-func NewCall(req *applymsg.Request, timeout time.Duration) *Call {
+func newCall(req *applymsg.Request, timeout time.Duration) *Call {
 	size := proto.Size(req)
 	buf := make([]byte, 0, size+protowire.SizeTag(fieldRequests)+protowire.SizeVarint(uint64(size)))
 	buf = protowire.AppendTag(buf, fieldRequests, protowire.BytesType)
@@ -60,10 +59,10 @@ func NewCall(req *applymsg.Request, timeout time.Duration) *Call {
 	return &Call{encoded: buf, deadline: actors.Now() + int64(timeout), reply: actors.NewReply[Answer]()}
 }
 
-// NewNotice encodes a request of a stage, which cannot wait: notify gets the
+// newNotice encodes a request of a stage, which cannot wait: notify gets the
 // answer, on any goroutine, and must not block.
-func NewNotice(req *applymsg.Request, timeout time.Duration, notify func(Answer)) *Call {
-	c := NewCall(req, timeout)
+func newNotice(req *applymsg.Request, timeout time.Duration, notify func(Answer)) *Call {
+	c := newCall(req, timeout)
 	c.notify = notify
 	return c
 }
@@ -73,10 +72,6 @@ func (c *Call) Size() int { return len(c.encoded) }
 
 // Cost is what the call weighs in the proposer's mailbox.
 func (c *Call) Cost() actors.Cost { return actors.Cost{Requests: 1, Bytes: len(c.encoded)} }
-
-// Wait returns the answer, or the context's error if that comes first. The
-// request may be applied even so.
-func (c *Call) Wait(ctx context.Context) (Answer, error) { return c.reply.Wait(ctx) }
 
 // resolve answers the call. A Rest that nobody receives is released.
 func (c *Call) resolve(a Answer) {
@@ -247,7 +242,7 @@ func (r *Replies) Requests() int {
 	return n
 }
 
-// PostCall hands a call to the proposer. Errors as actors.Mailbox.TryPost.
-func PostCall(box *actors.Mailbox, c *Call) error {
+// postCall hands a call to the proposer. Errors as actors.Mailbox.TryPost.
+func postCall(box *actors.Mailbox, c *Call) error {
 	return box.TryPost(proposerCalls, c, c.Cost())
 }

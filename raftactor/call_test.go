@@ -24,9 +24,9 @@ func TestRest(t *testing.T) {
 	put := func(notify func(Answer)) *Call {
 		req := &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{Key: []byte("k")}}}
 		if notify != nil {
-			return NewNotice(req, time.Minute, notify)
+			return newNotice(req, time.Minute, notify)
 		}
-		return NewCall(req, time.Minute)
+		return newCall(req, time.Minute)
 	}
 	var noticed Answer
 	waiting, left, notice := put(nil), put(nil), put(func(a Answer) { noticed = a })
@@ -36,13 +36,13 @@ func TestRest(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := left.Wait(ended); err == nil {
+	if _, err := left.reply.Wait(ended); err == nil {
 		t.Fatal("a wait whose context has ended got an answer")
 	}
 	rests := []*rest{{}, {}, {}, {}}
 	batch := &raftmsg.ResultBatch{BatchId: 1, Results: []*raftmsg.Result{{}, {}, {}, {}}}
 	replies.Deliver(batch, []Rest{rests[0], rests[1], rests[2], rests[3]})
-	answer, err := waiting.Wait(context.Background())
+	answer, err := waiting.reply.Wait(context.Background())
 	if err != nil || answer.Rest != rests[0] || rests[0].released != 0 {
 		t.Fatalf("the caller who waits: %+v (%v), released %d times", answer, err, rests[0].released)
 	}
@@ -64,7 +64,7 @@ func TestRest(t *testing.T) {
 	// An answer that came before the end of the context, and was not looked at.
 	late, lateRest := put(nil), &rest{}
 	late.resolve(Answer{Result: &raftmsg.Result{}, Rest: lateRest})
-	if a, err := late.Wait(ended); err != nil || a.Rest != lateRest || lateRest.released != 0 {
+	if a, err := late.reply.Wait(ended); err != nil || a.Rest != lateRest || lateRest.released != 0 {
 		t.Fatalf("got %+v (%v), released %d times", a, err, lateRest.released)
 	}
 }

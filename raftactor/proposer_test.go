@@ -47,8 +47,8 @@ func newProposerRig(t *testing.T, limit actors.Limit) *proposerRig {
 
 func (r *proposerRig) post(key string, size int) *Call {
 	r.t.Helper()
-	c := NewCall(put(key, size), timeout)
-	if err := PostCall(r.ref.Mailbox, c); err != nil {
+	c := newCall(put(key, size), timeout)
+	if err := postCall(r.ref.Mailbox, c); err != nil {
 		r.t.Fatal(err)
 	}
 	synctest.Wait()
@@ -205,7 +205,7 @@ func TestPacks(t *testing.T) {
 func TestPackIsAMegabyteExactly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
-		empty := NewCall(put("k", 1000), timeout).Size() - 1000
+		empty := newCall(put("k", 1000), timeout).Size() - 1000
 		for range 1024 { // 1024 calls of 1 KiB fill an entry, one byte more does not fit
 			r.post("k", 1024-empty)
 		}
@@ -226,7 +226,7 @@ func TestLimitHolds(t *testing.T) {
 	full := func(t *testing.T, r *proposerRig) {
 		t.Helper()
 		synctest.Wait()
-		if err := PostCall(r.ref.Mailbox, NewCall(put("more", 1), timeout)); !errors.Is(err, actors.ErrFull) {
+		if err := postCall(r.ref.Mailbox, newCall(put("more", 1), timeout)); !errors.Is(err, actors.ErrFull) {
 			t.Fatalf("over the limit: %v", err)
 		}
 	}
@@ -271,11 +271,11 @@ func TestLimitHolds(t *testing.T) {
 			r.lead()
 			r.post("a", 600<<10)
 			p := r.one("a")
-			err := PostCall(r.ref.Mailbox, NewCall(put("b", 600<<10), timeout))
+			err := postCall(r.ref.Mailbox, newCall(put("b", 600<<10), timeout))
 			if !errors.Is(err, actors.ErrFull) || errors.Is(err, actors.ErrTooBig) {
 				t.Fatalf("over the limit: %v", err)
 			}
-			if err := PostCall(r.ref.Mailbox, NewCall(put("b", 2<<20), timeout)); !errors.Is(err, actors.ErrTooBig) {
+			if err := postCall(r.ref.Mailbox, newCall(put("b", 2<<20), timeout)); !errors.Is(err, actors.ErrTooBig) {
 				t.Fatalf("larger than the limit: %v", err)
 			}
 			r.deliver(p)
@@ -486,14 +486,14 @@ func TestProposerStops(t *testing.T) {
 		waits := r.post("waits", 1)
 		r.faults.Delay(actors.CoreProposer, time.Second)
 		r.post("busy", 1)
-		queued := NewCall(put("queued", 1), timeout)
-		if err := PostCall(r.ref.Mailbox, queued); err != nil {
+		queued := newCall(put("queued", 1), timeout)
+		if err := postCall(r.ref.Mailbox, queued); err != nil {
 			t.Fatal(err)
 		}
 		actorstest.Stop(t, r.sys, r.ref)
 		wantCode(t, waits, raftmsg.Code_STOPPED)
 		wantCode(t, queued, raftmsg.Code_STOPPED)
-		if err := PostCall(r.ref.Mailbox, NewCall(put("late", 1), timeout)); !errors.Is(err, actors.ErrClosed) {
+		if err := postCall(r.ref.Mailbox, newCall(put("late", 1), timeout)); !errors.Is(err, actors.ErrClosed) {
 			t.Fatalf("after the stop: %v", err)
 		}
 		wantNone(t, under)
@@ -514,8 +514,8 @@ func TestProposerPanics(t *testing.T) {
 				calls = append(calls, r.post("waits", 1))
 				r.faults.Arm(actors.CoreProposer, point, 1)
 				for i := range 3 {
-					c := NewCall(put(fmt.Sprint(i), 1), timeout)
-					if PostCall(r.ref.Mailbox, c) == nil {
+					c := newCall(put(fmt.Sprint(i), 1), timeout)
+					if postCall(r.ref.Mailbox, c) == nil {
 						calls = append(calls, c)
 					}
 				}
@@ -569,8 +569,8 @@ func anyOrder(t *testing.T, rng *rand.Rand) {
 	for range 250 {
 		switch n := rng.IntN(20); n {
 		case 0, 1, 2, 3, 4, 5, 6, 7:
-			c := NewCall(put(fmt.Sprint("k", len(calls)), rng.IntN(200)<<rng.IntN(12)), time.Duration(1+rng.IntN(2))*time.Second)
-			if err := PostCall(r.ref.Mailbox, c); err == nil {
+			c := newCall(put(fmt.Sprint("k", len(calls)), rng.IntN(200)<<rng.IntN(12)), time.Duration(1+rng.IntN(2))*time.Second)
+			if err := postCall(r.ref.Mailbox, c); err == nil {
 				calls = append(calls, c)
 			} else if !errors.Is(err, actors.ErrFull) {
 				t.Fatal(err)

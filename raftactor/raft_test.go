@@ -164,7 +164,7 @@ func (r *raftRig) settle() {
 }
 
 func (r *raftRig) propose(id uint64) {
-	data := encodeBatch(id, []*Call{NewCall(put(fmt.Sprint(id), 10), timeout)}, 0)
+	data := encodeBatch(id, []*Call{newCall(put(fmt.Sprint(id), 10), timeout)}, 0)
 	r.ref.MustPost(raftProposals, &raftmsg.Propose{Epoch: epoch, Data: data, BatchId: id, Requests: 1}, one)
 	synctest.Wait()
 }
@@ -486,7 +486,7 @@ func TestPersistedLargeEntries(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
 		r.settle()
 		for id := range uint64(20) {
-			data := encodeBatch(100+id, []*Call{NewCall(put("k", 200<<10), timeout)}, 0)
+			data := encodeBatch(100+id, []*Call{newCall(put("k", 200<<10), timeout)}, 0)
 			r.ref.MustPost(raftProposals, &raftmsg.Propose{Epoch: epoch, Data: data, BatchId: 100 + id, Requests: 1}, one)
 			r.settle()
 		}
@@ -609,8 +609,8 @@ func TestTogether(t *testing.T) {
 		}
 		var calls []*Call
 		for i := range 500 {
-			c := NewCall(put(fmt.Sprint(i), 100), timeout)
-			if err := PostCall(proposer.Mailbox, c); err != nil {
+			c := newCall(put(fmt.Sprint(i), 100), timeout)
+			if err := postCall(proposer.Mailbox, c); err != nil {
 				t.Fatal(err)
 			}
 			calls = append(calls, c)
@@ -626,12 +626,12 @@ func TestTogether(t *testing.T) {
 			}
 			index = a.Index
 		}
-		c := NewReadCall(timeout)
-		if err := PostRead(readIndex.Mailbox, c); err != nil {
+		c := newReadCall(timeout)
+		if err := postRead(readIndex.Mailbox, c); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * readTick)
-		if code, err := c.Wait(t.Context()); err != nil || code != raftmsg.Code_OK {
+		if code, err := c.reply.Wait(t.Context()); err != nil || code != raftmsg.Code_OK {
 			t.Fatal(code, err)
 		}
 		synctest.Wait()

@@ -1,7 +1,6 @@
 package raftactor
 
 import (
-	"context"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -26,22 +25,19 @@ const (
 // ReadCall is one reader that waits until the view is linearizable.
 type ReadCall struct {
 	deadline int64
-	reply    actors.Reply[raftmsg.Code]
+	// reply gets OK when the view contains all that was acknowledged before the call.
+	reply actors.Reply[raftmsg.Code]
 }
 
-// NewReadCall returns a call that is answered within timeout.
-func NewReadCall(timeout time.Duration) *ReadCall {
+// newReadCall returns a call that is answered within timeout.
+func newReadCall(timeout time.Duration) *ReadCall {
 	return &ReadCall{deadline: actors.Now() + int64(timeout), reply: actors.NewReply[raftmsg.Code]()}
 }
 
-// Wait returns the outcome: OK when the view contains all that was acknowledged
-// before the call.
-func (c *ReadCall) Wait(ctx context.Context) (raftmsg.Code, error) { return c.reply.Wait(ctx) }
-
 func (c *ReadCall) resolve(code raftmsg.Code) { c.reply.Resolve(code) }
 
-// PostRead hands a reader to the batcher.
-func PostRead(box *actors.Mailbox, c *ReadCall) error {
+// postRead hands a reader to the batcher.
+func postRead(box *actors.Mailbox, c *ReadCall) error {
 	return box.TryPost(readCalls, c, actors.Cost{Requests: 1})
 }
 

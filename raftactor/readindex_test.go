@@ -42,8 +42,8 @@ func newReadRig(t *testing.T, limit actors.Limit) *readRig {
 
 func (r *readRig) read() *ReadCall {
 	r.t.Helper()
-	c := NewReadCall(timeout)
-	if err := PostRead(r.ref.Mailbox, c); err != nil {
+	c := newReadCall(timeout)
+	if err := postRead(r.ref.Mailbox, c); err != nil {
 		r.t.Fatal(err)
 	}
 	synctest.Wait()
@@ -273,7 +273,7 @@ func TestReadIndexStops(t *testing.T) {
 		queued := r.read()
 		actorstest.Stop(t, r.sys, r.ref)
 		r.want(raftmsg.Code_STOPPED, settled, asked, queued)
-		if err := PostRead(r.ref.Mailbox, NewReadCall(timeout)); !errors.Is(err, actors.ErrClosed) {
+		if err := postRead(r.ref.Mailbox, newReadCall(timeout)); !errors.Is(err, actors.ErrClosed) {
 			t.Fatalf("after the stop: %v", err)
 		}
 	})
@@ -289,23 +289,23 @@ func TestTooManyReaders(t *testing.T) {
 			State: new(State), Applied: func() uint64 { return 0 }, NextID: func() uint64 { return 1 },
 			Faults: faults, Slow: func() {}, Failed: func() {},
 		}))
-		calls := []*ReadCall{NewReadCall(timeout)}
-		if err := PostRead(ref.Mailbox, calls[0]); err != nil {
+		calls := []*ReadCall{newReadCall(timeout)}
+		if err := postRead(ref.Mailbox, calls[0]); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait() // it is in hand, and takes a second
 		// Room is held until the answer: one more fits in the limit of two.
-		c := NewReadCall(timeout)
-		if err := PostRead(ref.Mailbox, c); err != nil {
+		c := newReadCall(timeout)
+		if err := postRead(ref.Mailbox, c); err != nil {
 			t.Fatal(err)
 		}
 		calls = append(calls, c)
-		if err := PostRead(ref.Mailbox, NewReadCall(timeout)); !errors.Is(err, actors.ErrFull) {
+		if err := postRead(ref.Mailbox, newReadCall(timeout)); !errors.Is(err, actors.ErrFull) {
 			t.Fatalf("over the limit: %v", err)
 		}
 		actorstest.Stop(t, sys, ref)
 		for _, c := range calls {
-			if code, err := c.Wait(context.Background()); err != nil || code != raftmsg.Code_STOPPED {
+			if code, err := c.reply.Wait(context.Background()); err != nil || code != raftmsg.Code_STOPPED {
 				t.Fatalf("%v, %v", code, err)
 			}
 		}
@@ -315,10 +315,10 @@ func TestTooManyReaders(t *testing.T) {
 func TestWaitEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := NewReadCall(timeout).Wait(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := newReadCall(timeout).reply.Wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("reader: %v", err)
 	}
-	if _, err := NewCall(put("k", 1), timeout).Wait(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := newCall(put("k", 1), timeout).reply.Wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("call: %v", err)
 	}
 }

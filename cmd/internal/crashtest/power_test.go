@@ -16,11 +16,11 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
-	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/mvccactor/mvcc/mvcctest"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/walactor/wal"
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
 )
@@ -261,7 +261,7 @@ func (p *powerTest) propose(m *powerMember, req *applymsg.Request) bool {
 	want := next.Apply(req)
 	ctx, cancel := context.WithTimeout(context.Background(), powerTimeout)
 	defer cancel()
-	out, err := m.Propose(ctx, req)
+	out, err := m.Requests().Propose(ctx, req)
 	if err != nil || !answered(out) {
 		p.pending = next
 		return false
@@ -290,7 +290,7 @@ func (p *powerTest) spin(m *powerMember, plan *powerPlan) {
 }
 
 // answered tells the answer to a request that was executed from a refusal.
-func answered(out grpcgw.Outcome) bool {
+func answered(out raftactor.Answer) bool {
 	switch out.Result.Code {
 	case raftmsg.Code_OK, raftmsg.Code_COMPACTED, raftmsg.Code_FUTURE_REVISION,
 		raftmsg.Code_LEASE_EXISTS, raftmsg.Code_LEASE_NOT_FOUND:

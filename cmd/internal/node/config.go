@@ -273,3 +273,11 @@ func (c *Config) dbDir() string { return filepath.Join(c.DataDir, "member", "db"
 // requestTimeout is etcd's: five seconds for queues, computation and disk, and
 // twice the election timeout for a possible leader change.
 func (c *Config) requestTimeout() time.Duration { return 5*time.Second + 2*c.Election }
+
+// minLeaseTTL is the shortest time of a lease in seconds: one and a half times
+// the election timeout, reckoned in heartbeats as etcd does, and rounded up.
+func (c *Config) minLeaseTTL() int64 {
+	ticks := c.Election / c.Heartbeat
+	shortest := 3 * ticks / 2 * c.Heartbeat
+	return int64((shortest + time.Second - 1) / time.Second)
+}

@@ -30,13 +30,10 @@ import (
 
 // coreHandles is what others reach in one incarnation of the core.
 type coreHandles struct {
-	epoch     uint64
-	log       *wal.Log
-	store     backend.Store
-	proposer  *actors.Mailbox
-	readIndex *actors.Mailbox
-	mvcc      *actors.Mailbox
-	lease     *leaseactor.Client
+	epoch uint64
+	log   *wal.Log
+	store backend.Store
+	mvcc  *actors.Mailbox
 }
 
 // Errors of opening a data directory.
@@ -250,7 +247,12 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Raft: raftBox, RaftLane: raftactor.RaftLocal,
 		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Commit: n.metrics.ObserveCommit, Faults: faults,
 	})
-	leaseStage := n.newLeaseStage(epoch)
+	leaseStage := leaseactor.New(leaseactor.Config{
+		Epoch: epoch, Limit: limits.Lease,
+		MinTTL: n.cfg.minLeaseTTL(), Election: n.cfg.Election, Checkpoint: n.cfg.LeaseCheckpoint,
+		Term: n.raft.Leads, View: n.published.View, Propose: n.requests.Post, Now: n.cfg.LeaseClock,
+		Observe: n.metrics, Faults: faults,
+	})
 	mvccStage := mvccactor.New(mvccactor.Config{
 		Epoch: epoch, Store: o.Store, Limit: limits.MVCC,
 		State: mvccactor.State{
@@ -293,11 +295,13 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	return &actors.Incarnation{
 		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, leaseStage, persisterStage},
 		Started: func() {
-			n.current.Store(&coreHandles{epoch: epoch, log: log, store: o.Backend,
-				proposer: proposerStage.Mailbox, readIndex: readStage.Mailbox, mvcc: mvccStage.Mailbox,
-				lease: leaseactor.NewClient(leaseStage.Mailbox)})
+			n.current.Store(&coreHandles{epoch: epoch, log: log, store: o.Backend, mvcc: mvccStage.Mailbox})
+			n.requests.Connect(proposerStage.Mailbox, readStage.Mailbox)
+			n.leases.Connect(leaseStage.Mailbox)
 		},
 		Halt: func() error {
+			n.requests.Disconnect()
+			n.leases.Disconnect()
 			n.current.Store(nil)
 			n.raft.Reset()
 			n.replies.FailAll(raftmsg.Code_STOPPED) // whose stages stopped before theirs was done

@@ -55,11 +55,15 @@ func (n *Node) persistRoom(bytes int) bool {
 // errDiskFull: the store cannot be opened on a disk that is so full.
 var errDiskFull = errors.New("node: the disk is too full to open the store")
 
-// refuses tells whether a proposal must not get into the log: without room the
-// store does not take it, so that the log cannot let go of it, and there is no
-// segment in advance. What the guard says of the disk still fits.
-func (n *Node) refuses(c *coreHandles, req *applymsg.Request) bool {
-	return n.space.held.Load() && req.GetDiskAlarm() == nil && c.log.Spares() == 0
+// logFull reports that a request must not get into the log: without room the store
+// does not take it, so that the log cannot be truncated, and there is no segment in
+// advance. What the guard says of the disk still fits.
+func (n *Node) logFull(req *applymsg.Request) bool {
+	if !n.space.held.Load() || req.GetDiskAlarm() != nil {
+		return false
+	}
+	c := n.current.Load()
+	return c != nil && c.log.Spares() == 0
 }
 
 // closeStore closes the store, which writes while it does. Without room it waits,
@@ -230,7 +234,7 @@ func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64, where 
 	event.Bool("raise", raise).Uint64("free", free).Str("dir", where).Msg("disk alarm")
 	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
 	defer cancel()
-	_, err := g.n.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_DiskAlarm{
+	_, err := g.n.requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_DiskAlarm{
 		DiskAlarm: &applymsg.DiskAlarm{MemberId: g.n.cfg.MemberID, Raised: raise}}})
 	if err != nil && ctx.Err() == nil {
 		g.n.cfg.Logger.Warn().Err(err).Msg("disk alarm was not accepted")

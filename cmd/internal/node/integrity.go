@@ -118,7 +118,7 @@ func (n *Node) raiseCorrupt(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, corruptTimeout)
 	defer cancel()
-	_, err := n.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
+	_, err := n.requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
 		MemberID: n.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT}}})
 	if err != nil && ctx.Err() == nil {
 		n.cfg.Logger.Warn().Err(err).Msg("the alarm CORRUPT was not accepted")

@@ -18,14 +18,13 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/troupe-db/troupe/actors"
-	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
 func (m *testMember) grant(id, ttl int64) {
 	m.t.Helper()
-	out, err := m.Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_LeaseGrant{
+	out, err := m.Requests().Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_LeaseGrant{
 		LeaseGrant: &pb.LeaseGrantRequest{ID: id, TTL: ttl}}})
 	if err != nil || out.Result.Code != raftmsg.Code_OK {
 		m.t.Fatalf("grant %d: %v %v", id, out.Result, err)
@@ -201,7 +200,7 @@ func TestManyLeasesExpire(t *testing.T) {
 	defer m.shut()
 	leases := *leaseCount
 	propose := func(req *applymsg.Request) {
-		if out, err := m.Propose(context.Background(), req); err != nil || out.Result.Code != raftmsg.Code_OK {
+		if out, err := m.Requests().Propose(context.Background(), req); err != nil || out.Result.Code != raftmsg.Code_OK {
 			t.Errorf("%v %v", out.Result, err)
 		}
 	}
@@ -305,9 +304,7 @@ func TestStopEndsKeepAlives(t *testing.T) {
 		t.Errorf("stopping took %v", took)
 	}
 	m.client.Close()
-	if code, _ := m.askLeases(context.Background(), func(*leaseactor.Client) (raftmsg.Code, error) {
-		return raftmsg.Code_STOPPED, nil
-	}); code != raftmsg.Code_STOPPED {
+	if _, code, _ := m.Leases().Left(context.Background(), 1); code != raftmsg.Code_STOPPED {
 		t.Errorf("a member that stopped answers %v", code)
 	}
 }

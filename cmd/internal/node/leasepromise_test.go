@@ -181,7 +181,7 @@ func (p *promises) start() {
 // leads waits until the lease stage has taken over all leases.
 func (p *promises) leads() {
 	p.t.Helper()
-	if _, code, err := p.LeaseTime(p.t.Context(), 0); err != nil || code != raftmsg.Code_LEASE_NOT_FOUND {
+	if _, code, err := p.Leases().Left(p.t.Context(), 0); err != nil || code != raftmsg.Code_LEASE_NOT_FOUND {
 		p.t.Fatalf("the time of no lease: %v %v", code, err)
 	}
 }
@@ -249,7 +249,7 @@ func (p *promises) renewOne(id int64, l *promise) {
 	p.t.Helper()
 	began := p.clock.steady()
 	stored, _ := p.published.View().Lease(id)
-	ttl, code, err := p.RenewLease(p.t.Context(), id)
+	ttl, code, err := p.Leases().Renew(p.t.Context(), id)
 	switch {
 	case err == nil && code == raftmsg.Code_LEASE_NOT_FOUND:
 		p.mayBeOver(id, l, "it cannot be renewed")
@@ -266,7 +266,7 @@ func (p *promises) renewOne(id int64, l *promise) {
 
 func (p *promises) revokeOne(id int64) {
 	p.t.Helper()
-	out, err := p.Propose(p.t.Context(), &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{id}}}})
+	out, err := p.Requests().Propose(p.t.Context(), &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{id}}}})
 	if err != nil || out.Result.Code != raftmsg.Code_OK && out.Result.Code != raftmsg.Code_LEASE_NOT_FOUND {
 		p.t.Errorf("revoke lease %d: %v %v", id, out.Result, err)
 	}
@@ -300,7 +300,7 @@ func (p *promises) count(key string) int64 {
 func (p *promises) checkLeft(id int64, l *promise) {
 	p.t.Helper()
 	seen := p.clock.seen()
-	got, code, err := p.LeaseTime(p.t.Context(), id)
+	got, code, err := p.Leases().Left(p.t.Context(), id)
 	switch {
 	case err == nil && code == raftmsg.Code_LEASE_NOT_FOUND:
 		p.mayBeOver(id, l, "its time is not known")

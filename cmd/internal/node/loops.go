@@ -120,7 +120,7 @@ func (n *Node) autoCompactLoop(incarnation uint64) (actors.Stage, error) {
 			if rev <= 0 {
 				return
 			}
-			out, err := n.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Compaction{
+			out, err := n.requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Compaction{
 				Compaction: &pb.CompactionRequest{Revision: rev}}})
 			if err == nil && (out.Result.Code == raftmsg.Code_OK || out.Result.Code == raftmsg.Code_COMPACTED) {
 				auto.Done(time.Now())

@@ -35,34 +35,11 @@ func (n *Node) Raft() grpcgw.RaftStatus {
 // Keyspace implements grpcgw.Member.
 func (n *Node) Keyspace() *mvcc.Published { return n.published }
 
-// Propose implements grpcgw.Member.
-func (n *Node) Propose(ctx context.Context, req *applymsg.Request) (grpcgw.Outcome, error) {
-	c := n.current.Load()
-	if c == nil {
-		return n.refused(raftmsg.Code_STOPPED), nil
-	}
-	if n.refuses(c, req) {
-		return n.refused(raftmsg.Code_NO_SPACE), nil
-	}
-	call := raftactor.NewCall(req, n.cfg.requestTimeout())
-	switch err := raftactor.PostCall(c.proposer, call); {
-	case errors.Is(err, actors.ErrFull):
-		return n.refused(raftmsg.Code_TOO_MANY_REQUESTS), nil
-	case err != nil:
-		return n.refused(raftmsg.Code_STOPPED), nil
-	}
-	answer, err := call.Wait(ctx)
-	if err != nil {
-		n.metrics.CountFailed(1)
-		return grpcgw.Outcome{}, err
-	}
-	if answer.Index == 0 {
-		n.metrics.CountFailed(1)
-	}
-	out := grpcgw.Outcome{Result: answer.Result, Index: answer.Index}
-	out.Ranges, _ = answer.Rest.(*mvcc.TxnRanges)
-	return out, nil
-}
+// Requests implements grpcgw.Member.
+func (n *Node) Requests() grpcgw.Requests { return n.requests }
+
+// Leases implements grpcgw.Member.
+func (n *Node) Leases() grpcgw.Leases { return n.leases }
 
 // deliver answers the callers of a batch, who read the ranges of their
 // transactions themselves.
@@ -79,36 +56,12 @@ func (n *Node) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
 	n.replies.Deliver(b, rests)
 }
 
-func (n *Node) refused(code raftmsg.Code) grpcgw.Outcome {
-	n.metrics.CountFailed(1)
-	return grpcgw.Outcome{Result: &raftmsg.Result{Code: code}}
-}
-
-// ReadIndex implements grpcgw.Member.
-func (n *Node) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
-	if n.raft.Alone() {
-		return raftmsg.Code_OK, nil
-	}
-	c := n.current.Load()
-	if c == nil {
-		return raftmsg.Code_STOPPED, nil
-	}
-	call := raftactor.NewReadCall(n.cfg.requestTimeout())
-	switch err := raftactor.PostRead(c.readIndex, call); {
-	case errors.Is(err, actors.ErrFull):
-		return raftmsg.Code_TOO_MANY_REQUESTS, nil
-	case err != nil:
-		return raftmsg.Code_STOPPED, nil
-	}
-	return call.Wait(ctx)
-}
-
 // errNotReady: a linearizable read does not work yet.
 var errNotReady = errors.New("node: not ready")
 
 // readable tells whether a linearizable read works.
 func (n *Node) readable(ctx context.Context) error {
-	code, err := n.ReadIndex(ctx)
+	code, err := n.requests.ReadIndex(ctx)
 	if err == nil && code != raftmsg.Code_OK {
 		err = errNotReady
 	}
@@ -121,7 +74,7 @@ func (n *Node) publishAttributes(ctx context.Context) {
 	req := &applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{
 		MemberId: n.cfg.MemberID, Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs}}}
 	for !n.attributesKnown() {
-		out, err := n.Propose(ctx, req)
+		out, err := n.requests.Propose(ctx, req)
 		if err == nil && (out.Result.Code == raftmsg.Code_OK || out.Result.Code == raftmsg.Code_MEMBER_NOT_FOUND) {
 			return
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/raftactor"
@@ -40,6 +41,8 @@ type Node struct {
 	published *mvcc.Published
 	replies   *raftactor.Replies
 	raft      *raftactor.State
+	requests  *raftactor.Client
+	leases    *leaseactor.Client
 	disk      *walactor.Disk
 	compacted *mvccactor.Compacted
 	watches   *watchactor.Streams
@@ -93,6 +96,10 @@ func New(cfg Config) (*Node, error) {
 		done:      make(chan error, 1),
 		stopping:  make(chan struct{}),
 	}
+	n.requests = raftactor.NewClient(raftactor.ClientConfig{Timeout: cfg.requestTimeout(), State: n.raft,
+		Full: n.logFull, Failed: func() { n.metrics.CountFailed(1) }})
+	n.leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.requestTimeout(),
+		ReadIndex: n.requests.ReadIndex, Alone: n.raft.Alone, Slow: cfg.SlowKeepAlive, Pause: n.wait})
 	n.reads = grpcgw.NewReads(cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
 	n.registry.Add(n.reads.Gate())
 	n.watches = n.newWatches()

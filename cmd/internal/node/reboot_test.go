@@ -105,7 +105,7 @@ func (m *testMember) fill(keys int) {
 					txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{
 						Key: fmt.Appendf(nil, "fill/%08d", i), Value: fmt.Appendf(nil, "%0256d", i)}}})
 				}
-				out, err := m.Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_Txn{Txn: txn}})
+				out, err := m.Requests().Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_Txn{Txn: txn}})
 				if err != nil || out.Result.Code != 0 {
 					m.t.Errorf("fill: %v %v", err, out.Result)
 				}

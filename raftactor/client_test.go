@@ -1,0 +1,98 @@
+package raftactor
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/actors/actorstest"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+)
+
+// TestClient: what callers get while there is a core, none, or one that refuses.
+func TestClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys, raft := actorstest.NewSystem(t), new(State)
+		full, failed := false, 0
+		c := NewClient(ClientConfig{Timeout: timeout, State: raft,
+			Full: func(*applymsg.Request) bool { return full }, Failed: func() { failed++ }})
+		ctx := context.Background()
+		want := func(when string, propose, read raftmsg.Code) {
+			t.Helper()
+			before := failed
+			out, err := c.Propose(ctx, put("k", 1))
+			if err != nil || out.Result.Code != propose || out.Index != 0 {
+				t.Errorf("%s: a proposal got %+v (%v), want %v", when, out, err, propose)
+			}
+			if failed != before+1 {
+				t.Errorf("%s: counted %d failures, want 1", when, failed-before)
+			}
+			if code, err := c.ReadIndex(ctx); err != nil || code != read {
+				t.Errorf("%s: a read got %v (%v), want %v", when, code, err, read)
+			}
+			if c.Post(put("k", 1), func(raftmsg.Code) { t.Errorf("%s: a notice", when) }) {
+				t.Errorf("%s: a stage's request was accepted", when)
+			}
+		}
+		want("no core", raftmsg.Code_STOPPED, raftmsg.Code_STOPPED)
+
+		replies := NewReplies()
+		probe := newRaftProbe(t, sys)
+		start := func(limit actors.Limit) (proposer, readIndex actors.Ref) {
+			proposer = actorstest.Spawn(t, sys, NewProposer(ProposerConfig{Epoch: epoch, Limit: limit,
+				Replies: replies, Raft: probe.Mailbox, NextBatch: func() uint64 { return 1 }}))
+			readIndex = actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{Epoch: epoch, Limit: limit,
+				Raft: probe.Mailbox, State: raft, Applied: func() uint64 { return 1 }, Failed: func() {}}))
+			c.Connect(proposer.Mailbox, readIndex.Mailbox)
+			return proposer, readIndex
+		}
+		proposer, readIndex := start(actors.Limit{Requests: 1, Bytes: 1 << 20})
+		answers, reads := make(chan Answer, 1), make(chan raftmsg.Code, 1)
+		go func() {
+			a, _ := c.Propose(ctx, put("first", 1))
+			answers <- a
+		}()
+		go func() {
+			code, _ := c.ReadIndex(ctx)
+			reads <- code
+		}()
+		synctest.Wait()
+		want("full mailboxes", raftmsg.Code_TOO_MANY_REQUESTS, raftmsg.Code_TOO_MANY_REQUESTS)
+		full = true
+		if out, _ := c.Propose(ctx, put("k", 1)); out.Result.Code != raftmsg.Code_NO_SPACE {
+			t.Errorf("a full log: got %v", out.Result)
+		}
+		full = false
+		raft.alone.Store(true)
+		if code, err := c.ReadIndex(ctx); err != nil || code != raftmsg.Code_OK {
+			t.Errorf("a lone voter: got %v (%v)", code, err)
+		}
+		raft.alone.Store(false)
+
+		before := failed
+		role := &raftmsg.RoleChanged{Epoch: epoch, Leader: 1, IsLeader: true}
+		proposer.MustPost(proposerControl, role, one)
+		synctest.Wait()
+		replies.Deliver(&raftmsg.ResultBatch{BatchId: 1, Index: 5, Results: []*raftmsg.Result{{Revision: 7}}}, nil)
+		if a := <-answers; a.Index != 5 || a.Result.Revision != 7 || failed != before {
+			t.Errorf("got %+v and %d failures, want index 5, revision 7 and none", a, failed-before)
+		}
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		if _, err := c.Propose(ended, put("k", 1)); !errors.Is(err, context.Canceled) || failed != before+1 {
+			t.Errorf("the caller goes: got %v and %d failures", err, failed-before)
+		}
+
+		actorstest.Stop(t, sys, proposer)
+		actorstest.Stop(t, sys, readIndex)
+		if code := <-reads; code != raftmsg.Code_STOPPED {
+			t.Errorf("a reader of a core that stops: got %v", code)
+		}
+		want("a core that has stopped", raftmsg.Code_STOPPED, raftmsg.Code_STOPPED)
+		c.Disconnect()
+		want("no core again", raftmsg.Code_STOPPED, raftmsg.Code_STOPPED)
+	})
+}
