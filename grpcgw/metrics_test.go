@@ -106,6 +106,22 @@ func TestMetricsOfState(t *testing.T) {
 	)
 }
 
+// TestMetricsOfTroubles: every check has a sample, whether it fails or not.
+func TestMetricsOfTroubles(t *testing.T) {
+	m := NewMetrics(MetricsConfig{
+		Descriptors: func() (int, uint64, error) { return 20, 1024, nil },
+		Checks:      []string{"fsync", "space"},
+	})
+	member := newMonitored(t)
+	m.SetMember(member)
+	m.Started(methodRange, KindUnary, "3.7")
+	wantLines(t, scrapeText(t, m), "os_fd_used 20", "os_fd_limit 1024", "etcd_mvcc_db_open_read_transactions 1",
+		`troupe_member_trouble{check="fsync"} 0`, `troupe_member_trouble{check="space"} 0`,
+		`troupe_client_connections_refused_total{reason="limit"} 0`, "troupe_client_connections 0")
+	member.troubles = []Trouble{{"fsync", "slow"}}
+	wantLines(t, scrapeText(t, m), `troupe_member_trouble{check="fsync"} 1`, `troupe_member_trouble{check="space"} 0`)
+}
+
 func TestMetricsOfStages(t *testing.T) {
 	m := NewMetrics(MetricsConfig{SlowApply: 100 * time.Millisecond})
 	m.CountCommitted(3)
