@@ -22,6 +22,8 @@ type Feature struct {
 
 // MetricsConfig says what Metrics reads at each scrape.
 type MetricsConfig struct {
+	// Registry has the metrics of all parts of the member. Nil makes a new one.
+	Registry *prometheus.Registry
 	// Mailboxes returns the numbers of all actors, as actors.Registry.Stats does.
 	// Nil exports none.
 	Mailboxes func() []actors.ActorStats
@@ -66,8 +68,7 @@ type Metrics struct {
 	applies                                *prometheus.HistogramVec
 	slowApplies                            prometheus.Counter
 	ranges                                 *prometheus.HistogramVec
-	fsyncs, walWrites, commits             prometheus.Histogram
-	walBytes                               prometheus.Gauge
+	commits                                prometheus.Histogram
 	puts, deletes, reads, txns             prometheus.Counter
 	putBytes                               prometheus.Gauge
 	compactStep, compactTotal, reclaimStep prometheus.Histogram
@@ -88,7 +89,10 @@ type observer interface{ Observe(float64) }
 
 // NewMetrics builds the metrics. SetMember completes them.
 func NewMetrics(cfg MetricsConfig) *Metrics {
-	m := &Metrics{cfg: cfg, registry: prometheus.NewRegistry()}
+	if cfg.Registry == nil {
+		cfg.Registry = prometheus.NewRegistry()
+	}
+	m := &Metrics{cfg: cfg, registry: cfg.Registry}
 	m.rpc = newRPCMetrics(m.registry, cfg.Extensive)
 	m.addRaft()
 	m.addStorage()
@@ -109,9 +113,6 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 // SetMember names the member whose state is read at each scrape. Until then
 // only counters are exported.
 func (m *Metrics) SetMember(member Member) { m.member.Store(&member) }
-
-// Registry is where further collectors may be registered.
-func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
 
 // handler serves /metrics.
 func (m *Metrics) handler(logger zerolog.Logger) http.Handler {
@@ -194,12 +195,6 @@ func (m *Metrics) addRaft() {
 func (m *Metrics) addStorage() {
 	// 1 ms to 8 s.
 	const milli, octaves = 0.001, 14
-	m.fsyncs = m.histogram(namespace, "disk", "wal_fsync_duration_seconds",
-		"Time of one fsync of the WAL.", milli, octaves)
-	m.walWrites = m.histogram(namespace, "disk", "wal_write_duration_seconds",
-		"Time of one write to the WAL.", milli, octaves)
-	m.walBytes = m.gauge(namespace, "disk", "wal_write_bytes_total",
-		"Bytes written to the WAL.")
 	m.commits = m.histogram(namespace, "disk", "backend_commit_duration_seconds",
 		"Time of one commit to the backend.", milli, octaves)
 	m.defrag = m.histogram(namespace, "disk", "backend_defrag_duration_seconds",
@@ -339,15 +334,6 @@ func (m *Metrics) ObserveApply(op string, success bool, elapsed time.Duration) {
 // ObserveRange records a lookup in the keyspace.
 func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {
 	m.ranges.WithLabelValues(boolLabel(success)).Observe(elapsed.Seconds())
-}
-
-// ObserveFsync records one fsync of the WAL.
-func (m *Metrics) ObserveFsync(elapsed time.Duration) { m.fsyncs.Observe(elapsed.Seconds()) }
-
-// ObserveWALWrite records one write to the WAL.
-func (m *Metrics) ObserveWALWrite(bytes int, elapsed time.Duration) {
-	m.walBytes.Add(float64(bytes))
-	m.walWrites.Observe(elapsed.Seconds())
 }
 
 // ObserveCommit records one durable commit of the backend.

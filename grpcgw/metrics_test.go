@@ -137,8 +137,6 @@ func TestMetricsOfStages(t *testing.T) {
 	m.SentEvents(4, 8*time.Millisecond)
 	m.SentControl(2 * time.Millisecond)
 	m.SentProgress(3 * time.Millisecond)
-	m.ObserveFsync(3 * time.Millisecond)
-	m.ObserveWALWrite(4096, time.Millisecond)
 	m.ObserveCommit(10 * time.Millisecond)
 	m.CountOperations(5, 4, 3, 2, 1000)
 	m.ObserveCompactStep(100, 2*time.Millisecond)
@@ -163,10 +161,6 @@ func TestMetricsOfStages(t *testing.T) {
 		`etcd_server_apply_duration_seconds_bucket{op="Put",success="true",version="v3",le="52.4288"} 1`,
 		`etcd_server_apply_duration_seconds_count{op="Txn",success="false",version="v3"} 1`,
 		`etcd_server_range_duration_seconds_count{success="true"} 1`,
-		`etcd_disk_wal_fsync_duration_seconds_bucket{le="0.002"} 0`,
-		`etcd_disk_wal_fsync_duration_seconds_bucket{le="0.004"} 1`,
-		`etcd_disk_wal_fsync_duration_seconds_bucket{le="8.192"} 1`,
-		"etcd_disk_wal_write_bytes_total 4096",
 		`etcd_disk_backend_commit_duration_seconds_bucket{le="0.016"} 1`,
 		"etcd_mvcc_put_total 5", "etcd_mvcc_delete_total 4", "etcd_mvcc_range_total 3", "etcd_mvcc_txn_total 2",
 		"etcd_debugging_mvcc_total_put_size_in_bytes 1000",

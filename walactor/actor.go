@@ -32,14 +32,8 @@ type Config struct {
 	Timeline *actors.Timeline
 	// Fatal ends the process. It is called when the log failed.
 	Fatal   func(error)
-	Observe Observer
+	Metrics *Metrics
 	Faults  *actors.Faults
-}
-
-// Observer is told of writes, for metrics. It must not block.
-type Observer interface {
-	Write(time.Duration, int)
-	Fsync(time.Duration)
 }
 
 // Disk is what other goroutines may know of the log's disk.
@@ -176,10 +170,9 @@ func (a *Actor) write() {
 			bytes += len(e.Data)
 		}
 	}
-	a.cfg.Observe.Write(took, bytes)
+	a.cfg.Metrics.write(took, bytes, synced)
 	if synced {
 		a.cfg.Disk.note(took)
-		a.cfg.Observe.Fsync(took)
 	}
 }
 

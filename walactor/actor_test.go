@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -41,18 +42,19 @@ type rig struct {
 	disk *Disk
 	next uint64 // index
 
-	mu     sync.Mutex
-	calls  map[waltest.Op]int
-	gate   chan struct{} // when set, a datasync waits for a token
-	fail   waltest.Op
-	peers  []*raftpb.Message
-	fatal  []error
-	writes []int // bytes
-	fsyncs int
+	mu    sync.Mutex
+	calls map[waltest.Op]int
+	gate  chan struct{} // when set, a datasync waits for a token
+	fail  waltest.Op
+	peers []*raftpb.Message
+	fatal []error
+
+	metrics *prometheus.Registry
 }
 
 func newRig(t *testing.T, segment int64) *rig {
-	r := &rig{t: t, sys: actorstest.NewSystem(t), fs: waltest.New(), disk: new(Disk), calls: map[waltest.Op]int{}}
+	r := &rig{t: t, sys: actorstest.NewSystem(t), fs: waltest.New(), disk: new(Disk), calls: map[waltest.Op]int{},
+		metrics: prometheus.NewRegistry()}
 	log, err := wal.Create(r.fs, dir, logConfig(segment), wal.Batch{})
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +66,7 @@ func newRig(t *testing.T, segment int64) *rig {
 		Epoch: epoch, Member: member, Log: log, Limit: actors.Limit{Requests: 1024, Bytes: 256 << 20},
 		Raft: r.raft.Mailbox, Peers: r, Disk: r.disk, Timeline: actors.NewTimeline(),
 		Fatal:   func(err error) { r.mu.Lock(); defer r.mu.Unlock(); r.fatal = append(r.fatal, err) },
-		Observe: r,
+		Metrics: NewMetrics(r.metrics),
 	}))
 	return r
 }
@@ -93,16 +95,6 @@ func (r *rig) Send(ms []*raftpb.Message) {
 	defer r.mu.Unlock()
 	r.peers = append(r.peers, ms...)
 }
-
-// Write implements Observer.
-func (r *rig) Write(_ time.Duration, bytes int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.writes = append(r.writes, bytes)
-}
-
-// Fsync implements Observer.
-func (r *rig) Fsync(time.Duration) { r.mu.Lock(); defer r.mu.Unlock(); r.fsyncs++ }
 
 func (r *rig) count(op waltest.Op) int {
 	r.mu.Lock()
@@ -202,8 +194,12 @@ func TestGroupCommit(t *testing.T) {
 				t.Fatalf("response %d: %v, to the peer %v", i, own, peer)
 			}
 		}
-		if fmt.Sprint(r.writes) != "[5 10]" || r.fsyncs != 2 {
-			t.Fatalf("observed writes of %v, %d syncs", r.writes, r.fsyncs)
+		for name, want := range map[string]float64{
+			"etcd_disk_wal_write_bytes_total": 15, "etcd_disk_wal_write_duration_seconds": 2, "etcd_disk_wal_fsync_duration_seconds": 2,
+		} {
+			if got := actorstest.Metric(t, r.metrics, name); got != want {
+				t.Errorf("%s: got %v, want %v", name, got, want)
+			}
 		}
 		rec := r.reopen()
 		if len(rec.Entries) != 11 || string(rec.Entries[10].Data) != "9" {

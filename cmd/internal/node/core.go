@@ -245,13 +245,13 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
 		Epoch: epoch, Store: o.Backend, Limit: limits.Persister,
 		Raft: raftBox, RaftLane: raftactor.RaftLocal,
-		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Commit: n.metrics.ObserveCommit, Faults: faults,
+		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Commit: n.metrics.gateway.ObserveCommit, Faults: faults,
 	})
 	leaseStage := leaseactor.New(leaseactor.Config{
 		Epoch: epoch, Limit: limits.Lease,
 		MinTTL: n.cfg.minLeaseTTL(), Election: n.cfg.Election, Checkpoint: n.cfg.LeaseCheckpoint,
 		Term: n.raft.Leads, View: n.published.View, Propose: n.requests.Post, Now: n.cfg.LeaseClock,
-		Observe: n.metrics, Faults: faults,
+		Observe: n.metrics.gateway, Faults: faults,
 	})
 	mvccStage := mvccactor.New(mvccactor.Config{
 		Epoch: epoch, Store: o.Store, Limit: limits.MVCC,
@@ -270,12 +270,12 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	applyStage := applyactor.New(applyactor.Config{
 		Epoch: epoch, State: apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
 		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
-		Timeline: n.timeline, Committed: n.metrics.CountCommitted, Logger: n.cfg.Logger, Faults: faults,
+		Timeline: n.timeline, Committed: n.metrics.gateway.CountCommitted, Logger: n.cfg.Logger, Faults: faults,
 	})
 	walStage := walactor.New(walactor.Config{
 		Epoch: epoch, Member: n.cfg.MemberID, Log: log, Limit: limits.WAL,
 		Raft: raftBox, RaftLane: raftactor.RaftLocal, Peers: replica.NoPeers{},
-		Disk: n.disk, Timeline: n.timeline, Fatal: n.exit, Observe: watch, Faults: faults,
+		Disk: n.disk, Timeline: n.timeline, Fatal: n.exit, Metrics: n.metrics.wal, Faults: faults,
 	})
 	raftActor, raftStage := raftactor.New(raftactor.Config{
 		Epoch: epoch, Replica: rep, Heartbeat: n.cfg.Heartbeat,
@@ -285,7 +285,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
 		Epoch: epoch, Limit: limits.Proposer, Raft: raftBox, State: n.raft,
 		Applied: n.applied, NextID: n.nextID, Faults: faults,
-		Slow: n.metrics.ReadIndexSlow, Failed: n.metrics.ReadIndexFailed,
+		Slow: n.metrics.gateway.ReadIndexSlow, Failed: n.metrics.gateway.ReadIndexFailed,
 	})
 	proposerStage := raftactor.NewProposer(raftactor.ProposerConfig{
 		Epoch: epoch, Limit: limits.Proposer, Replies: n.replies, Raft: raftBox,
@@ -371,36 +371,34 @@ type observer struct{ n *Node }
 
 func (o observer) LeaderChanged(leader uint64, _ bool) {
 	if leader != 0 {
-		o.n.metrics.LeaderChanged()
+		o.n.metrics.gateway.LeaderChanged()
 	}
 }
-
-func (o observer) Write(took time.Duration, bytes int) { o.n.metrics.ObserveWALWrite(bytes, took) }
-
-func (o observer) Fsync(took time.Duration) { o.n.metrics.ObserveFsync(took) }
 
 func (o observer) Executed(op string, ok bool, bytes int, took time.Duration) {
-	o.n.metrics.ObserveApply(op, ok, took)
+	o.n.metrics.gateway.ObserveApply(op, ok, took)
 	switch op {
 	case "Put":
-		o.n.metrics.CountOperations(1, 0, 0, 0, int64(bytes))
+		o.n.metrics.gateway.CountOperations(1, 0, 0, 0, int64(bytes))
 	case "DeleteRange":
-		o.n.metrics.CountOperations(0, 1, 0, 0, 0)
+		o.n.metrics.gateway.CountOperations(0, 1, 0, 0, 0)
 	case "Txn":
-		o.n.metrics.CountOperations(0, 0, 0, 1, int64(bytes))
+		o.n.metrics.gateway.CountOperations(0, 0, 0, 1, int64(bytes))
 	}
 }
 
-func (o observer) Applied(requests int) { o.n.metrics.CountApplied(requests) }
+func (o observer) Applied(requests int) { o.n.metrics.gateway.CountApplied(requests) }
 
-func (o observer) LeaseGranted(ttl int64) { o.n.metrics.LeaseGranted(ttl) }
+func (o observer) LeaseGranted(ttl int64) { o.n.metrics.gateway.LeaseGranted(ttl) }
 
-func (o observer) LeaseRevoked() { o.n.metrics.LeaseRevoked() }
+func (o observer) LeaseRevoked() { o.n.metrics.gateway.LeaseRevoked() }
 
 func (o observer) CompactStep(versions int64, took time.Duration) {
-	o.n.metrics.ObserveCompactStep(versions, took)
+	o.n.metrics.gateway.ObserveCompactStep(versions, took)
 }
 
-func (o observer) Reclaimed(took time.Duration) { o.n.metrics.ObserveReclaimStep(took) }
+func (o observer) Reclaimed(took time.Duration) { o.n.metrics.gateway.ObserveReclaimStep(took) }
 
-func (o observer) Compacted(took time.Duration) { o.n.metrics.ObserveCompaction(took, time.Now()) }
+func (o observer) Compacted(took time.Duration) {
+	o.n.metrics.gateway.ObserveCompaction(took, time.Now())
+}

@@ -27,7 +27,7 @@ import (
 // Node is a running member.
 type Node struct {
 	cfg     Config
-	metrics *grpcgw.Metrics
+	metrics metrics
 	gateway *grpcgw.Gateway
 	system  *actor.ActorSystem
 	core    *actors.Core
@@ -97,7 +97,7 @@ func New(cfg Config) (*Node, error) {
 		stopping:  make(chan struct{}),
 	}
 	n.requests = raftactor.NewClient(raftactor.ClientConfig{Timeout: cfg.requestTimeout(), State: n.raft,
-		Full: n.logFull, Failed: func() { n.metrics.CountFailed(1) }})
+		Full: n.logFull, Failed: func() { n.metrics.gateway.CountFailed(1) }})
 	n.leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.requestTimeout(),
 		ReadIndex: n.requests.ReadIndex, Alone: n.raft.Alone, Slow: cfg.SlowKeepAlive, Pause: n.wait})
 	n.reads = grpcgw.NewReads(cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
@@ -105,16 +105,8 @@ func New(cfg Config) (*Node, error) {
 	n.watches = n.newWatches()
 	// Ids are unique among members and boots: the upper half is random per boot.
 	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
-	n.metrics = grpcgw.NewMetrics(grpcgw.MetricsConfig{
-		Mailboxes: n.registry.Stats, QuotaBytes: cfg.Gateway.QuotaBytes,
-		Descriptors: func() (int, uint64, error) {
-			used, err := descriptorsUsed()
-			return used, limit, err
-		},
-		Checks:    troubleChecks,
-		SlowApply: cfg.SlowApply, Extensive: cfg.ExtensiveMetrics, Features: cfg.Features,
-	})
-	n.metrics.SetMember(n)
+	n.metrics = n.newMetrics()
+	n.metrics.gateway.SetMember(n)
 	if err := n.start(); err != nil {
 		return nil, err
 	}
@@ -180,11 +172,11 @@ func (n *Node) startEdge() (err error) {
 }
 
 func (n *Node) startGateway() (err error) {
-	httpConfig := grpcgw.HTTPConfig{Member: n, Metrics: n.metrics, Logger: n.cfg.Logger,
+	httpConfig := grpcgw.HTTPConfig{Member: n, Metrics: n.metrics.gateway, Logger: n.cfg.Logger,
 		CORS: n.cfg.CORS, HostWhitelist: n.cfg.HostWhitelist,
 		Pprof: n.cfg.Pprof, ReadTimeout: n.cfg.requestTimeout()}
 	cfg := n.cfg.Gateway
-	cfg.Member, cfg.Observer, cfg.Logger = n, n.metrics, n.cfg.Logger
+	cfg.Member, cfg.Observer, cfg.Logger = n, n.metrics.gateway, n.cfg.Logger
 	cfg.MinLeaseTTL = n.cfg.minLeaseTTL()
 	cfg.MaxConnections = n.files.connections
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)

@@ -1,0 +1,31 @@
+package node
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/walactor"
+)
+
+// metrics are those of the member's parts, in one registry. They outlive reboots of the
+// core.
+type metrics struct {
+	wal     *walactor.Metrics
+	gateway *grpcgw.Metrics
+}
+
+func (n *Node) newMetrics() metrics {
+	r := prometheus.NewRegistry()
+	return metrics{
+		wal: walactor.NewMetrics(r),
+		gateway: grpcgw.NewMetrics(grpcgw.MetricsConfig{
+			Registry: r, Mailboxes: n.registry.Stats, QuotaBytes: n.cfg.Gateway.QuotaBytes,
+			Descriptors: func() (int, uint64, error) {
+				used, err := n.files.count()
+				return used, n.files.limit, err
+			},
+			Checks:    troubleChecks,
+			SlowApply: n.cfg.SlowApply, Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features,
+		}),
+	}
+}
