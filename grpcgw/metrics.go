@@ -37,8 +37,6 @@ type MetricsConfig struct {
 	// Checks names everything that may be wrong with the member, as Trouble.Check
 	// does: each is exported as 0 while it is not.
 	Checks []string
-	// SlowApply is the duration from which an apply counts as slow; 0 counts none.
-	SlowApply time.Duration
 	// Extensive adds grpc_server_handling_seconds, as --metrics=extensive does.
 	Extensive bool
 	Features  []Feature
@@ -61,27 +59,19 @@ type Metrics struct {
 	member   atomic.Pointer[Member]
 	rpc      *rpcMetrics
 
-	proposalsCommitted, proposalsApplied   prometheus.Gauge
-	proposalsFailed                        prometheus.Counter
-	leaderChanges, heartbeatFailures       prometheus.Counter
-	slowReadIndexes, failedReadIndexes     prometheus.Counter
-	applies                                *prometheus.HistogramVec
-	slowApplies                            prometheus.Counter
-	ranges                                 *prometheus.HistogramVec
-	commits                                prometheus.Histogram
-	puts, deletes, reads, txns             prometheus.Counter
-	putBytes                               prometheus.Gauge
-	compactStep, compactTotal, reclaimStep prometheus.Histogram
-	compactedKeys                          prometheus.Counter
-	lastCompaction                         prometheus.Gauge
-	healthSuccess, healthFailure           prometheus.Counter
-	healthcheck                            *prometheus.GaugeVec
-	healthchecks                           *prometheus.CounterVec
-	scrubbedPacks, scrubbedBytes           prometheus.Counter
-	hash, hashRevision, defrag, snapshot   observer
-	leases                                 leaseMetrics
-	watches                                watchMetrics
-	conns                                  connMetrics
+	proposalsCommitted                   prometheus.Gauge
+	proposalsFailed                      prometheus.Counter
+	leaderChanges, heartbeatFailures     prometheus.Counter
+	slowReadIndexes, failedReadIndexes   prometheus.Counter
+	ranges                               *prometheus.HistogramVec
+	reads                                prometheus.Counter
+	healthSuccess, healthFailure         prometheus.Counter
+	healthcheck                          *prometheus.GaugeVec
+	healthchecks                         *prometheus.CounterVec
+	hash, hashRevision, defrag, snapshot observer
+	renewed, expired                     prometheus.Counter
+	watches                              watchMetrics
+	conns                                connMetrics
 }
 
 // observer is the part of a histogram that is fed.
@@ -97,7 +87,8 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.addRaft()
 	m.addStorage()
 	m.addHealth()
-	m.addLeases()
+	m.renewed = m.counter(namespaceDebugging, "lease", "renewed_total", "Renewals of leases by this member as the leader.")
+	m.expired = m.counter(namespaceDebugging, "server", "lease_expired_total", "Leases that this member as the leader ended by their time.")
 	m.addWatches()
 	m.addConnections()
 	m.addSnapshots()
@@ -167,8 +158,6 @@ func (m *Metrics) addRaft() {
 	const server = "server"
 	m.proposalsCommitted = m.gauge(namespace, server, "proposals_committed_total",
 		"Client requests in committed raft entries since the start.")
-	m.proposalsApplied = m.gauge(namespace, server, "proposals_applied_total",
-		"Client requests applied since the start.")
 	m.proposalsFailed = m.counter(namespace, server, "proposals_failed_total",
 		"Proposals that timed out, were refused or were lost.")
 	m.leaderChanges = m.counter(namespace, server, "leader_changes_seen_total",
@@ -180,51 +169,20 @@ func (m *Metrics) addRaft() {
 	m.failedReadIndexes = m.counter(namespace, server, "read_indexes_failed_total",
 		"Read indexes that failed.")
 	// 0.1 ms to 52 s.
-	m.applies = m.histogramVec(namespace, server, "apply_duration_seconds",
-		"Time to apply a request.", 0.0001, 20, "version", "op", "success")
-	// A rate over a series that begins with the first request misses that request.
-	for _, op := range []string{"Put", "DeleteRange", "Txn", "Compaction"} {
-		m.applies.WithLabelValues("v3", op, "true")
-	}
-	m.slowApplies = m.counter(namespace, server, "slow_apply_total",
-		"Applies that took longer than the warning threshold.")
 	m.ranges = m.histogramVec(namespace, server, "range_duration_seconds",
 		"Time to look up a range in the keyspace.", 0.0001, 20, "success")
 }
 
 func (m *Metrics) addStorage() {
-	// 1 ms to 8 s.
-	const milli, octaves = 0.001, 14
-	m.commits = m.histogram(namespace, "disk", "backend_commit_duration_seconds",
-		"Time of one commit to the backend.", milli, octaves)
 	m.defrag = m.histogram(namespace, "disk", "backend_defrag_duration_seconds",
 		"Time of one defragmentation.", 0.1, 13)
 
 	const mvcc = "mvcc"
-	m.puts = m.counter(namespace, mvcc, "put_total", "Puts executed by this member.")
-	m.deletes = m.counter(namespace, mvcc, "delete_total", "Deletes executed by this member.")
 	m.reads = m.counter(namespace, mvcc, "range_total", "Ranges executed by this member.")
-	m.txns = m.counter(namespace, mvcc, "txn_total", "Transactions of more than one operation executed by this member.")
 	m.hash = m.histogram(namespace, mvcc, "hash_duration_seconds",
 		"Time to hash the whole store.", 0.01, 15)
 	m.hashRevision = m.histogram(namespace, mvcc, "hash_rev_duration_seconds",
 		"Time to hash the keyspace at a revision.", 0.01, 15)
-	m.putBytes = m.gauge(namespaceDebugging, mvcc, "total_put_size_in_bytes",
-		"Bytes of keys and values put through this member.")
-	m.compactStep = m.histogram(namespaceDebugging, mvcc, "index_compaction_pause_duration_milliseconds",
-		"Time of one step that removes superseded versions from the index.", 0.5, 14)
-	m.reclaimStep = m.histogram(namespaceDebugging, mvcc, "db_compaction_pause_duration_milliseconds",
-		"Time of one step that gives back the space of superseded versions.", 1, 13)
-	m.compactTotal = m.histogram(namespaceDebugging, mvcc, "db_compaction_total_duration_milliseconds",
-		"Time from the start to the end of a compaction.", 100, 14)
-	m.compactedKeys = m.counter(namespaceDebugging, mvcc, "db_compaction_keys_total",
-		"Versions removed by compaction.")
-	m.scrubbedPacks = m.counter(namespaceOwn, "scrub", "packs_total",
-		"Packs read back from the disk and checked.")
-	m.scrubbedBytes = m.counter(namespaceOwn, "scrub", "bytes_total",
-		"Bytes of the packs read back from the disk and checked.")
-	m.lastCompaction = m.gauge(namespaceDebugging, mvcc, "db_compaction_last",
-		"Unix time of the last compaction; 0 before the first since the start.")
 }
 
 // addSnapshots adds the metrics of snapshots. Only those that clients take are
@@ -302,9 +260,6 @@ func flagValue(on bool) float64 {
 // Entries are not what is counted: one carries many requests.
 func (m *Metrics) CountCommitted(requests int) { m.proposalsCommitted.Add(float64(requests)) }
 
-// CountApplied counts client requests that were applied.
-func (m *Metrics) CountApplied(requests int) { m.proposalsApplied.Add(float64(requests)) }
-
 // CountFailed counts proposals that got no outcome: refused, timed out, lost
 // with the leader, or stopped.
 func (m *Metrics) CountFailed(requests int) { m.proposalsFailed.Add(float64(requests)) }
@@ -322,54 +277,9 @@ func (m *Metrics) ReadIndexSlow() { m.slowReadIndexes.Inc() }
 // ReadIndexFailed counts a read index that failed, as on a change of leader.
 func (m *Metrics) ReadIndexFailed() { m.failedReadIndexes.Inc() }
 
-// ObserveApply records the apply of a request, named as in etcd's metrics:
-// Put, DeleteRange, Txn, Compaction, Alarm, ClusterMemberAttrSet.
-func (m *Metrics) ObserveApply(op string, success bool, elapsed time.Duration) {
-	m.applies.WithLabelValues("v3", op, boolLabel(success)).Observe(elapsed.Seconds())
-	if m.cfg.SlowApply > 0 && elapsed > m.cfg.SlowApply {
-		m.slowApplies.Inc()
-	}
-}
-
 // ObserveRange records a lookup in the keyspace.
 func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {
 	m.ranges.WithLabelValues(boolLabel(success)).Observe(elapsed.Seconds())
-}
-
-// ObserveCommit records one durable commit of the backend.
-func (m *Metrics) ObserveCommit(elapsed time.Duration) { m.commits.Observe(elapsed.Seconds()) }
-
-// CountScrubbed counts a pack that was read back from the disk and checked.
-func (m *Metrics) CountScrubbed(bytes int) {
-	m.scrubbedPacks.Inc()
-	m.scrubbedBytes.Add(float64(bytes))
-}
-
-// CountOperations counts what a batch did to the keyspace: operations, those
-// inside transactions included, txns of more than one operation, and the bytes
-// of the keys and values that were put.
-func (m *Metrics) CountOperations(puts, deletes, ranges, txns int, putBytes int64) {
-	m.puts.Add(float64(puts))
-	m.deletes.Add(float64(deletes))
-	m.reads.Add(float64(ranges))
-	m.txns.Add(float64(txns))
-	m.putBytes.Add(float64(putBytes))
-}
-
-// ObserveCompactStep records one step of a compaction of the index, and how many
-// versions it removed.
-func (m *Metrics) ObserveCompactStep(versions int64, elapsed time.Duration) {
-	m.compactedKeys.Add(float64(versions))
-	m.compactStep.Observe(millis(elapsed))
-}
-
-// ObserveReclaimStep records one step that gives disk space back.
-func (m *Metrics) ObserveReclaimStep(elapsed time.Duration) { m.reclaimStep.Observe(millis(elapsed)) }
-
-// ObserveCompaction records a whole compaction that ended at a wall time.
-func (m *Metrics) ObserveCompaction(elapsed time.Duration, end time.Time) {
-	m.compactTotal.Observe(millis(elapsed))
-	m.lastCompaction.Set(float64(end.Unix()))
 }
 
 func (m *Metrics) countHealth(healthy bool) {
@@ -389,11 +299,15 @@ func (m *Metrics) countCheck(kind, name string, err error) {
 	m.healthchecks.WithLabelValues(kind, name, result).Inc()
 }
 
-func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
 func boolLabel(b bool) string {
 	if b {
 		return "true"
 	}
 	return "false"
 }
+
+// LeasesRenewed counts renewals.
+func (m *Metrics) LeasesRenewed(renewals int) { m.renewed.Add(float64(renewals)) }
+
+// LeasesExpired counts leases that the leader ended by their time.
+func (m *Metrics) LeasesExpired(leases int) { m.expired.Add(float64(leases)) }

@@ -33,11 +33,6 @@ var (
 	descIsLearner = gaugeDesc("etcd_server_is_learner", "1 if this member is a learner.")
 	descServerID  = gaugeDesc("etcd_server_id", "The member's id, as a label in hexadecimal.", "server_id")
 	descPending   = gaugeDesc("etcd_server_proposals_pending", "Client requests accepted and not yet answered.")
-	descTotal     = gaugeDesc("etcd_mvcc_db_total_size_in_bytes", "Size of the keyspace, with what compaction has yet to give back.")
-	descInUse     = gaugeDesc("etcd_mvcc_db_total_size_in_use_in_bytes", "Size of the keyspace, history included.")
-	descKeys      = gaugeDesc("etcd_debugging_mvcc_keys_total", "Keys that exist.")
-	descRevision  = gaugeDesc("etcd_debugging_mvcc_current_revision", "The current revision.")
-	descCompacted = gaugeDesc("etcd_debugging_mvcc_compact_revision", "The lowest revision that can be read; -1 before the first compaction.")
 	descWatchers  = gaugeDesc("etcd_debugging_mvcc_watcher_total", "Watchers.")
 	descStreams   = gaugeDesc("etcd_debugging_mvcc_watch_stream_total", "Streams of watchers.")
 	descSlow      = gaugeDesc("etcd_debugging_mvcc_slow_watcher_total", "Watchers that have to read older revisions.")
@@ -50,7 +45,6 @@ var (
 	descApplied   = gaugeDesc("troupe_raft_applied_index", "The raft index up to which entries are applied.")
 	descTerm      = gaugeDesc("troupe_raft_term", "The current raft term.")
 	descTrouble   = gaugeDesc("troupe_member_trouble", "1 if this check of /readyz fails, 0 while the member is healthy.", "check")
-	descResident  = gaugeDesc("troupe_mvcc_resident_bytes", "Bytes of the keyspace's records held in memory.")
 )
 
 // Descriptions of what scrape collects from mailboxes. The whole mailbox has an
@@ -84,9 +78,9 @@ var (
 // Describe implements prometheus.Collector.
 func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descHasLeader, descIsLeader, descIsLearner, descServerID, descPending,
-		descTotal, descInUse, descKeys, descRevision, descCompacted, descAlarms, descPeers,
+		descAlarms, descPeers,
 		descWatchers, descStreams, descSlow, descWaiting, descEvents, descOverflows,
-		descCommitted, descApplied, descTerm, descTrouble, descResident, descFDUsed, descFDLimit,
+		descCommitted, descApplied, descTerm, descTrouble, descFDUsed, descFDLimit,
 		descDepth, descLimit, descHighWater, descBytes, descByteLimit, descByteHigh, descEnqueued, descRequests,
 		descRefused, descDropped, descBatches, descWait, descService, descRestarts} {
 		ch <- d
@@ -157,12 +151,6 @@ func collectWatches(ch chan<- prometheus.Metric, s watchactor.Stats) {
 }
 
 func collectView(ch chan<- prometheus.Metric, v *mvcc.View, id uint64) {
-	gaugeMetric(ch, descTotal, float64(v.Sizes.Total()))
-	gaugeMetric(ch, descInUse, float64(v.Sizes.InUse()))
-	gaugeMetric(ch, descKeys, float64(v.Sizes.Keys))
-	gaugeMetric(ch, descResident, float64(v.Sizes.Resident))
-	gaugeMetric(ch, descRevision, float64(v.Revision))
-	gaugeMetric(ch, descCompacted, float64(v.CompactRevision))
 	type series struct{ member, kind string }
 	seen := map[series]bool{} // an alarm may stand twice, raised by quota and by disk
 	for _, a := range v.Cluster.GetAlarms() {

@@ -86,14 +86,11 @@ func TestMetricsOfState(t *testing.T) {
 		`etcd_server_feature_enabled{name="FastLeaseKeepAlive",stage="BETA"} 1`,
 		"# TYPE etcd_server_proposals_committed_total gauge",
 		"etcd_server_proposals_pending 2",
-		"etcd_debugging_mvcc_current_revision 2",
-		"etcd_debugging_mvcc_keys_total 1",
 		"etcd_debugging_mvcc_watcher_total 0",
 		"etcd_debugging_mvcc_watch_stream_total 0",
 		"etcd_debugging_mvcc_slow_watcher_total 0",
 		"etcd_debugging_mvcc_pending_events_total 0",
 		"etcd_debugging_mvcc_events_total 0",
-		"etcd_debugging_mvcc_compact_revision -1",
 		`etcd_debugging_server_alarms{alarm_type="NOSPACE",server_id="8e9e05c52164694d"} 1`,
 		`etcd_network_known_peers{Local="8e9e05c52164694d",Remote="8e9e05c52164694d"} 1`,
 		"troupe_raft_applied_index 5",
@@ -123,51 +120,30 @@ func TestMetricsOfTroubles(t *testing.T) {
 }
 
 func TestMetricsOfStages(t *testing.T) {
-	m := NewMetrics(MetricsConfig{SlowApply: 100 * time.Millisecond})
+	m := NewMetrics(MetricsConfig{})
 	m.CountCommitted(3)
-	m.CountApplied(2)
 	m.CountFailed(1)
 	m.LeaderChanged()
 	m.HeartbeatFailed()
 	m.ReadIndexSlow()
 	m.ReadIndexFailed()
-	m.ObserveApply("Put", true, time.Millisecond)
-	m.ObserveApply("Txn", false, time.Second)
 	m.ObserveRange(true, time.Millisecond)
 	m.SentEvents(4, 8*time.Millisecond)
 	m.SentControl(2 * time.Millisecond)
 	m.SentProgress(3 * time.Millisecond)
-	m.ObserveCommit(10 * time.Millisecond)
-	m.CountOperations(5, 4, 3, 2, 1000)
-	m.ObserveCompactStep(100, 2*time.Millisecond)
-	m.ObserveReclaimStep(4 * time.Millisecond)
-	m.ObserveCompaction(time.Second, time.Unix(1700000000, 0))
 	wantLines(t, scrapeText(t, m),
 		"etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds_sum 0.008",
 		"etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds_sum 0.002",
 		"etcd_debugging_server_watch_send_loop_control_stream_duration_seconds_sum 0.002",
 		"etcd_debugging_server_watch_send_loop_progress_duration_seconds_sum 0.003",
 		"etcd_server_proposals_committed_total 3",
-		"etcd_server_proposals_applied_total 2",
 		"# TYPE etcd_server_proposals_failed_total counter",
 		"etcd_server_proposals_failed_total 1",
 		"etcd_server_leader_changes_seen_total 1",
 		"etcd_server_heartbeat_send_failures_total 1",
 		"etcd_server_slow_read_indexes_total 1",
 		"etcd_server_read_indexes_failed_total 1",
-		"etcd_server_slow_apply_total 1",
-		`etcd_server_apply_duration_seconds_bucket{op="Put",success="true",version="v3",le="0.0008"} 0`,
-		`etcd_server_apply_duration_seconds_bucket{op="Put",success="true",version="v3",le="0.0016"} 1`,
-		`etcd_server_apply_duration_seconds_bucket{op="Put",success="true",version="v3",le="52.4288"} 1`,
-		`etcd_server_apply_duration_seconds_count{op="Txn",success="false",version="v3"} 1`,
 		`etcd_server_range_duration_seconds_count{success="true"} 1`,
-		`etcd_disk_backend_commit_duration_seconds_bucket{le="0.016"} 1`,
-		"etcd_mvcc_put_total 5", "etcd_mvcc_delete_total 4", "etcd_mvcc_range_total 3", "etcd_mvcc_txn_total 2",
-		"etcd_debugging_mvcc_total_put_size_in_bytes 1000",
-		"etcd_debugging_mvcc_db_compaction_keys_total 100",
-		"etcd_debugging_mvcc_db_compaction_last 1.7e+09",
-		`etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds_bucket{le="2"} 1`,
-		`etcd_debugging_mvcc_db_compaction_total_duration_milliseconds_bucket{le="800"} 0`,
 	)
 }
 

@@ -75,7 +75,7 @@ type Config struct {
 	// calls Continue.
 	Hash     func()
 	Timeline *actors.Timeline
-	Observe  Observer
+	Metrics  *Metrics
 	Logger   zerolog.Logger
 	Faults   *actors.Faults
 }
@@ -86,27 +86,6 @@ type State struct {
 	AppliedIndex, AppliedTerm uint64
 	ConfState                 *raftpb.ConfState
 	Cluster                   *mvccmsg.Cluster
-}
-
-// Observer is told what was executed, for metrics. It must not block.
-type Observer interface {
-	// Executed tells of one request: its kind as "Put", whether it succeeded,
-	// the bytes of key and value that a put brought, and how long it took.
-	Executed(op string, ok bool, bytes int, took time.Duration)
-	// Applied tells of a batch of requests that became visible.
-	Applied(requests int)
-	// CompactStep tells of a part of a compaction: how many versions it left behind,
-	// and for how long it held up everything else.
-	CompactStep(versions int64, took time.Duration)
-	// Reclaimed tells for how long dropping what is dead in a pack held up everything
-	// else.
-	Reclaimed(took time.Duration)
-	// Compacted tells how long it took to cut what a compaction left behind.
-	Compacted(took time.Duration)
-	// LeaseGranted tells of a lease that was granted, for so many seconds.
-	LeaseGranted(ttl int64)
-	// LeaseRevoked tells of a lease that ended, by a client or by its time.
-	LeaseRevoked()
 }
 
 // Compacted tells waiters how far superseded versions have been cut.
@@ -266,7 +245,7 @@ func (a *Actor) finish(b *actors.Batch) {
 	}, actors.Cost{Requests: 1})
 	a.changes = nil
 	a.note(b)
-	a.cfg.Observe.Applied(requests)
+	a.cfg.Metrics.applied.Add(float64(requests))
 	if a.hashing {
 		a.hashing = false
 		a.cfg.Hash()
@@ -337,7 +316,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	for i, op := range e.Ops {
 		if out.Results[i] = op.Answer; op.Answer == nil {
 			out.Results[i] = &results[i]
-			name, bytes, left := a.request(op.Request, &results[i], awaited)
+			kind, bytes, left := a.request(op.Request, &results[i], awaited)
 			if left != nil {
 				if ranges == nil {
 					ranges = make([]*mvcc.TxnRanges, len(e.Ops))
@@ -346,7 +325,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 				a.undelivered = append(a.undelivered, left)
 			}
 			now := actors.Now()
-			a.cfg.Observe.Executed(name, results[i].Code == raftmsg.Code_OK, bytes, time.Duration(now-start))
+			a.cfg.Metrics.executed(kind, results[i].Code == raftmsg.Code_OK, bytes, time.Duration(now-start))
 			start = now
 			a.cfg.Faults.Point(actors.CoreMVCC, "head") // of the key's chain has moved
 		}
@@ -358,24 +337,24 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 // request executes one request and fills in its result. It returns the kind of
 // the request, of a put the bytes of key and value, and of an awaited transaction
 // the ranges that are still to be read.
-func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool) (name string, bytes int, ranges *mvcc.TxnRanges) {
+func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool) (kind operation, bytes int, ranges *mvcc.TxnRanges) {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
 		resp, err := a.store.Put(op.Put)
 		if res.Code = resultCode(err); err == nil {
 			res.Response = &raftmsg.Result_Put{Put: resp}
 		}
-		return "Put", len(op.Put.Key) + len(op.Put.Value), nil
+		return opPut, len(op.Put.Key) + len(op.Put.Value), nil
 	case *applymsg.Request_DeleteRange:
 		resp := a.store.DeleteRange(op.DeleteRange)
 		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: resp}
-		return "DeleteRange", 0, nil
+		return opDeleteRange, 0, nil
 	case *applymsg.Request_Txn:
 		resp, ranges, err := a.store.Txn(op.Txn, awaited)
 		if res.Code = resultCode(err); err == nil {
 			res.Response = &raftmsg.Result_Txn{Txn: resp}
 		}
-		return "Txn", txnBytes(op.Txn), ranges
+		return opTxn, txnBytes(op.Txn), ranges
 	case *applymsg.Request_Compaction:
 		previous := a.store.CompactRevision()
 		if res.Code = resultCode(a.store.Compact(op.Compaction.Revision)); res.Code == raftmsg.Code_OK {
@@ -385,16 +364,16 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool
 			res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{
 				Header: &pb.ResponseHeader{Revision: a.store.Revision()}}}
 		}
-		return "Compaction", 0, nil
+		return opCompaction, 0, nil
 	case *applymsg.Request_LeaseGrant:
 		a.grant(op, res)
-		return "LeaseGrant", 0, nil
+		return opLeaseGrant, 0, nil
 	case *applymsg.Request_LeaseRevoke:
 		a.revoke(op.LeaseRevoke, res)
-		return "LeaseRevoke", 0, nil
+		return opLeaseRevoke, 0, nil
 	case *applymsg.Request_LeaseCheckpoint:
 		a.checkpoint(op.LeaseCheckpoint, res)
-		return "LeaseCheckpoint", 0, nil
+		return opLeaseCheckpoint, 0, nil
 	}
 	panic(fmt.Sprintf("mvccactor: request %T", req.Op))
 }
@@ -478,7 +457,7 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 	rev, before, start := a.store.CompactRevision(), a.store.Dropped(), actors.Now()
 	cut, done := a.store.CompactStep(compactStep)
 	if cut {
-		a.cfg.Observe.CompactStep(a.store.Dropped()-before, time.Duration(actors.Now()-start))
+		a.cfg.Metrics.stepped(a.store.Dropped()-before, time.Duration(actors.Now()-start))
 	}
 	a.cleaned = a.cleaned || cut
 	switch {
@@ -486,7 +465,7 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 		a.compacting = false
 		took := time.Duration(actors.Now() - a.compactStart)
 		a.cfg.Compacted.set(rev)
-		a.cfg.Observe.Compacted(took)
+		a.cfg.Metrics.compacted(took)
 		a.logCompaction(rev, took)
 	case cut:
 		a.nextStep()
@@ -503,7 +482,7 @@ func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
 	if err := a.store.Reclaim(mvcc.Revision{Main: m.Id.Main, Sub: m.Id.Sub}, m.Value); err != nil {
 		panic(err)
 	}
-	a.cfg.Observe.Reclaimed(time.Duration(actors.Now() - start))
+	a.cfg.Metrics.reclaimStep.Observe(milliseconds(time.Duration(actors.Now() - start)))
 	a.dirty, a.cleaned = true, true
 	a.unpersisted += len(m.Value) // at most what is kept of it
 }

@@ -76,9 +76,22 @@ func TestExecutes(t *testing.T) {
 		if got := raftHeard[*raftmsg.Applied](r); len(got) != 1 || got[0].Index != 3 || got[0].Epoch != r.epoch {
 			t.Fatalf("raft heard %v", got)
 		}
-		if got, want := strings.Join(r.executed, ", "), "Put, DeleteRange, Put, Compaction, Compaction failed, "+
-			"Compaction failed, Put failed, Put failed, Put"; got != want {
-			t.Fatalf("observed %s", got)
+		const applied = "etcd_server_apply_duration_seconds" // by op, success and version
+		for _, m := range []struct {
+			name   string
+			labels []string
+			want   int
+		}{
+			{applied, []string{"Put", "true", "v3"}, 3}, {applied, []string{"Put", "false", "v3"}, 2},
+			{applied, []string{"DeleteRange", "true", "v3"}, 1}, {applied, []string{"DeleteRange", "false", "v3"}, 0},
+			{applied, []string{"Compaction", "true", "v3"}, 1}, {applied, []string{"Compaction", "false", "v3"}, 2},
+			{"etcd_mvcc_put_total", nil, 5}, {"etcd_mvcc_delete_total", nil, 1}, {"etcd_mvcc_txn_total", nil, 0},
+			{"etcd_server_proposals_applied_total", nil, 10},
+			{"etcd_debugging_mvcc_current_revision", nil, 5}, {"etcd_debugging_mvcc_compact_revision", nil, 2},
+		} {
+			if got := r.metric(m.name, m.labels...); got != m.want {
+				t.Errorf("%s of %v: got %d, want %d", m.name, m.labels, got, m.want)
+			}
 		}
 	})
 }
@@ -407,11 +420,11 @@ func TestCompactionInSteps(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if r.cuts != 1 || !r.Store.CompactDone() {
-			t.Fatalf("told %d times of the compaction", r.cuts)
+		if cuts := r.metric(compactions); cuts != 1 || !r.Store.CompactDone() {
+			t.Fatalf("counted %d compactions", cuts)
 		}
-		if want := int64(keys / 100 * 100); r.dropped != want {
-			t.Errorf("told of %d versions left behind, not %d", r.dropped, want)
+		if got, want := r.metric("etcd_debugging_mvcc_db_compaction_keys_total"), keys/100*100; got != want {
+			t.Errorf("counted %d versions left behind, not %d", got, want)
 		}
 		if err := r.compacted.Await(context.Background(), rev-1); err != nil {
 			t.Fatal(err)
@@ -491,8 +504,8 @@ func TestCompactionWaitsForItsHash(t *testing.T) {
 		if err := r.compacted.Await(context.Background(), 11); err != nil {
 			t.Fatal(err)
 		}
-		if r.cuts != 1 {
-			t.Fatalf("told %d times of the compaction", r.cuts)
+		if cuts := r.metric(compactions); cuts != 1 {
+			t.Fatalf("counted %d compactions", cuts)
 		}
 	})
 }
@@ -581,8 +594,8 @@ func TestReclaimOnIdle(t *testing.T) {
 					t.Fatal(err)
 				}
 				r.flush()
-				if r.reclaims == 0 {
-					t.Error("told of no pack")
+				if r.metric("etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds") == 0 {
+					t.Error("counted no pack")
 				}
 				s := r.pub.View().Sizes
 				if s.Stored > s.Live+8<<10 { // the tail is left

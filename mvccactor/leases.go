@@ -27,7 +27,7 @@ func (a *Actor) grant(op *applymsg.Request_LeaseGrant, res *raftmsg.Result) {
 	if res.Code = resultCode(err); err == nil {
 		res.Response = &raftmsg.Result_LeaseGrant{LeaseGrant: resp}
 		a.leaseChanged(leasemsg.Kind_GRANTED, resp.ID, resp.TTL)
-		a.cfg.Observe.LeaseGranted(resp.TTL)
+		a.cfg.Metrics.leaseGranted(resp.TTL)
 	}
 }
 
@@ -45,7 +45,7 @@ func (a *Actor) revoke(op *applymsg.LeaseRevoke, res *raftmsg.Result) {
 		if err == nil {
 			res.Response = &raftmsg.Result_LeaseRevoke{LeaseRevoke: resp}
 			a.leaseChanged(leasemsg.Kind_REVOKED, id, 0)
-			a.cfg.Observe.LeaseRevoked()
+			a.cfg.Metrics.revoked.Inc()
 		} else if !op.Expired {
 			res.Code = resultCode(err)
 		}

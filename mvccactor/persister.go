@@ -52,10 +52,9 @@ type PersisterConfig struct {
 	// always.
 	Room func(bytes int) bool
 	// Watch runs during each commit. It may be nil.
-	Watch *actors.Stopwatch
-	// Commit is told how long each commit took, for metrics.
-	Commit func(time.Duration)
-	Faults *actors.Faults
+	Watch   *actors.Stopwatch
+	Metrics *Metrics
+	Faults  *actors.Faults
 }
 
 // Persister writes packs and state to the store.
@@ -237,7 +236,7 @@ func (p *Persister) commit(batch backend.Batch) {
 		p.cfg.Fatal(err)
 		panic(err) // Fatal of a test comes back
 	}
-	p.cfg.Commit(time.Duration(actors.Now() - start))
+	p.cfg.Metrics.commits.Observe(time.Duration(actors.Now() - start).Seconds())
 }
 
 func backendPack(p *mvccmsg.Pack) backend.Pack {

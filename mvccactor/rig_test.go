@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
@@ -106,6 +107,8 @@ type rig struct {
 	mvcc      actors.Ref
 	persister actors.Ref
 	stage     actors.Stage
+	registry  *prometheus.Registry
+	metrics   *Metrics
 	index     uint64 // of the last entry made
 
 	mu        sync.Mutex
@@ -113,13 +116,12 @@ type rig struct {
 	seen      []uint64 // applied index of the view when each was delivered
 	fatal     []error
 	hashes    int
-	cuts      int // compactions told of
-	dropped   int64
-	reclaims  int
-	executed  []string
 }
 
 var rigEpoch uint64 = 7
+
+// compactions is the metric that counts them.
+const compactions = "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds"
 
 func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	t.Helper()
@@ -152,6 +154,8 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	if cfg.lease == nil {
 		cfg.lease = r.lease.Mailbox
 	}
+	r.registry = prometheus.NewRegistry()
+	r.metrics = NewMetrics(r.registry, MetricsConfig{SlowApply: time.Nanosecond, Published: r.pub})
 	persister, persisterStage := NewPersister(PersisterConfig{
 		Epoch: r.epoch, Store: r.disk, Limit: cfg.persister, Raft: r.raft.Mailbox, Room: cfg.room,
 		Fatal: func(err error) {
@@ -159,7 +163,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 			defer r.mu.Unlock()
 			r.fatal = append(r.fatal, err)
 		},
-		Commit: func(time.Duration) {}, Faults: r.faults,
+		Metrics: r.metrics, Faults: r.faults,
 	})
 	r.stage = New(Config{
 		Epoch: r.epoch, Store: r.Store, Limit: roomy,
@@ -167,7 +171,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster()},
 		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Awaited: func(uint64) bool { return true }, Lease: cfg.lease,
 		Compacted: r.compacted, ReplayedTo: cfg.replayedTo, Hash: func() { r.mu.Lock(); defer r.mu.Unlock(); r.hashes++ },
-		Timeline: actors.NewTimeline(), Observe: r, Logger: zerolog.New(cfg.log), Faults: r.faults,
+		Timeline: actors.NewTimeline(), Metrics: r.metrics, Logger: zerolog.New(cfg.log), Faults: r.faults,
 	})
 	persister.Connect(r.stage.Mailbox)
 	r.mvcc = actorstest.Spawn(t, r.sys, r.stage)
@@ -188,45 +192,11 @@ func (r *rig) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
 	r.seen = append(r.seen, r.pub.View().AppliedIndex)
 }
 
-// Executed implements Observer.
-func (r *rig) Executed(op string, ok bool, _ int, _ time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !ok {
-		op += " failed"
-	}
-	r.executed = append(r.executed, op)
+// metric returns the value of a metric of the rig.
+func (r *rig) metric(name string, labels ...string) int {
+	r.t.Helper()
+	return int(actorstest.Metric(r.t, r.registry, name, labels...))
 }
-
-// Applied implements Observer.
-func (r *rig) Applied(int) {}
-
-// CompactStep implements Observer.
-func (r *rig) CompactStep(versions int64, _ time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.dropped += versions
-}
-
-// Reclaimed implements Observer.
-func (r *rig) Reclaimed(time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.reclaims++
-}
-
-// Compacted implements Observer.
-func (r *rig) Compacted(time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cuts++
-}
-
-// LeaseGranted implements Observer.
-func (r *rig) LeaseGranted(int64) {}
-
-// LeaseRevoked implements Observer.
-func (r *rig) LeaseRevoked() {}
 
 // entry makes the next entry.
 func (r *rig) entry(reqs ...*applymsg.Request) *mvccmsg.EntryOps {

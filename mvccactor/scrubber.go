@@ -36,9 +36,8 @@ type ScrubberConfig struct {
 	Period time.Duration
 	// Corrupt is told of damage. It must not block.
 	Corrupt func(error)
-	// Scrubbed is told of each pack that was read, for metrics.
-	Scrubbed func(bytes int)
-	Logger   zerolog.Logger
+	Metrics *Metrics
+	Logger  zerolog.Logger
 }
 
 // Scrubber reads packs back from the disk and checks them, a few at a time, so
@@ -100,7 +99,7 @@ func (s *Scrubber) check(store backend.Store, id mvcc.Revision) bool {
 	case err == nil:
 		s.bytes += int64(len(value))
 		s.packs++
-		s.cfg.Scrubbed(len(value))
+		s.cfg.Metrics.scrubbed(len(value))
 	case errors.As(err, &damage):
 		s.bytes += scrubFailed
 		// One that was given up meanwhile may well be missing.

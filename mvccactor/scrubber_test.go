@@ -19,8 +19,6 @@ type scrubRig struct {
 	*rig
 	*Scrubber
 	found []error
-	bytes int
-	packs int
 }
 
 func newScrubRig(t *testing.T, period time.Duration) *scrubRig {
@@ -34,12 +32,15 @@ func newScrubRig(t *testing.T, period time.Duration) *scrubRig {
 	synctest.Wait()
 	s.Scrubber = NewScrubber(ScrubberConfig{
 		Published: s.pub, Period: period, Logger: zerolog.Nop(),
-		Store:    func() (backend.Store, bool) { return s.disk, true },
-		Corrupt:  func(err error) { s.found = append(s.found, err) },
-		Scrubbed: func(bytes int) { s.bytes += bytes; s.packs++ },
+		Store:   func() (backend.Store, bool) { return s.disk, true },
+		Corrupt: func(err error) { s.found = append(s.found, err) },
+		Metrics: s.metrics,
 	})
 	return s
 }
+
+// packs returns how many packs were read.
+func (s *scrubRig) packs() int { return s.metric("troupe_scrub_packs_total") }
 
 // run lets time pass, and the scrubber look.
 func (s *scrubRig) run(d time.Duration) {
@@ -57,22 +58,22 @@ func TestScrubPace(t *testing.T) {
 		defer s.stop()
 		all := s.disk.Sizes().Packs - 1 // the tail is open
 		s.run(period / 2)
-		if s.packs < all*4/10 || s.packs > all*6/10 {
-			t.Errorf("%d of %d packs were read in half the time", s.packs, all)
+		if s.packs() < all*4/10 || s.packs() > all*6/10 {
+			t.Errorf("%d of %d packs were read in half the time", s.packs(), all)
 		}
 		s.run(period / 2)
-		if s.packs < all-1 || s.packs > all {
-			t.Errorf("%d of %d packs were read in a period", s.packs, all)
+		if s.packs() < all-1 || s.packs() > all {
+			t.Errorf("%d of %d packs were read in a period", s.packs(), all)
 		}
 		s.run(period)
-		if s.packs < 2*all-2 || s.packs > 2*all {
-			t.Errorf("%d packs were read in two periods, of %d", s.packs, all)
+		if s.packs() < 2*all-2 || s.packs() > 2*all {
+			t.Errorf("%d packs were read in two periods, of %d", s.packs(), all)
 		}
 		// However much is due, a look is short.
-		s.bytes = 0
+		before := s.metric("troupe_scrub_bytes_total")
 		s.Look(t.Context(), time.Now().Add(100*period))
-		if s.bytes == 0 || s.bytes > scrubBytes+64<<10 {
-			t.Errorf("%d bytes were read in one look", s.bytes)
+		if got := s.metric("troupe_scrub_bytes_total") - before; got == 0 || got > scrubBytes+64<<10 {
+			t.Errorf("%d bytes were read in one look", got)
 		}
 	})
 }
@@ -90,8 +91,8 @@ func TestScrubFindsDamage(t *testing.T) {
 		s.disk.Drop(ids[3])
 		s.disk.Corrupt(ids[7])
 		s.run(time.Minute)
-		if len(s.found) != 2 || s.packs < len(ids)-4 {
-			t.Fatalf("found %v in %d packs", s.found, s.packs)
+		if len(s.found) != 2 || s.packs() < len(ids)-4 {
+			t.Fatalf("found %v in %d packs", s.found, s.packs())
 		}
 		for i, id := range []backend.PackID{ids[3], ids[7]} {
 			var damage *mvcc.CorruptError

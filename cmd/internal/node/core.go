@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -245,7 +244,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
 		Epoch: epoch, Store: o.Backend, Limit: limits.Persister,
 		Raft: raftBox, RaftLane: raftactor.RaftLocal,
-		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Commit: n.metrics.gateway.ObserveCommit, Faults: faults,
+		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Metrics: n.metrics.mvcc, Faults: faults,
 	})
 	leaseStage := leaseactor.New(leaseactor.Config{
 		Epoch: epoch, Limit: limits.Lease,
@@ -264,7 +263,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Deliver: n.deliver, Awaited: n.replies.Awaited, Compacted: n.compacted,
 		Lease: leaseStage.Mailbox, LeaseLane: leaseactor.ChangesLane,
 		ReplayedTo: log.LastIndex(), Hash: n.wakeHash,
-		Timeline: n.timeline, Observe: watch, Logger: n.cfg.Logger, Faults: faults,
+		Timeline: n.timeline, Metrics: n.metrics.mvcc, Logger: n.cfg.Logger, Faults: faults,
 	})
 	persister.Connect(mvccStage.Mailbox)
 	applyStage := applyactor.New(applyactor.Config{
@@ -373,32 +372,4 @@ func (o observer) LeaderChanged(leader uint64, _ bool) {
 	if leader != 0 {
 		o.n.metrics.gateway.LeaderChanged()
 	}
-}
-
-func (o observer) Executed(op string, ok bool, bytes int, took time.Duration) {
-	o.n.metrics.gateway.ObserveApply(op, ok, took)
-	switch op {
-	case "Put":
-		o.n.metrics.gateway.CountOperations(1, 0, 0, 0, int64(bytes))
-	case "DeleteRange":
-		o.n.metrics.gateway.CountOperations(0, 1, 0, 0, 0)
-	case "Txn":
-		o.n.metrics.gateway.CountOperations(0, 0, 0, 1, int64(bytes))
-	}
-}
-
-func (o observer) Applied(requests int) { o.n.metrics.gateway.CountApplied(requests) }
-
-func (o observer) LeaseGranted(ttl int64) { o.n.metrics.gateway.LeaseGranted(ttl) }
-
-func (o observer) LeaseRevoked() { o.n.metrics.gateway.LeaseRevoked() }
-
-func (o observer) CompactStep(versions int64, took time.Duration) {
-	o.n.metrics.gateway.ObserveCompactStep(versions, took)
-}
-
-func (o observer) Reclaimed(took time.Duration) { o.n.metrics.gateway.ObserveReclaimStep(took) }
-
-func (o observer) Compacted(took time.Duration) {
-	o.n.metrics.gateway.ObserveCompaction(took, time.Now())
 }

@@ -90,7 +90,7 @@ func (n *Node) scrubLoop(incarnation uint64) (actors.Stage, error) {
 			_, _, store, ok := n.coreStore()
 			return store, ok
 		},
-		Scrubbed: n.metrics.gateway.CountScrubbed, Logger: n.cfg.Logger,
+		Metrics: n.metrics.mvcc, Logger: n.cfg.Logger,
 	})
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeScrub, Every: s.Every(), Epoch: incarnation, Faults: n.cfg.Faults,

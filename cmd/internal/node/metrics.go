@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/walactor"
 )
 
@@ -11,13 +12,15 @@ import (
 // core.
 type metrics struct {
 	wal     *walactor.Metrics
+	mvcc    *mvccactor.Metrics
 	gateway *grpcgw.Metrics
 }
 
 func (n *Node) newMetrics() metrics {
 	r := prometheus.NewRegistry()
 	return metrics{
-		wal: walactor.NewMetrics(r),
+		wal:  walactor.NewMetrics(r),
+		mvcc: mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.published}),
 		gateway: grpcgw.NewMetrics(grpcgw.MetricsConfig{
 			Registry: r, Mailboxes: n.registry.Stats, QuotaBytes: n.cfg.Gateway.QuotaBytes,
 			Descriptors: func() (int, uint64, error) {
@@ -25,7 +28,7 @@ func (n *Node) newMetrics() metrics {
 				return used, n.files.limit, err
 			},
 			Checks:    troubleChecks,
-			SlowApply: n.cfg.SlowApply, Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features,
+			Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features,
 		}),
 	}
 }
