@@ -2,7 +2,6 @@ package applyactor
 
 import (
 	"context"
-	"strconv"
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/rs/zerolog"
@@ -26,11 +25,9 @@ type Config struct {
 	MVCC     *actors.Mailbox // of mvccactor
 	MVCCLane int
 	Timeline *actors.Timeline
-	// Committed is called with the number of requests of each committed entry, for
-	// metrics.
-	Committed func(requests int)
-	Logger    zerolog.Logger
-	Faults    *actors.Faults
+	Metrics  *Metrics
+	Logger   zerolog.Logger
+	Faults   *actors.Faults
 }
 
 // Actor is the apply actor.
@@ -95,7 +92,7 @@ func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 	if ops.Cluster != nil {
 		a.logAlarms(ops.Cluster.Alarms)
 	}
-	a.cfg.Committed(len(ops.Ops))
+	a.cfg.Metrics.committed.Add(float64(len(ops.Ops)))
 	return ops
 }
 
@@ -104,7 +101,7 @@ func (a *Actor) logAlarms(now []*applymsg.Alarm) {
 	write := func(text string, of, without []*applymsg.Alarm) {
 		for _, alarm := range of {
 			if apply.FindAlarm(without, alarm.MemberId, alarm.Type) < 0 {
-				a.cfg.Logger.Info().Stringer("alarm", alarm.Type).Str("member-id", strconv.FormatUint(alarm.MemberId, 16)).Msg(text)
+				a.cfg.Logger.Info().Stringer("alarm", alarm.Type).Str("member-id", hexID(alarm.MemberId)).Msg(text)
 			}
 		}
 	}

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
@@ -19,6 +19,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/actors/actorstest"
 	"github.com/troupe-db/troupe/applyactor/apply"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
@@ -35,23 +36,23 @@ type rig struct {
 
 	log bytes.Buffer // written by the actor: read it when that is idle
 
-	mu        sync.Mutex
-	committed []int
+	metrics *prometheus.Registry
 }
 
-func newRig(t *testing.T, sys *actor.ActorSystem, mvcc *actors.Mailbox) *rig {
-	r := &rig{t: t, sys: sys, faults: actors.NewFaults()}
+func newRig(t *testing.T, sys *actor.ActorSystem, keyspace *actors.Mailbox) *rig {
+	r := &rig{t: t, sys: sys, faults: actors.NewFaults(), metrics: prometheus.NewRegistry()}
 	r.stage = New(Config{
 		Epoch: epoch, State: apply.NewState(0, nil, nil), Limit: actors.Limit{Requests: 1024, Bytes: 64 << 20},
-		MVCC: mvcc, Timeline: actors.NewTimeline(), Logger: zerolog.New(&r.log), Faults: r.faults,
-		Committed: func(n int) {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.committed = append(r.committed, n)
-		},
+		MVCC: keyspace, Timeline: actors.NewTimeline(), Logger: zerolog.New(&r.log), Faults: r.faults,
+		Metrics: NewMetrics(r.metrics, MetricsConfig{View: func() *mvcc.View { return nil }}),
 	})
 	r.ref = actorstest.Spawn(t, r.sys, r.stage)
 	return r
+}
+
+// committed returns how many requests were counted.
+func (r *rig) committed() float64 {
+	return actorstest.Metric(r.t, r.metrics, "etcd_server_proposals_committed_total")
 }
 
 // entry returns the next entry, with n puts.
@@ -116,10 +117,8 @@ func TestOneExecutePerBatch(t *testing.T) {
 				}
 			}
 		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if got, want := fmt.Sprint(r.committed), "[1 1 2 3 0 4]"; got != want {
-			t.Fatalf("committed %v, want %v", got, want)
+		if got := r.committed(); got != 1+1+2+3+0+4 {
+			t.Fatalf("got %v committed requests, want 11", got)
 		}
 	})
 }
@@ -184,11 +183,8 @@ func TestHoldsBack(t *testing.T) {
 		if n, _ := full.Load(); n != 2 {
 			t.Fatalf("%d messages queued", n)
 		}
-		r.mu.Lock()
-		applied := len(r.committed)
-		r.mu.Unlock()
-		if applied != 3 {
-			t.Fatalf("applied %d, want two and the one that waits", applied)
+		if applied := r.committed(); applied != 3 {
+			t.Fatalf("applied %v, want two and the one that waits", applied)
 		}
 		r.stage.Cancel()
 		actorstest.Stop(t, sys, r.ref)

@@ -34,7 +34,7 @@ func Example() {
 	}
 	stage := applyactor.New(applyactor.Config{
 		Epoch: 1, State: apply.NewState(0, nil, nil), Limit: limit, MVCC: keyspace.Mailbox,
-		Timeline: actors.NewTimeline(), Committed: func(requests int) { fmt.Println("committed:", requests) },
+		Timeline: actors.NewTimeline(), Metrics: applyactor.NewMetrics(nil, applyactor.MetricsConfig{}),
 	})
 	system := actors.NewSystem(zerolog.Nop())
 	for _, s := range []actors.Stage{keyspace, stage} {
@@ -53,6 +53,5 @@ func Example() {
 	op := (<-executed).Entries[0].Ops[0]
 	fmt.Printf("execute: put %s\n", op.Request.GetPut().Key)
 	// Output:
-	// committed: 1
 	// execute: put k
 }

@@ -59,7 +59,6 @@ type Metrics struct {
 	member   atomic.Pointer[Member]
 	rpc      *rpcMetrics
 
-	proposalsCommitted                   prometheus.Gauge
 	proposalsFailed                      prometheus.Counter
 	leaderChanges, heartbeatFailures     prometheus.Counter
 	slowReadIndexes, failedReadIndexes   prometheus.Counter
@@ -69,7 +68,6 @@ type Metrics struct {
 	healthcheck                          *prometheus.GaugeVec
 	healthchecks                         *prometheus.CounterVec
 	hash, hashRevision, defrag, snapshot observer
-	renewed, expired                     prometheus.Counter
 	watches                              watchMetrics
 	conns                                connMetrics
 }
@@ -87,8 +85,6 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.addRaft()
 	m.addStorage()
 	m.addHealth()
-	m.renewed = m.counter(namespaceDebugging, "lease", "renewed_total", "Renewals of leases by this member as the leader.")
-	m.expired = m.counter(namespaceDebugging, "server", "lease_expired_total", "Leases that this member as the leader ended by their time.")
 	m.addWatches()
 	m.addConnections()
 	m.addSnapshots()
@@ -156,8 +152,6 @@ func register[C prometheus.Collector](r *prometheus.Registry, c C) C {
 
 func (m *Metrics) addRaft() {
 	const server = "server"
-	m.proposalsCommitted = m.gauge(namespace, server, "proposals_committed_total",
-		"Client requests in committed raft entries since the start.")
 	m.proposalsFailed = m.counter(namespace, server, "proposals_failed_total",
 		"Proposals that timed out, were refused or were lost.")
 	m.leaderChanges = m.counter(namespace, server, "leader_changes_seen_total",
@@ -256,10 +250,6 @@ func flagValue(on bool) float64 {
 	return 0
 }
 
-// CountCommitted counts the client requests of entries that raft committed.
-// Entries are not what is counted: one carries many requests.
-func (m *Metrics) CountCommitted(requests int) { m.proposalsCommitted.Add(float64(requests)) }
-
 // CountFailed counts proposals that got no outcome: refused, timed out, lost
 // with the leader, or stopped.
 func (m *Metrics) CountFailed(requests int) { m.proposalsFailed.Add(float64(requests)) }
@@ -305,9 +295,3 @@ func boolLabel(b bool) string {
 	}
 	return "false"
 }
-
-// LeasesRenewed counts renewals.
-func (m *Metrics) LeasesRenewed(renewals int) { m.renewed.Add(float64(renewals)) }
-
-// LeasesExpired counts leases that the leader ended by their time.
-func (m *Metrics) LeasesExpired(leases int) { m.expired.Add(float64(leases)) }

@@ -10,12 +10,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/troupe-db/troupe/actors"
-	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/watchactor"
 )
 
-// scrape collects at each scrape what need not be counted: the newest view, raft's
-// status, the mailboxes, and the process.
+// scrape collects at each scrape what need not be counted: raft's status, the mailboxes, and the process.
 type scrape struct{ metrics *Metrics }
 
 func newScrape(m *Metrics) *scrape { return &scrape{m} }
@@ -39,8 +37,6 @@ var (
 	descWaiting   = gaugeDesc("etcd_debugging_mvcc_pending_events_total", "Events that wait to be sent.")
 	descEvents    = gaugeDesc("etcd_debugging_mvcc_events_total", "Events sent since the start.")
 	descOverflows = gaugeDesc("troupe_watch_overflows_total", "Times that a stream of watchers was too slow and had to go on from the store.")
-	descAlarms    = gaugeDesc("etcd_debugging_server_alarms", "1 for each active alarm.", "server_id", "alarm_type")
-	descPeers     = gaugeDesc("etcd_network_known_peers", "1 for each member known, this one included.", "Local", "Remote")
 	descCommitted = gaugeDesc("troupe_raft_committed_index", "The raft index up to which entries are committed.")
 	descApplied   = gaugeDesc("troupe_raft_applied_index", "The raft index up to which entries are applied.")
 	descTerm      = gaugeDesc("troupe_raft_term", "The current raft term.")
@@ -78,7 +74,6 @@ var (
 // Describe implements prometheus.Collector.
 func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descHasLeader, descIsLeader, descIsLearner, descServerID, descPending,
-		descAlarms, descPeers,
 		descWatchers, descStreams, descSlow, descWaiting, descEvents, descOverflows,
 		descCommitted, descApplied, descTerm, descTrouble, descFDUsed, descFDLimit,
 		descDepth, descLimit, descHighWater, descBytes, descByteLimit, descByteHigh, descEnqueued, descRequests,
@@ -94,9 +89,6 @@ func (s *scrape) Collect(ch chan<- prometheus.Metric) {
 		s.collectTroubles(ch, (*member).Health())
 		if watches := (*member).Watches(); watches != nil {
 			collectWatches(ch, watches.Stats())
-		}
-		if v := (*member).Keyspace().View(); v != nil {
-			collectView(ch, v, (*member).Identity().MemberID)
 		}
 	}
 	s.collectDescriptors(ch)
@@ -148,20 +140,6 @@ func collectWatches(ch chan<- prometheus.Metric, s watchactor.Stats) {
 	gaugeMetric(ch, descWaiting, float64(s.Pending))
 	countMetric(ch, descEvents, uint64(s.Sent))
 	countMetric(ch, descOverflows, uint64(s.Lost))
-}
-
-func collectView(ch chan<- prometheus.Metric, v *mvcc.View, id uint64) {
-	type series struct{ member, kind string }
-	seen := map[series]bool{} // an alarm may stand twice, raised by quota and by disk
-	for _, a := range v.Cluster.GetAlarms() {
-		if k := (series{hexID(a.GetMemberId()), a.GetType().String()}); !seen[k] {
-			seen[k] = true
-			gaugeMetric(ch, descAlarms, 1, k.member, k.kind)
-		}
-	}
-	for _, m := range v.Cluster.GetMembers() {
-		gaugeMetric(ch, descPeers, 1, hexID(id), hexID(m.GetId()))
-	}
 }
 
 func hexID(id uint64) string { return strconv.FormatUint(id, 16) }

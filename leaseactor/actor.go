@@ -87,16 +87,8 @@ type Config struct {
 	Propose func(req *applymsg.Request, done func(raftmsg.Code)) bool
 	// Now is a monotonic clock in nanoseconds; nil means actors.Now.
 	Now     func() int64
-	Observe Observer
+	Metrics *Metrics
 	Faults  *actors.Faults
-}
-
-// Observer counts events for metrics. Its methods must not block.
-type Observer interface {
-	// LeasesRenewed counts renewals.
-	LeasesRenewed(renewals int)
-	// LeasesExpired counts leases that were revoked because they expired.
-	LeasesExpired(leases int)
 }
 
 // kind is the kind of a proposal.
@@ -216,7 +208,7 @@ func (a *Actor) batch(b *actors.Batch) {
 	a.busy.Store(a.paused || a.table.Len()+len(a.waiting)+len(a.inFlight) > 0)
 	a.seenTerm.Store(a.term)
 	if a.renewed > 0 {
-		a.cfg.Observe.LeasesRenewed(a.renewed)
+		a.cfg.Metrics.renewed.Add(float64(a.renewed))
 		a.renewed = 0
 	}
 	if a.released.Requests > 0 {
@@ -487,7 +479,7 @@ func (a *Actor) revoked(p proposal, ok bool) {
 		}
 	}
 	if ok {
-		a.cfg.Observe.LeasesExpired(len(p.leases) - len(left))
+		a.cfg.Metrics.expired.Add(float64(len(p.leases) - len(left)))
 	}
 	a.table.RevokeFailed(a.now, left)
 }

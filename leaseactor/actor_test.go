@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/troupe-db/troupe/actors"
@@ -35,6 +36,7 @@ type rig struct {
 	leap   atomic.Int64 // added to the clock
 	// stopped is true when the member stops.
 	stopped atomic.Bool
+	metrics *prometheus.Registry
 
 	mu        sync.Mutex
 	store     *mvcc.Store
@@ -42,8 +44,6 @@ type rig struct {
 	index     uint64
 	proposals []proposedRequest
 	refuse    bool // proposals are not accepted
-	renewed   int
-	expired   int
 }
 
 type proposedRequest struct {
@@ -53,7 +53,7 @@ type proposedRequest struct {
 
 func newRig(t *testing.T, change func(*Config)) *rig {
 	t.Helper()
-	r := &rig{t: t, faults: actors.NewFaults(), pub: mvcc.NewPublished()}
+	r := &rig{t: t, faults: actors.NewFaults(), pub: mvcc.NewPublished(), metrics: prometheus.NewRegistry()}
 	r.store = mvcc.NewStore(mvcc.Config{Published: r.pub,
 		Load: func(mvcc.Revision) ([]byte, error) { return nil, errors.New("all is in memory") }})
 	r.publish()
@@ -61,7 +61,7 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	cfg := Config{
 		Epoch: epoch, Limit: actors.Limit{Requests: 1000, Bytes: 1 << 20},
 		MinTTL: 2, Election: time.Second, Checkpoint: 5 * time.Minute,
-		Term: r.term.Load, View: r.pub.View, Propose: r.propose, Observe: r, Faults: r.faults,
+		Term: r.term.Load, View: r.pub.View, Propose: r.propose, Metrics: NewMetrics(r.metrics), Faults: r.faults,
 		Now: func() int64 { return actors.Now() + r.leap.Load() },
 	}
 	if change != nil {
@@ -89,11 +89,14 @@ func (r *rig) sleep(d time.Duration) {
 	synctest.Wait()
 }
 
-// LeasesRenewed implements Observer.
-func (r *rig) LeasesRenewed(n int) { r.mu.Lock(); defer r.mu.Unlock(); r.renewed += n }
+// renewed and expired return how many leases were.
+func (r *rig) renewed() float64 {
+	return actorstest.Metric(r.t, r.metrics, "etcd_debugging_lease_renewed_total")
+}
 
-// LeasesExpired implements Observer.
-func (r *rig) LeasesExpired(n int) { r.mu.Lock(); defer r.mu.Unlock(); r.expired += n }
+func (r *rig) expired() float64 {
+	return actorstest.Metric(r.t, r.metrics, "etcd_debugging_server_lease_expired_total")
+}
 
 func (r *rig) propose(req *applymsg.Request, done func(raftmsg.Code)) bool {
 	r.mu.Lock()
@@ -270,8 +273,8 @@ func TestExpiry(t *testing.T) {
 		if got := r.mustTake().req.GetLeaseRevoke().GetIds(); !slices.Equal(got, []int64{3}) {
 			t.Fatal(got)
 		}
-		if r.expired != 2 || r.renewed != 1 {
-			t.Fatalf("%d expired, %d renewed", r.expired, r.renewed)
+		if r.expired() != 2 || r.renewed() != 1 {
+			t.Fatalf("%v expired, %v renewed", r.expired(), r.renewed())
 		}
 		r.wantIdle()
 	})
@@ -516,8 +519,8 @@ func TestManyAtOnce(t *testing.T) {
 			}
 			r.succeed(p)
 		}
-		if v := r.pub.View(); v.Sizes.Leases != 0 || r.expired != n {
-			t.Fatalf("%d leases are left, %d expired", v.Sizes.Leases, r.expired)
+		if v := r.pub.View(); v.Sizes.Leases != 0 || r.expired() != n {
+			t.Fatalf("%d leases are left, %v expired", v.Sizes.Leases, r.expired())
 		}
 		r.sleep(time.Minute)
 		r.wantQuiet()

@@ -15,12 +15,6 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// observer counts nothing.
-type observer struct{}
-
-func (observer) LeasesRenewed(int) {}
-func (observer) LeasesExpired(int) {}
-
 // Example drives the lease actor of a leader: mvccactor posts a grant, a client renews
 // the lease, and when it expires the actor proposes to revoke it.
 func Example() {
@@ -30,7 +24,7 @@ func Example() {
 	system := actors.NewSystem(zerolog.Nop())
 	ref, err := actors.Spawn(system.Root, leaseactor.New(leaseactor.Config{
 		Epoch: 1, Limit: actors.Limit{Requests: 100, Bytes: 1 << 20}, MinTTL: 1,
-		Term: func() uint64 { return 1 }, View: published.View, Observe: observer{},
+		Term: func() uint64 { return 1 }, View: published.View, Metrics: leaseactor.NewMetrics(nil),
 		Propose: func(req *applymsg.Request, _ func(raftmsg.Code)) bool {
 			proposed <- req
 			return true

@@ -250,7 +250,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Epoch: epoch, Limit: limits.Lease,
 		MinTTL: n.cfg.minLeaseTTL(), Election: n.cfg.Election, Checkpoint: n.cfg.LeaseCheckpoint,
 		Term: n.raft.Leads, View: n.published.View, Propose: n.requests.Post, Now: n.cfg.LeaseClock,
-		Observe: n.metrics.gateway, Faults: faults,
+		Metrics: n.metrics.lease, Faults: faults,
 	})
 	mvccStage := mvccactor.New(mvccactor.Config{
 		Epoch: epoch, Store: o.Store, Limit: limits.MVCC,
@@ -269,7 +269,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	applyStage := applyactor.New(applyactor.Config{
 		Epoch: epoch, State: apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
 		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
-		Timeline: n.timeline, Committed: n.metrics.gateway.CountCommitted, Logger: n.cfg.Logger, Faults: faults,
+		Timeline: n.timeline, Metrics: n.metrics.apply, Logger: n.cfg.Logger, Faults: faults,
 	})
 	walStage := walactor.New(walactor.Config{
 		Epoch: epoch, Member: n.cfg.MemberID, Log: log, Limit: limits.WAL,

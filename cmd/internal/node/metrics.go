@@ -3,7 +3,9 @@ package node
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/troupe-db/troupe/applyactor"
 	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/walactor"
 )
@@ -12,15 +14,19 @@ import (
 // core.
 type metrics struct {
 	wal     *walactor.Metrics
+	apply   *applyactor.Metrics
 	mvcc    *mvccactor.Metrics
+	lease   *leaseactor.Metrics
 	gateway *grpcgw.Metrics
 }
 
 func (n *Node) newMetrics() metrics {
 	r := prometheus.NewRegistry()
 	return metrics{
-		wal:  walactor.NewMetrics(r),
-		mvcc: mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.published}),
+		wal:   walactor.NewMetrics(r),
+		apply: applyactor.NewMetrics(r, applyactor.MetricsConfig{Member: n.cfg.MemberID, View: n.published.View}),
+		lease: leaseactor.NewMetrics(r),
+		mvcc:  mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.published}),
 		gateway: grpcgw.NewMetrics(grpcgw.MetricsConfig{
 			Registry: r, Mailboxes: n.registry.Stats, QuotaBytes: n.cfg.Gateway.QuotaBytes,
 			Descriptors: func() (int, uint64, error) {
