@@ -59,9 +59,6 @@ type Metrics struct {
 	member   atomic.Pointer[Member]
 	rpc      *rpcMetrics
 
-	proposalsFailed                      prometheus.Counter
-	leaderChanges, heartbeatFailures     prometheus.Counter
-	slowReadIndexes, failedReadIndexes   prometheus.Counter
 	ranges                               *prometheus.HistogramVec
 	reads                                prometheus.Counter
 	healthSuccess, healthFailure         prometheus.Counter
@@ -82,12 +79,10 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	}
 	m := &Metrics{cfg: cfg, registry: cfg.Registry}
 	m.rpc = newRPCMetrics(m.registry, cfg.Extensive)
-	m.addRaft()
 	m.addStorage()
 	m.addHealth()
 	m.addWatches()
 	m.addConnections()
-	m.addSnapshots()
 	m.addConstants()
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -150,26 +145,17 @@ func register[C prometheus.Collector](r *prometheus.Registry, c C) C {
 	return c
 }
 
-func (m *Metrics) addRaft() {
-	const server = "server"
-	m.proposalsFailed = m.counter(namespace, server, "proposals_failed_total",
-		"Proposals that timed out, were refused or were lost.")
-	m.leaderChanges = m.counter(namespace, server, "leader_changes_seen_total",
-		"How often this member saw a new leader.")
-	m.heartbeatFailures = m.counter(namespace, server, "heartbeat_send_failures_total",
-		"Heartbeats that this leader could not send in time.")
-	m.slowReadIndexes = m.counter(namespace, server, "slow_read_indexes_total",
-		"Read indexes that came too late or timed out.")
-	m.failedReadIndexes = m.counter(namespace, server, "read_indexes_failed_total",
-		"Read indexes that failed.")
-	// 0.1 ms to 52 s.
-	m.ranges = m.histogramVec(namespace, server, "range_duration_seconds",
-		"Time to look up a range in the keyspace.", 0.0001, 20, "success")
-}
-
+// addStorage adds the metrics of what the gateway does with the store and the
+// keyspace itself.
 func (m *Metrics) addStorage() {
+	// 0.1 ms to 52 s.
+	m.ranges = m.histogramVec(namespace, "server", "range_duration_seconds",
+		"Time to look up a range in the keyspace.", 0.0001, 20, "success")
 	m.defrag = m.histogram(namespace, "disk", "backend_defrag_duration_seconds",
 		"Time of one defragmentation.", 0.1, 13)
+
+	m.snapshot = m.histogram(namespace, "disk", "backend_snapshot_duration_seconds",
+		"Time to send a snapshot of the backend.", 0.01, 17)
 
 	const mvcc = "mvcc"
 	m.reads = m.counter(namespace, mvcc, "range_total", "Ranges executed by this member.")
@@ -177,28 +163,6 @@ func (m *Metrics) addStorage() {
 		"Time to hash the whole store.", 0.01, 15)
 	m.hashRevision = m.histogram(namespace, mvcc, "hash_rev_duration_seconds",
 		"Time to hash the keyspace at a revision.", 0.01, 15)
-}
-
-// addSnapshots adds the metrics of snapshots. Only those that clients take are
-// observed: members exchange none, and none is saved beside the store.
-func (m *Metrics) addSnapshots() {
-	const milli, octaves, snap = 0.001, 14, "snap"
-	m.snapshot = m.histogram(namespace, "disk", "backend_snapshot_duration_seconds",
-		"Time to send a snapshot of the backend.", 0.01, 17)
-	m.histogram(namespace, snap, "db_fsync_duration_seconds",
-		"Time to fsync a backend received as a snapshot.", milli, octaves)
-	m.histogram(namespace, snap, "db_save_total_duration_seconds",
-		"Time to save a backend received as a snapshot.", 0.1, 10)
-	m.histogram(namespace, snap, "fsync_duration_seconds",
-		"Time to fsync a raft snapshot.", milli, octaves)
-	m.histogram(namespaceDebugging, snap, "save_marshalling_duration_seconds",
-		"Time to encode a raft snapshot.", milli, octaves)
-	m.histogram(namespaceDebugging, snap, "save_total_duration_seconds",
-		"Time to save a raft snapshot.", milli, octaves)
-	m.gauge(namespace, "server", "snapshot_apply_in_progress_total",
-		"1 while a snapshot from the leader is applied.")
-	m.counter(namespace, "server", "learner_promote_successes",
-		"Learners promoted while this member was the leader.")
 }
 
 func (m *Metrics) addHealth() {
@@ -249,23 +213,6 @@ func flagValue(on bool) float64 {
 	}
 	return 0
 }
-
-// CountFailed counts proposals that got no outcome: refused, timed out, lost
-// with the leader, or stopped.
-func (m *Metrics) CountFailed(requests int) { m.proposalsFailed.Add(float64(requests)) }
-
-// LeaderChanged counts that raft reported a leader other than the last one.
-// Losing the leader does not count.
-func (m *Metrics) LeaderChanged() { m.leaderChanges.Inc() }
-
-// HeartbeatFailed counts a heartbeat that could not be sent in time.
-func (m *Metrics) HeartbeatFailed() { m.heartbeatFailures.Inc() }
-
-// ReadIndexSlow counts a read index that was repeated or timed out.
-func (m *Metrics) ReadIndexSlow() { m.slowReadIndexes.Inc() }
-
-// ReadIndexFailed counts a read index that failed, as on a change of leader.
-func (m *Metrics) ReadIndexFailed() { m.failedReadIndexes.Inc() }
 
 // ObserveRange records a lookup in the keyspace.
 func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {

@@ -26,20 +26,12 @@ func gaugeDesc(name, help string, labels ...string) *prometheus.Desc {
 
 // Descriptions of what scrape collects from raft and the view.
 var (
-	descHasLeader = gaugeDesc("etcd_server_has_leader", "1 if a leader is known.")
-	descIsLeader  = gaugeDesc("etcd_server_is_leader", "1 if this member is the leader.")
-	descIsLearner = gaugeDesc("etcd_server_is_learner", "1 if this member is a learner.")
-	descServerID  = gaugeDesc("etcd_server_id", "The member's id, as a label in hexadecimal.", "server_id")
-	descPending   = gaugeDesc("etcd_server_proposals_pending", "Client requests accepted and not yet answered.")
 	descWatchers  = gaugeDesc("etcd_debugging_mvcc_watcher_total", "Watchers.")
 	descStreams   = gaugeDesc("etcd_debugging_mvcc_watch_stream_total", "Streams of watchers.")
 	descSlow      = gaugeDesc("etcd_debugging_mvcc_slow_watcher_total", "Watchers that have to read older revisions.")
 	descWaiting   = gaugeDesc("etcd_debugging_mvcc_pending_events_total", "Events that wait to be sent.")
 	descEvents    = gaugeDesc("etcd_debugging_mvcc_events_total", "Events sent since the start.")
 	descOverflows = gaugeDesc("troupe_watch_overflows_total", "Times that a stream of watchers was too slow and had to go on from the store.")
-	descCommitted = gaugeDesc("troupe_raft_committed_index", "The raft index up to which entries are committed.")
-	descApplied   = gaugeDesc("troupe_raft_applied_index", "The raft index up to which entries are applied.")
-	descTerm      = gaugeDesc("troupe_raft_term", "The current raft term.")
 	descTrouble   = gaugeDesc("troupe_member_trouble", "1 if this check of /readyz fails, 0 while the member is healthy.", "check")
 )
 
@@ -73,9 +65,8 @@ var (
 
 // Describe implements prometheus.Collector.
 func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descHasLeader, descIsLeader, descIsLearner, descServerID, descPending,
-		descWatchers, descStreams, descSlow, descWaiting, descEvents, descOverflows,
-		descCommitted, descApplied, descTerm, descTrouble, descFDUsed, descFDLimit,
+	for _, d := range []*prometheus.Desc{descWatchers, descStreams, descSlow, descWaiting, descEvents, descOverflows,
+		descTrouble, descFDUsed, descFDLimit,
 		descDepth, descLimit, descHighWater, descBytes, descByteLimit, descByteHigh, descEnqueued, descRequests,
 		descRefused, descDropped, descBatches, descWait, descService, descRestarts} {
 		ch <- d
@@ -85,7 +76,6 @@ func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (s *scrape) Collect(ch chan<- prometheus.Metric) {
 	if member := s.metrics.member.Load(); member != nil {
-		collectRaft(ch, *member)
 		s.collectTroubles(ch, (*member).Health())
 		if watches := (*member).Watches(); watches != nil {
 			collectWatches(ch, watches.Stats())
@@ -95,17 +85,6 @@ func (s *scrape) Collect(ch chan<- prometheus.Metric) {
 	if s.metrics.cfg.Mailboxes != nil {
 		collectMailboxes(ch, s.metrics.cfg.Mailboxes())
 	}
-}
-
-func collectRaft(ch chan<- prometheus.Metric, member Member) {
-	id, r := member.Identity().MemberID, member.Raft()
-	gaugeMetric(ch, descHasLeader, flagValue(r.Leader != 0))
-	gaugeMetric(ch, descIsLeader, flagValue(r.Leader == id))
-	gaugeMetric(ch, descIsLearner, flagValue(r.IsLearner))
-	gaugeMetric(ch, descServerID, 1, hexID(id))
-	gaugeMetric(ch, descCommitted, float64(r.Committed))
-	gaugeMetric(ch, descApplied, float64(r.Applied))
-	gaugeMetric(ch, descTerm, float64(r.Term))
 }
 
 // collectTroubles exports a sample for every check, so that an alert on one does
@@ -155,9 +134,6 @@ func countMetric(ch chan<- prometheus.Metric, d *prometheus.Desc, n uint64, labe
 func collectMailboxes(ch chan<- prometheus.Metric, stats []actors.ActorStats) {
 	for i := range stats {
 		a := &stats[i]
-		if a.Name == actors.CoreProposer {
-			gaugeMetric(ch, descPending, float64(pending(a)))
-		}
 		if perStream(a.Name) {
 			continue
 		}
@@ -170,18 +146,6 @@ func collectMailboxes(ch chan<- prometheus.Metric, stats []actors.ActorStats) {
 		ch <- durations(descWait, &a.Wait, a.Name)
 		ch <- durations(descService, &a.Service, a.Name)
 	}
-}
-
-// pending returns how many client requests the proposer has accepted and not yet
-// answered: its mailbox holds the place of a request until then. Its other lanes
-// are internal.
-func pending(proposer *actors.ActorStats) (requests int) {
-	for i := range proposer.Lanes {
-		if l := &proposer.Lanes[i]; l.Class == actors.Refuse {
-			requests += l.DepthRequests
-		}
-	}
-	return requests
 }
 
 // perStream reports whether a mailbox belongs to a single watch stream. There are

@@ -65,13 +65,7 @@ type Config struct {
 	State     *State
 	Timeline  *actors.Timeline
 	Faults    *actors.Faults
-	// Observe is told of events for metrics; it must not block.
-	Observe Observer
-}
-
-// Observer is told what happens.
-type Observer interface {
-	LeaderChanged(leader uint64, isLeader bool)
+	Metrics   *Metrics
 }
 
 // State is what other goroutines may know of raft at any time. It outlives
@@ -380,8 +374,8 @@ func entriesCost(entries []*raftpb.Entry) actors.Cost {
 
 func (r *Raft) roleChanged() {
 	s := r.cfg.Replica.Status()
-	if s.Leader != r.leader || s.IsLeader != r.isLeader {
-		r.cfg.Observe.LeaderChanged(s.Leader, s.IsLeader)
+	if s.Leader != 0 && (s.Leader != r.leader || s.IsLeader != r.isLeader) {
+		r.cfg.Metrics.leaderChanges.Inc() // losing the leader does not count
 	}
 	r.leader, r.isLeader = s.Leader, s.IsLeader
 	clear(r.proposals)

@@ -17,10 +17,8 @@ type ClientConfig struct {
 	Timeout time.Duration
 	State   *State
 	// Full reports that the log has no space for a request.
-	Full func(*applymsg.Request) bool
-	// Failed counts a proposal that got into no entry, or whose answer nobody
-	// received.
-	Failed func()
+	Full    func(*applymsg.Request) bool
+	Metrics *Metrics
 }
 
 // Client proposes requests and asks for read indexes. It follows the core: Connect
@@ -64,7 +62,7 @@ func (c *Client) Propose(ctx context.Context, req *applymsg.Request) (Answer, er
 	}
 	answer, err := call.reply.Wait(ctx)
 	if err != nil || answer.Index == 0 {
-		c.cfg.Failed()
+		c.cfg.Metrics.failed.Inc()
 	}
 	return answer, err
 }
@@ -99,7 +97,7 @@ func (c *Client) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
 }
 
 func (c *Client) refused(code raftmsg.Code) Answer {
-	c.cfg.Failed()
+	c.cfg.Metrics.failed.Inc()
 	return Answer{Result: &raftmsg.Result{Code: code}}
 }
 

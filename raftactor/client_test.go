@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/actors/actorstest"
 	"github.com/troupe-db/troupe/proto/applymsg"
@@ -16,19 +18,21 @@ import (
 func TestClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys, raft := actorstest.NewSystem(t), new(State)
-		full, failed := false, 0
-		c := NewClient(ClientConfig{Timeout: timeout, State: raft,
-			Full: func(*applymsg.Request) bool { return full }, Failed: func() { failed++ }})
+		full, registry := false, prometheus.NewRegistry()
+		metrics := NewMetrics(registry, MetricsConfig{State: raft, Applied: func() uint64 { return 0 }})
+		failed := func() float64 { return actorstest.Metric(t, registry, "etcd_server_proposals_failed_total") }
+		c := NewClient(ClientConfig{Timeout: timeout, State: raft, Metrics: metrics,
+			Full: func(*applymsg.Request) bool { return full }})
 		ctx := context.Background()
 		want := func(when string, propose, read raftmsg.Code) {
 			t.Helper()
-			before := failed
+			before := failed()
 			out, err := c.Propose(ctx, put("k", 1))
 			if err != nil || out.Result.Code != propose || out.Index != 0 {
 				t.Errorf("%s: a proposal got %+v (%v), want %v", when, out, err, propose)
 			}
-			if failed != before+1 {
-				t.Errorf("%s: counted %d failures, want 1", when, failed-before)
+			if failed() != before+1 {
+				t.Errorf("%s: counted %v failures, want 1", when, failed()-before)
 			}
 			if code, err := c.ReadIndex(ctx); err != nil || code != read {
 				t.Errorf("%s: a read got %v (%v), want %v", when, code, err, read)
@@ -43,9 +47,9 @@ func TestClient(t *testing.T) {
 		probe := newRaftProbe(t, sys)
 		start := func(limit actors.Limit) (proposer, readIndex actors.Ref) {
 			proposer = actorstest.Spawn(t, sys, NewProposer(ProposerConfig{Epoch: epoch, Limit: limit,
-				Replies: replies, Raft: probe.Mailbox, NextBatch: func() uint64 { return 1 }}))
+				Replies: replies, Raft: probe.Mailbox, NextBatch: func() uint64 { return 1 }, Metrics: metrics}))
 			readIndex = actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{Epoch: epoch, Limit: limit,
-				Raft: probe.Mailbox, State: raft, Applied: func() uint64 { return 1 }, Failed: func() {}}))
+				Raft: probe.Mailbox, State: raft, Applied: func() uint64 { return 1 }, Metrics: metrics}))
 			c.Connect(proposer.Mailbox, readIndex.Mailbox)
 			return proposer, readIndex
 		}
@@ -60,6 +64,9 @@ func TestClient(t *testing.T) {
 			reads <- code
 		}()
 		synctest.Wait()
+		if got := actorstest.Metric(t, registry, "etcd_server_proposals_pending"); got != 1 {
+			t.Errorf("got %v pending proposals, want 1", got)
+		}
 		want("full mailboxes", raftmsg.Code_TOO_MANY_REQUESTS, raftmsg.Code_TOO_MANY_REQUESTS)
 		full = true
 		if out, _ := c.Propose(ctx, put("k", 1)); out.Result.Code != raftmsg.Code_NO_SPACE {
@@ -72,18 +79,18 @@ func TestClient(t *testing.T) {
 		}
 		raft.alone.Store(false)
 
-		before := failed
+		before := failed()
 		role := &raftmsg.RoleChanged{Epoch: epoch, Leader: 1, IsLeader: true}
 		proposer.MustPost(proposerControl, role, one)
 		synctest.Wait()
 		replies.Deliver(&raftmsg.ResultBatch{BatchId: 1, Index: 5, Results: []*raftmsg.Result{{Revision: 7}}}, nil)
-		if a := <-answers; a.Index != 5 || a.Result.Revision != 7 || failed != before {
-			t.Errorf("got %+v and %d failures, want index 5, revision 7 and none", a, failed-before)
+		if a := <-answers; a.Index != 5 || a.Result.Revision != 7 || failed() != before {
+			t.Errorf("got %+v and %v failures, want index 5, revision 7 and none", a, failed()-before)
 		}
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		if _, err := c.Propose(ended, put("k", 1)); !errors.Is(err, context.Canceled) || failed != before+1 {
-			t.Errorf("the caller goes: got %v and %d failures", err, failed-before)
+		if _, err := c.Propose(ended, put("k", 1)); !errors.Is(err, context.Canceled) || failed() != before+1 {
+			t.Errorf("the caller goes: got %v and %v failures", err, failed()-before)
 		}
 
 		actorstest.Stop(t, sys, proposer)

@@ -41,8 +41,9 @@ type ProposerConfig struct {
 	// NextBatch returns an id that no other batch of any member or boot has.
 	NextBatch func() uint64
 	// Fsync returns how long the WAL's fsyncs take lately.
-	Fsync  func() time.Duration
-	Faults *actors.Faults
+	Fsync   func() time.Duration
+	Metrics *Metrics
+	Faults  *actors.Faults
 }
 
 // Proposer packs requests into raft entries.
@@ -78,6 +79,7 @@ func NewProposer(cfg ProposerConfig) actors.Stage {
 		},
 		Faults: cfg.Faults,
 	})
+	cfg.Metrics.proposer.Store(p.box)
 	p.ticker = actors.NewTicker(p.box, proposerControl, proposerTick, cfg.Epoch)
 	return actors.Stage{Name: actors.CoreProposer, Actor: p, Mailbox: p.box}
 }

@@ -40,6 +40,7 @@ func newProposerRig(t *testing.T, limit actors.Limit) *proposerRig {
 		Epoch: epoch, Limit: limit, Replies: r.replies, Raft: r.probe.Mailbox,
 		NextBatch: func() uint64 { return r.ids.Add(1) },
 		Fsync:     func() time.Duration { return time.Duration(r.fsync.Load()) },
+		Metrics:   NewMetrics(nil, MetricsConfig{}),
 		Faults:    r.faults,
 	}))
 	return r

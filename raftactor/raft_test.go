@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -35,7 +36,7 @@ type raftRig struct {
 	log     []*raftpb.Entry
 	hard    *raftpb.HardState
 	applied []*raftpb.Entry
-	roles   []string
+	metrics *prometheus.Registry
 	sent    []*raftpb.Message // to peers
 
 	wal   news[*walmsg.Append]
@@ -53,10 +54,6 @@ type raftRig struct {
 	proposer, readIndex *actors.Mailbox
 }
 
-func (r *raftRig) LeaderChanged(leader uint64, isLeader bool) {
-	r.roles = append(r.roles, fmt.Sprint(leader, isLeader))
-}
-
 // Send implements Peers.
 func (r *raftRig) Send(ms []*raftpb.Message) { r.sent = append(r.sent, ms...) }
 
@@ -70,7 +67,7 @@ func replicaConfig(boot bool) replica.Config {
 
 func newRaftRig(t *testing.T, cfg replica.Config) *raftRig {
 	t.Helper()
-	r := &raftRig{t: t, sys: actorstest.NewSystem(t)}
+	r := &raftRig{t: t, sys: actorstest.NewSystem(t), metrics: prometheus.NewRegistry()}
 	rep, err := replica.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +78,8 @@ func newRaftRig(t *testing.T, cfg replica.Config) *raftRig {
 	box := NewMailbox(roomy, nil)
 	a, stage := New(Config{
 		Epoch: epoch, Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox, Apply: apply.Mailbox,
-		Peers: r, State: &r.state, Timeline: actors.NewTimeline(), Observe: r,
+		Peers: r, State: &r.state, Timeline: actors.NewTimeline(),
+		Metrics: NewMetrics(r.metrics, MetricsConfig{Member: 1, State: &r.state, Applied: func() uint64 { return 5 }}),
 	}, box)
 	proposer := actorstest.NewProbe(t, r.sys, actors.CoreProposer)
 	readIndex := actorstest.NewProbe(t, r.sys, actors.CoreReadIndex)
@@ -197,8 +195,13 @@ func TestLoneVoterElectsItselfAtOnce(t *testing.T) {
 		if roles := r.role.next(); len(roles) == 0 || !roles[len(roles)-1].IsLeader || roles[len(roles)-1].Leader != 1 {
 			t.Fatalf("the proposer heard %v", roles)
 		}
-		if len(r.roles) != 1 || r.roles[0] != "1 true" {
-			t.Fatalf("observed %v", r.roles)
+		for name, want := range map[string]float64{
+			"etcd_server_leader_changes_seen_total": 1, "etcd_server_has_leader": 1, "etcd_server_is_leader": 1,
+			"etcd_server_is_learner": 0, "troupe_raft_applied_index": 5,
+		} {
+			if got := actorstest.Metric(t, r.metrics, name); got != want {
+				t.Errorf("%s: got %v, want %v", name, got, want)
+			}
 		}
 		r.propose(7)
 		r.settle()
@@ -591,18 +594,19 @@ func TestTogether(t *testing.T) {
 		}
 		state, replies, ids := new(State), NewReplies(), uint64(0)
 		next := func() uint64 { ids++; return ids } // each actor has ids of its own here
+		metrics := NewMetrics(nil, MetricsConfig{})
 		box := NewMailbox(roomy, nil)
 		below := &stages{raft: box, replies: replies}
 		wal := actors.Stage{Name: actors.CoreWAL, Actor: below, Mailbox: actors.NewMailbox(actors.MailboxConfig{
 			Name: actors.CoreWAL, Class: actors.Credit, Limit: roomy})}
 		r, raftStage := New(Config{Epoch: epoch, Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox,
-			Apply: wal.Mailbox, Peers: replica.NoPeers{}, State: state, Timeline: actors.NewTimeline(), Observe: new(raftRig)}, box)
-		proposer := NewProposer(ProposerConfig{Epoch: epoch, Limit: roomy, Replies: replies, Raft: box,
+			Apply: wal.Mailbox, Peers: replica.NoPeers{}, State: state, Timeline: actors.NewTimeline(), Metrics: metrics}, box)
+		proposer := NewProposer(ProposerConfig{Epoch: epoch, Limit: roomy, Metrics: metrics, Replies: replies, Raft: box,
 			NextBatch: next, Fsync: func() time.Duration { return 0 }})
 		reads := uint64(1 << 32)
-		readIndex := NewReadIndex(ReadIndexConfig{Epoch: epoch, Limit: roomy, Raft: box, State: state,
+		readIndex := NewReadIndex(ReadIndexConfig{Epoch: epoch, Limit: roomy, Metrics: metrics, Raft: box, State: state,
 			Applied: func() uint64 { return state.Status().Applied },
-			NextID:  func() uint64 { reads++; return reads }, Slow: func() {}, Failed: func() {}})
+			NextID:  func() uint64 { reads++; return reads }})
 		r.Connect(proposer.Mailbox, readIndex.Mailbox)
 		for _, s := range []actors.Stage{wal, raftStage, proposer, readIndex} {
 			actorstest.Spawn(t, sys, s)

@@ -49,9 +49,8 @@ type ReadIndexConfig struct {
 	State   *State
 	Applied func() uint64 // index of the newest view
 	NextID  func() uint64 // an id that is never used twice
+	Metrics *Metrics
 	Faults  *actors.Faults
-	// Slow and Failed count attempts, for metrics.
-	Slow, Failed func()
 }
 
 // ReadIndex batches readers: all that came before an attempt share its index.
@@ -175,7 +174,7 @@ func (r *ReadIndex) roleChanged(m *raftmsg.RoleChanged) {
 	}
 	r.leader = m.Leader
 	for _, c := range r.attempt {
-		r.cfg.Failed()
+		r.cfg.Metrics.failedReads.Inc()
 		r.answer(c, raftmsg.Code_LEADER_CHANGED)
 	}
 	r.attempt = nil
@@ -193,7 +192,7 @@ func (r *ReadIndex) tick(t *actors.Tick) {
 	if len(r.attempt) > 0 && t.At-r.sent > int64(readRetry) {
 		if !r.slow {
 			r.slow = true
-			r.cfg.Slow()
+			r.cfg.Metrics.slowReads.Inc()
 		}
 		r.send()
 	}
@@ -207,7 +206,7 @@ func (r *ReadIndex) expire(calls []*ReadCall, now int64) []*ReadCall {
 			left = append(left, c)
 			continue
 		}
-		r.cfg.Failed()
+		r.cfg.Metrics.failedReads.Inc()
 		r.answer(c, raftmsg.Code_TIMED_OUT)
 	}
 	return left

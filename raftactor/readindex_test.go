@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/actors/actorstest"
@@ -19,25 +20,33 @@ import (
 // raft, in fake time.
 
 type readRig struct {
-	t            *testing.T
-	sys          *actor.ActorSystem
-	ref          actors.Ref
-	state        State
-	applied      atomic.Uint64
-	ids          atomic.Uint64
-	slow, failed atomic.Int64
+	t       *testing.T
+	sys     *actor.ActorSystem
+	ref     actors.Ref
+	state   State
+	applied atomic.Uint64
+	ids     atomic.Uint64
+	metrics *prometheus.Registry
 	news[*raftmsg.ReadIndex]
 }
 
 func newReadRig(t *testing.T, limit actors.Limit) *readRig {
-	r := &readRig{t: t, sys: actorstest.NewSystem(t)}
+	r := &readRig{t: t, sys: actorstest.NewSystem(t), metrics: prometheus.NewRegistry()}
 	r.probe = newRaftProbe(t, r.sys)
 	r.ref = actorstest.Spawn(t, r.sys, NewReadIndex(ReadIndexConfig{
 		Epoch: epoch, Limit: limit, Raft: r.probe.Mailbox, State: &r.state,
 		Applied: r.applied.Load, NextID: func() uint64 { return r.ids.Add(1) },
-		Slow: func() { r.slow.Add(1) }, Failed: func() { r.failed.Add(1) },
+		Metrics: NewMetrics(r.metrics, MetricsConfig{State: &r.state, Applied: r.applied.Load}),
 	}))
 	return r
+}
+
+func (r *readRig) slow() float64 {
+	return actorstest.Metric(r.t, r.metrics, "etcd_server_slow_read_indexes_total")
+}
+
+func (r *readRig) failed() float64 {
+	return actorstest.Metric(r.t, r.metrics, "etcd_server_read_indexes_failed_total")
 }
 
 func (r *readRig) read() *ReadCall {
@@ -193,8 +202,8 @@ func TestLostAttemptsAreRepeated(t *testing.T) {
 		r.waits(a)
 		r.answer(third, 0)
 		r.want(raftmsg.Code_OK, a)
-		if r.slow.Load() != 1 || r.failed.Load() != 0 {
-			t.Fatalf("%d slow and %d failed, want one slow attempt", r.slow.Load(), r.failed.Load())
+		if r.slow() != 1 || r.failed() != 0 {
+			t.Fatalf("%v slow and %v failed, want one slow attempt", r.slow(), r.failed())
 		}
 	})
 }
@@ -211,8 +220,8 @@ func TestLeaderChanges(t *testing.T) {
 		r.role(0)
 		r.want(raftmsg.Code_LEADER_CHANGED, asked)
 		r.waits(settled, queued)
-		if r.failed.Load() != 1 {
-			t.Fatalf("%d failed", r.failed.Load())
+		if r.failed() != 1 {
+			t.Fatalf("%v failed", r.failed())
 		}
 		time.Sleep(time.Second)
 		if got := r.next(); len(got) != 0 {
@@ -253,8 +262,8 @@ func TestReadersExpire(t *testing.T) {
 		if got := r.next(); len(got) != 0 {
 			t.Fatalf("repeated for nobody: %v", got)
 		}
-		if r.failed.Load() != 3 {
-			t.Fatalf("%d failed, want 3", r.failed.Load())
+		if r.failed() != 3 {
+			t.Fatalf("%v failed, want 3", r.failed())
 		}
 		last := r.read() // an attempt that nobody waits for holds nobody up
 		r.answer(r.attempt(), 0)
@@ -287,7 +296,7 @@ func TestTooManyReaders(t *testing.T) {
 		ref := actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{
 			Epoch: epoch, Limit: actors.Limit{Requests: 2, Bytes: 1}, Raft: newRaftProbe(t, sys).Mailbox,
 			State: new(State), Applied: func() uint64 { return 0 }, NextID: func() uint64 { return 1 },
-			Faults: faults, Slow: func() {}, Failed: func() {},
+			Faults: faults, Metrics: NewMetrics(nil, MetricsConfig{}),
 		}))
 		calls := []*ReadCall{newReadCall(timeout)}
 		if err := postRead(ref.Mailbox, calls[0]); err != nil {

@@ -238,7 +238,7 @@ func (n *Node) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Repl
 // assemble wires the stages. Their mailboxes are made from the last to the
 // first, because each stage posts to those behind it.
 func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvccactor.Opened) *actors.Incarnation {
-	limits, faults, watch := n.cfg.Mailboxes, n.cfg.Faults, observer{n}
+	limits, faults := n.cfg.Mailboxes, n.cfg.Faults
 	d := o.Durable
 	raftBox := raftactor.NewMailbox(limits.Raft, faults)
 	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
@@ -279,16 +279,15 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	raftActor, raftStage := raftactor.New(raftactor.Config{
 		Epoch: epoch, Replica: rep, Heartbeat: n.cfg.Heartbeat,
 		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: replica.NoPeers{},
-		State: n.raft, Timeline: n.timeline, Faults: faults, Observe: watch,
+		State: n.raft, Timeline: n.timeline, Metrics: n.metrics.raft, Faults: faults,
 	}, raftBox)
 	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
 		Epoch: epoch, Limit: limits.Proposer, Raft: raftBox, State: n.raft,
-		Applied: n.applied, NextID: n.nextID, Faults: faults,
-		Slow: n.metrics.gateway.ReadIndexSlow, Failed: n.metrics.gateway.ReadIndexFailed,
+		Applied: n.applied, NextID: n.nextID, Metrics: n.metrics.raft, Faults: faults,
 	})
 	proposerStage := raftactor.NewProposer(raftactor.ProposerConfig{
 		Epoch: epoch, Limit: limits.Proposer, Replies: n.replies, Raft: raftBox,
-		NextBatch: n.nextID, Fsync: n.disk.Fsync, Faults: faults,
+		NextBatch: n.nextID, Fsync: n.disk.Fsync, Metrics: n.metrics.raft, Faults: faults,
 	})
 	raftActor.Connect(proposerStage.Mailbox, readStage.Mailbox)
 	return &actors.Incarnation{
@@ -363,13 +362,4 @@ func (n *Node) onReboot(epoch uint64, f actors.Failure) {
 		Bytes("stack", f.Stack).Msg("a stage failed; the core reboots from disk")
 	n.raft.Reset()
 	n.replies.FailAll(raftmsg.Code_STOPPED)
-}
-
-// observer turns what stages tell into metrics.
-type observer struct{ n *Node }
-
-func (o observer) LeaderChanged(leader uint64, _ bool) {
-	if leader != 0 {
-		o.n.metrics.gateway.LeaderChanged()
-	}
 }

@@ -7,12 +7,14 @@ import (
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/walactor"
 )
 
 // metrics are those of the member's parts, in one registry. They outlive reboots of the
 // core.
 type metrics struct {
+	raft    *raftactor.Metrics
 	wal     *walactor.Metrics
 	apply   *applyactor.Metrics
 	mvcc    *mvccactor.Metrics
@@ -23,6 +25,7 @@ type metrics struct {
 func (n *Node) newMetrics() metrics {
 	r := prometheus.NewRegistry()
 	return metrics{
+		raft:  raftactor.NewMetrics(r, raftactor.MetricsConfig{Member: n.cfg.MemberID, State: n.raft, Applied: n.applied}),
 		wal:   walactor.NewMetrics(r),
 		apply: applyactor.NewMetrics(r, applyactor.MetricsConfig{Member: n.cfg.MemberID, View: n.published.View}),
 		lease: leaseactor.NewMetrics(r),

@@ -57,8 +57,6 @@ var implemented = map[string]string{
 	"NewMemory": "the store in memory is for tests", "Reopen": "the store in memory is for tests",
 	"FailCommit": "the store in memory is for tests", "Drop": "the store in memory is for tests",
 	"DurableIndex": "the model of the log compares it",
-
-	"HeartbeatFailed": "a metric of etcd that members of a cluster count",
 }
 
 // carried are messages that an actor sends without naming their type, because
