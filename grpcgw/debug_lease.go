@@ -2,6 +2,7 @@ package grpcgw
 
 import (
 	"context"
+	"strconv"
 	"time"
 )
 
@@ -40,3 +41,5 @@ func showLeases(ctx context.Context, member Member) *leaseList {
 	}
 	return list
 }
+
+func hexID(id uint64) string { return strconv.FormatUint(id, 16) }

@@ -2,7 +2,8 @@ package grpcgw
 
 import (
 	"net/http"
-	"sync/atomic"
+	"runtime"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -10,8 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 	"go.etcd.io/etcd/api/v3/version"
-
-	"github.com/troupe-db/troupe/actors"
 )
 
 // Feature is a feature gate as etcd's metric shows it.
@@ -20,46 +19,32 @@ type Feature struct {
 	Enabled     bool
 }
 
-// MetricsConfig says what Metrics reads at each scrape.
+// MetricsConfig is what Metrics needs.
 type MetricsConfig struct {
 	// Registry has the metrics of all parts of the member. Nil makes a new one.
 	Registry *prometheus.Registry
-	// Mailboxes returns the numbers of all actors, as actors.Registry.Stats does.
-	// Nil exports none.
-	Mailboxes func() []actors.ActorStats
 	// QuotaBytes is the limit of the keyspace as in Config, for
 	// etcd_server_quota_backend_bytes: 0 is the default, and without a limit 0 is
 	// exported.
 	QuotaBytes int64
-	// Descriptors returns how many file descriptors are open and how many may be, for
-	// os_fd_used and os_fd_limit. Nil exports neither.
-	Descriptors func() (used int, limit uint64, err error)
-	// Checks names everything that may be wrong with the member, as Trouble.Check
-	// does: each is exported as 0 while it is not.
-	Checks []string
 	// Extensive adds grpc_server_handling_seconds, as --metrics=extensive does.
 	Extensive bool
 	Features  []Feature
 }
 
-// Metrics are all numbers that a member exports, under etcd's names and with
-// etcd's meaning where etcd has them, and as troupe_* where it does not.
+// Metrics are the metrics of the gateway, under etcd's names and with etcd's
+// meaning where etcd has them, and as troupe_* where it does not. All other parts
+// of the member have a Metrics of their own and register it with the same
+// registry, which the gateway serves.
 //
-// What can be read is read when Prometheus scrapes: views, raft's state and the
-// mailboxes. What passes by is counted by the methods of this type, which the
-// stages of the pipeline get as plain functions or through small interfaces of
-// their own, so that they know nothing of Prometheus. They are safe for
-// concurrent use, never block, and cost some ten nanoseconds.
-//
-// Every Metrics has a registry of its own: two members in one process share
-// nothing.
+// Its methods are safe for concurrent use, never block, and cost some ten
+// nanoseconds.
 type Metrics struct {
 	cfg      MetricsConfig
 	registry *prometheus.Registry
-	member   atomic.Pointer[Member]
 	rpc      *rpcMetrics
 
-	ranges                               *prometheus.HistogramVec
+	ranges                               [2]func() prometheus.Observer // by success
 	reads                                prometheus.Counter
 	healthSuccess, healthFailure         prometheus.Counter
 	healthcheck                          *prometheus.GaugeVec
@@ -72,7 +57,7 @@ type Metrics struct {
 // observer is the part of a histogram that is fed.
 type observer interface{ Observe(float64) }
 
-// NewMetrics builds the metrics. SetMember completes them.
+// NewMetrics declares the metrics of the gateway.
 func NewMetrics(cfg MetricsConfig) *Metrics {
 	if cfg.Registry == nil {
 		cfg.Registry = prometheus.NewRegistry()
@@ -87,14 +72,9 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		newScrape(m),
 	)
 	return m
 }
-
-// SetMember names the member whose state is read at each scrape. Until then
-// only counters are exported.
-func (m *Metrics) SetMember(member Member) { m.member.Store(&member) }
 
 // handler serves /metrics.
 func (m *Metrics) handler(logger zerolog.Logger) http.Handler {
@@ -149,8 +129,11 @@ func register[C prometheus.Collector](r *prometheus.Registry, c C) C {
 // keyspace itself.
 func (m *Metrics) addStorage() {
 	// 0.1 ms to 52 s.
-	m.ranges = m.histogramVec(namespace, "server", "range_duration_seconds",
+	ranges := m.histogramVec(namespace, "server", "range_duration_seconds",
 		"Time to look up a range in the keyspace.", 0.0001, 20, "success")
+	for i, success := range []string{"false", "true"} { // a series exists from its first use on
+		m.ranges[i] = sync.OnceValue(func() prometheus.Observer { return ranges.WithLabelValues(success) })
+	}
 	m.defrag = m.histogram(namespace, "disk", "backend_defrag_duration_seconds",
 		"Time of one defragmentation.", 0.1, 13)
 
@@ -188,7 +171,7 @@ func (m *Metrics) addConstants() {
 		m.registry.MustRegister(g)
 	}
 	label("etcd_server_version", "The API level that is served, as a label.", "server_version", version.Version)
-	label("etcd_server_go_version", "The Go version of this build, as a label.", "server_go_version", goVersion())
+	label("etcd_server_go_version", "The Go version of this build, as a label.", "server_go_version", runtime.Version())
 	label("etcd_cluster_version", "The API level of the cluster, as a label.", "cluster_version", version.Cluster(version.Version))
 	m.gauge(namespace, "server", "quota_backend_bytes", "The quota of the keyspace in bytes.").Set(float64(exportedQuota(m.cfg.QuotaBytes)))
 	features := register(m.registry, prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -216,7 +199,11 @@ func flagValue(on bool) float64 {
 
 // ObserveRange records a lookup in the keyspace.
 func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {
-	m.ranges.WithLabelValues(boolLabel(success)).Observe(elapsed.Seconds())
+	i := 0
+	if success {
+		i = 1
+	}
+	m.ranges[i]().Observe(elapsed.Seconds())
 }
 
 func (m *Metrics) countHealth(healthy bool) {
@@ -234,11 +221,4 @@ func (m *Metrics) countCheck(kind, name string, err error) {
 	}
 	m.healthcheck.WithLabelValues(kind, name).Set(flagValue(err == nil))
 	m.healthchecks.WithLabelValues(kind, name, result).Inc()
-}
-
-func boolLabel(b bool) string {
-	if b {
-		return "true"
-	}
-	return "false"
 }

@@ -12,12 +12,9 @@ import (
 	libmetrics "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/troupe-db/troupe/actors"
 )
 
 func scrapeText(t *testing.T, m *Metrics) string {
@@ -49,61 +46,26 @@ func wantLines(t *testing.T, text string, lines ...string) {
 	}
 }
 
-// TestMetricsOfState checks what is read at scrape time, in the form in which
-// etcd 3.7.3 exports it.
+// TestMetricsOfState checks what never changes, in the form in which etcd 3.7.3
+// exports it.
 func TestMetricsOfState(t *testing.T) {
-	box := actors.NewMailbox(actors.MailboxConfig{
-		Name: actors.CoreProposer,
-		Lanes: []actors.Lane{
-			{Name: "control", Class: actors.Credit, Limit: actors.Limit{Requests: 1, Bytes: 1}},
-			{Name: "calls", Class: actors.Refuse, Limit: actors.Limit{Requests: 6, Bytes: 99}, Hold: true},
-		},
-	})
-	for lane, requests := range []int{1, 2} {
-		if err := box.TryPost(lane, "message", actors.Cost{Requests: requests, Bytes: 1}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	registry := actors.NewRegistry()
-	registry.Add(box)
 	m := NewMetrics(MetricsConfig{
-		Mailboxes: registry.Stats,
-		Features:  []Feature{{"FastLeaseKeepAlive", "BETA", true}},
+		Features: []Feature{{"FastLeaseKeepAlive", "BETA", true}},
 	})
-	m.SetMember(newMonitored(t, etcdserverpb.AlarmType_NOSPACE, etcdserverpb.AlarmType_NOSPACE))
 	wantLines(t, scrapeText(t, m),
 		`etcd_server_version{server_version="3.7.3"} 1`,
 		`etcd_cluster_version{cluster_version="3.7"} 1`,
 		"etcd_server_quota_backend_bytes 2.147483648e+09",
 		`etcd_server_feature_enabled{name="FastLeaseKeepAlive",stage="BETA"} 1`,
-		"etcd_debugging_mvcc_watcher_total 0",
-		"etcd_debugging_mvcc_watch_stream_total 0",
-		"etcd_debugging_mvcc_slow_watcher_total 0",
-		"etcd_debugging_mvcc_pending_events_total 0",
-		"etcd_debugging_mvcc_events_total 0",
-		`troupe_mailbox_limit{lane="",mailbox="core/proposer"} 7`,
-		`troupe_mailbox_limit_bytes{lane="",mailbox="core/proposer"} 100`,
-		`troupe_mailbox_depth{lane="",mailbox="core/proposer"} 3`,
-		`troupe_mailbox_depth{lane="calls",mailbox="core/proposer"} 2`,
-		`troupe_mailbox_requests_total{lane="calls",mailbox="core/proposer"} 2`,
-		`troupe_mailbox_service_seconds_count{mailbox="core/proposer"} 0`,
 	)
 }
 
-// TestMetricsOfTroubles: every check has a sample, whether it fails or not.
-func TestMetricsOfTroubles(t *testing.T) {
-	m := NewMetrics(MetricsConfig{
-		Descriptors: func() (int, uint64, error) { return 20, 1024, nil },
-		Checks:      []string{"fsync", "space"},
-	})
-	member := newMonitored(t)
-	m.SetMember(member)
+// TestMetricsAtTheStart: series exist before there is anything to count.
+func TestMetricsAtTheStart(t *testing.T) {
+	m := NewMetrics(MetricsConfig{})
 	m.Started(methodRange, KindUnary, "3.7")
-	wantLines(t, scrapeText(t, m), "os_fd_used 20", "os_fd_limit 1024", "etcd_mvcc_db_open_read_transactions 1",
-		`troupe_member_trouble{check="fsync"} 0`, `troupe_member_trouble{check="space"} 0`,
+	wantLines(t, scrapeText(t, m), "etcd_mvcc_db_open_read_transactions 1",
 		`troupe_client_connections_refused_total{reason="limit"} 0`, "troupe_client_connections 0")
-	member.troubles = []Trouble{{"fsync", "slow"}}
-	wantLines(t, scrapeText(t, m), `troupe_member_trouble{check="fsync"} 1`, `troupe_member_trouble{check="space"} 0`)
 }
 
 func TestMetricsOfStages(t *testing.T) {
@@ -192,43 +154,6 @@ func TestClientVersionsAreBounded(t *testing.T) {
 		t.Errorf("%d series", n)
 	}
 	wantLines(t, text, fmt.Sprintf(`etcd_server_client_requests_total{client_api_version="other",type="unary"} %d`, 9*maxClientVersions+1))
-}
-
-// TestBucketsOfMailboxes: the exported buckets are cumulative, always the same
-// ones, and no value is in a bucket below it.
-func TestBucketsOfMailboxes(t *testing.T) {
-	var h actors.Histogram
-	values := []int64{0, 1023, 1024, 4096, 5_000_000, 1 << 36}
-	for _, v := range values {
-		h.Record(1, v)
-	}
-	total, _ := h.Read(1)
-	buckets := bucketsOf(&total)
-	if len(buckets) != 13 {
-		t.Errorf("%d buckets", len(buckets))
-	}
-	for log := firstBucketLog; log <= lastBucketLog; log += bucketLogStep {
-		want := uint64(0)
-		for _, v := range values {
-			if v < 1<<log {
-				want++
-			}
-		}
-		bound := float64(int64(1)<<log) * 1e-9
-		if got, ok := buckets[bound]; !ok || got != want {
-			t.Errorf("bucket %g: %d (%v), want %d", bound, got, ok, want)
-		}
-	}
-}
-
-func TestPerStream(t *testing.T) {
-	for name, want := range map[string]bool{
-		actors.EdgeWatch(17): true, actors.EdgeWatchHub: false, actors.CoreWAL: false, "edge/watch/": false,
-	} {
-		if perStream(name) != want {
-			t.Errorf("%s: %v", name, !want)
-		}
-	}
 }
 
 // BenchmarkRPCMetrics compares the cost of one unary request with that of the

@@ -24,6 +24,7 @@ type metrics struct {
 
 func (n *Node) newMetrics() metrics {
 	r := prometheus.NewRegistry()
+	r.MustRegister(n.registry, n.watches, memberCollector{n})
 	return metrics{
 		raft:  raftactor.NewMetrics(r, raftactor.MetricsConfig{Member: n.cfg.MemberID, State: n.raft, Applied: n.applied}),
 		wal:   walactor.NewMetrics(r),
@@ -31,13 +32,44 @@ func (n *Node) newMetrics() metrics {
 		lease: leaseactor.NewMetrics(r),
 		mvcc:  mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.published}),
 		gateway: grpcgw.NewMetrics(grpcgw.MetricsConfig{
-			Registry: r, Mailboxes: n.registry.Stats, QuotaBytes: n.cfg.Gateway.QuotaBytes,
-			Descriptors: func() (int, uint64, error) {
-				used, err := n.files.count()
-				return used, n.files.limit, err
-			},
-			Checks:    troubleChecks,
+			Registry: r, QuotaBytes: n.cfg.Gateway.QuotaBytes,
 			Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features,
 		}),
+	}
+}
+
+// memberCollector exports what is wrong with the member, and its file descriptors.
+type memberCollector struct{ n *Node }
+
+// Descriptions of what memberCollector reads.
+var (
+	descTrouble = prometheus.NewDesc("troupe_member_trouble", "1 if this check of /readyz fails, 0 while the member is healthy.", []string{"check"}, nil)
+	descFDUsed  = prometheus.NewDesc("os_fd_used", "File descriptors that the process has open.", nil, nil)
+	descFDLimit = prometheus.NewDesc("os_fd_limit", "File descriptors that the process may have open.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c memberCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descTrouble, descFDUsed, descFDLimit} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector. There is a sample for every check, so that an
+// alert on one does not depend on the sample's absence.
+func (c memberCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	failing := map[string]float64{}
+	for _, t := range c.n.Health() {
+		failing[t.Check] = 1
+	}
+	for _, check := range troubleChecks {
+		gauge(descTrouble, failing[check], check)
+	}
+	if used, err := c.n.files.count(); err == nil {
+		gauge(descFDUsed, float64(used))
+		gauge(descFDLimit, float64(c.n.files.limit))
 	}
 }

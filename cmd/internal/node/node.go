@@ -96,17 +96,16 @@ func New(cfg Config) (*Node, error) {
 		done:      make(chan error, 1),
 		stopping:  make(chan struct{}),
 	}
+	n.reads = grpcgw.NewReads(cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
+	n.registry.Add(n.reads.Gate())
+	n.watches = n.newWatches()
 	n.metrics = n.newMetrics()
 	n.requests = raftactor.NewClient(raftactor.ClientConfig{Timeout: cfg.requestTimeout(), State: n.raft,
 		Full: n.logFull, Metrics: n.metrics.raft})
 	n.leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.requestTimeout(),
 		ReadIndex: n.requests.ReadIndex, Alone: n.raft.Alone, Slow: cfg.SlowKeepAlive, Pause: n.wait})
-	n.reads = grpcgw.NewReads(cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
-	n.registry.Add(n.reads.Gate())
-	n.watches = n.newWatches()
 	// Ids are unique among members and boots: the upper half is random per boot.
 	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
-	n.metrics.gateway.SetMember(n)
 	if err := n.start(); err != nil {
 		return nil, err
 	}
