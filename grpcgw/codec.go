@@ -17,12 +17,12 @@ import (
 // decoding them only to encode them again would be most of the work of a large
 // range.
 type codec struct {
-	observer Observer
-	pool     mem.BufferPool
+	metrics *Metrics
+	pool    mem.BufferPool
 }
 
-func newCodec(observer Observer) *codec {
-	return &codec{observer: observer, pool: mem.DefaultBufferPool()}
+func newCodec(metrics *Metrics) *codec {
+	return &codec{metrics: metrics, pool: mem.DefaultBufferPool()}
 }
 
 // Name is the content subtype that clients ask for.
@@ -51,7 +51,7 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 	var err error
 	if a, ok := v.(*watchAnswer); ok {
 		if bufs := a.shared(); bufs != nil {
-			c.observer.Sent(bufs.Len())
+			c.metrics.Sent(bufs.Len())
 			return bufs, nil
 		}
 	}
@@ -71,7 +71,7 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 	if err != nil {
 		return nil, fmt.Errorf("grpcgw: encode %T: %w", v, err)
 	}
-	c.observer.Sent(buf.Len())
+	c.metrics.Sent(buf.Len())
 	return mem.BufferSlice{buf}, nil
 }
 
@@ -81,7 +81,7 @@ func (c *codec) marshalRead(a readAnswer) (mem.BufferSlice, error) {
 	size, rd := a.size(), a.reading()
 	if size > smallAnswer {
 		bufs := a.rope().pieces(c.pool, rd)
-		c.observer.Sent(bufs.Len())
+		c.metrics.Sent(bufs.Len())
 		return bufs, nil
 	}
 	if rd == nil || mem.IsBelowBufferPoolingThreshold(size) {
@@ -90,14 +90,14 @@ func (c *codec) marshalRead(a readAnswer) (mem.BufferSlice, error) {
 		}
 		buf, err := c.buffer(size, func(dst []byte) ([]byte, error) { return a.splice(dst), nil })
 		if err == nil {
-			c.observer.Sent(buf.Len())
+			c.metrics.Sent(buf.Len())
 		}
 		return mem.BufferSlice{buf}, err
 	}
 	pooled := c.pool.Get(size)
 	*pooled = a.splice((*pooled)[:0])
 	rd.pool = c.pool
-	c.observer.Sent(len(*pooled))
+	c.metrics.Sent(len(*pooled))
 	return mem.BufferSlice{mem.NewBuffer(pooled, rd)}, nil
 }
 
@@ -124,7 +124,7 @@ func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return fmt.Errorf("grpcgw: cannot decode into a %T", v)
 	}
-	c.observer.Received(data.Len())
+	c.metrics.Received(data.Len())
 	if len(data) == 1 {
 		return proto.Unmarshal(data[0].ReadOnlyData(), m)
 	}

@@ -40,7 +40,7 @@ func mustRange(t testing.TB, m *fakeMember, req *pb.RangeRequest) *mvcc.RangeRes
 }
 
 func TestRangeAnswerRoundTrip(t *testing.T) {
-	c := newCodec(nopObserver{})
+	c := newCodec(NewMetrics(MetricsConfig{}))
 	headers := []header{
 		{},
 		{cluster: 1, member: 2, term: 3},
@@ -74,7 +74,7 @@ func TestRangeAnswerRoundTrip(t *testing.T) {
 }
 
 func TestRangeChunkRoundTrip(t *testing.T) {
-	c := newCodec(nopObserver{})
+	c := newCodec(NewMetrics(MetricsConfig{}))
 	m := filled(t, 5, 300)
 	res := mustRange(t, m, everything)
 	resp, err := res.Response()
@@ -102,7 +102,7 @@ func TestRangeChunkRoundTrip(t *testing.T) {
 }
 
 func TestMessageRoundTrip(t *testing.T) {
-	c := newCodec(nopObserver{})
+	c := newCodec(NewMetrics(MetricsConfig{}))
 	for _, n := range []int{0, 10, 1 << 10, 1<<10 + 1, 1 << 16, 2 << 20} {
 		want := &pb.PutRequest{Key: []byte("k"), Value: make([]byte, n), Lease: -1}
 		for i := range want.Value {
@@ -172,7 +172,7 @@ func BenchmarkRange(b *testing.B) {
 			req = &pb.RangeRequest{Key: []byte("key-000000")}
 		}
 		plain := encoding.GetCodecV2("proto")
-		spliced := newCodec(nopObserver{})
+		spliced := newCodec(NewMetrics(MetricsConfig{}))
 		b.Run(fmt.Sprintf("plain/%d", keys), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

@@ -30,9 +30,9 @@ type Config struct {
 	Member Member
 	// HTTP serves requests that are not gRPC; nil answers all of them with 404.
 	HTTP http.Handler
-	// Observer counts RPCs, messages and connections; nil for none.
-	Observer Observer
-	Logger   zerolog.Logger
+	// Metrics counts RPCs, messages and connections; nil exports nothing.
+	Metrics *Metrics
+	Logger  zerolog.Logger
 
 	// MaxRequestBytes bounds the encoded size of a write, in bytes. gRPC accepts
 	// messages of 512 KiB more.
@@ -118,8 +118,8 @@ func (c *Config) complete() {
 	if c.Reads == nil {
 		c.Reads = NewReads(DefaultReads, DefaultReadWait)
 	}
-	if c.Observer == nil {
-		c.Observer = nopObserver{}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics(MetricsConfig{})
 	}
 	if c.HTTP == nil {
 		c.HTTP = http.NotFoundHandler()

@@ -53,7 +53,7 @@ type connTable struct {
 	// no limit.
 	limit    func(open int) int
 	reads    *Reads
-	observer Observer
+	metrics  *Metrics
 	refusals *lineLimit
 
 	mu     sync.Mutex
@@ -62,8 +62,8 @@ type connTable struct {
 	silent list.List // of *conn, the oldest first
 }
 
-func newConnTable(limit func(open int) int, reads *Reads, observer Observer, logger zerolog.Logger) *connTable {
-	t := &connTable{limit: limit, reads: reads, observer: observer, open: make(map[*conn]struct{})}
+func newConnTable(limit func(open int) int, reads *Reads, metrics *Metrics, logger zerolog.Logger) *connTable {
+	t := &connTable{limit: limit, reads: reads, metrics: metrics, open: make(map[*conn]struct{})}
 	t.refusals = newLineLimit(refusalPeriod, 1, func(n int) {
 		logger.Warn().Int("connections", n).Msg("closed client connections: too many are open")
 	})
@@ -124,7 +124,7 @@ func (t *connTable) add(raw net.Conn, silent bool) *conn {
 	room := !t.shut && t.makeRoom(t.max(), silent)
 	if room {
 		t.open[c] = struct{}{}
-		t.observer.Connections(1)
+		t.metrics.Connections(1)
 		if silent {
 			c.place = t.silent.PushBack(c)
 		}
@@ -160,7 +160,7 @@ func (t *connTable) makeRoom(limit int, silent bool) bool {
 		c := oldest.Value.(*conn)
 		_ = c.Conn.Close() // its reader fails and finds it removed
 		t.remove(c)
-		t.observer.Refused(RefusedSilent)
+		t.metrics.Refused(RefusedSilent)
 	}
 	return true
 }
@@ -171,7 +171,7 @@ func (t *connTable) remove(c *conn) {
 		return
 	}
 	delete(t.open, c)
-	t.observer.Connections(-1)
+	t.metrics.Connections(-1)
 	t.speaks(c)
 }
 
@@ -217,7 +217,7 @@ func (t *connTable) serve(c *conn, isGRPC bool) bool {
 
 // refused counts a connection that was closed without being served.
 func (t *connTable) refused(reason string) {
-	t.observer.Refused(reason)
+	t.metrics.Refused(reason)
 	if reason == RefusedLimit {
 		t.refusals.skip()
 	}

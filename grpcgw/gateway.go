@@ -85,7 +85,7 @@ func New(cfg Config) (*Gateway, error) {
 		httpConns: newConnQueue(),
 		listeners: make(map[net.Listener]struct{}),
 		reads:     cfg.Reads,
-		conns:     newConnTable(cfg.MaxConnections, cfg.Reads, cfg.Observer, cfg.Logger),
+		conns:     newConnTable(cfg.MaxConnections, cfg.Reads, cfg.Metrics, cfg.Logger),
 	}
 	g.envelope = envelopeBytes(g.identity.MemberID)
 	g.grpc = g.newGRPC()
@@ -115,7 +115,7 @@ func NewHTTPServer(h http.Handler) *http.Server {
 // fixed windows gain nothing.
 func (g *Gateway) newGRPC() *grpc.Server {
 	opts := []grpc.ServerOption{
-		grpc.ForceServerCodecV2(callCodec{newCodec(g.cfg.Observer)}),
+		grpc.ForceServerCodecV2(callCodec{newCodec(g.cfg.Metrics)}),
 		grpc.UnaryInterceptor(g.unary),
 		grpc.StreamInterceptor(g.stream),
 		grpc.MaxRecvMsgSize(g.cfg.MaxRequestBytes + grpcOverheadBytes),
@@ -137,7 +137,7 @@ func (g *Gateway) newGRPC() *grpc.Server {
 	}
 	s := grpc.NewServer(opts...)
 	g.register(s)
-	g.cfg.Observer.Announce(s)
+	g.cfg.Metrics.Announce(s)
 	return s
 }
 

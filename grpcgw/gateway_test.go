@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/actors/actorstest"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
@@ -220,36 +222,10 @@ func TestBooting(t *testing.T) {
 	}
 }
 
-// tally is an Observer that notes what it is told.
-type tally struct {
-	nopObserver
-	seen           chan string
-	received, sent int
-}
-
-func (o *tally) Started(method, kind, version string) {
-	o.seen <- fmt.Sprint("started ", method, " ", kind, " ", version)
-}
-
-func (o *tally) Handled(method, kind string, err error, _ time.Duration) {
-	o.seen <- fmt.Sprint("handled ", method, " ", kind, " ", rpctypes.ErrorDesc(orOK(err)))
-}
-
-func (o *tally) Received(n int) { o.received += n }
-func (o *tally) Sent(n int)     { o.sent += n }
-
-func orOK(err error) error {
-	if err == nil {
-		return errors.New("ok")
-	}
-	return err
-}
-
-func TestObserver(t *testing.T) {
-	m := newFakeMember()
-	cfg := testConfig(m)
-	o := &tally{seen: make(chan string, 10)}
-	cfg.Observer = o
+// TestRPCsAreCounted: unary calls, streams and what is rejected.
+func TestRPCsAreCounted(t *testing.T) {
+	cfg, registry := testConfig(newFakeMember()), prometheus.NewRegistry()
+	cfg.Metrics = NewMetrics(MetricsConfig{Registry: registry})
 	kv := pb.NewKVClient(serve(t, cfg))
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "client-api-version", "3.7")
 	req := &pb.RangeRequest{Key: []byte("a")}
@@ -262,17 +238,26 @@ func TestObserver(t *testing.T) {
 	if _, err := kv.Put(ctx, &pb.PutRequest{}); err == nil {
 		t.Fatal("a put without key")
 	}
-	for _, want := range []string{
-		"started /etcdserverpb.KV/Range unary 3.7", "handled /etcdserverpb.KV/Range unary ok",
-		"started /etcdserverpb.KV/RangeStream stream unknown", "handled /etcdserverpb.KV/RangeStream stream ok",
-		"started /etcdserverpb.KV/Put unary 3.7", "handled /etcdserverpb.KV/Put unary etcdserver: key is not provided",
+	const service = "etcdserverpb.KV"
+	for _, m := range []struct {
+		name   string
+		labels []string
+		want   float64
+	}{
+		{"grpc_server_started_total", []string{"Range", service, "unary"}, 1},
+		{"grpc_server_handled_total", []string{"OK", "Range", service, "unary"}, 1},
+		{"grpc_server_started_total", []string{"RangeStream", service, "server_stream"}, 1},
+		{"grpc_server_handled_total", []string{"OK", "RangeStream", service, "server_stream"}, 1},
+		{"grpc_server_started_total", []string{"Put", service, "unary"}, 1},
+		{"grpc_server_handled_total", []string{"InvalidArgument", "Put", service, "unary"}, 1},
+		{"etcd_server_client_requests_total", []string{"3.7", KindUnary}, 2},
+		{"etcd_server_client_requests_total", []string{"unknown", KindStream}, 1},
+		{"etcd_network_client_grpc_received_bytes_total", nil, 6}, // two requests of 3 bytes, and an empty one
 	} {
-		if got := <-o.seen; got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
+		actorstest.Await(t, fmt.Sprint(m), func() bool { return actorstest.Metric(t, registry, m.name, m.labels...) == m.want })
 	}
-	if o.received != 6 || o.sent == 0 { // two requests of 3 bytes, and an empty one
-		t.Errorf("%d bytes received, %d sent", o.received, o.sent)
+	if sent := actorstest.Metric(t, registry, "etcd_network_client_grpc_sent_bytes_total"); sent == 0 {
+		t.Error("got no bytes sent")
 	}
 }
 

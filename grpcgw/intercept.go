@@ -39,7 +39,7 @@ func (g *Gateway) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 		return err
 	})
 	c.handled = time.Since(c.start)
-	g.cfg.Observer.Handled(info.FullMethod, KindUnary, err, c.handled)
+	g.cfg.Metrics.Handled(info.FullMethod, KindUnary, err, c.handled)
 	if err != nil {
 		c.resp = nil // of whatever type
 		c.logIfSlow(req, err, c.handled)
@@ -81,7 +81,7 @@ func (c callCodec) Marshal(v any) (mem.BufferSlice, error) {
 
 func (g *Gateway) handleUnary(c *call, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	version, requireLeader := clientMetadata(c.Context)
-	g.cfg.Observer.Started(info.FullMethod, KindUnary, version)
+	g.cfg.Metrics.Started(info.FullMethod, KindUnary, version)
 	raft := g.member.Raft()
 	if raft.IsLearner && !servedByLearner(req) {
 		return nil, rpctypes.ErrGRPCNotSupportedForLearner
@@ -96,17 +96,17 @@ func (g *Gateway) handleUnary(c *call, req any, info *grpc.UnaryServerInfo, hand
 func (g *Gateway) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	start := time.Now()
 	version, requireLeader := clientMetadata(ss.Context())
-	g.cfg.Observer.Started(info.FullMethod, KindStream, version)
+	g.cfg.Metrics.Started(info.FullMethod, KindStream, version)
 	raft := g.member.Raft()
 	var err error
 	if raft.IsLearner && info.FullMethod != pb.Maintenance_Snapshot_FullMethodName {
 		err = rpctypes.ErrGRPCNotSupportedForLearner
 	} else if err = g.admit(raft, version, requireLeader); err == nil {
 		err = g.guard(info.FullMethod, func() error {
-			return handler(srv, g.cfg.Observer.CountStream(info.FullMethod, ss))
+			return handler(srv, g.cfg.Metrics.CountStream(info.FullMethod, ss))
 		})
 	}
-	g.cfg.Observer.Handled(info.FullMethod, KindStream, err, time.Since(start))
+	g.cfg.Metrics.Handled(info.FullMethod, KindStream, err, time.Since(start))
 	return err
 }
 

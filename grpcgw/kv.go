@@ -103,7 +103,7 @@ func scan[T any](k *kv, rd *reading, look func() (T, error)) (T, error) {
 	elapsed := max(time.Since(start)-rd.waited, 0)
 	noteTime(rd.ctx, stageTurn, rd.waited)
 	noteTime(rd.ctx, stageScan, elapsed)
-	k.cfg.Observer.ObserveRange(err == nil, elapsed)
+	k.cfg.Metrics.ObserveRange(err == nil, elapsed)
 	return result, err
 }
 

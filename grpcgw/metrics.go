@@ -49,13 +49,10 @@ type Metrics struct {
 	healthSuccess, healthFailure         prometheus.Counter
 	healthcheck                          *prometheus.GaugeVec
 	healthchecks                         *prometheus.CounterVec
-	hash, hashRevision, defrag, snapshot observer
+	hash, hashRevision, defrag, snapshot prometheus.Observer
 	watches                              watchMetrics
 	conns                                connMetrics
 }
-
-// observer is the part of a histogram that is fed.
-type observer interface{ Observe(float64) }
 
 // NewMetrics declares the metrics of the gateway.
 func NewMetrics(cfg MetricsConfig) *Metrics {

@@ -22,8 +22,9 @@ func (m *Metrics) addConnections() {
 	}
 }
 
-// Connections implements Observer.
+// Connections adds to the number of open client connections.
 func (m *Metrics) Connections(change int) { m.conns.open.Add(float64(change)) }
 
-// Refused implements Observer.
+// Refused counts a connection that was closed instead of served, for one of the
+// reasons RefusedLimit, RefusedSilent and RefusedTimeout.
 func (m *Metrics) Refused(reason string) { m.conns.refused.WithLabelValues(reason).Inc() }

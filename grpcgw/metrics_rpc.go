@@ -88,6 +88,12 @@ var requestTypes = map[string]string{
 	"/etcdserverpb.Maintenance/Alarm": "Alarm",
 }
 
+// Kinds of RPC, as etcd's metrics name them.
+const (
+	KindUnary  = "unary"
+	KindStream = "stream"
+)
+
 // Methods whose numbers etcd exports under further names.
 const (
 	methodRange      = "/etcdserverpb.KV/Range"
@@ -145,7 +151,8 @@ func (m *rpcMetrics) newMethod(name, kind string) *methodMetrics {
 	return c
 }
 
-// Started implements Observer.
+// Started counts an RPC that begins. Method is as "/etcdserverpb.KV/Put",
+// clientVersion the API version that the client sent, or "unknown".
 func (m *Metrics) Started(method, kind, clientVersion string) {
 	c := m.rpc.method(method)
 	c.started.Add(1)
@@ -167,7 +174,7 @@ func (m *rpcMetrics) client(kind, version string) prometheus.Counter {
 	return v.(prometheus.Counter)
 }
 
-// Handled implements Observer.
+// Handled counts an RPC whose handler has returned; err is the client's error.
 func (m *Metrics) Handled(method, kind string, err error, elapsed time.Duration) {
 	c := m.rpc.method(method)
 	code := grpcCode(err)
@@ -219,10 +226,10 @@ func grpcCode(err error) codes.Code {
 	return code
 }
 
-// Received implements Observer.
+// Received counts the encoded size of a message in bytes.
 func (m *Metrics) Received(bytes int) { m.rpc.received.Add(uint64(bytes)) }
 
-// Sent implements Observer.
+// Sent counts the encoded size of a message in bytes.
 func (m *Metrics) Sent(bytes int) { m.rpc.sent.Add(uint64(bytes)) }
 
 // CountStream returns a stream that counts its messages for

@@ -10,52 +10,39 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/troupe-db/troupe/actors/actorstest"
 )
 
-// conns counts what the table of connections reports.
+// conns reads the metrics of connections.
 type conns struct {
-	nopObserver
-	mu      sync.Mutex
-	open    int
-	refused map[string]int
+	t        *testing.T
+	metrics  *Metrics
+	registry *prometheus.Registry
 }
 
-func (c *conns) Connections(change int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open += change
-}
-
-func (c *conns) Refused(reason string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.refused == nil {
-		c.refused = map[string]int{}
-	}
-	c.refused[reason]++
+func newConns(t *testing.T) *conns {
+	r := prometheus.NewRegistry()
+	return &conns{t, NewMetrics(MetricsConfig{Registry: r}), r}
 }
 
 func (c *conns) count(reason string) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.refused[reason]
+	return int(actorstest.Metric(c.t, c.registry, "troupe_client_connections_refused_total", reason))
 }
 
 func (c *conns) opened() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.open
+	return int(actorstest.Metric(c.t, c.registry, "troupe_client_connections"))
 }
 
 // start serves a gateway on TCP until the test ends.
@@ -347,9 +334,9 @@ func TestRecordedAcknowledgement(t *testing.T) {
 // being served. The oldest of them are closed to make room, and counted.
 func TestSilentConnections(t *testing.T) {
 	var log bytes.Buffer
-	seen := new(conns)
+	seen := newConns(t)
 	cfg := testConfig(newFakeMember())
-	cfg.Observer, cfg.Logger = seen, zerolog.New(&log)
+	cfg.Metrics, cfg.Logger = seen.metrics, zerolog.New(&log)
 	cfg.HTTP = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	g, err := New(cfg)
 	if err != nil {
@@ -401,9 +388,9 @@ func TestSilentConnections(t *testing.T) {
 func TestConnectionLimit(t *testing.T) {
 	const limit = httpReserve + 2
 	log := new(logBuffer)
-	seen := new(conns)
+	seen := newConns(t)
 	cfg := testConfig(newFakeMember())
-	cfg.Observer, cfg.Logger = seen, zerolog.New(log)
+	cfg.Metrics, cfg.Logger = seen.metrics, zerolog.New(log)
 	cfg.HTTP = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "well") })
 	cfg.MaxConnections = func(int) int { return limit }
 	g, addr := start(t, cfg)
@@ -492,8 +479,8 @@ func goneAway(f *http2.Framer) string {
 // TestSilentMakeRoom: at the limit a silent connection is closed for a new one.
 func TestSilentMakeRoom(t *testing.T) {
 	cfg := testConfig(newFakeMember())
-	seen := new(conns)
-	cfg.Observer = seen
+	seen := newConns(t)
+	cfg.Metrics = seen.metrics
 	cfg.MaxConnections = func(int) int { return httpReserve + 1 }
 	_, addr := start(t, cfg)
 	var silent []net.Conn
@@ -505,7 +492,7 @@ func TestSilentMakeRoom(t *testing.T) {
 	}
 	wantClosed(t, silent[0])
 	if seen.count(RefusedSilent) == 0 || seen.count(RefusedLimit) != 0 {
-		t.Errorf("counted %v", seen.refused)
+		t.Errorf("got %d silent connections and %d beyond the limit, want some and none", seen.count(RefusedSilent), seen.count(RefusedLimit))
 	}
 }
 

@@ -83,11 +83,11 @@ func (w *watchService) send(ss grpc.ServerStream, r *watch.Response) error {
 	err := ss.SendMsg(&watchAnswer{w.header(r.Revision), r})
 	switch elapsed := time.Since(began); {
 	case len(r.Events) > 0:
-		w.cfg.Observer.SentEvents(len(r.Events), elapsed)
+		w.cfg.Metrics.SentEvents(len(r.Events), elapsed)
 	case r.Created, r.Canceled:
-		w.cfg.Observer.SentControl(elapsed)
+		w.cfg.Metrics.SentControl(elapsed)
 	default:
-		w.cfg.Observer.SentProgress(elapsed)
+		w.cfg.Metrics.SentProgress(elapsed)
 	}
 	return err
 }

@@ -269,7 +269,7 @@ func TestWatchAnswerEncoding(t *testing.T) {
 		e := watch.Encode(mvcc.Event{Revision: mvcc.Revision{Main: 2}, Record: rec}, rec)
 		r := &watch.Response{Revision: 2, WatchID: 3, Events: [][]byte{e, s, s, e, s}, Bytes: 2*len(e) + 3*len(s), Fragment: true}
 		a := &watchAnswer{header{cluster: 1, member: 2, term: 3, revision: 2}, r}
-		bufs, err := newCodec(nopObserver{}).Marshal(a)
+		bufs, err := newCodec(NewMetrics(MetricsConfig{})).Marshal(a)
 		if err != nil {
 			t.Fatal(err)
 		}

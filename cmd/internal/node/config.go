@@ -61,7 +61,7 @@ type Config struct {
 	Listeners []net.Listener
 	// MetricsListeners serve metrics and health only.
 	MetricsListeners []net.Listener
-	Gateway          grpcgw.Config // Member, HTTP, Observer and Logger are set here
+	Gateway          grpcgw.Config // Member, HTTP, Metrics and Logger are set here
 	// CORS and HostWhitelist are those of grpcgw.HTTPConfig.
 	CORS, HostWhitelist []string
 	SlowApply           time.Duration

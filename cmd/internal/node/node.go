@@ -175,7 +175,7 @@ func (n *Node) startGateway() (err error) {
 		CORS: n.cfg.CORS, HostWhitelist: n.cfg.HostWhitelist,
 		Pprof: n.cfg.Pprof, ReadTimeout: n.cfg.requestTimeout()}
 	cfg := n.cfg.Gateway
-	cfg.Member, cfg.Observer, cfg.Logger = n, n.metrics.gateway, n.cfg.Logger
+	cfg.Member, cfg.Metrics, cfg.Logger = n, n.metrics.gateway, n.cfg.Logger
 	cfg.MinLeaseTTL = n.cfg.minLeaseTTL()
 	cfg.MaxConnections = n.files.connections
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
