@@ -3,6 +3,7 @@ package grpcgw
 import (
 	"container/list"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -78,16 +79,25 @@ type conn struct {
 	// by the server that the connection is handed to. Set before that; afterwards
 	// only that server's reader uses it.
 	head []byte
+	// filled is whether the last Read filled its buffer. Only the reader uses it.
+	filled bool
 
 	// Guarded by table.mu.
 	served bool          // handed to a server, which closes it
 	place  *list.Element // in table.silent; nil when it is not silent
 }
 
-// Read returns the recorded head first.
+// Read returns the recorded head first. A client that sends faster than the server
+// reads yields the processor between reads: gRPC starts a goroutine for each stream,
+// and a reader that never pauses starts thousands of them before the first one runs.
 func (c *conn) Read(p []byte) (int, error) {
 	if len(c.head) == 0 {
-		return c.Conn.Read(p)
+		if c.filled {
+			runtime.Gosched()
+		}
+		n, err := c.Conn.Read(p)
+		c.filled = n == len(p)
+		return n, err
 	}
 	n := copy(p, c.head)
 	if c.head = c.head[n:]; len(c.head) == 0 {
