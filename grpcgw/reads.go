@@ -36,7 +36,7 @@ import (
 // The answer refers to stored records; a large one is encoded piece by piece as
 // the client reads (see rope.go). A client that does not read costs references
 // and credit. When another read needs that credit, the connection of a client
-// that has read nothing for stallTimeout is closed.
+// that has read nothing for stallTimeout is closed; sooner if many reads wait.
 type Reads struct {
 	gate  *actors.Gate
 	wait  time.Duration // how long a read without a deadline waits for a turn, or for credit
@@ -64,8 +64,11 @@ const (
 	// bytes: its stream weighs more.
 	uncounted = 1 << 10
 	// stallTimeout is how long a client may read nothing of an answer while others
-	// wait for its credit.
+	// wait for its credit. It is divided by how many reads wait, down to a
+	// leastStall-th: a client on a slow line still reads a piece of an answer in that
+	// time, and a crowd that never reads is gone before honest reads time out.
 	stallTimeout = 5 * time.Second
+	leastStall   = 10
 	// smallShare is the part of the credit that small answers have to themselves.
 	smallShare = 4
 )
@@ -342,7 +345,7 @@ func (rd *reading) conn() *conn {
 // evictUntil closes connections of clients that hold credit and do not read, now
 // and then until done is closed.
 func (r *Reads) evictUntil(done <-chan struct{}) {
-	look := time.NewTicker(r.stall / 5)
+	look := time.NewTicker(r.stall / (2 * leastStall))
 	defer look.Stop()
 	for {
 		select {
@@ -354,14 +357,20 @@ func (r *Reads) evictUntil(done <-chan struct{}) {
 	}
 }
 
+// patience returns how long a client may read nothing now.
+func (r *Reads) patience() time.Duration {
+	waiting := r.gate.Waiting(laneScan) + r.gate.Waiting(laneLarge)
+	return r.stall / time.Duration(min(max(waiting, 1), leastStall))
+}
+
 // evict closes the connections of clients that hold credit and have read nothing
-// for stallTimeout.
+// for as long as patience allows.
 func (r *Reads) evict() {
-	now := actors.Now()
+	now, patience := actors.Now(), int64(r.patience())
 	var victims []*conn
 	r.mu.Lock()
 	for rd := range r.holders {
-		if now-rd.progress > int64(r.stall) {
+		if now-rd.progress > patience {
 			if c := rd.conn(); c != nil {
 				victims = append(victims, c)
 			}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -195,6 +196,30 @@ func TestReadsEvict(t *testing.T) {
 	}
 	rd.finish(false)
 	await(t, "nothing is held", func() bool { return held(cfg.Reads) == 0 })
+}
+
+// TestReadsPatience: the more reads wait, the sooner a client that reads nothing
+// makes room for them.
+func TestReadsPatience(t *testing.T) {
+	r := NewReads(actors.Limit{Requests: 100, Bytes: 1 << 20}, time.Minute)
+	if err := r.gate.TryEnter(laneScan, actors.Cost{Requests: lane(r, laneScan).LimitRequests}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer cancel()
+	for n, want := range []time.Duration{
+		0: stallTimeout, 1: stallTimeout, 2: stallTimeout / 2, 9: stallTimeout / 9, 10: stallTimeout / 10, 30: stallTimeout / 10,
+	} {
+		await(t, "as many reads wait", func() bool { return r.gate.Waiting(laneScan) == n })
+		if want != 0 {
+			if got := r.patience(); got != want {
+				t.Errorf("%d reads wait: patience is %v, want %v", n, got, want)
+			}
+		}
+		waiting.Go(func() { _ = r.gate.Enter(ctx, laneScan, actors.Cost{Requests: 1}) })
+	}
 }
 
 // TestCancelledReads: a call whose context has ended is not admitted.
