@@ -144,10 +144,10 @@ func (t *connTable) add(raw net.Conn, silent bool) *conn {
 	if room {
 		return c
 	}
-	_ = raw.Close() // there is nobody to return an error to
 	if !shut {
-		t.refused(RefusedLimit)
+		t.refused(RefusedLimit) // before the client can notice
 	}
+	_ = raw.Close() // there is nobody to return an error to
 	return nil
 }
 

@@ -19,6 +19,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -395,19 +396,20 @@ func TestConnectionLimit(t *testing.T) {
 	cfg.MaxConnections = func(int) int { return limit }
 	g, addr := start(t, cfg)
 
-	grpcClient := func() error {
-		kv := pb.NewKVClient(dial(t, addr))
-		_, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte("a")})
+	put := func(conn *grpc.ClientConn) error {
+		_, err := pb.NewKVClient(conn).Put(t.Context(), &pb.PutRequest{Key: []byte("a")})
 		return err
 	}
 	for i := range 2 {
-		if err := grpcClient(); err != nil {
+		if err := put(dial(t, addr)); err != nil {
 			t.Fatalf("client %d: %v", i, err)
 		}
 	}
-	if err := grpcClient(); status.Code(err) != codes.Unavailable {
+	third := dial(t, addr)
+	if err := put(third); status.Code(err) != codes.Unavailable {
 		t.Errorf("the client beyond the limit got %v, want Unavailable", err)
 	}
+	_ = third.Close() // it would connect again, in the place of those below
 	beyond := connect(t, addr)
 	_, _ = beyond.Write(flight(func(f *http2.Framer) {
 		_ = f.WriteSettings()
@@ -420,6 +422,7 @@ func TestConnectionLimit(t *testing.T) {
 		t.Error("the refusal is not counted")
 	}
 
+	await(t, "the refused connections are closed", func() bool { return seen.opened() == 2 })
 	get := func(client *http.Client) error {
 		resp, err := client.Get("http://" + addr + "/health")
 		if err == nil {
