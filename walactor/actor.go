@@ -15,14 +15,26 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// gatherBytes is where a batch is written although more is queued: what a disk
-// takes a few milliseconds for.
+// The path of an append, in the order of the data:
+//
+//	gather  the mailbox collects what raft posts while a write is in progress; all
+//	        of it, up to gatherBytes, is handled as one batch
+//	write   one wal.AppendAll for the batch: one write, and one fsync if raft asked
+//	        for it. A batch with a commit index alone is not written; see deferred
+//	note    the timeline records when each entry became durable
+//	answer  the responses go out: raft's own as one Appended, the others to peers
+//	trim    the log removes segments that the batch's last Trim allows
+//
+// A failed write or fsync calls Fatal, so nothing is answered after it.
+
+// gatherBytes bounds the entries of one batch, although more is queued, so that the
+// fsync of a batch does not take arbitrarily long.
 const gatherBytes = 4 << 20
 
-// Config is what the WAL actor needs.
+// Config configures the WAL actor.
 type Config struct {
-	Epoch    uint64
-	Member   uint64 // responses to it go to raft, all others to peers
+	Epoch    uint64 // of this incarnation of the core; messages of others are ignored
+	Member   uint64 // this member: responses to it go to raft, all others to peers
 	Log      *wal.Log
 	Limit    actors.Limit
 	Raft     *actors.Mailbox
@@ -30,24 +42,26 @@ type Config struct {
 	Peers    replica.Peers // get responses
 	Disk     *Disk
 	Timeline *actors.Timeline
-	// Fatal ends the process. It is called when the log failed.
+	// Fatal is called when the log has failed. It must end the process.
 	Fatal   func(error)
 	Metrics *Metrics
 	Faults  *actors.Faults
 }
 
-// Disk is what other goroutines may know of the log's disk.
+// Disk holds measurements of the log's disk. Any goroutine may read them.
 type Disk struct {
-	actors.Stopwatch // runs while the log is written to
+	actors.Stopwatch // runs during writes, fsyncs and trims of the log
 
-	fsync atomic.Int64 // smoothed duration of an append with fsync, ns
+	// fsync is the smoothed duration of an append with fsync, in nanoseconds. Only
+	// the actor sets it, after each such append; 0 before the first one.
+	fsync atomic.Int64
 }
 
-// Fsync returns how long appends take lately, with their fsync.
+// Fsync returns the smoothed duration of recent appends that had an fsync.
 func (d *Disk) Fsync() time.Duration { return time.Duration(d.fsync.Load()) }
 
-// note takes one measurement into the average: an eighth of the difference, so
-// that a single stall is no slow disk.
+// note adds a measurement to the smoothed duration with a weight of one eighth, so
+// that a single stall does not make the disk look slow.
 func (d *Disk) note(took time.Duration) {
 	old := d.fsync.Load()
 	d.fsync.Store(old + (int64(took)-old)/8)
@@ -55,17 +69,19 @@ func (d *Disk) note(took time.Duration) {
 
 // Actor owns the log.
 type Actor struct {
-	cfg     Config
+	cfg Config
+	// batches and appends are filled by gather and cleared at the end of a batch:
+	// what to write, and the appends to answer after it.
 	batches []wal.Batch
 	appends []*walmsg.Append
-	// deferred is the newest commit index that was answered and is not in the
-	// log. It is set when a batch changes the commit index alone, and written
-	// ahead of the next batch that has anything else, or when the actor stops.
-	// All entries that it covers are in the log.
+	// deferred is the newest hard state that was answered and is not in the log. It
+	// is set when a batch changes the commit index alone. It is written ahead of the
+	// next batch that has anything else, or when the actor stops, and is nil from
+	// then on. The log always holds all entries up to its commit index.
 	deferred *raftpb.HardState
 }
 
-// New returns the stage.
+// New returns the stage of the WAL actor.
 func New(cfg Config) actors.Stage {
 	return actors.Stage{
 		Name:  actors.CoreWAL,
@@ -89,7 +105,7 @@ func (a *Actor) Receive(ctx actor.Context) {
 	}
 }
 
-// batch writes everything that is queued at once, and then answers.
+// batch writes all messages of a mailbox batch at once, and then answers them.
 func (a *Actor) batch(b *actors.Batch) {
 	var trim *walmsg.Trim
 	for i := range b.Msgs {
@@ -124,6 +140,8 @@ func (a *Actor) batch(b *actors.Batch) {
 	a.batches, a.appends = a.batches[:0], a.appends[:0]
 }
 
+// gather adds an append to what the next write holds. It ignores appends of another
+// incarnation of the core.
 func (a *Actor) gather(m *walmsg.Append) {
 	if m.Epoch != a.cfg.Epoch {
 		return
@@ -139,9 +157,9 @@ func (a *Actor) gather(m *walmsg.Append) {
 	a.appends = append(a.appends, m)
 }
 
-// write makes what was gathered durable. A commit index alone is not worth a
-// write: recovery takes the larger of it and the applied index of the store, and
-// raft finds the rest by itself.
+// write makes a.batches durable. If they hold nothing but a commit index, it defers
+// that instead of writing it: recovery uses the larger of the commit index in the log
+// and the applied index of the store, and raft finds a later one by itself.
 func (a *Actor) write() {
 	var hard *raftpb.HardState
 	commitOnly := true
@@ -183,7 +201,7 @@ func (a *Actor) append() time.Duration {
 	a.cfg.Disk.Stop()
 	if err != nil {
 		a.cfg.Fatal(err)
-		panic(err) // Fatal of a test comes back
+		panic(err) // reached in tests only, where Fatal returns
 	}
 	return time.Duration(actors.Now() - start)
 }
@@ -198,6 +216,7 @@ func (a *Actor) flush() {
 	a.append()
 }
 
+// note records in the timeline when the entries of a batch became durable.
 func (a *Actor) note(b *actors.Batch) {
 	now := actors.Now()
 	for i, msg := range b.Msgs {
@@ -209,7 +228,7 @@ func (a *Actor) note(b *actors.Batch) {
 	}
 }
 
-// answer delivers the responses, which are now allowed to be known.
+// answer sends the responses of the appends, which are now durable.
 func (a *Actor) answer() {
 	if len(a.appends) == 0 {
 		return

@@ -23,8 +23,8 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
 )
 
-// The actor runs over a log on a disk in memory, which can be held up and made to
-// fail, with a probe in the place of raft, in fake time.
+// The tests run the actor in fake time, with a log on an in-memory disk that can hang and
+// fail, and a probe in place of raft.
 
 const (
 	epoch  = 5
@@ -102,7 +102,7 @@ func (r *rig) count(op waltest.Op) int {
 	return r.calls[op]
 }
 
-// hold makes syncs wait; the function returned lets one pass.
+// hold makes syncs block. Each call of pass lets one of them finish.
 func (r *rig) hold() (pass func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -208,8 +208,8 @@ func TestGroupCommit(t *testing.T) {
 	})
 }
 
-// TestAcknowledgedSurvives: at any moment, a power cut leaves at least what was
-// answered.
+// TestAcknowledgedSurvives: after a power cut at any moment, all that was answered is in
+// the log.
 func TestAcknowledgedSurvives(t *testing.T) {
 	for cut := range 12 {
 		synctest.Test(t, func(t *testing.T) {
@@ -235,7 +235,7 @@ func TestAcknowledgedSurvives(t *testing.T) {
 	}
 }
 
-// commit posts an append that moves the commit index alone.
+// commit posts an append that changes the commit index alone.
 func (r *rig) commit(index uint64) {
 	r.post(&walmsg.Append{Epoch: epoch, Message: &raftpb.Message{
 		Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(index),
@@ -372,8 +372,8 @@ func TestOtherEpochs(t *testing.T) {
 	})
 }
 
-// TestDisk: an append that hangs shows while it hangs, and one that took long
-// shows afterwards.
+// TestDisk: Disk reports how long an append has been hanging, and afterwards how long
+// appends take.
 func TestDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 1<<20)
@@ -406,7 +406,7 @@ func TestDisk(t *testing.T) {
 	})
 }
 
-// TestTrim: the mark is written, segments below it go, and a start begins at it.
+// TestTrim: the mark is written, segments below it are removed, and a restart begins at it.
 func TestTrim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, wal.MinSegmentBytes)
@@ -487,7 +487,7 @@ func TestSnapshotBecomesMark(t *testing.T) {
 	})
 }
 
-// TestGapPanics: a hole in the log is a bug of raft's, and ends the core.
+// TestGapPanics: a gap in the log is a bug of raft, and the actor panics.
 func TestGapPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 1<<20)

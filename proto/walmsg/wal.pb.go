@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: walmsg/wal.proto
 
-// What the WAL actor hears.
+// Messages that the WAL actor receives.
 
 package walmsg
 
@@ -24,16 +24,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Append asks for one raft MsgStorageAppend to be made durable. The responses
-// it carries are delivered once this append and all earlier ones are on disk,
-// and in order.
+// Append makes one raft MsgStorageAppend durable. The responses that it carries are
+// sent, in order, once this append and all earlier ones are on disk.
 type Append struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The boot of the core that sent it; a WAL of another boot ignores it.
+	// Incarnation of the core that sent it; the WAL of another incarnation ignores it.
 	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Entries, snapshot, hard state and responses, as raft emitted them.
 	Message *raftpb.Message `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// Whether raft's MustSync rule asks for an fsync: entries, term, vote or a
+	// Whether raft's MustSync rule requires an fsync: entries, term, vote or a
 	// snapshot changed. A change of the commit index alone needs none.
 	MustSync      bool `protobuf:"varint,3,opt,name=must_sync,json=mustSync,proto3" json:"must_sync,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -91,13 +90,14 @@ func (x *Append) GetMustSync() bool {
 	return false
 }
 
-// Trim tells that no reader will ask for entries at or below an index again:
-// they are applied, durable in the store and covered by a mark.
+// Trim allows the log to remove entries at or below an index: they are applied and
+// durable in the store, no reader will request them again, and the mark covers them.
 type Trim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Index uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
-	// Written to the log before segments go: restart begins here.
+	// The mark is written to the log before segments are removed. Replay after a
+	// restart begins at it.
 	MarkIndex     uint64            `protobuf:"varint,3,opt,name=mark_index,json=markIndex,proto3" json:"mark_index,omitempty"`
 	MarkTerm      uint64            `protobuf:"varint,4,opt,name=mark_term,json=markTerm,proto3" json:"mark_term,omitempty"`
 	MarkConfState *raftpb.ConfState `protobuf:"bytes,5,opt,name=mark_conf_state,json=markConfState,proto3" json:"mark_conf_state,omitempty"`

@@ -11,9 +11,8 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
 )
 
-// restedLog returns a log of several segments, and the places of its batches.
-// By the nonce's parity it was closed cleanly, or opened after a crash and
-// left alone.
+// restedLog returns a log of several segments, and the places of its batches. If the
+// nonce is even it was closed cleanly; if odd, it crashed, and was opened and killed.
 func restedLog(t *testing.T, seed, nonce uint64) (*waltest.MemFS, *model, *wal.Report) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -39,8 +38,8 @@ func restedLog(t *testing.T, seed, nonce uint64) (*waltest.MemFS, *model, *wal.R
 	return fsys, m, rep
 }
 
-// refused demands that the log is refused by a CorruptError at the given file
-// and not behind the damage, by Open and by Verify, and left alone.
+// refused checks that Open and Verify fail with a CorruptError that names the given file
+// and an offset at or before the damage, and change nothing.
 func refused(t *testing.T, fsys *waltest.MemFS, file string, damage int64) {
 	t.Helper()
 	before, err := fsys.ReadFile(dir + "/" + file)
@@ -62,8 +61,8 @@ func refused(t *testing.T, fsys *waltest.MemFS, file string, damage int64) {
 	}
 }
 
-// damageRounds is how often each of the three kinds of damage is played: with
-// TROUPE_WAL_CRASHES=10000 more than 10,000 in all.
+// damageRounds is the number of rounds for each of the three kinds of damage: more than
+// 10,000 in all with TROUPE_WAL_CRASHES=10000.
 func damageRounds(t *testing.T) int { return crashes(t) * 35 / 100 }
 
 // TestDamageIsRefused flips bits and zeroes sectors anywhere in data that was
@@ -114,8 +113,8 @@ func TestDamageIsRefused(t *testing.T) {
 	}
 }
 
-// TestNearlyFullSegmentIsAttested: a log that was closed with hardly any room in its
-// last segment says all the same that everything is durable.
+// TestNearlyFullSegmentIsAttested: a log that was closed with hardly any room in its last
+// segment still records that everything is durable.
 func TestNearlyFullSegmentIsAttested(t *testing.T) {
 	for seed := range uint64(400) {
 		for nonce := range uint64(2) {
@@ -127,8 +126,8 @@ func TestNearlyFullSegmentIsAttested(t *testing.T) {
 	}
 }
 
-// durableEnd returns where the content of the last segment ends, and checks
-// that a later batch says that all of it is durable.
+// durableEnd returns where the content of the last segment ends, and checks that a later
+// batch records all of it as durable.
 func durableEnd(t *testing.T, fsys *waltest.MemFS) int64 {
 	t.Helper()
 	var content, durable uint64
@@ -143,7 +142,7 @@ func durableEnd(t *testing.T, fsys *waltest.MemFS) int64 {
 		return nil
 	}))
 	if durable < content || end == 0 {
-		t.Fatalf("batch %d is the last one with content, but only %d is said to be durable", content, durable)
+		t.Fatalf("batch %d is the last one with content, but only %d is recorded as durable", content, durable)
 	}
 	return end
 }
@@ -151,8 +150,8 @@ func durableEnd(t *testing.T, fsys *waltest.MemFS) int64 {
 // recordAt is the offset of the first record in its batch.
 const recordAt = 64
 
-// TestDamageInLastBatch: without any later batch a flipped bit is told from a
-// torn write, even in a payload that has sectors of zeros of its own.
+// TestDamageInLastBatch: without any later batch, a flipped bit is distinguished from a
+// torn write, even in a payload that contains sectors of zeros.
 func TestDamageInLastBatch(t *testing.T) {
 	fsys := waltest.New()
 	l, _ := mustCreate(t, fsys, 1)
@@ -168,8 +167,8 @@ func TestDamageInLastBatch(t *testing.T) {
 	}
 }
 
-// usedBytes is where the last byte that is not zero lies, by the eye of the
-// test, rounded down to a batch boundary.
+// usedBytes returns the offset of the last byte that is not zero, rounded down to a batch
+// boundary. It does not use the package under test.
 func usedBytes(t *testing.T, fsys *waltest.MemFS, file string) int64 {
 	t.Helper()
 	b, err := fsys.ReadFile(dir + "/" + file)
@@ -181,7 +180,7 @@ func usedBytes(t *testing.T, fsys *waltest.MemFS, file string) int64 {
 	return int64(n+63) &^ 63
 }
 
-// TestStructuralDamage: files that are gone, doubled, cut or strange.
+// TestStructuralDamage: files that are missing, duplicated, truncated or foreign.
 func TestStructuralDamage(t *testing.T) {
 	orig, _, rep := restedLog(t, 5, 0)
 	if len(rep.Segments) != 4 {
@@ -234,8 +233,8 @@ func TestStructuralDamage(t *testing.T) {
 	}
 }
 
-// TestResizedFile: a log whose files have another size than they were given opens
-// if that shows that nothing is missing, and is refused otherwise.
+// TestResizedFile: a log whose files do not have the size in their header opens if
+// nothing can be missing, and is refused otherwise.
 func TestResizedFile(t *testing.T) {
 	for seed := range uint64(20) {
 		for nonce := range uint64(2) { // closed, or opened and killed
@@ -283,8 +282,8 @@ func TestResizedFile(t *testing.T) {
 	}
 }
 
-// TestCutAnywhere: wherever the last file of a log in use ends, the log opens with
-// all that it held, or is refused.
+// TestCutAnywhere: if the last file of a log in use is truncated anywhere, the log opens
+// with all that it held, or is refused.
 func TestCutAnywhere(t *testing.T) {
 	rng := rand.New(rand.NewPCG(17, 0))
 	opened := 0
@@ -352,7 +351,7 @@ func TestShortSpare(t *testing.T) {
 	must(t, l.Close())
 }
 
-// TestHoleIsNamed: a missing segment is called that.
+// TestHoleIsNamed: the error for a missing segment says that it is missing.
 func TestHoleIsNamed(t *testing.T) {
 	fsys, _, rep := restedLog(t, 5, 0)
 	must(t, fsys.Remove(dir+"/"+rep.Segments[1].File))
@@ -361,7 +360,8 @@ func TestHoleIsNamed(t *testing.T) {
 	}
 }
 
-// TestFirstSegmentGone: fine if a mark covers what is missing, else refused.
+// TestFirstSegmentGone: a missing first segment is accepted if a mark covers its entries,
+// and refused otherwise.
 func TestFirstSegmentGone(t *testing.T) {
 	for _, mark := range []uint64{0, 3, 4} { // the second segment begins at 5
 		fsys := waltest.New()

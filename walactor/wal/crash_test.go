@@ -18,8 +18,8 @@ import (
 
 const crashesPerSeed = 50
 
-// crashes returns how many crashes to play: TROUPE_WAL_CRASHES=10000 for the
-// long form.
+// crashes returns the number of crashes to simulate: 10,000 with
+// TROUPE_WAL_CRASHES=10000.
 func crashes(t *testing.T) int {
 	s := os.Getenv("TROUPE_WAL_CRASHES")
 	if s == "" {
@@ -30,9 +30,9 @@ func crashes(t *testing.T) int {
 	return n
 }
 
-// TestCrash plays power cuts, deaths of the process and failed syncs at random
-// calls, and compares what Open returns with a model of every state the log
-// may legally have: all from the last durable one to the last one attempted.
+// TestCrash simulates power cuts, kills of the process and failed syncs at random calls.
+// It compares what Open returns with a model of every state that the log may have: all
+// from the last durable one to the last one attempted.
 func TestCrash(t *testing.T) {
 	var opened, torn, cuts atomic.Int64
 	n := crashes(t)
@@ -66,15 +66,15 @@ type crashSim struct {
 	t    *testing.T
 	rng  *rand.Rand
 	fsys *waltest.MemFS
-	// states are those that may be found after a crash, oldest first. The
-	// first one is durable.
+	// states are those that the log may have after a crash, oldest first. The first
+	// one is durable.
 	states []model
 	made   bool // Create has returned
 
 	opened, torn, cuts int64
 }
 
-// life runs the log until it fails or has had enough.
+// life runs the log until it fails or a number of steps is done.
 func (s *crashSim) life() {
 	if s.rng.IntN(10) < 8 {
 		s.fsys.CutPower(s.fsys.Calls()+1+s.rng.IntN(120), s.rng.Uint64())
@@ -97,7 +97,7 @@ func (s *crashSim) life() {
 	}
 }
 
-// expect accepts the injected errors alone.
+// expect fails the test for any error that was not injected.
 func (s *crashSim) expect(err error) {
 	s.t.Helper()
 	if err != nil && !errors.Is(err, waltest.ErrPower) && !errors.Is(err, syscall.EIO) {
@@ -115,7 +115,7 @@ func (s *crashSim) end() {
 	}
 }
 
-// open opens or creates the log; nil if the injected fault was in the way.
+// open opens or creates the log. It returns nil if an injected fault made that fail.
 func (s *crashSim) open() *wal.Log {
 	exists, err := wal.Exists(s.fsys, dir)
 	if err == nil && !exists {
@@ -202,8 +202,8 @@ func (s *crashSim) append(l *wal.Log) error {
 	return err
 }
 
-// TestTornTailIsRepaired loses a sector of an unsynced batch, and checks what
-// is reported and that nothing is left of it.
+// TestTornTailIsRepaired loses a sector of an unsynced batch, and checks what Open
+// reports and that nothing of the batch is left.
 func TestTornTailIsRepaired(t *testing.T) {
 	for _, lost := range []int64{0, 1, 2} { // header, first and second sector after it
 		fsys := waltest.New()
@@ -239,9 +239,8 @@ func TestTornTailIsRepaired(t *testing.T) {
 	}
 }
 
-// TestOpenMakesCachedDataDurable: after a failed fsync the page cache still
-// shows data that the disk never got. What Open returns must survive all the
-// same.
+// TestOpenMakesCachedDataDurable: after a failed fsync the page cache has data that is not
+// on disk and never will be. What Open returns must survive a power cut nevertheless.
 func TestOpenMakesCachedDataDurable(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)

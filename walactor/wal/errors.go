@@ -8,7 +8,7 @@ import (
 
 // Errors of Create and Open.
 var (
-	// ErrExists: Create found a log, or a directory that is not empty.
+	// ErrExists: the directory given to Create is not empty.
 	ErrExists = errors.New("wal: directory already in use")
 	// ErrNotFound: there is no log in the directory.
 	ErrNotFound = errors.New("wal: no log found")
@@ -22,41 +22,41 @@ var (
 
 // Errors of a running log.
 var (
-	// ErrFailed: a write or fsync failed. The log stays failed; the process
-	// has to exit without acknowledging anything more.
+	// ErrFailed: a write or fsync failed. The log accepts no more appends.
+	// IMPORTANT: the process must exit without acknowledging anything more.
 	ErrFailed = errors.New("wal: log failed")
-	// ErrNoSpace: the disk is full. From PrepareSpare alone it is a warning;
-	// together with ErrFailed it is the end of the log.
+	// ErrNoSpace: the disk is full. From PrepareSpare it is a warning; together
+	// with ErrFailed it means that the log has failed.
 	ErrNoSpace = errors.New("wal: no space left for a segment")
-	// ErrTooLarge: the batch is over a limit of the format. Nothing was
-	// written and the log stays usable.
+	// ErrTooLarge: the batch exceeds a limit of the format. Nothing was written,
+	// and the log stays usable.
 	ErrTooLarge = errors.New("wal: batch too large")
 	// ErrClosed: the log was closed.
 	ErrClosed = errors.New("wal: log is closed")
 )
 
-// CorruptError reports data that was durable once and is now damaged or
-// missing. Nothing has been changed on disk.
+// CorruptError reports data that was durable and is now damaged or missing. Nothing
+// was changed on disk.
 type CorruptError struct {
-	File   string // file name inside the log's directory
-	Offset int64  // bytes from the start of the file to the damaged header or batch
+	File   string // name of the file in the log's directory
+	Offset int64  // of the damaged header or batch, in bytes
 	Reason string
 }
 
-// Error names the file, the offset and what is wrong there.
+// Error implements error.
 func (e *CorruptError) Error() string {
 	return fmt.Sprintf("wal: corrupt: %s at offset %d: %s", e.File, e.Offset, e.Reason)
 }
 
-// TornTail describes an unfinished, never acknowledged write that Open cut
-// off the end of the log.
+// TornTail describes an interrupted write at the end of the log, which was never
+// acknowledged. Open truncates it.
 type TornTail struct {
-	File   string // file name inside the log's directory
-	Offset int64  // bytes from the start of the file to the first byte cut
-	Bytes  int64  // bytes up to the last one that was not zero
+	File   string // name of the file in the log's directory
+	Offset int64  // of the first byte that is truncated
+	Bytes  int64  // from Offset to the last byte that is not zero
 }
 
-// noSpace adds ErrNoSpace to the errors by which a disk says that it is full.
+// noSpace wraps the errors of a full disk in ErrNoSpace.
 func noSpace(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)

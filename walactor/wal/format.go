@@ -11,11 +11,11 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// Sizes of the format, in bytes. FORMAT.md draws the boxes.
+// Sizes of the format, in bytes; see FORMAT.md.
 const (
-	sectorBytes        = 512  // what a disk writes whole or not at all
+	sectorBytes        = 512  // the unit that a disk writes atomically
 	headerBytes        = 4096 // header block of a segment, one page
-	batchAlign         = 64   // divides a sector, so that a batch header lies in one
+	batchAlign         = 64   // divides a sector, so that a batch header never spans two
 	batchHeaderBytes   = 64
 	recordHeaderBytes  = 10
 	entryFixedBytes    = 16 // term and index before the data
@@ -24,21 +24,21 @@ const (
 	metadataFixedBytes = 16
 	confFixedBytes     = 9 // four counts and auto_leave
 
-	// endReserve is kept free at the end of a segment for the batch that
-	// holds the segment-end record.
+	// endReserve is kept free at the end of a segment for the batch with the
+	// segment-end record.
 	endReserve = 128
 
-	// confIDsMax bounds the ids in a conf state; a segment header has room
-	// for (4092-128-9)/8 = 494, and a cluster has some ten members.
+	// confIDsMax bounds the ids in a conf state. A segment header has room for
+	// (4092-128-9)/8 = 494, and a cluster has about ten members.
 	confIDsMax = 256
 
-	// batchBytesMax bounds the payload of one batch. It is far above the
-	// 4 MiB the shell gathers: a follower that catches up may be handed all
-	// of raft's in-flight window (32 MiB) at once.
+	// batchBytesMax bounds the payload of one batch. It is far above the 4 MiB that
+	// the actor gathers, because a follower that catches up may receive all of raft's
+	// in-flight window (32 MiB) at once.
 	batchBytesMax = 1 << 30
 
-	// segmentBytesMax bounds a segment: the largest batch and what is around
-	// it. A header that says more is damaged.
+	// segmentBytesMax bounds a segment: the largest batch, with headers. A header
+	// with a larger size is damaged.
 	segmentBytesMax = batchBytesMax + 1<<20
 
 	formatVersion = 1
@@ -57,16 +57,16 @@ var (
 // Kind is the type byte of a record.
 type Kind uint8
 
-// The kinds of records. Zero is none of them, so that zeros never decode.
+// The kinds of records. None is zero, so that zeros never decode as a record.
 const (
 	KindEntry      Kind = 1 // a raft entry
 	KindHardState  Kind = 2 // a raft hard state
 	KindMark       Kind = 3 // a snapshot mark
-	KindMetadata   Kind = 4 // ids; says that all before it was durable
-	KindSegmentEnd Kind = 5 // the log goes on in the next segment
+	KindMetadata   Kind = 4 // ids, in a batch which records that all before it is durable
+	KindSegmentEnd Kind = 5 // the log continues in the next segment
 )
 
-// String returns the kind's name as troupectl prints it.
+// String returns the name of the kind. troupectl prints it.
 func (k Kind) String() string {
 	switch k {
 	case KindEntry:
@@ -83,17 +83,17 @@ func (k Kind) String() string {
 	return "kind(" + strconv.Itoa(int(k)) + ")"
 }
 
-// flagReplaces on a mark record: the log up to then is discarded, for the
-// mark names an installed snapshot that the log does not contain.
+// flagReplaces is set on a mark that discards the log before it: it names an installed
+// snapshot that the log does not contain.
 const flagReplaces = 1
 
-// Record is one decoded record and where it was found. Its byte slices are
-// valid only during the call that hands it out.
+// Record is one decoded record and its place. Its byte slices are valid only during the
+// call of the visitor.
 type Record struct {
 	File       string // segment file name
 	Offset     int64  // of the record in the file, bytes
 	BatchSeq   uint64 // number of the batch that holds it
-	DurableSeq uint64 // highest batch known durable when that one was written
+	DurableSeq uint64 // latest batch known to be durable when that one was written
 	Kind       Kind
 
 	Term      uint64           // entry, hard state, mark
@@ -111,12 +111,12 @@ type Record struct {
 // ConfState decodes the conf state of a mark, nil if it has none.
 func (r *Record) ConfState() *raftpb.ConfState { return decodeConf(r.Conf) }
 
-// segmentHeader is the header block of a segment: who wrote it and the state
-// of the log where it begins, so that it can be the first one after a Trim.
+// segmentHeader is the header block of a segment. It has the ids and the state of the
+// log at the start of the segment, so that replay can begin at any segment.
 type segmentHeader struct {
 	clusterID, memberID uint64
 	seq                 uint64 // of the segment
-	first               uint64 // index after the last one of the log
+	first               uint64 // index after the last one of the log at that point
 	nonce               uint64
 	size                int64
 	lastBatch           uint64 // number of the batch before the segment
@@ -165,25 +165,25 @@ func (h *segmentHeader) encode() []byte {
 	return b
 }
 
-// chainStart seeds the chain CRC of a segment's batches, which binds them to
-// this header and, through it, to all batches before.
+// chainStart returns the initial value of the chain CRC of a segment's batches. It ties
+// them to this header and, through it, to all batches before.
 func chainStart(header []byte) uint32 { return le.Uint32(header[headerBytes-4:]) }
 
-// decodeSegmentHeader checks and decodes a header block; the error is the
-// reason alone, without file or offset.
+// decodeSegmentHeader checks and decodes a header block. The error has no file or
+// offset; the caller adds them.
 func decodeSegmentHeader(b []byte) (*segmentHeader, error) {
 	if len(b) < headerBytes {
 		return nil, fmt.Errorf("file is shorter than a segment header")
 	}
 	b = b[:headerBytes]
 	if !bytes.Equal(b[:8], segmentMagic[:]) {
-		return nil, fmt.Errorf("not a segment of this log: bad magic")
+		return nil, fmt.Errorf("not a segment: bad magic number")
 	}
 	if crc32.Checksum(b[:headerBytes-4], castagnoli) != le.Uint32(b[headerBytes-4:]) {
 		return nil, fmt.Errorf("segment header checksum mismatch")
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion {
-		return nil, fmt.Errorf("format version %d, this program reads %d", v, formatVersion)
+		return nil, fmt.Errorf("format version %d is not supported, only %d", v, formatVersion)
 	}
 	flags := le.Uint32(b[76:])
 	h := &segmentHeader{
@@ -205,7 +205,7 @@ func decodeSegmentHeader(b []byte) (*segmentHeader, error) {
 	case h.first == 0:
 		return nil, fmt.Errorf("segment header: first index is zero")
 	case h.size < headerBytes+batchHeaderBytes || h.size > segmentBytesMax || h.size%headerBytes != 0:
-		return nil, fmt.Errorf("segment header: impossible segment size %d", h.size)
+		return nil, fmt.Errorf("segment header: invalid segment size %d", h.size)
 	case h.hard.commit >= h.first || h.mark.index > h.hard.commit:
 		return nil, fmt.Errorf("segment header: mark %d, commit %d, first index %d are out of order",
 			h.mark.index, h.hard.commit, h.first)
@@ -216,7 +216,7 @@ func decodeSegmentHeader(b []byte) (*segmentHeader, error) {
 // segmentName returns the file name of a segment.
 func segmentName(seq, first uint64) string { return fmt.Sprintf("%016x-%016x.wal", seq, first) }
 
-// parseSegmentName is the inverse of segmentName.
+// parseSegmentName parses what segmentName returns.
 func parseSegmentName(name string) (seq, first uint64, ok bool) {
 	s, ok := strings.CutSuffix(name, segmentSuffix)
 	if !ok || len(s) != 33 || s[16] != '-' {
@@ -243,7 +243,8 @@ type batchHeader struct {
 	nonce      uint64
 }
 
-// encode writes the header to b and returns the chain CRC that follows prev.
+// encode writes the header to b. It returns the chain CRC of the batch, which continues
+// prev.
 func (h *batchHeader) encode(b []byte, prev uint32) uint32 {
 	b = b[:batchHeaderBytes]
 	clear(b)
@@ -261,11 +262,11 @@ func (h *batchHeader) encode(b []byte, prev uint32) uint32 {
 	return chain
 }
 
-// chainNext continues the chain over an encoded batch header.
+// chainNext continues the chain CRC over an encoded batch header.
 func chainNext(prev uint32, b []byte) uint32 { return crc32.Update(prev, castagnoli, b[:44]) }
 
-// decodeBatchHeader returns the header at the start of b and its chain CRC;
-// ok is false unless magic and header CRC are right.
+// decodeBatchHeader returns the header at the start of b and its chain CRC. ok is false
+// if the magic number or the header CRC is wrong.
 func decodeBatchHeader(b []byte) (h batchHeader, chain uint32, ok bool) {
 	b = b[:batchHeaderBytes]
 	if [4]byte(b[:4]) != batchMagic || crc32.Checksum(b[:60], castagnoli) != le.Uint32(b[60:]) {
@@ -278,14 +279,15 @@ func decodeBatchHeader(b []byte) (h batchHeader, chain uint32, ok bool) {
 	}, le.Uint32(b[44:]), true
 }
 
-// padded rounds n up to the alignment of batches.
+// padded rounds n up to a multiple of batchAlign.
 func padded(n int64) int64 { return (n + batchAlign - 1) &^ (batchAlign - 1) }
 
-// countZeroPieces counts the sectors' worth of a payload that are all zero.
-// payload, padding included, lies at offset at of the file; what shares a
-// sector with the batch header is left out, for it is there when the header
-// is. A lost sector reads as zeros, so a payload with more zero pieces than
-// its header says was torn, and one with a bad CRC but no more was damaged.
+// countZeroPieces cuts a payload at sector boundaries and returns the number of pieces
+// that are all zero. payload includes the padding and begins at offset at of the file.
+// The part in the sector of the batch header does not count, because the disk writes it
+// together with the header. A sector that was not written reads as zeros. So a payload
+// with more zero pieces than its header records is torn; one with a bad CRC and no more
+// zero pieces is damaged.
 func countZeroPieces(payload []byte, at int64) uint32 {
 	inHeaderSector := (sectorBytes - at%sectorBytes) % sectorBytes
 	if int64(len(payload)) <= inHeaderSector {
@@ -302,8 +304,8 @@ func countZeroPieces(payload []byte, at int64) uint32 {
 	return n
 }
 
-// appendRecord appends a record whose body is the concatenation of fixed and
-// data. The data is copied once, here.
+// appendRecord appends a record with the body fixed followed by data. This is the only
+// copy of the data.
 func appendRecord(b []byte, k Kind, flags byte, fixed, data []byte) []byte {
 	at := len(b)
 	b = append(b, byte(k), flags, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -314,7 +316,7 @@ func appendRecord(b []byte, k Kind, flags byte, fixed, data []byte) []byte {
 	return b
 }
 
-// recordCRC covers type, flags, length and body.
+// recordCRC returns the CRC of a record's type, flags, length and body.
 func recordCRC(rec []byte) uint32 {
 	return crc32.Update(crc32.Checksum(rec[:6], castagnoli), castagnoli, rec[recordHeaderBytes:])
 }
@@ -345,7 +347,8 @@ func appendMark(b []byte, m markState, replaces bool) []byte {
 	return appendRecord(b, KindMark, flags, fixed[:], m.conf)
 }
 
-// appendMetadata adds fill zero bytes to the body, to move what comes next.
+// appendMetadata appends a metadata record. fill zero bytes in its body move the batch
+// that follows to a higher offset.
 func appendMetadata(b []byte, cluster, member uint64, fill int) []byte {
 	var fixed [metadataFixedBytes]byte
 	le.PutUint64(fixed[0:], cluster)
@@ -353,8 +356,8 @@ func appendMetadata(b []byte, cluster, member uint64, fill int) []byte {
 	return appendRecord(b, KindMetadata, 0, fixed[:], zeroSector[:fill])
 }
 
-// decodeRecords decodes a payload of exactly n records and hands each to
-// visit, with its offset in the payload set. The error is the reason alone.
+// decodeRecords decodes a payload of exactly n records and calls visit with each, with
+// its offset in the payload set. The error has no file or offset; the caller adds them.
 func decodeRecords(p []byte, n uint32, visit func(*Record) error) error {
 	var r Record
 	off := 0
@@ -378,11 +381,11 @@ func decodeRecords(p []byte, n uint32, visit func(*Record) error) error {
 // decodeRecord decodes the record at the start of p and returns its size.
 func decodeRecord(p []byte, r *Record) (int, error) {
 	if len(p) < recordHeaderBytes {
-		return 0, fmt.Errorf("header is cut short")
+		return 0, fmt.Errorf("header is truncated")
 	}
 	size := uint64(le.Uint32(p[2:]))
 	if size > uint64(len(p)-recordHeaderBytes) {
-		return 0, fmt.Errorf("length %d runs past the batch", size)
+		return 0, fmt.Errorf("length %d extends past the batch", size)
 	}
 	p = p[:recordHeaderBytes+int(size)]
 	if recordCRC(p) != le.Uint32(p[6:]) {
@@ -392,6 +395,7 @@ func decodeRecord(p []byte, r *Record) (int, error) {
 	return len(p), decodeBody(p[1], p[recordHeaderBytes:], r)
 }
 
+// decodeBody decodes the body of a record of kind r.Kind into r.
 func decodeBody(flags byte, b []byte, r *Record) error {
 	switch {
 	case r.Kind == KindEntry && len(b) >= entryFixedBytes && flags <= byte(raftpb.EntryConfChangeV2):
@@ -409,7 +413,7 @@ func decodeBody(flags byte, b []byte, r *Record) error {
 				return err
 			}
 			if n != len(conf) {
-				return fmt.Errorf("conf state of %d bytes in %d", n, len(conf))
+				return fmt.Errorf("conf state of %d bytes in a field of %d bytes", n, len(conf))
 			}
 			r.Conf = conf
 		}
@@ -417,12 +421,13 @@ func decodeBody(flags byte, b []byte, r *Record) error {
 		r.ClusterID, r.MemberID = le.Uint64(b), le.Uint64(b[8:])
 	case r.Kind == KindSegmentEnd && len(b) == 0 && flags == 0:
 	default:
-		return fmt.Errorf("no record of this format: %v, flags %#x, %d bytes", r.Kind, flags, len(b))
+		return fmt.Errorf("malformed record: %v, flags %#x, %d bytes", r.Kind, flags, len(b))
 	}
 	return nil
 }
 
-// encodeConf returns nil for nil.
+// encodeConf encodes a conf state. It returns nil for nil, and ErrTooLarge for too many
+// ids.
 func encodeConf(c *raftpb.ConfState) ([]byte, error) {
 	if c == nil {
 		return nil, nil
@@ -445,10 +450,10 @@ func encodeConf(c *raftpb.ConfState) ([]byte, error) {
 	return b, nil
 }
 
-// confBytes returns the length of the encoded conf state that b starts with.
+// confBytes checks the encoded conf state at the start of b and returns its length.
 func confBytes(b []byte) (int, error) {
 	if len(b) < confFixedBytes {
-		return 0, fmt.Errorf("conf state is cut short")
+		return 0, fmt.Errorf("conf state is truncated")
 	}
 	n := 0
 	for i := range 4 {
@@ -461,7 +466,7 @@ func confBytes(b []byte) (int, error) {
 	return size, nil
 }
 
-// decodeConf decodes what confBytes has accepted; nil for nil.
+// decodeConf decodes a conf state that confBytes accepted. It returns nil for nil.
 func decodeConf(b []byte) *raftpb.ConfState {
 	if b == nil {
 		return nil

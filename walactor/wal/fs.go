@@ -2,18 +2,18 @@ package wal
 
 import "io"
 
-// FS is all the log asks of a disk. Paths are those of package filepath. A
+// FS is the file system that holds a log. Paths are those of package filepath. A
 // missing file is reported as fs.ErrNotExist, a full disk as syscall.ENOSPC.
 //
-// Durability is as in POSIX: the bytes and the length of a file survive a
-// power cut after its Datasync, and names do after SyncDir of their folder.
+// Durability is that of POSIX: the bytes and the length of a file survive a power cut
+// after its Datasync, a name after SyncDir of its directory.
 type FS interface {
-	// Mkdir makes one directory; one that exists already is no error.
+	// Mkdir creates one directory. It returns nil if the directory exists.
 	Mkdir(dir string) error
 	// List returns the names in dir, sorted.
 	List(dir string) ([]string, error)
-	// Create makes a new file for reading and writing; it fails if the name
-	// exists.
+	// Create creates a file and opens it for reading and writing. It fails if the
+	// name exists.
 	Create(path string) (File, error)
 	// Open opens an existing file, for reading only unless write is set.
 	Open(path string, write bool) (File, error)
@@ -24,9 +24,9 @@ type FS interface {
 	Remove(path string) error
 	// SyncDir makes the names in dir durable.
 	SyncDir(dir string) error
-	// Lock takes the exclusive lock of a directory, without waiting. It
-	// fails with ErrLocked while someone holds it. The lock follows the
-	// directory through a Rename and ends with Close or with the process.
+	// Lock acquires the exclusive lock of a directory, without waiting. It fails
+	// with ErrLocked while another holds it. The lock stays with the directory
+	// after a Rename; Close and the end of the process release it.
 	Lock(dir string) (io.Closer, error)
 }
 
@@ -37,10 +37,10 @@ type File interface {
 	io.Closer
 	// Size returns the length in bytes.
 	Size() (int64, error)
-	// Allocate reserves blocks for the first size bytes and makes the file
-	// at least that long, so that a full disk shows at once.
+	// Allocate reserves blocks for the first size bytes and makes the file at least
+	// that long, so that a full disk is found before anything is written.
 	Allocate(size int64) error
-	// Datasync waits until the content and the length are on the disk. After
-	// an error nothing is known about what is.
+	// Datasync makes the content and the length durable. After an error it is
+	// unknown what is on disk.
 	Datasync() error
 }

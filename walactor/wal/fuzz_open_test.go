@@ -13,9 +13,9 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
 )
 
-// FuzzOpen: a log of one segment, of any content whose checksums are right, is
-// refused by name and left alone, or it is opened; then what it gives back keeps
-// the rules, Verify says the same, and so does the next Open.
+// FuzzOpen opens a log of one segment with any content whose checksums are right. Either
+// Open fails with an error that names the file and changes nothing; or what it returns
+// keeps the rules, and Verify and the next Open agree with it.
 func FuzzOpen(f *testing.F) {
 	const header = 4096
 	for _, seg := range segmentSeeds(f) {
@@ -26,8 +26,8 @@ func FuzzOpen(f *testing.F) {
 	}
 	f.Add([]byte{}, []byte{}, true)
 	f.Fuzz(func(t *testing.T, head, body []byte, fix bool) {
-		// Without the zeros that a segment is mostly made of, which say nothing to
-		// whom changes them.
+		// Without trailing zeros, most of a segment, which would be useless to the
+		// fuzzer.
 		b := make([]byte, wal.MinSegmentBytes)
 		copy(b, head[:min(len(head), header)])
 		copy(b[header:], body)

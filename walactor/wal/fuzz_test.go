@@ -41,8 +41,8 @@ func samplePayload() []byte {
 	return appendRecord(b, KindSegmentEnd, 0, nil, nil)
 }
 
-// encodeRecord is the inverse of decodeRecord, but for the fill of metadata,
-// which it copies.
+// encodeRecord is the inverse of decodeRecord. It copies the filler of metadata, which
+// decodeRecord ignores.
 func encodeRecord(b []byte, r *Record, from []byte) []byte {
 	switch r.Kind {
 	case KindEntry:
@@ -138,9 +138,9 @@ func FuzzBatches(f *testing.F) {
 	})
 }
 
-// fixSegment makes a segment of arbitrary bytes pass the checksums, the chain and
-// the nonce, and gives it the size that its header says: what is left is what it
-// says. It returns the numbers that its name has.
+// fixSegment sets the checksums, chain and nonces in a segment of arbitrary bytes, and
+// gives it the size in its header, so that only its meaning can be wrong. It returns the
+// numbers in its name.
 func fixSegment(b []byte) (seg []byte, seq, first uint64) {
 	size := max(2*headerBytes, (len(b)+headerBytes-1)/headerBytes*headerBytes)
 	seg = make([]byte, size)
@@ -155,7 +155,7 @@ func fixSegment(b []byte) (seg []byte, seq, first uint64) {
 	for at.off+batchHeaderBytes <= int64(size) {
 		raw := seg[at.off:]
 		if [4]byte(raw[:4]) != batchMagic {
-			break // the end, or what stands where it should be
+			break // the end, or bytes that are no batch header
 		}
 		room := int64(len(raw)) - batchHeaderBytes
 		h := batchHeader{size: uint32(min(int64(le.Uint32(raw[4:])), room)), records: le.Uint32(raw[8:]), seq: at.seq + 1,

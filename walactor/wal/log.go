@@ -14,37 +14,36 @@ import (
 
 // Limits and defaults of Config.
 const (
-	// DefaultSegmentBytes: filling it with zeros takes 0.15 s at the
-	// 0.4 GB/s of blocks touched for the first time, so a cut that finds no
-	// spare is bearable, and cuts are seconds apart under full load.
+	// DefaultSegmentBytes is small enough that an append which finds no spare can
+	// fill a segment with zeros itself, and large enough that a new segment is
+	// needed only every few seconds under full load.
 	DefaultSegmentBytes = 64 << 20
-	// MinSegmentBytes leaves room for a header and a few batches; only tests
-	// go near it.
+	// MinSegmentBytes has room for a header and a few batches, for tests.
 	MinSegmentBytes = 16 << 10
-	// DefaultSpares keeps one spare while the disk-full alarm for the other
-	// one makes its way.
+	// DefaultSpares leaves one spare to write to after the disk is full and before
+	// the alarm for that stops writes.
 	DefaultSpares = 2
-	// MaxSpares bounds the disk taken in advance to 1 GiB by default.
+	// MaxSpares bounds the disk space of spares to 1 GiB with default segments.
 	MaxSpares = 16
 
-	// bufferKeepBytes is what the encode buffer may keep between appends: the
-	// 4 MiB that the shell gathers, and their headers.
+	// bufferKeepBytes is the largest encode buffer that is kept between appends. It
+	// has room for the 4 MiB of entries that the actor gathers, and their headers.
 	bufferKeepBytes = 8 << 20
 )
 
-// Config describes a log. It is passed whole to Create and Open.
+// Config configures a log for Create and Open.
 type Config struct {
-	// ClusterID and MemberID are written to each segment. Create needs both.
-	// Open refuses other ids than these; zero accepts what is there.
+	// ClusterID and MemberID are written to each segment. Create requires both. Open
+	// fails if the log has other ids; zero accepts any.
 	ClusterID, MemberID uint64
 	// SegmentBytes is the size of a segment, a multiple of 4096. 0 means
 	// DefaultSegmentBytes. Existing segments keep their size.
 	SegmentBytes int64
-	// Rand returns random bits for the nonces that tell a segment's batches
-	// from those of an earlier life of its blocks. Required.
+	// Rand returns random bits for nonces. A nonce distinguishes the batches of a
+	// segment from those that its blocks held in an earlier segment. Required.
 	Rand func() uint64
-	// Spares is how many zero-filled segments PrepareSpare keeps in advance.
-	// 0 means DefaultSpares.
+	// Spares is the number of zero-filled segments that PrepareSpare keeps ready. 0
+	// means DefaultSpares.
 	Spares int
 }
 
@@ -67,26 +66,26 @@ func (c *Config) validate() error {
 	return nil
 }
 
-// Mark is a snapshot mark: the state machine holds, durably and elsewhere,
-// all up to Index.
+// Mark is a snapshot mark: the state machine durably holds all entries up to Index
+// outside the log.
 type Mark struct {
 	Index, Term uint64
-	ConfState   *raftpb.ConfState // membership at Index; may be nil
+	ConfState   *raftpb.ConfState // configuration at Index; may be nil
 }
 
-// Batch is what one MsgStorageAppend asks for. Its parts are applied in the
-// order mark, entries, hard state, and are durable together or not at all.
+// Batch is the content of one MsgStorageAppend. Its parts are applied in the order
+// mark, entries, hard state. After a crash all of them are in the log or none is.
 type Batch struct {
-	// Mark, if not nil, is either at an entry of the log, which is kept, or
-	// names an installed snapshot: past the end of the log, or in conflict
-	// with it above the commit index. The log before it is then discarded.
+	// Mark may be nil. If it is at an entry of the log, the log is kept. If it names
+	// an installed snapshot, whose index is past the end of the log, or has another
+	// term in the log and is above the commit index, the log is discarded.
 	Mark *Mark
-	// Entries are contiguous. The first discards all at or above its index.
-	// Their data is copied.
+	// Entries are contiguous. The first one discards all entries at or above its
+	// index. Their data is copied.
 	Entries []*raftpb.Entry
 	// HardState is nil if unchanged.
 	HardState *raftpb.HardState
-	// Sync: do not return before the batch is durable (raft.MustSync).
+	// Sync makes the append return only after the batch is durable (raft.MustSync).
 	Sync bool
 }
 
@@ -94,23 +93,36 @@ type Batch struct {
 type Recovered struct {
 	ClusterID, MemberID uint64
 	// HardState is nil if none was recorded. Its commit index is at least
-	// Mark.Index: a mark stands for applied, thus committed, entries.
+	// Mark.Index, because a mark covers applied, and thus committed, entries.
 	HardState *raftpb.HardState
-	// Mark is the latest one; zero if none was recorded. It never passes
+	// Mark is the latest one; zero if none was recorded. Its index never exceeds
 	// HardState.Commit or the last index.
 	Mark Mark
-	// Entries follow Mark.Index without a gap, to the end of the log. They
-	// own their data.
+	// Entries are those after Mark.Index, without a gap, to the end of the log. The
+	// caller owns their data.
 	Entries []*raftpb.Entry
-	// Torn is what was cut off, nil if the log ended cleanly.
+	// Torn describes what was truncated. It is nil if the log ended cleanly.
 	Torn *TornTail
-	// Resized names the segments whose files had another size than they were
-	// given, without loss. The last one has its size again.
+	// Resized names the segments whose files did not have the size in their header,
+	// but lost no data. Open restores the size of the last one.
 	Resized []string
 }
 
-// Log is an open log. It belongs to one goroutine, but for PrepareSpare and
-// Spares.
+// The path of a batch in AppendAll:
+//
+//	measure     compute the size of the payload, and refuse one that is too large
+//	cut         if the active segment has no room, end it and activate a spare
+//	encode      apply each record to the state, which checks it, and append it to the
+//	            buffer
+//	writeBatch  add padding and a header, and write the buffer at the tail
+//	sync        one fdatasync, if a batch asks for it; then all that was written is
+//	            durable
+//
+// The state is ahead of the disk from encode to writeBatch. So any error in between
+// makes the log fail for good: err is set and nothing is written again.
+
+// Log is an open log. It belongs to one goroutine; see the package comment for the
+// exceptions.
 type Log struct {
 	fsys FS
 	dir  string
@@ -118,21 +130,30 @@ type Log struct {
 	lock io.Closer
 	prep *preparer
 
-	segs  []segment // oldest first; the last one is active
+	segs  []segment // oldest first, never empty; the last one is active
 	f     File      // the active segment
 	nonce uint64    // of the active segment
-	tail  position  // where the next batch goes
-	st    state     // all that was written
-	err   error     // sticky: the first failure, or ErrClosed
+	tail  position  // where the next batch is written
+	st    state     // after all that was written, durable or not
+	// err is the first failure, or ErrClosed. Once it is set, every append and trim
+	// returns it; only Close replaces it.
+	err error
 
-	durableSeq   uint64 // highest batch known to be on the disk
-	durableIndex uint64 // entries up to here are on the disk
-	durableMark  uint64 // index of the latest mark on the disk
+	// durableSeq is the number of the latest batch known to be on disk. Each sync
+	// sets it. Batches record it, so that replay knows what must be there.
+	durableSeq uint64
+	// durableIndex is the index up to which entries are known to be on disk. A sync
+	// raises it; an entry or mark that discards entries lowers it.
+	durableIndex uint64
+	// durableMark is the index of the latest mark known to be on disk. Trim removes
+	// nothing above it.
+	durableMark uint64
 
-	buf []byte // the batch being encoded; its first 64 bytes are the header
+	// buf holds the batch that is being encoded: the header, then the payload.
+	buf []byte
 }
 
-// Exists tells whether dir holds a log, whole or damaged.
+// Exists reports whether dir holds a log, whole or damaged.
 func Exists(fsys FS, dir string) (bool, error) {
 	names, err := fsys.List(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -144,11 +165,10 @@ func Exists(fsys FS, dir string) (bool, error) {
 	return slices.ContainsFunc(names, func(n string) bool { return filepath.Ext(n) == segmentSuffix }), nil
 }
 
-// Create makes a new log in dir that begins with the batch first, durable
-// whatever first.Sync says. The log is built beside dir and renamed, so that
-// dir holds a whole log or none. dir's parent must exist; dir must not, or be
-// empty: else ErrExists. The first segment is ready when Create returns,
-// spares are left to PrepareSpare.
+// Create creates a log in dir that begins with the batch first, which is durable when
+// Create returns, whatever first.Sync is. The log is built in another directory and
+// renamed, so that dir holds a whole log or none. The parent of dir must exist. If dir
+// exists and is not empty, Create returns ErrExists. It prepares no spares.
 func Create(fsys FS, dir string, cfg Config, first Batch) (*Log, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -184,7 +204,7 @@ func create(fsys FS, dir string, cfg Config, first Batch) (*Log, error) {
 	return l, nil
 }
 
-// build fills the temporary directory and moves it to dir.
+// build writes the log to the temporary directory and renames that to dir.
 func (l *Log) build(dir string, first Batch) error {
 	if err := removeAll(l.fsys, l.dir); err != nil {
 		return err
@@ -211,7 +231,7 @@ func (l *Log) build(dir string, first Batch) error {
 	return nil
 }
 
-// removeAll empties a directory that an earlier Create has left.
+// removeAll deletes the files of a directory. An interrupted Create may have left some.
 func removeAll(fsys FS, dir string) error {
 	names, err := fsys.List(dir)
 	if err != nil {
@@ -225,11 +245,11 @@ func removeAll(fsys FS, dir string) error {
 	return nil
 }
 
-// Open opens the log in dir and returns what it holds. A torn tail, which can
-// only be data that was never acknowledged, is cut off and reported. Damage
-// is a *CorruptError; a log of other ids is ErrWrongCluster or
-// ErrWrongMember; in these cases, and for ErrLocked and ErrNotFound, nothing
-// is changed on disk. All that is returned is durable.
+// Open opens the log in dir and returns what it holds, all of which is durable. It
+// truncates and reports a torn tail, which can only be data that was never
+// acknowledged. The error is a *CorruptError for damage, and ErrWrongCluster or
+// ErrWrongMember for a log with other ids. With these errors, and with ErrLocked and
+// ErrNotFound, nothing is changed on disk.
 func Open(fsys FS, dir string, cfg Config) (*Log, *Recovered, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, nil, err
@@ -258,8 +278,8 @@ func lockDir(fsys FS, dir string) (io.Closer, error) {
 }
 
 func (l *Log) open() (*Recovered, error) {
-	// Two passes: which entries are wanted is known only after the last mark,
-	// and holding all of them meanwhile could take gigabytes.
+	// Two passes: the last mark decides which entries are needed, and keeping all
+	// of them until it is known could take gigabytes.
 	r := &replay{fsys: l.fsys, dir: l.dir, admit: l.admit}
 	if err := r.run(); err != nil {
 		return nil, err
@@ -280,7 +300,8 @@ func (l *Log) open() (*Recovered, error) {
 		HardState: l.st.hardState(), Mark: l.st.snapshotMark(), Entries: c.entries, Torn: r.torn, Resized: r.resized()}, nil
 }
 
-// admit compares the ids of the log with those asked for, and adopts them.
+// admit compares the ids of the log with those in the configuration, and sets those
+// that are zero there.
 func (l *Log) admit(h *segmentHeader) error {
 	if l.cfg.ClusterID != 0 && l.cfg.ClusterID != h.clusterID {
 		return fmt.Errorf("%w: %x, not %x", ErrWrongCluster, h.clusterID, l.cfg.ClusterID)
@@ -292,7 +313,7 @@ func (l *Log) admit(h *segmentHeader) error {
 	return nil
 }
 
-// resume makes the log ready for appends after what was replayed.
+// resume prepares the log for appends after what r replayed.
 func (l *Log) resume(r *replay) error {
 	l.segs, l.st, l.tail, l.nonce = r.segs, r.st, r.tail, r.head.nonce
 	l.prep = newPreparer(l.fsys, l.dir, l.cfg)
@@ -313,11 +334,11 @@ func (l *Log) resume(r *replay) error {
 	return l.attest()
 }
 
-// rewriteLast replaces the last segment by a fresh copy of its valid part.
-// What was read may have come from cached pages that never reached the disk
-// and never will, if an fsync failed before; segments before the last one
-// were synced when they were cut. A spare left behind is used for the copy,
-// so that a member can restart on a full disk.
+// rewriteLast replaces the last segment by a copy of its valid part. If an fsync failed
+// in an earlier process, what was read may come from cached pages that will never be
+// written to disk. Earlier segments were synced when they ended. The copy is written to
+// one of the spares, if there is one, so that a member can restart on a full disk.
+// rewriteLast returns the spares that are left.
 func (l *Log) rewriteLast(content []byte, spares []string) ([]string, error) {
 	s, spares, err := l.copyTarget(int64(len(content)), spares)
 	if err != nil {
@@ -336,8 +357,9 @@ func (l *Log) rewriteLast(content []byte, spares []string) ([]string, error) {
 	return spares, l.rename(s.name, l.segs[len(l.segs)-1].name)
 }
 
-// copyTarget opens a file of the given size, a spare if there is one. It is
-// going to be written from end to end, so its content does not matter.
+// copyTarget returns a file of the given size, one of the spares if possible, and the
+// spares that are left. Its content does not matter, because the caller overwrites all
+// of it.
 func (l *Log) copyTarget(size int64, spares []string) (spare, []string, error) {
 	for i, name := range spares {
 		f, err := l.fsys.Open(filepath.Join(l.dir, name), true)
@@ -363,7 +385,7 @@ func (l *Log) copyTarget(size int64, spares []string) (spare, []string, error) {
 	return spare{name, f}, spares, nil
 }
 
-// rename renames a file of the log durably.
+// rename renames a file of the log and syncs the directory.
 func (l *Log) rename(from, to string) error {
 	if err := l.fsys.Rename(filepath.Join(l.dir, from), filepath.Join(l.dir, to)); err != nil {
 		return err
@@ -371,17 +393,17 @@ func (l *Log) rename(from, to string) error {
 	return l.fsys.SyncDir(l.dir)
 }
 
-// Append is AppendAll of one batch.
+// Append is AppendAll with one batch.
 func (l *Log) Append(b Batch) error { return l.AppendAll([]Batch{b}) }
 
-// AppendAll writes the batches, in order, as one: with a single pwrite and,
-// if one of them asks for Sync, a single fdatasync. After a crash all of them
-// are there or none.
+// AppendAll writes the batches, in order, as one: with a single pwrite and, if any of
+// them has Sync set, a single fdatasync. After a crash all of them are in the log or
+// none is.
 //
-// An error wraps ErrFailed: what the disk holds is unknown, nothing may be
-// acknowledged, and every later append returns the same error. The exception
-// is ErrTooLarge, which changes nothing. A batch that breaks an invariant of
-// the package panics.
+// An error wraps ErrFailed, unless it is ErrTooLarge, which changes nothing. After
+// ErrFailed it is unknown what is on disk, and every later append returns the same
+// error. IMPORTANT: the caller must not acknowledge anything then. AppendAll panics if a
+// batch breaks an invariant of the package.
 func (l *Log) AppendAll(bs []Batch) error {
 	if l.err != nil {
 		return l.err
@@ -404,7 +426,8 @@ func (l *Log) AppendAll(bs []Batch) error {
 	return nil
 }
 
-// measure returns the size of the payload and whether to sync it.
+// measure returns the size of the batches' payload in bytes, and whether any batch has
+// Sync set.
 func measure(bs []Batch) (size int64, sync bool, err error) {
 	for i := range bs {
 		b := &bs[i]
@@ -429,7 +452,8 @@ func measure(bs []Batch) (size int64, sync bool, err error) {
 	return size, sync, nil
 }
 
-// write encodes and writes the batches, in a new segment if they do not fit.
+// write encodes the batches and writes them, to a new segment if the active one has no
+// room.
 func (l *Log) write(bs []Batch, size int64) error {
 	if !l.fits(size) {
 		if err := l.cut(size); err != nil {
@@ -444,18 +468,20 @@ func (l *Log) write(bs []Batch, size int64) error {
 	return l.writeBatch(records)
 }
 
-// fits tells whether the active segment has room for a payload, and for the
+// fits reports whether the active segment has room for a payload and for the
 // segment-end record after it.
 func (l *Log) fits(size int64) bool {
 	return l.tail.off+batchHeaderBytes+padded(size)+endReserve <= l.segs[len(l.segs)-1].size
 }
 
+// beginBatch empties the buffer, but for space for the header, and makes room for a
+// payload of size bytes.
 func (l *Log) beginBatch(size int64) {
 	l.buf = slices.Grow(l.buf[:0], int(batchHeaderBytes+padded(size)))[:batchHeaderBytes]
 }
 
-// encode applies a batch to the state, appends its records to the buffer and
-// returns their number.
+// encode applies a batch to the state and appends its records to the buffer. It returns
+// the number of records.
 func (l *Log) encode(b *Batch) int {
 	n := len(b.Entries)
 	if b.Mark != nil {
@@ -477,9 +503,10 @@ func (l *Log) encode(b *Batch) int {
 	return n
 }
 
+// encodeMark does what encode does, for a mark.
 func (l *Log) encodeMark(m *Mark) {
 	conf, err := encodeConf(m.ConfState)
-	l.must(err) // measure has checked its size
+	l.must(err) // never an error: measure encoded it before
 	replaces := l.st.replaces(m.Index, m.Term)
 	if replaces {
 		l.durableIndex = min(l.durableIndex, l.st.hard.commit)
@@ -489,9 +516,9 @@ func (l *Log) encodeMark(m *Mark) {
 	l.buf = appendMark(l.buf, mark, replaces)
 }
 
-// must panics on a broken invariant: going on would write a log that the next
-// Open refuses. The log fails first, so that nothing follows the half-applied
-// batch if the panic is recovered.
+// must panics if err is not nil: an invariant is broken, and the next Open would refuse
+// what is about to be written. It makes the log fail first, because the state has part
+// of the batch applied: if the panic is recovered, nothing more is written.
 func (l *Log) must(err error) {
 	if err != nil {
 		l.err = fmt.Errorf("wal: append: %w: %w", ErrFailed, err)
@@ -499,7 +526,8 @@ func (l *Log) must(err error) {
 	}
 }
 
-// writeBatch completes the batch in the buffer and writes it at the tail.
+// writeBatch adds padding and the header to the batch in the buffer and writes it at
+// the tail.
 func (l *Log) writeBatch(records int) error {
 	size := len(l.buf) - batchHeaderBytes
 	l.buf = append(l.buf, zeroSector[:padded(int64(size))-int64(size)]...)
@@ -517,6 +545,7 @@ func (l *Log) writeBatch(records int) error {
 	return nil
 }
 
+// sync makes all that was written durable.
 func (l *Log) sync() error {
 	if err := l.f.Datasync(); err != nil {
 		return err
@@ -525,20 +554,20 @@ func (l *Log) sync() error {
 	return nil
 }
 
-// becomeDurable records that all that was written is on the disk.
+// becomeDurable records that all that was written is on disk.
 func (l *Log) becomeDurable() {
 	l.durableSeq, l.durableIndex, l.durableMark = l.tail.seq, l.st.last, l.st.mark.index
 }
 
-// fail makes the log fail for good.
+// fail sets l.err to an error that wraps err and ErrFailed, and returns it.
 func (l *Log) fail(what string, err error) error {
 	l.err = fmt.Errorf("wal: %s: %w: %w", what, ErrFailed, noSpace(err))
 	return l.err
 }
 
-// cut closes the active segment and goes on in a new one that has room for a
-// payload of size. The order matters: a segment with a successor must be
-// whole, and one that has its name must have its header.
+// cut ends the active segment and activates a new one with room for a payload of size
+// bytes. The order of the syncs matters: a segment that another one follows must be
+// complete on disk, and a file with the name of a segment must have its header.
 func (l *Log) cut(size int64) error {
 	l.beginBatch(0)
 	l.buf = appendRecord(l.buf, KindSegmentEnd, 0, nil, nil)
@@ -559,8 +588,8 @@ func (l *Log) cut(size int64) error {
 	return old.Close()
 }
 
-// nextFile returns a spare, or a file made to measure for a batch that no
-// spare can hold.
+// nextFile returns the file for the next segment, and its size: a spare, or a new file
+// if a payload of size bytes does not fit a spare.
 func (l *Log) nextFile(size int64) (int64, spare, error) {
 	need := headerBytes + batchHeaderBytes + padded(size) + endReserve
 	if need <= l.cfg.SegmentBytes {
@@ -572,7 +601,8 @@ func (l *Log) nextFile(size int64) (int64, spare, error) {
 	return need, s, err
 }
 
-// activate turns a file of zeros into the active segment.
+// activate makes a file of zeros the active segment: it writes the header, syncs it and
+// renames the file.
 func (l *Log) activate(s spare, seq uint64, size int64) error {
 	head := headerFor(&l.st, l.cfg.ClusterID, l.cfg.MemberID, seq)
 	head.nonce, head.size = l.cfg.Rand(), size
@@ -595,19 +625,19 @@ func (l *Log) activate(s spare, seq uint64, size int64) error {
 	return nil
 }
 
-// headerFor returns a header with what the state says; size, nonce, lastBatch
-// and chain are the caller's.
+// headerFor returns the header of a segment that begins at a state. The caller sets
+// size, nonce, lastBatch and chain.
 func headerFor(st *state, cluster, member, seq uint64) *segmentHeader {
 	return &segmentHeader{clusterID: cluster, memberID: member, seq: seq, first: st.last + 1,
 		lastTerm: st.lastTerm(), hasHard: st.hasHard, hard: st.hard, mark: st.mark}
 }
 
-// attest writes, at the start of a sector of its own, a batch that says all
-// before it is durable. Without one, a lost sector in the very last batch
-// could not be told from a write that was never acknowledged. It goes into the
-// next segment when this one is nearly full.
+// attest writes a batch, at the start of a sector of its own, which records that all
+// batches before it are durable. Without it replay could not distinguish a lost sector
+// in the last batch from a write that was never acknowledged. If the active segment is
+// nearly full, the batch is written to the next one.
 func (l *Log) attest() error {
-	const small = 2 * batchHeaderBytes // a batch of one metadata record without fill
+	const small = 2 * batchHeaderBytes // a batch of one metadata record without filler
 	gap := int(-l.tail.off & (sectorBytes - 1))
 	if gap > 0 && gap < small {
 		gap += sectorBytes
@@ -616,7 +646,7 @@ func (l *Log) attest() error {
 		if err := l.cut(small); err != nil {
 			return err
 		}
-		gap = 0 // behind the header's block
+		gap = 0 // the tail is right after the segment's header block
 	}
 	const fixed = recordHeaderBytes + metadataFixedBytes
 	if gap > 0 {
@@ -630,16 +660,17 @@ func (l *Log) attest() error {
 	return l.sync()
 }
 
+// writeMetadata writes a batch of one metadata record, with fill bytes of filler.
 func (l *Log) writeMetadata(fill int) error {
 	l.beginBatch(int64(recordHeaderBytes + metadataFixedBytes + fill))
 	l.buf = appendMetadata(l.buf, l.cfg.ClusterID, l.cfg.MemberID, fill)
 	return l.writeBatch(1)
 }
 
-// Trim gives up whole segments, oldest first, that hold only entries at or
-// below index and below the latest durable mark; the active one stays. It
-// returns how many went. A few are kept as spares, to be zeroed again by
-// PrepareSpare. An error wraps ErrFailed.
+// Trim removes segments, oldest first, whose entries are all at or below both index and
+// the latest durable mark. It never removes the active segment. It returns the number of
+// segments removed. It keeps a few of them as spares, which PrepareSpare fills with
+// zeros again. An error wraps ErrFailed.
 func (l *Log) Trim(index uint64) (removed int, err error) {
 	if l.err != nil {
 		return 0, l.err
@@ -654,9 +685,10 @@ func (l *Log) Trim(index uint64) (removed int, err error) {
 	return removed, nil
 }
 
-// dropFirst gives up the oldest segment. The directory is synced before the
-// file is reused, or a crash could bring it back zeroed, and before the next
-// one goes, or it could leave a hole.
+// dropFirst removes the oldest segment, or makes it a spare. The directory is synced
+// before the file is filled with zeros; otherwise a crash could restore the segment's
+// name on a file of zeros. It is synced before the next segment is removed; otherwise a
+// crash could restore this one and leave a gap after it.
 func (l *Log) dropFirst() error {
 	seg := l.segs[0]
 	if seg.size != l.cfg.SegmentBytes || !l.prep.wants() {
@@ -680,14 +712,14 @@ func (l *Log) dropFirst() error {
 	return nil
 }
 
-// PrepareSpare brings the next spare segment a step further: it writes and
-// syncs at most chunk bytes of zeros (1 MiB at most, also for 0). It returns
-// true when Config.Spares are ready, so the caller can rest until the next
-// cut. Pauses between the steps are the caller's. An error concerns the spare
-// alone, which is started again by the next call; ErrNoSpace is the time to
-// raise an alarm.
+// PrepareSpare does one step of preparing spare segments: it writes and syncs at most
+// chunk bytes of zeros, but no more than 1 MiB; 0 means 1 MiB. It returns true if
+// Config.Spares spares are ready; the caller may then wait until WantsSpare is true. The
+// caller decides how long to wait between steps. An error affects the spare alone, and
+// the next call starts another one. On ErrNoSpace the caller should raise an alarm.
 //
-// It may run beside all other methods, but not beside itself.
+// Another goroutine may call it while the owner of the log uses the other methods,
+// except Close. Two calls must not run at once.
 func (l *Log) PrepareSpare(chunk int) (done bool, err error) {
 	done, err = l.prep.fill(chunk)
 	if err != nil {
@@ -696,32 +728,31 @@ func (l *Log) PrepareSpare(chunk int) (done bool, err error) {
 	return done, nil
 }
 
-// WantsSpare reports that PrepareSpare has work. Any goroutine may call it.
+// WantsSpare reports whether PrepareSpare has work. Any goroutine may call it.
 func (l *Log) WantsSpare() bool { return len(l.prep.ready) < cap(l.prep.ready) }
 
-// Spares returns the number of spare segments that are ready. It may be
-// called from any goroutine.
+// Spares returns the number of spare segments that are ready. Any goroutine may call
+// it.
 func (l *Log) Spares() int { return len(l.prep.ready) }
 
-// LastIndex returns the index of the last entry written, or of the mark if
-// none follows it.
+// LastIndex returns the index of the last entry written, or of the latest mark if no
+// entry follows it.
 func (l *Log) LastIndex() uint64 { return l.st.last }
 
-// FirstIndex returns the index of the oldest entry that the segments still
-// hold, LastIndex+1 if they hold none.
+// FirstIndex returns the index of the oldest entry in the segments, LastIndex+1 if there
+// is none.
 func (l *Log) FirstIndex() uint64 { return l.st.first }
 
-// DurableIndex returns the index up to which entries are known to be on the
-// disk.
+// DurableIndex returns the index up to which entries are known to be on disk.
 func (l *Log) DurableIndex() uint64 { return l.durableIndex }
 
 // MarkIndex returns the index of the latest mark written.
 func (l *Log) MarkIndex() uint64 { return l.st.mark.index }
 
-// Segments returns the number of segments of the log, without spares.
+// Segments returns the number of segments, without spares.
 func (l *Log) Segments() int { return len(l.segs) }
 
-// Size returns the bytes that the segments take on disk, without spares.
+// Size returns the size of all segments in bytes, without spares.
 func (l *Log) Size() int64 {
 	var n int64
 	for _, s := range l.segs {
@@ -730,9 +761,8 @@ func (l *Log) Size() int64 {
 	return n
 }
 
-// Close makes durable what was written, closes the log and gives up its lock.
-// PrepareSpare must not be running any more. After a failure nothing is
-// written.
+// Close makes all that was written durable, closes the log and releases its lock. After
+// a failure it writes nothing. IMPORTANT: PrepareSpare must not be running.
 func (l *Log) Close() error {
 	if errors.Is(l.err, ErrClosed) {
 		return l.err
@@ -750,7 +780,7 @@ func (l *Log) Close() error {
 	return nil
 }
 
-// release closes all that is open.
+// release closes all files and releases the lock.
 func (l *Log) release() error {
 	var errs []error
 	if l.prep != nil {
@@ -762,8 +792,7 @@ func (l *Log) release() error {
 	return errors.Join(append(errs, l.lock.Close())...)
 }
 
-// hardState returns the hard state to start raft with, nil if the log has
-// none.
+// hardState returns the hard state to start raft with, nil if there is none.
 func (s *state) hardState() *raftpb.HardState {
 	if !s.hasHard && s.hard.commit == 0 {
 		return nil
@@ -772,6 +801,7 @@ func (s *state) hardState() *raftpb.HardState {
 	return &raftpb.HardState{Term: &h.term, Vote: &h.vote, Commit: &h.commit}
 }
 
+// snapshotMark returns the latest mark, zero if there is none.
 func (s *state) snapshotMark() Mark {
 	return Mark{s.mark.index, s.mark.term, decodeConf(s.mark.conf)}
 }

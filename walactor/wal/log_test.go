@@ -25,7 +25,7 @@ func entries(from, term uint64, data ...string) []*raftpb.Entry {
 	return es
 }
 
-// TestCreateRefuses covers what Create must leave alone.
+// TestCreateRefuses covers directories in which Create must change nothing.
 func TestCreateRefuses(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)
@@ -75,7 +75,7 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-// TestOpenChecksIdentity: other ids are refused, zero adopts what is there.
+// TestOpenChecksIdentity: other ids are refused, zero accepts any.
 func TestOpenChecksIdentity(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)
@@ -99,7 +99,7 @@ func TestOpenChecksIdentity(t *testing.T) {
 	must(t, l.Close())
 }
 
-// TestLock holds the log twice, on both disks.
+// TestLock opens a log that is open, on both kinds of disk.
 func TestLock(t *testing.T) {
 	for name, fsys := range map[string]wal.FS{"mem": waltest.New(), "os": wal.OSFS{}} {
 		t.Run(name, func(t *testing.T) {
@@ -142,13 +142,13 @@ func TestBrokenInvariantsPanic(t *testing.T) {
 		{"leaves a gap", wal.Batch{Entries: entries(12, 2, "x")}},
 		{"leaves a gap", wal.Batch{Entries: append(entries(11, 2, "x"), entry(13, 2, "y"))}},
 		{"truncates below commit", wal.Batch{Entries: entries(5, 3, "x")}},
-		{"has term 1, after term 2", wal.Batch{Entries: entries(11, 1, "x")}},
+		{"has term 1, below term 2", wal.Batch{Entries: entries(11, 1, "x")}},
 		{"is past the last index", wal.Batch{HardState: hard(2, 1, 11)}},
-		{"commit index goes back", wal.Batch{HardState: hard(2, 1, 4)}},
-		{"term goes back", wal.Batch{HardState: hard(1, 1, 5)}},
+		{"commit index decreases", wal.Batch{HardState: hard(2, 1, 4)}},
+		{"term decreases", wal.Batch{HardState: hard(1, 1, 5)}},
 		{"vote of term 2 changes", wal.Batch{HardState: hard(2, 7, 5)}},
-		{"goes back from mark 3", wal.Batch{Mark: &wal.Mark{Index: 2, Term: 1}}},
-		{"before it was 1", wal.Batch{Mark: &wal.Mark{Index: 3, Term: 2}}},
+		{"is below the previous mark 3", wal.Batch{Mark: &wal.Mark{Index: 2, Term: 1}}},
+		{"previously term 1", wal.Batch{Mark: &wal.Mark{Index: 3, Term: 2}}},
 		{"the entry has term 1", wal.Batch{Mark: &wal.Mark{Index: 4, Term: 2}}},
 	}
 	for _, c := range cases {
@@ -175,8 +175,8 @@ func TestBrokenInvariantsPanic(t *testing.T) {
 	}
 }
 
-// TestMarkCommits: a mark stands for applied entries, so none at or below it
-// may be overwritten, now or after a restart.
+// TestMarkCommits: a mark covers applied entries, so none at or below it may be
+// overwritten, before and after a restart.
 func TestMarkCommits(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)
@@ -199,7 +199,7 @@ func TestMarkCommits(t *testing.T) {
 	_ = l.Append(wal.Batch{Entries: entries(3, 2, "x")})
 }
 
-// TestTooLarge: a limit of the format refuses the batch and nothing else.
+// TestTooLarge: a batch over a limit of the format is refused, and the log stays usable.
 func TestTooLarge(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)
@@ -211,7 +211,7 @@ func TestTooLarge(t *testing.T) {
 	mustOpen(t, fsys, 2, m)
 }
 
-// TestSegmentMadeToMeasure appends a batch that no spare can hold.
+// TestSegmentMadeToMeasure appends a batch that is too large for a spare.
 func TestSegmentMadeToMeasure(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)
@@ -236,8 +236,8 @@ func TestSegmentMadeToMeasure(t *testing.T) {
 	mustOpen(t, fsys, 3, m)
 }
 
-// TestTrim: only whole segments, below the durable mark; they come back as
-// spares.
+// TestTrim: only whole segments below the durable mark are removed, and some of them
+// become spares.
 func TestTrim(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)
@@ -280,8 +280,8 @@ func TestTrim(t *testing.T) {
 	mustOpen(t, fsys, 2, m)
 }
 
-// TestFailureIsFinal: after a failed write, fsync or cut nothing more is
-// written, and what was acknowledged is there after the restart.
+// TestFailureIsFinal: after a failed write or fsync, or a failed start of a segment,
+// nothing more is written, and what was acknowledged is there after a restart.
 func TestFailureIsFinal(t *testing.T) {
 	for _, op := range []waltest.Op{waltest.OpWrite, waltest.OpDatasync, waltest.OpRename, waltest.OpSyncDir, waltest.OpAllocate} {
 		for _, cause := range []error{syscall.EIO, syscall.ENOSPC, &waltest.Partial{Bytes: 512, Err: syscall.EIO}} {
@@ -322,8 +322,8 @@ func TestFailureIsFinal(t *testing.T) {
 	}
 }
 
-// TestSpareOutOfSpace: a full disk shows while preparing, and the log lives
-// on with the spares it has.
+// TestSpareOutOfSpace: PrepareSpare reports a full disk, and the log goes on with the
+// spares that are left.
 func TestSpareOutOfSpace(t *testing.T) {
 	fsys := waltest.New()
 	c := config(1)
@@ -373,8 +373,7 @@ func TestSpareOutOfSpace(t *testing.T) {
 	}
 }
 
-// TestPrepareBesideAppend runs both ends of the spare slot at once; the race
-// detector is the judge.
+// TestPrepareBesideAppend runs PrepareSpare and appends at once, for the race detector.
 func TestPrepareBesideAppend(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)
@@ -412,7 +411,7 @@ func TestPrepareBesideAppend(t *testing.T) {
 	mustOpen(t, fsys, 2, m)
 }
 
-// TestOneWriteOneSync: a call is one write, and one sync if asked for.
+// TestOneWriteOneSync: an append is one write, and one sync if a batch asks for it.
 func TestOneWriteOneSync(t *testing.T) {
 	fsys := waltest.New()
 	l, _ := mustCreate(t, fsys, 1)
@@ -447,8 +446,7 @@ func TestOneWriteOneSync(t *testing.T) {
 	}
 }
 
-// TestOSFS runs a log through cuts, trims, spares and reopens on the real
-// disk.
+// TestOSFS runs a log with several segments, trims, spares and reopens on the real disk.
 func TestOSFS(t *testing.T) {
 	at := filepath.Join(t.TempDir(), "wal")
 	first := wal.Batch{Entries: entries(1, 1, "boot")}

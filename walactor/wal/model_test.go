@@ -37,7 +37,8 @@ func hard(term, vote, commit uint64) *raftpb.HardState {
 	return &raftpb.HardState{Term: &term, Vote: &vote, Commit: &commit}
 }
 
-// model is the log as a dumb value: copied whole, compared as text.
+// model is a simple model of the log: a value that is copied as a whole and compared as
+// text.
 type model struct {
 	term, vote, commit uint64
 	hasHard            bool
@@ -181,7 +182,7 @@ func appendFrom(rng *rand.Rand, m *model, from, term uint64) wal.Batch {
 func payload(rng *rand.Rand) string {
 	size := []int{0, rng.IntN(40), rng.IntN(600), rng.IntN(3000)}[rng.IntN(4)]
 	if rng.IntN(200) == 0 {
-		size = wal.MinSegmentBytes + rng.IntN(5000) // no spare can hold it
+		size = wal.MinSegmentBytes + rng.IntN(5000) // too large for a spare
 	}
 	b := make([]byte, size)
 	if rng.IntN(3) > 0 {
@@ -227,7 +228,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// mustCheck verifies the log at rest.
+// mustCheck verifies a log that is not open.
 func mustCheck(t *testing.T, fsys wal.FS) {
 	t.Helper()
 	rep, err := wal.Verify(fsys, dir)
@@ -236,8 +237,8 @@ func mustCheck(t *testing.T, fsys wal.FS) {
 	}
 }
 
-// TestModel compares the log with the dumb model under random appends,
-// overwrites, marks, installs, cuts, trims and clean reopens.
+// TestModel compares the log with the model under random appends, overwrites, marks,
+// installed snapshots, new segments, trims and clean reopens.
 func TestModel(t *testing.T) {
 	for seed := range uint64(10) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
@@ -285,8 +286,7 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// TestDumpAgreesWithOpen replays the records that Dump hands out through the
-// model.
+// TestDumpAgreesWithOpen applies the records that Dump visits to the model.
 func TestDumpAgreesWithOpen(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 0))
 	fsys := waltest.New()

@@ -15,7 +15,7 @@ import (
 // OSFS is the FS of the operating system. The zero value is ready for use.
 type OSFS struct{}
 
-// Mkdir implements FS; the directory is for the owner alone.
+// Mkdir implements FS. Only the owner has access to the directory.
 func (OSFS) Mkdir(dir string) error {
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
@@ -36,7 +36,7 @@ func (OSFS) List(dir string) ([]string, error) {
 	return names, err
 }
 
-// Create implements FS; the file is for the owner alone.
+// Create implements FS. Only the owner has access to the file.
 func (OSFS) Create(path string) (File, error) {
 	return openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 }
@@ -73,8 +73,7 @@ func (OSFS) SyncDir(dir string) error {
 	return d.Sync()
 }
 
-// Lock implements FS with flock(2) on the directory itself, so that no lock
-// file is left behind.
+// Lock implements FS with flock(2) on the directory itself, which leaves no lock file.
 func (OSFS) Lock(dir string) (io.Closer, error) {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -116,8 +115,8 @@ func wrapPath(op, path string, err error) error {
 	return &os.PathError{Op: op, Path: path, Err: err}
 }
 
-// retryEINTR repeats a system call that a signal kept from running. This is
-// no retry of a failure: nothing was tried yet.
+// retryEINTR repeats a system call that a signal interrupted. That is not a retry of a
+// failed fsync, because an interrupted call has not been carried out.
 func retryEINTR(call func() error) error {
 	for {
 		err := call()

@@ -9,8 +9,8 @@ import (
 
 func datasync(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
 
-// allocate reserves blocks where the file system can; elsewhere the zeros
-// written next do the same, only later.
+// allocate reserves blocks if the file system supports that. Otherwise the blocks are
+// allocated when the file is filled with zeros.
 func allocate(f *os.File, size int64) error {
 	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {

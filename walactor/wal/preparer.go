@@ -10,9 +10,21 @@ import (
 	"sync/atomic"
 )
 
-// zeroChunkBytes bounds one write of zeros: larger ones leave so much dirty
-// data that the fdatasync of an append waits for it (p99 4-8 ms instead of
-// 0.2 ms).
+// The path of a spare segment:
+//
+//	start    after a crash or a stop, spare files are left: adopt queues them for
+//	         recycling, or deletes them if there are enough
+//	fill     a background loop calls PrepareSpare, which writes zeros and syncs them,
+//	         one chunk per call, in a queued file or else in a new one
+//	ready    a filled spare waits in a bounded channel
+//	take     the log uses it as its next segment. If none is ready, the append that
+//	         needs it fills one itself
+//	recycle  Trim renames an old segment to the name of a spare and adopts it
+//
+// No content of a spare is trusted before fill has overwritten and synced all of it.
+
+// zeroChunkBytes bounds one write of zeros. The fdatasync of an append waits for dirty
+// data of other files too, so larger writes of zeros make appends slower.
 const zeroChunkBytes = 1 << 20
 
 // zeroChunk is never written to.
@@ -22,27 +34,32 @@ const spareSuffix = ".spare"
 
 func spareName(n uint64) string { return fmt.Sprintf("%016x%s", n, spareSuffix) }
 
-// spare is a file full of durable zeros, open for writing.
+// spare is a file for a later segment, open for writing.
 type spare struct {
 	name string
 	f    File
 }
 
-// preparer fills spare segments with zeros, one at a time. It touches no file
-// of the log itself; finished spares pass to the log through a bounded slot.
+// preparer fills spare segments with zeros, one at a time. It does not access the
+// segments of the log.
 type preparer struct {
 	fsys FS
 	dir  string
 	size int64 // bytes of a spare
 
-	ready   chan spare    // finished; only fill sends, with mu held; never closed
-	recycle chan spare    // to be zeroed again; the log sends; never closed
+	ready   chan spare    // filled with durable zeros; only fill sends, with mu held; never closed
+	recycle chan spare    // with old content, to be filled; only the log sends; never closed
 	next    atomic.Uint64 // number of the next new spare file
 
-	mu     sync.Mutex
-	cur    spare // being filled if cur.f != nil; guarded by mu
-	off    int64 // zeros written and synced in cur; guarded by mu
-	closed bool  // guarded by mu
+	mu sync.Mutex
+	// cur is the spare that is being filled. begin sets it; cur.f is nil before that,
+	// once it is filled, and after an error. Guarded by mu.
+	cur spare
+	// off counts the bytes of cur that hold durable zeros. Guarded by mu.
+	off int64
+	// closed is set by close and never cleared: nothing is filled any more. Guarded
+	// by mu.
+	closed bool
 }
 
 func newPreparer(fsys FS, dir string, cfg Config) *preparer {
@@ -50,9 +67,9 @@ func newPreparer(fsys FS, dir string, cfg Config) *preparer {
 		ready: make(chan spare, cfg.Spares), recycle: make(chan spare, cfg.Spares)}
 }
 
-// leftovers lists the spare files in dir and lets new ones follow them. What
-// they hold is not known: a crash may have come between writing a segment
-// header to one and renaming it.
+// leftovers returns the names of the spare files in dir, and makes the numbers of new
+// ones follow theirs. Their content is unknown: a crash may have happened after a
+// segment header was written to one and before it was renamed.
 func (p *preparer) leftovers() ([]string, error) {
 	names, err := p.fsys.List(p.dir)
 	if err != nil {
@@ -66,7 +83,7 @@ func (p *preparer) leftovers() ([]string, error) {
 		}
 		n, err := strconv.ParseUint(s, 16, 64)
 		if err != nil || spareName(n) != name {
-			continue // not ours
+			continue // not the name of a spare
 		}
 		p.next.Store(max(p.next.Load(), n+1))
 		spares = append(spares, name)
@@ -74,11 +91,12 @@ func (p *preparer) leftovers() ([]string, error) {
 	return spares, nil
 }
 
-// wants tells whether another file to recycle would be of use.
+// wants reports whether fewer spares exist than are to be kept, so that another file
+// should be recycled.
 func (p *preparer) wants() bool { return len(p.ready)+len(p.recycle) < cap(p.ready) }
 
-// adopt takes a file over for recycling, or deletes it if there are enough.
-// The directory is not synced.
+// adopt queues a spare file for recycling, or deletes it if there are enough or its
+// size is wrong. It does not sync the directory.
 func (p *preparer) adopt(name string) error {
 	path := filepath.Join(p.dir, name)
 	if !p.wants() {
@@ -102,8 +120,8 @@ func (p *preparer) adopt(name string) error {
 	return p.fsys.Remove(path)
 }
 
-// fill writes and syncs at most chunk zeros. It returns true when all spares
-// are ready.
+// fill writes and syncs at most chunk bytes of zeros. It returns true if all spares are
+// ready.
 func (p *preparer) fill(chunk int) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -133,12 +151,12 @@ func (p *preparer) fillLocked(chunk int) (bool, error) {
 	if p.off += n; p.off < p.size {
 		return false, nil
 	}
-	p.ready <- p.cur // never blocks: only this, under mu, sends
+	p.ready <- p.cur // never blocks: the only sender, with mu held, and there is room
 	p.cur = spare{}
 	return len(p.ready) == cap(p.ready), nil
 }
 
-// begin opens the next file to fill.
+// begin sets cur to the next file to fill: a recycled one, or else a new one.
 func (p *preparer) begin() error {
 	p.off = 0
 	select {
@@ -158,14 +176,15 @@ func (p *preparer) begin() error {
 	return nil
 }
 
-// abandon gives up the file being filled, and its blocks.
+// abandon closes and deletes the file that is being filled. It returns err, with the
+// errors of that.
 func (p *preparer) abandon(err error) error {
 	cur := p.cur
 	p.cur = spare{}
 	return errors.Join(noSpace(err), cur.f.Close(), p.fsys.Remove(filepath.Join(p.dir, cur.name)))
 }
 
-// take returns a finished spare, at once if one is ready.
+// take returns a filled spare. If none is ready, it fills one first.
 func (p *preparer) take() (spare, error) {
 	select {
 	case s := <-p.ready:
@@ -189,15 +208,15 @@ func (p *preparer) take() (spare, error) {
 	}
 }
 
-// create makes a file of durable zeros of any size, for a batch that no spare
-// can hold.
+// create returns a file of the given size, filled with durable zeros, for a batch that
+// is too large for a spare.
 func (p *preparer) create(size int64) (spare, error) {
 	one := &preparer{fsys: p.fsys, dir: p.dir, size: size, ready: make(chan spare, 1)}
 	one.next.Store(p.next.Add(1) - 1)
 	return one.take()
 }
 
-// close closes the files and leaves them for the next Open.
+// close closes the files and leaves them on disk for the next Open.
 func (p *preparer) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -12,42 +12,60 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
+// The path of a segment in replay, oldest segment first:
+//
+//	load             read the file into buf and decode its header
+//	checkSuccession  compare the header with what the segments before lead to; for the
+//	                 first segment, check the ids and begin with the header's state
+//	scan             decode batches, one after another. Each continues the chain of the
+//	                 one before
+//	batch            apply each record to the state, which checks it, and visit it
+//	judge            where no batch can be decoded: is that the end of the log, a torn
+//	                 write, or damage? FORMAT.md has the rules
+//
+// Any damage ends the replay with a *CorruptError. Replay changes nothing on disk.
+
 // segment is one file of the log.
 type segment struct {
 	name  string
 	seq   uint64
-	first uint64 // index the log was to go on with when the segment began
-	size  int64  // bytes, by the header
+	first uint64 // index after the last one of the log when the segment began
+	size  int64  // bytes, according to the header
 	have  int64  // bytes of the file; differs from size if the file was resized
 }
 
 // position is where a batch may follow, and what it continues.
 type position struct {
-	off   int64  // bytes from the start of the segment
+	off   int64  // from the start of the segment, in bytes
 	seq   uint64 // number of the batch before
 	chain uint32 // chain CRC of the batch before
 }
 
-// replay reads a log from its first segment to its end. It is the only
-// decoder: recovery, Verify and Dump differ in their visitors.
+// replay reads a log from its first segment to its end. It is the only decoder: Open,
+// Verify and Dump differ in their visitors. It can run more than once.
 type replay struct {
 	fsys  FS
 	dir   string
-	admit func(*segmentHeader) error // checks the ids before anything else
-	visit func(*Record) error        // called after the record changed st; may be nil
+	admit func(*segmentHeader) error // called first, with the first header; checks the ids
+	visit func(*Record) error        // called after the record was applied to st; may be nil
 	began func(SegmentReport)        // called after each segment; may be nil
 
 	segs                []segment
 	clusterID, memberID uint64         // of the first segment
-	head                *segmentHeader // of the last segment read
-	buf                 []byte         // the last segment read, whole
-	tail                position       // the end of the log in buf
-	st                  state
-	torn                *TornTail
-	// ended: the last segment holds a segment-end record at tail. The cut
-	// was interrupted there, and the log ends before that record.
+	head                *segmentHeader // of the segment that was loaded last
+	buf                 []byte         // content of the segment that was loaded last
+	// tail is where the next batch is expected in buf. After run it is the end of
+	// the log.
+	tail position
+	// st is the state after the records read so far.
+	st state
+	// torn is set by judge if the log ends in a torn write.
+	torn *TornTail
+	// ended is set when a segment-end record is read, and cleared at the next
+	// segment. If it is set after run, a crash interrupted the start of the next
+	// segment: the log ends before that record, and tail points to it.
 	ended            bool
-	batches, records int // of the last segment read
+	batches, records int // of the segment that was loaded last
 }
 
 // listSegments returns the segments in dir, oldest first.
@@ -65,9 +83,9 @@ func listSegments(fsys FS, dir string) ([]segment, error) {
 		if !ok {
 			return nil, &CorruptError{name, 0, "not the name of a segment"}
 		}
-		// Hexadecimal digits of fixed width sort as the numbers do.
+		// Names sort as their numbers do: hexadecimal digits of fixed width.
 		if n := len(segs); n > 0 && segs[n-1].seq+1 != seq {
-			return nil, &CorruptError{name, 0, fmt.Sprintf("follows segment %#x: segments are missing or doubled", segs[n-1].seq)}
+			return nil, &CorruptError{name, 0, fmt.Sprintf("follows segment %#x: segments are missing or duplicated", segs[n-1].seq)}
 		}
 		segs = append(segs, segment{name: name, seq: seq, first: first})
 	}
@@ -90,7 +108,7 @@ func (r *replay) run() error {
 		}
 	}
 	if r.st.first > r.st.mark.index+1 {
-		return &CorruptError{segs[0].name, 0, fmt.Sprintf("entries %d to %d after mark %d are missing: earlier segments are gone",
+		return &CorruptError{segs[0].name, 0, fmt.Sprintf("entries %d to %d after mark %d are missing: earlier segments do not exist",
 			r.st.mark.index+1, r.st.first-1, r.st.mark.index)}
 	}
 	return nil
@@ -144,7 +162,7 @@ func (r *replay) load(seg *segment) error {
 		return &CorruptError{seg.name, 0, err.Error()}
 	}
 	if head.seq != seg.seq || head.first != seg.first {
-		return &CorruptError{seg.name, 0, "header is that of " + segmentName(head.seq, head.first)}
+		return &CorruptError{seg.name, 0, "header belongs to " + segmentName(head.seq, head.first)}
 	}
 	seg.size, seg.have = head.size, size
 	if err := zerosBeyond(f, head.size, size); err != nil {
@@ -155,20 +173,23 @@ func (r *replay) load(seg *segment) error {
 	}
 	r.buf = r.buf[:seg.size]
 	r.head = head
-	// What a file lacks counts as zeros, for scan to judge.
+	// If the file is too short, zeros stand in for the rest; judge takes that into
+	// account.
 	clear(r.buf[min(size, seg.size):])
 	return readFull(f, r.buf[:min(size, seg.size)])
 }
 
-// resized is the error for a file that has another size than it was given.
+// resized returns the error for a file whose size differs from the one in its header,
+// if why is an errResized. Otherwise it returns why.
 func (s *segment) resized(why error) error {
 	if !errors.Is(why, errResized) {
 		return why
 	}
-	return &CorruptError{s.name, min(s.have, s.size), fmt.Sprintf("file has %d bytes, its header says %d, and %v", s.have, s.size, why)}
+	return &CorruptError{s.name, min(s.have, s.size), fmt.Sprintf("file has %d bytes, its header says %d: %v", s.have, s.size, why)}
 }
 
-// resized names the segments whose files have another size than they were given.
+// resized returns the names of the segments whose size differs from the one in their
+// header.
 func (r *replay) resized() (names []string) {
 	for _, s := range r.segs {
 		if s.have != s.size {
@@ -178,13 +199,14 @@ func (r *replay) resized() (names []string) {
 	return names
 }
 
-// errResized is what makes a file of another size damage.
-var errResized = errors.New("what it lacks may be data")
+// errResized means that a file has the wrong size and is therefore damaged.
+var errResized = errors.New("wrong size")
 
-// zerosBeyond checks that a file holds zeros alone behind its proper end.
+// zerosBeyond checks that a file holds only zeros past its proper end. The error is an
+// errResized if it does not.
 func zerosBeyond(f File, end, size int64) error {
-	if size > 2*segmentBytesMax { // not worth reading
-		return fmt.Errorf("%w: it is too long", errResized)
+	if size > 2*segmentBytesMax { // no segment; do not read it all
+		return fmt.Errorf("%w: file is too long", errResized)
 	}
 	var buf []byte
 	for off := end; off < size; off += int64(len(buf)) {
@@ -196,12 +218,13 @@ func zerosBeyond(f File, end, size int64) error {
 			return err
 		}
 		if !bytes.Equal(buf, zeroChunk[:len(buf)]) {
-			return fmt.Errorf("%w: there is data behind its end", errResized)
+			return fmt.Errorf("%w: there is data past its end", errResized)
 		}
 	}
 	return nil
 }
 
+// readFull fills b from the start of a file.
 func readFull(f File, b []byte) error {
 	n, err := f.ReadAt(b, 0)
 	if n == len(b) || err == nil {
@@ -213,20 +236,19 @@ func readFull(f File, b []byte) error {
 	return err
 }
 
-// checkSuccession compares a header with the state that the segments before
-// it have left.
+// checkSuccession compares a header with the one that the segments before it lead to.
 func (r *replay) checkSuccession(seg *segment, prevChain uint32) error {
 	want := headerFor(&r.st, r.clusterID, r.memberID, seg.seq)
 	want.nonce, want.size = r.head.nonce, r.head.size
 	want.lastBatch, want.chain = r.tail.seq, prevChain
 	if !bytes.Equal(want.encode(), r.buf[:headerBytes]) {
-		return &CorruptError{seg.name, 0, "header does not continue the segment before"}
+		return &CorruptError{seg.name, 0, "header does not continue the previous segment"}
 	}
 	return nil
 }
 
-// scan decodes the batches of the loaded segment until its end, which it
-// judges if it is not a segment-end record.
+// scan decodes the batches of the loaded segment, up to a segment-end record. If it finds
+// none, judge decides what that means.
 func (r *replay) scan(seg *segment, isLast bool) error {
 	for !r.ended {
 		b, miss := decodeBatch(r.buf, r.tail, r.head.nonce)
@@ -246,7 +268,7 @@ func (r *replay) scan(seg *segment, isLast bool) error {
 	return nil
 }
 
-// batch hands out the records of a batch.
+// batch applies and visits the records of a batch.
 func (r *replay) batch(seg *segment, b *batch) error {
 	err := decodeRecords(b.payload, b.records, func(rec *Record) error {
 		if r.ended {
@@ -279,7 +301,7 @@ func (r *replay) batch(seg *segment, b *batch) error {
 	return nil
 }
 
-// visitError tells a visitor's error from one in the data.
+// visitError wraps the error of a visitor, to distinguish it from damage.
 type visitError struct{ err error }
 
 func (e *visitError) Error() string { return e.err.Error() }
@@ -288,18 +310,18 @@ func (e *visitError) Error() string { return e.err.Error() }
 type batch struct {
 	batchHeader
 	payload []byte
-	next    position
+	next    position // after the batch
 }
 
-// miss says why no batch could be decoded.
+// miss is the reason why no batch could be decoded.
 type miss struct {
-	maybeTorn bool // an interrupted write leaves this; else only damage does
+	maybeTorn bool // an interrupted write can cause it; if not set, only damage can
 	reason    string
 }
 
-// decodeBatch decodes the batch at a position. A non-zero header with a bad
-// CRC cannot come from an interrupted write, as the header lies in one
-// sector; see FORMAT.md for the whole table.
+// decodeBatch decodes the batch at a position. A header with a bad CRC that is not all
+// zero is damage: an interrupted write cannot cause it, because the header lies in one
+// sector. FORMAT.md lists all cases.
 func decodeBatch(buf []byte, at position, nonce uint64) (*batch, *miss) {
 	if at.off+batchHeaderBytes > int64(len(buf)) {
 		return nil, &miss{true, "segment is full"}
@@ -314,13 +336,13 @@ func decodeBatch(buf []byte, at position, nonce uint64) (*batch, *miss) {
 	case !ok:
 		return nil, &miss{false, "batch header checksum mismatch"}
 	case h.nonce != nonce:
-		return nil, &miss{false, "batch is of another segment"}
+		return nil, &miss{false, "batch belongs to another segment"}
 	case h.seq != at.seq+1 || chain != chainNext(at.chain, raw):
 		return nil, &miss{false, fmt.Sprintf("batch %d does not continue batch %d", h.seq, at.seq)}
 	case h.durableSeq >= h.seq:
-		return nil, &miss{false, fmt.Sprintf("batch %d says %d was durable before it", h.seq, h.durableSeq)}
+		return nil, &miss{false, fmt.Sprintf("batch %d records batch %d as durable before it", h.seq, h.durableSeq)}
 	case end > int64(len(buf)):
-		return nil, &miss{false, fmt.Sprintf("batch of %d bytes runs past the segment", h.size)}
+		return nil, &miss{false, fmt.Sprintf("batch of %d bytes extends past the segment", h.size)}
 	}
 	body := buf[at.off+batchHeaderBytes : end]
 	if crc32.Checksum(body, castagnoli) != h.crc {
@@ -332,13 +354,14 @@ func decodeBatch(buf []byte, at position, nonce uint64) (*batch, *miss) {
 	return &batch{h, body[:h.size], position{end, h.seq, chain}}, nil
 }
 
-// judge decides what it means that the log stops decoding at r.tail.
+// judge decides whether the log ends at r.tail, where no batch could be decoded, or is
+// damaged there. It sets torn if the log ends in a torn write.
 func (r *replay) judge(seg *segment, isLast bool, m *miss) error {
 	corrupt := func(why string) error { return &CorruptError{seg.name, r.tail.off, m.reason + why} }
-	// In a file that was shortened, only a zero where the next batch would begin
-	// shows that there never was one.
+	// If the file is too short, the log can end at tail only if this is the last
+	// segment, the file has at least one byte there, and all that is left is zero.
 	if seg.have < seg.size && (!isLast || r.tail.off >= seg.have || usedBytes(r.buf[r.tail.off:]) > 0) {
-		return seg.resized(errResized)
+		return seg.resized(fmt.Errorf("%w: batches may be missing", errResized))
 	}
 	if !m.maybeTorn {
 		return corrupt("")
@@ -348,7 +371,7 @@ func (r *replay) judge(seg *segment, isLast bool, m *miss) error {
 	}
 	rest := r.buf[r.tail.off:]
 	if later := provesDurable(rest, r.head.nonce, r.tail.seq+1); later != 0 {
-		return corrupt(fmt.Sprintf(", but batch %d says that it was durable", later))
+		return corrupt(fmt.Sprintf(", but batch %d records it as durable", later))
 	}
 	if n := usedBytes(rest); n > 0 {
 		r.torn = &TornTail{File: seg.name, Offset: r.tail.off, Bytes: n}
@@ -356,7 +379,7 @@ func (r *replay) judge(seg *segment, isLast bool, m *miss) error {
 	return nil
 }
 
-// usedBytes returns the length of b without the zeros at its end.
+// usedBytes returns the length of b without trailing zeros.
 func usedBytes(b []byte) int64 {
 	for len(b) >= sectorBytes && bytes.Equal(b[len(b)-sectorBytes:], zeroSector[:]) {
 		b = b[:len(b)-sectorBytes]
@@ -367,8 +390,8 @@ func usedBytes(b []byte) int64 {
 	return int64(len(b))
 }
 
-// provesDurable looks for a batch that was written when batch seq was known
-// to be durable, and returns its number or 0. Its header is proof enough.
+// provesDurable searches for a batch header which records that batch seq was durable. It
+// returns the number of that batch, or 0. The batch itself need not be valid.
 func provesDurable(buf []byte, nonce, seq uint64) uint64 {
 	for off := 0; off+batchHeaderBytes <= len(buf); off += batchAlign {
 		if [4]byte(buf[off:off+4]) != batchMagic {
@@ -382,15 +405,15 @@ func provesDurable(buf []byte, nonce, seq uint64) uint64 {
 	return 0
 }
 
-// collector keeps the entries after a mark.
+// collector collects the entries after a mark.
 type collector struct {
-	after   uint64
+	after   uint64 // index of the mark
 	entries []*raftpb.Entry
-	slab    []entrySlot
+	slab    []entrySlot // allocated and not used yet
 }
 
-// entrySlot keeps an entry together with what it points to; slots are made by
-// the hundred because a log has a million of them.
+// entrySlot holds an entry and the fields that it points to. Slots are allocated in
+// slabs, because a log can have a million entries.
 type entrySlot struct {
 	e           raftpb.Entry
 	index, term uint64
@@ -399,6 +422,7 @@ type entrySlot struct {
 
 const slabEntries = 256 // about 40 KiB at a time
 
+// visit adds an entry, or discards what the record discards.
 func (c *collector) visit(r *Record) error {
 	switch {
 	case r.Kind == KindMark && r.Replaces:
@@ -412,6 +436,7 @@ func (c *collector) visit(r *Record) error {
 	return nil
 }
 
+// truncate discards the entries at and above index.
 func (c *collector) truncate(index uint64) {
 	if len(c.entries) == 0 {
 		return
@@ -424,6 +449,7 @@ func (c *collector) truncate(index uint64) {
 	}
 }
 
+// entry returns the entry of a record, with a copy of its data.
 func (c *collector) entry(r *Record) *raftpb.Entry {
 	if len(c.slab) == 0 {
 		c.slab = make([]entrySlot, slabEntries)

@@ -6,32 +6,32 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// Report is what Verify found.
+// Report is the result of Verify.
 type Report struct {
 	ClusterID, MemberID uint64
-	Segments            []SegmentReport   // oldest first, those read without error
+	Segments            []SegmentReport   // those read without error, oldest first
 	HardState           *raftpb.HardState // nil if none was recorded
 	Mark                Mark
-	FirstIndex          uint64 // of the entries held; LastIndex+1 if there are none
+	FirstIndex          uint64 // of the entries in the segments; LastIndex+1 if there are none
 	LastIndex           uint64
-	Torn                *TornTail // what the next Open will cut off, or nil
+	Torn                *TornTail // what the next Open will truncate, or nil
 }
 
 // SegmentReport describes one segment.
 type SegmentReport struct {
 	File       string
 	Seq        uint64
-	FirstIndex uint64 // the index the log went on with
+	FirstIndex uint64 // the index after the last one of the log when the segment began
 	Bytes      int64  // size of the file
-	UsedBytes  int64  // up to the end of the last batch
+	UsedBytes  int64  // from the start to the end of the last batch
 	Batches    int
 	Records    int
 	Ended      bool // closed by a segment-end record
 }
 
-// Verify reads the whole log and changes nothing. The error is a
-// *CorruptError if data is damaged, ErrNotFound, ErrLocked or of the disk;
-// the report then covers what was read before.
+// Verify reads the whole log and changes nothing. The error is a *CorruptError if data
+// is damaged, ErrNotFound, ErrLocked, or an error of the disk. The report then covers
+// what was read before the error.
 func Verify(fsys FS, dir string) (*Report, error) {
 	rep := &Report{}
 	r := &replay{
@@ -50,10 +50,9 @@ func Verify(fsys FS, dir string) (*Report, error) {
 	return rep, err
 }
 
-// Dump hands every record of the log to visit, in the order in which they
-// were written, and stops at visit's first error. It changes nothing. The
-// errors are those of Verify, found after all records before the damage were
-// handed out.
+// Dump calls visit with every record of the log, in the order of writing, and stops at
+// the first error of visit. It changes nothing. Its errors are those of Verify; all
+// records before the damage are visited first.
 func Dump(fsys FS, dir string, visit func(Record) error) error {
 	r := &replay{
 		fsys: fsys, dir: dir,
@@ -63,8 +62,8 @@ func Dump(fsys FS, dir string, visit func(Record) error) error {
 	return locked(fsys, dir, r.run)
 }
 
-// locked runs do under the directory's lock: beside a running member the end
-// of the log would look damaged.
+// locked calls do while it holds the directory's lock. While a member appends, the end
+// of the log could look damaged.
 func locked(fsys FS, dir string, do func() error) error {
 	lock, err := lockDir(fsys, dir)
 	if err != nil {

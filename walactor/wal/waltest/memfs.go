@@ -1,5 +1,5 @@
-// Package waltest has an in-memory disk for wal.FS that loses what was not
-// synced: the log's crash tests and the cluster simulation run on it.
+// Package waltest implements wal.FS in memory, for crash tests: a simulated power cut
+// loses what was not synced.
 package waltest
 
 import (
@@ -17,19 +17,19 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// SectorBytes is what the disk writes whole or not at all.
+// SectorBytes is the unit that the disk writes atomically.
 const SectorBytes = 512
 
-// ErrPower is the error of every call after a power cut, until Crash.
+// ErrPower is returned by every call after a power cut, until Crash.
 var ErrPower = errors.New("waltest: power is off")
 
-// errStale is the error of a file or lock opened before a Crash or Kill.
+// errStale is returned by files and locks that were opened before a Crash or Kill.
 var errStale = errors.New("waltest: opened before the crash")
 
-// Op names the calls of wal.FS and wal.File.
+// Op names a method of wal.FS or wal.File.
 type Op string
 
-// The operations that a Hook sees.
+// The operations that a Hook is called for.
 const (
 	OpMkdir    Op = "mkdir"
 	OpList     Op = "list"
@@ -45,28 +45,27 @@ const (
 	OpDatasync Op = "datasync"
 )
 
-// Call describes a call about to be made.
+// Call describes a call that is about to be made.
 type Call struct {
 	N    int // number of the call since New, from 1
 	Op   Op
 	Path string
-	Off  int64 // reads and writes
-	Len  int   // reads and writes; the size of an allocate
+	Off  int64 // of reads and writes
+	Len  int   // of reads and writes; for OpAllocate, the size
 }
 
-// Hook is asked before every call, without locks held, so it may block to
-// play a slow or hanging disk. An error becomes the call's result:
+// Hook is called before every call, without locks held, so it may block to simulate a
+// slow or hanging disk. If it returns an error, the call fails with it:
 //
-//   - a write leaves nothing behind, or the first bytes if the error is a
-//     *Partial;
-//   - a datasync persists nothing and forgets that the file was dirty, as
-//     Linux does: later syncs succeed and the data is still not on the disk;
+//   - a write writes nothing, or only the first bytes if the error is a *Partial;
+//   - a datasync makes nothing durable, and the file counts as clean, as on Linux:
+//     later syncs succeed, and the data is still not on disk;
 //   - any other call has no effect.
 type Hook func(Call) error
 
-// Partial is an error of a write that was made in part.
+// Partial is the error of a write of which a part was written.
 type Partial struct {
-	Bytes int // written from the start
+	Bytes int // written, from the start
 	Err   error
 }
 
@@ -76,21 +75,21 @@ func (p *Partial) Error() string { return fmt.Sprintf("%v after %d bytes", p.Err
 // Unwrap returns Err.
 func (p *Partial) Unwrap() error { return p.Err }
 
-// MemFS is an in-memory wal.FS. It keeps each file twice, as the running
-// system sees it (volatile) and as the platters hold it (durable), and the
-// names likewise. Its methods may be called from several goroutines.
+// MemFS is an in-memory wal.FS. It has two images of each file and of each directory's
+// names: the volatile one, which calls read and change, and the durable one, which
+// survives a Crash. Its methods may be called from several goroutines.
 type MemFS struct {
 	mu      sync.Mutex
 	root    *node
-	epoch   int // opens of earlier epochs are stale
-	calls   int
+	epoch   int // counts Crash and Kill; files and locks of earlier epochs are stale
+	calls   int // made since New
 	hook    Hook
-	cutAt   int // the power fails at this call; 0: never
-	cutRand *rand.Rand
-	off     bool // power is off
+	cutAt   int        // number of the call at which the power fails; 0: never
+	cutRand *rand.Rand // chooses how a write is torn; set with cutAt
+	off     bool       // the power is off, from the call cutAt until Crash or Kill
 }
 
-// node is a file or a directory. Each has two images.
+// node is a file or a directory, with both images.
 type node struct {
 	dir bool
 
@@ -98,15 +97,15 @@ type node struct {
 	locked  bool
 	names   map[string]*node // volatile
 	durable map[string]*node
-	pending []nameOp // changes of names not yet durable, in order
+	pending []nameOp // changes of names since the last SyncDir, in order
 
 	// Of a file:
 	data  []byte       // volatile
 	disk  []byte       // durable
-	dirty map[int]bool // sectors of data not on the disk
+	dirty map[int]bool // sectors of data that are not durable
 }
 
-// nameOp is a change in a directory.
+// nameOp is a change of a directory's names.
 type nameOp struct {
 	op       Op
 	name, to string
@@ -131,8 +130,8 @@ func (m *MemFS) SetHook(h Hook) {
 	m.hook = h
 }
 
-// FailNth returns a hook that fails the nth call, counting from 1, of an
-// operation, once.
+// FailNth returns a hook that fails the nth call of an operation, counted from 1, and no
+// other.
 func FailNth(op Op, n int, err error) Hook {
 	var mu sync.Mutex
 	return func(c Call) error {
@@ -156,18 +155,18 @@ func (m *MemFS) Calls() int {
 	return m.calls
 }
 
-// CutPower makes the power fail during the given call, counted as Call.N: it
-// has no effect, but for a write, which is torn at random. All calls then
-// fail with ErrPower until Crash.
+// CutPower makes the power fail during the given call, counted as Call.N. That call has
+// no effect, unless it is a write, which is torn at random. It and all later calls fail
+// with ErrPower until Crash or Kill.
 func (m *MemFS) CutPower(call int, seed uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.cutAt, m.cutRand = call, rand.New(rand.NewPCG(seed, 1))
 }
 
-// Crash plays a power cut and the boot after it. Every sector and every name
-// that was not synced is, by the seed, there or not. Open files and locks are
-// gone; the hook stays.
+// Crash simulates a power cut and the boot after it. The seed decides which of the
+// sectors and names that were not synced survive. Open files and locks become stale; the
+// hook stays installed.
 func (m *MemFS) Crash(seed uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -181,8 +180,8 @@ func (m *MemFS) Crash(seed uint64) {
 	}
 }
 
-// crash loses what is not durable, but for names and sectors that survive
-// with the given probabilities.
+// crash makes each change of a name, and each dirty sector, durable with the given
+// probabilities, and loses the rest.
 func (n *node) crash(rng *rand.Rand, names, sectors float64) {
 	if n.dir {
 		for _, op := range n.pending {
@@ -200,14 +199,15 @@ func (n *node) crash(rng *rand.Rand, names, sectors float64) {
 	n.data, n.dirty = slices.Clone(n.disk), nil
 }
 
-// Kill plays the death of the process alone: open files and locks are gone,
-// but what was written stays visible, durable or not.
+// Kill simulates the end of the process alone: open files and locks become stale, and
+// what was written stays visible, durable or not.
 func (m *MemFS) Kill() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.reboot()
 }
 
+// reboot makes open files and locks stale and turns the power on.
 func (m *MemFS) reboot() {
 	m.epoch++
 	m.cutAt, m.off = 0, false
@@ -216,8 +216,7 @@ func (m *MemFS) reboot() {
 	}
 }
 
-// WriteBack lets the disk write some dirty sectors of its own accord, as a
-// kernel does now and then.
+// WriteBack makes some dirty sectors durable, as the kernel's write-back does.
 func (m *MemFS) WriteBack(seed uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -227,7 +226,7 @@ func (m *MemFS) WriteBack(seed uint64) {
 	}
 }
 
-// Clone returns a copy of the disk as it is, without hook, opens or locks.
+// Clone returns a copy of both images, without the hook, open files and locks.
 func (m *MemFS) Clone() *MemFS {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -267,8 +266,8 @@ func (m *MemFS) ReadFile(path string) ([]byte, error) {
 	return slices.Clone(n.data), nil
 }
 
-// Damage changes a file behind everyone's back, in both images. change may
-// modify its argument or return another slice.
+// Damage replaces the content of a file in both images by what change returns. change
+// may modify its argument or return another slice. It is no call that a hook sees.
 func (m *MemFS) Damage(path string, change func([]byte) []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -298,6 +297,7 @@ func (m *MemFS) ZeroSector(path string, off int64) error {
 	})
 }
 
+// file returns the file at a path in the volatile image.
 func (m *MemFS) file(path string) (*node, error) {
 	n := m.lookup(path)
 	if n == nil || n.dir {
@@ -329,7 +329,7 @@ func (m *MemFS) parent(op Op, path string) (*node, error) {
 	return n, nil
 }
 
-// nodes returns every node of either image once, in a fixed order.
+// nodes returns every node of both images once, in a fixed order.
 func (m *MemFS) nodes() []*node {
 	seen := map[*node]bool{}
 	var all []*node
@@ -362,6 +362,7 @@ func (n *node) writeBack(rng *rand.Rand, p float64) {
 	}
 }
 
+// persist makes one sector durable.
 func (n *node) persist(sector int) {
 	from, to := sector*SectorBytes, min((sector+1)*SectorBytes, len(n.data))
 	if len(n.disk) < to {
@@ -371,6 +372,7 @@ func (n *node) persist(sector int) {
 	delete(n.dirty, sector)
 }
 
+// resize returns b, cut or extended with zeros to size bytes.
 func resize(b []byte, size int) []byte {
 	if size <= len(b) {
 		return b[:size:size]
@@ -378,6 +380,7 @@ func resize(b []byte, size int) []byte {
 	return append(b, make([]byte, size-len(b))...)
 }
 
+// write writes to the volatile image.
 func (n *node) write(b []byte, off int64) {
 	if len(b) == 0 {
 		return
@@ -395,8 +398,8 @@ func (n *node) write(b []byte, off int64) {
 	}
 }
 
-// applyName makes a change of names in an image. One that has lost what it
-// builds on is lost too.
+// applyName applies a change of a name to an image. It does nothing if the change
+// depends on an earlier one that is not in the image.
 func applyName(names map[string]*node, op nameOp) {
 	switch op.op {
 	case OpMkdir, OpCreate:
@@ -413,7 +416,7 @@ func applyName(names map[string]*node, op nameOp) {
 	}
 }
 
-// change makes a change of names and keeps it for SyncDir.
+// change applies a change of a name to the volatile image, and keeps it for SyncDir.
 func (n *node) change(op nameOp) {
 	applyName(n.names, op)
 	n.pending = append(n.pending, op)
@@ -421,8 +424,8 @@ func (n *node) change(op nameOp) {
 
 func pathError(op, path string, err error) error { return &fs.PathError{Op: op, Path: path, Err: err} }
 
-// begin numbers a call, cuts the power when its time has come and asks the
-// hook. torn is how much of a write to make in spite of an error.
+// begin numbers a call, cuts the power if that is due, and calls the hook. If a write
+// fails, torn is the number of bytes to write nevertheless.
 func (m *MemFS) begin(c Call) (torn int, err error) {
 	m.mu.Lock()
 	m.calls++
@@ -636,7 +639,8 @@ type memFile struct {
 	closed bool
 }
 
-// usable is called with m.mu held.
+// usable returns the error of an operation on a file that is stale, closed or open for
+// reading only. The caller holds m.mu.
 func (f *memFile) usable(op Op) error {
 	switch {
 	case f.epoch != f.m.epoch:
@@ -676,7 +680,7 @@ func (f *memFile) WriteAt(b []byte, off int64) (int, error) {
 		return 0, err
 	}
 	if failed != nil {
-		// A tear comes between sectors of the disk, not of the write.
+		// A write is torn between sectors of the disk. off may be within one.
 		if torn > 0 && torn < len(b) {
 			torn = max(0, torn-int(off%SectorBytes))
 		}
