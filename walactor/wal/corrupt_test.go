@@ -11,9 +11,9 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
 )
 
-// restedLog returns a log of several segments, and the places of its batches. If the
+// idleLog returns a log of several segments, and the places of its batches. If the
 // nonce is even it was closed cleanly; if odd, it crashed, and was opened and killed.
-func restedLog(t *testing.T, seed, nonce uint64) (*waltest.MemFS, *model, *wal.Report) {
+func idleLog(t *testing.T, seed, nonce uint64) (*waltest.MemFS, *model, *wal.Report) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 0))
 	fsys := waltest.New()
@@ -89,7 +89,7 @@ func TestDamageIsRefused(t *testing.T) {
 			t.Parallel()
 			rng := rand.New(rand.NewPCG(11, 0))
 			for done := 0; done < damageRounds(t); {
-				orig, _, rep := restedLog(t, rng.Uint64(), rng.Uint64())
+				orig, _, rep := idleLog(t, rng.Uint64(), rng.Uint64())
 				last := durableEnd(t, orig)
 				for range 100 {
 					seg := rep.Segments[rng.IntN(len(rep.Segments))]
@@ -113,12 +113,12 @@ func TestDamageIsRefused(t *testing.T) {
 	}
 }
 
-// TestNearlyFullSegmentIsAttested: a log that was closed with hardly any room in its last
-// segment still records that everything is durable.
-func TestNearlyFullSegmentIsAttested(t *testing.T) {
+// TestNearlyFullSegmentIsRecordedDurable: a log that was closed with hardly any room in
+// its last segment still records that everything is durable.
+func TestNearlyFullSegmentIsRecordedDurable(t *testing.T) {
 	for seed := range uint64(400) {
 		for nonce := range uint64(2) {
-			fsys, m, _ := restedLog(t, seed, nonce)
+			fsys, m, _ := idleLog(t, seed, nonce)
 			durableEnd(t, fsys)
 			l, _ := mustOpen(t, fsys, 7, m)
 			must(t, l.Close())
@@ -182,7 +182,7 @@ func usedBytes(t *testing.T, fsys *waltest.MemFS, file string) int64 {
 
 // TestStructuralDamage: files that are missing, duplicated, truncated or foreign.
 func TestStructuralDamage(t *testing.T) {
-	orig, _, rep := restedLog(t, 5, 0)
+	orig, _, rep := idleLog(t, 5, 0)
 	if len(rep.Segments) != 4 {
 		t.Fatal("choose another seed")
 	}
@@ -213,7 +213,7 @@ func TestStructuralDamage(t *testing.T) {
 			return f.Damage(dir+"/"+seg(2), func([]byte) []byte { return other })
 		}},
 		{"segment of another log", seg(1), func(f *waltest.MemFS) error {
-			other, _, _ := restedLog(t, 5, 2) // the same history under other nonces
+			other, _, _ := idleLog(t, 5, 2) // the same history under other nonces
 			b, err := other.ReadFile(dir + "/" + seg(1))
 			if err != nil {
 				return err
@@ -238,7 +238,7 @@ func TestStructuralDamage(t *testing.T) {
 func TestResizedFile(t *testing.T) {
 	for seed := range uint64(20) {
 		for nonce := range uint64(2) { // closed, or opened and killed
-			orig, m, rep := restedLog(t, seed, nonce)
+			orig, m, rep := idleLog(t, seed, nonce)
 			last := rep.Segments[len(rep.Segments)-1]
 			resize := func(name string, size int64, tail ...byte) *waltest.MemFS {
 				fsys := orig.Clone()
@@ -282,9 +282,9 @@ func TestResizedFile(t *testing.T) {
 	}
 }
 
-// TestCutAnywhere: if the last file of a log in use is truncated anywhere, the log opens
-// with all that it held, or is refused.
-func TestCutAnywhere(t *testing.T) {
+// TestTruncatedAnywhere: if the last file of a log in use is truncated anywhere, the log
+// opens with all that it held, or is refused.
+func TestTruncatedAnywhere(t *testing.T) {
 	rng := rand.New(rand.NewPCG(17, 0))
 	opened := 0
 	for range 20 {
@@ -351,18 +351,18 @@ func TestShortSpare(t *testing.T) {
 	must(t, l.Close())
 }
 
-// TestHoleIsNamed: the error for a missing segment says that it is missing.
-func TestHoleIsNamed(t *testing.T) {
-	fsys, _, rep := restedLog(t, 5, 0)
+// TestMissingSegmentIsNamed: the error for a missing segment says that it is missing.
+func TestMissingSegmentIsNamed(t *testing.T) {
+	fsys, _, rep := idleLog(t, 5, 0)
 	must(t, fsys.Remove(dir+"/"+rep.Segments[1].File))
 	if _, err := wal.Verify(fsys, dir); err == nil || !strings.Contains(err.Error(), "segments are missing") {
 		t.Errorf("segment 2 removed: %v", err)
 	}
 }
 
-// TestFirstSegmentGone: a missing first segment is accepted if a mark covers its entries,
-// and refused otherwise.
-func TestFirstSegmentGone(t *testing.T) {
+// TestFirstSegmentMissing: a missing first segment is accepted if a mark covers its
+// entries, and refused otherwise.
+func TestFirstSegmentMissing(t *testing.T) {
 	for _, mark := range []uint64{0, 3, 4} { // the second segment begins at 5
 		fsys := waltest.New()
 		l, m := mustCreate(t, fsys, 1)

@@ -280,7 +280,7 @@ func lockDir(fsys FS, dir string) (io.Closer, error) {
 func (l *Log) open() (*Recovered, error) {
 	// Two passes: the last mark decides which entries are needed, and keeping all
 	// of them until it is known could take gigabytes.
-	r := &replay{fsys: l.fsys, dir: l.dir, admit: l.admit}
+	r := &replay{fsys: l.fsys, dir: l.dir, onHeader: l.checkIDs}
 	if err := r.run(); err != nil {
 		return nil, err
 	}
@@ -300,9 +300,9 @@ func (l *Log) open() (*Recovered, error) {
 		HardState: l.st.hardState(), Mark: l.st.snapshotMark(), Entries: c.entries, Torn: r.torn, Resized: r.resized()}, nil
 }
 
-// admit compares the ids of the log with those in the configuration, and sets those
+// checkIDs compares the ids of the log with those in the configuration, and sets those
 // that are zero there.
-func (l *Log) admit(h *segmentHeader) error {
+func (l *Log) checkIDs(h *segmentHeader) error {
 	if l.cfg.ClusterID != 0 && l.cfg.ClusterID != h.clusterID {
 		return fmt.Errorf("%w: %x, not %x", ErrWrongCluster, h.clusterID, l.cfg.ClusterID)
 	}
@@ -317,7 +317,7 @@ func (l *Log) admit(h *segmentHeader) error {
 func (l *Log) resume(r *replay) error {
 	l.segs, l.st, l.tail, l.nonce = r.segs, r.st, r.tail, r.head.nonce
 	l.prep = newPreparer(l.fsys, l.dir, l.cfg)
-	spares, err := l.prep.leftovers()
+	spares, err := l.prep.findSpares()
 	if err != nil {
 		return err
 	}
@@ -331,7 +331,7 @@ func (l *Log) resume(r *replay) error {
 			return err
 		}
 	}
-	return l.attest()
+	return l.recordDurable()
 }
 
 // rewriteLast replaces the last segment by a copy of its valid part. If an fsync failed
@@ -615,7 +615,7 @@ func (l *Log) activate(s spare, seq uint64, size int64) error {
 	if err := s.f.Datasync(); err != nil {
 		return err
 	}
-	seg := segment{name: segmentName(seq, head.first), seq: seq, first: head.first, size: size, have: size}
+	seg := segment{name: segmentName(seq, head.first), seq: seq, first: head.first, size: size, fileSize: size}
 	if err := l.rename(s.name, seg.name); err != nil {
 		return err
 	}
@@ -632,11 +632,11 @@ func headerFor(st *state, cluster, member, seq uint64) *segmentHeader {
 		lastTerm: st.lastTerm(), hasHard: st.hasHard, hard: st.hard, mark: st.mark}
 }
 
-// attest writes a batch, at the start of a sector of its own, which records that all
-// batches before it are durable. Without it replay could not distinguish a lost sector
+// recordDurable writes a batch, at the start of a sector of its own, which records that
+// all batches before it are durable. Without it replay could not distinguish a lost sector
 // in the last batch from a write that was never acknowledged. If the active segment is
 // nearly full, the batch is written to the next one.
-func (l *Log) attest() error {
+func (l *Log) recordDurable() error {
 	const small = 2 * batchHeaderBytes // a batch of one metadata record without filler
 	gap := int(-l.tail.off & (sectorBytes - 1))
 	if gap > 0 && gap < small {
@@ -677,7 +677,7 @@ func (l *Log) Trim(index uint64) (removed int, err error) {
 	}
 	limit := min(index, l.durableMark)
 	for len(l.segs) > 1 && l.segs[1].first-1 <= limit {
-		if err := l.dropFirst(); err != nil {
+		if err := l.removeFirst(); err != nil {
 			return removed, l.fail("trim "+l.segs[0].name, err)
 		}
 		removed++
@@ -685,11 +685,11 @@ func (l *Log) Trim(index uint64) (removed int, err error) {
 	return removed, nil
 }
 
-// dropFirst removes the oldest segment, or makes it a spare. The directory is synced
+// removeFirst removes the oldest segment, or makes it a spare. The directory is synced
 // before the file is filled with zeros; otherwise a crash could restore the segment's
 // name on a file of zeros. It is synced before the next segment is removed; otherwise a
 // crash could restore this one and leave a gap after it.
-func (l *Log) dropFirst() error {
+func (l *Log) removeFirst() error {
 	seg := l.segs[0]
 	if seg.size != l.cfg.SegmentBytes || !l.prep.wants() {
 		if err := l.fsys.Remove(filepath.Join(l.dir, seg.name)); err != nil {
@@ -770,7 +770,7 @@ func (l *Log) Close() error {
 	var err error
 	if l.err == nil {
 		if err = l.sync(); err == nil {
-			err = l.attest()
+			err = l.recordDurable()
 		}
 	}
 	l.err = ErrClosed

@@ -211,8 +211,8 @@ func TestTooLarge(t *testing.T) {
 	mustOpen(t, fsys, 2, m)
 }
 
-// TestSegmentMadeToMeasure appends a batch that is too large for a spare.
-func TestSegmentMadeToMeasure(t *testing.T) {
+// TestBatchLargerThanSpare appends a batch that is too large for a spare.
+func TestBatchLargerThanSpare(t *testing.T) {
 	fsys := waltest.New()
 	l, m := mustCreate(t, fsys, 1)
 	b := wal.Batch{Entries: entries(2, 1, strings.Repeat("x", 100_000), "y"), Sync: true}

@@ -67,10 +67,10 @@ func newPreparer(fsys FS, dir string, cfg Config) *preparer {
 		ready: make(chan spare, cfg.Spares), recycle: make(chan spare, cfg.Spares)}
 }
 
-// leftovers returns the names of the spare files in dir, and makes the numbers of new
+// findSpares returns the names of the spare files in dir, and makes the numbers of new
 // ones follow theirs. Their content is unknown: a crash may have happened after a
 // segment header was written to one and before it was renamed.
-func (p *preparer) leftovers() ([]string, error) {
+func (p *preparer) findSpares() ([]string, error) {
 	names, err := p.fsys.List(p.dir)
 	if err != nil {
 		return nil, err

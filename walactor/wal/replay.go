@@ -20,18 +20,18 @@ import (
 //	scan             decode batches, one after another. Each continues the chain of the
 //	                 one before
 //	batch            apply each record to the state, which checks it, and visit it
-//	judge            where no batch can be decoded: is that the end of the log, a torn
+//	classifyEnd      where no batch can be decoded: is that the end of the log, a torn
 //	                 write, or damage? FORMAT.md has the rules
 //
 // Any damage ends the replay with a *CorruptError. Replay changes nothing on disk.
 
 // segment is one file of the log.
 type segment struct {
-	name  string
-	seq   uint64
-	first uint64 // index after the last one of the log when the segment began
-	size  int64  // bytes, according to the header
-	have  int64  // bytes of the file; differs from size if the file was resized
+	name     string
+	seq      uint64
+	first    uint64 // index after the last one of the log when the segment began
+	size     int64  // bytes, according to the header
+	fileSize int64  // bytes of the file; differs from size if the file was resized
 }
 
 // position is where a batch may follow, and what it continues.
@@ -44,11 +44,11 @@ type position struct {
 // replay reads a log from its first segment to its end. It is the only decoder: Open,
 // Verify and Dump differ in their visitors. It can run more than once.
 type replay struct {
-	fsys  FS
-	dir   string
-	admit func(*segmentHeader) error // called first, with the first header; checks the ids
-	visit func(*Record) error        // called after the record was applied to st; may be nil
-	began func(SegmentReport)        // called after each segment; may be nil
+	fsys        FS
+	dir         string
+	onHeader    func(*segmentHeader) error // called first, with the first header; checks the ids
+	visit       func(*Record) error        // called after the record was applied to st; may be nil
+	segmentRead func(SegmentReport)        // called after each segment; may be nil
 
 	segs                []segment
 	clusterID, memberID uint64         // of the first segment
@@ -59,7 +59,7 @@ type replay struct {
 	tail position
 	// st is the state after the records read so far.
 	st state
-	// torn is set by judge if the log ends in a torn write.
+	// torn is set by classifyEnd if the log ends in a torn write.
 	torn *TornTail
 	// ended is set when a segment-end record is read, and cleared at the next
 	// segment. If it is set after run, a crash interrupted the start of the next
@@ -122,7 +122,7 @@ func (r *replay) segment(i int) error {
 		return err
 	}
 	if i == 0 {
-		if err := r.admit(r.head); err != nil {
+		if err := r.onHeader(r.head); err != nil {
 			return err
 		}
 		r.st = stateAt(r.head)
@@ -135,8 +135,8 @@ func (r *replay) segment(i int) error {
 	if err := r.scan(seg, i == len(r.segs)-1); err != nil {
 		return err
 	}
-	if r.began != nil {
-		r.began(SegmentReport{File: seg.name, Seq: seg.seq, FirstIndex: seg.first, Bytes: seg.have,
+	if r.segmentRead != nil {
+		r.segmentRead(SegmentReport{File: seg.name, Seq: seg.seq, FirstIndex: seg.first, Bytes: seg.fileSize,
 			UsedBytes: r.tail.off, Batches: r.batches, Records: r.records, Ended: r.ended})
 	}
 	return nil
@@ -164,7 +164,7 @@ func (r *replay) load(seg *segment) error {
 	if head.seq != seg.seq || head.first != seg.first {
 		return &CorruptError{seg.name, 0, "header belongs to " + segmentName(head.seq, head.first)}
 	}
-	seg.size, seg.have = head.size, size
+	seg.size, seg.fileSize = head.size, size
 	if err := zerosBeyond(f, head.size, size); err != nil {
 		return seg.resized(err)
 	}
@@ -173,8 +173,8 @@ func (r *replay) load(seg *segment) error {
 	}
 	r.buf = r.buf[:seg.size]
 	r.head = head
-	// If the file is too short, zeros stand in for the rest; judge takes that into
-	// account.
+	// If the file is too short, zeros stand in for the rest; classifyEnd takes that
+	// into account.
 	clear(r.buf[min(size, seg.size):])
 	return readFull(f, r.buf[:min(size, seg.size)])
 }
@@ -185,14 +185,14 @@ func (s *segment) resized(why error) error {
 	if !errors.Is(why, errResized) {
 		return why
 	}
-	return &CorruptError{s.name, min(s.have, s.size), fmt.Sprintf("file has %d bytes, its header says %d: %v", s.have, s.size, why)}
+	return &CorruptError{s.name, min(s.fileSize, s.size), fmt.Sprintf("file has %d bytes, its header says %d: %v", s.fileSize, s.size, why)}
 }
 
 // resized returns the names of the segments whose size differs from the one in their
 // header.
 func (r *replay) resized() (names []string) {
 	for _, s := range r.segs {
-		if s.have != s.size {
+		if s.fileSize != s.size {
 			names = append(names, s.name)
 		}
 	}
@@ -247,13 +247,13 @@ func (r *replay) checkSuccession(seg *segment, prevChain uint32) error {
 	return nil
 }
 
-// scan decodes the batches of the loaded segment, up to a segment-end record. If it finds
-// none, judge decides what that means.
+// scan decodes the batches of the loaded segment, up to a segment-end record. If it
+// finds none, classifyEnd decides what that means.
 func (r *replay) scan(seg *segment, isLast bool) error {
 	for !r.ended {
-		b, miss := decodeBatch(r.buf, r.tail, r.head.nonce)
-		if miss != nil {
-			return r.judge(seg, isLast, miss)
+		b, why := decodeBatch(r.buf, r.tail, r.head.nonce)
+		if why != nil {
+			return r.classifyEnd(seg, isLast, why)
 		}
 		if err := r.batch(seg, b); err != nil {
 			return err
@@ -313,8 +313,8 @@ type batch struct {
 	next    position // after the batch
 }
 
-// miss is the reason why no batch could be decoded.
-type miss struct {
+// undecodable is the reason why no batch could be decoded.
+type undecodable struct {
 	maybeTorn bool // an interrupted write can cause it; if not set, only damage can
 	reason    string
 }
@@ -322,45 +322,45 @@ type miss struct {
 // decodeBatch decodes the batch at a position. A header with a bad CRC that is not all
 // zero is damage: an interrupted write cannot cause it, because the header lies in one
 // sector. FORMAT.md lists all cases.
-func decodeBatch(buf []byte, at position, nonce uint64) (*batch, *miss) {
+func decodeBatch(buf []byte, at position, nonce uint64) (*batch, *undecodable) {
 	if at.off+batchHeaderBytes > int64(len(buf)) {
-		return nil, &miss{true, "segment is full"}
+		return nil, &undecodable{true, "segment is full"}
 	}
 	raw := buf[at.off : at.off+batchHeaderBytes]
 	if bytes.Equal(raw, zeroSector[:batchHeaderBytes]) {
-		return nil, &miss{true, "batch header is zero"}
+		return nil, &undecodable{true, "batch header is zero"}
 	}
 	h, chain, ok := decodeBatchHeader(raw)
 	end := at.off + batchHeaderBytes + padded(int64(h.size))
 	switch {
 	case !ok:
-		return nil, &miss{false, "batch header checksum mismatch"}
+		return nil, &undecodable{false, "batch header checksum mismatch"}
 	case h.nonce != nonce:
-		return nil, &miss{false, "batch belongs to another segment"}
+		return nil, &undecodable{false, "batch belongs to another segment"}
 	case h.seq != at.seq+1 || chain != chainNext(at.chain, raw):
-		return nil, &miss{false, fmt.Sprintf("batch %d does not continue batch %d", h.seq, at.seq)}
+		return nil, &undecodable{false, fmt.Sprintf("batch %d does not continue batch %d", h.seq, at.seq)}
 	case h.durableSeq >= h.seq:
-		return nil, &miss{false, fmt.Sprintf("batch %d records batch %d as durable before it", h.seq, h.durableSeq)}
+		return nil, &undecodable{false, fmt.Sprintf("batch %d records batch %d as durable before it", h.seq, h.durableSeq)}
 	case end > int64(len(buf)):
-		return nil, &miss{false, fmt.Sprintf("batch of %d bytes extends past the segment", h.size)}
+		return nil, &undecodable{false, fmt.Sprintf("batch of %d bytes extends past the segment", h.size)}
 	}
 	body := buf[at.off+batchHeaderBytes : end]
 	if crc32.Checksum(body, castagnoli) != h.crc {
 		if countZeroPieces(body, at.off+batchHeaderBytes) > h.zeroPieces {
-			return nil, &miss{true, "batch checksum mismatch, sectors are missing"}
+			return nil, &undecodable{true, "batch checksum mismatch, sectors are missing"}
 		}
-		return nil, &miss{false, "batch checksum mismatch"}
+		return nil, &undecodable{false, "batch checksum mismatch"}
 	}
 	return &batch{h, body[:h.size], position{end, h.seq, chain}}, nil
 }
 
-// judge decides whether the log ends at r.tail, where no batch could be decoded, or is
-// damaged there. It sets torn if the log ends in a torn write.
-func (r *replay) judge(seg *segment, isLast bool, m *miss) error {
+// classifyEnd decides whether the log ends at r.tail, where no batch could be decoded,
+// or is damaged there. It sets torn if the log ends in a torn write.
+func (r *replay) classifyEnd(seg *segment, isLast bool, m *undecodable) error {
 	corrupt := func(why string) error { return &CorruptError{seg.name, r.tail.off, m.reason + why} }
 	// If the file is too short, the log can end at tail only if this is the last
 	// segment, the file has at least one byte there, and all that is left is zero.
-	if seg.have < seg.size && (!isLast || r.tail.off >= seg.have || usedBytes(r.buf[r.tail.off:]) > 0) {
+	if seg.fileSize < seg.size && (!isLast || r.tail.off >= seg.fileSize || usedBytes(r.buf[r.tail.off:]) > 0) {
 		return seg.resized(fmt.Errorf("%w: batches may be missing", errResized))
 	}
 	if !m.maybeTorn {

@@ -36,11 +36,11 @@ func Verify(fsys FS, dir string) (*Report, error) {
 	rep := &Report{}
 	r := &replay{
 		fsys: fsys, dir: dir,
-		admit: func(h *segmentHeader) error {
+		onHeader: func(h *segmentHeader) error {
 			rep.ClusterID, rep.MemberID = h.clusterID, h.memberID
 			return nil
 		},
-		began: func(s SegmentReport) { rep.Segments = append(rep.Segments, s) },
+		segmentRead: func(s SegmentReport) { rep.Segments = append(rep.Segments, s) },
 	}
 	err := locked(fsys, dir, r.run)
 	if r.head != nil {
@@ -56,8 +56,8 @@ func Verify(fsys FS, dir string) (*Report, error) {
 func Dump(fsys FS, dir string, visit func(Record) error) error {
 	r := &replay{
 		fsys: fsys, dir: dir,
-		admit: func(*segmentHeader) error { return nil },
-		visit: func(rec *Record) error { return visit(*rec) },
+		onHeader: func(*segmentHeader) error { return nil },
+		visit:    func(rec *Record) error { return visit(*rec) },
 	}
 	return locked(fsys, dir, r.run)
 }
