@@ -406,7 +406,8 @@ func TestDisk(t *testing.T) {
 	})
 }
 
-// TestTrim: the mark is written, segments below it are removed, and a restart begins at it.
+// TestTrim: the mark is written, segments below it are removed, and a restart begins at
+// the mark.
 func TestTrim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, wal.MinSegmentBytes)
