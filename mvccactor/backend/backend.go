@@ -8,34 +8,34 @@ import (
 
 // Sentinel errors.
 var (
-	// ErrClosed answers every call after Close.
+	// ErrClosed is returned by every call after Close.
 	ErrClosed = errors.New("backend: store is closed")
-	// ErrFailed answers every Commit after one has failed or after the storage
-	// below reported an error; the error wrapped with it says which.
+	// ErrFailed is returned by every Commit after one failed or badger reported an
+	// error. It is wrapped together with that error.
 	ErrFailed = errors.New("backend: store has failed")
-	// ErrInUse means that another process has the folder open.
-	ErrInUse = errors.New("backend: folder is in use")
-	// ErrBusy means that a Reclaim is running already.
+	// ErrInUse means that another process has the directory open.
+	ErrInUse = errors.New("backend: directory is in use")
+	// ErrBusy means that another Reclaim is running.
 	ErrBusy = errors.New("backend: reclaim is already running")
-	// ErrBatch means that a batch is malformed or too large: a pack id out of
-	// range or named twice, a pack above the size limit, an empty name, more
-	// state than one transaction holds. Nothing of it was written, and the store
-	// goes on.
+	// ErrBatch means that a batch is malformed or too large: a pack id is out of
+	// range, an id or name occurs twice, a pack exceeds the size limit, a name is
+	// empty or too long, or the state does not fit one transaction. Nothing was
+	// written, and the store stays usable.
 	ErrBatch = errors.New("backend: bad batch")
-	// ErrNewer means that the folder was written by a later version.
+	// ErrNewer means that a later version of the program wrote the directory.
 	ErrNewer = errors.New("backend: store has a newer format")
-	// ErrMissing means that the folder holds no store though one must exist.
-	ErrMissing = errors.New("backend: no store in the folder")
+	// ErrMissing means that the directory holds no store, but one must exist.
+	ErrMissing = errors.New("backend: no store in the directory")
 )
 
-// PackID names a pack by the revision of the first record it was opened with.
-// Main is at least 1, Sub at least 0.
+// PackID identifies a pack by the revision of the record that it was opened with. Main is
+// at least 1, Sub at least 0.
 type PackID struct {
 	Main int64
 	Sub  int32
 }
 
-// Compare orders ids as their keys are ordered: -1, 0 or +1.
+// Compare returns -1, 0 or +1. Ids are ordered by revision, as their keys are.
 func (p PackID) Compare(q PackID) int {
 	switch {
 	case p.Main < q.Main, p.Main == q.Main && p.Sub < q.Sub:
@@ -49,21 +49,20 @@ func (p PackID) Compare(q PackID) int {
 // String formats the id as main.sub.
 func (p PackID) String() string { return fmt.Sprintf("%d.%d", p.Main, p.Sub) }
 
-// Pack is one pack to store. Its value is the concatenation of Parts, so that
-// the caller need not copy; Parts must not change until Commit returns.
+// Pack is one pack to store. Its content is the concatenation of Parts, so that the caller
+// need not copy. IMPORTANT: the caller must not change Parts until Commit returns.
 type Pack struct {
 	ID    PackID
 	Parts [][]byte
 }
 
-// Entry is a piece of small named state.
+// Entry is a small named piece of state.
 type Entry struct {
 	Key   string
 	Value []byte
 }
 
-// Batch is what one Commit makes durable. No pack id and no name may stand in
-// it twice.
+// Batch is the content of one Commit. No pack id and no name may occur in it twice.
 type Batch struct {
 	Put    []Pack
 	Delete []PackID
@@ -71,57 +70,57 @@ type Batch struct {
 	Unset  []string
 }
 
-// Sizes says what the store occupies. All sizes are in bytes.
+// Sizes are the sizes of a store.
 type Sizes struct {
-	// AllocatedBytes are the blocks that the folder takes from the file system.
+	// AllocatedBytes is the size of the blocks that the file system has allocated to
+	// the files of the directory.
 	AllocatedBytes uint64
-	// PackBytes is the sum of the stored pack values.
+	// PackBytes is the size of the live packs, envelopes included.
 	PackBytes uint64
-	// Packs is their number.
+	// Packs is the number of live packs.
 	Packs int
-	// GarbageBytes estimates the replaced and deleted pack bytes that still take
-	// disk space.
+	// GarbageBytes is an estimate of the garbage.
 	GarbageBytes uint64
 }
 
 // Store is a durable set of packs and small state. All methods are safe for
 // concurrent use.
 type Store interface {
-	// Commit makes b durable before it returns; see the package comment for what
-	// a crash during it leaves. An error other than ErrBatch and ErrClosed means
-	// that the store has failed: whether b is durable is unknown and no later
-	// Commit is accepted. It must not be retried.
+	// Commit makes b durable before it returns. See the package comment for what a
+	// crash during it leaves. After an error other than ErrBatch and ErrClosed the
+	// store has failed: it is unknown whether b is durable, and no later Commit is
+	// accepted. IMPORTANT: the caller must not retry it.
 	Commit(b Batch) error
-	// Load returns a fresh copy of a pack. A pack that is missing, short or
-	// altered is a *CorruptError.
+	// Load returns a new copy of a pack's content. If the pack is missing, truncated
+	// or altered, the error is a *CorruptError.
 	Load(id PackID) ([]byte, error)
-	// State calls fn with every entry in name order; the value is a fresh copy.
-	// It excludes Commit meanwhile, so fn must not commit. An error of fn ends it
-	// and is returned as it is.
+	// State calls fn with a copy of every entry, in name order. Commit blocks
+	// meanwhile. IMPORTANT: fn must not call Commit. State returns the first error of
+	// fn unchanged and ends with it.
 	State(fn func(Entry) error) error
-	// Scan calls fn with every pack in order of ids, each checked as in Load. The
-	// value is valid during the call only. Packs committed or deleted meanwhile
-	// may or may not be visited; fn may use the store. An error of fn ends it and
-	// is returned as it is.
+	// Scan calls fn with the content of every pack, in order of ids, checked as in
+	// Load. The content is valid during the call only. A pack that is committed or
+	// deleted during the scan may be visited or not. fn may use the store. Scan
+	// returns the first error of fn unchanged and ends with it.
 	Scan(fn func(PackID, []byte) error) error
-	// Sizes reports sizes. It lists the folder: one system call per file.
+	// Sizes returns the sizes. It makes one system call per file of the directory.
 	Sizes() Sizes
-	// Reclaim gives the disk space of replaced and deleted packs back while the
-	// store is in use. It ends early with the error of ctx. It returns ErrBusy
-	// while another one runs and a *CorruptError where a damaged file must not be
-	// rewritten.
+	// Reclaim frees the disk space of garbage while the store is in use. It ends
+	// early if ctx ends, with the error of ctx. It returns ErrBusy if another Reclaim
+	// runs, and a *CorruptError if it finds a damaged file, which it does not
+	// rewrite.
 	Reclaim(ctx context.Context, budget Budget) (ReclaimReport, error)
-	// Close ends the store. It waits for running calls and stops a Reclaim.
+	// Close closes the store. It waits for running calls and cancels a Reclaim.
 	Close() error
 }
 
-// CorruptError says that stored data is not what was written.
+// CorruptError reports stored data that is not what was written.
 type CorruptError struct {
-	// Pack is the damaged pack; zero when the damage is not one pack's.
+	// Pack is the damaged pack; zero if the damage does not belong to one pack.
 	Pack PackID
-	// File is the base name of the damaged file; empty when it is unknown.
+	// File is the base name of the damaged file; empty if it is unknown.
 	File string
-	// Reason says what was found.
+	// Reason describes the damage.
 	Reason string
 }
 
@@ -137,8 +136,7 @@ func (e *CorruptError) Error() string {
 	return text + ": " + e.Reason
 }
 
-// Logger receives what an operator should know. It is called from several
-// goroutines at once.
+// Logger is the log of a store. Several goroutines call it at once.
 type Logger interface {
 	Debugf(format string, args ...any)
 	Infof(format string, args ...any)

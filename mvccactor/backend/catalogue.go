@@ -6,29 +6,29 @@ import (
 	"hash/crc32"
 )
 
-// meta is what memory knows of a stored value.
+// meta identifies a stored value in memory.
 type meta struct {
 	crc  uint32
 	size uint32 // of the value, envelope included
 }
 
-// fingerprint is an order-independent digest of a set of stored values. The sum
-// of mixed 64-bit terms detects any difference (a multiset hash in the style of
-// AdHash); the XOR of the plain terms, where a set differs by a single element,
-// is that element.
+// fingerprint is a digest of a set of stored values that does not depend on their order.
+// Each value has a term. sum, the sum of the mixed terms, detects any difference (a
+// multiset hash in the style of AdHash). xor is the XOR of the terms: if two sets differ
+// by a single value, the XOR of their xors is its term.
 type fingerprint struct {
 	count uint64
-	bytes uint64
+	bytes uint64 // of the values, envelopes included
 	sum   uint64
 	xor   [16]byte
 }
 
-// catalogue is stored in every transaction and describes the packs and the
-// state as they are after it.
+// catalogue is written in every transaction. It describes the packs and the state after
+// that transaction.
 type catalogue struct {
 	// seq is the number of the transaction.
 	seq uint64
-	// split is set while a batch is under way that spans several transactions.
+	// split is set in all but the last transaction of a batch that spans several.
 	split bool
 	packs fingerprint
 	state fingerprint
@@ -39,7 +39,7 @@ const (
 	catalogueLen   = 8 + 1 + 2*fingerprintLen
 )
 
-// packTerm is the identity of a pack in a fingerprint: id and checksum.
+// packTerm returns the term of a pack: its id and checksum.
 func packTerm(id PackID, crc uint32) (t [16]byte) {
 	binary.BigEndian.PutUint64(t[0:], uint64(id.Main))
 	binary.BigEndian.PutUint32(t[8:], uint32(id.Sub))
@@ -54,8 +54,8 @@ func parsePackTerm(t [16]byte) (PackID, uint32) {
 	}, binary.BigEndian.Uint32(t[12:])
 }
 
-// stateTerm is the identity of a state entry: its value's checksum covers the
-// name, a second one over the name alone separates names that collide.
+// stateTerm returns the term of a state entry: the checksum of its value, which covers
+// the name, and a second checksum over the name alone, in case the first ones collide.
 func stateTerm(name string, crc uint32) (t [16]byte) {
 	binary.BigEndian.PutUint32(t[0:], crc32.Checksum([]byte(name), castagnoli))
 	binary.BigEndian.PutUint32(t[4:], uint32(len(name)))
@@ -63,8 +63,8 @@ func stateTerm(name string, crc uint32) (t [16]byte) {
 	return t
 }
 
-// mixTerm spreads a term over 64 bits with the finalizer of SplitMix64 (Steele,
-// Lea, Flood 2014) applied to each half.
+// mixTerm hashes a term to 64 bits. It applies the finalizer of SplitMix64 (Steele, Lea,
+// Flood 2014) to each half.
 func mixTerm(t [16]byte) uint64 {
 	return mix64(mix64(binary.BigEndian.Uint64(t[0:])) + binary.BigEndian.Uint64(t[8:]))
 }
@@ -135,8 +135,8 @@ func parseCatalogue(b []byte) (catalogue, error) {
 	}, nil
 }
 
-// explain compares the packs that were found with the catalogue and names the
-// damage. It returns nil when they agree.
+// explain compares the packs that were found with the catalogue. It returns nil if they
+// agree. If a single pack differs, the error names it.
 func (c catalogue) explain(found fingerprint, packs map[PackID]meta) *CorruptError {
 	if found == c.packs {
 		return nil
@@ -150,16 +150,16 @@ func (c catalogue) explain(found fingerprint, packs map[PackID]meta) *CorruptErr
 	case found.count+1 == c.packs.count && found.sum+mixTerm(diff) == c.packs.sum:
 		return &CorruptError{Pack: id, Reason: "pack is missing"}
 	case found.count == c.packs.count+1 && found.sum-mixTerm(diff) == c.packs.sum:
-		return &CorruptError{Pack: id, Reason: "pack was deleted and is there again"}
+		return &CorruptError{Pack: id, Reason: "pack was deleted but exists"}
 	case found.count == c.packs.count && id == PackID{}:
 		for id, m := range packs {
 			want := mixTerm(packTerm(id, m.crc^crc))
 			if found.sum-mixTerm(packTerm(id, m.crc))+want == c.packs.sum {
-				return &CorruptError{Pack: id, Reason: "pack is an earlier version of itself"}
+				return &CorruptError{Pack: id, Reason: "pack is an earlier version"}
 			}
 		}
 	}
 	return &CorruptError{Reason: fmt.Sprintf(
-		"catalogue holds %d packs of %d bytes, found %d of %d bytes, and more than one differs",
+		"catalogue has %d packs of %d bytes, found %d of %d bytes: more than one differs",
 		c.packs.count, c.packs.bytes, found.count, found.bytes)}
 }

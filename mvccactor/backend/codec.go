@@ -7,7 +7,7 @@ import (
 	"hash/crc32"
 )
 
-// Keys. Their first byte says what they hold; see FORMAT.md.
+// Keys. The first byte is the kind of the value; see FORMAT.md.
 const (
 	prefixCatalogue = 'c'
 	prefixPack      = 'p'
@@ -24,7 +24,7 @@ const (
 // formatVersion is the version of the envelope and of the catalogue.
 const formatVersion = 1
 
-// headerLen is the length of the envelope before the content, in bytes.
+// headerLen is the length of the envelope in bytes. The content follows it.
 const headerLen = 1 + 4 + 4
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -39,7 +39,7 @@ func appendPackKey(dst []byte, id PackID) []byte {
 
 func packKey(id PackID) []byte { return appendPackKey(make([]byte, 0, packKeyLen), id) }
 
-// parsePackKey returns false for a key that no pack has.
+// parsePackKey returns the id in the key of a pack, and false for any other key.
 func parsePackKey(key []byte) (PackID, bool) {
 	if len(key) != packKeyLen || key[0] != prefixPack {
 		return PackID{}, false
@@ -55,8 +55,8 @@ func (p PackID) valid() bool { return p.Main >= 1 && p.Sub >= 0 }
 
 func stateKey(name string) []byte { return append([]byte{prefixState}, name...) }
 
-// appendValue appends the envelope and the content to dst and returns the
-// checksum too.
+// appendValue appends a value, the envelope and the content, to dst. It returns the
+// result and the checksum.
 func appendValue(dst, key []byte, parts ...[]byte) ([]byte, uint32) {
 	start := len(dst)
 	var n uint32
@@ -74,20 +74,20 @@ func appendValue(dst, key []byte, parts ...[]byte) ([]byte, uint32) {
 	return dst, crc
 }
 
-// checksum covers the key, so that values that changed places are found, and
-// the whole value but for the checksum itself.
+// checksum returns the checksum of the key and the whole value, without the checksum in
+// it. The key is covered so that a value under the wrong key is detected.
 func checksum(key, value []byte) uint32 {
 	crc := crc32.Update(0, castagnoli, key)
 	crc = crc32.Update(crc, castagnoli, value[:5])
 	return crc32.Update(crc, castagnoli, value[headerLen:])
 }
 
-// errUnreadable is what badger's silence means: it logs a read error and returns
-// nothing.
-var errUnreadable = errors.New("value log is damaged or shorter than it was")
+// errUnreadable means that badger returned an empty value. It does so if it cannot read
+// a value log; it only logs the reason.
+var errUnreadable = errors.New("value log is damaged or truncated")
 
-// openValue checks the envelope of value and returns its content, which shares
-// memory with value, and its checksum.
+// openValue checks the envelope of a value. It returns the content, which shares memory
+// with value, and the checksum.
 func openValue(key, value []byte) (content []byte, crc uint32, err error) {
 	if len(value) == 0 {
 		return nil, 0, errUnreadable
@@ -97,7 +97,7 @@ func openValue(key, value []byte) (content []byte, crc uint32, err error) {
 	}
 	crc = binary.BigEndian.Uint32(value[5:])
 	if sum := checksum(key, value); sum != crc {
-		return nil, 0, fmt.Errorf("checksum is %08x, stored as %08x", sum, crc)
+		return nil, 0, fmt.Errorf("checksum is %08x, its header says %08x", sum, crc)
 	}
 	if value[0] != formatVersion {
 		return nil, 0, fmt.Errorf("%w: value version %d", ErrNewer, value[0])

@@ -15,7 +15,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// filled returns the folder of a store as a kill leaves it, with packs 1 to n of
+// filled returns the directory of a store as a kill leaves it, with packs 1 to n of
 // the given size, each committed by itself, and the last of them twice.
 func filled(t *testing.T, n int64, size int) Config {
 	cfg := small(t.TempDir())
@@ -44,7 +44,7 @@ func checkFilled(t *testing.T, cfg Config, n int64, size int) {
 	must(t, s.Close())
 }
 
-// checkReclaims replaces everything and sees that it can be reclaimed.
+// checkReclaims replaces everything and checks that the garbage can be reclaimed.
 func checkReclaims(t *testing.T, cfg Config, n int64) {
 	t.Helper()
 	s := mustOpen(t, cfg)
@@ -59,7 +59,7 @@ func checkReclaims(t *testing.T, cfg Config, n int64) {
 	must(t, s.Close())
 }
 
-// TestCrashRemnants opens folders with what a crash can leave.
+// TestCrashRemnants opens directorys with what a crash can leave.
 func TestCrashRemnants(t *testing.T) {
 	t.Parallel()
 	const n, size = 20, 20000
@@ -123,7 +123,7 @@ func appendFile(path string, b []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// spoilTail writes junk behind the last record of a log.
+// spoilTail writes junk after the last record of a log.
 func spoilTail(path string, n int) error {
 	end, err := walkLog(path, nil)
 	if err != nil {
@@ -137,10 +137,10 @@ func spoilTail(path string, n int) error {
 	return errors.Join(err, f.Close())
 }
 
-// TestTailIsCutForGood: what a crash left behind the values is cut off, and synced,
-// before badger goes on in another log. Badger's own cut is not durable: after a
-// second crash the remnant would be in a log that is complete, and keep it from
-// being collected.
+// TestTailIsCutForGood: what a crash left after the last value is truncated, and that is
+// synced, before badger continues in another log. Badger does not sync its truncation: after
+// a second crash the junk would be in a log that is no longer the last one, and that could
+// never be reclaimed.
 func TestTailIsCutForGood(t *testing.T) {
 	t.Parallel()
 	const n, size = 20, 20000
@@ -159,7 +159,7 @@ func TestTailIsCutForGood(t *testing.T) {
 	checkReclaims(t, cfg, n)
 }
 
-// TestEmptyLogsBlockBadger shows that the repair is needed.
+// TestEmptyLogsBlockBadger: without the repair badger does not open.
 func TestEmptyLogsBlockBadger(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"00009.mem", "000009.vlog"} {
@@ -175,7 +175,7 @@ func TestEmptyLogsBlockBadger(t *testing.T) {
 	}
 }
 
-// raw changes a closed store behind its back.
+// raw changes a closed store through badger.
 func raw(t *testing.T, cfg Config, fn func(txn *badger.Txn) error) {
 	t.Helper()
 	cfg, err := cfg.withDefaults()
@@ -189,7 +189,7 @@ func raw(t *testing.T, cfg Config, fn func(txn *badger.Txn) error) {
 	must(t, db.Close())
 }
 
-// TestCatalogue changes the store behind the catalogue's back.
+// TestCatalogue changes packs and state without changing the catalogue.
 func TestCatalogue(t *testing.T) {
 	t.Parallel()
 	const n, size = 30, 3000
@@ -274,7 +274,7 @@ func TestMissingFiles(t *testing.T) {
 	}
 }
 
-// TestRefusedUntouched compares a folder before and after Open refused it.
+// TestRefusedUntouched compares a directory before and after Open refused it.
 func TestRefusedUntouched(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(dir string){
@@ -293,7 +293,7 @@ func TestRefusedUntouched(t *testing.T) {
 			_, err := Open(cfg)
 			wantCorrupt(t, err)
 			if after := digest(t, cfg.Dir); after != before {
-				t.Fatal("the refused folder was changed")
+				t.Fatal("the refused directory was changed")
 			}
 			rep, err := Verify(cfg.Dir, nil)
 			must(t, err)
@@ -301,7 +301,7 @@ func TestRefusedUntouched(t *testing.T) {
 				t.Fatal("verify found nothing")
 			}
 			if digest(t, cfg.Dir) != before {
-				t.Fatal("verify changed the folder")
+				t.Fatal("verify changed the directory")
 			}
 		})
 	}
@@ -321,8 +321,8 @@ func digest(t *testing.T, dir string) string {
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
-// TestDeadRecordDamaged flips a byte of a replaced value in the last value log,
-// with live ones behind it: badger would cut those off.
+// TestDeadRecordDamaged flips a byte of a dead value in the last value log, with live values
+// after it, which badger would truncate.
 func TestDeadRecordDamaged(t *testing.T) {
 	t.Parallel()
 	cfg := small(t.TempDir())
@@ -362,7 +362,7 @@ func TestDamageAtRunTime(t *testing.T) {
 	for i := int64(1); i <= 5; i++ {
 		got, err := s.Load(PackID{Main: i})
 		if i == 4 {
-			// The lengths lead nowhere, so that the file is not found.
+			// The lengths are wrong, so the file is not found.
 			if c := wantCorrupt(t, err); c.Pack.Main != 4 {
 				t.Fatalf("got %v", err)
 			}
@@ -388,8 +388,8 @@ func TestDamageAtRunTime(t *testing.T) {
 	must(t, s.Close())
 }
 
-// TestTruncatedUnderRead cuts a value log under an open store: reading the
-// mapping faults, which is an error of that pack and the end of the store.
+// TestTruncatedUnderRead truncates a value log under an open store: reading the mapping
+// faults. The read returns an error for that pack, and the store fails.
 func TestTruncatedUnderRead(t *testing.T) {
 	cfg := filled(t, 40, 30000)
 	failed := make(chan error, 1)

@@ -18,7 +18,7 @@ var damageRounds = flag.Int("damage-rounds", 24, "damaged copies in TestDamage")
 // history is the contents after each commit of a run; the state entry "n" says
 // which it is.
 type history struct {
-	dir   string // a folder as a kill leaves it
+	dir   string // a directory as a kill leaves it
 	packs []map[PackID]string
 }
 
@@ -60,8 +60,8 @@ func makeHistory(t *testing.T, clean bool) history {
 	return h
 }
 
-// check opens a folder and reports what came of it: refused, or the number of
-// the commit whose contents it has. Anything else fails the test.
+// check opens a directory and returns whether it is refused, or the number of the commit whose
+// contents it has. Anything else fails the test.
 func (h history) check(t *testing.T, what, dir string) (n int, refused error) {
 	t.Helper()
 	cfg := small(dir)
@@ -86,8 +86,8 @@ func (h history) check(t *testing.T, what, dir string) (n int, refused error) {
 	return n, nil
 }
 
-// TestDamage changes one byte at a time in every kind of file. The store is
-// refused or has its contents; it never has others.
+// TestDamage changes one byte at a time in every kind of file. The store is refused, or has
+// its contents and no others.
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	for _, clean := range []bool{false, true} {
@@ -115,8 +115,8 @@ func TestDamage(t *testing.T) {
 				outcome[ext+" whole"]++
 			case refused == nil:
 				outcome[ext+" earlier"]++
-				// Only the last transaction of a memtable log looks alike, damaged or
-				// unfinished.
+				// In the last transaction of a memtable log damage cannot be
+				// distinguished from a crash.
 				if ext != "mem" || n < len(h.packs)-2 {
 					t.Errorf("%s: fell back to commit %d", what, n)
 				}
@@ -132,7 +132,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// dataOffset picks a byte that was written, not one in a hole.
+// dataOffset returns the offset of a byte that was written, not in a hole of the file.
 func dataOffset(t *testing.T, r *rand.Rand, path string) (int64, bool) {
 	f, err := os.Open(path)
 	must(t, err)

@@ -70,9 +70,9 @@ func tableSeeds(f *testing.F) (blocks, index []byte) {
 	return blocks, index
 }
 
-// FuzzTable: whatever the bytes, and whatever an index says that has the right
-// checksum, the check of a table ends in an error or in acceptance; then no byte
-// of the index may change.
+// FuzzTable: the check of a table accepts or refuses any bytes, and any index with the right
+// checksum, and does not panic. If it accepts, it refuses the table with any byte of the index
+// changed.
 func FuzzTable(f *testing.F) {
 	blocks, index := tableSeeds(f)
 	f.Add(blocks, index, true, uint16(9), byte(1))
@@ -99,7 +99,7 @@ func FuzzTable(f *testing.F) {
 	})
 }
 
-// logBytes is the content of a log with these records behind its header.
+// logBytes returns the content of a log with these records.
 func logBytes(records ...[]byte) []byte {
 	return append(make([]byte, logHeaderLen), bytes.Join(records, nil)...)
 }
@@ -115,8 +115,8 @@ func logEntry(meta byte, key []byte, version uint64, value []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// fixLogChecksums makes the checksums right as far as lengths lead from record to
-// record, so that the fuzzer gets past them.
+// fixLogChecksums sets the checksums as far as lengths lead from record to record, so that
+// the fuzzer gets past them.
 func fixLogChecksums(b []byte) {
 	for at := logHeaderLen; at+2 < len(b); {
 		head := 2
@@ -137,10 +137,9 @@ func fixLogChecksums(b []byte) {
 	}
 }
 
-// FuzzLog: reading a log of any content, as a value log and as a memtable log,
-// gives records that lie one behind the other and are what the file holds, and
-// an end that is the same when what is behind it is cut off. What else reads the
-// same bytes agrees with it.
+// FuzzLog reads a log of any content, as a value log and as a memtable log. The records must be
+// contiguous and equal the bytes of the file, and the end must be the same if the file is
+// truncated there. The other readers of logs must agree.
 func FuzzLog(f *testing.F) {
 	one, two := logEntry(0, packKey(PackID{Main: 1}), 7, []byte("value")), logEntry(0, packKey(PackID{Main: 1}), 8, []byte("newer"))
 	txn := func(version uint64) []byte {
@@ -244,8 +243,8 @@ func checkLogReaders(t *testing.T, path string, end logEnd, newest map[string]ui
 	}
 }
 
-// FuzzDiscard: statistics of any content are put in order or removed, so that
-// none is impossible afterwards, and a second repair finds nothing to do.
+// FuzzDiscard repairs statistics of any content. Afterwards none exceeds its file, and a second
+// repair changes nothing.
 func FuzzDiscard(f *testing.F) {
 	slot := func(fid, count uint64) []byte {
 		return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, fid), count)

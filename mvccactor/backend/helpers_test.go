@@ -40,7 +40,7 @@ func (l *testLogger) contains(text string) bool {
 	return slices.ContainsFunc(l.lines, func(s string) bool { return bytes.Contains([]byte(s), []byte(text)) })
 }
 
-// small scales the files down so that tests rotate them.
+// small is a configuration with small files, so that tests fill several.
 func small(dir string) Config {
 	return Config{Dir: dir, MemTableBytes: 128 << 10, ValueLogBytes: 2 << 20}
 }
@@ -71,7 +71,7 @@ func wantCorrupt(t testing.TB, err error) *CorruptError {
 	return c
 }
 
-// content is reproducible and does not compress.
+// content returns bytes that depend on the seed alone and do not compress.
 func content(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24), byte(n)})
@@ -104,7 +104,7 @@ func contents(t testing.TB, s Store) (map[PackID]string, map[string]string) {
 	return packs, state
 }
 
-// snapshot copies a folder as it is: what a killed process leaves. Holes stay
+// snapshot copies a directory as it is: what a killed process leaves. Holes stay
 // holes. A copy is not a moment, so it is repeated when badger flushed or merged
 // meanwhile.
 func snapshot(t testing.TB, dir string) string {
@@ -124,7 +124,7 @@ func snapshot(t testing.TB, dir string) string {
 			return to
 		}
 	}
-	t.Fatal("the folder does not come to rest")
+	t.Fatal("badger keeps changing the directory")
 	return ""
 }
 

@@ -15,13 +15,13 @@ import (
 	"strings"
 )
 
-// Layout of badger's value log and memtable log, version 8 of its manifest:
-// a header of 20 bytes, then records
+// Layout of badger's value logs and memtable logs, for version 8 of its manifest: a header
+// of 20 bytes, then records
 //
 //	meta(1) userMeta(1) uvarint(klen) uvarint(vlen) uvarint(expires) key value crc32c(4)
 //
-// where the last 8 bytes of the key are the inverted transaction number. A zero
-// key length ends the file.
+// The last 8 bytes of the key are the inverted transaction number. A key length of zero
+// ends the file.
 const (
 	logHeaderLen  = 20
 	logMaxKeyLen  = 1 << 16
@@ -33,7 +33,7 @@ const (
 	logReadBuffer = 256 << 10
 )
 
-// logRecord is one record of a log. Key and value are valid during the visit.
+// logRecord is one record of a log. Key and value are valid during the visit only.
 type logRecord struct {
 	offset int64
 	length int64
@@ -42,30 +42,30 @@ type logRecord struct {
 	value  []byte
 }
 
-// userKey is the key without the transaction number.
+// userKey returns the key without the transaction number.
 func (r *logRecord) userKey() []byte { return r.key[:len(r.key)-logVersionLen] }
 
-// version is the transaction number.
+// version returns the transaction number.
 func (r *logRecord) version() uint64 {
 	return ^binary.BigEndian.Uint64(r.key[len(r.key)-logVersionLen:])
 }
 
-// logEnd says how a log ends.
+// logEnd describes the end of a log. Offsets and sizes are in bytes.
 type logEnd struct {
-	size int64
+	size int64 // of the file
 	// valid is the offset after the last good record.
 	valid int64
-	// committed is the offset after the last record that is not within an
-	// unfinished transaction: where badger goes on.
+	// committed is the offset after the last record that does not belong to an
+	// unfinished transaction. Badger continues to write there.
 	committed int64
-	// clean is true if nothing but zeros follows valid.
+	// clean is set if only zeros follow valid.
 	clean bool
 }
 
 var errBadRecord = errors.New("bad record")
 
-// walkLog reads a log through ordinary reads, not through a mapping, so that a
-// failing disk is an error and not a fault. Fn may be nil.
+// walkLog reads a log up to its first bad record and calls fn with each good one. fn may be
+// nil. It does not map the file, so that a failing disk causes an error and not a fault.
 func walkLog(path string, fn func(*logRecord) error) (logEnd, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -83,7 +83,7 @@ func walkLog(path string, fn func(*logRecord) error) (logEnd, error) {
 	}
 	r := bufio.NewReaderSize(io.NewSectionReader(f, logHeaderLen, end.size-logHeaderLen), logReadBuffer)
 	var rec logRecord
-	var open uint64 // transaction number of the unfinished transaction
+	var open uint64 // number of the unfinished transaction
 	inTxn := false
 	for end.valid < end.size {
 		good, err := readRecord(r, end.valid, end.size-end.valid, &rec)
@@ -124,8 +124,8 @@ func walkLog(path string, fn func(*logRecord) error) (logEnd, error) {
 	return end, err
 }
 
-// readRecord reads one record; at most limit bytes are left in the file. Good
-// says whether the checksum fits.
+// readRecord reads one record. limit is the number of bytes left in the file. good reports
+// whether the checksum is right.
 func readRecord(r *bufio.Reader, offset, limit int64, rec *logRecord) (good bool, err error) {
 	var head [2 + 3*binary.MaxVarintLen64]byte
 	n := 0
@@ -151,7 +151,7 @@ func readRecord(r *bufio.Reader, offset, limit int64, rec *logRecord) (good bool
 		}
 		return 0, errBadRecord
 	}
-	short := func(err error) error { // a file that ends within a record
+	short := func(err error) error { // the file ends within the record
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			return errBadRecord
 		}
@@ -192,8 +192,8 @@ func readRecord(r *bufio.Reader, offset, limit int64, rec *logRecord) (good bool
 	return sum == binary.BigEndian.Uint32(buf[klen+vlen:]), nil
 }
 
-// findInLog returns the newest version of a key in a log. It goes by the lengths
-// alone, so that it finds damaged records too.
+// findInLog returns the newest version of a key in a log. It ignores checksums, so that it
+// finds damaged records too.
 func findInLog(path string, key []byte) (version uint64, found bool) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -218,6 +218,7 @@ func findInLog(path string, key []byte) (version uint64, found bool) {
 	return version, found
 }
 
+// onlyZeros reports whether a part of a file is all zero.
 func onlyZeros(f *os.File, from, to int64) (bool, error) {
 	buf := make([]byte, logReadBuffer)
 	for from < to {
@@ -238,9 +239,9 @@ func onlyZeros(f *os.File, from, to int64) (bool, error) {
 	return true, nil
 }
 
-// checkValueLog reads a whole value log file that is no longer written. Badger
-// stops rewriting at the first bad record and then deletes the file, with every
-// pack behind it.
+// checkValueLog checks a value log that badger is about to rewrite and no longer writes to.
+// Badger stops rewriting at the first bad record, and then deletes the file with all packs
+// after it.
 func checkValueLog(path string) error {
 	var last PackID
 	end, err := walkLog(path, func(r *logRecord) error {
@@ -269,7 +270,7 @@ func valueLogPath(dir string, fid uint32) string {
 	return filepath.Join(dir, fmt.Sprintf("%06d%s", fid, valueLogExt))
 }
 
-// fileNumber returns the number in the name of a numbered file.
+// fileNumber returns the number in the name of a file with the extension.
 func fileNumber(name, ext string) (uint32, bool) {
 	digits, ok := strings.CutSuffix(name, ext)
 	if !ok {
@@ -279,7 +280,7 @@ func fileNumber(name, ext string) (uint32, bool) {
 	return uint32(n), err == nil
 }
 
-// numbered lists the numbers of the files of dir with the extension, ascending.
+// numbered returns the numbers of the files of dir with the extension, in ascending order.
 func numbered(dir, ext string) ([]uint32, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -295,6 +296,7 @@ func numbered(dir, ext string) ([]uint32, error) {
 	return out, nil
 }
 
+// highest returns the largest number, 0 if there is none.
 func highest(numbers []uint32) (n uint32) {
 	for _, x := range numbers {
 		n = max(n, x)

@@ -6,21 +6,24 @@ import (
 	"sync"
 )
 
-// logBridge takes badger's log. Badger reports some failures, a failed fsync of
-// the value log among them, nowhere else, so that its error lines are errors.
+// logBridge is badger's logger. Badger reports some failures only in its log, for example
+// a failed fsync of the value log. So an error that it logs makes the store fail.
 type logBridge struct {
 	log Logger
-	// fail is told every error line that does not come from a read.
+	// fail is called with every error that badger logs, except those of reads.
 	fail func(error)
 
-	mu      sync.Mutex
-	ignored string // file of a table that badger opened without
-	rewrite func() // see onRewrite
+	mu sync.Mutex
+	// ignored is the path of a damaged table that badger skipped while it opened;
+	// empty if there is none.
+	ignored string
+	// rewrite is set by onRewrite; nil if nothing is to be called.
+	rewrite func()
 }
 
-// readErrorFormats are the lines badger logs when it cannot read a value. The
-// reader finds out by itself, and a reader that lost a race with the value log's
-// collection succeeds at its next attempt.
+// readErrorFormats are the errors that badger logs if it cannot read a value. They do not
+// make the store fail: the reader gets an error too, and if a rewrite of the value log
+// caused it, the next attempt succeeds.
 var readErrorFormats = []string{
 	"Unable to read: Key:",
 	"Key: %v, Version : %v",
@@ -47,7 +50,7 @@ func (b *logBridge) Errorf(format string, args ...any) {
 	b.fail(fmt.Errorf("badger: %s", text))
 }
 
-// ignoredTable returns the path of a damaged table that badger left out.
+// ignoredTable returns the path of a damaged table that badger skipped, or "".
 func (b *logBridge) ignoredTable() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -59,8 +62,8 @@ func (b *logBridge) Warningf(format string, args ...any) {
 	b.log.Warnf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...)))
 }
 
-// Infof implements badger.Logger. What badger calls information is of use to
-// nobody but its developers.
+// Infof implements badger.Logger. It logs at debug level, because the lines are about
+// badger's internals.
 func (b *logBridge) Infof(format string, args ...any) {
 	if format == rewriteFormat {
 		b.mu.Lock()
@@ -73,18 +76,18 @@ func (b *logBridge) Infof(format string, args ...any) {
 	b.Debugf(format, args...)
 }
 
-// rewriteFormat is the line with which badger begins to rewrite a value log.
+// rewriteFormat is the line that badger logs when it begins to rewrite a value log.
 const rewriteFormat = "Rewriting fid: %d"
 
-// onRewrite sets what is called when badger begins to rewrite a value log, in
-// the goroutine that does it; nil is nothing.
+// onRewrite sets a function to call when badger begins to rewrite a value log, in the
+// goroutine of the rewrite. nil unsets it.
 func (b *logBridge) onRewrite(fn func()) {
 	b.mu.Lock()
 	b.rewrite = fn
 	b.mu.Unlock()
 }
 
-// Debugf implements badger.Logger. The line is formatted by the receiver only.
+// Debugf implements badger.Logger. Only the receiver formats the line.
 func (b *logBridge) Debugf(format string, args ...any) {
 	b.log.Debugf("badger: "+strings.TrimSpace(format), args...)
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Memory is a Store in memory with the semantics of the one on disk, for tests
-// of what stands on it. It can be made to fail and to lose or alter packs.
+// Memory is a Store in memory with the semantics of the one on disk, for tests. A test can
+// make it fail, and make it lose or alter packs.
 type Memory struct {
 	mu      sync.Mutex
 	limits  limits
@@ -21,26 +21,26 @@ type Memory struct {
 	garbage uint64
 }
 
-// memoryDisk outlives the store, as a folder does.
+// memoryDisk is the durable content. It outlives the Memory, as a directory does.
 type memoryDisk struct {
 	packs map[PackID]memoryPack
 	state map[string][]byte
 }
 
-// memoryPack is a pack as stored and the checksum the catalogue has for it.
+// memoryPack is a pack as it is stored, and its checksum in the catalogue.
 type memoryPack struct {
-	value []byte // envelope and content; nil once dropped
+	value []byte // envelope and content; nil after Drop
 	crc   uint32
 }
 
-// memoryFault is what happens to a Commit to come.
+// memoryFault makes a later Commit fail. FailCommit sets it.
 type memoryFault struct {
-	in    int // Commits until it happens; zero is none
-	after int // transactions that are made durable before
+	in    int // the Commit that fails, counted from 1 and down; zero is none
+	after int // number of its transactions that become durable
 	cause error
 }
 
-// memoryLimits are those of the store on disk with its default sizes.
+// memoryLimits are about those of the store on disk with its default sizes.
 var memoryLimits = limits{entries: 6500, bytes: 600 << 10, logBytes: maxLogBytes, packBytes: defaultValueLogBytes / 2}
 
 // NewMemory returns an empty store.
@@ -51,8 +51,8 @@ func NewMemory() *Memory {
 	}}
 }
 
-// Reopen returns a store over what is durable in m, as after a crash or a
-// restart; m itself is closed. Like Open it refuses a pack that was damaged.
+// Reopen closes m and returns a store with what is durable in it, as after a crash or a
+// restart. Like Open it fails if a pack is damaged.
 func (m *Memory) Reopen() (*Memory, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -65,17 +65,17 @@ func (m *Memory) Reopen() (*Memory, error) {
 	return &Memory{limits: m.limits, disk: m.disk}, nil
 }
 
-// FailCommit makes the n-th Commit from now (1 is the next) fail with cause
-// after the first done transactions of it have become durable. The transactions
-// of a batch are its packs one by one, then its state, then its deletions one by
-// one, as if the limits on disk split it as finely as they may.
+// FailCommit makes the nth Commit from now (1 is the next) fail with cause, after its first
+// done transactions have become durable. The transactions of a batch are its packs one by
+// one, then its state, then its deletions one by one: the finest split that a store on disk
+// may make.
 func (m *Memory) FailCommit(n, done int, cause error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fault = memoryFault{in: n, after: done, cause: cause}
 }
 
-// Drop loses a pack behind the catalogue's back.
+// Drop removes a pack and leaves it in the catalogue.
 func (m *Memory) Drop(id PackID) { m.damage(id, func(p *memoryPack) { p.value = nil }) }
 
 // Corrupt flips one bit of a stored pack.
@@ -130,7 +130,7 @@ func (m *Memory) Commit(b Batch) error {
 	return nil
 }
 
-// fineSteps splits a batch as finely as a store may.
+// fineSteps splits a batch into the smallest transactions that a store may make.
 func fineSteps(b Batch) (steps []step) {
 	for _, p := range b.Put {
 		steps = append(steps, step{Put: []Pack{p}})
@@ -162,7 +162,7 @@ func (m *Memory) apply(st step) {
 	}
 }
 
-// load checks a pack and returns its content, which must not be changed.
+// load checks a pack and returns its content. The caller must not change it.
 func (d *memoryDisk) load(id PackID) ([]byte, error) {
 	p, ok := d.packs[id]
 	if !ok {
@@ -176,7 +176,7 @@ func (d *memoryDisk) load(id PackID) ([]byte, error) {
 		return nil, &CorruptError{Pack: id, Reason: err.Error()}
 	}
 	if crc != p.crc {
-		return nil, &CorruptError{Pack: id, Reason: "pack is not the one in the catalogue"}
+		return nil, &CorruptError{Pack: id, Reason: "pack has another checksum in the catalogue"}
 	}
 	return content, nil
 }
@@ -253,7 +253,7 @@ func (m *Memory) scanOne(id PackID) (value []byte, ok bool, err error) {
 	return value, err == nil, err
 }
 
-// Sizes implements Store. Allocated are the packs and the garbage.
+// Sizes implements Store. AllocatedBytes is the size of the packs and the garbage.
 func (m *Memory) Sizes() Sizes {
 	m.mu.Lock()
 	defer m.mu.Unlock()

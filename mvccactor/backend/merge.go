@@ -8,40 +8,45 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Flushed tables are merged into the rest of the tree here and not by badger's
-// compactors, which look for work 20 times a second each, in an idle store too:
-// that was most of what an idle member spent. The merger sleeps until
-// something is written. From then on it looks at the first level at an interval,
-// and sleeps again when nothing has been written for a while. A write that badger
-// holds up because the first level is full keeps it awake.
+// The merger merges flushed tables into the rest of the tree, instead of badger's
+// compactors. Each of those polls for work 20 times a second, in an idle store too. The path
+// of a flushed table:
 //
-// Flatten merges all levels into one, where compactors would keep several once the
-// tree has 10 MiB. The tree holds a key and a pointer per pack of 32 KiB, so
-// merging all of it is cheap beside writing the packs that fill a memtable.
+//	write    Commit and Reclaim wake the merger; until they return it stays awake
+//	flush    badger flushes a full memtable to a table in the first level. If that level
+//	         is full, badger blocks the write until tables are merged
+//	poll     the awake merger looks at the first level every mergePoll
+//	flatten  if there is a table to merge, it merges all levels into one
+//	sleep    when nothing was written or merged for mergeLinger, it stops polling
+//
+// Compactors would keep several levels once the tree is large. The tree holds a key and a
+// pointer for each pack of 32 KiB, so merging all of it is cheap compared with writing the
+// packs that fill a memtable.
 
 const (
-	// mergePoll is how often the first level is looked at, as badger's compactors do.
+	// mergePoll is the interval at which the first level is polled, which is that of
+	// badger's compactors.
 	mergePoll = 50 * time.Millisecond
-	// mergeLinger is how long it is looked at after the last write: a memtable is
-	// flushed by then. If it is not, the next write finds its table.
+	// mergeLinger is how long polling continues after the last write: badger flushes a
+	// memtable within it. If it does not, the next write wakes the merger.
 	mergeLinger = time.Second
 )
 
-// merger merges the tables of a store. The zero value is not usable.
+// merger merges the tables of a store. startMerger makes one.
 type merger struct {
 	db      *badger.DB
 	log     Logger
-	writers atomic.Int64  // writes in progress
-	awake   atomic.Bool   // it looks at the first level
+	writers atomic.Int64  // calls between begin and its end
+	awake   atomic.Bool   // set while it polls the first level; for tests
 	wake    chan struct{} // capacity 1, never closed
-	quit    chan struct{} // closed by stop
-	done    chan struct{} // closed by run
-	once    sync.Once
+	quit    chan struct{} // closed by signal
+	done    chan struct{} // closed by run when it returns
+	once    sync.Once     // for closing quit
 
 	mu sync.Mutex // held while tables are merged
 }
 
-// startMerger starts the merger of db. It is stopped before db is closed.
+// startMerger starts the merger of db. It must be stopped before db is closed.
 func startMerger(db *badger.DB, log Logger) *merger {
 	m := &merger{db: db, log: log,
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
@@ -50,24 +55,27 @@ func startMerger(db *badger.DB, log Logger) *merger {
 	return m
 }
 
-// begin tells that a write begins. The function that it returns ends it.
+// begin wakes the merger and keeps it awake until the returned function is called. The
+// caller writes in between.
 func (m *merger) begin() (end func()) {
 	m.writers.Add(1)
 	m.nudge()
 	return func() { m.writers.Add(-1) }
 }
 
+// nudge wakes the merger.
 func (m *merger) nudge() {
 	select {
 	case m.wake <- struct{}{}:
-	default: // it is about to look
+	default: // it is about to wake up
 	}
 }
 
-// signal tells the merger to stop, without waiting for it.
+// signal makes the merger stop and does not wait for that.
 func (m *merger) signal() { m.once.Do(func() { close(m.quit) }) }
 
-// stop ends the merger. No write may be in progress: it could wait for a merge.
+// stop stops the merger and waits until it has. IMPORTANT: no write may be in progress,
+// because it could wait for a merge.
 func (m *merger) stop() {
 	m.signal()
 	<-m.done
@@ -87,8 +95,8 @@ func (m *merger) run() {
 	}
 }
 
-// attend merges until nothing has been written for mergeLinger. It returns false
-// when the merger is to stop.
+// attend polls the first level, and merges, until nothing was written or merged for
+// mergeLinger. It returns false if the merger must stop.
 func (m *merger) attend() bool {
 	tick := time.NewTicker(mergePoll)
 	defer tick.Stop()
@@ -113,14 +121,14 @@ func (m *merger) attend() bool {
 		}
 		last = time.Now()
 		if err := m.flatten(); err != nil {
-			m.log.Warnf("badger: merge: %v", err) // the next look tries again
+			m.log.Warnf("badger: merge: %v", err) // the next poll retries
 		}
 	}
 	return true
 }
 
-// merged reports that there is nothing to merge. Flatten leaves the very first
-// table of a store in the first level, until there is a second one.
+// merged reports whether there is nothing to merge. Flatten leaves the only table of a
+// store in the first level until there is a second one.
 func (m *merger) merged() bool {
 	levels := m.db.Levels()
 	others := 0

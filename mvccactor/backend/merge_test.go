@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestTablesAreMerged: a store that writes many memtables is never held up for
-// good by a full first level, ends with its tables merged, and then looks no more.
+// TestTablesAreMerged: a store that writes many memtables is never blocked for ever by a full
+// first level. In the end its tables are merged, and the merger sleeps.
 func TestTablesAreMerged(t *testing.T) {
 	opened, err := Open(Config{Dir: t.TempDir(), MemTableBytes: minMemTableBytes})
 	must(t, err)

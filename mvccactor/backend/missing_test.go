@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestMissingFileIsNamed: a start on a folder that has lost a file names it,
-// whatever lay in it.
+// TestMissingFileIsNamed: if a file is missing, the error of Open names it, whatever was in
+// it.
 func TestMissingFileIsNamed(t *testing.T) {
 	cfg := small(t.TempDir())
 	s := mustOpen(t, cfg)

@@ -18,20 +18,32 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// An overlay is a temporary folder through which a store is read without being
-// changed. Badger repairs while it opens: it cuts logs and the manifest at the
-// first bad record and deletes tables that the manifest does not name, damage or
-// not. In its read-only mode it does none of that, but refuses a folder that was
-// not closed. So the overlay links to the tables and value logs, which are then
-// opened for reading only, and holds copies of the memtable logs and of the
-// manifest, cut to what badger would keep.
+// An overlay is a temporary directory through which a store is read without being changed.
+// When badger opens a directory, it truncates logs and the manifest at the first bad record
+// and deletes tables that are not in the manifest, whether a crash or damage is the cause.
+// In its read-only mode it does not, but refuses a directory that was not closed. So the
+// overlay has links to the tables and value logs, which badger then opens for reading only,
+// and copies of the memtable logs and the manifest, truncated to what badger would keep.
+//
+// How a store is checked through it:
+//
+//	build       copy the manifest; check and link the tables; link the value logs; copy
+//	            the memtable logs. Bad records at an end that a crash explains become
+//	            notes, all others damage
+//	open        if there is no damage, open the overlay with badger, read-only
+//	read        read and check all values, and compare them with the catalogue
+//	tailDamage  if the last value log ends in a bad record, check that no live value
+//	            follows it
+//	cutLastLog  if the store is accepted, truncate that log
 type overlay struct {
-	dir, tmp string
-	// notes tell what a crash left and badger will cut.
+	dir, tmp string // the store, and the temporary directory
+	// notes describe what a crash left and badger would truncate. build adds them.
 	notes []string
-	// damage is what badger would cut though it is no remnant of a crash.
+	// damage lists bad records that badger would truncate although no crash explains
+	// them. build adds them. If there are any, the overlay must not be opened.
 	damage []Problem
-	// lastLog is the value log that badger would cut at the first bad record.
+	// lastLog is the name of the last value log, which badger would truncate at the
+	// first bad record; empty if there is none. build sets it, and lastLogEnd.
 	lastLog    string
 	lastLogEnd logEnd
 }
@@ -40,7 +52,7 @@ func (o *overlay) note(format string, args ...any) {
 	o.notes = append(o.notes, fmt.Sprintf(format, args...))
 }
 
-// build fills the temporary folder.
+// build fills the temporary directory.
 func (o *overlay) build() error {
 	if err := o.manifest(); err != nil {
 		return err
@@ -71,6 +83,7 @@ func (o *overlay) build() error {
 	return nil
 }
 
+// file links, copies or skips one file, but no table.
 func (o *overlay) file(name string, size int64) error {
 	ext := filepath.Ext(name)
 	switch {
@@ -89,8 +102,8 @@ func (o *overlay) file(name string, size int64) error {
 	return nil
 }
 
-// tables checks and links the tables that the manifest names. Others are what a
-// crash left of one that was being written.
+// tables checks and links the tables in the manifest. Any others were left by a crash
+// while they were being written.
 func (o *overlay) tables() error {
 	if len(o.damage) > 0 {
 		return nil // the manifest cannot be trusted
@@ -125,10 +138,12 @@ func (o *overlay) tables() error {
 	return nil
 }
 
+// damaged adds a damaged file.
 func (o *overlay) damaged(name string, err error) {
 	o.damage = append(o.damage, Problem{File: name, Offset: -1, Reason: err.Error()})
 }
 
+// link adds a symbolic link to a file of the store.
 func (o *overlay) link(name string) error {
 	abs, err := filepath.Abs(filepath.Join(o.dir, name))
 	if err != nil {
@@ -137,6 +152,7 @@ func (o *overlay) link(name string) error {
 	return os.Symlink(abs, filepath.Join(o.tmp, name))
 }
 
+// copy copies the first size bytes of a file of the store.
 func (o *overlay) copy(name string, size int64) error {
 	in, err := os.Open(filepath.Join(o.dir, name))
 	if err != nil {
@@ -154,8 +170,8 @@ func (o *overlay) copy(name string, size int64) error {
 	return err
 }
 
-// last looks at the end of the last value log. Whether what badger would cut is
-// damage shows only when it is known which values are alive; see tailDamage.
+// last links the last value log and sets lastLogEnd. Whether a bad record at its end is
+// damage is decided later, when the live values are known; see tailDamage.
 func (o *overlay) last(name string) (err error) {
 	o.lastLogEnd, err = walkLog(filepath.Join(o.dir, name), nil)
 	if err != nil {
@@ -167,7 +183,7 @@ func (o *overlay) last(name string) (err error) {
 	return o.link(name)
 }
 
-// memLog copies what badger would keep of a memtable log.
+// memLog copies the part of a memtable log that badger would keep.
 func (o *overlay) memLog(name string) error {
 	path := filepath.Join(o.dir, name)
 	end, err := walkLog(path, nil)
@@ -181,7 +197,7 @@ func (o *overlay) memLog(name string) error {
 		}
 		if later > 1 {
 			o.damage = append(o.damage, Problem{File: name, Offset: end.valid,
-				Reason: fmt.Sprintf("bad record with %d transactions behind it", later)})
+				Reason: fmt.Sprintf("bad record with %d transactions after it", later)})
 		} else {
 			o.note("%s: unfinished transaction at offset %d of %d", name, end.committed, end.size)
 		}
@@ -189,6 +205,7 @@ func (o *overlay) memLog(name string) error {
 	return o.copy(name, end.committed)
 }
 
+// manifest copies the part of the manifest that badger would keep.
 func (o *overlay) manifest() error {
 	data, err := os.ReadFile(filepath.Join(o.dir, manifestName))
 	if err != nil {
@@ -197,14 +214,14 @@ func (o *overlay) manifest() error {
 	end, damaged := manifestEnd(data)
 	switch {
 	case damaged:
-		o.damage = append(o.damage, Problem{File: manifestName, Offset: int64(end), Reason: "bad record with others behind it"})
+		o.damage = append(o.damage, Problem{File: manifestName, Offset: int64(end), Reason: "bad record with others after it"})
 	case end < len(data):
-		o.note("%s: half-written record at offset %d of %d", manifestName, end, len(data))
+		o.note("%s: unfinished record at offset %d of %d", manifestName, end, len(data))
 	}
 	return o.copy(manifestName, int64(end))
 }
 
-// open opens the temporary folder.
+// open opens the temporary directory, read-only.
 func (o *overlay) open(memTable int64, log Logger) (*badger.DB, error) {
 	bridge := &logBridge{log: log, fail: func(error) {}}
 	cfg, err := Config{Dir: o.tmp, MemTableBytes: memTable}.withDefaults()
@@ -228,8 +245,8 @@ func (o *overlay) open(memTable int64, log Logger) (*badger.DB, error) {
 
 var dataFile = regexp.MustCompile(`\d+\.(sst|vlog|mem)\b|MANIFEST|KEYREGISTRY`)
 
-// asCorrupt tells damage from trouble with the system: badger's complaints about
-// what it reads are plain errors, those of the system are not.
+// asCorrupt returns a *CorruptError for an error with which badger refused what it read,
+// and errors of the operating system unchanged.
 func asCorrupt(err error) error {
 	if isSystem(err) {
 		return err
@@ -241,16 +258,16 @@ func asCorrupt(err error) error {
 	return &CorruptError{File: file, Reason: err.Error()}
 }
 
-// isSystem tells errors of the operating system other than that a file is
-// missing.
+// isSystem reports whether err is an error of the operating system, other than that a file
+// does not exist.
 func isSystem(err error) bool {
 	var errno syscall.Errno
 	return errors.As(err, &errno) && !errors.Is(err, fs.ErrNotExist)
 }
 
-// laterTransactions counts the transactions that have good records behind
-// offset from. Badger syncs the log after each transaction, so that a crash
-// leaves at most one unfinished; two mean that an older record is damaged.
+// laterTransactions returns the number of transactions with good records after an offset.
+// Badger syncs the log after each transaction, so a crash leaves at most one unfinished;
+// two or more mean that an earlier record is damaged.
 func laterTransactions(path string, from int64) (int, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -271,9 +288,9 @@ func laterTransactions(path string, from int64) (int, error) {
 	return len(versions), nil
 }
 
-// txnRecord parses a good record as this store writes them: nothing expires, no
-// user meta, bounded keys. It returns length zero for anything else, so that it
-// can be tried at every offset.
+// txnRecord parses a good record at the start of b, if this store may have written it: it
+// does not expire, has no user meta, and its key is bounded. For anything else it returns
+// length zero, so that the caller can try every offset.
 func txnRecord(b []byte) (n int64, meta byte, version uint64) {
 	if len(b) < 8 || b[1] != 0 || b[0] == 0 {
 		return 0, 0, 0
@@ -297,10 +314,10 @@ func txnRecord(b []byte) (n int64, meta byte, version uint64) {
 	return int64(body) + crc32.Size, b[0], ^binary.BigEndian.Uint64(b[head+klen-logVersionLen:])
 }
 
-// tailDamage reports a live value that badger would cut off with the end of the
-// last value log. What a crash left unfinished there belongs to a transaction
-// that is not in the memtable log; a live value behind a bad record means that
-// the record is damaged.
+// tailDamage returns a *CorruptError if a live value follows a bad record in the last value
+// log, where badger would truncate it. An unfinished record that a crash left belongs to a
+// transaction that is not in the memtable log, and so it is not live; if a live value
+// follows it, the record is damaged.
 func (o *overlay) tailDamage(r *reader) error {
 	if o.lastLog == "" || o.lastLogEnd.clean {
 		return nil
@@ -313,7 +330,8 @@ func (o *overlay) tailDamage(r *reader) error {
 	if err != nil {
 		return err
 	}
-	// A value that the collection was moving when the crash came is there twice.
+	// If a crash interrupted the rewrite of a value log, a value may exist twice; it is
+	// not lost if another copy is good.
 	fids, err := numbered(o.dir, valueLogExt)
 	if err != nil {
 		return err
@@ -333,15 +351,15 @@ func (o *overlay) tailDamage(r *reader) error {
 	for key := range suspects {
 		id, _ := parsePackKey([]byte(key)[:len(key)-logVersionLen])
 		return &CorruptError{Pack: id, File: o.lastLog, Reason: fmt.Sprintf(
-			"bad record at offset %d with live data behind it", o.lastLogEnd.valid)}
+			"bad record at offset %d with live data after it", o.lastLogEnd.valid)}
 	}
 	return nil
 }
 
-// cutLastLog cuts off what a crash left at the end of the last value log. Badger
-// does so too, but does not sync it: after another crash it could be back, in a
-// log that is no longer the last one, and there it is damage, for which the log is
-// never collected.
+// cutLastLog truncates the last value log after its last good record, and syncs it. Badger
+// would truncate it too, without a sync: after another crash the bad record could be back,
+// in a log that is no longer the last one. There it would be damage, and the log would never
+// be reclaimed.
 func (o *overlay) cutLastLog() error {
 	if o.lastLog == "" || o.lastLogEnd.clean {
 		return nil
@@ -349,8 +367,8 @@ func (o *overlay) cutLastLog() error {
 	return truncateSync(filepath.Join(o.dir, o.lastLog), o.lastLogEnd.valid)
 }
 
-// liveKeys returns the keys, with transaction numbers, of all values that may
-// live in a value log.
+// liveKeys returns the keys, with transaction numbers, of all live values that are large
+// enough for a value log.
 func (r *reader) liveKeys() (map[string]struct{}, error) {
 	live := make(map[string]struct{})
 	for _, prefix := range []byte{prefixPack, prefixState} {
@@ -367,7 +385,7 @@ func (r *reader) liveKeys() (map[string]struct{}, error) {
 	return live, nil
 }
 
-// keysIn returns those of the keys that occur in a file from an offset on.
+// keysIn returns those of the given keys that occur in a file after an offset.
 func keysIn(path string, from int64, keys map[string]struct{}) (map[string]struct{}, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -2,29 +2,29 @@ package backend
 
 import "path/filepath"
 
-// Badger reads and writes value logs through shared mappings of whole files, which
-// stay mapped for as long as the files exist. Each page that was touched once counts
-// as memory of the process: after a load of 1 GiB, 1 GiB. The kernel would take the
-// pages back when memory is short, but everything that looks at the process, limits
-// included, sees a member as large as its disk. So the store unmaps the pages itself
-// whenever enough of them were touched. What they held stays in the page cache; a
-// page that is needed again costs a minor fault.
+// Badger reads and writes value logs through shared mappings of whole files, which stay
+// mapped while the files exist. Each page that was read or written counts as resident memory
+// of the process, so that a member would appear to use as much memory as its files. The
+// kernel would reclaim the pages if memory were short, but monitoring and memory limits
+// count them. So the store releases the pages whenever it has read or written
+// mappedBytesMax. Their content stays in the page cache, and the next access to a page
+// costs a minor fault.
 
-// mappedBytesMax is how many bytes of value logs are touched before their pages are
-// released: small beside the rest of a member, and enough that a release, which
-// takes some 100 µs, is not noticed.
+// mappedBytesMax is the number of bytes of value logs that are read or written before their
+// pages are released. It is small compared with the memory of a member, and large enough
+// that releases are rare.
 const mappedBytesMax = 32 << 20
 
-// touch counts bytes that were read or written through a mapping, and reports
-// whether it is time to release the pages.
+// touch counts bytes that were read or written through a mapping, and reports whether the
+// caller must release the pages.
 func (s *store) touch(n int) bool { return s.touched.Add(int64(n)) >= mappedBytesMax }
 
-// releasePages unmaps the pages of all value logs. The mappings themselves stay.
+// releasePages releases the pages of all value logs. The mappings stay. While a Reclaim
+// runs, it does nothing, and a later call releases them.
 //
-// IMPORTANT: the caller holds commit. Together with reclaiming that excludes
-// whatever creates, resizes or unmaps a value log: the addresses that are read here
-// cannot come to mean something else before they are used. While a Reclaim runs,
-// nothing is released; the next call does it.
+// IMPORTANT: the caller must hold s.commit. Nothing creates, resizes or unmaps a value log
+// while both s.commit and s.reclaiming are held, so the addresses that releaseMapped reads
+// stay valid until it uses them.
 func (s *store) releasePages() {
 	if !s.reclaiming.TryLock() {
 		return
@@ -43,8 +43,8 @@ func (s *store) releasePages() {
 	}
 }
 
-// releaseRead is releasePages for readers: if a commit is under way, the commit
-// does it.
+// releaseRead is releasePages for readers. If a commit is in progress, it does nothing, and
+// a later call releases the pages.
 func (s *store) releaseRead() {
 	if !s.commit.TryLock() {
 		return

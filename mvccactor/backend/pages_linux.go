@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// releaseMapped unmaps the pages of the files in a folder with an extension, where
-// they are mapped shared. Those mappings must not change meanwhile. Dirty pages are
-// not lost: they belong to the file, and the kernel writes them as before.
+// releaseMapped releases the pages of all shared mappings of the files in a directory that
+// have the extension. IMPORTANT: those mappings must not change meanwhile. Dirty pages are
+// not lost: they belong to the file, and the kernel still writes them to disk.
 func releaseMapped(dir, ext string) error {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
@@ -39,8 +39,8 @@ type mapping struct {
 	path     string
 }
 
-// parseMapping reads a line of /proc/self/maps; ok is false for what is not a shared
-// mapping of a file that still has its name.
+// parseMapping parses a line of /proc/self/maps. ok is false if it is not a shared mapping
+// of a file.
 func parseMapping(line string) (m mapping, ok bool) {
 	// from-to perms offset device inode      path
 	fields := strings.Fields(line)

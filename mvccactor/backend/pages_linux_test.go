@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// mappedPages returns how many bytes of the value logs in a folder count as memory
+// mappedPages returns how many bytes of the value logs in a directory count as memory
 // of this process.
 func mappedPages(t *testing.T, dir string) (bytes int) {
 	t.Helper()
@@ -33,8 +33,8 @@ func mappedPages(t *testing.T, dir string) (bytes int) {
 	return bytes
 }
 
-// TestMappedPages: neither writing, reading nor opening leaves more of the value
-// logs in memory than they may.
+// TestMappedPages: writing, reading and opening leave at most mappedBytesMax of the value logs
+// in memory.
 func TestMappedPages(t *testing.T) {
 	const (
 		packBytes = 256 << 10

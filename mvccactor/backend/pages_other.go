@@ -2,5 +2,5 @@
 
 package backend
 
-// releaseMapped does nothing: there is no list of mappings to go by.
+// releaseMapped does nothing: there is no list of the mappings.
 func releaseMapped(dir, ext string) error { return nil }

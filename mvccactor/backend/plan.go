@@ -2,35 +2,36 @@ package backend
 
 import "fmt"
 
-// limits bound one badger transaction.
+// limits are the limits of one badger transaction.
 type limits struct {
-	// entries and bytes bound what goes through the memtable.
+	// entries and bytes bound what is written to the memtable.
 	entries int
 	bytes   int64
-	// logBytes bounds what goes to the value log, beyond the first value: the
-	// log is mapped at twice its file size, and a transaction that overran the
-	// mapping would move it under running reads.
+	// logBytes bounds what is written to the value log; a single value may exceed it.
+	// Badger maps twice the file size. A transaction past the end of the mapping would
+	// make badger move it while readers use it.
 	logBytes int64
 	// packBytes bounds the value of one pack.
 	packBytes int64
 }
 
 const (
-	// entryOverhead is what badger counts per entry beside key and value: the
+	// entryOverhead is what badger counts for an entry besides key and value: the
 	// transaction number in the key and two meta bytes.
 	entryOverhead = 12
-	// pointerLen is the size of a value in the memtable that lives in the value
-	// log.
+	// pointerLen is the size in the memtable of a value in the value log.
 	pointerLen = 12
-	// ownEntries and ownBytes are left for the catalogue and for badger's end
+	// ownEntries and ownBytes are reserved for the catalogue and for badger's end
 	// marker.
 	ownEntries = 4
 	ownBytes   = 512
-	// maxLogBytes bounds one transaction whatever the size of the log file, so
-	// that a large batch does not hold up others for long.
+	// maxLogBytes bounds one transaction regardless of the size of the log file, so
+	// that other calls do not wait long for it.
 	maxLogBytes = 8 << 20
 )
 
+// newLimits returns the limits for badger's limits of a transaction and the size of its
+// value logs.
 func newLimits(maxCount, maxSize, valueLogBytes int64) limits {
 	return limits{
 		entries:   int(maxCount) - ownEntries,
@@ -40,13 +41,14 @@ func newLimits(maxCount, maxSize, valueLogBytes int64) limits {
 	}
 }
 
-// usage is what a transaction takes of its limits.
+// usage is what a transaction uses of its limits.
 type usage struct {
 	entries  int
 	bytes    int64
 	logBytes int64
 }
 
+// plus returns the usage with one more entry.
 func (u usage) plus(keyLen int, valueLen int64) usage {
 	u.entries++
 	u.bytes += int64(keyLen) + entryOverhead
@@ -63,10 +65,10 @@ func (u usage) fits(l limits) bool {
 	return u.entries <= l.entries && u.bytes <= l.bytes && (u.logBytes <= l.logBytes || u.entries == 1)
 }
 
-// step is the part of a batch that goes into one transaction.
+// step is the part of a batch that one transaction commits.
 type step = Batch
 
-// valueLen is the length of a value with its envelope.
+// valueLen returns the length of a value with its envelope.
 func valueLen(parts ...[]byte) int64 {
 	n := int64(headerLen)
 	for _, p := range parts {
@@ -75,8 +77,8 @@ func valueLen(parts ...[]byte) int64 {
 	return n
 }
 
-// planBatch splits a batch into transactions, in the order the package comment
-// gives. It returns at least one step.
+// planBatch splits a batch into transactions, as the package comment describes. It returns
+// at least one step.
 func planBatch(b Batch, l limits) ([]step, error) {
 	if err := checkBatch(b, l); err != nil {
 		return nil, err
@@ -98,7 +100,7 @@ func planBatch(b Batch, l limits) ([]step, error) {
 		}
 		used = next
 	}
-	// The last packs share a transaction with the state if both fit.
+	// The last packs and the state share a transaction if both fit.
 	both := usage{used.entries + state.entries, used.bytes + state.bytes, used.logBytes + state.logBytes}
 	if hasState && from < len(b.Put) && !both.fits(l) {
 		steps = append(steps, step{Put: b.Put[from:]})
@@ -120,7 +122,8 @@ func planBatch(b Batch, l limits) ([]step, error) {
 	return append(steps, last), nil
 }
 
-// planState checks that the state fits one transaction.
+// planState returns the usage of the state, or an error if it does not fit one
+// transaction.
 func planState(b Batch, l limits) (usage, error) {
 	var u usage
 	for _, e := range b.Set {
@@ -141,6 +144,7 @@ func planState(b Batch, l limits) (usage, error) {
 	return u, nil
 }
 
+// checkBatch checks the ids, names and sizes in a batch. Its error wraps ErrBatch.
 func checkBatch(b Batch, l limits) error {
 	packs := make(map[PackID]struct{}, len(b.Put)+len(b.Delete))
 	once := func(id PackID) error {
@@ -148,7 +152,7 @@ func checkBatch(b Batch, l limits) error {
 			return fmt.Errorf("%w: pack id %s is out of range", ErrBatch, id)
 		}
 		if _, ok := packs[id]; ok {
-			return fmt.Errorf("%w: pack %s is named twice", ErrBatch, id)
+			return fmt.Errorf("%w: pack %s occurs twice", ErrBatch, id)
 		}
 		packs[id] = struct{}{}
 		return nil
@@ -172,7 +176,7 @@ func checkBatch(b Batch, l limits) error {
 			return fmt.Errorf("%w: state name of %d bytes, 1 to %d allowed", ErrBatch, len(name), maxNameLen)
 		}
 		if _, ok := names[name]; ok {
-			return fmt.Errorf("%w: state %q is named twice", ErrBatch, name)
+			return fmt.Errorf("%w: state %q occurs twice", ErrBatch, name)
 		}
 		names[name] = struct{}{}
 		return nil

@@ -19,14 +19,13 @@ const (
 	manifestMagicLen = 8
 	manifestHeadLen  = 8
 
-	// discardSlot is a file number and a byte count; the file is never smaller
-	// than badger creates it.
+	// discardSlot is the size of a slot: a file number and a byte count.
+	// discardMinBytes is the size with which badger creates the file; it never shrinks.
 	discardSlot     = 16
 	discardMinBytes = 1 << 20
 )
 
-// lockDir takes badger's lock on the folder, so that nothing is repaired under
-// a running store.
+// lockDir acquires badger's lock of a directory, so that a store in use is never repaired.
 func lockDir(dir string, how int) (release func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -39,8 +38,8 @@ func lockDir(dir string, how int) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// repairDir puts in order what a crash may have left and badger does not accept.
-// It is called for a folder that was found good.
+// repairDir repairs what a crash may leave and badger does not accept. IMPORTANT: the caller
+// must have checked the store; repairing a damaged one could hide the damage.
 func repairDir(c Config) error {
 	if err := cutManifest(c); err != nil {
 		return err
@@ -51,8 +50,8 @@ func repairDir(c Config) error {
 	return repairDiscard(c)
 }
 
-// findOrCreate reports whether there is a database in the folder, and otherwise
-// creates the folder.
+// findOrCreate reports whether the directory holds a database. If it does not,
+// findOrCreate creates the directory.
 func findOrCreate(c Config) (exists bool, err error) {
 	_, err = os.Stat(filepath.Join(c.Dir, manifestName))
 	if err == nil {
@@ -76,8 +75,8 @@ func findOrCreate(c Config) (exists bool, err error) {
 	return false, syncDir(filepath.Dir(c.Dir))
 }
 
-// checkManifestPresent refuses a folder with data but no manifest: badger would
-// start an empty database there and delete the tables.
+// checkManifestPresent returns a *CorruptError if a directory has data but no manifest:
+// badger would create an empty database there and delete the tables.
 func checkManifestPresent(dir string) error {
 	_, err := os.Stat(filepath.Join(dir, manifestName))
 	if err == nil {
@@ -93,15 +92,14 @@ func checkManifestPresent(dir string) error {
 	for _, f := range files {
 		switch filepath.Ext(f.Name()) {
 		case tableExt, valueLogExt, memLogExt:
-			return &CorruptError{File: manifestName, Reason: "file is missing though there is " + f.Name()}
+			return &CorruptError{File: manifestName, Reason: "file is missing, but there is " + f.Name()}
 		}
 	}
 	return nil
 }
 
-// cutManifest cuts a record that a crash left half written at the end of the
-// manifest. Badger syncs each record before it acts on it, so such a record had
-// no effect yet.
+// cutManifest truncates the manifest after its last good record. Badger syncs each record
+// before it acts on it, so a record that a crash left unfinished has had no effect.
 func cutManifest(c Config) error {
 	path := filepath.Join(c.Dir, manifestName)
 	data, err := os.ReadFile(path)
@@ -118,8 +116,8 @@ func cutManifest(c Config) error {
 	return truncateSync(path, int64(end))
 }
 
-// manifestEnd returns the offset after the last good record and whether good
-// records follow it.
+// manifestEnd returns the offset of the first bad record, or the end. damaged reports
+// whether a good record follows the bad one.
 func manifestEnd(data []byte) (end int, damaged bool) {
 	if len(data) < manifestMagicLen {
 		return 0, true
@@ -133,8 +131,8 @@ func manifestEnd(data []byte) (end int, damaged bool) {
 		end += n
 	}
 	for i := end + 1; i < len(data); i++ {
-		// A record of eight zeros is valid to badger and what unwritten space
-		// looks like.
+		// Unwritten space is zero, and eight zeros are a valid record to badger. They
+		// do not count.
 		if n := manifestRecord(data[i:]); n > manifestHeadLen {
 			return end, true
 		}
@@ -142,8 +140,8 @@ func manifestEnd(data []byte) (end int, damaged bool) {
 	return end, false
 }
 
-// manifestRecord returns the length of the good record at the start of data, or
-// zero.
+// manifestRecord returns the length of the good record at the start of data, or zero if
+// there is none.
 func manifestRecord(data []byte) int {
 	if len(data) < manifestHeadLen {
 		return 0
@@ -159,8 +157,8 @@ func manifestRecord(data []byte) int {
 	return manifestHeadLen + int(n)
 }
 
-// removeEmptyLogs deletes value logs and memtable logs of length zero: badger
-// creates and deletes them in two steps and refuses to open what a crash leaves
+// removeEmptyLogs deletes value logs and memtable logs of length zero. Badger creates and
+// deletes logs in two steps, and does not open the empty file that a crash leaves in
 // between.
 func removeEmptyLogs(c Config) error {
 	files, err := os.ReadDir(c.Dir)
@@ -190,9 +188,9 @@ func removeEmptyLogs(c Config) error {
 	return syncDir(c.Dir)
 }
 
-// memTableBytes returns the memtable size to use: no smaller than the one that
-// the logs in the folder were written with, because badger replays a log into a
-// memtable of the configured size and exits when it does not fit.
+// memTableBytes returns the size of memtables to use. It is not below the size that the
+// memtable logs in the directory were written with, because badger replays a log into a
+// memtable of the configured size, and exits the process if it does not fit.
 func memTableBytes(dir string, configured int64) (int64, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -212,9 +210,9 @@ func memTableBytes(dir string, configured int64) (int64, error) {
 	return configured, nil
 }
 
-// repairDiscard puts the garbage statistics in order. They are a hint, written
-// through a mapping and never synced by badger, but a wrong size makes it index
-// out of range and one impossible count stops all collection.
+// repairDiscard repairs badger's garbage statistics. They are only a hint, which badger
+// writes through a mapping and never syncs. But a file of the wrong size makes badger panic,
+// and a count above the size of its file stops all garbage collection.
 func repairDiscard(c Config) error {
 	path := filepath.Join(c.Dir, discardName)
 	data, err := os.ReadFile(path)
@@ -225,7 +223,7 @@ func repairDiscard(c Config) error {
 		return fmt.Errorf("backend: %w", err)
 	}
 	if len(data) < discardMinBytes || len(data)%discardSlot != 0 {
-		c.Logger.Warnf("%s: removing garbage statistics of %d bytes", discardName, len(data))
+		c.Logger.Warnf("%s: removing garbage statistics of wrong size %d", discardName, len(data))
 		if err := os.Remove(path); err != nil {
 			return fmt.Errorf("backend: %w", err)
 		}
@@ -246,14 +244,14 @@ func repairDiscard(c Config) error {
 	if !changed {
 		return nil
 	}
-	c.Logger.Warnf("%s: clamping impossible garbage statistics", discardName)
+	c.Logger.Warnf("%s: clamping garbage statistics that exceed their file", discardName)
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("backend: %w", err)
 	}
 	return nil
 }
 
-// fileSize is the length of a value log; zero if there is none.
+// fileSize returns the length of a value log, zero if it does not exist.
 func fileSize(dir string, fid uint64) uint64 {
 	if fid > 1<<32-1 {
 		return 0
@@ -265,9 +263,8 @@ func fileSize(dir string, fid uint64) uint64 {
 	return uint64(info.Size())
 }
 
-// discardStats reads the garbage statistics: bytes of garbage per value log.
-// Badger maps the file, so that reads see its updates; one made at the same
-// moment may be seen in part.
+// discardStats returns badger's garbage statistics: bytes of garbage per value log. Badger
+// updates the file through a mapping, so a concurrent update may be seen in part.
 func discardStats(dir string) (map[uint32]uint64, error) {
 	data, err := os.ReadFile(filepath.Join(dir, discardName))
 	if err != nil {

@@ -13,27 +13,42 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Budget says how hard Reclaim works.
+// The path of garbage through Reclaim. Badger learns that a value is dead only when it
+// merges the tables with its old and its new pointer, and it never merges the last level by
+// itself:
+//
+//	flush    fill the memtable with deletions of keys that do not exist, so that badger
+//	         flushes it, and wait until its table is merged
+//	merge    merge all levels into one; badger adds dead values to its statistics
+//	pick     choose the value log with the most garbage, until the share of garbage is
+//	         within the budget. If badger still writes to that log, fill it up
+//	collect  check the log, because badger would delete a damaged one with live values in
+//	         it; then badger writes its live values to the newest log and deletes it
+//
+// After each step Reclaim pauses, so that it works for only a share of the time.
+
+// Budget limits the work of a Reclaim.
 type Budget struct {
-	// Duty is the share of the time to work, above 0 up to 1; the rest is spent
-	// waiting. Zero means 0.2.
+	// Duty is the share of the time to work, above 0 and up to 1. Reclaim pauses for
+	// the rest. Zero means 0.2.
 	Duty float64
-	// Garbage is the share of the value logs that may stay garbage, 0.05 to 0.9;
-	// Reclaim ends when it is reached. A lower share costs more rewriting: at
-	// share g about 1/g bytes are rewritten per byte freed. Zero means 0.15.
+	// Garbage is the share of the value logs that may remain garbage, 0.05 to 0.9.
+	// Reclaim ends once it is reached. A lower share costs more: at share g about 1/g
+	// bytes are rewritten per byte freed. Zero means 0.15.
 	Garbage float64
-	// Room, if set, is asked before each file is rewritten, which takes so many
-	// bytes at most before it gives any back. Without room Reclaim ends.
+	// Room may be nil. Reclaim calls it before it rewrites a file, with the number of
+	// bytes that this takes at most before it frees any. If Room returns false,
+	// Reclaim ends.
 	Room func(bytes int64) bool
 }
 
-// ReclaimReport says what a Reclaim did.
+// ReclaimReport describes what a Reclaim did.
 type ReclaimReport struct {
-	// Before and After are the allocated bytes of the folder.
+	// Before and After are the allocated bytes of the directory.
 	Before, After uint64
 	// Files is the number of value logs that were rewritten and deleted.
 	Files int
-	// Work is the time spent working, Took the whole time.
+	// Work is the time spent working, Took the time with the pauses.
 	Work, Took time.Duration
 }
 
@@ -43,19 +58,19 @@ const (
 	minGarbage     = 0.05
 	maxGarbage     = 0.9
 
-	// fillerKeyLen is the length of the keys that fill a memtable, in bytes: long
-	// enough that a few thousand do.
+	// fillerKeyLen is the length in bytes of the keys that fill a memtable. It is long,
+	// so that a few thousand keys suffice.
 	fillerKeyLen = 1000
-	// settleLimit bounds the wait for badger to flush and merge one memtable. It
-	// takes milliseconds; on a failing disk badger tries for ever.
+	// settleLimit bounds the wait until badger has flushed and merged one memtable. On
+	// a failing disk badger retries for ever.
 	settleLimit = time.Minute
-	// settlePoll is how often it is looked at: badger gives no signal.
+	// settlePoll is the polling interval of that wait: badger sends no notification.
 	settlePoll = 10 * time.Millisecond
-	// gcAttempts bounds the collections that find nothing in a row: the statistics
-	// that choose the file are read while badger may change them.
+	// gcAttempts bounds the rewrites in a row for which badger finds nothing to do.
+	// That may happen, because pick reads the statistics while badger changes them.
 	gcAttempts = 3
-	// gcSlack lowers the share that badger is asked for below the share that was
-	// computed, so that rounding does not make it refuse.
+	// gcSlack lowers the share of garbage that is passed to badger below the computed
+	// one, so that badger does not refuse the file because of rounding.
 	gcSlack = 0.99
 	// maxPause bounds one pause between two steps.
 	maxPause = 30 * time.Second
@@ -69,7 +84,7 @@ func (b Budget) withDefaults() (Budget, error) {
 		b.Garbage = defaultGarbage
 	}
 	if !(b.Duty > 0 && b.Duty <= 1) {
-		return b, fmt.Errorf("backend: reclaim: duty %v is not above 0 up to 1", b.Duty)
+		return b, fmt.Errorf("backend: reclaim: duty %v is not above 0 and up to 1", b.Duty)
 	}
 	if !(b.Garbage >= minGarbage && b.Garbage <= maxGarbage) {
 		return b, fmt.Errorf("backend: reclaim: garbage share %v is outside %v to %v", b.Garbage, minGarbage, maxGarbage)
@@ -77,10 +92,7 @@ func (b Budget) withDefaults() (Budget, error) {
 	return b, nil
 }
 
-// Reclaim implements Store. Badger finds garbage only when it merges the tables
-// that hold the old and the new pointer of a value, and never by itself in the
-// last level. So the memtable is flushed, all levels are merged into one, and
-// then value logs are rewritten, the one with the most garbage first.
+// Reclaim implements Store.
 func (s *store) Reclaim(ctx context.Context, budget Budget) (ReclaimReport, error) {
 	budget, err := budget.withDefaults()
 	if err != nil {
@@ -107,7 +119,7 @@ func (s *store) Reclaim(ctx context.Context, budget Budget) (ReclaimReport, erro
 	}
 	err = s.reclaim(w, budget, &report.Files)
 	report.Work, report.Took = w.worked, time.Since(begin)
-	// The statistics are written through a mapping that nobody else syncs.
+	// Badger writes the statistics through a mapping and does not sync them.
 	if serr := syncFile(filepath.Join(s.cfg.Dir, discardName)); err == nil && serr != nil {
 		err = fmt.Errorf("backend: reclaim: %w", serr)
 	}
@@ -126,6 +138,8 @@ func (s *store) Reclaim(ctx context.Context, budget Budget) (ReclaimReport, erro
 	return report, err
 }
 
+// reclaim rewrites value logs until the garbage is within the budget. It counts them in
+// files.
 func (s *store) reclaim(w *worker, budget Budget, files *int) error {
 	if err := s.failed(); err != nil {
 		return err
@@ -150,7 +164,7 @@ func (s *store) reclaim(w *worker, budget Budget, files *int) error {
 			if err != nil {
 				return fmt.Errorf("backend: reclaim: next value log: %w", err)
 			}
-			// Until they are merged away, what filled it up counts as alive.
+			// The fillers are dead, which badger learns in a merge.
 			if err := s.merge(w); err != nil {
 				return err
 			}
@@ -176,8 +190,8 @@ func (s *store) reclaim(w *worker, budget Budget, files *int) error {
 
 // merge flushes the memtable and merges all tables into one level.
 func (s *store) merge(w *worker) error {
-	// The first table of a store is merged only with a second one, which the
-	// second round writes.
+	// Badger does not merge the only table of a store. The second round writes another
+	// one.
 	for range 2 {
 		if err := w.do(func() error { return s.flush(w.ctx) }); err != nil {
 			return fmt.Errorf("backend: reclaim: flush: %w", err)
@@ -195,13 +209,14 @@ func (s *store) merge(w *worker) error {
 // candidate is the value log with the most garbage.
 type candidate struct {
 	fid uint32
-	// share is its share of garbage; zero if there is enough order already.
+	// share is its share of garbage; zero if no log needs to be rewritten.
 	share float64
-	// active is set for the log that is being written; badger cannot rewrite it.
+	// active is set if badger still writes to the log. It cannot rewrite it then.
 	active bool
 }
 
-// pick finds the file that badger would collect, and whether it should.
+// pick returns the value log that badger would rewrite. Its share is zero if the garbage in
+// all logs is within the given share.
 func (s *store) pick(garbage float64) (candidate, error) {
 	stats, err := discardStats(s.cfg.Dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -239,7 +254,7 @@ func (s *store) pick(garbage float64) (candidate, error) {
 	return c, nil
 }
 
-// collect rewrites one file. Done is false when badger found nothing to do.
+// collect rewrites one value log. done is false if badger found nothing to do.
 func (s *store) collect(c candidate) (done bool, err error) {
 	err = checkValueLog(valueLogPath(s.cfg.Dir, c.fid))
 	if errors.Is(err, os.ErrNotExist) {
@@ -260,9 +275,9 @@ func (s *store) collect(c candidate) (done bool, err error) {
 	return false, fmt.Errorf("backend: reclaim: collect %d: %w", c.fid, err)
 }
 
-// runGC has badger collect one file. As its first step badger notes its newest
-// version, without a lock against the write that sets it. So no transaction runs
-// until that step; the rest goes on beside them.
+// runGC makes badger rewrite one value log. Badger first reads its newest transaction number,
+// without a lock against the transaction that sets it. So runGC holds s.commit until badger
+// has; the rewrite itself runs concurrently with transactions.
 func (s *store) runGC(ratio float64) error {
 	s.commit.Lock()
 	release := sync.OnceFunc(s.commit.Unlock)
@@ -272,17 +287,17 @@ func (s *store) runGC(ratio float64) error {
 	return s.db.RunValueLogGC(ratio)
 }
 
-// flush makes badger write its memtable to a table and waits until that is
-// merged down. There is no call for it; the memtable is filled up with deletions
-// of keys that never existed, which vanish in the merge.
+// flush makes badger flush its memtable to a table, and waits until that is merged. Badger
+// has no method for it, so flush fills the memtable with deletions of keys that do not exist;
+// the merge removes them.
 func (s *store) flush(ctx context.Context) error {
 	before, err := numbered(s.cfg.Dir, memLogExt)
 	if err != nil {
 		return err
 	}
 	last := highest(before)
-	// One more than the table holds: it is exchanged when the next write finds it
-	// full.
+	// More than the memtable holds: badger replaces it only when the next write finds
+	// it full.
 	budget := s.cfg.MemTableBytes + 2*s.limits.bytes
 	for written := int64(0); written < budget; {
 		n, err := s.writeFiller()
@@ -304,7 +319,7 @@ func (s *store) flush(ctx context.Context) error {
 	return errors.New("the memtable did not fill up")
 }
 
-// writeFiller commits one transaction of deletions and returns its size.
+// writeFiller commits one transaction of such deletions and returns its size.
 func (s *store) writeFiller() (int64, error) {
 	s.commit.Lock()
 	defer s.commit.Unlock()
@@ -332,10 +347,9 @@ func fillerKey(i int) []byte {
 	return []byte(fmt.Sprintf("%c%08d%s", prefixFiller, i, strings.Repeat("-", fillerKeyLen-9)))
 }
 
-// settle waits until the memtables up to the given one are tables, and these are
-// merged.
+// settle waits until the memtables up to the given one are flushed and their tables merged.
 func (s *store) settle(ctx context.Context, last uint32) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, settleLimit, errors.New("badger does not settle"))
+	ctx, cancel := context.WithTimeoutCause(ctx, settleLimit, errors.New("badger does not finish flushing and merging"))
 	defer cancel()
 	tick := time.NewTicker(settlePoll)
 	defer tick.Stop()
@@ -358,9 +372,9 @@ func (s *store) settle(ctx context.Context, last uint32) error {
 	}
 }
 
-// rotateValueLog fills up the log that is being written, so that badger may
-// rewrite it. It is needed only where that log has the most garbage, so that
-// most of it is written already.
+// rotateValueLog fills up the value log that badger writes to, so that badger begins another
+// one and can rewrite it. It is called only if that log has the most garbage, so it is nearly
+// full.
 func (s *store) rotateValueLog(ctx context.Context, fid uint32) error {
 	chunk := max(s.limits.logBytes/2, valueThreshold)
 	value := make([]byte, chunk)
@@ -382,7 +396,7 @@ func (s *store) rotateValueLog(ctx context.Context, fid uint32) error {
 	return errors.New("the value log did not fill up")
 }
 
-// writeValueFiller commits a value that means nothing; nil deletes it.
+// writeValueFiller commits a filler, or deletes it if value is nil.
 func (s *store) writeValueFiller(value []byte) error {
 	s.commit.Lock()
 	defer s.commit.Unlock()
@@ -403,11 +417,12 @@ func (s *store) writeValueFiller(value []byte) error {
 	return s.send(txn, seq)
 }
 
+// valueLogBytes returns the allocated bytes of the value logs.
 func (s *store) valueLogBytes() (uint64, error) {
 	return allocated(s.cfg.Dir, func(name string) bool { return filepath.Ext(name) == valueLogExt })
 }
 
-// valueLogGarbage is what the value logs take beyond the packs.
+// valueLogGarbage returns the allocated bytes of the value logs in excess of the live packs.
 func (s *store) valueLogGarbage() uint64 {
 	blocks, err := s.valueLogBytes()
 	if err != nil {
@@ -418,14 +433,14 @@ func (s *store) valueLogGarbage() uint64 {
 	return blocks - min(blocks, s.table.cat.packs.bytes)
 }
 
-// worker spends a share of the time working.
+// worker runs steps and pauses, so that it works for a share of the time.
 type worker struct {
 	ctx    context.Context
-	duty   float64
-	worked time.Duration
+	duty   float64       // the share
+	worked time.Duration // sum of the steps
 }
 
-// do runs one step and then pauses in proportion to what it took.
+// do runs one step, and then pauses in proportion to how long it took.
 func (w *worker) do(fn func() error) error {
 	if err := w.ctx.Err(); err != nil {
 		return err

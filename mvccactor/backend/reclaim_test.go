@@ -18,9 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reclaimBytes is the live data of TestReclaim. The default fits a test run; the
-// figures in FORMAT.md are from -reclaim-bytes 1073741824, which also uses the
-// default file sizes.
+// reclaimBytes is the live data of TestReclaim. The default is small enough for a test run;
+// -reclaim-bytes 1073741824, for measurements, also uses the default file sizes.
 var reclaimBytes = flag.Int64("reclaim-bytes", 6<<20, "live bytes in TestReclaim")
 
 const reclaimPack = 32 << 10
@@ -88,8 +87,8 @@ func (c *churn) fill(from, n int64) {
 	}
 }
 
-// TestReclaim writes as much garbage as live data in different ways, reclaims
-// under concurrent commits and loads, and looks at the disk.
+// TestReclaim writes as much garbage as live data in different ways, reclaims it during
+// concurrent commits and loads, and checks the allocated bytes.
 func TestReclaim(t *testing.T) {
 	t.Parallel()
 	live := *reclaimBytes / reclaimPack
@@ -97,7 +96,7 @@ func TestReclaim(t *testing.T) {
 		name  string
 		churn func(c *churn)
 	}{
-		{"deleted", func(c *churn) { // compaction: whole packs die, mixed with live ones
+		{"deleted", func(c *churn) { // compaction: whole packs are deleted, between live ones
 			c.fill(1, 2*live)
 			r := rand.New(rand.NewPCG(1, 1))
 			dead := r.Perm(int(2 * live))[:live]
@@ -219,7 +218,7 @@ func measureReclaim(t *testing.T, s *store, c *churn, cfg Config) {
 	c.check(crashed)
 	rep, err := Verify(cfg.Dir, nil)
 	if !errors.Is(err, ErrInUse) {
-		t.Errorf("verify of an open folder: %v %v", rep, err)
+		t.Errorf("verify of an open directory: %v %v", rep, err)
 	}
 }
 
@@ -263,8 +262,8 @@ func TestReclaimStops(t *testing.T) {
 	}
 }
 
-// TestReclaimRefusesDamage damages a value log: badger would drop what is behind
-// the damage, so that the file must not be collected.
+// TestReclaimRefusesDamage damages a value log. It must not be rewritten, because badger would
+// lose the values after the damage.
 func TestReclaimRefusesDamage(t *testing.T) {
 	t.Parallel()
 	s := mustOpen(t, small(t.TempDir()))
@@ -282,8 +281,8 @@ func TestReclaimRefusesDamage(t *testing.T) {
 	}
 }
 
-// TestReclaimActiveLog has all garbage in the value log that is being written:
-// badger would not touch it.
+// TestReclaimActiveLog has all garbage in the value log that badger still writes to, and does
+// not rewrite.
 func TestReclaimActiveLog(t *testing.T) {
 	t.Parallel()
 	s := mustOpen(t, Config{Dir: t.TempDir(), MemTableBytes: 256 << 10, ValueLogBytes: 8 << 20})

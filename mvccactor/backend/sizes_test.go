@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// TestLargerPacks: a store opens with smaller files than it was written with, and
-// takes its own packs again, as reclaim writes them, and those announced.
+// TestLargerPacks: a store opens with a configuration for smaller files than it was written
+// with. It accepts its own packs again, as Reclaim writes them, and packs up to
+// Config.PackBytes.
 func TestLargerPacks(t *testing.T) {
 	const size = 3 << 20
 	cfg := small(t.TempDir())
@@ -32,8 +33,8 @@ func TestLargerPacks(t *testing.T) {
 	must(t, s.Close())
 }
 
-// TestBallastShrinks: a ballast that a start with larger sizes has left gives up
-// the rest, and nothing else changes.
+// TestBallastShrinks: a ballast that was created with a larger size is truncated, and nothing
+// else changes.
 func TestBallastShrinks(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ballast")
 	must(t, NewBallast(path, 1<<20).Shrink())

@@ -13,18 +13,19 @@ import (
 // statBlock is the unit of st_blocks, in bytes.
 const statBlock = 512
 
-// allocatedBytes sums the blocks of the files in dir. A file that vanishes
-// meanwhile does not count.
+// allocatedBytes returns the size of the blocks that are allocated to the files in dir. A
+// file that is deleted meanwhile does not count.
 func allocatedBytes(dir string) (uint64, error) {
 	return allocated(dir, func(string) bool { return true })
 }
 
-// TableBytes sums the blocks of the tables in the folder of a store, which may be
-// open or not. While it merges them, the store may need as much again.
+// TableBytes returns the size of the blocks that are allocated to the tables of a store,
+// open or not. A merge may need as much again until it is done.
 func TableBytes(dir string) (uint64, error) {
 	return allocated(dir, func(name string) bool { return filepath.Ext(name) == tableExt })
 }
 
+// allocated is allocatedBytes for the files whose name count accepts.
 func allocated(dir string, count func(name string) bool) (uint64, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -48,7 +49,7 @@ func allocated(dir string, count func(name string) bool) (uint64, error) {
 	return sum, nil
 }
 
-// syncFile makes a file's content durable; one that does not exist is.
+// syncFile makes the content of a file durable. It returns nil if the file does not exist.
 func syncFile(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -64,8 +65,8 @@ func syncFile(path string) error {
 	return err
 }
 
-// FreeSpace returns the bytes that an unprivileged process may still allocate
-// in the file system of dir, and its size.
+// FreeSpace returns the bytes that an unprivileged process may still allocate in the file
+// system of dir, and the size of that file system.
 func FreeSpace(dir string) (free, total uint64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -75,23 +76,22 @@ func FreeSpace(dir string) (free, total uint64, err error) {
 	return st.Bavail * unit, st.Blocks * unit, nil
 }
 
-// Ballast is a file that holds disk space in reserve: it is released when the
-// disk is nearly full, so that what must still be written finds room, and
-// restored when space is back. It is not safe for concurrent use.
+// Ballast is a file that reserves disk space. Release it when the disk is nearly full, so
+// that there is room for what must still be written, and Create it again when there is
+// enough space. It is not safe for concurrent use.
 type Ballast struct {
 	path string
 	size int64
 }
 
-// NewBallast describes a ballast of size bytes at path and touches nothing.
+// NewBallast returns a ballast of size bytes at path. It does not create the file.
 func NewBallast(path string, size int64) *Ballast { return &Ballast{path: path, size: size} }
 
-// ballastChunk is what is written at a time where the file system cannot
-// preallocate.
+// ballastChunk is the size of one write if the file system cannot preallocate.
 const ballastChunk = 1 << 20
 
-// Create allocates the file, or what is missing of it, durably. When the disk
-// has no room for it, it leaves none and returns the error.
+// Create durably allocates the file, or what is missing of it. On an error, such as a full
+// disk, it deletes the file.
 func (b *Ballast) Create() error {
 	if b.Held() {
 		return nil
@@ -114,8 +114,8 @@ func (b *Ballast) Create() error {
 	return syncDir(filepath.Dir(b.path))
 }
 
-// allocate reserves real blocks. Where the file system cannot, it writes them,
-// with content that does not compress to nothing.
+// allocate allocates the blocks of a file. If the file system cannot preallocate, it writes
+// them, with content that does not compress.
 func allocate(f *os.File, size int64) error {
 	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
 	if !errors.Is(err, unix.EOPNOTSUPP) {
@@ -135,14 +135,14 @@ func allocate(f *os.File, size int64) error {
 	return nil
 }
 
-// Held reports whether the whole ballast is allocated.
+// Held reports whether the ballast is allocated in full.
 func (b *Ballast) Held() bool {
 	var st unix.Stat_t
 	err := unix.Lstat(b.path, &st)
 	return err == nil && st.Size >= b.size && st.Blocks*statBlock >= b.size
 }
 
-// Shrink cuts off what the file has more than the ballast's size.
+// Shrink truncates the file to the size of the ballast, if it is larger.
 func (b *Ballast) Shrink() error {
 	info, err := os.Stat(b.path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() <= b.size {
@@ -154,7 +154,7 @@ func (b *Ballast) Shrink() error {
 	return truncateSync(b.path, b.size)
 }
 
-// Release gives the space back. Without a ballast it does nothing.
+// Release durably deletes the file, if it exists.
 func (b *Ballast) Release() error {
 	err := os.Remove(b.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -163,6 +163,6 @@ func (b *Ballast) Release() error {
 	if err != nil {
 		return fmt.Errorf("backend: ballast: %w", err)
 	}
-	// Space counts as free once the removal is durable.
+	// The space is free once the removal is durable.
 	return syncDir(filepath.Dir(b.path))
 }

@@ -34,7 +34,7 @@ func TestBallast(t *testing.T) {
 	if _, err := os.Stat(path); err == nil {
 		t.Fatal("not released")
 	}
-	// More than any disk has: no ballast and no remains.
+	// More than any disk has: Create leaves no file.
 	if err := NewBallast(path, 1<<60).Create(); err == nil {
 		t.Fatal("an absurd ballast was created")
 	}

@@ -16,18 +16,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The path of a batch in Commit:
+//
+//	planBatch  check the batch and split it into steps, one transaction each
+//	fill       encode the values of a step into the buffer and the transaction
+//	after      add the catalogue after the step to the transaction
+//	begin      announce the change, because readers may see it before the commit returns
+//	send       commit the transaction, which badger syncs, and sync the directory if a log
+//	           file is new
+//	finish     apply the change to the table
+//
+// An error of any step makes the store fail: it is unknown what is durable, and the next Open
+// finds out. A read compares what badger returns with the table, and repeats if the two
+// disagree because of a concurrent commit or rewrite.
+
 const (
-	// readAttempts is how often a failing read is repeated before it counts. A
-	// read can lose a race with the collection of the value log: it holds a
-	// pointer to a file that has just been rewritten.
+	// readAttempts bounds the attempts of a read. An attempt can fail although nothing
+	// is damaged, if its pointer is to a value log that was rewritten in between.
 	readAttempts = 3
-	// keepBuffer bounds the commit buffer that is kept between commits, in bytes.
-	// The persister's batches have 4 MiB.
+	// keepBuffer is the size in bytes of the largest buffer that is kept between
+	// commits. A batch of the persister has 4 MiB.
 	keepBuffer = 8 << 20
 )
 
-// errNoKey is a value that badger does not have.
-var errNoKey = errors.New("badger does not have it")
+// errNoKey means that badger does not have a key.
+var errNoKey = errors.New("badger does not have the key")
 
 // store implements Store on badger.
 type store struct {
@@ -38,35 +51,40 @@ type store struct {
 	bridge *logBridge
 	table  *table
 
-	// life is held for reading by every call and for writing by Close.
+	// life is held for reading during every call, and for writing by Close.
 	life   sync.RWMutex
-	closed bool
-	// closing stops a Reclaim.
+	closed bool // set by Close; guarded by life
+	// closing is cancelled by Close, through close. It ends a Reclaim.
 	closing context.Context
 	close   context.CancelFunc
-	// reclaiming is held by Reclaim.
+	// reclaiming is held during Reclaim, and while pages are released.
 	reclaiming sync.Mutex
 
-	// commit serialises transactions; it guards seq, buffer, and the highest
-	// numbers of log files whose names are durable.
-	commit           sync.Mutex
-	seq              uint64
-	buffer           []byte
+	// commit is held during transactions. It guards the fields below.
+	commit sync.Mutex
+	seq    uint64 // number of the last transaction, also of one that failed
+	buffer []byte // of encoded values; reused
+	// valueLog and memLog are the highest numbers of log files whose names are
+	// durable. syncNames sets them.
 	valueLog, memLog uint32
 
-	// touched is how many bytes of value logs were read or written since their
+	// touched counts the bytes of value logs that were read or written since their
 	// pages were last released.
 	touched atomic.Int64
 
+	// failure is the first error that made the store fail; nil before. It is set once,
+	// and no commit is accepted from then on.
 	failure atomic.Pointer[error]
-	// faulted is set when a read hit a page that the disk could not deliver.
-	// Badger then keeps the lock of that file.
+	// faulted is set by a read that panicked, usually by a fault on a page that the disk
+	// could not read, and never cleared. Badger still holds the lock of that file.
+	// IMPORTANT: badger must not be closed then, because it would wait for that lock for
+	// ever.
 	faulted atomic.Bool
 }
 
-// Open opens the store in cfg.Dir, or creates one. It reads every pack and
-// compares them with the catalogue: a missing or altered pack is a
-// *CorruptError, and so is any other damage that it finds.
+// Open opens the store in cfg.Dir, or creates one. It reads every pack and compares them with
+// the catalogue. If a pack is missing or altered, or there is any other damage, the error is a
+// *CorruptError.
 func Open(cfg Config) (Store, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -106,15 +124,15 @@ func Open(cfg Config) (Store, error) {
 	return s, nil
 }
 
-// inspect reads the whole store without changing anything, fills the table, and
-// repairs the folder if it is good. A store that is refused is left as it was.
+// inspect reads and checks the whole store, and fills the table. Only if it finds no damage,
+// it repairs what a crash left. Otherwise it changes nothing.
 func (s *store) inspect() error {
 	release, err := lockDir(s.cfg.Dir, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
 	defer release()
-	// On the same file system, because there is certainly one to write to.
+	// The temporary directory is in the store's, which is certainly writable.
 	tmp := filepath.Join(s.cfg.Dir, inspectName)
 	if err := os.RemoveAll(tmp); err != nil {
 		return fmt.Errorf("backend: %w", err)
@@ -146,10 +164,10 @@ func (s *store) inspect() error {
 	return repairDir(s.cfg)
 }
 
-// inspectName is the temporary folder of inspect.
+// inspectName is the name of the temporary directory of inspect.
 const inspectName = "inspect"
 
-// read fills the table from an overlay.
+// read fills the table from an overlay and checks the values.
 func (s *store) read(o *overlay) error {
 	missing := &missingFile{Logger: s.cfg.Logger}
 	db, err := o.open(s.cfg.MemTableBytes, missing)
@@ -165,7 +183,7 @@ func (s *store) read(o *overlay) error {
 		err = o.tailDamage(r)
 	}
 	if s.faulted.Load() {
-		return err // badger would wait for a lock for ever
+		return err // do not close badger; see faulted
 	}
 	if cerr := guard(db.Close); err == nil && cerr != nil {
 		err = fmt.Errorf("backend: open: %w", cerr)
@@ -173,8 +191,8 @@ func (s *store) read(o *overlay) error {
 	return err
 }
 
-// openBadger opens the database. A crash between creating and sizing a file
-// makes the first attempt fail; the attempt itself sizes it.
+// openBadger opens the database. If a crash happened after badger created a file and before
+// it set its size, the first attempt fails, but sets the size.
 func openBadger(o badger.Options, log Logger) (db *badger.DB, err error) {
 	for range 2 {
 		err = guard(func() (err error) {
@@ -187,7 +205,7 @@ func openBadger(o badger.Options, log Logger) (db *badger.DB, err error) {
 		if !strings.Contains(err.Error(), "Create a new file") {
 			break
 		}
-		log.Warnf("badger: %v; trying again", err)
+		log.Warnf("badger: %v; retrying", err)
 	}
 	if strings.Contains(err.Error(), "Cannot acquire directory lock") {
 		return nil, fmt.Errorf("%w: %s", ErrInUse, o.Dir)
@@ -195,7 +213,8 @@ func openBadger(o badger.Options, log Logger) (db *badger.DB, err error) {
 	return nil, fmt.Errorf("backend: open: %w", err)
 }
 
-// start checks what badger opened and fills the table.
+// start checks that badger opened what inspect read, and writes the first catalogue if there
+// is none.
 func (s *store) start() error {
 	if path := s.bridge.ignoredTable(); path != "" {
 		return &CorruptError{File: filepath.Base(path), Reason: "table has a bad checksum"}
@@ -211,7 +230,7 @@ func (s *store) start() error {
 		return err
 	}
 	if opened.cat != s.table.cat {
-		return &CorruptError{Reason: fmt.Sprintf("transaction %d was read, %d opened", s.table.cat.seq, opened.cat.seq)}
+		return &CorruptError{Reason: fmt.Sprintf("checked the catalogue of transaction %d, but opened that of transaction %d", s.table.cat.seq, opened.cat.seq)}
 	}
 	s.seq = max(s.db.MaxVersion(), s.table.cat.seq)
 	s.db.SetDiscardTs(s.seq)
@@ -221,17 +240,17 @@ func (s *store) start() error {
 		}
 	}
 	if s.table.cat.split {
-		s.cfg.Logger.Infof("the last batch was interrupted between two transactions")
+		s.cfg.Logger.Infof("a crash interrupted the last batch between two transactions")
 	}
 	if err := s.syncNames(); err != nil {
 		return err
 	}
 	s.table.garbage = s.valueLogGarbage()
-	s.releasePages() // that opening touched; nobody else has the store yet
+	s.releasePages() // without commit: no other goroutine has the store yet
 	return s.failed()
 }
 
-// fail marks the store as failed, the first time it is called.
+// fail makes the store fail. Only the first call has an effect.
 func (s *store) fail(err error) {
 	if !s.failure.CompareAndSwap(nil, &err) {
 		return
@@ -241,6 +260,7 @@ func (s *store) fail(err error) {
 	}
 }
 
+// failed returns an error that wraps ErrFailed if the store has failed.
 func (s *store) failed() error {
 	if err := s.failure.Load(); err != nil {
 		return fmt.Errorf("%w: %w", ErrFailed, *err)
@@ -248,7 +268,8 @@ func (s *store) failed() error {
 	return nil
 }
 
-// enter begins a call; leave ends it.
+// enter begins a call. It returns ErrClosed if the store is closed. Otherwise the caller must
+// call leave.
 func (s *store) enter() error {
 	s.life.RLock()
 	if s.closed {
@@ -287,8 +308,8 @@ func (s *store) Commit(b Batch) error {
 	return nil
 }
 
-// apply commits one step with the catalogue that holds after it. Any error
-// makes the store fail.
+// apply commits one step, with the catalogue after it. more is set if other steps of the
+// batch follow. Any error makes the store fail.
 func (s *store) apply(st step, more bool) error {
 	seq := s.seq + 1
 	txn := s.db.NewTransactionAt(seq, true)
@@ -312,7 +333,7 @@ func (s *store) apply(st step, more bool) error {
 	return nil
 }
 
-// send commits a filled transaction.
+// send commits a filled transaction with number seq.
 func (s *store) send(txn *badger.Txn, seq uint64) error {
 	s.seq = seq
 	err := txn.CommitAt(seq, nil)
@@ -329,7 +350,7 @@ func (s *store) send(txn *badger.Txn, seq uint64) error {
 	return nil
 }
 
-// fill puts a step into a transaction.
+// fill writes a step to a transaction. It returns the change, without a catalogue.
 func (s *store) fill(txn *badger.Txn, st step) (change, error) {
 	c := change{
 		packs: make(map[PackID]*meta, len(st.Put)+len(st.Delete)),
@@ -375,7 +396,8 @@ func (s *store) fill(txn *badger.Txn, st step) (change, error) {
 	return c, nil
 }
 
-// grow returns an empty buffer with room for all values of a step.
+// grow returns an empty buffer with room for all values of a step: buf, unless it is too
+// small or too large to keep.
 func grow(buf []byte, st step) []byte {
 	var n int64
 	for _, p := range st.Put {
@@ -391,8 +413,8 @@ func grow(buf []byte, st step) []byte {
 	return buf[:0]
 }
 
-// syncNames makes the names of new log files durable. Badger syncs a log's
-// content but not the folder that names it.
+// syncNames makes the names of new log files durable. Badger syncs the content of a log, but
+// not its directory.
 func (s *store) syncNames() error {
 	files, err := os.ReadDir(s.cfg.Dir)
 	if err != nil {
@@ -430,12 +452,13 @@ func (s *store) Load(id PackID) ([]byte, error) {
 	return value[headerLen:], nil
 }
 
+// reader returns a reader of the open database.
 func (s *store) reader() *reader {
 	return &reader{db: s.db, dir: s.cfg.Dir, faulted: &s.faulted}
 }
 
-// load reads a pack into buf and checks it. A commit of the same pack meanwhile
-// may give either version.
+// load reads a pack into buf, if that is large enough, and checks it. If the pack is
+// committed meanwhile, load may return either version.
 func (s *store) load(id PackID, buf []byte) ([]byte, error) {
 	key := packKey(id)
 	r := s.reader()
@@ -459,7 +482,7 @@ func (s *store) load(id PackID, buf []byte) ([]byte, error) {
 			s.fail(fmt.Errorf("read pack %s: %w", id, err))
 		}
 		if err == nil {
-			err = fmt.Errorf("value of %d bytes with checksum %08x, the catalogue has %d with %08x",
+			err = fmt.Errorf("value has %d bytes and checksum %08x, in the catalogue it has %d bytes and checksum %08x",
 				m.size, m.crc, before.now.size, before.now.crc)
 		}
 		return nil, r.corrupt(id, err)
@@ -478,7 +501,7 @@ func (s *store) State(fn func(Entry) error) error {
 	for _, name := range s.table.entryNames() {
 		value, m, err := r.retry(stateKey(name))
 		if err == nil && m != s.table.names[name] {
-			err = errors.New("value is not the one in the catalogue")
+			err = errors.New("value has another checksum in the catalogue")
 		}
 		if err != nil {
 			return &CorruptError{Reason: fmt.Sprintf("state %q: %v", name, err)}
@@ -514,7 +537,7 @@ func (s *store) Scan(fn func(PackID, []byte) error) error {
 	return nil
 }
 
-// scanOne reads one pack of a scan; ok is false if it was deleted meanwhile.
+// scanOne reads one pack of a scan. ok is false if the pack was deleted meanwhile.
 func (s *store) scanOne(id PackID, buf []byte) (value []byte, ok bool, err error) {
 	if err := s.enter(); err != nil {
 		return nil, false, err
@@ -543,7 +566,7 @@ func (s *store) Sizes() Sizes {
 	}
 }
 
-// Close implements Store. A second Close returns ErrClosed.
+// Close implements Store. It returns ErrClosed if the store is closed already.
 func (s *store) Close() error {
 	s.close()
 	s.life.Lock()
@@ -554,9 +577,9 @@ func (s *store) Close() error {
 	s.closed = true
 	s.merger.signal()
 	if s.faulted.Load() {
-		// Badger would wait for the lock of the faulted file for ever. Everything
-		// committed is durable, so that nothing is lost by not closing it.
-		return fmt.Errorf("backend: close: given up after a read fault: %w", s.failed())
+		// Everything committed is durable, so nothing is lost without closing
+		// badger.
+		return fmt.Errorf("backend: close: badger left open after a read fault: %w", s.failed())
 	}
 	s.merger.stop()
 	err := s.db.Close()
@@ -569,7 +592,7 @@ func (s *store) Close() error {
 	return nil
 }
 
-// abandon closes a store that Open refuses.
+// abandon closes badger after Open has found an error.
 func (s *store) abandon() {
 	if s.faulted.Load() {
 		return
@@ -580,8 +603,8 @@ func (s *store) abandon() {
 	}
 }
 
-// guard turns a panic of fn into an error, a fault on a mapped page included:
-// badger's decoders index into what they read.
+// guard calls fn and returns a panic of it, or a fault on a mapped page, as an error.
+// Badger's decoders panic on damaged data.
 func guard(fn func() error) (err error) {
 	old := debug.SetPanicOnFault(true)
 	defer func() {
@@ -598,22 +621,23 @@ type panicError struct{ value any }
 
 func (e *panicError) Error() string { return fmt.Sprintf("badger panicked: %v", e.value) }
 
+// isPanic reports whether guard returned err for a panic.
 func isPanic(err error) bool {
 	var p *panicError
 	return errors.As(err, &p)
 }
 
-// reader reads values from a badger database and trusts none of them.
+// reader reads values from a badger database and checks each.
 type reader struct {
 	db  *badger.DB
 	dir string
-	// faulted is set by a read that panicked.
+	// faulted is that of the store; a read that panics sets it.
 	faulted *atomic.Bool
-	// missing knows the value log that a failing read did not find; may be nil.
+	// missing is the logger that finds missing value logs; may be nil.
 	missing *missingFile
 }
 
-// read returns a checked copy of a value, envelope included, in buf if it is
+// read returns a checked copy of a value, envelope included. The copy is in buf if that is
 // large enough.
 func (r *reader) read(key, buf []byte) (value []byte, m meta, err error) {
 	err = guard(func() error {
@@ -639,7 +663,7 @@ func (r *reader) read(key, buf []byte) (value []byte, m meta, err error) {
 	return value, meta{crc: crc, size: uint32(len(value))}, err
 }
 
-// retry reads a value, again where that may help.
+// retry is read with up to readAttempts attempts.
 func (r *reader) retry(key []byte) (value []byte, m meta, err error) {
 	for range readAttempts {
 		if value, m, err = r.read(key, nil); err == nil {
@@ -649,7 +673,7 @@ func (r *reader) retry(key []byte) (value []byte, m meta, err error) {
 	return value, m, err
 }
 
-// corrupt describes a pack that could not be read and finds its file.
+// corrupt returns the error for a pack that could not be read, with the file that holds it.
 func (r *reader) corrupt(id PackID, cause error) *CorruptError {
 	file, reason := r.culprit(cause)
 	if file == "" {
@@ -658,8 +682,8 @@ func (r *reader) corrupt(id PackID, cause error) *CorruptError {
 	return &CorruptError{Pack: id, File: file, Reason: reason}
 }
 
-// culprit names the value log that is missing, if that is the cause, and says
-// what is wrong.
+// culprit returns the reason of a failed read, and the value log that caused it if that is
+// missing.
 func (r *reader) culprit(cause error) (file, reason string) {
 	if r.missing != nil && errors.Is(cause, errUnreadable) {
 		if fid, ok := r.missing.take(); ok {
@@ -669,8 +693,8 @@ func (r *reader) culprit(cause error) (file, reason string) {
 	return "", cause.Error()
 }
 
-// locate returns the value log that holds the newest version of a key, as far
-// as the headers of the logs can be read.
+// locate returns the name of the value log with the newest version of a key, as far as the
+// records of the logs can be read.
 func (r *reader) locate(key []byte) string {
 	fids, err := numbered(r.dir, valueLogExt)
 	if err != nil {
@@ -688,8 +712,8 @@ func (r *reader) locate(key []byte) string {
 	return file
 }
 
-// rebuild reads all state and all packs into an empty table and compares them
-// with the catalogue. Found is false when there is no catalogue and nothing else.
+// rebuild reads all state entries and all packs into an empty table, and compares them with
+// the catalogue. found is false if there is no catalogue and nothing else.
 func (r *reader) rebuild(t *table, onState func(Entry) error, onPack func(PackID, []byte) error) (found bool, err error) {
 	found, err = r.readCatalogue(t)
 	if err != nil {
@@ -721,7 +745,7 @@ func (r *reader) rebuild(t *table, onState func(Entry) error, onPack func(PackID
 	err = r.each(prefixPack, func(key, value []byte, m meta, bad error) error {
 		id, ok := parsePackKey(key)
 		if !ok {
-			return &CorruptError{Reason: fmt.Sprintf("key %x is no pack's", key)}
+			return &CorruptError{Reason: fmt.Sprintf("key %x is not the key of a pack", key)}
 		}
 		if errors.Is(bad, ErrNewer) {
 			return bad
@@ -748,11 +772,13 @@ func (r *reader) rebuild(t *table, onState func(Entry) error, onPack func(PackID
 	return found, nil
 }
 
+// stateDamage returns the error for state that differs from the catalogue.
 func stateDamage(want, found fingerprint) *CorruptError {
-	return &CorruptError{Reason: fmt.Sprintf("catalogue holds %d state entries of %d bytes, found %d of %d bytes that differ",
+	return &CorruptError{Reason: fmt.Sprintf("catalogue has %d state entries of %d bytes, found %d of %d bytes that differ",
 		want.count, want.bytes, found.count, found.bytes)}
 }
 
+// readCatalogue reads the catalogue into a table.
 func (r *reader) readCatalogue(t *table) (found bool, err error) {
 	value, _, err := r.read(catalogueKey, nil)
 	switch {
@@ -769,8 +795,8 @@ func (r *reader) readCatalogue(t *table) (found bool, err error) {
 	return true, nil
 }
 
-// each visits the values whose keys begin with prefix, in order. A value that
-// fails its check is visited with the error.
+// each calls fn with the values whose keys begin with prefix, in order. If a value fails its
+// check, fn gets the error as bad.
 func (r *reader) each(prefix byte, fn func(key, value []byte, m meta, bad error) error) error {
 	var visitErr error
 	visiting := false
@@ -790,7 +816,7 @@ func (r *reader) each(prefix byte, fn func(key, value []byte, m meta, bad error)
 	return err
 }
 
-// eachKey visits the keys that begin with prefix, in order.
+// eachKey calls fn with the keys that begin with prefix, in order, and does not read values.
 func (r *reader) eachKey(prefix byte, fn func(*badger.Item)) error {
 	return r.guarded(prefix, new(bool), func(item *badger.Item) error {
 		fn(item)
@@ -798,14 +824,15 @@ func (r *reader) eachKey(prefix byte, fn func(*badger.Item)) error {
 	})
 }
 
-// guarded iterates. A panic is damage, unless it comes from a visit.
+// guarded iterates over the keys that begin with prefix. It returns a panic of badger as
+// damage. If visiting is set, the panic came from a visit, and guarded panics too.
 func (r *reader) guarded(prefix byte, visiting *bool, fn func(*badger.Item) error) error {
 	err := guard(func() error {
 		txn := r.db.NewTransactionAt(math.MaxUint64, false)
 		defer txn.Discard()
 		o := badger.DefaultIteratorOptions
 		o.Prefix = []byte{prefix}
-		// Values are read through the mapping, in place.
+		// Values are read in place, through the mapping.
 		o.PrefetchValues = false
 		it := txn.NewIterator(o)
 		defer it.Close()
@@ -822,7 +849,7 @@ func (r *reader) guarded(prefix byte, visiting *bool, fn func(*badger.Item) erro
 			panic(p.value)
 		}
 		r.faulted.Store(true)
-		return &CorruptError{Reason: fmt.Sprintf("while reading all keys with prefix %q: %v", prefix, err)}
+		return &CorruptError{Reason: fmt.Sprintf("reading all keys with prefix %q: %v", prefix, err)}
 	}
 	if err != nil {
 		return fmt.Errorf("backend: read all: %w", err)

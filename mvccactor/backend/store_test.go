@@ -16,8 +16,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// TestModel drives both stores with random batches and compares them with maps,
-// through closes, kills and reclaims.
+// TestModel commits random batches to both stores and compares them with maps, across closes,
+// kills and reclaims.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	t.Run("memory", func(t *testing.T) {
@@ -118,7 +118,7 @@ func TestEmptyAndMissing(t *testing.T) {
 		t.Fatalf("want ErrMissing, got %v", err)
 	}
 	if _, err := os.Stat(dir); err == nil {
-		t.Fatal("a refused open created the folder")
+		t.Fatal("a refused open created the directory")
 	}
 	s := mustOpen(t, small(dir))
 	info, err := os.Stat(dir)
@@ -179,7 +179,7 @@ func TestBadBatch(t *testing.T) {
 	}
 }
 
-// TestSplit cuts a batch of many transactions after each of them.
+// TestSplit interrupts a batch of many transactions after each of them.
 func TestSplit(t *testing.T) {
 	t.Parallel()
 	var put []Pack
@@ -230,7 +230,7 @@ func TestSplit(t *testing.T) {
 		if last := i == len(steps)-1; last == log.contains("interrupted") {
 			t.Fatalf("step %d of %d: log %q", i, len(steps), log.lines)
 		}
-		// The caller discards what is above its revision.
+		// The caller deletes what is above its revision.
 		if !newState {
 			var b Batch
 			for id := range packs {
@@ -314,7 +314,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestLargePacks stores packs of 1.5 and 10 MiB beside small ones.
+// TestLargePacks stores packs of 1.5 and 10 MiB and small ones.
 func TestLargePacks(t *testing.T) {
 	t.Parallel()
 	cfg := Config{Dir: t.TempDir(), ValueLogBytes: 24 << 20}
@@ -343,8 +343,8 @@ func TestLargePacks(t *testing.T) {
 	check(mustOpen(t, cfg))
 }
 
-// TestLoadDuringCommit reads packs while they are replaced and collected: every
-// read gives some whole version, none an error.
+// TestLoadDuringCommit reads packs while they are replaced and their value logs rewritten:
+// every read returns one of the versions, none fails.
 func TestLoadDuringCommit(t *testing.T) {
 	t.Parallel()
 	s := mustOpen(t, small(t.TempDir()))
@@ -391,7 +391,7 @@ func TestLoadDuringCommit(t *testing.T) {
 	}
 }
 
-// TestFailure feeds the log lines badger writes for failures.
+// TestFailure logs the lines that badger logs for failures.
 func TestFailure(t *testing.T) {
 	t.Parallel()
 	cfg := small(t.TempDir())
@@ -423,8 +423,8 @@ func TestFailure(t *testing.T) {
 	}
 }
 
-// TestTransactionTooBig makes badger refuse a transaction that was planned
-// wrongly: the store fails and nothing of it is there.
+// TestTransactionTooBig makes badger refuse a transaction that exceeds its limits: the store
+// fails, and nothing of the transaction is stored.
 func TestTransactionTooBig(t *testing.T) {
 	t.Parallel()
 	cfg := small(t.TempDir())

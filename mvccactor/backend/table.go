@@ -6,17 +6,24 @@ import (
 	"sync"
 )
 
-// table is what memory knows of the stored values. It takes about 50 bytes per
-// pack.
+// table is the catalogue in memory, with all live values. Readers compare what badger
+// returns with it. A transaction is filled against the table, announced by begin, committed,
+// and applied by finish.
 type table struct {
-	mu    sync.RWMutex
+	mu sync.RWMutex
+	// packs and names are the live values, by pack id and by name of the state entry.
+	// Open fills them; from then on only finish changes them.
 	packs map[PackID]meta
 	names map[string]meta
-	cat   catalogue
-	// next holds the changes of the transaction that is being committed: badger
-	// shows its values before the commit returns. A nil entry is a deletion.
+	// cat is the catalogue of the last transaction. It always agrees with packs and
+	// names.
+	cat catalogue
+	// next holds the packs that the transaction in progress changes, with nil for a
+	// deletion: badger returns its values before the commit returns. begin sets it,
+	// finish clears it. It stays set if the commit fails.
 	next map[PackID]*meta
-	// garbage estimates replaced and deleted pack bytes.
+	// garbage is the estimate of Sizes. finish adds the values that become dead; Open
+	// and Reclaim set it to what they measure.
 	garbage uint64
 }
 
@@ -24,21 +31,24 @@ func newTable() *table {
 	return &table{packs: make(map[PackID]meta), names: make(map[string]meta)}
 }
 
-// wanted says which values a read of a pack may return.
+// wanted lists the values that a read of a pack may return.
 type wanted struct {
-	has     bool
+	has     bool // the pack is in the table, with the value now
 	now     meta
-	pending bool
+	pending bool // the transaction in progress changes the pack, to the value then
 	then    meta
-	gone    bool // the pending change is a deletion
+	gone    bool // that change is a deletion
 }
 
+// accepts reports whether a read may return the value m.
 func (w wanted) accepts(m meta) bool {
 	return w.has && m == w.now || w.pending && !w.gone && m == w.then
 }
 
+// exists reports whether the pack may exist.
 func (w wanted) exists() bool { return w.has || w.pending && !w.gone }
 
+// want returns the values that a read of a pack may return now.
 func (t *table) want(id PackID) (w wanted) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -52,21 +62,21 @@ func (t *table) want(id PackID) (w wanted) {
 	return w
 }
 
-// change is the effect of one transaction.
+// change is the effect of one transaction. A nil meta is a deletion.
 type change struct {
 	packs map[PackID]*meta
 	names map[string]*meta
-	cat   catalogue
+	cat   catalogue // after the transaction
 }
 
-// begin announces a change that readers may see from now on.
+// begin announces a change. From now on reads may return its values.
 func (t *table) begin(c change) {
 	t.mu.Lock()
 	t.next = c.packs
 	t.mu.Unlock()
 }
 
-// finish makes an announced change the present.
+// finish applies an announced change.
 func (t *table) finish(c change) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -89,8 +99,7 @@ func (t *table) finish(c change) {
 	t.next = nil
 }
 
-// after returns the catalogue that holds once the packs and names of c are
-// changed.
+// after returns the catalogue after the packs and names of c are changed.
 func (t *table) after(c change, seq uint64, split bool) catalogue {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -115,7 +124,7 @@ func (t *table) after(c change, seq uint64, split bool) catalogue {
 	return cat
 }
 
-// ids returns the ids of all packs in order.
+// ids returns the ids of all packs, in order.
 func (t *table) ids() []PackID {
 	t.mu.RLock()
 	ids := make([]PackID, 0, len(t.packs))
@@ -127,7 +136,7 @@ func (t *table) ids() []PackID {
 	return ids
 }
 
-// entryNames returns the names of all state in order.
+// entryNames returns the names of all state entries, in order.
 func (t *table) entryNames() []string {
 	t.mu.RLock()
 	names := make([]string, 0, len(t.names))

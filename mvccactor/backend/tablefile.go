@@ -9,13 +9,12 @@ import (
 	"github.com/dgraph-io/badger/v4/fb"
 )
 
-// checkTableFile verifies a table before badger sees it: badger's own check
-// decodes lengths it has not verified and panics in a goroutine of its own when
-// they are wrong.
+// checkTableFile checks a table before badger opens it. Badger's own check decodes lengths
+// that it has not verified, and panics in its own goroutine if they are wrong.
 //
-// A table is blocks, index, length of the index (4), checksum of the index,
-// length of the checksum (4). A block ends in its checksum and the length of
-// that (4). A checksum is a protobuf message: algorithm, sum.
+// A table consists of blocks, index, length of the index (4), checksum of the index, length
+// of the checksum (4). A block ends with its checksum and the length of that (4). A checksum
+// is a protobuf message with an algorithm and a sum.
 func checkTableFile(path string) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -27,8 +26,8 @@ func checkTableFile(path string) error {
 func checkTable(data []byte) error {
 	err := guard(func() error { return checkBlocks(data) })
 	if isPanic(err) {
-		// The index has its checksum and is none: its decoder goes where the bytes
-		// say.
+		// The index has the right checksum, but is malformed: its decoder trusts the
+		// offsets in it.
 		return fmt.Errorf("index is malformed: %w", err)
 	}
 	return err
@@ -37,7 +36,7 @@ func checkTable(data []byte) error {
 func checkBlocks(data []byte) error {
 	rest, sum, ok := cutChecksum(data)
 	if !ok {
-		return fmt.Errorf("table of %d bytes has no valid end", len(data))
+		return fmt.Errorf("table of %d bytes has no valid footer", len(data))
 	}
 	rest, index, ok := cutTail(rest)
 	if !ok || len(index) == 0 || uint64(crc32.Checksum(index, castagnoli)) != sum {
@@ -52,7 +51,7 @@ func checkBlocks(data []byte) error {
 		table.Offsets(&at, i)
 		from, n := uint64(at.Offset()), uint64(at.Len())
 		if from+n > uint64(len(rest)) {
-			return fmt.Errorf("block %d lies outside", i)
+			return fmt.Errorf("block %d extends past the table", i)
 		}
 		block, sum, ok := cutChecksum(rest[from : from+n])
 		if !ok || uint64(crc32.Checksum(block, castagnoli)) != sum {
@@ -62,7 +61,7 @@ func checkBlocks(data []byte) error {
 	return nil
 }
 
-// cutTail splits off a piece that is followed by its length.
+// cutTail splits b into the rest and a piece at the end that is followed by its length.
 func cutTail(b []byte) (rest, piece []byte, ok bool) {
 	if len(b) < 4 {
 		return nil, nil, false
@@ -75,8 +74,8 @@ func cutTail(b []byte) (rest, piece []byte, ok bool) {
 	return b[:end-int(n)], b[end-int(n) : end], true
 }
 
-// cutChecksum splits off a checksum, a message with the fields algorithm (1,
-// absent for CRC32C) and sum (2).
+// cutChecksum splits b into the rest and a checksum at the end, a message with the fields
+// algorithm (1, absent for CRC32C) and sum (2).
 func cutChecksum(b []byte) (rest []byte, sum uint64, ok bool) {
 	rest, message, ok := cutTail(b)
 	if !ok {

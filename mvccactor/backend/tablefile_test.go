@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// TestTableFile damages a table at every offset of its last block and end and at
-// many before, and cuts it and blanks its end at many: badger's own check panics at some of them.
+// TestTableFile changes a byte of a table at every offset of its last block and footer, and at
+// many before. It also truncates the table, and zeroes its end, at many offsets. Badger's own
+// check panics at some of them.
 func TestTableFile(t *testing.T) {
 	t.Parallel()
 	cfg := filled(t, 100, 10)

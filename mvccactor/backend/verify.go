@@ -18,21 +18,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The path of a store through VerifyWith:
+//
+//	valueLog  read every record of every value log, dead ones included, and note where the
+//	          packs are and which records are bad
+//	build     make an overlay, which checks tables, memtable logs and the manifest
+//	scan      if those are good, open the overlay, read all state and all packs, and compare
+//	          them with the catalogue. A bad pack is reported with its place in a value log
+//	lastLog   report live values after a bad record of the last value log
+//	the rest  report the bad records of value logs that no pack has accounted for
+//
+// Unlike Open, VerifyWith goes on after damage, to report all of it.
+
 // Problem is one piece of damage found by Verify.
 type Problem struct {
-	// File is a base name; empty when it is unknown.
+	// File is a base name; empty if it is unknown.
 	File string
-	// Offset is where in the file, in bytes; -1 when it is unknown.
+	// Offset is the offset in the file, in bytes; -1 if it is unknown.
 	Offset int64
-	// Pack is zero when the damage is not one pack's.
+	// Pack is the damaged pack; zero if the damage does not belong to one pack.
 	Pack   PackID
 	Reason string
-	// Err is what a Visit function of VerifyConfig returned; nil for damage that
-	// the store itself found.
+	// Err is the error of a Visit function of VerifyConfig; nil for damage that the
+	// store itself found.
 	Err error
 }
 
-// String formats the problem for an operator.
+// String returns the problem as text.
 func (p Problem) String() string {
 	var b strings.Builder
 	if p.File != "" {
@@ -50,51 +62,51 @@ func (p Problem) String() string {
 
 // Report is the result of Verify.
 type Report struct {
-	// PacksRead is false when the tables are damaged: then what they point to was
-	// not read, and the numbers below are zero.
+	// PacksRead is false if the tables are damaged. What they point to was not read
+	// then, and the numbers below are zero.
 	PacksRead bool
-	// Packs and PackBytes count what the store holds, Entries its state.
+	// Packs is the number of packs, PackBytes their size, and Entries the number of
+	// state entries.
 	Packs     int
 	PackBytes uint64
 	Entries   int
-	// Interrupted is set when a crash cut a batch between two transactions; it is
-	// no damage.
+	// Interrupted is set if a crash interrupted a batch between two transactions. That
+	// is not damage.
 	Interrupted bool
-	// Problems is empty for a good store. At most maxProblems are kept; Omitted
-	// counts the others.
+	// Problems is empty for a good store. It has at most maxProblems; Omitted is the
+	// number of others.
 	Problems []Problem
 	Omitted  int
-	// Notes tell what a crash left and Open will repair.
+	// Notes describe what a crash left and Open will repair.
 	Notes []string
 }
 
-// maxProblems bounds the report: a lost table may be thousands of packs.
+// maxProblems bounds the report: if a table is lost, thousands of packs can be damaged.
 const maxProblems = 1000
 
-// VerifyConfig says what to verify.
+// VerifyConfig configures VerifyWith.
 type VerifyConfig struct {
-	// Dir is the folder of the store.
+	// Dir is the directory of the store.
 	Dir string
-	// Progress, when set, is told the bytes read so far and the bytes to read.
+	// Progress, if set, is called with the bytes read so far and the bytes to read.
 	Progress func(done, total uint64)
-	// VisitState and VisitPack, when set, are called as Open calls them, in the
-	// pass that checks the values: with every state entry in name order and then
-	// with every pack in id order, but for those that are damaged. An error is a
-	// problem of what was visited, and the check goes on.
+	// VisitState and VisitPack, if set, are called as Open calls them, in the pass that
+	// checks the values: with every state entry in name order and then with every pack
+	// in order of ids, without damaged ones. An error becomes a Problem of what was
+	// visited, and the check continues.
 	VisitState func(Entry) error
 	VisitPack  func(PackID, []byte) error
 }
 
-// Verify is VerifyWith of a folder alone. Progress may be nil.
+// Verify is VerifyWith without visits. progress may be nil.
 func Verify(dir string, progress func(done, total uint64)) (*Report, error) {
 	return VerifyWith(VerifyConfig{Dir: dir, Progress: progress})
 }
 
-// VerifyWith checks a store that no process has open and changes nothing in its
-// folder. It reads every file once and every pack once more; the packs only if
-// the tables that point to them are good. The error is about the checking: the
-// store is in use (ErrInUse), missing (ErrMissing), or cannot be read. Damage is
-// in the report.
+// VerifyWith checks a store that no process has open and changes nothing in its directory. It
+// reads every file once and, if the tables that point to the packs are good, every pack once
+// more. It returns damage in the report. The error means that the check is not complete: the
+// store is in use (ErrInUse), missing (ErrMissing), or cannot be read.
 func VerifyWith(cfg VerifyConfig) (*Report, error) {
 	dir := cfg.Dir
 	if cfg.Progress == nil {
@@ -128,18 +140,20 @@ func VerifyWith(cfg VerifyConfig) (*Report, error) {
 	return &v.report, nil
 }
 
+// verifier is the state of one VerifyWith.
 type verifier struct {
 	cfg         VerifyConfig
 	overlay     overlay
 	report      Report
-	done, total uint64
-	// places says where the value logs hold the newest version of each pack. It
-	// takes some 50 bytes per pack, and is filled in the pass that reads the logs:
-	// searching them for each damaged pack would take hours where many are.
+	done, total uint64 // progress, in bytes
+	// places has the place of the newest version of each pack in the value logs. The
+	// pass that reads the logs fills it: to search the logs for each damaged pack would
+	// take too long if there are many.
 	places map[PackID]place
-	// bad are the records of value logs that fail their check, in order.
+	// bad has the records of value logs that fail their check, in order. The pass that
+	// reads the logs fills it, with at most maxProblems.
 	bad []badRecord
-	// missing knows the value log that a failing read did not find.
+	// missing is badger's logger, which finds missing value logs.
 	missing missingFile
 }
 
@@ -154,9 +168,9 @@ type place struct {
 type badRecord struct {
 	fid    uint32
 	offset int64
-	pack   PackID // as far as it can be read, else zero
+	pack   PackID // zero if it cannot be read
 	reason string
-	told   bool // as a problem of its pack
+	told   bool // reported as a problem of its pack
 }
 
 func (v *verifier) run() error {
@@ -182,13 +196,13 @@ func (v *verifier) run() error {
 	for _, p := range v.overlay.damage {
 		v.problem(p)
 	}
-	if len(v.overlay.damage) == 0 { // badger would not survive opening it
+	if len(v.overlay.damage) == 0 { // badger could exit the process on damage
 		if err := v.open(); err != nil {
 			return err
 		}
 	}
-	// What nothing lives in matters too: reclaim would stop there. In the last log
-	// it is what a crash cut off, unless live data lies behind it.
+	// Bad records of dead values matter too, because Reclaim stops at them. In the last
+	// log a bad record without live values after it was left by a crash.
 	for _, b := range v.bad {
 		if !b.told && b.fid != highest(fids) {
 			v.problem(Problem{File: valueLogName(b.fid), Offset: b.offset, Pack: b.pack, Reason: b.reason})
@@ -199,7 +213,7 @@ func (v *verifier) run() error {
 
 func valueLogName(fid uint32) string { return filepath.Base(valueLogPath("", fid)) }
 
-// open opens the overlay and reads what it holds.
+// open opens the overlay and reads its content.
 func (v *verifier) open() error {
 	memTable, err := memTableBytes(v.overlay.dir, defaultMemTableBytes)
 	if err != nil {
@@ -215,13 +229,13 @@ func (v *verifier) open() error {
 	v.scan(r)
 	v.lastLog(r)
 	if faulted.Load() {
-		return nil // badger would wait for a lock for ever
+		return nil // do not close badger; see store.faulted
 	}
 	return guard(db.Close)
 }
 
-// lastLog reports live data behind a bad record of the last value log, where
-// Open would cut it off.
+// lastLog reports live values after a bad record of the last value log, where badger would
+// truncate it.
 func (v *verifier) lastLog(r *reader) {
 	name, at := v.overlay.lastLog, v.overlay.lastLogEnd.valid
 	damaged := slices.ContainsFunc(v.report.Problems, func(p Problem) bool { return p.File == name && p.Offset == at })
@@ -239,6 +253,7 @@ func (v *verifier) lastLog(r *reader) {
 	v.report.Notes = slices.DeleteFunc(v.report.Notes, func(note string) bool { return strings.HasPrefix(note, name+":") })
 }
 
+// problem adds a problem to the report.
 func (v *verifier) problem(p Problem) {
 	if len(v.report.Problems) == maxProblems {
 		v.report.Omitted++
@@ -247,12 +262,13 @@ func (v *verifier) problem(p Problem) {
 	v.report.Problems = append(v.report.Problems, p)
 }
 
+// read reports progress of n bytes.
 func (v *verifier) read(n int) {
 	v.done = min(v.done+uint64(n), v.total)
 	v.cfg.Progress(v.done, v.total)
 }
 
-// valueLog checks every record, the garbage included, and notes where packs are.
+// valueLog checks every record of a value log, dead ones included, and notes where packs are.
 func (v *verifier) valueLog(fid uint32) error {
 	path := valueLogPath(v.overlay.dir, fid)
 	end, err := walkLog(path, func(r *logRecord) error {
@@ -266,8 +282,8 @@ func (v *verifier) valueLog(fid uint32) error {
 	return v.behind(path, fid, end.valid)
 }
 
-// behind looks at a bad record and reads on behind it, as long as lengths lead
-// from one record to the next.
+// behind notes the bad record at an offset and reads the records after it, as long as lengths
+// lead from one record to the next.
 func (v *verifier) behind(path string, fid uint32, at int64) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -285,7 +301,7 @@ func (v *verifier) behind(path string, fid uint32, at int64) error {
 		if errors.Is(err, errBadRecord) {
 			zeros, err := onlyZeros(f, at, info.Size())
 			if err == nil && !zeros {
-				v.bad = append(v.bad, badRecord{fid: fid, offset: at, reason: "no record can be read from here on"})
+				v.bad = append(v.bad, badRecord{fid: fid, offset: at, reason: "no record can be read from here to the end"})
 			}
 			return err
 		}
@@ -302,6 +318,7 @@ func (v *verifier) behind(path string, fid uint32, at int64) error {
 	return nil
 }
 
+// place notes where a record is, if it is a pack.
 func (v *verifier) place(fid uint32, r *logRecord) {
 	id, ok := parsePackKey(r.userKey())
 	if ok && r.version() >= v.places[id].version {
@@ -309,19 +326,20 @@ func (v *verifier) place(fid uint32, r *logRecord) {
 	}
 }
 
-// packProblem says where a pack lies in which something is wrong. Size is that
-// of its value, zero if it is unknown.
+// packProblem returns a problem with the place of the pack. size is that of its value, zero
+// if it is unknown.
 func (v *verifier) packProblem(id PackID, size uint32, err error) Problem {
 	p := Problem{Offset: -1, Pack: id, Reason: err.Error()}
 	at, ok := v.places[id]
 	if !ok || size > 0 && size < valueThreshold {
-		return p // it is not in a value log, or an earlier version is
+		return p // the pack is not in a value log, or only an earlier version is
 	}
 	p.File, p.Offset = valueLogName(at.fid), at.offset
 	return p
 }
 
-// scan reads all packs, goes on after bad ones, and compares the catalogue.
+// scan reads all state and all packs, also after damaged ones, and compares them with the
+// catalogue.
 func (v *verifier) scan(r *reader) {
 	t := newTable()
 	found, err := r.readCatalogue(t)
@@ -340,7 +358,7 @@ func (v *verifier) scan(r *reader) {
 		v.read(len(value))
 		id, ok := parsePackKey(key)
 		if !ok {
-			damage = fmt.Errorf("key %x is no pack's", key)
+			damage = fmt.Errorf("key %x is not the key of a pack", key)
 		}
 		if damage != nil {
 			bad++
@@ -366,7 +384,7 @@ func (v *verifier) scan(r *reader) {
 	v.report.PacksRead = true
 	v.report.Packs, v.report.PackBytes = len(t.packs), packs.bytes
 	if bad > 0 && packs.count+uint64(bad) == t.cat.packs.count {
-		return // the bad ones are named and none is missing
+		return // the damaged ones are reported, and none is missing
 	}
 	damage := t.cat.explain(packs, t.packs)
 	switch {
@@ -382,9 +400,9 @@ func (v *verifier) scan(r *reader) {
 func (v *verifier) damagedPack(id PackID, size uint32, damage error) {
 	p := v.packProblem(id, size, damage)
 	if errors.Is(damage, errUnreadable) {
-		// Badger says no more than that. Its log says if a whole file is missing,
-		// and else the damaged record has been met; if not, where the pack was seen
-		// is an earlier version of it.
+		// Badger returns no reason. If a whole file is missing, badger has logged
+		// that. Otherwise bad has the damaged record; if it has not, the place of the
+		// pack is that of an earlier version.
 		p.File, p.Offset = "", -1
 		if fid, ok := v.missing.take(); ok {
 			p.File, p.Reason = valueLogName(fid), "file is missing"
@@ -407,18 +425,18 @@ func (v *verifier) badRecordOf(id PackID) *badRecord {
 	return nil
 }
 
-// missingFile is the Logger of a store that is read whole: from what badger logs
-// about a failing read it takes the number of the value log that is not there.
+// missingFile is a Logger that finds missing value logs: badger logs the number of a value
+// log that a failed read did not find, and returns no error.
 type missingFile struct {
 	Logger
 	mu    sync.Mutex
-	fid   uint32
-	found bool
+	fid   uint32 // in the last such line
+	found bool   // fid was logged since the last take
 }
 
 var missingFileText = regexp.MustCompile(`file with ID: (\d+) not found`)
 
-// Debugf implements Logger: failing reads are logged there.
+// Debugf implements Logger. Failed reads are logged at this level; see readErrorFormats.
 func (m *missingFile) Debugf(format string, args ...any) {
 	m.Logger.Debugf(format, args...)
 	if format != "badger: %s" {
@@ -435,7 +453,7 @@ func (m *missingFile) Debugf(format string, args ...any) {
 	}
 }
 
-// take returns the number that was logged since the last call, if any.
+// take returns the number of a missing value log, if one was logged since the last call.
 func (m *missingFile) take() (fid uint32, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -444,6 +462,7 @@ func (m *missingFile) take() (fid uint32, ok bool) {
 	return fid, ok
 }
 
+// scanState does what scan does, for the state.
 func (v *verifier) scanState(r *reader, t *table) {
 	var state fingerprint
 	bad := 0
@@ -471,6 +490,7 @@ func (v *verifier) scanState(r *reader, t *table) {
 	}
 }
 
+// asProblem returns a *CorruptError, or any other error, as a problem.
 func asProblem(err error) Problem {
 	var c *CorruptError
 	if errors.As(err, &c) {

@@ -53,8 +53,8 @@ func fileOf(t *testing.T, dir string, id PackID) (path string, offset int64) {
 	return path, offset
 }
 
-// TestVerifyVisits: Verify hands out what Open does, and what a visit complains
-// about is a problem of the pack, at its place. Nothing in the folder changes.
+// TestVerifyVisits: Verify visits what Open does. The error of a visit becomes a problem of the
+// pack, with its place. Nothing in the directory changes.
 func TestVerifyVisits(t *testing.T) {
 	cfg, packs := stored(t)
 	before := digest(t, cfg.Dir)
@@ -107,12 +107,12 @@ func TestVerifyVisits(t *testing.T) {
 		t.Errorf("problems: %v", rep.Problems)
 	}
 	if digest(t, cfg.Dir) != before {
-		t.Error("the folder has changed")
+		t.Error("the directory has changed")
 	}
 }
 
-// TestVerifyDamage: each damage is named by file, offset and pack, all of several
-// are listed, and the good packs are visited all the same.
+// TestVerifyDamage: each damage is reported with file, offset and pack, also if there are
+// several, and the good packs are still visited.
 func TestVerifyDamage(t *testing.T) {
 	cfg, packs := stored(t)
 	fids, err := numbered(cfg.Dir, valueLogExt)
@@ -182,14 +182,14 @@ func TestVerifyDamage(t *testing.T) {
 				t.Errorf("problems: %v", rep.Problems)
 			}
 			if digest(t, dir) != before {
-				t.Error("the folder has changed")
+				t.Error("the directory has changed")
 			}
 		})
 	}
 }
 
-// TestVerifyGarbage: a damaged record that no pack needs is found too, because
-// reclaim would stop there.
+// TestVerifyGarbage: a damaged record of a dead value is reported too, because Reclaim would
+// stop at it.
 func TestVerifyGarbage(t *testing.T) {
 	cfg, _ := stored(t)
 	path, offset := fileOf(t, cfg.Dir, PackID{Main: 4})
@@ -205,11 +205,11 @@ func TestVerifyGarbage(t *testing.T) {
 	}
 }
 
-// TestVerifyRefuses: a store in use, one that is not there.
+// TestVerifyRefuses: a store that is in use, or does not exist, is an error.
 func TestVerifyRefuses(t *testing.T) {
 	cfg := small(t.TempDir())
 	if _, err := Verify(cfg.Dir, nil); !errors.Is(err, ErrMissing) {
-		t.Errorf("an empty folder: %v", err)
+		t.Errorf("an empty directory: %v", err)
 	}
 	mustOpen(t, cfg)
 	if _, err := Verify(cfg.Dir, nil); !errors.Is(err, ErrInUse) {
