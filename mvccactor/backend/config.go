@@ -88,8 +88,8 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// holdPacks raises ValueLogBytes so that packs of the given size fit.
-func (c *Config) holdPacks(pack int64) {
+// fitPacks raises ValueLogBytes so that packs of the given size fit.
+func (c *Config) fitPacks(pack int64) {
 	c.ValueLogBytes = min(max(c.ValueLogBytes, 2*(pack+headerLen)), maxValueLogBytes)
 }
 

@@ -137,11 +137,11 @@ func spoilTail(path string, n int) error {
 	return errors.Join(err, f.Close())
 }
 
-// TestTailIsCutForGood: what a crash left after the last value is truncated, and that is
-// synced, before badger continues in another log. Badger does not sync its truncation: after
-// a second crash the junk would be in a log that is no longer the last one, and that could
-// never be reclaimed.
-func TestTailIsCutForGood(t *testing.T) {
+// TestTailTruncationIsDurable: what a crash left after the last value is truncated, and that
+// is synced, before badger continues in another log. Badger does not sync its truncation:
+// after a second crash the junk would be in a log that is no longer the last one, and that
+// could never be reclaimed.
+func TestTailTruncationIsDurable(t *testing.T) {
 	t.Parallel()
 	const n, size = 20, 20000
 	cfg, err := filled(t, n, size).withDefaults()

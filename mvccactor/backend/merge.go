@@ -17,7 +17,7 @@ import (
 //	         is full, badger blocks the write until tables are merged
 //	poll     the awake merger looks at the first level every mergePoll
 //	flatten  if there is a table to merge, it merges all levels into one
-//	sleep    when nothing was written or merged for mergeLinger, it stops polling
+//	sleep    when nothing was written or merged for mergeIdleTimeout, it stops polling
 //
 // Compactors would keep several levels once the tree is large. The tree holds a key and a
 // pointer for each pack of 32 KiB, so merging all of it is cheap compared with writing the
@@ -27,9 +27,9 @@ const (
 	// mergePoll is the interval at which the first level is polled, which is that of
 	// badger's compactors.
 	mergePoll = 50 * time.Millisecond
-	// mergeLinger is how long polling continues after the last write: badger flushes a
-	// memtable within it. If it does not, the next write wakes the merger.
-	mergeLinger = time.Second
+	// mergeIdleTimeout is how long polling continues after the last write: badger
+	// flushes a memtable within it. If it does not, the next write wakes the merger.
+	mergeIdleTimeout = time.Second
 )
 
 // merger merges the tables of a store. startMerger makes one.
@@ -50,7 +50,7 @@ type merger struct {
 func startMerger(db *badger.DB, log Logger) *merger {
 	m := &merger{db: db, log: log,
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
-	m.nudge() // a crash may have left tables
+	m.notify() // a crash may have left tables
 	go m.run()
 	return m
 }
@@ -59,12 +59,12 @@ func startMerger(db *badger.DB, log Logger) *merger {
 // caller writes in between.
 func (m *merger) begin() (end func()) {
 	m.writers.Add(1)
-	m.nudge()
+	m.notify()
 	return func() { m.writers.Add(-1) }
 }
 
-// nudge wakes the merger.
-func (m *merger) nudge() {
+// notify wakes the merger.
+func (m *merger) notify() {
 	select {
 	case m.wake <- struct{}{}:
 	default: // it is about to wake up
@@ -89,20 +89,20 @@ func (m *merger) run() {
 		case <-m.quit:
 			return
 		}
-		if !m.attend() {
+		if !m.mergeUntilIdle() {
 			return
 		}
 	}
 }
 
-// attend polls the first level, and merges, until nothing was written or merged for
-// mergeLinger. It returns false if the merger must stop.
-func (m *merger) attend() bool {
+// mergeUntilIdle polls the first level, and merges, until nothing was written or merged for
+// mergeIdleTimeout. It returns false if the merger must stop.
+func (m *merger) mergeUntilIdle() bool {
 	tick := time.NewTicker(mergePoll)
 	defer tick.Stop()
 	m.awake.Store(true)
 	defer m.awake.Store(false)
-	for last := time.Now(); time.Since(last) < mergeLinger; {
+	for last := time.Now(); time.Since(last) < mergeIdleTimeout; {
 		select {
 		case <-tick.C:
 		case <-m.quit:

@@ -61,11 +61,11 @@ const (
 	// fillerKeyLen is the length in bytes of the keys that fill a memtable. It is long,
 	// so that a few thousand keys suffice.
 	fillerKeyLen = 1000
-	// settleLimit bounds the wait until badger has flushed and merged one memtable. On
-	// a failing disk badger retries for ever.
-	settleLimit = time.Minute
-	// settlePoll is the polling interval of that wait: badger sends no notification.
-	settlePoll = 10 * time.Millisecond
+	// mergeWaitLimit bounds the wait until badger has flushed and merged one memtable.
+	// On a failing disk badger retries for ever.
+	mergeWaitLimit = time.Minute
+	// mergeWaitPoll is the polling interval of that wait: badger sends no notification.
+	mergeWaitPoll = 10 * time.Millisecond
 	// gcAttempts bounds the rewrites in a row for which badger finds nothing to do.
 	// That may happen, because pick reads the statistics while badger changes them.
 	gcAttempts = 3
@@ -112,13 +112,13 @@ func (s *store) Reclaim(ctx context.Context, budget Budget) (ReclaimReport, erro
 	defer context.AfterFunc(s.closing, cancel)()
 
 	begin := time.Now()
-	w := &worker{ctx: ctx, duty: budget.Duty}
+	t := &throttle{ctx: ctx, duty: budget.Duty}
 	var report ReclaimReport
 	if report.Before, err = allocatedBytes(s.cfg.Dir); err != nil {
 		return report, err
 	}
-	err = s.reclaim(w, budget, &report.Files)
-	report.Work, report.Took = w.worked, time.Since(begin)
+	err = s.reclaim(t, budget, &report.Files)
+	report.Work, report.Took = t.worked, time.Since(begin)
 	// Badger writes the statistics through a mapping and does not sync them.
 	if serr := syncFile(filepath.Join(s.cfg.Dir, discardName)); err == nil && serr != nil {
 		err = fmt.Errorf("backend: reclaim: %w", serr)
@@ -140,7 +140,7 @@ func (s *store) Reclaim(ctx context.Context, budget Budget) (ReclaimReport, erro
 
 // reclaim rewrites value logs until the garbage is within the budget. It counts them in
 // files.
-func (s *store) reclaim(w *worker, budget Budget, files *int) error {
+func (s *store) reclaim(t *throttle, budget Budget, files *int) error {
 	if err := s.failed(); err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (s *store) reclaim(w *worker, budget Budget, files *int) error {
 	if !room() {
 		return nil
 	}
-	if err := s.merge(w); err != nil {
+	if err := s.merge(t); err != nil {
 		return err
 	}
 	for idle := 0; idle < gcAttempts && room(); {
@@ -160,18 +160,18 @@ func (s *store) reclaim(w *worker, budget Budget, files *int) error {
 			return nil
 		}
 		if c.active {
-			err = w.do(func() error { return s.rotateValueLog(w.ctx, c.fid) })
+			err = t.do(func() error { return s.rotateValueLog(t.ctx, c.fid) })
 			if err != nil {
 				return fmt.Errorf("backend: reclaim: next value log: %w", err)
 			}
 			// The fillers are dead, which badger learns in a merge.
-			if err := s.merge(w); err != nil {
+			if err := s.merge(t); err != nil {
 				return err
 			}
 			continue
 		}
 		done := false
-		err = w.do(func() (err error) {
+		err = t.do(func() (err error) {
 			done, err = s.collect(c)
 			return err
 		})
@@ -189,14 +189,14 @@ func (s *store) reclaim(w *worker, budget Budget, files *int) error {
 }
 
 // merge flushes the memtable and merges all tables into one level.
-func (s *store) merge(w *worker) error {
+func (s *store) merge(t *throttle) error {
 	// Badger does not merge the only table of a store. The second round writes another
 	// one.
 	for range 2 {
-		if err := w.do(func() error { return s.flush(w.ctx) }); err != nil {
+		if err := t.do(func() error { return s.flush(t.ctx) }); err != nil {
 			return fmt.Errorf("backend: reclaim: flush: %w", err)
 		}
-		if err := w.do(func() error { return s.merger.flatten() }); err != nil {
+		if err := t.do(func() error { return s.merger.flatten() }); err != nil {
 			return fmt.Errorf("backend: reclaim: merge: %w", err)
 		}
 		if s.db.Levels()[0].NumTables == 0 {
@@ -310,7 +310,7 @@ func (s *store) flush(ctx context.Context) error {
 			return err
 		}
 		if highest(now) > last {
-			return s.settle(ctx, last)
+			return s.waitMerged(ctx, last)
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -347,11 +347,12 @@ func fillerKey(i int) []byte {
 	return []byte(fmt.Sprintf("%c%08d%s", prefixFiller, i, strings.Repeat("-", fillerKeyLen-9)))
 }
 
-// settle waits until the memtables up to the given one are flushed and their tables merged.
-func (s *store) settle(ctx context.Context, last uint32) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, settleLimit, errors.New("badger does not finish flushing and merging"))
+// waitMerged waits until the memtables up to the given one are flushed and their tables are
+// merged.
+func (s *store) waitMerged(ctx context.Context, last uint32) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, mergeWaitLimit, errors.New("badger does not finish flushing and merging"))
 	defer cancel()
-	tick := time.NewTicker(settlePoll)
+	tick := time.NewTicker(mergeWaitPoll)
 	defer tick.Stop()
 	for {
 		logs, err := numbered(s.cfg.Dir, memLogExt)
@@ -433,34 +434,34 @@ func (s *store) valueLogGarbage() uint64 {
 	return blocks - min(blocks, s.table.cat.packs.bytes)
 }
 
-// worker runs steps and pauses, so that it works for a share of the time.
-type worker struct {
+// throttle runs steps and pauses, so that it works for a share of the time.
+type throttle struct {
 	ctx    context.Context
 	duty   float64       // the share
 	worked time.Duration // sum of the steps
 }
 
 // do runs one step, and then pauses in proportion to how long it took.
-func (w *worker) do(fn func() error) error {
-	if err := w.ctx.Err(); err != nil {
+func (t *throttle) do(fn func() error) error {
+	if err := t.ctx.Err(); err != nil {
 		return err
 	}
 	begin := time.Now()
 	err := fn()
 	took := time.Since(begin)
-	w.worked += took
+	t.worked += took
 	if err != nil {
 		return err
 	}
-	pause := min(time.Duration(float64(took)*(1-w.duty)/w.duty), maxPause)
+	pause := min(time.Duration(float64(took)*(1-t.duty)/t.duty), maxPause)
 	if pause <= 0 {
-		return w.ctx.Err()
+		return t.ctx.Err()
 	}
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
-	case <-w.ctx.Done():
-		return w.ctx.Err()
+	case <-t.ctx.Done():
+		return t.ctx.Err()
 	case <-timer.C:
 		return nil
 	}

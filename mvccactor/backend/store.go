@@ -51,9 +51,9 @@ type store struct {
 	bridge *logBridge
 	table  *table
 
-	// life is held for reading during every call, and for writing by Close.
-	life   sync.RWMutex
-	closed bool // set by Close; guarded by life
+	// callsLock is held for reading during every call, and for writing by Close.
+	callsLock sync.RWMutex
+	closed    bool // set by Close; guarded by callsLock
 	// closing is cancelled by Close, through close. It ends a Reclaim.
 	closing context.Context
 	close   context.CancelFunc
@@ -106,7 +106,7 @@ func Open(cfg Config) (Store, error) {
 			cfg.PackBytes = max(cfg.PackBytes, int64(m.size))
 		}
 	}
-	cfg.holdPacks(cfg.PackBytes)
+	cfg.fitPacks(cfg.PackBytes)
 	s.cfg = cfg
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.bridge = &logBridge{log: cfg.Logger, fail: s.fail}
@@ -271,15 +271,15 @@ func (s *store) failed() error {
 // enter begins a call. It returns ErrClosed if the store is closed. Otherwise the caller must
 // call leave.
 func (s *store) enter() error {
-	s.life.RLock()
+	s.callsLock.RLock()
 	if s.closed {
-		s.life.RUnlock()
+		s.callsLock.RUnlock()
 		return ErrClosed
 	}
 	return nil
 }
 
-func (s *store) leave() { s.life.RUnlock() }
+func (s *store) leave() { s.callsLock.RUnlock() }
 
 // Commit implements Store.
 func (s *store) Commit(b Batch) error {
@@ -371,7 +371,7 @@ func (s *store) fill(txn *badger.Txn, st step) (change, error) {
 		}
 	}
 	for _, id := range st.Delete {
-		if !s.table.want(id).has {
+		if !s.table.expect(id).has {
 			continue
 		}
 		c.packs[id] = nil
@@ -463,12 +463,12 @@ func (s *store) load(id PackID, buf []byte) ([]byte, error) {
 	key := packKey(id)
 	r := s.reader()
 	for attempt := 1; ; attempt++ {
-		before := s.table.want(id)
+		before := s.table.expect(id)
 		if !before.exists() {
 			return nil, &CorruptError{Pack: id, Reason: "pack is not in the catalogue"}
 		}
 		value, m, err := r.read(key, buf)
-		after := s.table.want(id)
+		after := s.table.expect(id)
 		if err == nil && (before.accepts(m) || after.accepts(m)) {
 			if s.touch(len(value)) {
 				s.releaseRead()
@@ -544,7 +544,7 @@ func (s *store) scanOne(id PackID, buf []byte) (value []byte, ok bool, err error
 	}
 	defer s.leave()
 	value, err = s.load(id, buf)
-	if err != nil && !s.table.want(id).exists() {
+	if err != nil && !s.table.expect(id).exists() {
 		return nil, false, nil
 	}
 	return value, err == nil, err
@@ -569,8 +569,8 @@ func (s *store) Sizes() Sizes {
 // Close implements Store. It returns ErrClosed if the store is closed already.
 func (s *store) Close() error {
 	s.close()
-	s.life.Lock()
-	defer s.life.Unlock()
+	s.callsLock.Lock()
+	defer s.callsLock.Unlock()
 	if s.closed {
 		return ErrClosed
 	}
@@ -675,16 +675,16 @@ func (r *reader) retry(key []byte) (value []byte, m meta, err error) {
 
 // corrupt returns the error for a pack that could not be read, with the file that holds it.
 func (r *reader) corrupt(id PackID, cause error) *CorruptError {
-	file, reason := r.culprit(cause)
+	file, reason := r.diagnose(cause)
 	if file == "" {
 		file = r.locate(packKey(id))
 	}
 	return &CorruptError{Pack: id, File: file, Reason: reason}
 }
 
-// culprit returns the reason of a failed read, and the value log that caused it if that is
+// diagnose returns the reason of a failed read, and the value log that caused it if that is
 // missing.
-func (r *reader) culprit(cause error) (file, reason string) {
+func (r *reader) diagnose(cause error) (file, reason string) {
 	if r.missing != nil && errors.Is(cause, errUnreadable) {
 		if fid, ok := r.missing.take(); ok {
 			return filepath.Base(valueLogPath(r.dir, fid)), "value log is missing"
@@ -726,7 +726,7 @@ func (r *reader) rebuild(t *table, onState func(Entry) error, onPack func(PackID
 			return bad
 		}
 		if bad != nil {
-			file, reason := r.culprit(bad)
+			file, reason := r.diagnose(bad)
 			return &CorruptError{File: file, Reason: fmt.Sprintf("state %q: %s", name, reason)}
 		}
 		t.names[name] = m

@@ -31,35 +31,35 @@ func newTable() *table {
 	return &table{packs: make(map[PackID]meta), names: make(map[string]meta)}
 }
 
-// wanted lists the values that a read of a pack may return.
-type wanted struct {
+// expected lists the values that a read of a pack may return.
+type expected struct {
 	has     bool // the pack is in the table, with the value now
 	now     meta
 	pending bool // the transaction in progress changes the pack, to the value then
 	then    meta
-	gone    bool // that change is a deletion
+	deleted bool // that change is a deletion
 }
 
 // accepts reports whether a read may return the value m.
-func (w wanted) accepts(m meta) bool {
-	return w.has && m == w.now || w.pending && !w.gone && m == w.then
+func (e expected) accepts(m meta) bool {
+	return e.has && m == e.now || e.pending && !e.deleted && m == e.then
 }
 
 // exists reports whether the pack may exist.
-func (w wanted) exists() bool { return w.has || w.pending && !w.gone }
+func (e expected) exists() bool { return e.has || e.pending && !e.deleted }
 
-// want returns the values that a read of a pack may return now.
-func (t *table) want(id PackID) (w wanted) {
+// expect returns the values that a read of a pack may return now.
+func (t *table) expect(id PackID) (e expected) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	w.now, w.has = t.packs[id]
+	e.now, e.has = t.packs[id]
 	if m, ok := t.next[id]; ok {
-		w.pending, w.gone = true, m == nil
+		e.pending, e.deleted = true, m == nil
 		if m != nil {
-			w.then = *m
+			e.then = *m
 		}
 	}
-	return w
+	return e
 }
 
 // change is the effect of one transaction. A nil meta is a deletion.

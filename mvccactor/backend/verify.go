@@ -166,11 +166,11 @@ type place struct {
 
 // badRecord is a record that fails its check.
 type badRecord struct {
-	fid    uint32
-	offset int64
-	pack   PackID // zero if it cannot be read
-	reason string
-	told   bool // reported as a problem of its pack
+	fid      uint32
+	offset   int64
+	pack     PackID // zero if it cannot be read
+	reason   string
+	reported bool // as a problem of its pack
 }
 
 func (v *verifier) run() error {
@@ -204,7 +204,7 @@ func (v *verifier) run() error {
 	// Bad records of dead values matter too, because Reclaim stops at them. In the last
 	// log a bad record without live values after it was left by a crash.
 	for _, b := range v.bad {
-		if !b.told && b.fid != highest(fids) {
+		if !b.reported && b.fid != highest(fids) {
 			v.problem(Problem{File: valueLogName(b.fid), Offset: b.offset, Pack: b.pack, Reason: b.reason})
 		}
 	}
@@ -279,12 +279,12 @@ func (v *verifier) valueLog(fid uint32) error {
 	if err != nil || end.clean {
 		return err
 	}
-	return v.behind(path, fid, end.valid)
+	return v.readOn(path, fid, end.valid)
 }
 
-// behind notes the bad record at an offset and reads the records after it, as long as lengths
+// readOn notes the bad record at an offset and reads the records after it, as long as lengths
 // lead from one record to the next.
-func (v *verifier) behind(path string, fid uint32, at int64) error {
+func (v *verifier) readOn(path string, fid uint32, at int64) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -408,7 +408,7 @@ func (v *verifier) damagedPack(id PackID, size uint32, damage error) {
 			p.File, p.Reason = valueLogName(fid), "file is missing"
 		} else if b := v.badRecordOf(id); b != nil {
 			p.File, p.Offset, p.Reason = valueLogName(b.fid), b.offset, b.reason
-			b.told = true
+			b.reported = true
 		}
 	}
 	v.problem(p)
