@@ -3,7 +3,6 @@ package walactor_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/rs/zerolog"
@@ -16,12 +15,6 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
 )
-
-// observer counts nothing.
-type observer struct{}
-
-func (observer) Write(time.Duration, int) {}
-func (observer) Fsync(time.Duration)      {}
 
 // peers prints the messages to other members.
 type peers struct{}
@@ -58,7 +51,7 @@ func Example() {
 	stage := walactor.New(walactor.Config{
 		Epoch: 1, Member: 1, Log: log, Limit: limit, Raft: raft.Mailbox, Peers: peers{},
 		Disk: new(walactor.Disk), Timeline: actors.NewTimeline(),
-		Fatal: func(err error) { panic(err) }, Observe: observer{},
+		Fatal: func(err error) { panic(err) }, Metrics: walactor.NewMetrics(nil),
 	})
 	system := actors.NewSystem(zerolog.Nop())
 	for _, s := range []actors.Stage{raft, stage} {
