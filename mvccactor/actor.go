@@ -20,6 +20,22 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
+// How an entry takes effect, in the order of the data:
+//
+//	Execute      the entries of a batch change the store, one after another. Their
+//	             results, lease changes and configuration changes are collected
+//	publish      at the end of the batch, one view with all of them becomes visible
+//	finish       leaseactor gets the lease changes, then the callers their results, then
+//	             raft the applied index
+//	persist      everything that changed since the last Persist goes to the persister.
+//	             Normally one Persist is unanswered at a time
+//	Persisted    the packs are durable: the cache may evict them, and the compactor may
+//	             have their dead records reclaimed
+//
+// A compaction only moves the compact revision. CompactStep then marks the superseded
+// versions dead, a bounded number per message, so that requests are executed between
+// steps. Reclaim removes dead records from a pack, which goes to the persister as well.
+
 // Lanes of mvcc's mailbox.
 const (
 	mvccControl = iota
@@ -27,25 +43,25 @@ const (
 	mvccReclaim
 )
 
-// ExecuteLane is where applyactor posts to.
+// ExecuteLane is the lane that applyactor posts Execute to.
 const ExecuteLane = mvccExecute
 
 const (
-	// compactStep is how many entries one CompactStep cuts: about a tenth of a
-	// millisecond, so that requests between steps do not notice.
+	// compactStep bounds the versions that one CompactStep visits, and so how long
+	// requests wait for it.
 	compactStep = 256
-	// persistBytes is how much may change before the persister is told although
-	// it has not answered the last message yet.
+	// persistBytes is how many bytes may change before a Persist is sent while another
+	// one is unanswered.
 	persistBytes = 1 << 20
-	// entryOverhead is what an entry takes in the log beside its data, in bytes: a
-	// batch of its own, padded.
+	// entryOverhead is how many bytes an entry takes in the log beside its data: a
+	// padded batch of its own.
 	entryOverhead = 256
 )
 
 var (
 	controlLimit = actors.Limit{Requests: 256, Bytes: 1 << 20}
-	// reclaimLimit: packs on their way from the compactor, one under work and
-	// one ready. A pack is as large as the largest record.
+	// reclaimLimit bounds the packs posted by the compactor: one in work and one
+	// ready. A pack can be as large as the largest record.
 	reclaimLimit = actors.Limit{Requests: 2, Bytes: 1 << 30}
 )
 
@@ -58,21 +74,21 @@ type Config struct {
 	Persister *actors.Mailbox
 	Raft      *actors.Mailbox
 	RaftLane  int
-	// Deliver answers the callers of a batch. The second argument has the ranges of
-	// its transactions that are still to be read, by result; nil if there are none.
-	// Who gets an answer reads or releases them.
+	// Deliver passes the results of a batch to its callers. The second argument has,
+	// by result, the ranges of its transactions that are still to be read; nil if
+	// there are none. IMPORTANT: the receiver must read or release each of them.
 	Deliver func(*raftmsg.ResultBatch, []*mvcc.TxnRanges)
-	// Awaited reports whether anybody waits for the results of a batch.
+	// Awaited reports whether a caller waits for the results of a batch.
 	Awaited func(batchID uint64) bool
-	// Lease is told what becomes of leases, in LeaseLane. It may be nil.
+	// Lease receives Changed in LeaseLane; nil for no receiver.
 	Lease     *actors.Mailbox
 	LeaseLane int
 	Compacted *Compacted
-	// ReplayedTo is the last index that was in the log at boot: what a
-	// compaction up to there hashed to is not of interest any more.
+	// ReplayedTo is the last index in the log at boot. Compactions up to it were made
+	// in an earlier incarnation, and their hashes are not computed again.
 	ReplayedTo uint64
-	// Hash wakes whoever takes the hashes that compactions ask for; it then
-	// calls Continue.
+	// Hash wakes the loop that computes the hashes that compactions scheduled. The
+	// loop then calls Continue.
 	Hash     func()
 	Timeline *actors.Timeline
 	Metrics  *Metrics
@@ -80,7 +96,8 @@ type Config struct {
 	Faults   *actors.Faults
 }
 
-// State is what the view says beside the keyspace, and what is written with it.
+// State is the replicated state beside the keyspace. It is published and persisted with
+// the keyspace.
 type State struct {
 	ClusterID, MemberID       uint64
 	AppliedIndex, AppliedTerm uint64
@@ -88,17 +105,18 @@ type State struct {
 	Cluster                   *mvccmsg.Cluster
 }
 
-// Compacted tells waiters how far superseded versions have been cut.
+// Compacted notifies waiters when the steps of a compaction are done.
 type Compacted struct {
 	mu       sync.Mutex
-	revision int64
-	changed  chan struct{} // closed when revision grows
+	revision int64         // compact revision whose steps are done; it only grows
+	changed  chan struct{} // closed and replaced when revision grows
 }
 
-// NewCompacted returns one at revision 0.
+// NewCompacted returns a Compacted at revision 0.
 func NewCompacted() *Compacted { return &Compacted{changed: make(chan struct{})} }
 
-// Await returns when everything below a compacted revision is cut.
+// Await waits until all versions that a compaction at revision superseded are marked
+// dead. Error: that of ctx.
 func (c *Compacted) Await(ctx context.Context, revision int64) error {
 	for {
 		c.mu.Lock()
@@ -130,35 +148,45 @@ type Actor struct {
 	cfg    Config
 	box    *actors.Mailbox
 	store  *mvcc.Store
-	state  State
-	ctx    context.Context // ends when the actor is told to stop
+	state  State           // as of the last executed entry
+	ctx    context.Context // cancelled when the stage stops; ends waits for mailboxes
 	cancel context.CancelFunc
 
-	hashing       bool // a compaction in this batch asked for its hash
-	cleaned       bool // records were cut or reclaimed since the last view
-	compacting    bool // a CompactStep is on its way
-	compactStart  int64
-	compactLogged int64 // the last revision whose compaction was logged
-	compactDrops  int64 // what the store had dropped by then
-	unpersisted   int   // bytes since the last Persist, in the store or in the log
-	dirty         bool  // something changed since the last Persist
-	persistsUnder int   // Persists not answered
+	// Compaction. compacting is set while a CompactStep is queued; the last step, or
+	// one that a pin holds back, clears it. compactLogged is the last revision whose
+	// compaction was logged, and compactDrops is store.Dropped at that time.
+	compacting    bool
+	compactStart  int64 // when compacting was set, as actors.Now
+	compactLogged int64
+	compactDrops  int64
+	hashing       bool // a compaction in this batch scheduled its hash
+	cleaned       bool // versions were marked dead or reclaimed since the last view
 
-	persists int64 // what TakeDirty returned and the store has: Open's own and Persists answered
+	// What the next Persist carries. unpersisted counts bytes changed since the last
+	// one: those in the store or those in the log, whichever are more. dirty is set
+	// with any change and cleared by persist.
+	unpersisted int
+	dirty       bool
+	// persistsUnder counts unanswered Persists. persists counts the calls of TakeDirty
+	// whose result is durable: that of Open, and one per answered Persist.
+	persistsUnder int
+	persists      int64
 
+	// Collected by execute for finish, which empties them. undelivered has the ranges
+	// of results; if the actor stops before they are delivered, it releases them.
 	results     []outcome
-	undelivered []*mvcc.TxnRanges // of results, to be released if nobody gets them
+	undelivered []*mvcc.TxnRanges
 	changes     []*raftpb.ConfChangeV2
 	leases      []*leasemsg.Change
 }
 
-// outcome is what became of a batch of requests.
+// outcome is the outcome of a batch of requests.
 type outcome struct {
 	batch  *raftmsg.ResultBatch
 	ranges []*mvcc.TxnRanges // by result; nil if there are none
 }
 
-// New returns the stage.
+// New returns the stage of mvcc.
 func New(cfg Config) actors.Stage {
 	a := &Actor{cfg: cfg, store: cfg.Store, state: cfg.State, persists: cfg.Store.Taken()}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
@@ -174,12 +202,14 @@ func New(cfg Config) actors.Stage {
 	return actors.Stage{Name: actors.CoreMVCC, Actor: a, Mailbox: a.box, Cancel: a.cancel}
 }
 
-// PostReclaim hands a pack with dead records to mvcc, waiting for room.
+// PostReclaim posts a pack with dead records to mvcc, waiting while the lane is full.
 func PostReclaim(ctx context.Context, box *actors.Mailbox, m *mvccmsg.Reclaim) error {
 	return box.Post(ctx, mvccReclaim, m, actors.Cost{Requests: 1, Bytes: len(m.Value)})
 }
 
-// Continue tells mvcc that forgetting may go on where a pin held it back.
+// Continue resumes a compaction that a pin held back. It is called after a pin moved or
+// was released. Errors: actors.ErrFull, actors.ErrClosed; the next applied entry resumes
+// the compaction as well.
 func Continue(box *actors.Mailbox, epoch uint64) error {
 	return box.TryPost(mvccControl, &mvccmsg.CompactStep{Epoch: epoch, Nudge: true}, actors.Cost{Requests: 1})
 }
@@ -219,14 +249,14 @@ func (a *Actor) batch(b *actors.Batch) {
 		a.finish(b)
 	}
 	if a.cleaned {
-		a.publish() // of an idle member too, for the compactor and for dashboards
+		a.publish() // without an entry too: the compactor and dashboards read its sizes
 	}
 	if a.dirty && (a.persistsUnder == 0 || a.unpersisted >= persistBytes) {
 		a.persist()
 	}
 }
 
-// finish makes the executed entries visible, then known.
+// finish publishes the executed entries, and then sends their outcome.
 func (a *Actor) finish(b *actors.Batch) {
 	a.cfg.Faults.Point(actors.CoreMVCC, "publish")
 	a.publish()
@@ -301,8 +331,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	a.dirty = true
 	before := a.store.Appended()
 	defer func() {
-		// The log keeps the entry until the store has what it did, however little
-		// that is.
+		// Even an entry that changes little occupies the log until it is persisted.
 		a.unpersisted += int(max(a.store.Appended()-before, e.Bytes+entryOverhead))
 	}()
 	if e.BatchId == 0 {
@@ -327,16 +356,16 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 			now := actors.Now()
 			a.cfg.Metrics.executed(kind, results[i].Code == raftmsg.Code_OK, bytes, time.Duration(now-start))
 			start = now
-			a.cfg.Faults.Point(actors.CoreMVCC, "head") // of the key's chain has moved
+			a.cfg.Faults.Point(actors.CoreMVCC, "head") // the head of the key's chain changed
 		}
 		out.Results[i].Revision = a.store.Revision()
 	}
 	a.results = append(a.results, outcome{out, ranges})
 }
 
-// request executes one request and fills in its result. It returns the kind of
-// the request, of a put the bytes of key and value, and of an awaited transaction
-// the ranges that are still to be read.
+// request executes one request and sets its result. It returns the kind of the request,
+// the bytes of the keys and values it puts, and the ranges of an awaited transaction that
+// are still to be read.
 func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool) (kind operation, bytes int, ranges *mvcc.TxnRanges) {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
@@ -415,7 +444,7 @@ func resultCode(err error) raftmsg.Code {
 	panic(err)
 }
 
-// startCompacting begins to cut what the compact revision leaves behind.
+// startCompacting posts the first CompactStep, if there are versions to visit.
 func (a *Actor) startCompacting() {
 	if a.store.CompactDone() {
 		rev := a.store.CompactRevision()
@@ -427,8 +456,8 @@ func (a *Actor) startCompacting() {
 	a.nextStep()
 }
 
-// logCompaction writes a line, in etcd's words, when nothing below a revision is
-// left in the index, once for each revision.
+// logCompaction logs, in etcd's words, that the steps of a compaction are done; once for
+// each revision.
 func (a *Actor) logCompaction(rev int64, took time.Duration) {
 	if rev <= a.compactLogged {
 		return
@@ -470,7 +499,7 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 	case cut:
 		a.nextStep()
 	default:
-		a.compacting = false // a pin holds it; the next applied entry goes on
+		a.compacting = false // a pin holds it back; the next applied entry resumes it
 	}
 }
 
@@ -484,7 +513,7 @@ func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
 	}
 	a.cfg.Metrics.reclaimStep.Observe(milliseconds(time.Duration(actors.Now() - start)))
 	a.dirty, a.cleaned = true, true
-	a.unpersisted += len(m.Value) // at most what is kept of it
+	a.unpersisted += len(m.Value) // an upper bound: fewer records are left
 }
 
 func (a *Actor) persisted(m *mvccmsg.Persisted) {
@@ -496,7 +525,7 @@ func (a *Actor) persisted(m *mvccmsg.Persisted) {
 	a.store.Durable(m.Revision, a.persists)
 }
 
-// persist hands what changed to the persister.
+// persist sends everything that changed since the last Persist to the persister.
 func (a *Actor) persist() {
 	appended, reclaimed := a.store.TakeDirty()
 	m := &mvccmsg.Persist{
@@ -512,6 +541,6 @@ func (a *Actor) persist() {
 	m.Bytes = int64(min(a.unpersisted+leaseSize(m.Leases), PersistBytesMax))
 	a.persistsUnder++
 	a.unpersisted, a.dirty = 0, false
-	// The store below is slow: hold back.
+	// This waits while the persister's mailbox is full, because the store is slow.
 	a.cfg.Persister.MustPostWait(a.ctx, persisterPersist, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
 }

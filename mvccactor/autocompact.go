@@ -2,24 +2,23 @@ package mvccactor
 
 import "time"
 
-// AutoCompact decides when to compact, and to which revision. It is told time
-// and revision by its caller and keeps no clock.
+// AutoCompact decides when to compact, and at which revision. It has no clock: its caller
+// passes the time.
 type AutoCompact interface {
-	// Look returns the revision to compact at, 0 for none.
+	// Look returns the revision to compact at, 0 for none. revision is the current one.
 	Look(now time.Time, revision int64) int64
-	// Done tells that the last answer was carried out.
+	// Done is called when a compaction at the revision that Look returned last has
+	// succeeded.
 	Done(now time.Time)
-	// Every is how often to look.
+	// Every is the interval at which Look must be called.
 	Every() time.Duration
 }
 
 const (
-	// revisionInterval is how often the mode that keeps a number of revisions
-	// compacts, as in etcd.
+	// revisionInterval is the interval between compactions of KeepRevisions, as in etcd.
 	revisionInterval = 5 * time.Minute
-	// periodMax is the longest time between two compactions of the mode that
-	// keeps a period, and samplesPerPeriod how often it notes the revision
-	// between two, as in etcd.
+	// periodMax is the longest interval between compactions of KeepPeriod, and
+	// samplesPerPeriod how many revisions it samples in an interval, as in etcd.
 	periodMax        = time.Hour
 	samplesPerPeriod = 10
 )
@@ -27,7 +26,11 @@ const (
 // KeepRevisions compacts all but the newest n revisions, every five minutes.
 func KeepRevisions(n int64) AutoCompact { return &keepRevisions{keep: n} }
 
-type keepRevisions struct{ keep, asked, last int64 }
+type keepRevisions struct {
+	keep  int64 // number of revisions
+	asked int64 // computed by the last Look
+	last  int64 // revision of the last compaction
+}
 
 func (k *keepRevisions) Every() time.Duration { return revisionInterval }
 
@@ -40,16 +43,16 @@ func (k *keepRevisions) Look(_ time.Time, revision int64) int64 {
 
 func (k *keepRevisions) Done(time.Time) { k.last = k.asked }
 
-// KeepPeriod compacts all revisions older than a period: first when the period
-// is over, then every period but at least every hour.
+// KeepPeriod compacts all revisions older than a period: first when the period has
+// passed, then once per period but at least once per hour.
 func KeepPeriod(period time.Duration) AutoCompact { return &keepPeriod{period: period, wait: period} }
 
 type keepPeriod struct {
 	period  time.Duration
-	samples []int64 // revisions, oldest first, one per look
-	since   time.Time
+	samples []int64       // current revisions at the last calls of Look, oldest first
+	since   time.Time     // of the last compaction, or the first Look
 	wait    time.Duration // from since to the next compaction
-	last    int64
+	last    int64         // revision of the last compaction
 }
 
 func (k *keepPeriod) Every() time.Duration { return k.interval() / samplesPerPeriod }

@@ -15,19 +15,30 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
+// How the space of dead records is reclaimed, in the order of the data:
+//
+//	look     runs every reclaimInterval if due. It does the next two
+//	packs    reads the packs with the largest dead share from the store, and posts each
+//	         to mvcc as Reclaim
+//	Reclaim  mvcc removes the dead records, and the persister writes the smaller pack.
+//	         The bytes of the old one are garbage in the store's files
+//	files    has the store rewrite the files with the most garbage
+//
+// A client's defragmentation does the same without a limit: Compactor.Reclaim.
+
 const (
-	// reclaimInterval is how often the compactor looks for work.
+	// reclaimInterval is the interval at which the compactor looks for work.
 	reclaimInterval = 100 * time.Millisecond
-	// reclaimTime is how long it rewrites packs at each look: a fifth of a core
-	// at most, mvcc's share included.
+	// reclaimTime bounds the time for packs in each interval, mvcc's share included: a
+	// fifth of a core.
 	reclaimTime = 20 * time.Millisecond
-	// reclaimPacks bounds the packs listed at each look.
+	// reclaimPacks bounds the packs listed in each interval.
 	reclaimPacks = 256
-	// garbageShare is the share of stored bytes that may stay dead: rewriting
-	// packs with less would cost more than it gives.
+	// garbageShare is the share of the stored bytes that may stay dead. To rewrite
+	// packs with less would cost more than it reclaims.
 	garbageShare = 0.1
-	// fileShare is the share of the store's files that may be garbage before
-	// they are rewritten, and fileMin what it is worth to begin for.
+	// fileShare is the share of the store's files that may be garbage before they are
+	// rewritten, and fileMin the least garbage for which a round is started.
 	fileShare = 0.15
 	fileMin   = 32 << 20 // bytes
 	// fileInterval is the least time between two rounds over the files.
@@ -37,35 +48,38 @@ const (
 // CompactorConfig is what the compactor needs.
 type CompactorConfig struct {
 	Published *mvcc.Published
-	// Core returns the epoch, mvcc's mailbox and the store of the core that runs
-	// now; ok is false while it reboots.
+	// Core returns the epoch, mvcc's mailbox and the store of the current incarnation
+	// of the core; ok is false while the core reboots.
 	Core func() (epoch uint64, mvcc *actors.Mailbox, store backend.Store, ok bool)
-	// Room tells whether the disk has room for so many bytes more. Nil is always.
+	// Room reports whether the disk has room for so many bytes more. Nil means that
+	// there is always room.
 	Room func(bytes int64) bool
-	// Corrupt is told of damage that was come by. It must not block.
+	// Corrupt is called when the compactor finds corruption. It must not block.
 	Corrupt func(error)
 	Logger  zerolog.Logger
 }
 
-// Compactor gives back what dead records occupy: first in packs, then on disk.
+// Compactor reclaims what dead records occupy: first in packs, then on disk.
 type Compactor struct {
 	cfg CompactorConfig
 
-	mu   sync.Mutex // one at a time: the loop, or a Reclaim
-	last time.Time  // of the loop's last round over the files; guarded by mu
+	mu   sync.Mutex // held by whichever reclaims: the loop, or Reclaim
+	last time.Time  // end of the loop's last round over the files; guarded by mu
 
-	// What due knows. filesAt is when the next round over the files is due, as
-	// actors.Now; futile is the state in which no pack was worth rewriting, so
-	// that an idle store is not searched again and again.
+	// What due reads. filesAt is when the next round over the files is due, as
+	// actors.Now; files sets it. futile is the last state in which no pack had dead
+	// records to reclaim; packs sets it, so that the packs of an idle store are not
+	// listed again and again.
 	filesAt atomic.Int64
 	futile  atomic.Pointer[compactorState]
 
-	// hurry ends what the loop is doing, because a Reclaim waits.
+	// hurry cancels the current or last look. Reclaim calls it, so that it need not
+	// wait for the loop.
 	hurry atomic.Pointer[context.CancelFunc]
 }
 
-// compactorState identifies what the compactor saw in a view. It does not hold on
-// to the view, which would keep what is replaced in memory.
+// compactorState identifies the state that the compactor saw in a view. It does not refer
+// to the view, which would keep superseded data in memory.
 type compactorState struct {
 	applied uint64
 	sizes   mvcc.Sizes
@@ -73,7 +87,7 @@ type compactorState struct {
 
 func stateOf(v *mvcc.View) compactorState { return compactorState{v.AppliedIndex, v.Sizes} }
 
-// NewCompactor returns a compactor.
+// NewCompactor returns a compactor that has reclaimed nothing yet.
 func NewCompactor(cfg CompactorConfig) *Compactor { return &Compactor{cfg: cfg} }
 
 // Stage returns the loop that runs the compactor.
@@ -85,7 +99,7 @@ func (c *Compactor) Stage(epoch uint64) actors.Stage {
 	})
 }
 
-// due reports whether look has anything to do. It may run beside look.
+// due reports whether look has anything to do. It may run concurrently with look.
 func (c *Compactor) due() bool {
 	if actors.Now() >= c.filesAt.Load() {
 		return true
@@ -98,14 +112,14 @@ func (c *Compactor) due() bool {
 	return futile == nil || *futile != stateOf(v)
 }
 
-// overShare reports that more than a share of what is stored is dead.
+// overShare reports whether more than a share of the stored bytes is dead.
 func overShare(v *mvcc.View, share float64) bool {
 	return float64(v.Sizes.Stored-v.Sizes.Live) > share*float64(v.Sizes.Stored)
 }
 
 func (c *Compactor) look(ctx context.Context) {
 	if !c.mu.TryLock() {
-		return // a Reclaim does more
+		return // Reclaim runs, and does more
 	}
 	defer c.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
@@ -125,7 +139,7 @@ func (c *Compactor) report(err error) {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, backend.ErrClosed), errors.Is(err, mvcc.ErrClosed),
 		errors.Is(err, actors.ErrClosed), errors.Is(err, backend.ErrBusy):
-		return // stopping, rebooting, or somebody else is at it
+		return // stopping, rebooting, or another Reclaim runs
 	case errors.As(err, &damage):
 		c.cfg.Corrupt(err)
 		return
@@ -133,8 +147,8 @@ func (c *Compactor) report(err error) {
 	c.cfg.Logger.Error().Err(err).Msg("failed to reclaim space")
 }
 
-// packs rewrites the packs with the largest share of dead records while more
-// than a share of all is dead, for some time at most.
+// packs has the packs with the largest dead share rewritten, for at most the time budget,
+// if more than share of the stored bytes is dead.
 func (c *Compactor) packs(ctx context.Context, share float64, budget time.Duration) error {
 	v := c.cfg.Published.View()
 	if v == nil || !overShare(v, share) {
@@ -142,7 +156,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 	}
 	epoch, box, store, ok := c.cfg.Core()
 	if !ok || !c.room() {
-		return nil // without room it would only fill the persister's mailbox
+		return nil // without room, rewritten packs would only fill the persister's mailbox
 	}
 	end := time.Now().Add(budget)
 	garbage := v.Garbage(reclaimPacks)
@@ -161,7 +175,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 			}
 			var damage *mvcc.CorruptError
 			if errors.As(err, &damage) {
-				c.cfg.Corrupt(err) // it stays as it is
+				c.cfg.Corrupt(err) // the pack is left as it is
 				continue
 			}
 			return err
@@ -176,10 +190,10 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 
 func (c *Compactor) room() bool { return c.cfg.Room == nil || c.cfg.Room(0) }
 
-// gone tells whether a pack was deleted since the view in which it was found.
+// gone reports whether a pack was deleted since it was listed.
 func (c *Compactor) gone(id mvcc.Revision) bool { return !c.cfg.Published.View().Holds(id) }
 
-// files gives dead space in the store's files back to the file system.
+// files has the store rewrite its files if enough of them is garbage.
 func (c *Compactor) files(ctx context.Context) error {
 	if time.Since(c.last) < fileInterval {
 		return nil
@@ -204,8 +218,9 @@ func (c *Compactor) files(ctx context.Context) error {
 	return nil
 }
 
-// Reclaim gives back everything that is dead, at full speed. It returns when it
-// is done. Several wait for each other.
+// Reclaim reclaims everything that is dead, without a limit of time, and returns when it is
+// done. Concurrent calls run one after another. Errors: that of ctx, and those of the
+// store and of mvcc's mailbox.
 func (c *Compactor) Reclaim(ctx context.Context) error {
 	if cancel := c.hurry.Load(); cancel != nil {
 		(*cancel)()
@@ -225,7 +240,7 @@ func (c *Compactor) Reclaim(ctx context.Context) error {
 			return err
 		}
 		if !c.advanced(ctx, before) {
-			break // what is left is in packs that are still open
+			break // the rest is in packs that are not settled yet
 		}
 	}
 	_, _, store, ok := c.cfg.Core()
@@ -237,15 +252,16 @@ func (c *Compactor) Reclaim(ctx context.Context) error {
 }
 
 const (
-	// minGarbage is what a full reclaim leaves: below it, a file is rewritten
-	// for next to nothing.
+	// minGarbage is the share of garbage that Reclaim leaves in a file: to rewrite the
+	// file for less would reclaim next to nothing.
 	minGarbage = 0.05
-	// advanceWait bounds the wait for mvcc to publish what reclaiming changed.
+	// advanceWait bounds the wait for mvcc to publish the reclaimed packs.
 	advanceWait = 2 * time.Second
 	advancePoll = 10 * time.Millisecond
 )
 
-// advanced waits for a view that stores less than before.
+// advanced waits for a view with fewer stored bytes than before, and reports whether it
+// came.
 func (c *Compactor) advanced(ctx context.Context, before int64) bool {
 	poll := time.NewTicker(advancePoll)
 	defer poll.Stop()

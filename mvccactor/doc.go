@@ -1,22 +1,21 @@
-// Package mvccactor executes requests on the keyspace and makes the outcome
-// visible and durable. Two actors share it: mvcc, the only writer of the
-// keyspace, and the persister, which writes packs to the store below and which
-// no client waits for. Two loops at the edge work for them: the compactor looks
-// for dead records and gives disk space back, the scrubber reads packs back and
-// looks for damage.
+// Package mvccactor executes requests on the keyspace, publishes the outcome and makes it
+// durable. It has two actors: mvcc, the only writer of the keyspace, and the persister,
+// which writes packs to the store. No client waits for the persister. Two loops at the
+// edge complete them: the compactor reclaims dead records and disk space, and the
+// scrubber reads packs back to find damage.
 //
 // # Hears
 //
-//	Execute      mvcc: entries, in log order
-//	Persisted    mvcc: what the store holds durably
-//	CompactStep  mvcc, from itself: cut more superseded versions
-//	Reclaim      mvcc: drop the dead records of a pack
-//	Persist      persister: packs and state to make durable, together
-//	Tick         persister: time passes
+//	Execute      mvcc: committed entries, in log order
+//	Persisted    mvcc: how much of the keyspace is durable
+//	CompactStep  mvcc, from itself: mark more superseded versions dead
+//	Reclaim      mvcc: remove the dead records of a pack
+//	Persist      persister: packs and state, to be made durable together
+//	Tick         persister: time to write what it has
 //
 // # Says
 //
-//	ResultBatch  to the callers, after the view that has the results
+//	ResultBatch  to the callers, after the view that contains the results
 //	Applied      to raft
 //	Changed      to leaseactor, after the view and before the results
 //	Persist      to the persister
@@ -26,11 +25,11 @@
 //
 // # Mailbox
 //
-//	mvcc       control: Credit; execute: Credit, what raft hands out;
-//	           reclaim: Credit, one pack at a time
-//	persister  Credit, held until durable: --mailbox-persister-bytes not yet in
-//	           the store; when full, mvcc takes no more. While the disk has no room
-//	           the persister writes nothing, and so fills up
+//	mvcc       control: Credit; execute: Credit, bounded by what raft sends;
+//	           reclaim: Credit, one pack in work and one ready
+//	persister  persist: Credit, held until durable: --mailbox-persister-bytes. While it
+//	           is full, mvcc waits. While the disk has no room the persister writes
+//	           nothing, so its mailbox fills up; ticks: Lossy
 //
 // # Supervision
 //
@@ -39,12 +38,14 @@
 //
 // # Invariants
 //
-//  1. A view is published before its results, and before raft hears of it.
-//  2. The store's applied index and its records move in one transaction.
-//  3. Nothing leaves memory before it is durable.
+//  1. A view is published before the results that it contains are sent, and before
+//     raft receives Applied.
+//  2. The store's applied index advances in the same transaction as the last of the
+//     records that it covers.
+//  3. Content is never evicted from memory before it is durable.
 //
 // # Blocks
 //
-//	mvcc while the persister is full, and for a moment while leaseactor is; the
-//	persister on the store.
+//	mvcc blocks while the persister's mailbox is full, and briefly while leaseactor's
+//	is. The persister blocks on the store.
 package mvccactor

@@ -11,14 +11,14 @@ import (
 )
 
 const (
-	// ChangedBytesMax is the largest weight of one Changed: the smallest limit
+	// ChangedBytesMax is the largest weight of one Changed, and so the smallest limit
 	// that leaseactor's mailbox may have for them.
 	ChangedBytesMax = 32 << 20
-	// changeBytes is about what a change of a lease takes in memory.
+	// changeBytes estimates the memory that a change of a lease takes.
 	changeBytes = 64
 
-	// leaseFlushBytes is how much of leases one commit holds: they have to fit one
-	// transaction of the store, whatever the number of leases.
+	// leaseFlushBytes bounds the leases of one commit, because all of them must be in
+	// the same transaction of the store.
 	leaseFlushBytes = 4 << 20
 )
 
@@ -31,7 +31,8 @@ func (a *Actor) grant(op *applymsg.Request_LeaseGrant, res *raftmsg.Result) {
 	}
 }
 
-// revoke ends leases, each in a revision of its own.
+// revoke revokes leases, each in its own revision. If they expired, those that the
+// proposing leader did not know are skipped.
 func (a *Actor) revoke(op *applymsg.LeaseRevoke, res *raftmsg.Result) {
 	if op.Expired && op.Term != a.state.AppliedTerm {
 		res.Code = raftmsg.Code_LEADER_CHANGED
@@ -64,8 +65,8 @@ func (a *Actor) checkpoint(op *applymsg.LeaseCheckpoint, res *raftmsg.Result) {
 	}
 }
 
-// known tells whether a lease is the one that a leader knew as of a raft index:
-// it may be gone, and its id in use again.
+// known reports whether the lease existed as of a raft index. If it did not, the leader
+// that proposed the change knew an earlier lease with the same id.
 func (a *Actor) known(id int64, asOf uint64) bool {
 	l, ok := a.store.Lease(id)
 	return ok && l.Granted <= asOf
@@ -77,8 +78,9 @@ func (a *Actor) leaseChanged(kind leasemsg.Kind, id, ttl int64) {
 	}
 }
 
-// tellLeases lets leaseactor know what became of leases. It comes after the view
-// and before the results: who hears of a lease can renew it.
+// tellLeases sends the collected lease changes to leaseactor. It runs after the view is
+// published and before the results are sent, so that a client can renew a lease as soon
+// as it is granted.
 func (a *Actor) tellLeases() {
 	if len(a.leases) == 0 {
 		return
@@ -86,7 +88,7 @@ func (a *Actor) tellLeases() {
 	m := &leasemsg.Changed{Epoch: a.cfg.Epoch, Index: a.state.AppliedIndex, Changes: a.leases}
 	cost := actors.Cost{Requests: 1, Bytes: min(changeBytes*len(a.leases), ChangedBytesMax)}
 	a.leases = nil
-	// leaseactor waits for nobody, so this wait is short.
+	// leaseactor never blocks, so this wait is short.
 	a.cfg.Lease.MustPostWait(a.ctx, a.cfg.LeaseLane, m, cost)
 }
 
@@ -98,17 +100,18 @@ func leaseSize(m *mvccmsg.StoredLeases) int {
 	return n
 }
 
-// leases gathers what is to be stored of leases in the next commit.
+// leases are the leases to store in the next commit. See mvcc/FORMAT.md for the log of
+// changes and the buckets.
 type leases struct {
-	log      uint64 // number of the last changes
-	changes  []byte
-	buckets  map[uint32][]byte
-	from, to uint64 // of the changes to delete
-	bytes    int
+	log      uint64            // number in the log of the last changes merged
+	changes  []byte            // all changes, in order
+	buckets  map[uint32][]byte // nil if there is nothing to store
+	from, to uint64            // numbers in the log to delete: from ≤ n < to
+	bytes    int               // of changes and buckets
 }
 
-// merge adds what came after: changes are joined under the last number, of a
-// bucket the last value counts.
+// merge adds a later message. Its changes are appended to those before and take over the
+// number in the log; its buckets replace earlier values of the same buckets.
 func (l *leases) merge(m *mvccmsg.StoredLeases) {
 	if m == nil {
 		return
@@ -127,7 +130,7 @@ func (l *leases) merge(m *mvccmsg.StoredLeases) {
 	l.bytes += leaseSize(m)
 }
 
-// addTo puts them into a batch.
+// addTo adds the leases to a batch.
 func (l *leases) addTo(b *backend.Batch) {
 	if l.buckets == nil {
 		return
@@ -140,7 +143,8 @@ func (l *leases) addTo(b *backend.Batch) {
 		}
 	}
 	b.Set = append(b.Set, backend.Entry{Key: mvcc.LeaseLogName(l.log), Value: l.changes})
-	// Those that were joined to later ones are not there, which is fine.
+	// Numbers whose changes were merged into later ones are not in the store. To unset
+	// them has no effect.
 	for n := l.from; n < l.to; n++ {
 		b.Unset = append(b.Unset, mvcc.LeaseLogName(n))
 	}

@@ -11,33 +11,41 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// OpenConfig says what to open.
+// A start rebuilds the keyspace from the store, in the order of the data:
+//
+//	leases    their buckets and changes, which precede the state by name
+//	state     checked, and refused if its format is newer or Check refuses it
+//	packs     in order; each is checked and its records are added to the index
+//	restored  versions that were compacted before are marked dead again
+//	clean     records above the durable revision, left by an unfinished commit, are
+//	          deleted from the store before the same revisions are written again
+
+// OpenConfig configures Open.
 type OpenConfig struct {
-	// Backend is how the store below is opened; its Visit functions are set
-	// here.
+	// Backend configures the store. Open sets its Visit functions.
 	Backend backend.Config
-	// OpenBackend opens it; backend.Open, or a twin in tests.
+	// OpenBackend opens the store: backend.Open, or a replacement in tests.
 	OpenBackend func(backend.Config) (backend.Store, error)
 	CacheBytes  int64
 	Published   *mvcc.Published
-	// Check, if set, may refuse the state of the store before anything in it is
-	// changed.
+	// Check, if set, may refuse the state of the store, before anything in the store
+	// is changed.
 	Check func(*mvccmsg.Durable) error
 	// Corrupt is mvcc.Config's.
 	Corrupt func(*mvcc.CorruptError)
 }
 
-// Opened is what was recovered.
+// Opened is a store and the keyspace recovered from it.
 type Opened struct {
 	Backend backend.Store
 	Store   *mvcc.Store
-	// Durable is nil in a new store.
+	// Durable is the state in the store; nil if the store is new.
 	Durable *mvccmsg.Durable
 }
 
-// Open opens the store below and rebuilds the index from its packs, in the same
-// pass that checks them. Errors that name a pack or a file are of type
-// *mvcc.CorruptError or *backend.CorruptError.
+// Open opens the store and rebuilds the index from its packs, in the same pass that
+// checks them. Errors that name a pack or a file are of type *mvcc.CorruptError or
+// *backend.CorruptError.
 func Open(cfg OpenConfig) (*Opened, error) {
 	o := new(Opened)
 	o.Store = mvcc.NewStore(mvcc.Config{
@@ -56,7 +64,7 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		}
 		o.Durable = new(mvccmsg.Durable)
 		if err := proto.Unmarshal(e.Value, o.Durable); err != nil {
-			return fmt.Errorf("mvccactor: state in the store: %w", err)
+			return fmt.Errorf("mvccactor: decode the state in the store: %w", err)
 		}
 		if o.Durable.Format > storeFormat {
 			return fmt.Errorf("mvccactor: the store has format %d, this version knows %d: %w",
@@ -65,7 +73,8 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		if err := checkRevisions(o.Durable); err != nil {
 			return err
 		}
-		// All of leases has come by: entries come in the order of their names.
+		// Entries are visited in the order of their names, and those of leases come
+		// before the state.
 		if err := leases.Finish(); err != nil || cfg.Check == nil {
 			return err
 		}
@@ -91,10 +100,10 @@ func Open(cfg OpenConfig) (*Opened, error) {
 	return o, nil
 }
 
-var errNoState = errors.New("mvccactor: the store has leases, but no state")
+var errNoState = errors.New("mvccactor: the store has leases but no state")
 
-// checkRevisions refuses revisions that no keyspace can have: what is restored by
-// them would be thrown away or compacted.
+// checkRevisions refuses revisions that no keyspace can have. Restoring with them would
+// discard or compact records that are valid.
 func checkRevisions(d *mvccmsg.Durable) error {
 	if d.Revision < 1 || d.CompactRevision < -1 || d.CompactRevision > d.Revision {
 		return fmt.Errorf("mvccactor: state in the store has revision %d and compact revision %d",
@@ -103,14 +112,14 @@ func checkRevisions(d *mvccmsg.Durable) error {
 	return nil
 }
 
-// clean removes what a commit that was cut off left above the durable revision,
+// clean deletes the records above the durable revision, which an unfinished commit left,
 // before the same revisions are written again.
 func (o *Opened) clean() error {
 	_, reclaimed := o.Store.TakeDirty()
 	for len(reclaimed) > 0 {
 		batch, n, _ := reclaimBatch(reclaimed)
 		if err := o.Backend.Commit(batch); err != nil {
-			return fmt.Errorf("mvccactor: clean up after an unfinished commit: %w", err)
+			return fmt.Errorf("mvccactor: delete the records of an unfinished commit: %w", err)
 		}
 		reclaimed = reclaimed[n:]
 	}
@@ -121,7 +130,8 @@ func (o *Opened) load(id mvcc.Revision) ([]byte, error) {
 	return loadPack(o.Backend, id)
 }
 
-// loadPack reads a pack from the store below, with the keyspace's errors.
+// loadPack reads a pack from the store. Errors: mvcc.ErrClosed, *mvcc.CorruptError, and
+// others as the store returns them.
 func loadPack(store backend.Store, id mvcc.Revision) ([]byte, error) {
 	value, err := store.Load(backend.PackID{Main: id.Main, Sub: id.Sub})
 	var damage *backend.CorruptError

@@ -15,6 +15,22 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
+// How changes become durable, in the order of the data:
+//
+//	Persist  keeps its weight in the mailbox until it is durable: this is what makes
+//	         mvcc wait for a slow store
+//	take     merges queued Persists: of a pack that is in several of them the last one
+//	         counts. It stops before the leases would exceed one transaction
+//	flush    runs at a tick, or at once when flushBytes are merged
+//	write    packs first, oldest first, in transactions of pieceBytes. The last one
+//	         also has the state and the leases, which cover all of these packs. Then
+//	         the reclaimed packs, in their order
+//	tell     answers mvcc and raft, and releases the weight
+//
+// If there is no room on the disk for a transaction, write stops there and the next tick
+// continues. A crash between transactions leaves packs above the state in the store; the
+// next start deletes them (Opened.clean).
+
 // Lanes of the persister's mailbox.
 const (
 	persisterPersist = iota
@@ -22,19 +38,19 @@ const (
 )
 
 const (
-	// flushInterval is how long changes gather before they are written: nobody
+	// flushInterval is how long changes are gathered before they are written. No client
 	// waits for them, and the tail pack is written once instead of many times.
 	flushInterval = 50 * time.Millisecond
-	// flushBytes is where they are written at once.
+	// flushBytes is how many gathered bytes are written without waiting for a tick.
 	flushBytes = 4 << 20
-	// PersistBytesMax is the largest weight of one Persist: the smallest
-	// limit that may be set for the mailbox.
+	// PersistBytesMax is the largest weight of one Persist, and so the smallest limit
+	// that the mailbox may have.
 	PersistBytesMax = 32 << 20
 
-	// storeFormat is the version of all that mvccactor writes to the store.
-	// Version 2 has leases.
+	// storeFormat is the version of everything that mvccactor writes to the store; see
+	// mvcc/FORMAT.md.
 	storeFormat = 2
-	// stateName is the name under which Durable is kept.
+	// stateName is the name of Durable in the store.
 	stateName = "state"
 )
 
@@ -47,9 +63,9 @@ type PersisterConfig struct {
 	RaftLane int
 	// Fatal ends the process. It is called when a commit failed.
 	Fatal func(error)
-	// Room tells whether the disk has room for a commit of so many bytes. While
-	// it has not, nothing more is written: the log keeps the entries. Nil is
-	// always.
+	// Room reports whether the disk has room for a commit of so many bytes. While it
+	// does not, the persister writes nothing, and the log keeps the entries. Nil means
+	// that there is always room.
 	Room func(bytes int) bool
 	// Watch runs during each commit. It may be nil.
 	Watch   *actors.Stopwatch
@@ -64,14 +80,17 @@ type Persister struct {
 	mvcc   *actors.Mailbox
 	ticker *actors.Ticker
 
-	waiting   []*mvccmsg.Persist // not merged yet, as many as the mailbox holds
+	waiting []*mvccmsg.Persist // received and not merged; bounded by the mailbox
+
+	// Merged and not yet answered. write removes packs and reclaimed as it commits
+	// them, and clears leases and sets stated when it commits durable.
 	packs     map[backend.PackID]*mvccmsg.Pack
-	reclaimed []*mvccmsg.Reclaimed
+	reclaimed []*mvccmsg.Reclaimed // in the order in which they must be committed
 	leases    leases
-	durable   *mvccmsg.Durable
-	stated    bool // durable is in the store
+	durable   *mvccmsg.Durable // of the last Persist merged
+	stated    bool             // durable is committed
 	messages  int
-	cost      actors.Cost
+	cost      actors.Cost // weight of the messages in the mailbox
 }
 
 // NewPersister returns the persister and its stage.
@@ -89,7 +108,8 @@ func NewPersister(cfg PersisterConfig) (*Persister, actors.Stage) {
 	return p, actors.Stage{Name: actors.CorePersister, Actor: p, Mailbox: p.box}
 }
 
-// Connect tells the persister whom to answer.
+// Connect sets the mailbox that the persister answers to. It must be called before the
+// stage is spawned.
 func (p *Persister) Connect(mvcc *actors.Mailbox) { p.mvcc = mvcc }
 
 // Receive implements actor.Actor.
@@ -102,8 +122,8 @@ func (p *Persister) Receive(ctx actor.Context) {
 	}
 }
 
-// batch merges what it hears. It writes when a tick says that enough time has
-// passed, or at once when there is much.
+// batch merges the Persists it receives. It writes at a tick, and without waiting for one
+// if there is much to write.
 func (p *Persister) batch(b *actors.Batch) {
 	due := false
 	for ; b.Done < len(b.Msgs); b.Done++ {
@@ -127,7 +147,7 @@ func (p *Persister) batch(b *actors.Batch) {
 	}
 }
 
-// take merges what waits, as far as its leases fit into one commit.
+// take merges waiting Persists as far as their leases fit into one transaction.
 func (p *Persister) take() {
 	for len(p.waiting) > 0 {
 		m := p.waiting[0]
@@ -154,8 +174,8 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 
 func packID(id *mvccmsg.PackID) backend.PackID { return backend.PackID{Main: id.Main, Sub: id.Sub} }
 
-// flush writes what was merged, and tells who waits for it, as long as there is
-// room; what is left waits for the next tick.
+// flush writes and answers what was merged, until nothing waits. If the disk has no room,
+// the rest waits for the next tick.
 func (p *Persister) flush() {
 	for p.messages > 0 && p.write() {
 		p.tell()
@@ -163,10 +183,11 @@ func (p *Persister) flush() {
 	}
 }
 
-// write does so in pieces. Packs go first, the last of them with the state that
-// covers them all: a start drops what lies above its state. Then what was
-// reclaimed: it rests on that state being durable, and each piece on those before
-// it. It is false when there was no room for a piece.
+// write commits what was merged, in several transactions. Packs come first, and the last
+// of them in the same transaction as the state that covers them all: a start deletes
+// records above its state. Reclaimed packs follow, because they depend on that state
+// being durable, and each transaction on those before it. It returns false if the disk
+// had no room for a transaction; a later call continues there.
 func (p *Persister) write() bool {
 	for !p.stated {
 		batch, bytes, last := p.nextPacks()
@@ -195,7 +216,8 @@ func (p *Persister) write() bool {
 
 func (p *Persister) room(bytes int) bool { return p.cfg.Room == nil || p.cfg.Room(bytes) }
 
-// nextPacks takes the oldest packs, and with the last of them state and leases.
+// nextPacks returns a transaction of the oldest packs. If it has the last ones, last is
+// true and it has the state and the leases too.
 func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
 	ids := slices.SortedFunc(maps.Keys(p.packs), backend.PackID.Compare)
 	for i, id := range ids {
@@ -209,14 +231,14 @@ func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
 	}
 	state, err := proto.Marshal(p.durable)
 	if err != nil {
-		panic(fmt.Errorf("mvccactor: state: %w", err))
+		panic(fmt.Errorf("mvccactor: encode the state: %w", err))
 	}
 	batch.Set = []backend.Entry{{Key: stateName, Value: state}}
 	p.leases.addTo(&batch)
 	return batch, bytes + p.leases.bytes, true
 }
 
-// tell answers for everything that was merged.
+// tell sends Persisted for everything that was merged, and releases its weight.
 func (p *Persister) tell() {
 	d := p.durable
 	p.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{Epoch: p.cfg.Epoch,
@@ -234,7 +256,7 @@ func (p *Persister) commit(batch backend.Batch) {
 	if err != nil {
 		err = fmt.Errorf("mvccactor: commit to the store: %w", err)
 		p.cfg.Fatal(err)
-		panic(err) // Fatal of a test comes back
+		panic(err) // only in tests does Fatal return
 	}
 	p.cfg.Metrics.commits.Observe(time.Duration(actors.Now() - start).Seconds())
 }
@@ -244,18 +266,18 @@ func backendPack(p *mvccmsg.Pack) backend.Pack {
 }
 
 const (
-	// pieceBytes is what is written at a time, and has to find room: in one piece
-	// whatever a tick finds under load.
+	// pieceBytes bounds the packs of one transaction, which must find room on the disk.
+	// It exceeds flushBytes, so that normally one transaction is enough.
 	pieceBytes = 6 << 20
-	// reclaimBatchPacks and reclaimBatchBytes keep what was reclaimed within one
-	// transaction of the store: the tombstone of a key must not go while an older
-	// record of it stays.
+	// reclaimBatchPacks and reclaimBatchBytes bound the reclaimed packs of one Commit to
+	// what the store writes in a single transaction. IMPORTANT: if it were split, a
+	// crash could leave an older record of a key without the tombstone that hides it.
 	reclaimBatchPacks = 512
 	reclaimBatchBytes = 4 << 20
 )
 
-// reclaimBatch makes the next transaction of what was reclaimed, in order. It
-// returns how many pieces it took, and their bytes.
+// reclaimBatch returns a transaction of the first reclaimed packs, how many of them it
+// has, and their bytes.
 func reclaimBatch(reclaimed []*mvccmsg.Reclaimed) (b backend.Batch, n, bytes int) {
 	for _, r := range reclaimed {
 		size := len(r.Pack.GetTable()) + len(r.Pack.GetData())

@@ -14,56 +14,58 @@ import (
 )
 
 const (
-	// scrubInterval is how often the scrubber reads some packs.
+	// scrubInterval is the interval at which the scrubber reads packs while it is
+	// behind.
 	scrubInterval = 100 * time.Millisecond
-	// scrubBytes is the most that it reads each time: below 2 ms of a core
-	// (BenchmarkLoad in backend), so below 2% of one, and 800 GiB in a day.
+	// scrubBytes bounds what it reads each time, and so its share of a core and of the
+	// disk; BenchmarkLoad in backend measures the cost of a pack. Together with
+	// scrubInterval it allows 843 GiB in a day.
 	scrubBytes = 1 << 20
-	// scrubPause is how long the scrubber rests when it is not behind.
+	// scrubPause is how long the scrubber sleeps when it is not behind.
 	scrubPause = time.Second
-	// scrubFailed is what a pack that cannot be read counts, in bytes.
+	// scrubFailed is the size in bytes that a pack counts for if it cannot be read.
 	scrubFailed = 32 << 10
 )
 
 // ScrubberConfig is what the scrubber needs.
 type ScrubberConfig struct {
 	Published *mvcc.Published
-	// Store returns the store of the core that runs now; ok is false while it
-	// reboots.
+	// Store returns the store of the current incarnation of the core; ok is false while
+	// the core reboots.
 	Store func() (store backend.Store, ok bool)
-	// Period is how long a pass over all packs takes. What is read in a day is
-	// limited by scrubBytes; a larger store takes longer.
+	// Period is how long a pass over all packs takes. If scrubBytes does not allow
+	// that, a pass takes longer.
 	Period time.Duration
-	// Corrupt is told of damage. It must not block.
+	// Corrupt is called with the error of each damaged pack. It must not block.
 	Corrupt func(error)
 	Metrics *Metrics
 	Logger  zerolog.Logger
 }
 
-// Scrubber reads packs back from the disk and checks them, a few at a time, so
-// that damage is found before it is needed, and while there may be another copy.
+// Scrubber reads packs back from the disk and checks them, a few at a time, so that
+// damage is found before a client needs the data, and while another copy may exist.
 type Scrubber struct {
 	cfg   ScrubberConfig
-	began time.Time     // of the pass
-	at    mvcc.Revision // the pack read last
-	bytes int64         // read in this pass
-	packs int           // read in this pass
+	began time.Time     // start of the pass
+	at    mvcc.Revision // the last pack read in the pass; zero before the first
+	bytes int64         // read in the pass
+	packs int           // read in the pass
 
-	// next is when Look has something to read again, as actors.Now. It is the
-	// only field that Due reads.
+	// next is when Look is due, as actors.Now. Look sets it at its end, to zero if it
+	// is behind. It is the only field that Due reads.
 	next atomic.Int64
 }
 
-// NewScrubber returns a scrubber that has read nothing yet.
+// NewScrubber returns a scrubber that has not read any pack.
 func NewScrubber(cfg ScrubberConfig) *Scrubber { return &Scrubber{cfg: cfg} }
 
-// Every is how often Look wants to be called.
+// Every is the interval at which Due should be polled.
 func (s *Scrubber) Every() time.Duration { return scrubInterval }
 
-// Due reports whether Look has anything to read. It may run beside Look.
+// Due reports whether Look has packs to read. It may run concurrently with Look.
 func (s *Scrubber) Due() bool { return actors.Now() >= s.next.Load() }
 
-// Look reads what is due.
+// Look reads as many packs as a pass must have read by now, and at most scrubBytes.
 func (s *Scrubber) Look(ctx context.Context, now time.Time) {
 	v := s.cfg.Published.View()
 	store, ok := s.cfg.Store()
@@ -82,16 +84,16 @@ func (s *Scrubber) Look(ctx context.Context, now time.Time) {
 			return
 		}
 		if !s.check(store, id) {
-			return // the core reboots; the pack is read again
+			return // the core reboots; the pack is read again later
 		}
 		s.at = id
 	}
 	if s.bytes < due {
-		s.next.Store(0) // behind: go on at the next tick
+		s.next.Store(0) // behind: continue at the next tick
 	}
 }
 
-// check reads a pack. It is false if the store does not answer.
+// check reads and checks a pack. It returns false if the store is closed.
 func (s *Scrubber) check(store backend.Store, id mvcc.Revision) bool {
 	value, err := loadPack(store, id)
 	var damage *mvcc.CorruptError
@@ -102,7 +104,8 @@ func (s *Scrubber) check(store backend.Store, id mvcc.Revision) bool {
 		s.cfg.Metrics.scrubbed(len(value))
 	case errors.As(err, &damage):
 		s.bytes += scrubFailed
-		// One that was given up meanwhile may well be missing.
+		// If the pack was reclaimed meanwhile, it is missing from the store for good
+		// reason.
 		if s.cfg.Published.View().Holds(id) {
 			s.cfg.Corrupt(err)
 		}
@@ -110,15 +113,15 @@ func (s *Scrubber) check(store backend.Store, id mvcc.Revision) bool {
 		return false
 	default:
 		s.bytes += scrubFailed
-		s.cfg.Logger.Warn().Err(err).Stringer("pack", id).Msg("scrub: cannot read a pack")
+		s.cfg.Logger.Warn().Err(err).Stringer("pack", id).Msg("failed to read a pack while scrubbing")
 	}
 	return true
 }
 
-// finish ends a pass. The next one begins when the period of this one is over.
+// finish ends a pass. The next one begins when the period of this one has passed.
 func (s *Scrubber) finish(now time.Time) {
 	s.cfg.Logger.Info().Int("packs", s.packs).Int64("bytes", s.bytes).Dur("took", now.Sub(s.began)).
-		Msg("scrub: every pack was read back")
+		Msg("finished a scrub pass")
 	s.began = s.began.Add(s.cfg.Period)
 	if s.began.Before(now) {
 		s.began = now

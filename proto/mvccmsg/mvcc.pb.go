@@ -4,8 +4,8 @@
 // 	protoc        (unknown)
 // source: mvccmsg/mvcc.proto
 
-// What the mvcc actor and the persister hear, and the records they keep in the
-// store.
+// Messages that the mvcc actor and the persister receive, and the state that they keep
+// in the store.
 
 package mvccmsg
 
@@ -27,7 +27,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Execute hands decoded entries to the keyspace, in log order.
+// Execute has decoded entries to execute, in log order.
 type Execute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -80,23 +80,23 @@ func (x *Execute) GetEntries() []*EntryOps {
 	return nil
 }
 
-// EntryOps is one raft entry. Every entry comes here, empty ones and
-// configuration changes too, so that the applied index has no holes.
+// EntryOps is one raft entry. Empty entries and configuration changes are sent as well,
+// so that the applied index has no gaps.
 type EntryOps struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Term  uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
-	// The batch's id, so that its proposer can answer its callers. Zero for an
-	// entry that carries no requests.
+	// Identifies the batch to its proposer, which answers the callers. 0 if the entry has
+	// no requests.
 	BatchId uint64 `protobuf:"varint,3,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
 	Ops     []*Op  `protobuf:"bytes,4,rep,name=ops,proto3" json:"ops,omitempty"`
-	// Set when this entry changed the raft configuration: the outcome, and the
-	// change for raft to take over before the entry counts as applied.
+	// Set if this entry changed the raft configuration: the new configuration, and the
+	// change that raft must take over before the entry counts as applied.
 	ConfState  *raftpb.ConfState    `protobuf:"bytes,5,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
 	ConfChange *raftpb.ConfChangeV2 `protobuf:"bytes,6,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
-	// Set when the members or alarms changed: all of them, after this entry.
+	// Set if this entry changed the members or alarms: all of them, after the change.
 	Cluster *Cluster `protobuf:"bytes,7,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	// How many bytes of data the entry has.
+	// Size of the entry's data in bytes.
 	Bytes         int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -188,12 +188,13 @@ func (x *EntryOps) GetBytes() int64 {
 	return 0
 }
 
-// Op is one request of an entry, in its place.
+// Op is one request of an entry. Exactly one of the fields is set.
 type Op struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What to execute; unset when apply has answered already.
-	Request       *applymsg.Request `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	Answer        *raftmsg.Result   `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"`
+	// To be executed by the keyspace.
+	Request *applymsg.Request `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// The result, if apply has answered the request.
+	Answer        *raftmsg.Result `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -242,12 +243,13 @@ func (x *Op) GetAnswer() *raftmsg.Result {
 	return nil
 }
 
-// Cluster is the replicated state beside the keyspace that apply owns.
+// Cluster is the replicated state that apply owns: everything but the keyspace and its
+// leases.
 type Cluster struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Members []*applymsg.Member     `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
 	Alarms  []*applymsg.Alarm      `protobuf:"bytes,2,rep,name=alarms,proto3" json:"alarms,omitempty"`
-	// Ids that must never be used again.
+	// Ids of removed members, which must never be used again.
 	Removed       []uint64 `protobuf:"varint,3,rep,packed,name=removed,proto3" json:"removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -304,13 +306,14 @@ func (x *Cluster) GetRemoved() []uint64 {
 	return nil
 }
 
-// Persisted tells the mvcc actor what the store now holds durably.
+// Persisted answers Persist: the store holds everything up to this index and revision
+// durably.
 type Persisted struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Epoch        uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	AppliedIndex uint64                 `protobuf:"varint,2,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	Revision     int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	// How many Persist messages this answers.
+	// Number of Persist messages answered by this one.
 	Messages      int64 `protobuf:"varint,4,opt,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -374,11 +377,12 @@ func (x *Persisted) GetMessages() int64 {
 	return 0
 }
 
-// CompactStep continues the removal of superseded versions from the index.
+// CompactStep marks the next superseded versions dead.
 type CompactStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Not a step, but the news that a pin is gone: to begin again if it stopped.
+	// If set, this is no step: a pin moved or was released, so a compaction that it held
+	// back resumes.
 	Nudge         bool `protobuf:"varint,2,opt,name=nudge,proto3" json:"nudge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -428,7 +432,7 @@ func (x *CompactStep) GetNudge() bool {
 	return false
 }
 
-// Reclaim asks to drop the dead records of a sealed pack.
+// Reclaim removes the dead records from a settled pack.
 type Reclaim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -490,22 +494,21 @@ func (x *Reclaim) GetValue() []byte {
 	return nil
 }
 
-// Persist asks the persister to make packs and the state that belongs to them
-// durable, together.
+// Persist has packs, and the state that covers them, to be made durable together.
 type Persist struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Packs written or extended since the last Persist. A pack that stands in
-	// several messages is complete in each: the last one counts.
+	// Packs that records were appended to since the last Persist, each complete: if a pack
+	// is in several messages, the last one replaces the others.
 	Packs []*Pack `protobuf:"bytes,2,rep,name=packs,proto3" json:"packs,omitempty"`
-	// Packs whose dead records were dropped since then, in the order in which that
-	// was done: it may depend on what was dropped before.
+	// Packs whose dead records were reclaimed since the last Persist. They must become
+	// durable in this order, because each may depend on those before it.
 	Reclaimed []*Reclaimed `protobuf:"bytes,3,rep,name=reclaimed,proto3" json:"reclaimed,omitempty"`
-	// The state after the records above.
+	// The state after all of this.
 	Durable *Durable `protobuf:"bytes,4,opt,name=durable,proto3" json:"durable,omitempty"`
-	// What the message weighs in the mailbox: bytes of requests it stands for.
+	// Weight of the message in the mailbox.
 	Bytes int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// Unset when no lease changed since the last Persist.
+	// Unset if no lease changed since the last Persist.
 	Leases        *StoredLeases `protobuf:"bytes,6,opt,name=leases,proto3" json:"leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -583,17 +586,18 @@ func (x *Persist) GetLeases() *StoredLeases {
 	return nil
 }
 
-// StoredLeases is what became of leases: the changes, and some of the buckets,
-// which make changes further back unnecessary. See mvccactor/mvcc/FORMAT.md.
+// StoredLeases has the changes of leases since the last one, and some buckets, which make
+// older changes obsolete. See mvccactor/mvcc/FORMAT.md.
 type StoredLeases struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Numbers these changes; they are without gaps.
+	// Number of these changes in the log of changes, counted without gaps.
 	Log uint64 `protobuf:"varint,1,opt,name=log,proto3" json:"log,omitempty"`
-	// An encoded LeaseList: the leases that changed, as they are now, those that
-	// are gone with a ttl of 0. Two of them may be joined to one.
+	// An encoded LeaseList: each lease that changed, in its current state. A revoked one
+	// has a ttl of 0. Two of these lists can be concatenated to one.
 	Changes []byte          `protobuf:"bytes,2,opt,name=changes,proto3" json:"changes,omitempty"`
 	Buckets []*StoredBucket `protobuf:"bytes,3,rep,name=buckets,proto3" json:"buckets,omitempty"`
-	// Changes from the first number to before the second are in the buckets.
+	// The buckets contain the changes with numbers from trim_from to below trim_to, so
+	// these can be deleted.
 	TrimFrom      uint64 `protobuf:"varint,4,opt,name=trim_from,json=trimFrom,proto3" json:"trim_from,omitempty"`
 	TrimTo        uint64 `protobuf:"varint,5,opt,name=trim_to,json=trimTo,proto3" json:"trim_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -669,7 +673,7 @@ func (x *StoredLeases) GetTrimTo() uint64 {
 type StoredBucket struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Bucket uint32                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
-	// An encoded LeaseList; empty when there is none.
+	// An encoded LeaseList; empty if the bucket has no leases.
 	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -719,7 +723,7 @@ func (x *StoredBucket) GetValue() []byte {
 	return nil
 }
 
-// LeaseList is a list of leases, as it is stored.
+// LeaseList is a list of leases in the store.
 type LeaseList struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Leases        []*Lease               `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
@@ -764,13 +768,13 @@ func (x *LeaseList) GetLeases() []*Lease {
 	return nil
 }
 
-// Lease is a lease that exists.
+// Lease is a lease in the store.
 type Lease struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Seconds for which it was granted.
+	// The TTL it was granted with, in seconds; 0 in a log of changes if it was revoked.
 	Ttl int64 `protobuf:"varint,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// Seconds that it had left at its last checkpoint; 0 if it has none, or was
+	// Remaining TTL at its last checkpoint, in seconds; 0 if it has no checkpoint, or was
 	// renewed since.
 	Remaining int64 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	// Raft index of the entry that granted it.
@@ -837,11 +841,11 @@ func (x *Lease) GetGranted() uint64 {
 	return 0
 }
 
-// Reclaimed is a pack without its dead records.
+// Reclaimed is a pack whose dead records were removed.
 type Reclaimed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    *PackID                `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Unset when nothing is left of it.
+	// Unset if no record is left.
 	Pack          *Pack `protobuf:"bytes,2,opt,name=pack,proto3" json:"pack,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -891,7 +895,8 @@ func (x *Reclaimed) GetPack() *Pack {
 	return nil
 }
 
-// PackID names a pack by the revision of the first record it was opened with.
+// PackID names a pack by the revision of the first record it was opened with, which may
+// have been reclaimed since.
 type PackID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Main          int64                  `protobuf:"varint,1,opt,name=main,proto3" json:"main,omitempty"`
@@ -948,7 +953,7 @@ func (x *PackID) GetSub() int32 {
 type Pack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    *PackID                `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The value in the store is these three after one another; see
+	// The value in the store is the concatenation of header, table and data; see
 	// mvccactor/mvcc/FORMAT.md.
 	Header        []byte `protobuf:"bytes,4,opt,name=header,proto3" json:"header,omitempty"`
 	Table         []byte `protobuf:"bytes,2,opt,name=table,proto3" json:"table,omitempty"`
@@ -1015,19 +1020,19 @@ func (x *Pack) GetData() []byte {
 	return nil
 }
 
-// Durable is the state that the store holds beside the packs. It is written in
-// the same transaction as the records it covers.
+// Durable is the state in the store beside the packs. It is written in the same
+// transaction as the last of the packs that it covers.
 type Durable struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Format of the store; see mvccactor/mvcc/FORMAT.md.
 	Format    uint32 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
 	ClusterId uint64 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	MemberId  uint64 `protobuf:"varint,3,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	// Raft index and term of the last entry contained.
+	// Raft index and term of the last entry executed.
 	AppliedIndex uint64            `protobuf:"varint,4,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	AppliedTerm  uint64            `protobuf:"varint,5,opt,name=applied_term,json=appliedTerm,proto3" json:"applied_term,omitempty"`
 	ConfState    *raftpb.ConfState `protobuf:"bytes,6,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
-	// Revision of the last record contained.
+	// Revision of the last record.
 	Revision        int64    `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
 	CompactRevision int64    `protobuf:"varint,8,opt,name=compact_revision,json=compactRevision,proto3" json:"compact_revision,omitempty"`
 	Cluster         *Cluster `protobuf:"bytes,9,opt,name=cluster,proto3" json:"cluster,omitempty"`
