@@ -154,11 +154,11 @@ type Actor struct {
 
 	// Compaction. compacting is set while a CompactStep is queued; the last step, or
 	// one that a pin holds back, clears it. compactLogged is the last revision whose
-	// compaction was logged, and compactDrops is store.Dropped at that time.
+	// compaction was logged, and compactDead is store.MarkedDead at that time.
 	compacting    bool
 	compactStart  int64 // when compacting was set, as actors.Now
 	compactLogged int64
-	compactDrops  int64
+	compactDead   int64
 	hashing       bool // a compaction in this batch scheduled its hash
 	cleaned       bool // versions were marked dead or reclaimed since the last view
 
@@ -167,10 +167,10 @@ type Actor struct {
 	// with any change and cleared by persist.
 	unpersisted int
 	dirty       bool
-	// persistsUnder counts unanswered Persists. persists counts the calls of TakeDirty
-	// whose result is durable: that of Open, and one per answered Persist.
-	persistsUnder int
-	persists      int64
+	// unanswered counts the Persists without an answer. takesDurable counts the calls of
+	// TakeDirty whose result is durable: that of Open, and one per answered Persist.
+	unanswered   int
+	takesDurable int64
 
 	// Collected by execute for finish, which empties them. undelivered has the ranges
 	// of results; if the actor stops before they are delivered, it releases them.
@@ -188,7 +188,7 @@ type outcome struct {
 
 // New returns the stage of mvcc.
 func New(cfg Config) actors.Stage {
-	a := &Actor{cfg: cfg, store: cfg.Store, state: cfg.State, persists: cfg.Store.Taken()}
+	a := &Actor{cfg: cfg, store: cfg.Store, state: cfg.State, takesDurable: cfg.Store.Taken()}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	a.box = actors.NewMailbox(actors.MailboxConfig{
 		Name: actors.CoreMVCC,
@@ -211,7 +211,7 @@ func PostReclaim(ctx context.Context, box *actors.Mailbox, m *mvccmsg.Reclaim) e
 // was released. Errors: actors.ErrFull, actors.ErrClosed; the next applied entry resumes
 // the compaction as well.
 func Continue(box *actors.Mailbox, epoch uint64) error {
-	return box.TryPost(mvccControl, &mvccmsg.CompactStep{Epoch: epoch, Nudge: true}, actors.Cost{Requests: 1})
+	return box.TryPost(mvccControl, &mvccmsg.CompactStep{Epoch: epoch, Resume: true}, actors.Cost{Requests: 1})
 }
 
 // Receive implements actor.Actor.
@@ -219,7 +219,7 @@ func (a *Actor) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		a.publish()
-		a.compactLogged, a.compactDrops = a.store.CompactRevision(), a.store.Dropped()
+		a.compactLogged, a.compactDead = a.store.CompactRevision(), a.store.MarkedDead()
 		a.cfg.Compacted.set(a.compactLogged)
 	case *actors.Batch:
 		a.batch(m)
@@ -251,7 +251,7 @@ func (a *Actor) batch(b *actors.Batch) {
 	if a.cleaned {
 		a.publish() // without an entry too: the compactor and dashboards read its sizes
 	}
-	if a.dirty && (a.persistsUnder == 0 || a.unpersisted >= persistBytes) {
+	if a.dirty && (a.unanswered == 0 || a.unpersisted >= persistBytes) {
 		a.persist()
 	}
 }
@@ -260,7 +260,7 @@ func (a *Actor) batch(b *actors.Batch) {
 func (a *Actor) finish(b *actors.Batch) {
 	a.cfg.Faults.Point(actors.CoreMVCC, "publish")
 	a.publish()
-	a.tellLeases()
+	a.sendLeases()
 	requests := 0
 	for _, r := range a.results {
 		requests += len(r.batch.Results)
@@ -462,8 +462,8 @@ func (a *Actor) logCompaction(rev int64, took time.Duration) {
 	if rev <= a.compactLogged {
 		return
 	}
-	versions, sizes := a.store.Dropped()-a.compactDrops, a.store.Sizes()
-	a.compactLogged, a.compactDrops = rev, a.store.Dropped()
+	versions, sizes := a.store.MarkedDead()-a.compactDead, a.store.Sizes()
+	a.compactLogged, a.compactDead = rev, a.store.MarkedDead()
 	a.cfg.Logger.Info().Int64("compact-revision", rev).Stringer("took", took).Int64("number-of-keys-compacted", versions).
 		Int64("current-db-size-bytes", sizes.Total()).Int64("current-db-size-in-use-bytes", sizes.InUse()).
 		Msg("finished scheduled compaction")
@@ -477,16 +477,16 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 	if m.Epoch != a.cfg.Epoch {
 		return
 	}
-	if m.Nudge {
+	if m.Resume {
 		if !a.compacting {
 			a.startCompacting()
 		}
 		return
 	}
-	rev, before, start := a.store.CompactRevision(), a.store.Dropped(), actors.Now()
+	rev, before, start := a.store.CompactRevision(), a.store.MarkedDead(), actors.Now()
 	cut, done := a.store.CompactStep(compactStep)
 	if cut {
-		a.cfg.Metrics.stepped(a.store.Dropped()-before, time.Duration(actors.Now()-start))
+		a.cfg.Metrics.stepped(a.store.MarkedDead()-before, time.Duration(actors.Now()-start))
 	}
 	a.cleaned = a.cleaned || cut
 	switch {
@@ -520,9 +520,9 @@ func (a *Actor) persisted(m *mvccmsg.Persisted) {
 	if m.Epoch != a.cfg.Epoch {
 		return
 	}
-	a.persistsUnder -= int(m.Messages)
-	a.persists += m.Messages
-	a.store.Durable(m.Revision, a.persists)
+	a.unanswered -= int(m.Messages)
+	a.takesDurable += m.Messages
+	a.store.Durable(m.Revision, a.takesDurable)
 }
 
 // persist sends everything that changed since the last Persist to the persister.
@@ -539,7 +539,7 @@ func (a *Actor) persist() {
 		},
 	}
 	m.Bytes = int64(min(a.unpersisted+leaseSize(m.Leases), PersistBytesMax))
-	a.persistsUnder++
+	a.unanswered++
 	a.unpersisted, a.dirty = 0, false
 	// This waits while the persister's mailbox is full, because the store is slow.
 	a.cfg.Persister.MustPostWait(a.ctx, persisterPersist, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})

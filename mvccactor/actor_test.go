@@ -421,10 +421,10 @@ func TestCompactionInSteps(t *testing.T) {
 		}
 		synctest.Wait()
 		if cuts := r.metric(compactions); cuts != 1 || !r.Store.CompactDone() {
-			t.Fatalf("counted %d compactions", cuts)
+			t.Fatalf("%d compactions counted, want 1", cuts)
 		}
 		if got, want := r.metric("etcd_debugging_mvcc_db_compaction_keys_total"), keys/100*100; got != want {
-			t.Errorf("counted %d versions left behind, not %d", got, want)
+			t.Errorf("%d versions counted as dead, want %d", got, want)
 		}
 		if err := r.compacted.Await(context.Background(), rev-1); err != nil {
 			t.Fatal(err)
@@ -505,7 +505,7 @@ func TestCompactionWaitsForItsHash(t *testing.T) {
 			t.Fatal(err)
 		}
 		if cuts := r.metric(compactions); cuts != 1 {
-			t.Fatalf("counted %d compactions", cuts)
+			t.Fatalf("%d compactions counted, want 1", cuts)
 		}
 	})
 }

@@ -5,12 +5,12 @@ import "time"
 // AutoCompact decides when to compact, and at which revision. It has no clock: its caller
 // passes the time.
 type AutoCompact interface {
-	// Look returns the revision to compact at, 0 for none. revision is the current one.
-	Look(now time.Time, revision int64) int64
-	// Done is called when a compaction at the revision that Look returned last has
+	// Poll returns the revision to compact at, 0 for none. revision is the current one.
+	Poll(now time.Time, revision int64) int64
+	// Done is called when a compaction at the revision that Poll returned last has
 	// succeeded.
 	Done(now time.Time)
-	// Every is the interval at which Look must be called.
+	// Every is the interval at which Poll must be called.
 	Every() time.Duration
 }
 
@@ -28,13 +28,13 @@ func KeepRevisions(n int64) AutoCompact { return &keepRevisions{keep: n} }
 
 type keepRevisions struct {
 	keep  int64 // number of revisions
-	asked int64 // computed by the last Look
+	asked int64 // computed by the last Poll
 	last  int64 // revision of the last compaction
 }
 
 func (k *keepRevisions) Every() time.Duration { return revisionInterval }
 
-func (k *keepRevisions) Look(_ time.Time, revision int64) int64 {
+func (k *keepRevisions) Poll(_ time.Time, revision int64) int64 {
 	if k.asked = revision - k.keep; k.asked <= 0 || k.asked == k.last {
 		return 0
 	}
@@ -49,8 +49,8 @@ func KeepPeriod(period time.Duration) AutoCompact { return &keepPeriod{period: p
 
 type keepPeriod struct {
 	period  time.Duration
-	samples []int64       // current revisions at the last calls of Look, oldest first
-	since   time.Time     // of the last compaction, or the first Look
+	samples []int64       // current revisions at the last calls of Poll, oldest first
+	since   time.Time     // of the last compaction, or the first Poll
 	wait    time.Duration // from since to the next compaction
 	last    int64         // revision of the last compaction
 }
@@ -59,7 +59,7 @@ func (k *keepPeriod) Every() time.Duration { return k.interval() / samplesPerPer
 
 func (k *keepPeriod) interval() time.Duration { return min(k.period, periodMax) }
 
-func (k *keepPeriod) Look(now time.Time, revision int64) int64 {
+func (k *keepPeriod) Poll(now time.Time, revision int64) int64 {
 	if k.since.IsZero() {
 		k.since = now
 	}

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// The modes are driven as the loop drives them: one look per interval, and Done
+// The modes are driven as the loop drives them: one Poll per interval, and Done
 // when the compaction was accepted. What they must do is what etcd documents for
 // --auto-compaction-mode and --auto-compaction-retention.
 
@@ -32,7 +32,7 @@ func TestKeepRevisions(t *testing.T) {
 		{revision: 90000},                             //
 		{revision: 90500, want: 89500, refused: true}, //
 	} {
-		if got := k.Look(now, look.revision); got != look.want {
+		if got := k.Poll(now, look.revision); got != look.want {
 			t.Fatalf("look %d at revision %d: compacts at %d, want %d", i, look.revision, got, look.want)
 		}
 		if look.want > 0 && !look.refused {
@@ -51,7 +51,7 @@ func simulate(period, length time.Duration, refuse func(i int) bool) (done []sim
 	start := time.Unix(1e9, 0)
 	tries := 0
 	for at := k.Every(); at <= length; at += k.Every() {
-		rev := k.Look(start.Add(at), int64(at/time.Second))
+		rev := k.Poll(start.Add(at), int64(at/time.Second))
 		if rev == 0 {
 			continue
 		}
@@ -102,7 +102,7 @@ func TestKeepPeriod(t *testing.T) {
 	}
 }
 
-// TestKeepPeriodRefused: what was not accepted is tried again with the next look.
+// TestKeepPeriodRefused: what was not accepted is tried again with the next Poll.
 func TestKeepPeriodRefused(t *testing.T) {
 	done := simulate(time.Hour, 5*time.Hour, func(i int) bool { return i <= 3 })
 	want := time.Hour + 6*time.Minute + 3*6*time.Minute
@@ -121,7 +121,7 @@ func TestKeepPeriodIdle(t *testing.T) {
 	var got []int64
 	for range 100 {
 		now = now.Add(k.Every())
-		if rev := k.Look(now, 7); rev != 0 {
+		if rev := k.Poll(now, 7); rev != 0 {
 			got = append(got, rev)
 			k.Done(now)
 		}
@@ -141,7 +141,7 @@ func TestKeepPeriodAwhileNotLeading(t *testing.T) {
 			continue
 		}
 		at := time.Duration(i) * k.Every()
-		if rev := k.Look(start.Add(at), int64(at/time.Second)); rev != 0 {
+		if rev := k.Poll(start.Add(at), int64(at/time.Second)); rev != 0 {
 			if kept := at - time.Duration(rev)*time.Second; kept < time.Hour {
 				t.Fatalf("at %v, kept %v", at, kept)
 			}

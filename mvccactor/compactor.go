@@ -17,7 +17,7 @@ import (
 
 // How the space of dead records is reclaimed, in the order of the data:
 //
-//	look     runs every reclaimInterval if due. It does the next two
+//	poll     runs every reclaimInterval if due. It does the next two
 //	packs    reads the packs with the largest dead share from the store, and posts each
 //	         to mvcc as Reclaim
 //	Reclaim  mvcc removes the dead records, and the persister writes the smaller pack.
@@ -67,15 +67,15 @@ type Compactor struct {
 	last time.Time  // end of the loop's last round over the files; guarded by mu
 
 	// What due reads. filesAt is when the next round over the files is due, as
-	// actors.Now; files sets it. futile is the last state in which no pack had dead
+	// actors.Now; files sets it. nothingDead is the last state in which no pack had dead
 	// records to reclaim; packs sets it, so that the packs of an idle store are not
 	// listed again and again.
-	filesAt atomic.Int64
-	futile  atomic.Pointer[compactorState]
+	filesAt     atomic.Int64
+	nothingDead atomic.Pointer[compactorState]
 
-	// hurry cancels the current or last look. Reclaim calls it, so that it need not
+	// cancelPoll cancels the current or last poll. Reclaim calls it, so that it need not
 	// wait for the loop.
-	hurry atomic.Pointer[context.CancelFunc]
+	cancelPoll atomic.Pointer[context.CancelFunc]
 }
 
 // compactorState identifies the state that the compactor saw in a view. It does not refer
@@ -95,11 +95,11 @@ func (c *Compactor) Stage(epoch uint64) actors.Stage {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeCompactor, Every: reclaimInterval, Epoch: epoch,
 		Due: c.due,
-		Do:  func(ctx context.Context, _ actors.Tick) { c.look(ctx) },
+		Do:  func(ctx context.Context, _ actors.Tick) { c.poll(ctx) },
 	})
 }
 
-// due reports whether look has anything to do. It may run concurrently with look.
+// due reports whether poll has anything to do. It may run concurrently with poll.
 func (c *Compactor) due() bool {
 	if actors.Now() >= c.filesAt.Load() {
 		return true
@@ -108,8 +108,8 @@ func (c *Compactor) due() bool {
 	if v == nil || !overShare(v, garbageShare) {
 		return false
 	}
-	futile := c.futile.Load()
-	return futile == nil || *futile != stateOf(v)
+	nothingDead := c.nothingDead.Load()
+	return nothingDead == nil || *nothingDead != stateOf(v)
 }
 
 // overShare reports whether more than a share of the stored bytes is dead.
@@ -117,14 +117,14 @@ func overShare(v *mvcc.View, share float64) bool {
 	return float64(v.Sizes.Stored-v.Sizes.Live) > share*float64(v.Sizes.Stored)
 }
 
-func (c *Compactor) look(ctx context.Context) {
+func (c *Compactor) poll(ctx context.Context) {
 	if !c.mu.TryLock() {
 		return // Reclaim runs, and does more
 	}
 	defer c.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c.hurry.Store(&cancel)
+	c.cancelPoll.Store(&cancel)
 	if err := c.packs(ctx, garbageShare, reclaimTime); err != nil {
 		c.report(err)
 		return
@@ -162,7 +162,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 	garbage := v.Garbage(reclaimPacks)
 	if len(garbage) == 0 {
 		state := stateOf(v)
-		c.futile.Store(&state)
+		c.nothingDead.Store(&state)
 	}
 	for _, g := range garbage {
 		if time.Now().After(end) {
@@ -170,7 +170,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 		}
 		value, err := loadPack(store, g.ID)
 		if err != nil {
-			if c.gone(g.ID) {
+			if c.deleted(g.ID) {
 				continue
 			}
 			var damage *mvcc.CorruptError
@@ -190,8 +190,8 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 
 func (c *Compactor) room() bool { return c.cfg.Room == nil || c.cfg.Room(0) }
 
-// gone reports whether a pack was deleted since it was listed.
-func (c *Compactor) gone(id mvcc.Revision) bool { return !c.cfg.Published.View().Holds(id) }
+// deleted reports whether a pack was deleted since it was listed.
+func (c *Compactor) deleted(id mvcc.Revision) bool { return !c.cfg.Published.View().Holds(id) }
 
 // files has the store rewrite its files if enough of them is garbage.
 func (c *Compactor) files(ctx context.Context) error {
@@ -222,7 +222,7 @@ func (c *Compactor) files(ctx context.Context) error {
 // done. Concurrent calls run one after another. Errors: that of ctx, and those of the
 // store and of mvcc's mailbox.
 func (c *Compactor) Reclaim(ctx context.Context) error {
-	if cancel := c.hurry.Load(); cancel != nil {
+	if cancel := c.cancelPoll.Load(); cancel != nil {
 		(*cancel)()
 	}
 	c.mu.Lock()

@@ -39,7 +39,7 @@ func (a *Actor) revoke(op *applymsg.LeaseRevoke, res *raftmsg.Result) {
 		return
 	}
 	for _, id := range op.Ids {
-		if op.Expired && !a.known(id, op.AsOf) {
+		if op.Expired && !a.existedAsOf(id, op.AsOf) {
 			continue
 		}
 		resp, err := a.store.LeaseRevoke(id)
@@ -59,15 +59,15 @@ func (a *Actor) checkpoint(op *applymsg.LeaseCheckpoint, res *raftmsg.Result) {
 		return
 	}
 	for _, l := range op.Leases {
-		if a.known(l.Id, op.AsOf) && a.store.LeaseCheckpoint(l.Id, l.Ttl) {
+		if a.existedAsOf(l.Id, op.AsOf) && a.store.LeaseCheckpoint(l.Id, l.Ttl) {
 			a.leaseChanged(leasemsg.Kind_CHECKPOINTED, l.Id, l.Ttl)
 		}
 	}
 }
 
-// known reports whether the lease existed as of a raft index. If it did not, the leader
-// that proposed the change knew an earlier lease with the same id.
-func (a *Actor) known(id int64, asOf uint64) bool {
+// existedAsOf reports whether the lease existed as of a raft index. If it did not, the
+// leader that proposed the change knew an earlier lease with the same id.
+func (a *Actor) existedAsOf(id int64, asOf uint64) bool {
 	l, ok := a.store.Lease(id)
 	return ok && l.Granted <= asOf
 }
@@ -78,10 +78,10 @@ func (a *Actor) leaseChanged(kind leasemsg.Kind, id, ttl int64) {
 	}
 }
 
-// tellLeases sends the collected lease changes to leaseactor. It runs after the view is
+// sendLeases sends the collected lease changes to leaseactor. It runs after the view is
 // published and before the results are sent, so that a client can renew a lease as soon
 // as it is granted.
-func (a *Actor) tellLeases() {
+func (a *Actor) sendLeases() {
 	if len(a.leases) == 0 {
 		return
 	}

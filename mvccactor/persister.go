@@ -17,15 +17,15 @@ import (
 
 // How changes become durable, in the order of the data:
 //
-//	Persist  keeps its weight in the mailbox until it is durable: this is what makes
-//	         mvcc wait for a slow store
-//	take     merges queued Persists: of a pack that is in several of them the last one
-//	         counts. It stops before the leases would exceed one transaction
-//	flush    runs at a tick, or at once when flushBytes are merged
-//	write    packs first, oldest first, in transactions of pieceBytes. The last one
-//	         also has the state and the leases, which cover all of these packs. Then
-//	         the reclaimed packs, in their order
-//	tell     answers mvcc and raft, and releases the weight
+//	Persist      keeps its weight in the mailbox until it is durable: this is what makes
+//	             mvcc wait for a slow store
+//	take         merges queued Persists: if a pack is in several of them, the last one
+//	             counts. It stops before the leases would exceed one transaction
+//	flush        runs at a tick, or at once when flushBytes are merged
+//	write        packs first, oldest first, in transactions of pieceBytes. The last one
+//	             also has the state and the leases, which cover all of these packs. Then
+//	             the reclaimed packs, in their order
+//	acknowledge  answers mvcc and raft, and releases the weight
 //
 // If there is no room on the disk for a transaction, write stops there and the next tick
 // continues. A crash between transactions leaves packs above the state in the store; the
@@ -83,14 +83,14 @@ type Persister struct {
 	waiting []*mvccmsg.Persist // received and not merged; bounded by the mailbox
 
 	// Merged and not yet answered. write removes packs and reclaimed as it commits
-	// them, and clears leases and sets stated when it commits durable.
-	packs     map[backend.PackID]*mvccmsg.Pack
-	reclaimed []*mvccmsg.Reclaimed // in the order in which they must be committed
-	leases    leases
-	durable   *mvccmsg.Durable // of the last Persist merged
-	stated    bool             // durable is committed
-	messages  int
-	cost      actors.Cost // weight of the messages in the mailbox
+	// them, and clears leases and sets stateDurable when it commits durable.
+	packs        map[backend.PackID]*mvccmsg.Pack
+	reclaimed    []*mvccmsg.Reclaimed // in the order in which they must be committed
+	leases       leases
+	durable      *mvccmsg.Durable // of the last Persist merged
+	stateDurable bool             // durable is committed
+	messages     int
+	cost         actors.Cost // weight of the messages in the mailbox
 }
 
 // NewPersister returns the persister and its stage.
@@ -166,7 +166,7 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 	}
 	p.reclaimed = append(p.reclaimed, m.Reclaimed...)
 	p.leases.merge(m.Leases)
-	p.durable, p.stated = m.Durable, false
+	p.durable, p.stateDurable = m.Durable, false
 	p.messages++
 	p.cost.Requests++
 	p.cost.Bytes += int(m.Bytes)
@@ -178,7 +178,7 @@ func packID(id *mvccmsg.PackID) backend.PackID { return backend.PackID{Main: id.
 // the rest waits for the next tick.
 func (p *Persister) flush() {
 	for p.messages > 0 && p.write() {
-		p.tell()
+		p.acknowledge()
 		p.take()
 	}
 }
@@ -189,7 +189,7 @@ func (p *Persister) flush() {
 // being durable, and each transaction on those before it. It returns false if the disk
 // had no room for a transaction; a later call continues there.
 func (p *Persister) write() bool {
-	for !p.stated {
+	for !p.stateDurable {
 		batch, bytes, last := p.nextPacks()
 		if !p.room(bytes) {
 			return false
@@ -198,7 +198,7 @@ func (p *Persister) write() bool {
 		for _, pack := range batch.Put {
 			delete(p.packs, pack.ID)
 		}
-		if p.stated = last; last {
+		if p.stateDurable = last; last {
 			p.leases = leases{}
 		}
 		p.cfg.Faults.Point(actors.CorePersister, "middle")
@@ -238,8 +238,8 @@ func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
 	return batch, bytes + p.leases.bytes, true
 }
 
-// tell sends Persisted for everything that was merged, and releases its weight.
-func (p *Persister) tell() {
+// acknowledge sends Persisted for everything that was merged, and releases its weight.
+func (p *Persister) acknowledge() {
 	d := p.durable
 	p.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{Epoch: p.cfg.Epoch,
 		AppliedIndex: d.AppliedIndex, Revision: d.Revision, Messages: int64(p.messages)}, actors.Cost{Requests: 1})

@@ -51,7 +51,7 @@ type Scrubber struct {
 	bytes int64         // read in the pass
 	packs int           // read in the pass
 
-	// next is when Look is due, as actors.Now. Look sets it at its end, to zero if it
+	// next is when Scrub is due, as actors.Now. Scrub sets it at its end, to zero if it
 	// is behind. It is the only field that Due reads.
 	next atomic.Int64
 }
@@ -62,11 +62,11 @@ func NewScrubber(cfg ScrubberConfig) *Scrubber { return &Scrubber{cfg: cfg} }
 // Every is the interval at which Due should be polled.
 func (s *Scrubber) Every() time.Duration { return scrubInterval }
 
-// Due reports whether Look has packs to read. It may run concurrently with Look.
+// Due reports whether Scrub has packs to read. It may run concurrently with Scrub.
 func (s *Scrubber) Due() bool { return actors.Now() >= s.next.Load() }
 
-// Look reads as many packs as a pass must have read by now, and at most scrubBytes.
-func (s *Scrubber) Look(ctx context.Context, now time.Time) {
+// Scrub reads as many packs as a pass must have read by now, and at most scrubBytes.
+func (s *Scrubber) Scrub(ctx context.Context, now time.Time) {
 	v := s.cfg.Published.View()
 	store, ok := s.cfg.Store()
 	if v == nil || !ok {

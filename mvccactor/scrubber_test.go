@@ -45,7 +45,7 @@ func (s *scrubRig) packs() int { return s.metric("troupe_scrub_packs_total") }
 // run lets time pass, and the scrubber look.
 func (s *scrubRig) run(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(s.Every()) {
-		s.Look(s.t.Context(), time.Now())
+		s.Scrub(s.t.Context(), time.Now())
 	}
 }
 

@@ -48,8 +48,8 @@ func (s *Store) CompactStep(budget int) (visited, done bool) {
 	return visited, s.CompactDone()
 }
 
-// Dropped returns how many versions were marked dead since the start.
-func (s *Store) Dropped() int64 { return s.dropped }
+// MarkedDead returns how many versions were marked dead since the start.
+func (s *Store) MarkedDead() int64 { return s.markedDead }
 
 // supersede marks dead the version that v superseded: v is at or below the floor, so
 // no read at or above the floor needs it. It stays in the chain, where no such read
@@ -83,7 +83,7 @@ func (s *Store) markDead(v *version) {
 		return
 	}
 	n.dead = true
-	s.dropped++
+	s.markedDead++
 	size := rowBytes + v.size()
 	v.pack.deadBytes.Add(size)
 	s.liveBytes -= size
@@ -192,7 +192,7 @@ func (s *Store) replace(p *pack, kept *body) {
 	if kept.len() == 0 {
 		delete(s.byID, p.id)
 		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(p.id)})
-		s.gone++
+		s.emptyPacks++
 		s.sweep()
 		return
 	}
@@ -205,10 +205,10 @@ func (s *Store) replace(p *pack, kept *body) {
 // sweep removes deleted packs from the list once they are a tenth of it. Views keep
 // the old list.
 func (s *Store) sweep() {
-	if s.gone*10 < len(s.packs) {
+	if s.emptyPacks*10 < len(s.packs) {
 		return
 	}
-	left := make([]*pack, 0, len(s.packs)-s.gone)
+	left := make([]*pack, 0, len(s.packs)-s.emptyPacks)
 	filled := 0
 	for i, p := range s.packs {
 		if p.bytes.Load() > 0 {
@@ -218,5 +218,5 @@ func (s *Store) sweep() {
 			}
 		}
 	}
-	s.packs, s.gone, s.filled = left, 0, filled
+	s.packs, s.emptyPacks, s.filled = left, 0, filled
 }

@@ -188,7 +188,7 @@ func TestCompactHotKey(t *testing.T) {
 	for done := false; !done; {
 		_, done = s.CompactStep(256)
 	}
-	if got, want := s.Dropped(), int64(versions/2-2); got != want {
+	if got, want := s.MarkedDead(), int64(versions/2-2); got != want {
 		t.Errorf("got %d dead versions, want %d", got, want)
 	}
 }

@@ -53,11 +53,11 @@ type Store struct {
 
 	leases leases
 
-	gone   int // packs in the list that have no records left
-	filled int // packs in the list that are sealed and were durable once
+	emptyPacks int // packs in the list that have no records left
+	filled     int // packs in the list that are sealed and were durable once
 
 	liveBytes, storedBytes int64
-	dropped                int64 // versions marked dead since the start
+	markedDead             int64 // versions marked dead since the start
 	appended               int64 // bytes of all records and rows ever appended
 
 	encoded []byte // scratch for one record

@@ -383,7 +383,7 @@ type CompactStep struct {
 	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// If set, this is no step: a pin moved or was released, so a compaction that it held
 	// back resumes.
-	Nudge         bool `protobuf:"varint,2,opt,name=nudge,proto3" json:"nudge,omitempty"`
+	Resume        bool `protobuf:"varint,2,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,9 +425,9 @@ func (x *CompactStep) GetEpoch() uint64 {
 	return 0
 }
 
-func (x *CompactStep) GetNudge() bool {
+func (x *CompactStep) GetResume() bool {
 	if x != nil {
-		return x.Nudge
+		return x.Resume
 	}
 	return false
 }
@@ -1164,10 +1164,10 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12#\n" +
 	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x1a\n" +
-	"\bmessages\x18\x04 \x01(\x03R\bmessages\"9\n" +
+	"\bmessages\x18\x04 \x01(\x03R\bmessages\";\n" +
 	"\vCompactStep\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05nudge\x18\x02 \x01(\bR\x05nudge\"]\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06resume\x18\x02 \x01(\bR\x06resume\"]\n" +
 	"\aReclaim\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12&\n" +
 	"\x02id\x18\x02 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +

@@ -98,7 +98,7 @@ func (n *Node) scrubLoop(incarnation uint64) (actors.Stage, error) {
 		Do: func(ctx context.Context, _ actors.Tick) {
 			n.raiseCorrupt(ctx)
 			if n.cfg.ScrubPeriod > 0 && s.Due() {
-				s.Look(ctx, time.Now())
+				s.Scrub(ctx, time.Now())
 			}
 		},
 	}), nil

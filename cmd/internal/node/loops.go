@@ -116,7 +116,7 @@ func (n *Node) autoCompactLoop(incarnation uint64) (actors.Stage, error) {
 			if v == nil || n.raft.Status().Leader != n.cfg.MemberID {
 				return // the leader compacts
 			}
-			rev := auto.Look(time.Now(), v.Revision)
+			rev := auto.Poll(time.Now(), v.Revision)
 			if rev <= 0 {
 				return
 			}
