@@ -72,11 +72,9 @@ func Example() {
 	})
 	persister.Connect(stage.Mailbox)
 	system := actors.NewSystem(zerolog.Nop())
-	var pids []*actor.PID
 	for _, s := range []actors.Stage{stage, persisterStage, raft} {
-		ref, err := actors.Spawn(system.Root, s)
+		_, err := actors.Spawn(system.Root, s)
 		check(err)
-		pids = append(pids, ref.PID)
 	}
 
 	put := &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{Key: []byte("k"), Value: []byte("v")}}}
@@ -93,11 +91,7 @@ func Example() {
 			persisted = true
 		}
 	}
-	stage.Cancel()
-	for _, pid := range pids {
-		check(system.Root.StopFuture(pid).Wait())
-	}
-	check(store.Backend.Close())
+	check(store.Backend.Close()) // node stops the actors first, with actors.Core
 
 	again := open()
 	fmt.Println("in the store: applied", again.Durable.AppliedIndex, "revision", again.Durable.Revision)
