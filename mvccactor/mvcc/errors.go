@@ -5,19 +5,19 @@ import (
 	"fmt"
 )
 
-// Answers of reads and of Compact.
+// Errors of reads and of Compact.
 var (
-	// ErrCompacted: the revision lies below the compact revision, or for
-	// Compact at or below it.
+	// ErrCompacted: the revision is below the compact revision; for Compact, at or below
+	// it.
 	ErrCompacted = errors.New("mvcc: required revision has been compacted")
 	// ErrFutureRevision: the revision is above the current one.
 	ErrFutureRevision = errors.New("mvcc: required revision is a future revision")
-	// ErrClosed: the store below is closed, because the core stops or reboots.
-	// What is in memory can be read even so.
+	// ErrClosed: the store is closed, because the core stops or reboots. Packs in
+	// memory can still be read.
 	ErrClosed = errors.New("mvcc: store is closed")
 )
 
-// Answers of writes. A request that gets one has changed nothing.
+// Errors of writes. A request that fails with one of them has changed nothing.
 var (
 	// ErrKeyNotFound: ignore_value or ignore_lease of a key that does not exist.
 	ErrKeyNotFound = errors.New("mvcc: key not found")
@@ -29,11 +29,11 @@ var (
 	ErrLeaseTTL = errors.New("mvcc: lease TTL too large")
 )
 
-// CorruptError tells that a pack does not hold a record that must be there.
-// The record is never answered as absent.
+// CorruptError reports that a pack lacks a record that it must have, or cannot be decoded.
+// A read that needs such a record fails; it never reports the key as absent.
 type CorruptError struct {
 	Pack   Revision
-	Record Revision // zero when the pack as a whole is bad
+	Record Revision // zero if the whole pack is corrupt
 	Err    error
 }
 
@@ -47,9 +47,9 @@ func (e *CorruptError) Error() string {
 func (e *CorruptError) Unwrap() error { return e.Err }
 
 var (
-	errMissing        = errors.New("the record is not there")
-	errTooEarly       = errors.New("the record is older than the first change")
-	errBelowID        = errors.New("the record is older than the pack")
-	errRecordRevision = errors.New("the record is of another revision")
-	errUnknownKey     = errors.New("the record's key is not in the index")
+	errMissing        = errors.New("record is missing")
+	errTooEarly       = errors.New("record is older than the first change")
+	errBelowID        = errors.New("record is older than its pack")
+	errRecordRevision = errors.New("record is of another revision")
+	errUnknownKey     = errors.New("key of the record is not in the index")
 )

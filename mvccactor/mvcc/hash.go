@@ -6,12 +6,21 @@ import (
 	"sync"
 )
 
-// HashKV digests the history of the keyspace. Members that applied the same
-// entries have equal hashes at equal revisions, and so has an etcd member.
+// How the hash of a compaction is computed. It covers records that the compaction makes
+// unreadable, so they must not be reclaimed before:
+//
+//	ScheduleHash  the writer, right after Compact, pins the previous compact revision and
+//	              queues a job
+//	TakeHashes    a loop at the edge computes the hash once the compaction is published,
+//	              keeps it for HashKV, and releases the pin
+//	Continue      in mvccactor: CompactStep goes on, up to the new compact revision
+
+// HashKV is a digest of the history of the keyspace. Members that have applied the same
+// entries have equal hashes at equal revisions, and so does an etcd member.
 type HashKV struct {
 	Hash            uint32
 	CompactRevision int64
-	// HashRevision is the revision the hash was taken at, Revision the current.
+	// HashRevision is the revision of the hash, and Revision the current one.
 	HashRevision, Revision int64
 }
 
@@ -20,12 +29,12 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // hashSeed is the name of the bucket in which etcd keeps records.
 const hashSeed = "key"
 
-// HashKV computes the hash of all records up to a revision, 0 for the current. It
-// calls pause after each pack, and ends with its error. Errors: ErrCompacted,
-// ErrFutureRevision, ErrClosed, *CorruptError.
+// HashKV returns the hash of all records up to a revision; 0 means the current one. It
+// calls pause after each pack, and ends with its error if there is one. Other errors:
+// ErrCompacted, ErrFutureRevision, ErrClosed, *CorruptError.
 func (p *Published) HashKV(rev int64, pause func() error) (HashKV, error) {
-	// After a compaction at 0, that hash answers for the current revision too:
-	// so it does in etcd.
+	// After a compaction at 0, its hash is returned for the current revision too, as in
+	// etcd.
 	if h, ok := p.hashes.find(rev); ok {
 		h.Revision = p.View().Revision
 		return h, nil
@@ -44,8 +53,8 @@ func (p *Published) HashKV(rev int64, pause func() error) (HashKV, error) {
 	return v.hash(rev, v.CompactRevision, keeps, pause)
 }
 
-// hash digests the records up to a revision, given what the last compaction was
-// and which of the records up to there count.
+// hash computes the hash at a revision. compacted is the compact revision to assume, and
+// keeps decides which records at or below it count.
 func (v *View) hash(rev, compacted int64, keeps keepFunc, pause func() error) (HashKV, error) {
 	sum := crc32.New(castagnoli)
 	sum.Write([]byte(hashSeed))
@@ -67,9 +76,9 @@ func (v *View) hash(rev, compacted int64, keeps keepFunc, pause func() error) (H
 // keepFunc decides whether a record at or below the compact revision counts.
 type keepFunc func(Revision, bool, []byte) (bool, error)
 
-// keeper returns what decides on records at and below the last compaction: those
-// that a compaction at rev would keep count. If it would keep none at all, those
-// that the last one kept do: etcd's rule.
+// keeper returns the rule for records at or below the compact revision: those count that a
+// compaction at rev would keep. If that would keep no record at all, which any says, those
+// count that the last compaction kept. This is etcd's rule.
 func (v *View) keeper(rev, compacted int64, any bool) keepFunc {
 	at := rev
 	if !any {
@@ -88,9 +97,9 @@ func (v *View) keeper(rev, compacted int64, any bool) keepFunc {
 	}
 }
 
-// keptByCompaction tells whether a compaction keeps any record at or below its
-// revision. In contrast to what HashKV asks, a tombstone at the revision itself
-// is one: etcd's rule again.
+// keptByCompaction reports whether a compaction keeps any record at or below its revision.
+// Unlike for HashKV, a tombstone at the revision itself counts as one. This is etcd's rule
+// as well.
 func (v *View) keptByCompaction(rev int64) (bool, error) {
 	if v.source().any(rev) {
 		return true, nil
@@ -104,7 +113,7 @@ func (v *View) keptByCompaction(rev int64) (bool, error) {
 	return any, err
 }
 
-// state returns what a key is at a revision, or nil.
+// state returns the version of a key at a revision; nil if it does not exist then.
 func (v *View) state(key []byte, rev int64) *version {
 	pivot := &entry{key: bytesAsString(key)}
 	if e, ok := v.live.Get(pivot); ok {
@@ -116,8 +125,9 @@ func (v *View) state(key []byte, rev int64) *version {
 	return nil
 }
 
-// history calls fn for the records from a revision to below another, in order,
-// and pause after each pack. It may meet dead records. The view must be pinned.
+// history calls fn for the records from a revision to below another, in order, and pause
+// after each pack. Dead records are included. The view must be pinned, or the caller must
+// check that it is not stale afterwards.
 func (v *View) history(from, to Revision, pause func() error, fn func(Revision, bool, []byte) error) error {
 	for _, p := range v.packs[v.packAt(from):] {
 		if !p.id.Less(to) {
@@ -128,7 +138,7 @@ func (v *View) history(from, to Revision, pause func() error, fn func(Revision, 
 		}
 		b, _, err := v.cache.content(p, false)
 		if err != nil && p.bytes.Load() == 0 {
-			continue // reclaimed in this moment
+			continue // reclaimed meanwhile
 		}
 		if err != nil {
 			return err
@@ -149,7 +159,7 @@ func (v *View) history(from, to Revision, pause func() error, fn func(Revision, 
 	return nil
 }
 
-// packAt returns the first pack that may hold records at or above a revision.
+// packAt returns the index of the first pack that may have records at or above a revision.
 func (v *View) packAt(r Revision) int {
 	lo, hi := 0, len(v.packs)
 	for lo < hi {
@@ -164,25 +174,24 @@ func (v *View) packAt(r Revision) int {
 }
 
 const (
-	// hashesKept is how many hashes of compactions are remembered, as in etcd.
+	// hashesKept bounds the hashes of compactions that are kept, as in etcd.
 	hashesKept = 10
-	// hashJobs bounds compactions whose hash is not taken yet; each holds back
-	// the forgetting that it asks for. Further ones go without a hash.
+	// hashJobs bounds the scheduled hashes, because each of them delays the compaction.
+	// If there are as many, a further compaction gets no hash.
 	hashJobs = 16
 )
 
-// hashes remembers what the history hashed to right before each of the last
-// compactions: the hash of a compacted revision can be compared afterwards, by
-// members that compact at different times.
+// hashes has the hashes at the last compactions. With them, the hash at a compacted
+// revision can still be compared, also between members that compact at different times.
 type hashes struct {
 	mu   sync.Mutex
-	jobs []hashJob
-	kept []HashKV // oldest first
+	jobs []hashJob // scheduled, oldest first
+	kept []HashKV  // computed, oldest first
 }
 
 type hashJob struct {
-	revision, previous int64 // of the compaction, and of the one before
-	pin                *Pin
+	revision, previous int64 // of the compaction, and of the one before it
+	pin                *Pin  // at previous; released when the hash is computed
 }
 
 func (h *hashes) find(rev int64) (HashKV, bool) {
@@ -205,7 +214,7 @@ func (h *hashes) keep(k HashKV) {
 	}
 }
 
-// waiting tells whether there is a hash to be taken.
+// waiting reports whether a hash is scheduled.
 func (h *hashes) waiting() bool {
 	_, ok := h.next()
 	return ok
@@ -226,9 +235,10 @@ func (h *hashes) done() {
 	h.jobs = h.jobs[1:]
 }
 
-// ScheduleHash asks for the hash at the compaction that was just made. Until it
-// is taken by TakeHashes, nothing is forgotten that the one before kept. It
-// reports whether there is room for one more.
+// ScheduleHash schedules the hash at the compaction that was just made; previous is the
+// compact revision before it. Until TakeHashes has computed the hash, no version is marked
+// dead that the previous compaction kept. It returns false if too many hashes are
+// scheduled.
 func (s *Store) ScheduleHash(previous int64) bool {
 	h := &s.published.hashes
 	h.mu.Lock()
@@ -241,9 +251,10 @@ func (s *Store) ScheduleHash(previous int64) bool {
 	return true
 }
 
-// TakeHashes takes the hashes that compactions asked for. It calls pause after
-// each pack, and ends early if that returns an error. It reports whether any is not
-// waited for any more.
+// TakeHashes computes the scheduled hashes. It calls pause after each pack, and ends with
+// its error if there is one; that hash is computed again next time. took reports whether
+// any hash is no longer scheduled, so that the compaction can continue. Other errors:
+// ErrClosed, *CorruptError.
 func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 	for {
 		job, ok := p.hashes.next()
@@ -257,7 +268,7 @@ func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 		h, err := v.compactionHash(job, pause)
 		var damage *CorruptError
 		if err != nil && !errors.As(err, &damage) {
-			return took, err // later
+			return took, err // try again next time
 		}
 		if err == nil {
 			p.hashes.keep(h)
@@ -266,12 +277,12 @@ func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 		job.pin.Release()
 		took = true
 		if err != nil {
-			return took, err // that hash is never to be had
+			return took, err // damage: the hash cannot be computed, so it is no longer scheduled
 		}
 	}
 }
 
-// compactionHash is what the history hashed to at a compaction.
+// compactionHash computes the hash at a compaction.
 func (v *View) compactionHash(job hashJob, pause func() error) (HashKV, error) {
 	any, err := v.keptByCompaction(job.revision)
 	if err != nil {

@@ -125,10 +125,10 @@ func (v *version) at(rev int64) *version {
 	return v
 }
 
-// entry heads the versions of a key.
+// entry is a key with the chain of its versions.
 type entry struct {
 	key  string
-	head atomic.Pointer[version]
+	head atomic.Pointer[version] // the newest version; set by the writer
 }
 
 // at returns the key's state at a revision, or nil if it does not exist then.
@@ -148,16 +148,16 @@ func newTree() *tree {
 		btree.Options{NoLocks: true, Degree: 32})
 }
 
-// keyRange is the interval of keys a request names.
+// keyRange is an interval of keys.
 type keyRange struct {
 	from   string
-	to     string // exclusive; unused when single or open
-	single bool
-	open   bool // to the end of the keyspace
+	to     string // exclusive; unused if single or open
+	single bool   // the key from alone
+	open   bool   // to the end of the keyspace
 }
 
-// newKeyRange reads etcd's convention: no end is the key alone, the byte 0 is
-// everything from the key on.
+// newKeyRange returns the range that a request names, as in etcd: without an end, the key
+// alone; with the end "\x00", all keys from the key on.
 func newKeyRange(key, end []byte) keyRange {
 	switch {
 	case len(end) == 0:
@@ -169,8 +169,7 @@ func newKeyRange(key, end []byte) keyRange {
 	}
 }
 
-// ascend calls fn for the entries of a tree within the range, in order, until
-// fn returns false.
+// ascend calls fn for the entries of a tree in the range, in order, until fn returns false.
 func (r keyRange) ascend(t *tree, fn func(*entry) bool) {
 	pivot := &entry{key: r.from}
 	if r.single {
@@ -187,8 +186,8 @@ func (r keyRange) ascend(t *tree, fn func(*entry) bool) {
 	})
 }
 
-// count returns how many entries of a tree lie within the range, in
-// O(log² n): the tree counts its subtrees.
+// count returns how many entries of a tree are in the range, in O(log² n): the tree counts
+// its subtrees.
 func (r keyRange) count(t *tree) int {
 	if r.single {
 		if _, ok := t.Get(&entry{key: r.from}); ok {
@@ -203,7 +202,7 @@ func (r keyRange) count(t *tree) int {
 	return max(0, n-rank(t, r.from))
 }
 
-// rank returns how many entries lie below a key.
+// rank returns how many entries are below a key.
 func rank(t *tree, key string) int {
 	lo, hi := 0, t.Len()
 	for lo < hi {
@@ -217,8 +216,8 @@ func rank(t *tree, key string) int {
 	return lo
 }
 
-// merge calls fn for the entries of both trees within the range, in key order,
-// until fn returns false. A key stands in at most one of them.
+// merge calls fn for the entries of both trees in the range, in key order, until fn
+// returns false. A key is in at most one of the trees.
 func (r keyRange) merge(a, b *tree, fn func(*entry) bool) {
 	if r.single || b.Len() == 0 {
 		r.ascend(a, fn)
@@ -227,7 +226,7 @@ func (r keyRange) merge(a, b *tree, fn func(*entry) bool) {
 		}
 		return
 	}
-	// The dead are walked by an iterator in step with the living.
+	// b is walked by an iterator, in step with a.
 	it := b.Iter()
 	defer it.Release()
 	ok := it.Seek(&entry{key: r.from})

@@ -10,24 +10,24 @@ import (
 	"github.com/tidwall/btree"
 )
 
-// LeaseTTLMax is the longest time for which a lease is granted, in seconds.
+// LeaseTTLMax is the largest TTL of a lease in seconds, as in etcd.
 const LeaseTTLMax = 9_000_000_000
 
 // Lease is a lease that exists. Times are in seconds.
 type Lease struct {
 	ID int64
-	// TTL is for how long it was granted: 1 to LeaseTTLMax.
+	// TTL is what it was granted with: 1 to LeaseTTLMax.
 	TTL int64
-	// Remaining is what it had left at its last checkpoint; 0 if it has none, or
-	// was renewed since.
+	// Remaining is the remaining TTL at its last checkpoint; 0 if it has no checkpoint,
+	// or was renewed since.
 	Remaining int64
-	// Granted is the raft index of the entry that granted it: an id may be used
-	// again.
+	// Granted is the raft index of the entry that granted it. It tells leases with the
+	// same id apart: an id may be used again once its lease was revoked.
 	Granted uint64
 }
 
-// leaseItem is a lease in the tree of all, which is ordered by bucket so that a
-// bucket is read in one go.
+// leaseItem is a lease in the tree of all leases, which is ordered by bucket so that the
+// leases of a bucket are adjacent.
 type leaseItem struct {
 	bucket uint8
 	Lease
@@ -35,19 +35,19 @@ type leaseItem struct {
 
 func leasePivot(id int64) leaseItem { return leaseItem{leaseBucket(id), Lease{ID: id}} }
 
-// attachment is a key that goes when its lease does.
+// attachment is a key that is deleted when its lease is revoked.
 type attachment struct {
 	lease int64
 	key   string
 }
 
-// leases are all leases and what is attached to them. The trees copy on write:
-// views hold copies of them.
+// leases are all leases and the keys attached to them. The trees copy on write: views have
+// copies of them.
 type leases struct {
 	byID *btree.BTreeG[leaseItem]  // by bucket, and then by id
 	keys *btree.BTreeG[attachment] // by lease, and then by key
-	// Copies for views, nil when something changed since they were made: most
-	// publications have nothing to do with leases.
+	// Copies for views, shared by all views until the next change, which sets them to
+	// nil: between most publications no lease changes.
 	byIDCopy *btree.BTreeG[leaseItem]
 	keysCopy *btree.BTreeG[attachment]
 
@@ -90,7 +90,7 @@ func (l *leases) remove(id int64) {
 	l.stored.changed[id] = struct{}{}
 }
 
-// attach moves a key from the lease it had to the one it has. Zero is none.
+// attach moves a key from one lease to another; 0 means no lease.
 func (l *leases) attach(key string, from, to int64) {
 	if from == to {
 		return
@@ -104,7 +104,7 @@ func (l *leases) attach(key string, from, to int64) {
 	}
 }
 
-// publish puts the leases into a view.
+// publish sets the leases of a view.
 func (l *leases) publish(v *View) {
 	if l.byIDCopy == nil {
 		l.byIDCopy = l.byID.Copy()
@@ -115,7 +115,7 @@ func (l *leases) publish(v *View) {
 	v.leases, v.leaseKeys = l.byIDCopy, l.keysCopy
 }
 
-// restoreKeys finds out what is attached from the versions that are current.
+// restoreKeys attaches keys to leases according to their current versions.
 func (l *leases) restoreKeys(live *tree) {
 	if l.byID.Len() == 0 {
 		return
@@ -133,11 +133,11 @@ func (l *leases) restoreKeys(live *tree) {
 // Lease returns a lease, if it exists.
 func (s *Store) Lease(id int64) (Lease, bool) { return s.leases.get(id) }
 
-// LeaseGrant grants a lease in the entry of a raft index. Errors: ErrLeaseTTL,
-// ErrLeaseExists.
+// LeaseGrant grants a lease; index is the raft index of the entry. Errors: ErrLeaseTTL,
+// ErrLeaseExists, and ErrLeaseNotFound for the id 0.
 func (s *Store) LeaseGrant(req *pb.LeaseGrantRequest, index uint64) (*pb.LeaseGrantResponse, error) {
 	if req.ID == 0 {
-		return nil, ErrLeaseNotFound // the gateway chooses an id; 0 is "none"
+		return nil, ErrLeaseNotFound // the gateway chooses an id; 0 means no lease
 	}
 	if req.TTL > LeaseTTLMax {
 		return nil, ErrLeaseTTL
@@ -145,15 +145,15 @@ func (s *Store) LeaseGrant(req *pb.LeaseGrantRequest, index uint64) (*pb.LeaseGr
 	if _, ok := s.leases.get(req.ID); ok {
 		return nil, ErrLeaseExists
 	}
-	// The gateway raises what is too short for elections; here it depends on the
-	// log alone.
+	// leaseactor raises a TTL that is too short for elections. That depends on this
+	// member's configuration, but the replicated state must depend on the log alone.
 	ttl := max(req.TTL, 1)
 	s.leases.set(Lease{ID: req.ID, TTL: ttl, Granted: index})
 	return &pb.LeaseGrantResponse{Header: s.leaseHeader(), ID: req.ID, TTL: ttl}, nil
 }
 
-// LeaseRevoke ends a lease and deletes its keys, in order, in one revision; none
-// is made if there are no keys. Error: ErrLeaseNotFound.
+// LeaseRevoke removes a lease and deletes its keys, in order, in one revision. If it has
+// no keys, the revision does not change. Error: ErrLeaseNotFound.
 func (s *Store) LeaseRevoke(id int64) (*pb.LeaseRevokeResponse, error) {
 	if _, ok := s.leases.get(id); !ok {
 		return nil, ErrLeaseNotFound
@@ -167,8 +167,8 @@ func (s *Store) LeaseRevoke(id int64) (*pb.LeaseRevokeResponse, error) {
 	return &pb.LeaseRevokeResponse{Header: s.leaseHeader()}, nil
 }
 
-// LeaseCheckpoint notes how many seconds a lease has left, 0 for all. It tells
-// whether the lease exists.
+// LeaseCheckpoint sets the remaining TTL of a lease in seconds; 0 means the whole TTL. It
+// reports whether the lease exists.
 func (s *Store) LeaseCheckpoint(id, remaining int64) bool {
 	lease, ok := s.leases.get(id)
 	if !ok {
@@ -181,7 +181,7 @@ func (s *Store) LeaseCheckpoint(id, remaining int64) bool {
 
 func (s *Store) leaseHeader() *pb.ResponseHeader { return &pb.ResponseHeader{Revision: s.revision} }
 
-// leaseKeys yields the keys of a lease in order.
+// leaseKeys yields the keys attached to a lease in order.
 func leaseKeys(t *btree.BTreeG[attachment], id int64) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		t.Ascend(attachment{lease: id}, func(a attachment) bool { return a.lease == id && yield(a.key) })
@@ -194,14 +194,14 @@ func (v *View) Lease(id int64) (Lease, bool) {
 	return item.Lease, ok
 }
 
-// Leases yields all leases, in no order of meaning.
+// Leases yields all leases in an unspecified order.
 func (v *View) Leases() iter.Seq[Lease] {
 	return func(yield func(Lease) bool) {
 		v.leases.Scan(func(item leaseItem) bool { return yield(item.Lease) })
 	}
 }
 
-// LeaseKeys returns the keys of a lease in order.
+// LeaseKeys returns the keys attached to a lease in order.
 func (v *View) LeaseKeys(id int64) (keys [][]byte) {
 	for key := range leaseKeys(v.leaseKeys, id) {
 		keys = append(keys, []byte(key))
@@ -209,8 +209,8 @@ func (v *View) LeaseKeys(id int64) (keys [][]byte) {
 	return keys
 }
 
-// CountLeaseKeys returns how many keys a lease has, in O(log² n): the tree counts
-// its subtrees.
+// CountLeaseKeys returns how many keys are attached to a lease, in O(log² n): the tree
+// counts its subtrees.
 func (v *View) CountLeaseKeys(id int64) int {
 	t := v.leaseKeys
 	rank := func(below func(lease int64) bool) int {

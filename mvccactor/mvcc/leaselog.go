@@ -14,48 +14,53 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// Leases are stored as a log of changes over buckets. Buckets alone would be
-// simpler, but a moment in which many leases change rewrites all of them: a
-// hundred times the bytes, twenty times a second, and above some number of
-// leases more than one transaction of the store holds, which it must be.
+// Leases are stored in buckets, and a log of the changes that may not be in the buckets
+// yet. Each commit goes through these steps:
 //
-// With each batch of changes some buckets are written whole, in turn; when all
-// had their turn, changes from before the round are in the buckets and go.
+//	TakeLeases  encodes the leases that changed since the last commit, as the next number
+//	            of the log, and marks their buckets dirty
+//	fold        adds the next dirty buckets, each as a whole, up to a budget. When all
+//	            buckets had their turn, a round ends: the changes of earlier rounds are in
+//	            the buckets, so their numbers are deleted from the log
+//
+// A start reads the buckets, and then the log: LeaseRestorer.
+//
+// Buckets alone would be simpler. But when many leases change at once, every commit would
+// write all buckets, and with many leases these would exceed one transaction of the store.
 
 const (
-	// leaseBuckets: with all of them below the 1 KiB from which the store keeps a
-	// value apart, they fit one of its transactions twice over.
+	// leaseBuckets is part of the format. While all buckets are below 1 KiB, from which
+	// on the store keeps a value in the value log, all of them fit in one transaction.
 	leaseBuckets = 256
-	// foldBytes is how much of buckets is written with a batch of changes at
-	// least.
+	// foldBytes is the least budget of fold.
 	foldBytes = 64 << 10
-	// foldRounds bounds the batches of changes in a round, and so the names that
-	// one transaction has to delete.
+	// foldRounds bounds the numbers of the log in a round, and so those that one
+	// transaction deletes.
 	foldRounds = 1024
-	// storedLeaseBytes is about what a lease takes in a bucket.
+	// storedLeaseBytes estimates the size of a lease in a bucket.
 	storedLeaseBytes = 24
 
 	bucketPrefix = "lease/"
 	logPrefix    = "leaselog/"
 )
 
-// leaseLog knows what the store below has of the leases.
+// leaseLog knows which leases the store has, and where.
 type leaseLog struct {
-	changed map[int64]struct{} // since the last TakeLeases
+	changed map[int64]struct{} // ids of leases that changed since the last TakeLeases
 
-	dirty [leaseBuckets]bool // the log says more than the bucket
-	next  int                // bucket whose turn it is
-	last  uint64             // number of the last changes handed out
-	first uint64             // oldest that may be in the store
-	begun uint64             // first of the round
+	dirty [leaseBuckets]bool // the log has changes that the bucket in the store lacks
+	next  int                // the bucket that fold considers next
+	// Numbers of the log: the last one returned, the first that may be in the store, and
+	// the first of the current round.
+	last, first, begun uint64
 }
 
 func newLeaseLog() leaseLog {
 	return leaseLog{changed: make(map[int64]struct{}), first: 1, begun: 1}
 }
 
-// leaseBucket is part of the format: the top byte of the id, mixed. Ids count up
-// as often as they are random.
+// leaseBucket returns the bucket of an id: the top byte of a hash, because ids may be
+// consecutive. It is part of the format.
 func leaseBucket(id int64) uint8 {
 	x := uint64(id)
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -63,15 +68,15 @@ func leaseBucket(id int64) uint8 {
 	return uint8((x ^ x>>31) >> 56)
 }
 
-// BucketName is the name under which a bucket is stored.
+// BucketName is the name of a bucket in the store.
 func BucketName(bucket uint32) string { return fmt.Sprintf("%s%02x", bucketPrefix, bucket) }
 
-// LeaseLogName is the name under which changes are stored. Names are in the order
-// of numbers.
+// LeaseLogName is the name of a number of the log in the store. Names have the order of
+// the numbers.
 func LeaseLogName(log uint64) string { return fmt.Sprintf("%s%016x", logPrefix, log) }
 
-// TakeLeases returns what to store of the leases that changed since the last
-// call, nil if none did.
+// TakeLeases returns what to store for the leases that changed since the last call; nil if
+// none changed.
 func (s *Store) TakeLeases() *mvccmsg.StoredLeases {
 	l := &s.leases.stored
 	if len(l.changed) == 0 {
@@ -93,7 +98,7 @@ func (s *Store) TakeLeases() *mvccmsg.StoredLeases {
 	return m
 }
 
-// fold adds buckets to what is stored, and drops the changes that they hold.
+// fold adds buckets to m, and trims the log if a round ends.
 func (s *Store) fold(m *mvccmsg.StoredLeases) {
 	l := &s.leases.stored
 	budget := max(foldBytes, 2*len(m.Changes), s.leases.byID.Len()*storedLeaseBytes/foldRounds)
@@ -132,23 +137,24 @@ func leaseMessage(l Lease) *mvccmsg.Lease {
 func encodeLeases(list *mvccmsg.LeaseList) []byte {
 	b, err := proto.Marshal(list)
 	if err != nil {
-		panic(err) // numbers only
+		panic(err) // integers can always be encoded
 	}
 	return b
 }
 
-// LeaseRestorer takes the leases that the store below holds, before the packs.
+// LeaseRestorer restores the leases from the state in the store, before the packs are
+// restored.
 type LeaseRestorer struct {
 	store   *Store
 	buckets [][2]string // name and value
-	logs    [][2]string
+	logs    [][2]string // name and value
 }
 
-// RestoreLeases returns what to restore leases with.
+// RestoreLeases returns a restorer of the leases.
 func (s *Store) RestoreLeases() *LeaseRestorer { return &LeaseRestorer{store: s} }
 
-// Take keeps an entry of the store for Finish. It tells whether its name is one
-// of leases. Changes come in the order of their names.
+// Take keeps an entry of the store for Finish, and reports whether its name is one that
+// leases are stored under. Entries must be passed in the order of their names.
 func (r *LeaseRestorer) Take(name string, value []byte) bool {
 	entry := [2]string{name, string(value)}
 	switch {
@@ -162,20 +168,20 @@ func (r *LeaseRestorer) Take(name string, value []byte) bool {
 	return true
 }
 
-// Empty tells whether the store had nothing of leases.
+// Empty reports whether the store had no entries of leases.
 func (r *LeaseRestorer) Empty() bool { return len(r.buckets)+len(r.logs) == 0 }
 
-// Finish decodes what was taken: buckets, and then the changes that came after.
-// Changes that a bucket has already do no harm, because all later ones follow.
+// Finish decodes the buckets, and then applies the log. A bucket may have some of these
+// changes already: that does no harm, because the log has all later ones too.
 func (r *LeaseRestorer) Finish() error {
 	for _, e := range r.buckets {
 		if err := r.bucket(e[0], []byte(e[1])); err != nil {
-			return fmt.Errorf("mvcc: %s in the store: %w", e[0], err)
+			return fmt.Errorf("mvcc: decode %s in the store: %w", e[0], err)
 		}
 	}
 	for i, e := range r.logs {
 		if err := r.changes(i == 0, e[0], []byte(e[1])); err != nil {
-			return fmt.Errorf("mvcc: %s in the store: %w", e[0], err)
+			return fmt.Errorf("mvcc: decode %s in the store: %w", e[0], err)
 		}
 	}
 	l := &r.store.leases.stored
@@ -236,13 +242,14 @@ func (r *LeaseRestorer) changes(first bool, name string, value []byte) error {
 	return nil
 }
 
-// validLease tells whether a lease can be one, or one that is gone.
+// validLease reports whether the fields of a lease are in range. A TTL of 0 is: it marks a
+// revoked lease in the log.
 func validLease(m *mvccmsg.Lease) bool {
 	return m.GetId() != 0 && m.Ttl >= 0 && m.Ttl <= LeaseTTLMax && m.Remaining >= 0 && m.Remaining <= m.Ttl
 }
 
 var (
-	errLease      = errors.New("it has a lease that cannot be")
-	errLeaseName  = errors.New("it has a name that nothing is stored under")
-	errLeaseOrder = errors.New("a lease or a log is not in its place")
+	errLease      = errors.New("lease with a field out of range")
+	errLeaseName  = errors.New("invalid name")
+	errLeaseOrder = errors.New("lease or number of the log out of order")
 )

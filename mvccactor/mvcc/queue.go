@@ -2,12 +2,12 @@ package mvcc
 
 import "unsafe"
 
-// queue is a first-in first-out list of versions in revision order, for a
-// compaction to visit. It has at most one element per version above the compact
-// revision, so it is as bounded as history is.
+// queue has the versions that compaction must visit, in revision order. A version is in
+// it from its creation until compaction has passed its revision, so the queue is bounded
+// by the history that is kept.
 type queue struct {
 	chunks [][]*version
-	head   int // in the first chunk
+	head   int // index of the oldest version in the first chunk
 }
 
 const queueChunk = 2048 // elements: 16 KiB
@@ -41,6 +41,6 @@ func (q *queue) pop(rev int64) (*version, bool) {
 	return v, true
 }
 
-// bytesAsString lends a key to a lookup without copying it. The string must not
-// outlive the call it is made for.
+// bytesAsString returns b as a string without copying it, for a lookup. IMPORTANT: the
+// string must not be kept after the lookup, and b must not change until then.
 func bytesAsString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

@@ -12,20 +12,31 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// RangeResult is the answer to a range: key-value pairs in their stored
-// encoding, which a response can be spliced from.
+// How a range is read:
+//
+//	find     collects keys and versions from the index, filters, sorts and limits them. It
+//	         knows the size of the answer before any record is read, unless records have to
+//	         be sorted by value
+//	Hold     asks the caller whether an answer of that size may be allocated
+//	fetch    refers to the records in their packs, loading packs that are not in memory; or
+//	         copies the records, if the packs would keep too much memory in use
+//
+// pace calls the caller's Step after every slice of keys in each of them.
+
+// RangeResult is the result of a range. Its key-value pairs are encoded, as they are in the
+// response.
 type RangeResult struct {
 	// Revision is the current revision of the view that was read.
 	Revision int64
-	// Count is how many keys there are in the range at the revision asked for,
-	// before filters and limit.
+	// Count is the number of keys in the range at the requested revision, before filters
+	// and limit.
 	Count int64
-	// More tells that the limit cut the answer short.
+	// More is set if the limit left out keys.
 	More bool
-	// Records are encoded mvccpb.KeyValue messages. Read only.
+	// Records are encoded mvccpb.KeyValue messages. They must not be changed.
 	Records [][]byte
 
-	bytes int // of the records as fields of a response
+	bytes int // length of the records as fields of a response
 }
 
 // Field numbers of etcd's RangeResponse.
@@ -39,14 +50,15 @@ const (
 // RecordsSize returns the length of the records as fields of a RangeResponse.
 func (r *RangeResult) RecordsSize() int { return r.bytes }
 
-// Size returns the length of what AppendResponse appends after the header.
+// Size returns an upper bound of the length of what AppendResponse appends after the
+// header.
 func (r *RangeResult) Size() int {
 	return r.bytes + 2*protowire.SizeTag(fieldRangeCount) + protowire.SizeVarint(1) +
 		protowire.SizeVarint(uint64(r.Count))
 }
 
-// AppendResponse appends the encoding of a RangeResponse with an encoded
-// header.
+// AppendResponse appends the encoding of the RangeResponse. header is an encoded
+// ResponseHeader.
 func (r *RangeResult) AppendResponse(dst, header []byte) []byte {
 	dst = protowire.AppendTag(dst, fieldRangeHeader, protowire.BytesType)
 	dst = protowire.AppendBytes(dst, header)
@@ -60,8 +72,7 @@ func (r *RangeResult) AppendResponse(dst, header []byte) []byte {
 	return appendIntField(dst, fieldRangeCount, r.Count)
 }
 
-// Response returns the result as a message with a header that holds the
-// revision only.
+// Response returns the result as a message. Its header has the revision only.
 func (r *RangeResult) Response() (*pb.RangeResponse, error) {
 	resp := &pb.RangeResponse{
 		Header: &pb.ResponseHeader{Revision: r.Revision},
@@ -79,11 +90,11 @@ func (r *RangeResult) Response() (*pb.RangeResponse, error) {
 	return resp, nil
 }
 
-// Range answers a range request on the newest view. The request has passed the
-// gateway's checks. Errors: ErrCompacted, ErrFutureRevision, *CorruptError, and
-// what rd returns.
+// Range reads a range on the newest view. The request must have passed the gateway's
+// checks. Errors: ErrCompacted, ErrFutureRevision, ErrClosed, *CorruptError, and those of
+// rd.
 func (p *Published) Range(rd Reading, req *pb.RangeRequest) (res *RangeResult, err error) {
-	// A read that has to wait for its turn must not wait with a view in hand.
+	// A read must not keep a view while it waits for its turn.
 	if err := rd.Scan(p.View().keysToScan(req)); err != nil {
 		return nil, err
 	}
@@ -94,8 +105,8 @@ func (p *Published) Range(rd Reading, req *pb.RangeRequest) (res *RangeResult, e
 	return res, err
 }
 
-// Range answers a range request on this view. Unless the view is pinned, a
-// compaction may overtake it: use Published.Range.
+// Range reads a range on this view. IMPORTANT: if the view is not pinned, compaction may
+// pass it, and keys may be missing from the result. Use Published.Range then.
 func (v *View) Range(rd Reading, req *pb.RangeRequest) (*RangeResult, error) {
 	rev, err := v.checkRevision(req.Revision)
 	if err != nil {
@@ -115,23 +126,25 @@ func (v *View) source() source {
 	return source{live: v.live, dead: v.dead, cache: v.cache, present: v.Revision}
 }
 
-// source is what a range reads: a view, or the state in the midst of a
-// transaction.
+// source is what a range reads: a view, or the state at some point of a transaction.
 type source struct {
 	live, dead *tree
 	cache      *cache
-	// present is the revision that live is the state of: at it the dead need
-	// not be visited.
+	// present is the revision whose keys are those of live. For a read at it, the
+	// deleted keys need not be visited.
 	present int64
-	// changes is set in the midst of a transaction: it has made that many changes
-	// at the revision present, and later ones are not to be seen. Zero: all are.
+	// changes is how many changes the transaction had made at the revision present:
+	// later ones of the same revision are not visible. 0 outside of a transaction: all
+	// changes of the revision are visible.
 	changes int32
-	// fixed narrows the source to one key, which has no entry if it never existed.
+	// fixed restricts the source to the key of entry, which is nil if the key has never
+	// existed. live and dead are nil then.
 	fixed bool
 	entry *entry
 }
 
-// asOf returns the key's state after a change, or nil if it does not exist then.
+// asOf returns the key's version after the change with revision r; nil if the key did not
+// exist then.
 func (e *entry) asOf(r Revision) *version {
 	v := e.head.Load()
 	for v != nil && r.Less(v.revision()) {
@@ -151,8 +164,8 @@ func (s source) bound(rev int64) Revision {
 	return Revision{Main: rev, Sub: math.MaxInt32}
 }
 
-// keysToScan returns how many keys query visits for a request, if the current
-// revision is current.
+// keysToScan returns how many keys query visits for a request. current is the current
+// revision.
 func (s source) keysToScan(req *pb.RangeRequest, current int64) int {
 	r := newKeyRange(req.Key, req.RangeEnd)
 	if r.single {
@@ -164,15 +177,14 @@ func (s source) keysToScan(req *pb.RangeRequest, current int64) int {
 	case !present:
 		return n + r.count(s.dead)
 	case req.CountOnly:
-		return 0 // the tree knows
+		return 0 // the tree counts its subtrees
 	case stopsAtLimit(req):
-		return int(min(int64(n)-1, req.Limit)) + 1 // the limit may be the largest number
+		return int(min(int64(n)-1, req.Limit)) + 1 // Limit+1 could overflow
 	}
 	return n
 }
 
-// stopsAtLimit reports whether the keys behind the limit need not be looked at,
-// except to count them.
+// stopsAtLimit reports whether keys beyond the limit are only counted.
 func stopsAtLimit(req *pb.RangeRequest) bool {
 	return DefaultOrder(req) && !HasRevisionFilters(req) && req.Limit > 0
 }
@@ -215,29 +227,28 @@ func (s source) count(p *pace, r keyRange, rev int64) (int, error) {
 	return n, p.err
 }
 
-// match is a key found, with the version that was asked for.
+// match is a key in a range, with its version at the requested revision.
 type match struct {
 	entry   *entry
 	version *version
 }
 
-// selection is a range whose keys are found, and whose records are yet to be
-// fetched.
+// selection is the result of find, whose records are still to be fetched.
 type selection struct {
 	source
 	req    *pb.RangeRequest
-	res    *RangeResult // complete but for the records
+	res    *RangeResult // complete except for the records
 	found  []match
-	values [][]byte // the records of found, if they were needed to sort
+	values [][]byte // the records of found, if find read them to sort by value; else nil
 }
 
-// pooledMatches is from how many matches on their memory is used again: a flood of
-// large ranges would otherwise fill the heap with it.
+// pooledMatches is the capacity from which on slices of matches are pooled, so that many
+// large ranges at once do not fill the heap with them.
 const pooledMatches = 256
 
 var matchPool sync.Pool // of *[]match, empty and without references
 
-// newMatches returns room for so many matches.
+// newMatches returns an empty slice with room for n matches.
 func newMatches(n int) []match {
 	if n >= pooledMatches {
 		if m, ok := matchPool.Get().(*[]match); ok && cap(*m) >= n {
@@ -247,7 +258,8 @@ func newMatches(n int) []match {
 	return make([]match, 0, n)
 }
 
-// freeMatches lets the memory of matches be used again.
+// freeMatches returns a slice of matches to the pool. IMPORTANT: the caller must not use
+// it afterwards.
 func freeMatches(m []match) {
 	if cap(m) >= pooledMatches {
 		clear(m)
@@ -256,8 +268,7 @@ func freeMatches(m []match) {
 	}
 }
 
-// query answers a range request at a revision. The steps: find the keys; ask
-// whether an answer of that size may be held; fetch the records.
+// query reads a range at a revision.
 func (s source) query(rd Reading, req *pb.RangeRequest, rev, current int64) (*RangeResult, error) {
 	p := &pace{rd: rd, left: sliceKeys}
 	sel, err := s.find(p, req, rev, current)
@@ -288,7 +299,7 @@ func (s source) find(p *pace, req *pb.RangeRequest, rev, current int64) (*select
 	if HasRevisionFilters(req) {
 		found = filter(found, req)
 	}
-	var values [][]byte // the records of found, if they were needed to sort
+	var values [][]byte // the records of found, if they are needed to sort
 	if order := sortOrder(req); order != pb.RangeRequest_NONE {
 		if req.SortTarget == pb.RangeRequest_VALUE {
 			if values, err = s.records(p, found); err != nil {
@@ -318,9 +329,9 @@ func (s source) find(p *pace, req *pb.RangeRequest, rev, current int64) (*select
 	return &selection{s, req, res, found, values}, nil
 }
 
-// collect finds the keys, up to one more than the limit where the request
-// allows to stop there, and counts them all. Like etcd it stops there too when
-// a sort target is named without a sort order, and sorts what it has.
+// collect returns the keys of a range, and counts all of them in res. If stopsAtLimit, it
+// returns at most one more than the limit. As in etcd that includes requests with a sort
+// target and no sort order, for which only these keys are sorted.
 func (s source) collect(p *pace, req *pb.RangeRequest, r keyRange, rev int64, res *RangeResult) ([]match, error) {
 	found := newMatches(s.keysToScan(req, s.present))
 	limited := stopsAtLimit(req)
@@ -340,8 +351,8 @@ func (s source) collect(p *pace, req *pb.RangeRequest, r keyRange, rev int64, re
 	return found, p.err
 }
 
-// fetch fills in the records. Keys-only answers have no lease, as in etcd, which
-// takes them from its index; sorted by value it does read the records.
+// fetch sets the records of the result. A keys-only result has no leases unless it is
+// sorted by value: in etcd, only then are the records read.
 func (sel *selection) fetch(p *pace) (_ *RangeResult, err error) {
 	defer freeMatches(sel.found)
 	res := sel.res
@@ -349,7 +360,7 @@ func (sel *selection) fetch(p *pace) (_ *RangeResult, err error) {
 	case sel.req.CountOnly:
 	case sel.req.KeysOnly:
 		res.Records, err = encodeKeys(p, sel.found, sel.req.SortTarget == pb.RangeRequest_VALUE)
-		res.bytes = 0 // so far it was the most that they may be
+		res.bytes = 0 // find set it to an upper bound
 		for _, rec := range res.Records {
 			res.bytes += protowire.SizeTag(fieldRangeKvs) + protowire.SizeBytes(len(rec))
 		}
@@ -361,13 +372,13 @@ func (sel *selection) fetch(p *pace) (_ *RangeResult, err error) {
 	return res, err
 }
 
-// keysOnlyBytes is the most that stands beside the key in the record of a
-// keys-only answer: tag and length of the key, and four numbers.
+// keysOnlyBytes bounds the size of a keys-only record beside the key: tag and length of the
+// key, and four integers.
 const keysOnlyBytes = 6 + 4*11
 
 func encodeKeys(p *pace, found []match, lease bool) ([][]byte, error) {
 	records := make([][]byte, len(found))
-	var block []byte // that records are carved from
+	var block []byte // records are allocated from it
 	for i, m := range found {
 		if !p.tick(1) {
 			return nil, p.err
@@ -386,13 +397,12 @@ func encodeKeys(p *pace, found []match, lease bool) ([][]byte, error) {
 	return records, nil
 }
 
-// keysBlock is how much memory the records of keys-only answers are carved from,
-// in bytes.
+// keysBlock is the size in bytes of the blocks that keys-only records are allocated from.
 const keysBlock = 32 << 10
 
-// A record that is referred to keeps its whole pack in memory. Once the packs that
-// an answer refers to weigh more than smallPacks and sparseRatio times the answer,
-// its records are copied instead.
+// A record that a result refers to keeps its whole pack in memory. If the packs of a result
+// exceed smallPacks, and sparseRatio times the size of its records, the result is sparse
+// and its records are copied instead.
 const (
 	smallPacks  = 1 << 20 // bytes
 	sparseRatio = 4
@@ -405,11 +415,11 @@ func (s source) records(p *pace, found []match) ([][]byte, error) {
 		size += int(m.version.size())
 	}
 	records := make([][]byte, len(found))
-	var last *body // that the record before was in, at row
+	var last *body // has the previous record, at row
 	row := 0
 	packs := packSet{limit: max(smallPacks, sparseRatio*size)}
-	many := len(found) > smallPacks/packBytes // fewer cannot be sparse
-	var copies []byte                         // that records are carved from, once the answer is sparse
+	many := len(found) > smallPacks/packBytes // with fewer the result cannot be sparse
+	var copies []byte                         // has the copied records; nil until the result is sparse
 	for i, m := range found {
 		b, loaded, err := s.cache.content(m.version.pack, true)
 		if err != nil {
@@ -424,7 +434,7 @@ func (s source) records(p *pace, found []match) ([][]byte, error) {
 				}
 			}
 		}
-		// Keys that were written in their order stand so in a pack as well.
+		// If keys were written in order, the record is in the next row.
 		rev := m.version.revision()
 		if row++; row >= b.len() || b.revision(row) != rev {
 			if row = b.find(rev); row < 0 {
@@ -452,14 +462,14 @@ func carve(block, rec []byte) (own, grown []byte) {
 	return block[first:len(block):len(block)], block
 }
 
-// packSet is a set of packs, and what they weigh together.
+// packSet is a set of packs with their total size.
 type packSet struct {
 	bodies map[*body]struct{}
-	bytes  int
+	bytes  int // size of all packs
 	limit  int
 }
 
-// add adds a pack, and reports whether the set weighs more than its limit.
+// add adds a pack, and reports whether the size of the set exceeds its limit.
 func (s *packSet) add(b *body) (above bool) {
 	if _, ok := s.bodies[b]; !ok {
 		if s.bodies == nil {
@@ -484,19 +494,19 @@ func (c *cache) record(ver *version, keep bool) ([]byte, error) {
 	return b.record(i), nil
 }
 
-// missing reports that a pack lacks the record of a version.
+// missing returns, and reports as damage, that a pack lacks the record of a version.
 func (c *cache) missing(ver *version) error {
 	return c.report(&CorruptError{Pack: ver.pack.id, Record: ver.revision(), Err: errMissing})
 }
 
-// DefaultOrder tells whether a request asks for no other order than by key.
+// DefaultOrder reports whether a request names no sort order, or that of ascending keys.
 func DefaultOrder(req *pb.RangeRequest) bool {
 	return req.SortOrder == pb.RangeRequest_NONE ||
 		req.SortOrder == pb.RangeRequest_ASCEND && req.SortTarget == pb.RangeRequest_KEY
 }
 
-// sortOrder returns how to sort, NONE for not at all. A target other than the
-// key without an order means ascending.
+// sortOrder returns the order in which to sort, NONE if sorting is not necessary. A target
+// other than the key without an order means ascending.
 func sortOrder(req *pb.RangeRequest) pb.RangeRequest_SortOrder {
 	switch {
 	case req.SortTarget == pb.RangeRequest_KEY && req.SortOrder == pb.RangeRequest_ASCEND:
@@ -507,7 +517,7 @@ func sortOrder(req *pb.RangeRequest) pb.RangeRequest_SortOrder {
 	return req.SortOrder
 }
 
-// HasRevisionFilters tells whether a request filters by revision.
+// HasRevisionFilters reports whether a request filters by revision.
 func HasRevisionFilters(req *pb.RangeRequest) bool {
 	return req.MinModRevision != 0 || req.MaxModRevision != 0 ||
 		req.MinCreateRevision != 0 || req.MaxCreateRevision != 0
@@ -527,9 +537,8 @@ func filter(found []match, req *pb.RangeRequest) []match {
 	return kept
 }
 
-// sortMatches orders keys as asked, and their records along with them if there
-// are any. Ties come out as sort.Sort leaves them, which is what etcd's clients
-// see too.
+// sortMatches sorts matches, and their records along with them if there are any. Equal
+// elements keep the order in which sort.Sort leaves them, as in etcd.
 func sortMatches(p *pace, found []match, records [][]byte, target pb.RangeRequest_SortTarget, order pb.RangeRequest_SortOrder) error {
 	by := byTarget{found: found, records: records, pace: p}
 	switch target {
@@ -558,7 +567,7 @@ func sortMatches(p *pace, found []match, records [][]byte, target pb.RangeReques
 
 type byTarget struct {
 	found []match
-	// records and their values are nil unless the order is by value.
+	// records and their values are nil unless matches are sorted by value.
 	records, values [][]byte
 	less            func(i, j int) bool
 	pace            *pace
@@ -574,11 +583,11 @@ func (s byTarget) Swap(i, j int) {
 	}
 }
 
-// Less compares nothing any more once the read has ended: the sort then comes to
-// its end quickly, with an order that nobody sees.
+// Less returns false without comparing once the read must end. The sort then ends quickly,
+// in an order that is not used.
 func (s byTarget) Less(i, j int) bool { return s.pace.tick(1) && s.less(i, j) }
 
-// value returns the value within a record that the writer made.
+// value returns the value in a valid record. It shares the record's bytes.
 func value(rec []byte) []byte {
 	kv, err := parseRecord(rec)
 	if err != nil {

@@ -1,24 +1,23 @@
 package mvcc
 
-// Reading is the caller of a read, on whose goroutine it runs. A read asks it
-// before it uses much of anything, so that the caller can bound what reads hold
-// and end the ones whose answer nobody waits for. Each method may return an error,
-// which ends the read and becomes its error.
+// Reading bounds what a read uses. A read calls its methods on the goroutine of its caller,
+// before it visits keys or allocates its answer. If a method returns an error, the read
+// ends with that error: this is how a read ends whose client has gone.
 type Reading interface {
-	// Scan is called before that many keys are visited. It may wait for a turn.
-	// It is called again for each part of a larger read, and when a compaction
-	// makes the read start over.
+	// Scan is called before so many keys are visited. It may wait for a turn. It is
+	// called again for each part of a larger read, and if the read starts again because
+	// of a compaction.
 	Scan(keys int) error
-	// Step is called between the slices of a scan, about every millisecond.
+	// Step is called after each slice of sliceKeys keys.
 	Step() error
-	// Hold is called before an answer of that many bytes is put together. It may
-	// wait for room. A read that starts over calls it again, for the answer that
-	// takes the place of the first.
+	// Hold is called before an answer of so many bytes is allocated. It may wait for
+	// credit. If the read starts again, it is called again, for the answer that replaces
+	// the first one.
 	Hold(bytes int) error
 }
 
-// Unpaced is a Reading that lets everything pass: for reads that are bounded by
-// themselves.
+// Unpaced is a Reading that bounds nothing, for reads that are small or have a bound of
+// their own.
 type Unpaced struct{}
 
 // Scan implements Reading.
@@ -31,22 +30,22 @@ func (Unpaced) Step() error { return nil }
 func (Unpaced) Hold(int) error { return nil }
 
 const (
-	// sliceKeys is how many keys are visited, compared or encoded between two
-	// steps: with all of it in memory that takes about a tenth of a millisecond.
+	// sliceKeys is how many keys are visited, compared or encoded between two calls of
+	// Step. It bounds how long a read goes on after its client has gone.
 	sliceKeys = 1000
-	// loadWork is what reading a pack from the store counts for, in keys.
+	// loadWork is how many keys a pack counts for that is read from the store.
 	loadWork = 200
 )
 
 // pace calls Step after each slice of a read.
 type pace struct {
 	rd   Reading
-	left int // of the slice, in keys
-	err  error
+	left int   // keys left of the slice
+	err  error // the first error of Step; it ends the read
 }
 
-// tick counts work, in keys. It returns false once the read has to end; err says
-// why.
+// tick counts keys that were visited, compared or encoded. It returns false if the read
+// must end; err is the reason.
 func (p *pace) tick(work int) bool {
 	if p.left -= work; p.left > 0 {
 		return true

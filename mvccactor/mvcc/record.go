@@ -18,8 +18,8 @@ const (
 	fieldLease          = 6
 )
 
-// appendKeyValue appends the encoding of an mvccpb.KeyValue, byte for byte what
-// etcd stores: fields in order, zero fields left out. HashKV depends on it.
+// appendKeyValue appends the encoding of an mvccpb.KeyValue. It must be what etcd stores,
+// byte for byte, because HashKV covers it: fields in order, zero fields omitted.
 func appendKeyValue(dst []byte, key []byte, create, mod, version int64, value []byte, lease int64) []byte {
 	dst = appendBytesField(dst, fieldKey, key)
 	dst = appendIntField(dst, fieldCreateRevision, create)
@@ -47,7 +47,7 @@ func appendIntField(dst []byte, field protowire.Number, v int64) []byte {
 
 var errRecord = errors.New("record is not a key-value pair")
 
-// keyValue is a record taken apart; key and value share the record's bytes.
+// keyValue is a decoded record. key and value share the record's bytes.
 type keyValue struct {
 	key, value                  []byte
 	create, mod, version, lease int64
@@ -111,7 +111,7 @@ func (kv *keyValue) setInt(field protowire.Number, v int64) bool {
 	return true
 }
 
-// unmarshalRecord returns a record as a message of its own.
+// unmarshalRecord returns a record as a message, which shares no bytes with it.
 func unmarshalRecord(rec []byte) (*mvccpb.KeyValue, error) {
 	kv := new(mvccpb.KeyValue)
 	if err := proto.Unmarshal(rec, kv); err != nil {

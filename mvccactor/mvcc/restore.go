@@ -7,15 +7,15 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// Restore adds a pack read from the store to an index that is being rebuilt. Packs
-// must be added in order. Records above the durable revision belong to an unfinished
-// change. They are discarded; the first TakeDirty returns the pack as reclaimed, and
-// that must be made durable before anything else. value is only read
-// during the call. Error: *CorruptError.
+// Restore adds a pack read from the store to an index that is being rebuilt. Packs must be
+// added in order. value is only read during the call. Error: *CorruptError.
 //
-// The pack does not enter the cache: a start reads packs in order of age, whatever
-// will be asked for afterwards. Reading a pack on demand takes some 30 µs of CPU, so
-// filling the default cache takes about 0.1 s.
+// Records above the durable revision belong to an unfinished commit and are discarded. The
+// first TakeDirty returns the pack as reclaimed. IMPORTANT: that must be durable before
+// anything else is committed.
+//
+// The pack does not enter the cache: a start reads packs in order of age, which says
+// nothing about which of them will be read afterwards.
 func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	b, err := decodePack(value)
 	if err != nil {
@@ -23,7 +23,7 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	}
 	if n := len(s.packs); n > 0 && !s.packs[n-1].last.Less(b.revision(0)) {
 		return &CorruptError{Pack: id, Record: b.revision(0),
-			Err: fmt.Errorf("it does not follow %v of the pack before", s.packs[n-1].last)}
+			Err: fmt.Errorf("record does not follow %v of the previous pack", s.packs[n-1].last)}
 	}
 	if b.revision(0).Less(id) {
 		return &CorruptError{Pack: id, Record: b.revision(0), Err: errBelowID}
@@ -63,7 +63,7 @@ func (b *body) clone() *body {
 	return &body{table: bytes.Clone(b.table), data: bytes.Clone(b.data)}
 }
 
-// belongs tells whether a record can be the one of a revision.
+// belongs reports whether a record can have a revision, and be a tombstone or not.
 func (kv *keyValue) belongs(r Revision, tombstone bool) bool {
 	if tombstone {
 		return kv.version == 0 && kv.mod == 0
@@ -86,15 +86,15 @@ func (s *Store) restoreRecord(p *pack, b *body, i int) error {
 	return nil
 }
 
-// Restored ends restoring: it sets the revisions, and marks dead again what was
-// compacted.
+// Restored completes restoring, after all packs and leases: it sets the revisions,
+// attaches keys to leases, and marks dead what was compacted before.
 func (s *Store) Restored(revision, compactRevision int64) {
 	if n := len(s.packs); n > 0 && s.packs[n-1].last.Main > revision {
 		panic("mvcc: restored records above the revision")
 	}
 	s.revision, s.compactRevision = revision, compactRevision
 	s.leases.restoreKeys(s.live)
-	for visited := true; visited; { // until done, or held by a pin from before a reboot
+	for visited := true; visited; { // until done, or held back by a pin of an earlier incarnation
 		visited, _ = s.CompactStep(restoreStep)
 	}
 }

@@ -6,18 +6,18 @@ import (
 	"fmt"
 )
 
-// Revision names a record: Main counts the transactions that changed the
-// keyspace, Sub the changes within one of them.
+// Revision identifies a record: Main counts the transactions that changed the keyspace,
+// and Sub the changes within one transaction, from 0.
 type Revision struct {
 	Main int64
 	Sub  int32
 }
 
-// firstRevision is that of the keyspace before the first change, as in etcd. No
+// firstRevision is the revision of the keyspace before its first change, as in etcd. No
 // record has it.
 const firstRevision = 1
 
-// Less orders revisions by time.
+// Less reports whether r is older than o.
 func (r Revision) Less(o Revision) bool {
 	return r.Main < o.Main || r.Main == o.Main && r.Sub < o.Sub
 }
@@ -28,9 +28,8 @@ func (r Revision) compare(o Revision) int {
 
 func (r Revision) String() string { return fmt.Sprintf("%d.%d", r.Main, r.Sub) }
 
-// appendHashKey appends the key under which etcd stores a record of this
-// revision: 8 bytes main, an underscore, 8 bytes sub, and a t for a tombstone.
-// HashKV is computed over it.
+// appendHashKey appends the key under which etcd stores a record of this revision: 8 bytes
+// of main, an underscore, 8 bytes of sub, and a t for a tombstone. HashKV covers it.
 func (r Revision) appendHashKey(dst []byte, tombstone bool) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Main))
 	dst = append(dst, '_')

@@ -8,12 +8,24 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// Config is what a Store needs from outside.
+// The life of a record, in the order of the data:
+//
+//	append     adds the record of a change to the tail pack; when that is full, the next
+//	           pack is opened
+//	link       makes its version the head of the key's chain, and queues what compaction
+//	           has to visit
+//	Publish    makes both visible to readers, in a View
+//	TakeDirty  returns the packs that changed, for the persister
+//	Durable    the store has them: the cache may evict them, and reclaiming rewrite them
+//
+// compact.go continues with superseded versions.
+
+// Config is what a Store needs.
 type Config struct {
 	// Load reads packs that are not in memory.
 	Load Loader
-	// CacheBytes is how many bytes of packs stay in memory. Packs that are not
-	// durable yet stay regardless.
+	// CacheBytes bounds the bytes of packs in memory. Packs that are not durable are
+	// never evicted, even above it.
 	CacheBytes int64
 	// Published receives the views.
 	Published *Published
@@ -22,39 +34,38 @@ type Config struct {
 	Corrupt func(*CorruptError)
 }
 
-// Store is the keyspace with its only writer. It is not safe for concurrent
-// use; what it publishes is.
+// Store is the writer's side of the keyspace. It is not safe for concurrent use; the views
+// it publishes are.
 type Store struct {
 	published *Published
 	cache     *cache
 
-	live, dead *tree
-	packs      []*pack // in order of their ids
+	live, dead *tree   // keys that exist now; deleted keys that still have history
+	packs      []*pack // in order of their ids; views share the array
 	byID       map[Revision]*pack
 
-	// revision of the last change; 1 before the first, as in etcd.
-	revision        int64
+	revision        int64 // of the last change; firstRevision before it
 	compactRevision int64 // -1 before the first compaction
 
-	// The tail pack is open: its rows and records are these, and content lags
-	// behind until the next publication. nil before the first record.
+	// The tail pack, to which records are appended; nil before the first one. open is
+	// its content; readers see it once publishTail has set tail.content.
 	tail *pack
 	open body
 
 	dirty     []*pack              // appended to since the last TakeDirty
-	reclaimed []*mvccmsg.Reclaimed // since then, in order
+	reclaimed []*mvccmsg.Reclaimed // since the last TakeDirty, in order
 	taken     int64                // calls of TakeDirty
 	rewrites  []rewrite            // reclaimed packs that are not durable, oldest first
 
 	// What compaction has to visit, oldest first: versions that superseded another
-	// one, and tombstones.
+	// one, and tombstones. linkTo adds to them, CompactStep removes.
 	superseding queue
 	tombstones  queue
 
 	leases leases
 
 	emptyPacks int // packs in the list that have no records left
-	filled     int // packs in the list that are sealed and were durable once
+	filled     int // packs at the start of the list that have been sealed and durable
 
 	liveBytes, storedBytes int64
 	markedDead             int64 // versions marked dead since the start
@@ -79,13 +90,13 @@ func NewStore(cfg Config) *Store {
 	}
 }
 
-// Revision is the revision of the last change.
+// Revision returns the revision of the last change.
 func (s *Store) Revision() int64 { return s.revision }
 
-// CompactRevision is the lowest revision that can be read, -1 if all can.
+// CompactRevision returns the lowest revision that can be read, -1 if all can.
 func (s *Store) CompactRevision() int64 { return s.compactRevision }
 
-// Appended returns how many bytes were appended since the store was opened.
+// Appended returns how many bytes of records and rows were appended by this Store.
 func (s *Store) Appended() int64 { return s.appended }
 
 // append adds the record of a version to the tail pack.
@@ -108,11 +119,11 @@ func (s *Store) append(v *version, record []byte) {
 	s.markDirty(s.tail)
 }
 
-// openPack seals the tail and begins a pack with room for the records to come,
-// so that its bytes never move: readers hold slices of them.
+// openPack seals the tail pack and opens the next one. It allocates all of the data, which
+// must never move, because readers keep slices of it.
 func (s *Store) openPack(first Revision, size int) {
 	s.publishTail()
-	if s.tail != nil { // until here it counted by its records
+	if s.tail != nil { // append counted the size of its records; from now on its weight counts
 		b := s.tail.content.Load()
 		s.cache.resident.Add(b.weight() - b.size())
 	}
@@ -122,7 +133,7 @@ func (s *Store) openPack(first Revision, size int) {
 	s.open = body{data: make([]byte, 0, max(packBytes, size))}
 }
 
-// publishTail makes what was appended to the tail pack visible to readers.
+// publishTail makes the records appended to the tail pack readable.
 func (s *Store) publishTail() {
 	if s.tail == nil {
 		return
@@ -140,21 +151,21 @@ func (s *Store) markDirty(p *pack) {
 	}
 }
 
-// link makes a version the newest of a key, and returns the key's entry. It maintains
+// link makes a version the newest of its key, and returns the key's entry. It maintains
 // the trees and the queues for compaction.
 func (s *Store) link(key []byte, v *version) *entry {
 	e, alive := s.lookup(key)
 	return s.linkTo(e, alive, key, v)
 }
 
-// linkTo is link for a key that was looked up.
+// linkTo is link for a key that was looked up: e and alive are the results of lookup.
 func (s *Store) linkTo(e *entry, alive bool, key []byte, v *version) *entry {
 	if e == nil {
 		e = &entry{key: string(key)}
 	} else {
 		old := e.head.Load()
 		if !old.revision().Less(v.revision()) {
-			panic(fmt.Sprintf("mvcc: record %v of key %q follows %v", v.revision(), key, old.revision()))
+			panic(fmt.Sprintf("mvcc: version %v of key %q is linked after version %v", v.revision(), key, old.revision()))
 		}
 		v.prev.Store(old)
 		// A tombstone is noted at once: it can become dead when the last older
@@ -181,7 +192,7 @@ func (s *Store) linkTo(e *entry, alive bool, key []byte, v *version) *entry {
 	return e
 }
 
-// lookup returns a key's entry, nil if it has none, and whether the key exists now.
+// lookup returns the entry of a key, nil if it has none, and whether the key exists now.
 func (s *Store) lookup(key []byte) (e *entry, alive bool) {
 	s.pivot.key = bytesAsString(key)
 	e, alive = s.live.Get(&s.pivot)
@@ -192,7 +203,7 @@ func (s *Store) lookup(key []byte) (e *entry, alive bool) {
 	return e, alive
 }
 
-// Applied is what the view says of raft and of the cluster.
+// Applied is the replicated state beside the keyspace, as a view has it.
 type Applied struct {
 	Index, Term uint64
 	ConfState   *raftpb.ConfState
@@ -221,7 +232,7 @@ func (s *Store) Publish(a Applied) *View {
 	return v
 }
 
-// Sizes measures the keyspace.
+// Sizes returns the current sizes of the keyspace.
 func (s *Store) Sizes() Sizes {
 	return Sizes{
 		Keys:     s.live.Len(),
@@ -232,8 +243,9 @@ func (s *Store) Sizes() Sizes {
 	}
 }
 
-// TakeDirty returns, complete and in order, the packs that were appended to since the
-// last call and those that were reclaimed. Their bytes are immutable.
+// TakeDirty returns the packs that were appended to since the last call, each complete, and
+// those that were reclaimed, in the order in which they must become durable. Their bytes
+// are immutable.
 func (s *Store) TakeDirty() (appended []*mvccmsg.Pack, reclaimed []*mvccmsg.Reclaimed) {
 	s.publishTail()
 	for _, p := range s.dirty {
@@ -246,13 +258,13 @@ func (s *Store) TakeDirty() (appended []*mvccmsg.Pack, reclaimed []*mvccmsg.Recl
 	return appended, reclaimed
 }
 
-// rewrite is a reclaimed pack, with the number of the TakeDirty that returns it.
+// rewrite is a reclaimed pack that is not durable.
 type rewrite struct {
 	pack  *pack
-	taken int64
+	taken int64 // the call of TakeDirty that returns it, from 1
 }
 
-// Taken returns how often TakeDirty was called.
+// Taken returns how many times TakeDirty was called.
 func (s *Store) Taken() int64 { return s.taken }
 
 func packMessage(id Revision, b *body) *mvccmsg.Pack {
@@ -261,15 +273,14 @@ func packMessage(id Revision, b *body) *mvccmsg.Pack {
 
 func packID(r Revision) *mvccmsg.PackID { return &mvccmsg.PackID{Main: r.Main, Sub: r.Sub} }
 
-// Durable notes that the store below holds all records up to a revision, and
-// everything that the first taken calls of TakeDirty returned.
+// Durable must be called when the store holds all records up to a revision and everything
+// that the first taken calls of TakeDirty returned.
 func (s *Store) Durable(rev, taken int64) {
 	for len(s.rewrites) > 0 && s.rewrites[0].taken <= taken {
 		s.rewrites[0].pack.settled.Store(true)
 		s.rewrites = s.rewrites[1:]
 	}
-	// Packs are filled in order, so those that are not durable yet are the last
-	// ones.
+	// Packs are sealed in order, so those that are not durable are the last ones.
 	for ; s.filled < len(s.packs); s.filled++ {
 		p := s.packs[s.filled]
 		if p == s.tail || p.last.Main > rev {

@@ -9,6 +9,18 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
+// A transaction is executed in these steps:
+//
+//	decide   evaluates all compares, of nested transactions too, against the state before
+//	         the transaction. The outcome names the branch that each of them takes
+//	check    finds whatever would make an operation of these branches fail. Nothing has
+//	         changed yet, so the request fails as a whole
+//	execute  makes the changes, all in one revision, and defers the ranges
+//	commit   advances the revision, if anything changed
+//
+// Put and DeleteRange are transactions of one operation. A transaction that only reads
+// takes the same steps on a view, without commit.
+
 // Put sets a key. Errors: ErrKeyNotFound, ErrLeaseNotFound.
 func (s *Store) Put(req *pb.PutRequest) (*pb.PutResponse, error) {
 	if err := checkPut(s.reader(s.revision), req); err != nil {
@@ -28,13 +40,13 @@ func (s *Store) DeleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse 
 	return resp
 }
 
-// Txn compares, and then executes one of the branches. A request that cannot be
-// executed whole changes nothing. Errors: ErrKeyNotFound, ErrLeaseNotFound,
+// Txn evaluates the compares of a transaction and executes one of its branches. If it
+// returns an error, nothing has changed. Errors: ErrKeyNotFound, ErrLeaseNotFound,
 // ErrCompacted, ErrFutureRevision.
 //
-// The answers to the ranges of the transaction are empty: the caller who gets the
-// response reads them from what is returned beside it, so that the writer does
-// not wait for them. It is nil if there are none, and if nobody awaits the
+// The responses to the ranges of the transaction are empty: whoever receives the response
+// reads them from the TxnRanges, so that the writer does not spend time on them. TxnRanges
+// is nil if there are no ranges, or if awaited is false because nobody receives the
 // response.
 func (s *Store) Txn(req *pb.TxnRequest, awaited bool) (*pb.TxnResponse, *TxnRanges, error) {
 	r := s.reader(s.revision)
@@ -53,9 +65,9 @@ func (s *Store) Txn(req *pb.TxnRequest, awaited bool) (*pb.TxnResponse, *TxnRang
 	return resp, &TxnRanges{ranges: t.ranges, pin: s.published.pinRevision(t.oldest())}, nil
 }
 
-// ReadTxn executes a read-only transaction on the newest view. The answers to its
-// ranges are returned beside the response, in the order in which the response has
-// room for them. Errors as Txn, *CorruptError, and what rd returns.
+// ReadTxn executes a read-only transaction on the newest view. The results of its ranges
+// are returned beside the response, in the order of the empty ones in it. Errors: those of
+// Txn, *CorruptError, and those of rd.
 func (p *Published) ReadTxn(rd Reading, req *pb.TxnRequest) (resp *pb.TxnResponse, ranges []*RangeResult, err error) {
 	err = p.read(0, func(v *View) error {
 		resp, ranges, err = v.readTxn(rd, req)
@@ -77,8 +89,8 @@ func (v *View) readTxn(rd Reading, req *pb.TxnRequest) (*pb.TxnResponse, []*Rang
 	return resp, ranges, err
 }
 
-// ReadOnlyTxn tells whether all operations, of both branches, are ranges. A
-// nested transaction counts as a write, as in etcd.
+// ReadOnlyTxn reports whether all operations, of both branches, are ranges. A nested
+// transaction counts as a write, as in etcd.
 func ReadOnlyTxn(req *pb.TxnRequest) bool {
 	return allRanges(req, func(*pb.RangeRequest) bool { return true })
 }
@@ -96,7 +108,8 @@ func HasRanges(req *pb.TxnRequest) bool {
 	return false
 }
 
-// SerializableTxn tells whether all operations are serializable ranges.
+// SerializableTxn reports whether all operations, of both branches, are serializable
+// ranges.
 func SerializableTxn(req *pb.TxnRequest) bool {
 	return allRanges(req, (*pb.RangeRequest).GetSerializable)
 }
@@ -112,15 +125,16 @@ func allRanges(req *pb.TxnRequest, ok func(*pb.RangeRequest) bool) bool {
 	return true
 }
 
-// reader reads the state at one revision, within a transaction or before it.
+// reader reads the state at one revision: that of the writer, before or in a transaction,
+// or that of a view.
 type reader struct {
 	source
 	revision        int64
 	compactRevision int64
-	store           *Store // nil when a view is read
+	store           *Store // nil for a view
 }
 
-// reader returns a reader of the writer's own state.
+// reader returns a reader of the writer's state.
 func (s *Store) reader(rev int64) reader {
 	return reader{
 		source:          source{live: s.live, dead: s.dead, cache: s.cache, present: rev},
@@ -130,7 +144,8 @@ func (s *Store) reader(rev int64) reader {
 	}
 }
 
-// settle makes the records of the tail pack readable before a read of records.
+// settle makes the records of the tail pack readable, which those of this transaction may
+// be in.
 func (r reader) settle() {
 	if r.store != nil {
 		r.store.publishTail()
@@ -154,9 +169,9 @@ func (r reader) keyValue(v *version) (*mvccpb.KeyValue, error) {
 	return unmarshalRecord(rec)
 }
 
-// decide evaluates the compares of a transaction, and of those nested in the
-// branch it takes, against the state before it. The answers are in the order
-// in which execution comes by the transactions.
+// decide evaluates the compares of a transaction, and of those nested in the branch that
+// it takes. It returns for each of them whether it takes the success branch, in the order
+// in which they are executed.
 func decide(r reader, req *pb.TxnRequest) []bool {
 	taken := []bool{holds(r, req.Compare)}
 	for _, op := range branch(req, taken[0]) {
@@ -183,9 +198,9 @@ func holds(r reader, compares []*pb.Compare) bool {
 	return true
 }
 
-// compare tells whether a comparison holds for every key in its range. Without
-// any key it is made against a key that never was, except that no value equals
-// or differs from a missing one.
+// compare reports whether a comparison holds for every key in its range. If the range has
+// no keys, it compares with a key that never existed, for which all numbers are 0; a
+// comparison of values then never holds.
 func compare(r reader, c *pb.Compare) bool {
 	any, all := false, true
 	r.visit(newKeyRange(c.Key, c.RangeEnd), r.revision, func(_ *entry, v *version) bool {
@@ -213,7 +228,7 @@ func compareVersion(r reader, c *pb.Compare, v *version) bool {
 	case pb.Compare_VALUE:
 		kv, err := r.keyValue(v)
 		if err != nil {
-			panic(fmt.Sprintf("mvcc: compare: %v", err))
+			panic(fmt.Sprintf("mvcc: read a record to compare its value: %v", err))
 		}
 		result = bytes.Compare(kv.Value, c.GetValue())
 	}
@@ -227,10 +242,10 @@ func compareVersion(r reader, c *pb.Compare, v *version) bool {
 	case pb.Compare_LESS:
 		return result < 0
 	}
-	return true // an operator nobody knows never fails, as in etcd
+	return true // an unknown operator always holds, as in etcd
 }
 
-// checkTxn finds what would make an operation of the taken branches fail.
+// checkTxn returns the error with which an operation of the taken branches would fail.
 func checkTxn(r reader, req *pb.TxnRequest, taken []bool) error {
 	_, err := checkBranch(r, req, taken)
 	return err
@@ -278,12 +293,12 @@ func checkPut(r reader, req *pb.PutRequest) error {
 	return nil
 }
 
-// transaction makes the changes of one revision.
+// transaction makes the changes of one revision. Its reader sees the changes made so far.
 type transaction struct {
 	reader
-	begin   int64 // the revision before
-	made    int32 // changes so far
-	awaited bool  // somebody will read the ranges
+	begin   int64 // the revision before the transaction
+	made    int32 // changes so far; the sub revision of the next one
+	awaited bool  // the ranges will be read
 	ranges  []txnRange
 }
 
@@ -291,7 +306,7 @@ func (s *Store) begin() *transaction {
 	return &transaction{reader: s.reader(s.revision), begin: s.revision}
 }
 
-// changed moves the reader to the revision that the transaction writes.
+// changed counts a change, and moves the reader to the revision of the transaction.
 func (t *transaction) changed() {
 	t.made++
 	t.revision = t.begin + 1
@@ -362,7 +377,8 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 			resp.PrevKv = kv
 		}
 	}
-	if req.IgnoreLease && old != nil { // deleted before by the same transaction: none
+	// old is nil if an earlier operation of the transaction deleted the key.
+	if req.IgnoreLease && old != nil {
 		lease = old.lease()
 	}
 
@@ -417,12 +433,12 @@ func leaseOf(v *version) int64 {
 	return v.lease()
 }
 
-// mustKeyValue reads a record for a write to depend on. Where it cannot be
-// read, members would diverge: the member stops instead.
+// mustKeyValue reads a record that a write depends on. It panics if that fails, because a
+// member that went on would diverge from the others.
 func (t *transaction) mustKeyValue(v *version) *mvccpb.KeyValue {
 	kv, err := t.keyValue(v)
 	if err != nil {
-		panic(fmt.Sprintf("mvcc: read for a write: %v", err))
+		panic(fmt.Sprintf("mvcc: read a record that a write depends on: %v", err))
 	}
 	return kv
 }

@@ -4,27 +4,27 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// TxnRanges are the ranges of an executed transaction that are still to be read.
-// The writer executes a transaction without reading them: for each it notes the
-// state of that moment, which is immutable because the trees copy on write and
-// versions above a bound are skipped. Whoever gets the response reads them, on its
-// own goroutine. What would have failed the transaction was checked before.
+// TxnRanges are the ranges of an executed transaction that are still to be read. The
+// writer does not read them: for each it keeps the state at that point of the transaction,
+// which is immutable because the trees copy on write and versions above a bound are
+// skipped. The receiver of the response reads them, on its own goroutine. The only error
+// left then is corruption: all others were checked before the transaction was executed.
 //
-// IMPORTANT: call Read or Release. Until then the revision before the transaction
-// stays readable, and what a compaction wants to forget stays in memory.
+// IMPORTANT: call Read or Release. Until then they pin the revision before the
+// transaction, and with it the superseded versions that compaction would mark dead.
 type TxnRanges struct {
 	ranges []txnRange
-	pin    *Pin // nil if something else keeps the revisions readable
+	pin    *Pin // nil if the caller keeps the revisions readable
 }
 
 // txnRange is a range with the state that it reads.
 type txnRange struct {
 	source
 	req      *pb.RangeRequest
-	revision int64 // of that state
+	revision int64 // of the state
 }
 
-// deferRange notes a range with the state of this moment.
+// deferRange keeps a range and the current state for later.
 func (t *transaction) deferRange(req *pb.RangeRequest) {
 	if !t.awaited {
 		return
@@ -34,8 +34,8 @@ func (t *transaction) deferRange(req *pb.RangeRequest) {
 	switch {
 	case t.store == nil: // a view
 	case len(req.RangeEnd) == 0:
-		// Most are of one key: looking it up costs less than copies of the trees,
-		// which make the next changes copy nodes.
+		// Most ranges are of one key. To look it up costs less than to copy the trees,
+		// because the next changes would have to copy nodes.
 		s.fixed = true
 		s.entry, _ = t.store.lookup(req.Key)
 		s.live, s.dead = nil, nil
@@ -45,9 +45,9 @@ func (t *transaction) deferRange(req *pb.RangeRequest) {
 	t.ranges = append(t.ranges, txnRange{source: s, req: req, revision: t.revision})
 }
 
-// oldest returns the oldest revision that the deferred ranges need. It is at most
-// the one before the transaction: ranges in the midst of it see what a later
-// change of the same revision supersedes.
+// oldest returns the oldest revision that the deferred ranges need. It is at most the one
+// before the transaction, because a range may need a version that a later operation of the
+// same transaction superseded.
 func (t *transaction) oldest() int64 {
 	rev := t.begin
 	for i := range t.ranges {
@@ -58,9 +58,8 @@ func (t *transaction) oldest() int64 {
 	return rev
 }
 
-// Read answers the ranges, in the order in which the response of the transaction
-// has room for them, and releases them. Errors: *CorruptError, and what rd
-// returns.
+// Read reads the ranges and releases them. The results are in the order of the empty range
+// responses in the response of the transaction. Errors: *CorruptError, and those of rd.
 func (t *TxnRanges) Read(rd Reading) ([]*RangeResult, error) {
 	defer t.Release()
 	keys := 0
@@ -101,7 +100,7 @@ func (r *txnRange) find(p *pace) (*selection, error) {
 	return r.source.find(p, r.req, rev, r.revision)
 }
 
-// Release gives the ranges up. It may be called more than once.
+// Release releases the pin. It may be called more than once.
 func (t *TxnRanges) Release() {
 	if t.pin != nil {
 		t.pin.Release()

@@ -12,15 +12,15 @@ import (
 
 // View is the state after an applied entry. It is immutable and needs no lock.
 type View struct {
-	// Revision is the current revision; 1 in a store that nothing changed yet.
+	// Revision is the current revision; 1 before the first change.
 	Revision int64
-	// CompactRevision is the lowest revision that can be read; -1 before the
-	// first compaction.
+	// CompactRevision is the lowest revision that can be read; -1 before the first
+	// compaction.
 	CompactRevision int64
-	// AppliedIndex and AppliedTerm are of the last entry contained.
+	// AppliedIndex and AppliedTerm are of the last entry that the view contains.
 	AppliedIndex, AppliedTerm uint64
 	ConfState                 *raftpb.ConfState
-	// Cluster holds members and alarms. Read only.
+	// Cluster has the members and alarms. It must not be changed.
 	Cluster *mvccmsg.Cluster
 	Sizes   Sizes
 
@@ -32,62 +32,64 @@ type View struct {
 	leaseKeys  *btree.BTreeG[attachment]
 }
 
-// Sizes measures the keyspace. All but Keys and Leases are bytes.
+// Sizes are the sizes of the keyspace. All but Keys and Leases are bytes.
 type Sizes struct {
-	// Keys and leases that exist.
+	// Keys and Leases count those that exist.
 	Keys, Leases int
-	// Live records, with history that is not compacted: what the quota counts.
+	// Live counts records that are not dead. The quota limits it.
 	Live int64
-	// Stored: live records and dead ones not yet reclaimed.
+	// Stored counts live records, and dead ones that are not reclaimed.
 	Stored int64
-	// Resident in memory.
+	// Resident counts the memory that pack contents take.
 	Resident int64
 }
 
-// baseBytes is what an empty store reports as its size: as with etcd a few
-// pages, so that quotas and dashboards never divide by zero.
+// baseBytes is the size of an empty store. It is a few pages, as in etcd, so that ratios
+// of sizes never divide by zero.
 const baseBytes = 16 << 10
 
-// leaseBytes is what a lease counts for, as in etcd: leases without keys must
-// find an end too.
+// leaseBytes is what a lease counts for in the sizes, as in etcd, so that the quota limits
+// leases without keys as well.
 const leaseBytes = 64
 
-// InUse is the size that quota and dashboards call "in use".
+// InUse is the size that the quota and etcd's metrics call "in use".
 func (s Sizes) InUse() int64 { return baseBytes + s.Live + leaseBytes*int64(s.Leases) }
 
-// Total is the size that dashboards call "total": it exceeds InUse by what
-// reclaiming will give back.
+// Total is the size that etcd's metrics call "total": InUse and the dead records that are
+// not reclaimed.
 func (s Sizes) Total() int64 { return baseBytes + s.Stored + leaseBytes*int64(s.Leases) }
 
-// Published is where readers find the newest View. It outlives reboots of the
-// core; nothing older than what it holds is ever put in.
+// Published has the newest View for readers. It outlives the incarnations of the core, and
+// never replaces a view by one with a lower applied index.
 type Published struct {
 	view atomic.Pointer[View]
-	// floor is the revision that cutting has reached or is about to: chains may
-	// miss versions that only reads below it need.
+	// floor is the revision up to which superseded versions may have been marked dead:
+	// reads below it may miss versions. The writer raises it, as far as pins allow,
+	// before it marks the first version dead. It never falls.
 	floor atomic.Int64
 
-	// notify is called after each publication; nil for nobody.
+	// notify is called after each publication; nil for none.
 	notify atomic.Pointer[func()]
 
 	mu   sync.Mutex
-	pins map[*Pin]struct{}
+	pins map[*Pin]struct{} // guarded by mu, and so are their revisions
 
 	hashes hashes
 }
 
-// NewPublished returns an empty Published; View is nil until the first Publish.
+// NewPublished returns a Published without a view: View returns nil until the first
+// Publish.
 func NewPublished() *Published {
 	p := &Published{pins: make(map[*Pin]struct{})}
 	p.floor.Store(-1)
 	return p
 }
 
-// View returns the newest view, nil before the first.
+// View returns the newest view; nil before the first.
 func (p *Published) View() *View { return p.view.Load() }
 
-// Publish makes a view the newest, unless the one in place has more applied:
-// after a reboot of the core readers keep the old view until replay catches up.
+// Publish publishes a view, unless the current one has a higher applied index: after a
+// reboot of the core, readers keep the last view until replay has caught up with it.
 func (p *Published) Publish(v *View) {
 	if old := p.view.Load(); old != nil && old.AppliedIndex > v.AppliedIndex {
 		return
@@ -99,15 +101,15 @@ func (p *Published) Publish(v *View) {
 	}
 }
 
-// Notify has fn called after each publication, on the writer's goroutine: it must
-// not block. There is one fn; another one takes its place.
+// Notify sets the function that is called after each publication, in place of any other.
+// It runs on the writer's goroutine and must not block.
 func (p *Published) Notify(fn func()) { p.notify.Store(&fn) }
 
-// Pin holds a revision readable: cutting and reclaiming stop below it. It is
-// for exports and long ranges and must be released.
+// Pin keeps a revision and all newer ones readable: no version that they need is marked
+// dead. It is for reads that take long. IMPORTANT: it must be released.
 type Pin struct {
 	published *Published
-	revision  int64
+	revision  int64 // guarded by published.mu; it only grows
 }
 
 // Pin pins the revision of the newest view, and returns that view.
@@ -122,7 +124,8 @@ func (p *Published) PinHistory() (v *View, pin *Pin) {
 	return v, pin
 }
 
-// pinRevision pins a revision for the writer, which alone moves the floor.
+// pinRevision pins a revision. Only the writer may call it, because only the writer raises
+// the floor, which might be above the revision otherwise.
 func (p *Published) pinRevision(revision int64) *Pin {
 	return p.pin(func(*View) int64 { return revision })
 }
@@ -135,36 +138,37 @@ func (p *Published) pin(revision func(*View) int64) *Pin {
 	return pin
 }
 
-// Move has the pin hold another revision, above the one that it held. Whoever
-// cuts is not told.
+// Move moves the pin to a newer revision. It does not resume a compaction that the pin
+// held back.
 func (pin *Pin) Move(revision int64) {
 	pin.published.mu.Lock()
 	defer pin.published.mu.Unlock()
 	pin.revision = max(pin.revision, revision)
 }
 
-// Release lets go. It may be called more than once.
+// Release removes the pin. It may be called more than once. It does not resume a
+// compaction that the pin held back.
 func (pin *Pin) Release() {
 	pin.published.mu.Lock()
 	defer pin.published.mu.Unlock()
 	delete(pin.published.pins, pin)
 }
 
-// raiseFloor moves the floor to a revision, or as near as pins allow, and
-// returns how far cutting may go.
+// raiseFloor raises the floor to a revision, or as far as pins allow, and returns the
+// revision up to which the compaction may go.
 func (p *Published) raiseFloor(rev int64) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for pin := range p.pins {
 		rev = min(rev, pin.revision)
 	}
-	if rev > p.floor.Load() { // under mu: no pin comes in between
+	if rev > p.floor.Load() { // under mu, so that no pin is added in between
 		p.floor.Store(rev)
 	}
 	return rev
 }
 
-// checkRevision returns the revision to read at: 0 and below mean the view's.
+// checkRevision returns the revision to read at: for 0 and below, that of the view.
 func (v *View) checkRevision(rev int64) (int64, error) {
 	switch {
 	case rev > v.Revision:
@@ -178,16 +182,16 @@ func (v *View) checkRevision(rev int64) (int64, error) {
 	return rev, nil
 }
 
-// stale tells, after a read at a revision, whether cutting may have taken away
-// what it needed.
+// stale reports, after a read at a revision, whether it may have missed versions because
+// compaction has passed the revision.
 func (v *View) stale(rev int64) bool { return v.published.floor.Load() > rev }
 
-// maxFreshViews bounds how often a read of the present starts again because a
-// compaction overtook it; then it pins the present.
+// maxFreshViews bounds how often a read of the current revision starts again because
+// compaction has passed its view. Then it pins a view.
 const maxFreshViews = 3
 
-// read calls fn with the newest view until no compaction overtook it. Reads of
-// a chosen revision are told ErrCompacted instead.
+// read calls fn with the newest view, again if compaction has passed the view meanwhile.
+// If rev names a revision, it returns ErrCompacted instead.
 func (p *Published) read(rev int64, fn func(*View) error) error {
 	for range maxFreshViews {
 		v := p.View()
@@ -211,8 +215,7 @@ func readAt(v *View, rev int64) int64 {
 	return rev
 }
 
-// NextPack returns the first pack behind another one that is complete and
-// durable; ok is false when there is none.
+// NextPack returns the first settled pack after another one; ok is false if there is none.
 func (v *View) NextPack(after Revision) (id Revision, ok bool) {
 	for i := v.packAt(after); i < len(v.packs); i++ {
 		p := v.packs[i]
@@ -223,7 +226,7 @@ func (v *View) NextPack(after Revision) (id Revision, ok bool) {
 	return Revision{}, false
 }
 
-// Holds tells whether the view has a pack with records.
+// Holds reports whether a pack exists: it is in the view and has records.
 func (v *View) Holds(id Revision) bool {
 	i := v.packAt(id)
 	return i < len(v.packs) && v.packs[i].id == id && v.packs[i].bytes.Load() > 0

@@ -1,6 +1,5 @@
-// Package mvcctest has a model of the keyspace that is too simple to be wrong: a
-// map for each revision, and the list of all records. Crash tests compare what a
-// member serves with it.
+// Package mvcctest has a simple model of the keyspace: a map for each revision, and the
+// list of all records. Crash tests compare what a member serves with it.
 package mvcctest
 
 import (
@@ -21,8 +20,8 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// Model is the keyspace with its history. What it holds is never changed, only
-// added to, so that Clone is cheap.
+// Model is the keyspace with its history. Its maps and records are never changed, so that
+// clones can share them.
 type Model struct {
 	history []*record
 	states  []map[string]*record // by revision
@@ -33,21 +32,21 @@ type Model struct {
 // lease is a lease that exists. Times are in seconds.
 type lease struct{ ttl, remaining int64 }
 
-// record is one of the history.
+// record is one change of one key.
 type record struct {
 	main, sub       int64
 	tombstone       bool
 	create, version int64
 	lease           int64
-	encoded         []byte // as mvccpb.KeyValue
+	encoded         []byte // an mvccpb.KeyValue
 }
 
-// Mark names a state that the model was in.
+// Mark identifies a state of the model, or of a view.
 type Mark struct {
 	Revision int64
-	// Compact is the compact revision, -1 before the first compaction.
+	// Compact is the compact revision; -1 before the first compaction.
 	Compact int64
-	// Leases are all leases with their keys, as text.
+	// Leases lists all leases with their keys, in words.
 	Leases string
 }
 
@@ -57,7 +56,7 @@ func New() *Model {
 	return &Model{states: []map[string]*record{none, none}, compact: -1}
 }
 
-// Clone returns a copy. The two go on independently.
+// Clone returns a copy. Changes of one do not affect the other.
 func (m *Model) Clone() *Model {
 	return &Model{history: slices.Clone(m.history), states: slices.Clone(m.states), compact: m.compact, leases: m.leases}
 }
@@ -65,7 +64,7 @@ func (m *Model) Clone() *Model {
 // Mark returns the mark of the current state.
 func (m *Model) Mark() Mark { return Mark{m.revision(), m.compact, m.leaseText()} }
 
-// MarkOf returns the mark of what a view shows.
+// MarkOf returns the mark of a view.
 func MarkOf(v *mvcc.View) Mark { return Mark{v.Revision, v.CompactRevision, viewLeases(v)} }
 
 func (m *Model) leaseText() string {
@@ -87,7 +86,7 @@ func leaseLine(id, ttl, remaining int64, keys []string) string {
 	return fmt.Sprintf("lease %d of %d s, %d left, has %q", id, ttl, remaining, keys)
 }
 
-// viewLeases writes down the leases of a view as a Mark has them.
+// viewLeases returns the leases of a view in the form of Mark.Leases.
 func viewLeases(v *mvcc.View) string {
 	var lines []string
 	for l := range v.Leases() {
@@ -149,9 +148,9 @@ func (c *change) commit() {
 	}
 }
 
-// Apply executes a request and returns what Outcome must say of its result. It
-// knows Put, DeleteRange, Compaction, leases, and a Txn with one compare, that a
-// key exists, and with puts without leases and deletes.
+// Apply executes a request and returns the Outcome that its result must have. It supports
+// Put, DeleteRange, Compaction, requests of leases, and a Txn with the compare of Exists
+// and operations that are puts without leases, or deletes.
 func (m *Model) Apply(req *applymsg.Request) string {
 	code := raftmsg.Code_OK
 	c := m.begin()
@@ -225,16 +224,16 @@ func (m *Model) setLease(id int64, l *lease) {
 	m.leases = leases
 }
 
-// Outcome is what the model foretells of a result: code and revision.
+// Outcome returns the code and the revision of a result, as Apply does.
 func Outcome(r *raftmsg.Result) string { return fmt.Sprint(r.Code, r.Revision) }
 
-// Exists returns the compare that Apply knows.
+// Exists returns a compare that holds if a key exists.
 func Exists(key string) *pb.Compare {
 	return &pb.Compare{Key: []byte(key), Target: pb.Compare_CREATE, Result: pb.Compare_GREATER,
 		TargetUnion: &pb.Compare_CreateRevision{CreateRevision: 0}}
 }
 
-// hash is etcd's definition of HashKV at a revision, given the compact revision.
+// hash returns the HashKV of etcd at a revision, for a compact revision.
 func (m *Model) hash(rev, compact int64) uint32 {
 	keep := map[*record]bool{}
 	visible := func(at int64) {
@@ -262,9 +261,9 @@ func (m *Model) hash(rev, compact int64) uint32 {
 	return sum.Sum32()
 }
 
-// Check compares everything that can be read with the model as it was at a mark:
-// every key at every revision that is not compacted, and the hash of the history
-// at about five of them. The error says what differs.
+// Check compares everything that can be read with the state of the model at a mark: all
+// keys at every revision that is not compacted, and HashKV at about five of these. The
+// error names the first difference.
 func (m *Model) Check(pub *mvcc.Published, at Mark) error {
 	if v := pub.View(); v.Revision != at.Revision || v.CompactRevision != at.Compact {
 		return fmt.Errorf("the view has revision %d and compact revision %d, the model %d and %d",
@@ -291,7 +290,7 @@ func (m *Model) Check(pub *mvcc.Published, at Mark) error {
 	return nil
 }
 
-// checkRange compares all keys at a revision.
+// checkRange compares all keys at one revision.
 func (m *Model) checkRange(pub *mvcc.Published, rev int64) error {
 	res, err := pub.Range(mvcc.Unpaced{}, &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: rev})
 	if err != nil {
