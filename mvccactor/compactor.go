@@ -191,7 +191,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 func (c *Compactor) room() bool { return c.cfg.Room == nil || c.cfg.Room(0) }
 
 // deleted reports whether a pack was deleted since it was listed.
-func (c *Compactor) deleted(id mvcc.Revision) bool { return !c.cfg.Published.View().Holds(id) }
+func (c *Compactor) deleted(id mvcc.Revision) bool { return !c.cfg.Published.View().HasPack(id) }
 
 // files has the store rewrite its files if enough of them is garbage.
 func (c *Compactor) files(ctx context.Context) error {

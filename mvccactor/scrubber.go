@@ -106,7 +106,7 @@ func (s *Scrubber) check(store backend.Store, id mvcc.Revision) bool {
 		s.bytes += scrubFailed
 		// If the pack was reclaimed meanwhile, it is missing from the store for good
 		// reason.
-		if s.cfg.Published.View().Holds(id) {
+		if s.cfg.Published.View().HasPack(id) {
 			s.cfg.Corrupt(err)
 		}
 	case errors.Is(err, mvcc.ErrClosed):

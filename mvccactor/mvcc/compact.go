@@ -177,7 +177,7 @@ func (s *Store) unlink(v *version, rec []byte) error {
 	if e == nil || e.head.Load() != v {
 		return errUnknownKey
 	}
-	s.dead.Delete(e)
+	s.deleted.Delete(e)
 	return nil
 }
 

@@ -213,9 +213,9 @@ func (d dumbRecords) check(t *testing.T, s *Store) {
 			}
 		}
 	}
-	if s.live.Len()+s.dead.Len() != len(keys) || s.storedBytes != d.bytes || s.liveBytes > s.storedBytes || s.liveBytes < 0 {
+	if s.live.Len()+s.deleted.Len() != len(keys) || s.storedBytes != d.bytes || s.liveBytes > s.storedBytes || s.liveBytes < 0 {
 		t.Fatalf("%d keys live, %d dead, of %d; %d bytes stored, %d live, of %d",
-			s.live.Len(), s.dead.Len(), len(keys), s.storedBytes, s.liveBytes, d.bytes)
+			s.live.Len(), s.deleted.Len(), len(keys), s.storedBytes, s.liveBytes, d.bytes)
 	}
 }
 

@@ -119,7 +119,7 @@ func (v *View) state(key []byte, rev int64) *version {
 	if e, ok := v.live.Get(pivot); ok {
 		return e.at(rev)
 	}
-	if e, ok := v.dead.Get(pivot); ok {
+	if e, ok := v.deleted.Get(pivot); ok {
 		return e.at(rev)
 	}
 	return nil

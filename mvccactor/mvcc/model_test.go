@@ -524,8 +524,8 @@ func TestReclaimLeavesNothing(t *testing.T) {
 			h.disk.persist(h.store)
 			h.store.Publish(Applied{})
 		}
-		if s := h.store.Sizes(); s.Live > 100 || s.Stored != s.Live || h.store.dead.Len() != 0 {
-			t.Fatalf("seed %d: left over: %+v, %d dead keys", seed, s, h.store.dead.Len())
+		if s := h.store.Sizes(); s.Live > 100 || s.Stored != s.Live || h.store.deleted.Len() != 0 {
+			t.Fatalf("seed %d: left over: %+v, %d deleted keys", seed, s, h.store.deleted.Len())
 		}
 	}
 }

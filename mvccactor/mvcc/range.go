@@ -123,13 +123,13 @@ func (v *View) keysToScan(req *pb.RangeRequest) int {
 }
 
 func (v *View) source() source {
-	return source{live: v.live, dead: v.dead, cache: v.cache, present: v.Revision}
+	return source{live: v.live, deleted: v.deleted, cache: v.cache, present: v.Revision}
 }
 
 // source is what a range reads: a view, or the state at some point of a transaction.
 type source struct {
-	live, dead *tree
-	cache      *cache
+	live, deleted *tree
+	cache         *cache
 	// present is the revision whose keys are those of live. For a read at it, the
 	// deleted keys need not be visited.
 	present int64
@@ -138,7 +138,7 @@ type source struct {
 	// changes of the revision are visible.
 	changes int32
 	// fixed restricts the source to the key of entry, which is nil if the key has never
-	// existed. live and dead are nil then.
+	// existed. live and deleted are nil then.
 	fixed bool
 	entry *entry
 }
@@ -175,7 +175,7 @@ func (s source) keysToScan(req *pb.RangeRequest, current int64) int {
 	n := r.count(s.live)
 	switch {
 	case !present:
-		return n + r.count(s.dead)
+		return n + r.count(s.deleted)
 	case req.CountOnly:
 		return 0 // the tree counts its subtrees
 	case stopsAtLimit(req):
@@ -206,7 +206,7 @@ func (s source) visit(r keyRange, rev int64, fn func(*entry, *version) bool) {
 	case rev >= s.present:
 		r.ascend(s.live, each)
 	default:
-		r.merge(s.live, s.dead, each)
+		r.merge(s.live, s.deleted, each)
 	}
 }
 

@@ -40,9 +40,9 @@ type Store struct {
 	published *Published
 	cache     *cache
 
-	live, dead *tree   // keys that exist now; deleted keys that still have history
-	packs      []*pack // in order of their ids; views share the array
-	byID       map[Revision]*pack
+	live, deleted *tree   // keys that exist now; deleted keys that still have history
+	packs         []*pack // in order of their ids; views share the array
+	byID          map[Revision]*pack
 
 	revision        int64 // of the last change; firstRevision before it
 	compactRevision int64 // -1 before the first compaction
@@ -81,7 +81,7 @@ func NewStore(cfg Config) *Store {
 		published: cfg.Published,
 		cache:     &cache{load: cfg.Load, corrupt: cfg.Corrupt, budget: cfg.CacheBytes},
 		live:      newTree(),
-		dead:      newTree(),
+		deleted:   newTree(),
 		byID:      make(map[Revision]*pack),
 		leases:    newLeases(),
 
@@ -182,10 +182,10 @@ func (s *Store) linkTo(e *entry, alive bool, key []byte, v *version) *entry {
 		if alive {
 			s.live.Delete(e)
 		}
-		s.dead.Set(e)
+		s.deleted.Set(e)
 	case !alive:
 		if v.prev.Load() != nil {
-			s.dead.Delete(e)
+			s.deleted.Delete(e)
 		}
 		s.live.Set(e)
 	}
@@ -196,8 +196,8 @@ func (s *Store) linkTo(e *entry, alive bool, key []byte, v *version) *entry {
 func (s *Store) lookup(key []byte) (e *entry, alive bool) {
 	s.pivot.key = bytesAsString(key)
 	e, alive = s.live.Get(&s.pivot)
-	if !alive && s.dead.Len() > 0 {
-		e, _ = s.dead.Get(&s.pivot)
+	if !alive && s.deleted.Len() > 0 {
+		e, _ = s.deleted.Get(&s.pivot)
 	}
 	s.pivot.key = ""
 	return e, alive
@@ -222,7 +222,7 @@ func (s *Store) Publish(a Applied) *View {
 		Cluster:         a.Cluster,
 		Sizes:           s.Sizes(),
 		live:            s.live.Copy(),
-		dead:            s.dead.Copy(),
+		deleted:         s.deleted.Copy(),
 		packs:           s.packs,
 		cache:           s.cache,
 		published:       s.published,

@@ -137,16 +137,16 @@ type reader struct {
 // reader returns a reader of the writer's state.
 func (s *Store) reader(rev int64) reader {
 	return reader{
-		source:          source{live: s.live, dead: s.dead, cache: s.cache, present: rev},
+		source:          source{live: s.live, deleted: s.deleted, cache: s.cache, present: rev},
 		revision:        rev,
 		compactRevision: s.compactRevision,
 		store:           s,
 	}
 }
 
-// settle makes the records of the tail pack readable, which those of this transaction may
+// publishTail makes the records of the tail pack readable, which those of this transaction may
 // be in.
-func (r reader) settle() {
+func (r reader) publishTail() {
 	if r.store != nil {
 		r.store.publishTail()
 	}
@@ -161,7 +161,7 @@ func (r reader) current(key []byte) *version {
 }
 
 func (r reader) keyValue(v *version) (*mvccpb.KeyValue, error) {
-	r.settle()
+	r.publishTail()
 	rec, err := r.cache.record(v, true)
 	if err != nil {
 		return nil, err
@@ -397,18 +397,18 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 }
 
 func (t *transaction) deleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
-	var doomed []*entry
+	var entries []*entry
 	newKeyRange(req.Key, req.RangeEnd).ascend(t.live, func(e *entry) bool {
-		doomed = append(doomed, e)
+		entries = append(entries, e)
 		return true
 	})
-	resp := &pb.DeleteRangeResponse{Deleted: int64(len(doomed))}
+	resp := &pb.DeleteRangeResponse{Deleted: int64(len(entries))}
 	if req.PrevKv {
-		for _, e := range doomed {
+		for _, e := range entries {
 			resp.PrevKvs = append(resp.PrevKvs, t.mustKeyValue(e.head.Load()))
 		}
 	}
-	for _, e := range doomed {
+	for _, e := range entries {
 		t.delete([]byte(e.key))
 	}
 	resp.Header = t.header()

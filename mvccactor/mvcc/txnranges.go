@@ -38,9 +38,9 @@ func (t *transaction) deferRange(req *pb.RangeRequest) {
 		// because the next changes would have to copy nodes.
 		s.fixed = true
 		s.entry, _ = t.store.lookup(req.Key)
-		s.live, s.dead = nil, nil
+		s.live, s.deleted = nil, nil
 	default:
-		s.live, s.dead = s.live.Copy(), s.dead.Copy()
+		s.live, s.deleted = s.live.Copy(), s.deleted.Copy()
 	}
 	t.ranges = append(t.ranges, txnRange{source: s, req: req, revision: t.revision})
 }

@@ -24,12 +24,12 @@ type View struct {
 	Cluster *mvccmsg.Cluster
 	Sizes   Sizes
 
-	live, dead *tree
-	packs      []*pack
-	cache      *cache
-	published  *Published
-	leases     *btree.BTreeG[leaseItem]
-	leaseKeys  *btree.BTreeG[attachment]
+	live, deleted *tree
+	packs         []*pack
+	cache         *cache
+	published     *Published
+	leases        *btree.BTreeG[leaseItem]
+	leaseKeys     *btree.BTreeG[attachment]
 }
 
 // Sizes are the sizes of the keyspace. All but Keys and Leases are bytes.
@@ -226,8 +226,8 @@ func (v *View) NextPack(after Revision) (id Revision, ok bool) {
 	return Revision{}, false
 }
 
-// Holds reports whether a pack exists: it is in the view and has records.
-func (v *View) Holds(id Revision) bool {
+// HasPack reports whether a pack exists: it is in the view and has records.
+func (v *View) HasPack(id Revision) bool {
 	i := v.packAt(id)
 	return i < len(v.packs) && v.packs[i].id == id && v.packs[i].bytes.Load() > 0
 }
