@@ -508,7 +508,7 @@ func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
 		return
 	}
 	start := actors.Now()
-	if err := a.store.Reclaim(mvcc.Revision{Main: m.Id.Main, Sub: m.Id.Sub}, m.Value); err != nil {
+	if err := a.store.Reclaim(mvcc.RevisionOf(m.Id), m.Value); err != nil {
 		panic(err)
 	}
 	a.cfg.Metrics.reclaimStep.Observe(milliseconds(time.Duration(actors.Now() - start)))

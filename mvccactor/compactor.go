@@ -180,7 +180,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 			}
 			return err
 		}
-		m := &mvccmsg.Reclaim{Epoch: epoch, Id: &mvccmsg.PackID{Main: g.ID.Main, Sub: g.ID.Sub}, Value: value}
+		m := &mvccmsg.Reclaim{Epoch: epoch, Id: g.ID.PackID(), Value: value}
 		if err := PostReclaim(ctx, box, m); err != nil {
 			return err
 		}

@@ -82,7 +82,7 @@ func fuzzPacks(f *testing.F) (packs []backend.Pack) {
 	}
 	appended, _ := s.TakeDirty()
 	for _, p := range appended {
-		packs = append(packs, backend.Pack{ID: packID(p.Id), Parts: [][]byte{slices.Concat(p.Header, p.Table, p.Data)}})
+		packs = append(packs, backend.Pack{ID: backendID(mvcc.RevisionOf(p.Id)), Parts: [][]byte{slices.Concat(p.Header, p.Table, p.Data)}})
 	}
 	if s.Revision() != 60 || len(packs) < 2 {
 		f.Fatalf("%d packs up to revision %d", len(packs), s.Revision())

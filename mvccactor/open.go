@@ -81,7 +81,7 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		return cfg.Check(o.Durable)
 	}
 	cfg.Backend.VisitPack = func(id backend.PackID, value []byte) error {
-		return o.Store.Restore(mvcc.Revision{Main: id.Main, Sub: id.Sub}, value, max(1, o.Durable.GetRevision()))
+		return o.Store.Restore(backendRevision(id), value, max(1, o.Durable.GetRevision()))
 	}
 	var err error
 	if o.Backend, err = cfg.OpenBackend(cfg.Backend); err != nil {
@@ -130,10 +130,18 @@ func (o *Opened) load(id mvcc.Revision) ([]byte, error) {
 	return loadPack(o.Backend, id)
 }
 
+// backendID returns the name in the store of the pack that a revision names.
+func backendID(r mvcc.Revision) backend.PackID { return backend.PackID{Main: r.Main, Sub: r.Sub} }
+
+// backendRevision is the inverse of backendID.
+func backendRevision(id backend.PackID) mvcc.Revision {
+	return mvcc.Revision{Main: id.Main, Sub: id.Sub}
+}
+
 // loadPack reads a pack from the store. Errors: mvcc.ErrClosed, *mvcc.CorruptError, and
 // others as the store returns them.
 func loadPack(store backend.Store, id mvcc.Revision) ([]byte, error) {
-	value, err := store.Load(backend.PackID{Main: id.Main, Sub: id.Sub})
+	value, err := store.Load(backendID(id))
 	var damage *backend.CorruptError
 	switch {
 	case errors.Is(err, backend.ErrClosed):

@@ -11,6 +11,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
@@ -162,7 +163,7 @@ func (p *Persister) take() {
 
 func (p *Persister) merge(m *mvccmsg.Persist) {
 	for _, pack := range m.Packs {
-		p.packs[packID(pack.Id)] = pack
+		p.packs[backendID(mvcc.RevisionOf(pack.Id))] = pack
 	}
 	p.reclaimed = append(p.reclaimed, m.Reclaimed...)
 	p.leases.merge(m.Leases)
@@ -171,8 +172,6 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 	p.cost.Requests++
 	p.cost.Bytes += int(m.Bytes)
 }
-
-func packID(id *mvccmsg.PackID) backend.PackID { return backend.PackID{Main: id.Main, Sub: id.Sub} }
 
 // flush writes and answers what was merged, until nothing waits. If the disk has no room,
 // the rest waits for the next tick.
@@ -262,7 +261,7 @@ func (p *Persister) commit(batch backend.Batch) {
 }
 
 func backendPack(p *mvccmsg.Pack) backend.Pack {
-	return backend.Pack{ID: packID(p.Id), Parts: [][]byte{p.Header, p.Table, p.Data}}
+	return backend.Pack{ID: backendID(mvcc.RevisionOf(p.Id)), Parts: [][]byte{p.Header, p.Table, p.Data}}
 }
 
 const (
@@ -287,7 +286,7 @@ func reclaimBatch(reclaimed []*mvccmsg.Reclaimed) (b backend.Batch, n, bytes int
 		if r.Pack != nil {
 			b.Put = append(b.Put, backendPack(r.Pack))
 		} else {
-			b.Delete = append(b.Delete, packID(r.Id))
+			b.Delete = append(b.Delete, backendID(mvcc.RevisionOf(r.Id)))
 		}
 		n, bytes = n+1, bytes+size
 	}

@@ -191,12 +191,12 @@ func (s *Store) replace(p *pack, kept *body) {
 	p.rows = kept.len()
 	if kept.len() == 0 {
 		delete(s.byID, p.id)
-		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(p.id)})
+		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: p.id.PackID()})
 		s.emptyPacks++
 		s.sweep()
 		return
 	}
-	s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(p.id), Pack: packMessage(p.id, kept)})
+	s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: p.id.PackID(), Pack: packMessage(p.id, kept)})
 	// Until the store has it, what the store has is no base for another round.
 	p.settled.Store(false)
 	s.rewrites = append(s.rewrites, rewrite{p, s.taken + 1})

@@ -77,7 +77,7 @@ func restarted(order func(int) int) func() *Store {
 			for _, part := range [][]byte{p.Header, p.Table, p.Data} {
 				value = append(value, part...)
 			}
-			if err := r.Restore(Revision{Main: p.Id.Main, Sub: p.Id.Sub}, value, s.revision); err != nil {
+			if err := r.Restore(RevisionOf(p.Id), value, s.revision); err != nil {
 				panic(err)
 			}
 		}

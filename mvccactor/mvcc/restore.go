@@ -33,7 +33,7 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 	}
 	kept := b.upTo(durable)
 	if kept == 0 {
-		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(id)})
+		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: id.PackID()})
 		return nil
 	}
 	torn := kept < b.len()
@@ -54,7 +54,7 @@ func (s *Store) Restore(id Revision, value []byte, durable int64) error {
 		}
 	}
 	if torn {
-		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: packID(id), Pack: packMessage(id, b.clone())})
+		s.reclaimed = append(s.reclaimed, &mvccmsg.Reclaimed{Id: id.PackID(), Pack: packMessage(id, b.clone())})
 	}
 	return nil
 }

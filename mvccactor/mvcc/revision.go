@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+
+	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
 // Revision identifies a record: Main counts the transactions that changed the keyspace,
@@ -27,6 +29,13 @@ func (r Revision) compare(o Revision) int {
 }
 
 func (r Revision) String() string { return fmt.Sprintf("%d.%d", r.Main, r.Sub) }
+
+// PackID returns the name in messages of the pack that was opened with the record r. The
+// inverse is RevisionOf.
+func (r Revision) PackID() *mvccmsg.PackID { return &mvccmsg.PackID{Main: r.Main, Sub: r.Sub} }
+
+// RevisionOf returns the revision that names a pack.
+func RevisionOf(id *mvccmsg.PackID) Revision { return Revision{Main: id.Main, Sub: id.Sub} }
 
 // appendHashKey appends the key under which etcd stores a record of this revision: 8 bytes
 // of main, an underscore, 8 bytes of sub, and a t for a tombstone. HashKV covers it.

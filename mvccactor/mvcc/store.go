@@ -268,10 +268,8 @@ type rewrite struct {
 func (s *Store) Taken() int64 { return s.taken }
 
 func packMessage(id Revision, b *body) *mvccmsg.Pack {
-	return &mvccmsg.Pack{Id: packID(id), Header: b.header(), Table: b.table, Data: b.data}
+	return &mvccmsg.Pack{Id: id.PackID(), Header: b.header(), Table: b.table, Data: b.data}
 }
-
-func packID(r Revision) *mvccmsg.PackID { return &mvccmsg.PackID{Main: r.Main, Sub: r.Sub} }
 
 // Durable must be called when the store holds all records up to a revision and everything
 // that the first taken calls of TakeDirty returned.
