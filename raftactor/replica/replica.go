@@ -1,10 +1,8 @@
-// Package replica drives a raft state machine: it turns inputs (ticks, messages,
-// proposals, completions of appends and applies) into outputs to be carried out
-// elsewhere, and keeps the bookkeeping that raft's asynchronous storage writes
-// ask for.
+// Package replica runs a raft state machine with asynchronous storage writes. Its inputs
+// are ticks, messages, proposals and completed appends and applies; its outputs are
+// messages, appends and applies that the caller carries out.
 //
-// A Replica belongs to one goroutine. It does no input or output of its own and
-// reads no clock: time is Tick.
+// A Replica belongs to one goroutine. It does no I/O and has no clock: Tick advances time.
 //
 // It uses go.etcd.io/raft/v3.
 package replica
@@ -19,26 +17,38 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
+// The life of an entry on the leader, in the order of the data:
+//
+//	Propose    raft appends it to its unstable log
+//	Ready      an Append with it goes to the log, and messages with it go to the peers
+//	Appended   it is durable: raft reads it from memory, and the responses of the append
+//	           are stepped, this member's own vote for the entry among them
+//	Ready      it is committed, and goes to apply
+//	Applied    its responses are stepped, and its configuration change takes effect
+//	Persisted  the store has its effect: memory and the log need not keep it
+//
+// An append that changes the commit index alone takes a shortcut: completeHere.
+
 const (
-	// messageBytesMax bounds the entries of one MsgApp: as much as a proposer
+	// messageBytesMax bounds the entries of one MsgApp: the most that the proposer
 	// packs into one entry.
 	messageBytesMax = 1 << 20
-	// applyBytesMax bounds committed entries handed to apply and not yet
-	// applied: a few entries at work in each stage behind raft.
+	// applyBytesMax bounds the committed entries that are sent to apply and not applied
+	// yet: a few in each stage behind raft.
 	applyBytesMax = 16 << 20
-	// uncommittedBytesMax bounds what a leader accepts while it cannot commit.
-	// The proposer holds less; this is the second line.
+	// uncommittedBytesMax bounds what a leader accepts while it cannot commit. The
+	// proposer's bound is lower.
 	uncommittedBytesMax = 64 << 20
-	// inflightMax and inflightBytesMax bound what is under way to one peer.
+	// inflightMax and inflightBytesMax bound the appends in flight to one peer.
 	inflightMax      = 512
 	inflightBytesMax = 32 << 20
-	// tailBytesMax bounds the applied entries kept in memory for peers that
-	// lag; tailBytesAlone is enough when there is no peer.
+	// tailBytesMax bounds the applied entries kept in memory for peers that lag;
+	// tailBytesAlone bounds them if there are no peers.
 	tailBytesMax   = 64 << 20
 	tailBytesAlone = 1 << 20
 )
 
-// Config describes a replica at start.
+// Config is what a Replica is started with.
 type Config struct {
 	ID uint64
 	// ElectionTicks and HeartbeatTicks are in ticks.
@@ -46,8 +56,8 @@ type Config struct {
 	PreVote                       bool
 	Logger                        raft.Logger
 
-	// What the log holds: entries after MarkIndex, of which those up to
-	// Applied are durable in the store, with the configuration ConfState.
+	// The log has Entries, which begin after MarkIndex, and HardState. The store has the
+	// effect of those up to Applied, and the configuration ConfState as of then.
 	MarkIndex, MarkTerm uint64
 	Entries             []*raftpb.Entry
 	HardState           *raftpb.HardState
@@ -55,58 +65,63 @@ type Config struct {
 	AppliedTerm         uint64
 	ConfState           *raftpb.ConfState
 
-	// Bootstrap lists the members of a new cluster. Set for an empty log only.
+	// Bootstrap lists the members of a new cluster. It may only be set if the log is
+	// empty.
 	Bootstrap []raft.Peer
 }
 
-// ErrLogBehind: the log ends before what the store has applied. Entries that
-// were acknowledged are gone, so the member must not take part in raft.
+// ErrLogBehind: the log ends before the applied index of the store. Acknowledged entries
+// are lost, so the member must not take part in raft.
 var ErrLogBehind = errors.New("replica: the log ends before the state that was applied from it")
 
-// Replica is one member's raft.
+// Replica is the raft state machine of one member.
 type Replica struct {
 	id       uint64
 	node     *raft.RawNode
 	memory   *raft.MemoryStorage
-	hard     raftpb.HardState // as last handed out
-	term     uint64           // as of the last Ready
+	hard     raftpb.HardState // as of the last append that Ready returned
+	term     uint64           // as of the last Ready, and so are leader and isLeader
 	leader   uint64
 	isLeader bool
-	voters   map[uint64]struct{}
-	learner  bool
-	learners bool // there are any
+	// Of the configuration, set by setConf.
+	voters   map[uint64]struct{} // of both configurations if it is a joint one
+	learner  bool                // this member is a learner
+	learners bool                // there are learners
 
-	appends []pendingAppend // handed out, oldest first
-	// unwritten is the hard state of the latest append that changed the commit
-	// index alone and was completed without the log. It is set by completeHere,
-	// leaves with the next append that is handed out, and never names an entry
-	// that is not durable.
+	appends []pendingAppend // returned by Ready and not durable, oldest first
+	// unwritten is the hard state of the latest append that changed the commit index
+	// alone and was completed without the log. completeHere sets it, and handOut merges it
+	// into the next append and clears it. It never names an entry that is not durable.
 	unwritten *raftpb.HardState
-	applies   []pendingApply // handed out, oldest first
-	committed uint64
+	applies   []pendingApply // returned by Ready and not applied, oldest first
+	committed uint64         // never lower than the last index in applies
 	applied   uint64
-	// termStart is the lowest index at which this leader knows that an entry of
-	// its own term is applied; 0 while it has not seen one appended.
+	// termStart is the index of the first entry of the leader's own term. It is set when
+	// that entry is appended, and 0 until then and on members that do not lead.
 	termStart uint64
 
-	durable     uint64 // applied index in the store
+	// What the store has durably, as of the last Persisted.
+	durable     uint64 // applied index
 	durableTerm uint64
 	durableConf *raftpb.ConfState
-	tailBytes   int
+
+	tailBytes int // data of the entries in memory
 }
 
-// pendingAppend are the entries of an append that is not durable yet.
+// pendingAppend is an append that is not durable.
 type pendingAppend struct {
 	entries []*raftpb.Entry
-	hard    *raftpb.HardState
+	hard    *raftpb.HardState // nil if it does not change
 }
 
+// pendingApply has the messages to step when all entries up to last are applied.
 type pendingApply struct {
 	last      uint64
 	responses []*raftpb.Message
 }
 
-// New returns a replica that continues from what was recovered.
+// New returns a replica that continues from the recovered state. Error: ErrLogBehind, and
+// those of raft.
 func New(cfg Config) (*Replica, error) {
 	last := cfg.MarkIndex
 	if n := len(cfg.Entries); n > 0 {
@@ -173,8 +188,8 @@ func (r *Replica) restore(cfg Config) error {
 	if cfg.HardState == nil {
 		return nil
 	}
-	// The commit index is not synced by itself: it may be behind what the store
-	// has applied, never ahead of what the log holds.
+	// A commit index alone is not written, so the one in the log may be lower than the
+	// applied index of the store. It is never higher than the last index of the log.
 	r.hard.Term, r.hard.Vote = cfg.HardState.Term, cfg.HardState.Vote
 	r.hard.Commit = new(max(cfg.HardState.GetCommit(), cfg.Applied))
 	r.term, r.committed = r.hard.GetTerm(), r.hard.GetCommit()
@@ -196,8 +211,8 @@ func (r *Replica) append(entries []*raftpb.Entry) error {
 	return nil
 }
 
-// tailFrom returns the entries in memory from an index on: a new leader may
-// replace them.
+// tailFrom returns the entries in memory from an index on, which entries of a new leader
+// replace.
 func (r *Replica) tailFrom(index uint64) ([]*raftpb.Entry, error) {
 	last, err := r.memory.LastIndex()
 	if err != nil || index > last {
@@ -217,14 +232,15 @@ func dataBytes(entries []*raftpb.Entry) (n int) {
 	return n
 }
 
-// storage is what raft reads: the entries in memory.
+// storage is the storage that raft reads: the entries in memory, with the configuration and
+// the snapshot of the store.
 type storage struct {
 	*raft.MemoryStorage
 	r *Replica
 }
 
-// InitialState has the configuration at the applied index: raft is told not to
-// apply entries below it again.
+// InitialState returns the configuration as of the applied index of the store, from which
+// on raft applies entries.
 func (s storage) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
 	hard, _, err := s.MemoryStorage.InitialState()
 	conf := s.r.durableConf
@@ -234,7 +250,8 @@ func (s storage) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
 	return hard, conf, err
 }
 
-// Snapshot names what the store holds durably. Its content travels beside raft.
+// Snapshot returns the metadata of what the store has durably. Its data is not sent through
+// raft.
 func (s storage) Snapshot() (*raftpb.Snapshot, error) {
 	if s.r.durable == 0 {
 		return nil, raft.ErrSnapshotTemporarilyUnavailable
@@ -243,11 +260,11 @@ func (s storage) Snapshot() (*raftpb.Snapshot, error) {
 		Index: new(s.r.durable), Term: new(s.r.durableTerm), ConfState: s.r.durableConf}}, nil
 }
 
-// Tick advances the logical clock.
+// Tick advances raft's logical clock by one tick.
 func (r *Replica) Tick() { r.node.Tick() }
 
-// Campaign starts an election, unless one is under way: on a slow disk, starting
-// over again and again would never end.
+// Campaign starts an election unless one is in progress: if it were restarted each time, it
+// would never end on a slow disk.
 func (r *Replica) Campaign() error {
 	switch r.node.BasicStatus().RaftState {
 	case raft.StatePreCandidate, raft.StateCandidate:
@@ -256,8 +273,8 @@ func (r *Replica) Campaign() error {
 	return r.node.Campaign()
 }
 
-// Propose appends an entry, or forwards it to the leader. An error means that
-// it is in no log and may be proposed again.
+// Propose appends an entry, or forwards it to the leader. If it returns an error, the entry
+// is in no log and may be proposed again.
 func (r *Replica) Propose(data []byte) error { return r.node.Propose(data) }
 
 // ProposeConfChange proposes a change of the configuration.
@@ -265,13 +282,13 @@ func (r *Replica) ProposeConfChange(cc *raftpb.ConfChangeV2) error {
 	return r.node.ProposeConfChange(cc)
 }
 
-// ReadIndex asks for a read index; the answer is a ReadState with the same id.
-// The request may be lost without a word.
+// ReadIndex requests a read index. Ready returns it as a ReadState with the same id, or
+// never: the request may be lost.
 func (r *Replica) ReadIndex(id uint64) {
 	r.node.ReadIndex(binary.BigEndian.AppendUint64(nil, id))
 }
 
-// Step takes a message from a peer.
+// Step handles a message from a peer.
 func (r *Replica) Step(m *raftpb.Message) error {
 	if raft.IsLocalMsg(m.GetType()) || raft.IsLocalMsgTarget(m.GetFrom()) {
 		return fmt.Errorf("replica: local message %v from the network", m.GetType())
@@ -279,7 +296,8 @@ func (r *Replica) Step(m *raftpb.Message) error {
 	return r.node.Step(m)
 }
 
-// Appended takes the responses of appends that are durable, in order.
+// Appended must be called when so many of the oldest pending appends are durable.
+// responses are their responses to this member, in order.
 func (r *Replica) Appended(appends int, responses []*raftpb.Message) error {
 	for _, p := range r.appends[:appends] {
 		if err := r.append(p.entries); err != nil {
@@ -304,8 +322,8 @@ func (r *Replica) stepAll(responses []*raftpb.Message) error {
 	return nil
 }
 
-// Applied tells that entries up to an index are applied, with the changes of the
-// configuration among them.
+// Applied must be called when entries up to an index are applied. changes are the
+// configuration changes among them, in order.
 func (r *Replica) Applied(index uint64, changes []*raftpb.ConfChangeV2) error {
 	for _, cc := range changes {
 		r.setConf(r.node.ApplyConfChange(cc))
@@ -336,8 +354,8 @@ func (r *Replica) setConf(conf *raftpb.ConfState) {
 	}
 }
 
-// Persisted tells what the store holds durably, and lets go of entries in memory
-// that no peer is likely to ask for.
+// Persisted must be called when the store has everything up to an index durably. It removes
+// the oldest applied entries from memory if they exceed the bound for peers that lag.
 func (r *Replica) Persisted(index, term uint64, conf *raftpb.ConfState) error {
 	r.durable, r.durableTerm, r.durableConf = index, term, conf
 	budget := tailBytesMax
@@ -357,7 +375,7 @@ func (r *Replica) Persisted(index, term uint64, conf *raftpb.ConfState) error {
 	}
 	drop := uint64(0)
 	for _, e := range entries {
-		// Down to half of the budget: each compaction copies what is left.
+		// Go down to half of the budget, because each Compact copies what is left.
 		if r.tailBytes <= budget/2 {
 			break
 		}
@@ -370,37 +388,39 @@ func (r *Replica) Persisted(index, term uint64, conf *raftpb.ConfState) error {
 	return r.memory.Compact(drop)
 }
 
-// FirstIndex is the lowest entry in memory: the log below may go.
+// FirstIndex returns the index of the first entry in memory. The log below it may be
+// removed.
 func (r *Replica) FirstIndex() uint64 {
 	first, err := r.memory.FirstIndex()
 	if err != nil {
-		panic(err) // memory does not fail
+		panic(err) // MemoryStorage.FirstIndex never fails
 	}
 	return first
 }
 
-// Output is work to be carried out, in this order: peers at once, appends and
-// applies in order for each.
+// Output is the work that the caller must carry out. Messages to peers may be sent at once;
+// appends must be carried out in order, and so must applies.
 type Output struct {
 	Peers   []*raftpb.Message
 	Appends []Append
 	Applies []*raftpb.Message
 	Reads   []ReadState
-	// RoleChanged: who leads, or the term, is not what it was.
+	// RoleChanged is set if the leader or the term changed.
 	RoleChanged bool
 }
 
 // Append is a MsgStorageAppend.
 type Append struct {
 	Message *raftpb.Message
-	// MustSync: entries, term, vote or a snapshot changed.
+	// MustSync is set if it has entries or a snapshot, or changes the term or the vote:
+	// it is durable only after an fsync.
 	MustSync bool
 }
 
 // ReadState answers a ReadIndex.
 type ReadState struct{ ID, Index uint64 }
 
-// Ready returns the work that is due; ok is false when raft has none.
+// Ready returns the next work; ok is false if there is none.
 func (r *Replica) Ready() (out Output, ok bool) {
 	if !r.node.HasReady() {
 		return out, false
@@ -431,12 +451,13 @@ func (r *Replica) Ready() (out Output, ok bool) {
 	return out, true
 }
 
-// handOut remembers an append until it is durable.
+// handOut adds an append to those that are pending. It merges the unwritten hard state into
+// it.
 func (r *Replica) handOut(m *raftpb.Message) Append {
 	a := Append{Message: m, MustSync: len(m.Entries) > 0 || m.Snapshot != nil}
 	p := pendingAppend{entries: m.Entries}
 	if h := r.unwritten; h != nil {
-		// The message is the storage thread's, and raft keeps no reference to it.
+		// The message may be changed: raft keeps no reference to it.
 		if m.Term == nil {
 			m.Term, m.Vote, m.Commit = h.Term, h.Vote, h.Commit
 		}
@@ -455,11 +476,12 @@ func (r *Replica) handOut(m *raftpb.Message) Append {
 	return a
 }
 
-// completeHere completes an append that changes nothing but the commit index,
-// while no other append is outstanding. A commit index need not be durable
-// (raft.MustSync), so all that its responses wait for is durable already; the
-// hard state is written with the next append. This saves a write, and a round
-// trip to the log, per batch of proposals. It returns the responses to peers.
+// completeHere completes an append that changes the commit index alone, without the log. It
+// returns the responses to peers. No other append may be pending.
+//
+// A commit index need not be durable (raft.MustSync), and everything that the responses
+// wait for is durable already. The hard state is written with the next append. This saves
+// a write, and a round trip to the log, per batch of proposals.
 func (r *Replica) completeHere(m *raftpb.Message) (peers []*raftpb.Message) {
 	var local []*raftpb.Message
 	for _, resp := range m.Responses {
@@ -470,14 +492,14 @@ func (r *Replica) completeHere(m *raftpb.Message) (peers []*raftpb.Message) {
 		}
 	}
 	if err := r.Appended(1, local); err != nil {
-		panic(err) // an append without entries does not fail
+		panic(err) // an append without entries never fails
 	}
 	r.unwritten = &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
 	return peers
 }
 
-// Unwritten returns a hard state that was handed to nobody, nil if there is none:
-// a clean stop writes it, so that the next start knows the commit index.
+// Unwritten returns the hard state that no append has carried; nil if there is none. A
+// clean stop writes it, so that the next start knows the commit index.
 func (r *Replica) Unwritten() *raftpb.HardState { return r.unwritten }
 
 func (r *Replica) noteTermStart(entries []*raftpb.Entry) {
@@ -513,25 +535,24 @@ func (r *Replica) noteRole(rd raft.Ready) bool {
 	return changed
 }
 
-// Status is what is known of raft.
+// Status is the status of a replica.
 type Status struct {
 	Term, Leader       uint64
 	IsLeader           bool
 	IsLearner          bool
 	Committed, Applied uint64
-	// Leads: leading, with an entry of its own term applied: it knows all that
-	// leaders before it had acknowledged.
+	// Leads is set if the member is the leader and has applied an entry of its own term:
+	// it has applied everything that earlier leaders acknowledged.
 	Leads bool
-	// Alone: the only voter, leading, with an entry of its own term applied. No
-	// other leader can exist, so what it has applied is all that was ever
-	// acknowledged.
+	// Alone is set if Leads is and the member is the only voter. No other leader can
+	// exist, so the member has applied everything that was ever acknowledged.
 	Alone bool
-	// Solitary: Alone, and there are no learners. raft then has nobody to send a
-	// heartbeat to and nobody to lose leadership to, so ticks do nothing.
+	// Solitary is set if Alone is and there are no learners. Ticks have no effect then:
+	// there is no member to send heartbeats to, and none that could take over.
 	Solitary bool
 }
 
-// Status returns what is known of raft as of the last Ready.
+// Status returns the status as of the last Ready.
 func (r *Replica) Status() Status {
 	s := Status{
 		Term: r.term, Leader: r.leader, IsLeader: r.isLeader, IsLearner: r.learner,
@@ -544,11 +565,12 @@ func (r *Replica) Status() Status {
 	return s
 }
 
-// OnlyVoter tells whether this member alone decides elections.
+// OnlyVoter reports whether this member is the only voter, so that it alone decides
+// elections.
 func (r *Replica) OnlyVoter() bool {
 	_, voter := r.voters[r.id]
 	return voter && len(r.voters) == 1
 }
 
-// Outstanding returns how many appends and applies are handed out.
+// Outstanding returns how many appends and applies are pending.
 func (r *Replica) Outstanding() (appends, applies int) { return len(r.appends), len(r.applies) }
