@@ -27,7 +27,7 @@ import (
 //	Applied    its responses are stepped, and its configuration change takes effect
 //	Persisted  the store has its effect: memory and the log need not keep it
 //
-// An append that changes the commit index alone takes a shortcut: completeHere.
+// An append that changes the commit index alone takes a shortcut: completeLocally.
 
 const (
 	// messageBytesMax bounds the entries of one MsgApp: the most that the proposer
@@ -90,7 +90,7 @@ type Replica struct {
 
 	appends []pendingAppend // returned by Ready and not durable, oldest first
 	// unwritten is the hard state of the latest append that changed the commit index
-	// alone and was completed without the log. completeHere sets it, and handOut merges it
+	// alone and was completed without the log. completeLocally sets it, and addAppend merges it
 	// into the next append and clears it. It never names an entry that is not durable.
 	unwritten *raftpb.HardState
 	applies   []pendingApply // returned by Ready and not applied, oldest first
@@ -200,7 +200,7 @@ func (r *Replica) append(entries []*raftpb.Entry) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	replaced, err := r.tailFrom(entries[0].GetIndex())
+	replaced, err := r.entriesFrom(entries[0].GetIndex())
 	if err != nil {
 		return err
 	}
@@ -211,9 +211,9 @@ func (r *Replica) append(entries []*raftpb.Entry) error {
 	return nil
 }
 
-// tailFrom returns the entries in memory from an index on, which entries of a new leader
+// entriesFrom returns the entries in memory from an index on, which entries of a new leader
 // replace.
-func (r *Replica) tailFrom(index uint64) ([]*raftpb.Entry, error) {
+func (r *Replica) entriesFrom(index uint64) ([]*raftpb.Entry, error) {
 	last, err := r.memory.LastIndex()
 	if err != nil || index > last {
 		return nil, err
@@ -429,9 +429,9 @@ func (r *Replica) Ready() (out Output, ok bool) {
 	for _, m := range rd.Messages {
 		switch m.GetTo() {
 		case raft.LocalAppendThread:
-			a := r.handOut(m)
+			a := r.addAppend(m)
 			if len(r.appends) == 1 && !a.MustSync && m.Term != nil {
-				out.Peers = append(out.Peers, r.completeHere(m)...)
+				out.Peers = append(out.Peers, r.completeLocally(m)...)
 				continue
 			}
 			out.Appends = append(out.Appends, a)
@@ -447,13 +447,13 @@ func (r *Replica) Ready() (out Output, ok bool) {
 	for _, rs := range rd.ReadStates {
 		out.Reads = append(out.Reads, ReadState{binary.BigEndian.Uint64(rs.RequestCtx), rs.Index})
 	}
-	out.RoleChanged = r.noteRole(rd)
+	out.RoleChanged = r.updateRole(rd)
 	return out, true
 }
 
-// handOut adds an append to those that are pending. It merges the unwritten hard state into
+// addAppend adds an append to those that are pending. It merges the unwritten hard state into
 // it.
-func (r *Replica) handOut(m *raftpb.Message) Append {
+func (r *Replica) addAppend(m *raftpb.Message) Append {
 	a := Append{Message: m, MustSync: len(m.Entries) > 0 || m.Snapshot != nil}
 	p := pendingAppend{entries: m.Entries}
 	if h := r.unwritten; h != nil {
@@ -470,19 +470,19 @@ func (r *Replica) handOut(m *raftpb.Message) Append {
 		r.committed = max(r.committed, m.GetCommit())
 	}
 	if r.isLeader && r.termStart == 0 && len(m.Entries) > 0 {
-		r.noteTermStart(m.Entries)
+		r.findTermStart(m.Entries)
 	}
 	r.appends = append(r.appends, p)
 	return a
 }
 
-// completeHere completes an append that changes the commit index alone, without the log. It
+// completeLocally completes an append that changes the commit index alone, without the log. It
 // returns the responses to peers. No other append may be pending.
 //
 // A commit index need not be durable (raft.MustSync), and everything that the responses
 // wait for is durable already. The hard state is written with the next append. This saves
 // a write, and a round trip to the log, per batch of proposals.
-func (r *Replica) completeHere(m *raftpb.Message) (peers []*raftpb.Message) {
+func (r *Replica) completeLocally(m *raftpb.Message) (peers []*raftpb.Message) {
 	var local []*raftpb.Message
 	for _, resp := range m.Responses {
 		if resp.GetTo() == r.id {
@@ -502,7 +502,7 @@ func (r *Replica) completeHere(m *raftpb.Message) (peers []*raftpb.Message) {
 // clean stop writes it, so that the next start knows the commit index.
 func (r *Replica) Unwritten() *raftpb.HardState { return r.unwritten }
 
-func (r *Replica) noteTermStart(entries []*raftpb.Entry) {
+func (r *Replica) findTermStart(entries []*raftpb.Entry) {
 	for _, e := range entries {
 		if e.GetTerm() == r.term {
 			r.termStart = e.GetIndex()
@@ -511,7 +511,7 @@ func (r *Replica) noteTermStart(entries []*raftpb.Entry) {
 	}
 }
 
-func (r *Replica) noteRole(rd raft.Ready) bool {
+func (r *Replica) updateRole(rd raft.Ready) bool {
 	changed := false
 	if rd.SoftState != nil {
 		leads := rd.SoftState.RaftState == raft.StateLeader
@@ -527,7 +527,7 @@ func (r *Replica) noteRole(rd raft.Ready) bool {
 		if r.isLeader {
 			for _, m := range rd.Messages {
 				if m.GetTo() == raft.LocalAppendThread {
-					r.noteTermStart(m.Entries)
+					r.findTermStart(m.Entries)
 				}
 			}
 		}
