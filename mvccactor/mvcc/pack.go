@@ -34,8 +34,8 @@ func (b *body) len() int { return len(b.table) / rowBytes }
 // size is what the body counts for in the store, in bytes.
 func (b *body) size() int64 { return int64(len(b.table) + len(b.data)) }
 
-// weight is what the body takes of memory, in bytes. It exceeds size by what its
-// slices were allocated in excess: a pack read from the store takes 40 KiB for 34.
+// weight is what the body takes of memory, in bytes. It exceeds size by the unused
+// capacity of its slices: the allocator rounds up, above all for packs from the store.
 func (b *body) weight() int64 { return int64(cap(b.table) + cap(b.data)) }
 
 func (b *body) revision(i int) Revision {
