@@ -96,8 +96,8 @@ func TestExecutes(t *testing.T) {
 	})
 }
 
-// TestVisibleFirst: callers, and raft, hear of an entry only after the view has
-// it; an actor that fails between the two has told nobody.
+// TestVisibleFirst: callers and raft receive the outcome of an entry only after the view
+// has it. If the actor fails between the two, they receive nothing.
 func TestVisibleFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
@@ -208,8 +208,8 @@ func TestOtherEpochs(t *testing.T) {
 	})
 }
 
-// TestPersisterMerges: what changes within one interval becomes one commit, with
-// each pack once, in its last form; nothing is written before.
+// TestPersisterMerges: all changes of one interval are one commit, which has each pack
+// once, as it was last. Nothing is written before the interval ends.
 func TestPersisterMerges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
@@ -242,8 +242,8 @@ func TestPersisterMerges(t *testing.T) {
 	})
 }
 
-// TestPersisterWritesTheLastForm: a pack that grows between two messages of one
-// interval is written as it is in the later one.
+// TestPersisterWritesTheLastForm: if a pack is in two messages of one interval, the later
+// one is written.
 func TestPersisterWritesTheLastForm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
@@ -280,8 +280,8 @@ func TestPersisterWritesMuchAtOnce(t *testing.T) {
 	})
 }
 
-// TestCommitFails: the member ends at once, and nobody hears that anything was
-// written.
+// TestCommitFails: if a commit fails, the process is ended at once, and no Persisted is
+// sent.
 func TestCommitFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{cut: func(n int, _ backend.Batch) (int, bool) { return 1, n == 2 }})
@@ -305,8 +305,8 @@ func TestCommitFails(t *testing.T) {
 	})
 }
 
-// TestSlowStore: a full persister stops the writer and nobody else. Then all goes
-// on where it was.
+// TestSlowStore: while the persister's mailbox is full, only the writer waits. Afterwards
+// everything continues.
 func TestSlowStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan struct{})
@@ -359,8 +359,8 @@ func TestStopsWhileStoreIsSlow(t *testing.T) {
 	})
 }
 
-// TestNothingLeavesMemoryBeforeItIsDurable: whatever the cache may hold, what the
-// store does not have can be read.
+// TestNothingLeavesMemoryBeforeItIsDurable: packs that the store does not have can be read,
+// however small the cache is.
 func TestNothingLeavesMemoryBeforeItIsDurable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan struct{})
@@ -388,7 +388,7 @@ func TestNothingLeavesMemoryBeforeItIsDurable(t *testing.T) {
 	})
 }
 
-// TestCompactionInSteps: cutting a long history lets requests pass between steps.
+// TestCompactionInSteps: requests are executed between the steps of a long compaction.
 func TestCompactionInSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{replayedTo: 1 << 20})
@@ -432,8 +432,8 @@ func TestCompactionInSteps(t *testing.T) {
 	})
 }
 
-// TestCompactionIsLogged: a compaction writes one line when it has ended, also
-// when nothing was superseded, and none for those before a start.
+// TestCompactionIsLogged: a compaction is logged once when its steps are done, also if
+// nothing was superseded. Compactions before a start are not logged again.
 func TestCompactionIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
@@ -469,8 +469,8 @@ func TestCompactionIsLogged(t *testing.T) {
 	})
 }
 
-// TestCompactionWaitsForItsHash: what a hash needs is not forgotten before it is
-// taken; then Continue goes on without an entry.
+// TestCompactionWaitsForItsHash: versions that a hash needs are not marked dead before it
+// is computed. Then Continue resumes the compaction without an entry.
 func TestCompactionWaitsForItsHash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
@@ -510,8 +510,8 @@ func TestCompactionWaitsForItsHash(t *testing.T) {
 	})
 }
 
-// TestCompactionOfNothingWaitsForItsHash: a compaction that has nothing to forget
-// is through once its hash can be asked for, and not before.
+// TestCompactionOfNothingWaitsForItsHash: a compaction without versions to visit is done
+// once its hash is computed, and not before.
 func TestCompactionOfNothingWaitsForItsHash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
@@ -535,7 +535,7 @@ func TestCompactionOfNothingWaitsForItsHash(t *testing.T) {
 	})
 }
 
-// TestReplayTakesNoHashes: compactions that are replayed are none to hash.
+// TestReplayTakesNoHashes: no hash is scheduled for compactions that are replayed.
 func TestReplayTakesNoHashes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{replayedTo: 3})
@@ -557,8 +557,8 @@ func (r *rig) compactor() *Compactor {
 		Core: func() (uint64, *actors.Mailbox, backend.Store, bool) { return r.epoch, r.mvcc.Mailbox, r.disk, true }})
 }
 
-// TestReclaimOnIdle: what a compaction left is given back although no entry
-// follows, and it shows.
+// TestReclaimOnIdle: the dead records of a compaction are reclaimed although no entry
+// follows, and the view shows the new sizes.
 func TestReclaimOnIdle(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(fmt.Sprint("restart ", restart), func(t *testing.T) {
@@ -614,8 +614,7 @@ func TestReclaimOnIdle(t *testing.T) {
 	}
 }
 
-// TestRewrittenPackSettles: a pack that was reclaimed can be reclaimed again as
-// soon as the store has it.
+// TestRewrittenPackSettles: a reclaimed pack can be reclaimed again once it is durable.
 func TestRewrittenPackSettles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{replayedTo: 1 << 20})
@@ -657,8 +656,8 @@ func TestRewrittenPackSettles(t *testing.T) {
 	})
 }
 
-// TestCompactorLeavesLittleGarbage: below its share, garbage is not worth the
-// work; above, it goes without being asked.
+// TestCompactorLeavesLittleGarbage: dead records are left alone below garbageShare, and
+// reclaimed above it.
 func TestCompactorLeavesLittleGarbage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{replayedTo: 1 << 20})
@@ -733,7 +732,8 @@ func TestOpenRefuses(t *testing.T) {
 	})
 }
 
-// TestReclaimBatches: in order, within one transaction each, a large pack alone.
+// TestReclaimBatches: batches are in order and within their bounds; a large pack has its
+// own.
 func TestReclaimBatches(t *testing.T) {
 	var reclaimed []*mvccmsg.Reclaimed
 	add := func(size int) {
@@ -782,9 +782,9 @@ func TestReclaimBatches(t *testing.T) {
 	}
 }
 
-// TestPersistInPieces: while there is no room nothing is written, however much
-// waits; with room for a little at a time it is written in pieces, the state with
-// the last; and only then is it told.
+// TestPersistInPieces: without room on the disk nothing is written. With little room it is
+// written in several transactions, the last of which has the state; only then is Persisted
+// sent.
 func TestPersistInPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var room, asked atomic.Int64

@@ -6,17 +6,17 @@ import (
 	"time"
 )
 
-// The modes are driven as the loop drives them: one Poll per interval, and Done
-// when the compaction was accepted. What they must do is what etcd documents for
+// The tests drive the modes like the loop does: one Poll per interval, and Done if the
+// compaction was accepted. The results that they want are those that etcd documents for
 // --auto-compaction-mode and --auto-compaction-retention.
 
 func TestKeepRevisions(t *testing.T) {
 	k := KeepRevisions(1000)
 	if k.Every() != 5*time.Minute {
-		t.Fatalf("looks every %v", k.Every())
+		t.Fatalf("polls every %v", k.Every())
 	}
 	now := time.Unix(1e9, 0)
-	for i, look := range []struct {
+	for i, poll := range []struct {
 		revision, want int64
 		refused        bool
 	}{
@@ -32,10 +32,10 @@ func TestKeepRevisions(t *testing.T) {
 		{revision: 90000},                             //
 		{revision: 90500, want: 89500, refused: true}, //
 	} {
-		if got := k.Poll(now, look.revision); got != look.want {
-			t.Fatalf("look %d at revision %d: compacts at %d, want %d", i, look.revision, got, look.want)
+		if got := k.Poll(now, poll.revision); got != poll.want {
+			t.Fatalf("poll %d at revision %d: compacts at %d, want %d", i, poll.revision, got, poll.want)
 		}
-		if look.want > 0 && !look.refused {
+		if poll.want > 0 && !poll.refused {
 			k.Done(now)
 		}
 		now = now.Add(k.Every())
@@ -65,9 +65,9 @@ func simulate(period, length time.Duration, refuse func(i int) bool) (done []sim
 	return done
 }
 
-// TestKeepPeriod: nothing before the period is over, then every period but at
-// least every hour; what is younger than the period always stays, and not much
-// more than that.
+// TestKeepPeriod: there is no compaction before the period has passed, and then one per
+// period but at least one per hour. Revisions younger than the period are always kept, and
+// not many more.
 func TestKeepPeriod(t *testing.T) {
 	for _, tc := range []struct {
 		period, every, between time.Duration
@@ -79,7 +79,7 @@ func TestKeepPeriod(t *testing.T) {
 	} {
 		t.Run(tc.period.String(), func(t *testing.T) {
 			if got := KeepPeriod(tc.period).Every(); got != tc.every {
-				t.Fatalf("looks every %v, want %v", got, tc.every)
+				t.Fatalf("polls every %v, want %v", got, tc.every)
 			}
 			done := simulate(tc.period, 5*tc.period, nil)
 			if len(done) < 3 {
@@ -102,7 +102,7 @@ func TestKeepPeriod(t *testing.T) {
 	}
 }
 
-// TestKeepPeriodRefused: what was not accepted is tried again with the next Poll.
+// TestKeepPeriodRefused: a compaction that was not accepted is repeated by the next Poll.
 func TestKeepPeriodRefused(t *testing.T) {
 	done := simulate(time.Hour, 5*time.Hour, func(i int) bool { return i <= 3 })
 	want := time.Hour + 6*time.Minute + 3*6*time.Minute
@@ -131,8 +131,8 @@ func TestKeepPeriodIdle(t *testing.T) {
 	}
 }
 
-// TestKeepPeriodAwhileNotLeading: looks that did not take place make it keep more,
-// never less.
+// TestKeepPeriodAwhileNotLeading: if calls of Poll are missing, more revisions are kept,
+// never fewer.
 func TestKeepPeriodAwhileNotLeading(t *testing.T) {
 	k := KeepPeriod(time.Hour)
 	start := time.Unix(1e9, 0)

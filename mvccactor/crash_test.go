@@ -24,13 +24,13 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// The crash test lets a member write, compact and reclaim, and cuts it off in the
-// midst of a commit, between two, or while it cleans up after the last crash.
-// After each start, what the store holds is compared with a model at its durable
-// entry; then the log is replayed from there, and the whole is compared again:
-// every key at every revision that can be read, and the hash of the history.
+// The crash test lets a member write, compact and reclaim, and crashes it during a commit,
+// between two commits, or while it cleans up after the previous crash. After each start,
+// the store is compared with the state of a model at the applied index in the store. Then
+// the log is replayed from there, and all is compared again: every key at every revision
+// that can be read, and the hash of the history.
 
-// mark is what the model was after an entry.
+// mark is the state of the model after an entry.
 type mark struct {
 	mvcctest.Mark
 	results []string
@@ -115,8 +115,8 @@ func (c *crashTest) next() *mvccmsg.EntryOps {
 	return e
 }
 
-// cutter cuts the n-th commit. One that carries the state may be split as finely
-// as its packs; what was reclaimed goes in one transaction.
+// cutter returns a function that fails one commit after some of its changes. A commit with
+// the state may be split between any two packs; one of reclaimed packs is atomic.
 func (c *crashTest) cutter() func(int, backend.Batch) (int, bool) {
 	at := 1 + c.rng.IntN(25)
 	seed := c.rng.Uint64()
@@ -132,8 +132,8 @@ func (c *crashTest) cutter() func(int, backend.Batch) (int, bool) {
 	}
 }
 
-// start opens the store and checks it as it is. Now and then the clean-up is cut
-// off too, and begins anew.
+// start opens the store and checks it. Sometimes the clean-up crashes as well, and the
+// store is opened again.
 func (c *crashTest) start(memory *backend.Memory, pub *mvcc.Published) {
 	c.t.Helper()
 	cfg := rigConfig{memory: memory, published: pub, replayedTo: uint64(len(c.log)), cut: c.cutter(), cache: 32 << 10 << (c.rng.IntN(2) * 7)}
@@ -174,7 +174,7 @@ func (c *crashTest) check(applied uint64) {
 	}
 }
 
-// execute hands entries over in messages of any size, until a crash.
+// execute posts entries in messages of random size, until a crash.
 func (c *crashTest) execute(entries []*mvccmsg.EntryOps) (alive bool) {
 	for len(entries) > 0 && !c.rig.persister.Closed() {
 		n := 1 + c.rng.IntN(min(8, len(entries)))
@@ -195,7 +195,7 @@ func (c *crashTest) pause() {
 	case 2:
 		c.reclaim()
 	case 3:
-		// Until the replay has caught up, the view is that of the core before.
+		// Until the replay has caught up, the view is that of the previous incarnation.
 		if _, err := c.rig.pub.TakeHashes(unpaced); err != nil && !errors.Is(err, mvcc.ErrClosed) {
 			c.t.Fatal(err)
 		}

@@ -14,9 +14,9 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// FuzzDurable: a start that finds a state of any content beside good packs is
-// refused, or it has what the state says: its revision, and no record above it,
-// neither in memory nor, from then on, in the store. It does not panic.
+// FuzzDurable: with any state beside valid packs, a start does not panic. It fails, or it
+// has the revision of the state, and no record above it in memory nor, afterwards, in the
+// store.
 func FuzzDurable(f *testing.F) {
 	packs := fuzzPacks(f)
 	add := func(d *mvccmsg.Durable) {

@@ -44,7 +44,7 @@ func leasePut(key string, lease int64) *applymsg.Request {
 	return &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{Key: []byte(key), Lease: lease}}}
 }
 
-// viewLeases describes what a view has of leases.
+// viewLeases describes the leases of a view.
 func viewLeases(v *mvcc.View) string {
 	var all []string
 	for l := range v.Leases() {
@@ -54,9 +54,9 @@ func viewLeases(v *mvcc.View) string {
 	return strings.Join(all, " ")
 }
 
-// TestLeasesInOneEntry: a put with a lease, and the revoke of that lease, may be
-// packed into one entry. leaseactor hears of all in order, once they are visible
-// and before anybody else does.
+// TestLeasesInOneEntry: a put with a lease, and the revoke of that lease, may be in one
+// entry. leaseactor receives all changes in order, after they are visible and before the
+// results are sent.
 func TestLeasesInOneEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
@@ -95,34 +95,35 @@ func TestLeasesInOneEntry(t *testing.T) {
 	})
 }
 
-// ear hears in the place of leaseactor, and notes what is not visible by then.
-type ear struct {
+// leaseProbe receives in the place of leaseactor, and notes which changes are not visible
+// at that time.
+type leaseProbe struct {
 	rig   *rig
 	notes []string
 }
 
 // Receive implements actor.Actor.
-func (e *ear) Receive(ctx actor.Context) {
+func (e *leaseProbe) Receive(ctx actor.Context) {
 	b, ok := ctx.Message().(*actors.Batch)
 	if !ok {
 		return
 	}
 	for _, m := range b.Msgs {
 		index := m.(*leasemsg.Changed).Index
-		note := fmt.Sprintf("told of %d", index)
+		note := fmt.Sprintf("received %d", index)
 		if visible := e.rig.pub.View().AppliedIndex; visible < index {
-			note += fmt.Sprintf(" when only %d are visible", visible)
+			note += fmt.Sprintf(" while only %d are visible", visible)
 		}
 		e.notes = append(e.notes, note)
 	}
 }
 
-// TestLeasesToldInTime: leaseactor is told of a lease when it is visible, and
-// before anybody can know of it. mvcc waits for it if it must.
-func TestLeasesToldInTime(t *testing.T) {
+// TestLeasesChangedInTime: leaseactor receives a change after it is visible, and before the
+// callers receive the results. If its mailbox is full, mvcc waits.
+func TestLeasesChangedInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys := actorstest.NewSystem(t)
-		box := actors.NewMailbox(actors.MailboxConfig{Name: "ear", Class: actors.Credit, Limit: actors.Limit{Requests: 1, Bytes: 64 << 20}})
+		box := actors.NewMailbox(actors.MailboxConfig{Name: "lease", Class: actors.Credit, Limit: actors.Limit{Requests: 1, Bytes: 64 << 20}})
 		r := newRig(t, sys, rigConfig{lease: box})
 		r.post(r.entry(leaseGrant(1, 60)))
 		synctest.Wait()
@@ -131,17 +132,17 @@ func TestLeasesToldInTime(t *testing.T) {
 		if got := len(r.delivered); got != 1 {
 			t.Fatalf("%d entries are answered while leaseactor's mailbox is full", got)
 		}
-		e := &ear{rig: r}
-		actorstest.Spawn(t, sys, actors.Stage{Name: "ear", Actor: e, Mailbox: box})
+		e := &leaseProbe{rig: r}
+		actorstest.Spawn(t, sys, actors.Stage{Name: "lease", Actor: e, Mailbox: box})
 		r.do(leaseGrant(3, 60))
-		if want := []string{"told of 1", "told of 2", "told of 3"}; !slices.Equal(e.notes, want) {
+		if want := []string{"received 1", "received 2", "received 3"}; !slices.Equal(e.notes, want) {
 			t.Fatalf("%q, want %q", e.notes, want)
 		}
 	})
 }
 
-// TestLeaseIDUsedAgain: what a leader decided of a lease does not meet a later one
-// of the same id.
+// TestLeaseIDUsedAgain: a revoke or checkpoint that a leader proposed for a lease does not
+// affect a later lease with the same id.
 func TestLeaseIDUsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
@@ -156,8 +157,7 @@ func TestLeaseIDUsedAgain(t *testing.T) {
 	})
 }
 
-// TestLeasesSurviveRestart: with checkpoints and keys; and a store that was never
-// given any opens as before.
+// TestLeasesSurviveRestart: leases are restored with their checkpoints and keys.
 func TestLeasesSurviveRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys := actorstest.NewSystem(t)
@@ -182,7 +182,7 @@ func TestLeasesSurviveRestart(t *testing.T) {
 	})
 }
 
-// TestOpenFormatOne: a store from before there were leases.
+// TestOpenFormatOne: a store of format 1, which has no leases, can be opened.
 func TestOpenFormatOne(t *testing.T) {
 	m := backend.NewMemory()
 	state, err := proto.Marshal(&mvccmsg.Durable{Format: 1, ClusterId: 1, MemberId: 2, AppliedIndex: 9, Revision: 60, CompactRevision: -1})
@@ -198,8 +198,8 @@ func TestOpenFormatOne(t *testing.T) {
 	}
 }
 
-// TestPersisterBoundsLeases: however much of leases waits, one commit holds what
-// a transaction of the store does.
+// TestPersisterBoundsLeases: however many changes of leases wait, the leases of one commit
+// fit in a transaction of the store.
 func TestPersisterBoundsLeases(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, actorstest.NewSystem(t), rigConfig{})

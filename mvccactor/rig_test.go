@@ -28,13 +28,14 @@ import (
 
 var roomy = actors.Limit{Requests: 1024, Bytes: 64 << 20}
 
-// disk is a store in memory whose commits can be held up and cut off.
+// disk is a store in memory whose commits can be delayed, and can fail after some of their
+// changes.
 type disk struct {
 	*backend.Memory
 
 	mu      sync.Mutex
 	commits []backend.Batch
-	gate    chan struct{} // when set, each Commit waits for a token
+	gate    chan struct{} // if set, each Commit waits for a token
 	cut     func(n int, b backend.Batch) (done int, cut bool)
 }
 
@@ -251,7 +252,7 @@ func (r *rig) failed() error {
 	return errors.Join(r.fatal...)
 }
 
-// raftHeard returns what raft was told, by type.
+// raftHeard returns the messages of a type that raft has received.
 func raftHeard[M any](r *rig) (found []M) {
 	synctest.Wait()
 	for _, m := range r.raft.Messages() {
@@ -277,5 +278,5 @@ func compaction(rev int64) *applymsg.Request {
 
 func voters(ids ...uint64) *raftpb.ConfState { return &raftpb.ConfState{Voters: ids} }
 
-// unpaced lets a scan go on at once.
+// unpaced is a pause that does not wait.
 func unpaced() error { return nil }

@@ -7,8 +7,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// BenchmarkPut puts keys that exist, and new ones, and publishes after every 16: what
-// a batch of many clients has.
+// BenchmarkPut puts keys that exist, and new ones. It publishes after every 16 of them,
+// like a batch of many clients.
 func BenchmarkPut(b *testing.B) {
 	for _, c := range []struct {
 		name string

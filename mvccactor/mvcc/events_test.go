@@ -91,8 +91,8 @@ func (h *harness) checkEvent(v *View, e *Event, want modelRecord) {
 	}
 }
 
-// TestEventsOvertaken: what a compaction takes away under the reader is told, and
-// a pin keeps it.
+// TestEventsOvertaken: a reader that compaction has passed gets ErrCompacted, unless a pin
+// holds the compaction back.
 func TestEventsOvertaken(t *testing.T) {
 	s := newTestStore(t)
 	for range 3 {
@@ -128,7 +128,7 @@ func TestEventsOvertaken(t *testing.T) {
 	}
 }
 
-// TestNotify: publications are told.
+// TestNotify: the function is called after each publication.
 func TestNotify(t *testing.T) {
 	s := newTestStore(t)
 	told := 0

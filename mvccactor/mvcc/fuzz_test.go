@@ -11,16 +11,16 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// FuzzRestore: a start that finds packs of any content ends in a CorruptError, or
-// it has a keyspace that is what the records say: ranges agree with a dumb reading
-// of them, what was cut off is removed, and writing, compacting, reclaiming and
-// another start go on from there.
+// FuzzRestore: with packs of any content, a start fails with a CorruptError, or has the
+// keyspace of the records: ranges agree with a simple replay of them, records above the
+// durable revision are deleted, and writing, compacting, reclaiming and another start
+// succeed afterwards.
 func FuzzRestore(f *testing.F) {
 	seeds := restoreSeeds()
 	good := []byte{0x00, 1, 0, 1, 0x01, 1, 0, 1, 0x00, 1, 1, 2, 0x20, 1, 0, 0, 0x10, 1, 0, 1, 0x01, 1, 4, 9}
 	f.Add(good, []byte{}, byte(0), int64(100), int64(-1))
 	f.Add(good, []byte{}, byte(0), int64(100), int64(5))
-	f.Add(good, []byte{}, byte(0), int64(4), int64(3)) // cut off within a pack
+	f.Add(good, []byte{}, byte(0), int64(4), int64(3)) // a commit unfinished within a pack
 	f.Add(good, []byte{}, byte(0), int64(1), int64(-1))
 	f.Add(good, []byte{}, byte(0), int64(math.MaxInt64), int64(-1))
 	f.Add([]byte{0x00, 0, 0, 1}, []byte{}, byte(0), int64(0), int64(-1)) // of the first revision
@@ -58,7 +58,7 @@ func FuzzRestore(f *testing.F) {
 		if durable > 1<<61 {
 			return // there is no room for more
 		}
-		goOn(t, d, s)
+		useStore(t, d, s)
 		again, err := restart(d, s.Revision(), s.CompactRevision())
 		if err != nil {
 			t.Fatalf("another start: %v", err)
@@ -67,8 +67,8 @@ func FuzzRestore(f *testing.F) {
 	})
 }
 
-// scriptedDisk makes packs whose encoding is right and whose records are as four
-// bytes of the script say of each.
+// scriptedDisk returns packs whose encoding is valid. Each record is made from four bytes
+// of the script.
 func scriptedDisk(script []byte) disk {
 	d := disk{}
 	var b body
@@ -118,7 +118,7 @@ func restoreSeeds() [][]byte {
 	return slices.Collect(maps.Values(d))
 }
 
-// restart plays what a start does.
+// restart restores a store like a start.
 func restart(d disk, durable, compact int64) (*Store, error) {
 	s := NewStore(Config{Published: NewPublished(), CacheBytes: 1 << 20, Load: d.load})
 	for _, id := range d.order() {
@@ -131,19 +131,19 @@ func restart(d disk, durable, compact int64) (*Store, error) {
 	return s, nil
 }
 
-// dumbRecords are the records of packs, one after another.
-type dumbRecords struct {
-	all   []dumbRecord
+// simpleRecords are the records of all packs, in order.
+type simpleRecords struct {
+	all   []simpleRecord
 	bytes int64 // of rows and records
 }
 
-type dumbRecord struct {
+type simpleRecord struct {
 	r         Revision
 	tombstone bool
 	key, raw  string
 }
 
-func readDisk(t *testing.T, d disk, durable int64) (records dumbRecords) {
+func readDisk(t *testing.T, d disk, durable int64) (records simpleRecords) {
 	t.Helper()
 	for _, id := range d.order() {
 		b, err := decodePack(d[id])
@@ -158,15 +158,15 @@ func readDisk(t *testing.T, d disk, durable int64) (records dumbRecords) {
 			if err != nil {
 				t.Fatalf("record %v was accepted: %v", b.revision(i), err)
 			}
-			records.all = append(records.all, dumbRecord{b.revision(i), b.tombstone(i), string(kv.key), string(b.record(i))})
+			records.all = append(records.all, simpleRecord{b.revision(i), b.tombstone(i), string(kv.key), string(b.record(i))})
 			records.bytes += rowBytes + int64(len(b.record(i)))
 		}
 	}
 	return records
 }
 
-// at returns what the keys are at a revision.
-func (d dumbRecords) at(rev int64) map[string]string {
+// at returns the keys that exist at a revision, with their records.
+func (d simpleRecords) at(rev int64) map[string]string {
 	state := map[string]string{}
 	for _, rec := range d.all {
 		switch {
@@ -181,7 +181,7 @@ func (d dumbRecords) at(rev int64) map[string]string {
 }
 
 // check compares a store with the records.
-func (d dumbRecords) check(t *testing.T, s *Store) {
+func (d simpleRecords) check(t *testing.T, s *Store) {
 	t.Helper()
 	keys := map[string]bool{}
 	for i, rec := range d.all {
@@ -214,13 +214,13 @@ func (d dumbRecords) check(t *testing.T, s *Store) {
 		}
 	}
 	if s.live.Len()+s.deleted.Len() != len(keys) || s.storedBytes != d.bytes || s.liveBytes > s.storedBytes || s.liveBytes < 0 {
-		t.Fatalf("%d keys live, %d dead, of %d; %d bytes stored, %d live, of %d",
+		t.Fatalf("%d keys live, %d deleted, of %d; %d bytes stored, %d live, of %d",
 			s.live.Len(), s.deleted.Len(), len(keys), s.storedBytes, s.liveBytes, d.bytes)
 	}
 }
 
-// goOn writes, compacts and reclaims.
-func goOn(t *testing.T, d disk, s *Store) {
+// useStore writes, compacts and reclaims.
+func useStore(t *testing.T, d disk, s *Store) {
 	t.Helper()
 	if _, err := s.Put(&pb.PutRequest{Key: []byte("b"), Value: []byte("new")}); err != nil {
 		t.Fatal(err)
@@ -233,7 +233,7 @@ func goOn(t *testing.T, d disk, s *Store) {
 	}
 	v := s.Publish(Applied{})
 	for {
-		if cut, _ := s.CompactStep(1 << 10); !cut {
+		if visited, _ := s.CompactStep(1 << 10); !visited {
 			break
 		}
 	}

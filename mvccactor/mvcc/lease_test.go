@@ -15,7 +15,7 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-// leaseState writes down all leases of a view with their keys.
+// leaseState describes all leases of a view with their keys.
 func leaseState(v *View) string {
 	var lines []string
 	attached := 0
@@ -69,8 +69,8 @@ func TestLeaseGrant(t *testing.T) {
 	}
 }
 
-// TestLeaseRevoke: a revoke deletes the keys in order in one revision, and what
-// was published before stays as it was.
+// TestLeaseRevoke: a revoke deletes the keys in order in one revision, and does not change
+// earlier views.
 func TestLeaseRevoke(t *testing.T) {
 	s := newTestStore(t)
 	mustPut(t, s, "c", "1", math.MaxInt64)
@@ -110,9 +110,9 @@ func TestLeaseRevoke(t *testing.T) {
 	}
 }
 
-// TestLeaseModel plays random requests against a Store and against a map from
-// keys to leases, and restarts in between from what was stored: with changes
-// joined as the persister does when it is late.
+// TestLeaseModel applies random requests to a Store and to a map from keys to leases. In
+// between it restarts from the stored leases, whose changes may have been merged as the
+// persister does.
 func TestLeaseModel(t *testing.T) {
 	for seed := range uint64(30) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { playLeases(t, seed) })
@@ -139,7 +139,7 @@ func (m *leaseModel) state() string {
 	return fmt.Sprint(lines)
 }
 
-// leaseDisk holds what is stored of leases, and changes that are on their way.
+// leaseDisk has the stored leases, and those that are not stored yet.
 type leaseDisk struct {
 	names   map[string][]byte
 	pending []*mvccmsg.StoredLeases
@@ -313,8 +313,8 @@ func playLeases(t *testing.T, seed uint64) {
 	}
 }
 
-// TestLeaseLogBounded: however many leases change, what is written follows what
-// changed, and old changes go.
+// TestLeaseLogBounded: the bytes written are proportional to the changes, and old changes
+// are deleted.
 func TestLeaseLogBounded(t *testing.T) {
 	s := newTestStore(t)
 	stored := &leaseDisk{names: map[string][]byte{}}
@@ -356,7 +356,7 @@ func TestLeaseLogBounded(t *testing.T) {
 	}
 }
 
-// TestLeaseRestoreRefuses: what cannot be is an error, not a lease.
+// TestLeaseRestoreRefuses: invalid leases are refused with an error.
 func TestLeaseRestoreRefuses(t *testing.T) {
 	bucket := BucketName(uint32(leaseBucket(1)))
 	list := func(leases ...*mvccmsg.Lease) []byte { return encodeLeases(&mvccmsg.LeaseList{Leases: leases}) }
@@ -389,8 +389,8 @@ func TestLeaseRestoreRefuses(t *testing.T) {
 	}
 }
 
-// FuzzLeaseRestore: whatever the store holds is refused, or a state of leases
-// that is stored and found again.
+// FuzzLeaseRestore: with any entries in the store, restoring fails, or yields leases that
+// can be stored and restored again.
 func FuzzLeaseRestore(f *testing.F) {
 	for id := range int64(3) {
 		list := &mvccmsg.LeaseList{Leases: []*mvccmsg.Lease{{Id: id + 1, Ttl: 10, Remaining: id}}}

@@ -128,7 +128,7 @@ func BenchmarkIndexBytesPerKey(b *testing.B) {
 	}
 }
 
-// TestVersionForms: what a version leaves out, it has to give back.
+// TestVersionForms: a version returns the values that its form leaves out.
 func TestVersionForms(t *testing.T) {
 	for _, c := range []struct {
 		name                     string
@@ -170,9 +170,8 @@ func TestVersionForms(t *testing.T) {
 	}
 }
 
-// TestCompactHotKey: the work for a version does not depend on how many newer ones
-// its key has. Were each visit to walk the chain, the hundred thousand visits
-// here would take half a minute.
+// TestCompactHotKey: the work for a version does not depend on how many newer ones its key
+// has. If each visit walked the chain, the hundred thousand visits here would time out.
 func TestCompactHotKey(t *testing.T) {
 	const versions = 200_000
 	s, _ := memoryStore()

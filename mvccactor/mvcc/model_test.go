@@ -15,12 +15,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// The model test drives a Store with random requests and compares every answer
-// with a model that keeps each revision's whole keyspace in a map. Every now
-// and then the packs are handed to a pretended store, dead records are
-// reclaimed, and the Store is rebuilt from the packs.
+// The model test applies random requests to a Store and compares every result with a model
+// that has a map of the whole keyspace for each revision. From time to time the packs are
+// stored in a map, dead records are reclaimed, and the Store is rebuilt from the packs.
 
-// disk stands for the store below: encoded packs by id.
+// disk is used in place of the store: encoded packs by id.
 type disk map[Revision][]byte
 
 func (d disk) load(id Revision) ([]byte, error) {
@@ -60,7 +59,7 @@ type modelRecord struct {
 	kv        *mvccpb.KeyValue
 }
 
-// model is the dumb twin of Store.
+// model is a simple implementation of Store.
 type model struct {
 	history []modelRecord
 	states  []map[string]*mvccpb.KeyValue // by revision
@@ -111,8 +110,8 @@ func (m *model) rangeAt(rev int64, r keyRange) []*mvccpb.KeyValue {
 	return out
 }
 
-// hash is etcd's definition, spelled out. The hash that a compaction takes differs
-// in what it calls nothing to keep.
+// hash is etcd's definition of HashKV. The hash of a compaction differs in the case that
+// nothing is kept.
 func (m *model) hash(rev int64, compaction bool) uint32 {
 	keep := map[Revision]bool{}
 	visible := func(at int64) {
@@ -156,8 +155,8 @@ type harness struct {
 	deferred []deferred
 }
 
-// deferred are the ranges of a transaction that nobody has read yet, and what
-// they have to find.
+// deferred are the ranges of a transaction that are still to be read, and the results that
+// they must have.
 type deferred struct {
 	ranges *TxnRanges
 	want   [][]*mvccpb.KeyValue
@@ -286,7 +285,7 @@ func (h *harness) rangeOp(puts map[string]string) (*pb.RequestOp, []*mvccpb.KeyV
 	return op, m.rangeAt(at, newKeyRange(req.Key, req.RangeEnd))
 }
 
-// readDeferred reads the ranges of transactions that nobody has read yet.
+// readDeferred reads the ranges that were deferred so far.
 func (h *harness) readDeferred() {
 	for _, d := range h.deferred {
 		results, err := d.ranges.Read(Unpaced{})
@@ -388,8 +387,8 @@ func (h *harness) compact() {
 		h.t.Fatalf("hash at compaction %d: %+v (%v), want %08x", rev, got, err, wantHash)
 	}
 	if h.rng.IntN(2) == 0 {
-		for cut := true; cut; { // as far as the deferred ranges allow
-			cut, _ = h.store.CompactStep(3)
+		for visited := true; visited; { // as far as the deferred ranges allow
+			visited, _ = h.store.CompactStep(3)
 		}
 		h.write()
 		h.store.Publish(Applied{})
@@ -487,8 +486,8 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// TestReclaimLeavesNothing: when everything is deleted and compacted, so is the
-// disk, whatever the order in which packs are rewritten.
+// TestReclaimLeavesNothing: when everything is deleted and compacted, no pack is left,
+// whatever the order in which they are reclaimed.
 func TestReclaimLeavesNothing(t *testing.T) {
 	for seed := range uint64(20) {
 		h := newHarness(t, seed)

@@ -154,8 +154,8 @@ func TestRecordsRefused(t *testing.T) {
 	}
 }
 
-// FuzzDecodePack: whatever the bytes, decoding ends in an error or in a pack that
-// can be read and is the same when encoded again.
+// FuzzDecodePack: any bytes are refused, or decoded to a pack that can be read and whose
+// encoding is the same bytes.
 func FuzzDecodePack(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{packFormat, 0, 0, 0, 1, 0, 0, 0})

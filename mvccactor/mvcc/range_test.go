@@ -128,7 +128,7 @@ func TestRange(t *testing.T) {
 		}
 		checkSpliced(t, res)
 		if tc.req.Revision < 0 {
-			continue // compacted, to a transaction: so it is in etcd
+			continue // in a transaction these are compacted, as in etcd
 		}
 		within := mustTxn(t, s, &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: tc.req}}}})
 		if got := within.Responses[0].GetResponseRange(); !proto.Equal(got, resp) {

@@ -8,7 +8,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// script is a Reading that counts what it is asked, and fails at a step.
+// script is a Reading that counts its calls, and fails at one of them.
 type script struct {
 	scanned, steps, held int
 	failAt               int // 0 never
@@ -37,8 +37,8 @@ func manyKeys(t *testing.T, n int) *Store {
 	return s
 }
 
-// TestReadingSteps: every kind of range asks before it scans, steps at least once
-// in sliceKeys keys, holds what the answer weighs, and ends with the first error.
+// TestReadingSteps: every kind of range calls Scan before it scans, Step at least once in
+// sliceKeys keys, Hold with the size of its answer, and ends with the first error.
 func TestReadingSteps(t *testing.T) {
 	const keys = 10 * sliceKeys
 	s := manyKeys(t, keys)
@@ -89,10 +89,10 @@ func TestReadingSteps(t *testing.T) {
 	}
 }
 
-// TestSparseRecords: an answer does not keep far more memory than it weighs.
+// TestSparseRecords: an answer does not keep far more memory in use than its own size.
 func TestSparseRecords(t *testing.T) {
 	const every = 100
-	s := manyKeys(t, 60_000) // 7919 is the distance in time of neighbours
+	s := manyKeys(t, 60_000) // consecutive puts are 7919 keys apart
 	var found []match
 	s.live.Scan(func(e *entry) bool {
 		if e.key[len(e.key)-2:] == "00" {

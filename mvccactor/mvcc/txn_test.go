@@ -121,8 +121,8 @@ func all(t *testing.T, s *Store) string {
 	return short(resp)
 }
 
-// TestCompares: a key with known numbers, one that never was, one that was
-// deleted, and ranges.
+// TestCompares: a key that exists, one that never existed, one that was deleted, and
+// ranges.
 func TestCompares(t *testing.T) {
 	s := newTestStore(t)
 	mustPut(t, s, "a", "first", 0)  // 2
@@ -176,7 +176,7 @@ func TestCompares(t *testing.T) {
 		{within(mod("a", equal, 4), "\x00"), false}, {within(value("a", greater, "a"), "z"), true},
 		{within(value("a", less, "p"), "z"), false}, {within(version("c", equal, 0), "f"), true},
 		{within(version("c", greater, 0), "f"), false}, {within(version("g", equal, 0), "z"), true},
-		// What nobody knows never fails.
+		// An unknown operator always holds.
 		{&pb.Compare{Key: []byte("a"), Target: pb.Compare_VERSION, Result: 9, TargetUnion: &pb.Compare_Version{Version: 5}}, true},
 		{&pb.Compare{Key: []byte("a"), Target: pb.Compare_VERSION, Result: greater}, true}, // 2 > 0
 	} {
@@ -281,8 +281,8 @@ func TestNested(t *testing.T) {
 	}
 }
 
-// TestRefusedTxnChangesNothing: whichever operation fails, none is executed. What
-// stands in a branch that is not taken is not looked at.
+// TestRefusedTxnChangesNothing: if any operation fails, none is executed. Operations of a
+// branch that is not taken are not checked.
 func TestRefusedTxnChangesNothing(t *testing.T) {
 	ignoreValue := putReq(&pb.PutRequest{Key: []byte("missing"), IgnoreValue: true})
 	ignoreLease := putReq(&pb.PutRequest{Key: []byte("missing"), IgnoreLease: true})
@@ -417,9 +417,9 @@ func TestKindsOfTxn(t *testing.T) {
 	}
 }
 
-// TestPutAfterDeleteInOneTxn: a delete to the end of the keyspace passes the
-// gateway's overlap check, as in etcd. What a put ignores is then not there any
-// more.
+// TestPutAfterDeleteInOneTxn: the gateway's check for overlaps passes a delete to the end of
+// the keyspace, as in etcd. A put may then ignore the value and the lease of a key that the
+// same transaction has deleted.
 func TestPutAfterDeleteInOneTxn(t *testing.T) {
 	h := newHarness(t, 1)
 	if _, err := h.store.Put(&pb.PutRequest{Key: []byte("k"), Value: []byte("v")}); err != nil {

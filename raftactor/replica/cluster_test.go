@@ -10,11 +10,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// The cluster test runs three replicas over a network that loses and reorders
-// messages, over logs and stores that lag behind, and through crashes that
-// forget what was not synced. Everything is drawn from one seed. Whatever
-// happens, all members apply the same entries in the same order; once it stops
-// happening, they go on.
+// The cluster test runs three replicas. The network loses and reorders messages, logs and
+// stores lag behind, and crashes lose what was not synced. All randomness is from one seed.
+// All members must always apply the same entries in the same order; and when the faults
+// end, they must make progress.
 
 type member struct {
 	id   uint64
@@ -24,7 +23,7 @@ type member struct {
 	appends []Append
 	applies []*raftpb.Message
 
-	// What a crash leaves.
+	// What survives a crash.
 	log       []*raftpb.Entry
 	hard      *raftpb.HardState // with the commit index as last written
 	unsynced  *raftpb.HardState // written, may be lost
@@ -95,7 +94,7 @@ func (c *cluster) send(ms []*raftpb.Message) {
 	}
 }
 
-// durable completes some of the appends under way.
+// durable completes some of the pending appends.
 func (c *cluster) durable(m *member, n int) {
 	var own []*raftpb.Message
 	for _, a := range m.appends[:n] {
@@ -122,7 +121,7 @@ func (c *cluster) durable(m *member, n int) {
 	c.ready(m)
 }
 
-// apply completes some of the applies under way, all in one.
+// apply completes some of the pending applies, all at once.
 func (c *cluster) apply(m *member, n int) {
 	var changes []*raftpb.ConfChangeV2
 	for _, msg := range m.applies[:n] {
@@ -177,7 +176,7 @@ func (c *cluster) read(m *member) {
 	c.ready(m)
 }
 
-// crash stops a member; what was not synced is there or not.
+// crash stops a member. What was not synced may be lost.
 func (c *cluster) crash(m *member) {
 	m.down, m.appends, m.applies = true, nil, nil
 	if m.unsynced != nil && c.rng.IntN(2) == 0 {
@@ -202,7 +201,7 @@ func (c *cluster) start(m *member) {
 	c.ready(m)
 }
 
-// deliver takes any message off the network.
+// deliver delivers a random message of the network.
 func (c *cluster) deliver() {
 	if len(c.network) == 0 {
 		return
@@ -216,7 +215,7 @@ func (c *cluster) deliver() {
 	if to.down || c.lossy && c.rng.IntN(10) == 0 {
 		return
 	}
-	_ = to.rep.Step(m) // refused is lost
+	_ = to.rep.Step(m) // a message that is refused is lost
 	c.ready(to)
 }
 
@@ -257,7 +256,7 @@ func (c *cluster) step() {
 	}
 }
 
-// heal ends all trouble and waits until everything is carried out.
+// heal ends all faults, and carries everything out.
 func (c *cluster) heal(done func() bool) {
 	c.lossy = false
 	for _, m := range c.members {
@@ -298,8 +297,8 @@ func (c *cluster) busy() bool {
 	return n > 0
 }
 
-// agreed tells whether all know the leader of the newest term: what they forward
-// to it arrives.
+// agreed reports whether all members know the leader of the newest term, so that proposals
+// that they forward arrive.
 func (c *cluster) agreed() bool {
 	first := c.members[0].rep.Status()
 	for _, m := range c.members {

@@ -10,10 +10,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// The tests of one replica play its storage by hand: take hands out what is
-// ready, and the test says when an append is durable and an apply is done.
+// The tests of one replica act as its storage: take collects its output, and the test
+// decides when an append is durable and when an apply is done.
 
-// quiet drops what raft logs; a panic of raft stays a panic.
+// quiet discards what raft logs, but panics when raft does.
 type quiet struct{ raft.Logger }
 
 func newQuiet() raft.Logger { return quiet{} }
@@ -106,7 +106,7 @@ func (b *bench) durable(n int) {
 	b.take()
 }
 
-// write appends entries as a log does: the first discards all at or above it.
+// write appends entries like the log: they replace all from the index of the first one on.
 func write(log []*raftpb.Entry, m *raftpb.Message) []*raftpb.Entry {
 	if len(m.Entries) == 0 {
 		return log
@@ -152,7 +152,7 @@ func confChange(t testing.TB, e *raftpb.Entry) *raftpb.ConfChangeV2 {
 	return nil
 }
 
-// settle carries everything out until nothing is left.
+// settle carries out all output.
 func (b *bench) settle() {
 	b.t.Helper()
 	b.take()
@@ -166,7 +166,7 @@ func (b *bench) settle() {
 	}
 }
 
-// newAlone returns the only voter of a new cluster, its first entry applied.
+// newAlone returns the only voter of a new cluster, which has applied its first entry.
 func newAlone(t *testing.T) *bench {
 	cfg := config(1)
 	cfg.Bootstrap = []raft.Peer{{ID: 1}}
@@ -287,9 +287,8 @@ func TestCommitAloneNeedsNoWrite(t *testing.T) {
 	}
 }
 
-// TestCommitBehindEntriesGoesToTheLog: while an append is outstanding, what
-// follows keeps its place behind it, or a response would overtake the fsync that
-// it waits for.
+// TestCommitBehindEntriesGoesToTheLog: while an append is pending, later ones must stay
+// behind it. Otherwise a response would be sent before the fsync that it waits for.
 func TestCommitBehindEntriesGoesToTheLog(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
@@ -330,7 +329,7 @@ func TestVoteNeedsSync(t *testing.T) {
 	}
 }
 
-// restart gives a replica what the log and the store kept.
+// restart returns a replica that is started with the log and the store of the bench.
 func (b *bench) restart(applied int, commit uint64) (*Replica, error) {
 	cfg := config(1)
 	cfg.Entries = b.log
@@ -343,8 +342,8 @@ func (b *bench) restart(applied int, commit uint64) (*Replica, error) {
 	return New(cfg)
 }
 
-// TestRestart: whatever of the log is applied, and however old the commit index
-// in it is, exactly the rest is applied again, once it is committed.
+// TestRestart: whatever part of the log the store has, and however old the commit index in
+// the log is, exactly the other entries are applied, once they are committed.
 func TestRestart(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
@@ -361,7 +360,7 @@ func TestRestart(t *testing.T) {
 				t.Fatalf("applied %d, commit %d: %+v", applied, commit, s)
 			}
 			if applied == 0 && commit == 0 {
-				continue // nobody knows that member 1 is a voter
+				continue // no entry with the configuration is known to be committed
 			}
 			again := &bench{t: t, r: r, log: b.log}
 			again.settle()
@@ -422,9 +421,9 @@ func TestLogBehind(t *testing.T) {
 	}
 }
 
-// TestConfChangeBeforeApplyResponse: raft learns of a change before it counts
-// the entry as applied. It leaves a joint configuration by itself the moment the
-// entry that entered it counts as applied, which it can only if it is in it.
+// TestConfChangeBeforeApplyResponse: raft adopts a change before it counts the entry as
+// applied. When it does, raft leaves a joint configuration by itself, which works only if
+// it has entered it before.
 func TestConfChangeBeforeApplyResponse(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
@@ -459,8 +458,8 @@ func TestConfChangeBeforeApplyResponse(t *testing.T) {
 	}
 }
 
-// TestSecondVoterEndsAlone: from the moment a second voter is adopted, reads must
-// be confirmed.
+// TestSecondVoterEndsAlone: a member is no longer alone once raft has adopted a second
+// voter, so reads must be confirmed.
 func TestSecondVoterEndsAlone(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
@@ -498,8 +497,8 @@ func TestLocalMessagesFromOutside(t *testing.T) {
 	}
 }
 
-// TestCompactsByBytes: a member that is alone keeps about a megabyte of applied
-// entries, and never lets go of one that is not durable in the store.
+// TestCompactsByBytes: a member without peers keeps at most tailBytesAlone of applied
+// entries, and never removes one that is not durable in the store.
 func TestCompactsByBytes(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
@@ -535,8 +534,8 @@ func TestCompactsByBytes(t *testing.T) {
 	}
 }
 
-// TestReplacedEntriesDoNotCount: what a new leader cut off is no longer in
-// memory, and does not make the rest go early.
+// TestReplacedEntriesDoNotCount: entries that a new leader replaced are not counted in
+// tailBytes, which would remove the others too early.
 func TestReplacedEntriesDoNotCount(t *testing.T) {
 	cfg := config(1)
 	cfg.ConfState = &raftpb.ConfState{Voters: []uint64{1, 2, 3}}
