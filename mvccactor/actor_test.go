@@ -74,7 +74,7 @@ func TestExecutes(t *testing.T) {
 			t.Fatalf("view %+v", v)
 		}
 		if got := raftHeard[*raftmsg.Applied](r); len(got) != 1 || got[0].Index != 3 || got[0].Epoch != r.epoch {
-			t.Fatalf("raft heard %v", got)
+			t.Fatalf("raft received %v", got)
 		}
 		const applied = "etcd_server_apply_duration_seconds" // by op, success and version
 		for _, m := range []struct {
@@ -133,7 +133,7 @@ func TestConfAndCluster(t *testing.T) {
 		got := raftHeard[*raftmsg.Applied](r)
 		if len(got) != 1 || got[0].Index != 3 || len(got[0].ConfChanges) != 2 ||
 			!proto.Equal(got[0].ConfChanges[0], changes[0]) || !proto.Equal(got[0].ConfChanges[1], changes[1]) {
-			t.Fatalf("raft heard %v", got)
+			t.Fatalf("raft received %v", got)
 		}
 		v := r.pub.View()
 		if !proto.Equal(v.ConfState, voters(2, 3)) || !proto.Equal(v.Cluster, cluster) {
@@ -141,13 +141,13 @@ func TestConfAndCluster(t *testing.T) {
 		}
 		r.do(put("b", "1"))
 		if got := raftHeard[*raftmsg.Applied](r); len(got) != 2 || len(got[1].ConfChanges) != 0 {
-			t.Fatalf("told again: %v", got)
+			t.Fatalf("sent again: %v", got)
 		}
 		r.flush()
 		heard := raftHeard[*raftmsg.Persisted](r)
 		last := heard[len(heard)-1]
 		if last.AppliedIndex != 4 || last.AppliedTerm != 1 || !proto.Equal(last.ConfState, voters(2, 3)) || last.Epoch != r.epoch {
-			t.Fatalf("raft heard %v", last)
+			t.Fatalf("raft received %v", last)
 		}
 		r.stop()
 		again := newRig(t, r.sys, rigConfig{memory: r.disk.Memory})
@@ -198,11 +198,11 @@ func TestOtherEpochs(t *testing.T) {
 		r.persister.MustPost(persisterPersist, &mvccmsg.Persist{Epoch: old, Durable: &mvccmsg.Durable{AppliedIndex: 100}}, actors.Cost{})
 		r.flush()
 		if r.get("a") != "1" || r.mvcc.Closed() || r.persister.Closed() {
-			t.Fatal("an old core was heard")
+			t.Fatal("messages of an earlier incarnation were handled")
 		}
 		for _, m := range raftHeard[*raftmsg.Persisted](r) {
 			if m.AppliedIndex != 1 {
-				t.Fatalf("raft heard %v", m)
+				t.Fatalf("raft received %v", m)
 			}
 		}
 	})
@@ -229,7 +229,7 @@ func TestPersisterMerges(t *testing.T) {
 		r.flush()
 		heard := raftHeard[*raftmsg.Persisted](r)
 		if last := heard[len(heard)-1]; last.AppliedIndex != 50 {
-			t.Fatalf("raft heard %v", last)
+			t.Fatalf("raft received %v", last)
 		}
 		if n, bytes := r.persister.Load(); n != 0 || bytes != 0 {
 			t.Fatalf("%d requests and %d bytes held", n, bytes)
@@ -289,7 +289,7 @@ func TestCommitFails(t *testing.T) {
 		r.flush()
 		heard := len(raftHeard[*raftmsg.Persisted](r))
 		if heard != 1 {
-			t.Fatalf("raft heard %d times", heard)
+			t.Fatalf("raft received %d messages", heard)
 		}
 		r.do(put("a", "2"))
 		r.flush()
@@ -297,10 +297,10 @@ func TestCommitFails(t *testing.T) {
 			t.Fatalf("fatal: %v", err)
 		}
 		if !r.persister.Closed() || len(r.disk.batches()) != 2 {
-			t.Fatal("the persister goes on")
+			t.Fatal("the persister still runs")
 		}
 		if got := raftHeard[*raftmsg.Persisted](r); len(got) != heard {
-			t.Fatalf("raft heard %v", got)
+			t.Fatalf("raft received %v", got)
 		}
 	})
 }
@@ -329,7 +329,7 @@ func TestSlowStore(t *testing.T) {
 			t.Fatal("readers are stopped too")
 		}
 		if got := raftHeard[*raftmsg.Applied](r); got[len(got)-1].Index != stuck {
-			t.Fatalf("raft heard of %d of %d", got[len(got)-1].Index, stuck)
+			t.Fatalf("raft received up to %d of %d", got[len(got)-1].Index, stuck)
 		}
 		close(gate)
 		r.flush()
@@ -486,7 +486,7 @@ func TestCompactionWaitsForItsHash(t *testing.T) {
 			t.Fatalf("asked %d times for a hash", r.hashes)
 		}
 		if r.Store.CompactDone() {
-			t.Fatal("forgotten before the hash was taken")
+			t.Fatal("versions were marked dead before the hash was computed")
 		}
 		if took, err := r.pub.TakeHashes(unpaced); !took || err != nil {
 			t.Fatal(took, err)
@@ -496,7 +496,7 @@ func TestCompactionWaitsForItsHash(t *testing.T) {
 		}
 		synctest.Wait()
 		if !r.Store.CompactDone() {
-			t.Fatal("nothing is forgotten")
+			t.Fatal("no version was marked dead")
 		}
 		if got, err := r.pub.HashKV(11, unpaced); err != nil || got.Hash != want.Hash {
 			t.Fatalf("%v, %v, want %v", got, err, want)
@@ -595,7 +595,7 @@ func TestReclaimOnIdle(t *testing.T) {
 				}
 				r.flush()
 				if r.metric("etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds") == 0 {
-					t.Error("counted no pack")
+					t.Error("no reclaimed pack was counted")
 				}
 				s := r.pub.View().Sizes
 				if s.Stored > s.Live+8<<10 { // the tail is left

@@ -76,18 +76,18 @@ func TestLeasesInOneEntry(t *testing.T) {
 		if g := got.Results[0].GetLeaseGrant(); g.GetID() != 5 || g.GetTTL() != 60 || g.Header.Revision != 1 {
 			t.Errorf("granted %v", g)
 		}
-		var heard []string
+		var received []string
 		for _, m := range r.lease.Messages() {
 			m := m.(*leasemsg.Changed)
 			if m.Epoch != r.epoch || m.Index != 1 {
 				t.Errorf("%v", m)
 			}
 			for _, c := range m.Changes {
-				heard = append(heard, fmt.Sprint(c.Kind, " ", c.Id, " ", c.Ttl))
+				received = append(received, fmt.Sprint(c.Kind, " ", c.Id, " ", c.Ttl))
 			}
 		}
-		if want := []string{"GRANTED 5 60", "CHECKPOINTED 5 20", "GRANTED 7 30", "REVOKED 7 0", "REVOKED 5 0"}; !slices.Equal(heard, want) {
-			t.Errorf("leaseactor heard %q, want %q", heard, want)
+		if want := []string{"GRANTED 5 60", "CHECKPOINTED 5 20", "GRANTED 7 30", "REVOKED 7 0", "REVOKED 5 0"}; !slices.Equal(received, want) {
+			t.Errorf("leaseactor received %q, want %q", received, want)
 		}
 		if got := viewLeases(r.pub.View()); got != "" {
 			t.Errorf("left %s", got)

@@ -41,7 +41,7 @@ func (h *harness) events() {
 			h.t.Fatal(err)
 		}
 		if last < next || last < told || last > v.Revision || budget > 0 && last != v.Revision {
-			h.t.Fatalf("events from %d end at %d, told up to %d, %d left of the budget", next, last, told, budget)
+			h.t.Fatalf("events from %d end at %d, last revision passed %d, %d left of the budget", next, last, told, budget)
 		}
 		if at < len(want) && want[at].rev.Main <= last {
 			h.t.Fatalf("events up to %d lack %v", last, want[at].rev)
@@ -136,6 +136,6 @@ func TestNotify(t *testing.T) {
 	s.DeleteRange(&pb.DeleteRangeRequest{Key: []byte("none")})
 	s.Publish(Applied{})
 	if told != 1 {
-		t.Errorf("told %d times", told)
+		t.Errorf("called %d times", told)
 	}
 }

@@ -13,7 +13,7 @@ import (
 //	              queues a job
 //	TakeHashes    a loop at the edge computes the hash once the compaction is published,
 //	              keeps it for HashKV, and releases the pin
-//	Continue      in mvccactor: CompactStep goes on, up to the new compact revision
+//	Continue      in mvccactor: CompactStep continues, up to the new compact revision
 
 // HashKV is a digest of the history of the keyspace. Members that have applied the same
 // entries have equal hashes at equal revisions, and so does an etcd member.

@@ -185,7 +185,7 @@ type pack struct {
 	superseded []supersededVersion
 	rows       int      // records in the pack
 	last       Revision // of the last record ever appended
-	dirty      bool     // stands in the list of packs to persist
+	dirty      bool     // in the store's list of packs to persist
 }
 
 // supersededVersion is what reclaiming needs to know of a version. A pack has one
@@ -202,8 +202,8 @@ type supersededVersion struct {
 	dead bool
 }
 
-// note returns what is known of a version whose record is in the pack, and begins
-// it if there is nothing yet. The pointer is valid until the next call.
+// note returns the supersededVersion of a version whose record is in the pack, and adds it
+// if there is none. The pointer is valid until the next call.
 func (p *pack) note(v *version) *supersededVersion {
 	i, ok := p.search(v.revision())
 	if !ok {
@@ -212,12 +212,12 @@ func (p *pack) note(v *version) *supersededVersion {
 	return &p.superseded[i]
 }
 
-// forget ends what is known of a version, and returns the version that superseded
-// it, nil if it heads its chain.
+// forget removes the supersededVersion of a version. It returns the version that superseded
+// it; nil if it heads its chain.
 func (p *pack) forget(v *version) (newer *version) {
 	i, ok := p.search(v.revision())
 	if !ok {
-		panic(fmt.Sprintf("mvcc: nothing is known of version %v", v.revision()))
+		panic(fmt.Sprintf("mvcc: version %v is not noted in its pack", v.revision()))
 	}
 	newer = p.superseded[i].newer
 	p.superseded = slices.Delete(p.superseded, i, i+1)

@@ -31,7 +31,7 @@ func (Unpaced) Hold(int) error { return nil }
 
 const (
 	// sliceKeys is how many keys are visited, compared or encoded between two calls of
-	// Step. It bounds how long a read goes on after its client has gone.
+	// Step. It bounds how long a read runs after its client has gone.
 	sliceKeys = 1000
 	// loadWork is how many keys a pack counts for that is read from the store.
 	loadWork = 200

@@ -155,7 +155,7 @@ func (c *cluster) check(m *member, e *raftpb.Entry) {
 	c.committed = append(c.committed, e)
 	if e.GetType() == raftpb.EntryNormal && len(e.Data) > 0 {
 		if at, twice := c.seen[string(e.Data)]; twice {
-			c.fatalf("%q stands at %d and at %d", e.Data, at, i)
+			c.fatalf("%q is at %d and at %d", e.Data, at, i)
 		}
 		c.seen[string(e.Data)] = i
 	}

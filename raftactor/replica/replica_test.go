@@ -196,12 +196,12 @@ func TestAloneNeedsAnEntryOfItsTerm(t *testing.T) {
 	b.take()
 	for !b.r.Status().IsLeader {
 		if len(b.appends) == 0 {
-			t.Fatal("the election stands still")
+			t.Fatal("the election makes no progress")
 		}
 		b.durable(1)
 	}
 	if b.changed == 0 {
-		t.Fatal("the change of role was not told")
+		t.Fatal("the change of role was not reported")
 	}
 	for len(b.applies) == 0 {
 		if b.r.Status().Alone {
