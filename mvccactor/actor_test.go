@@ -783,7 +783,7 @@ func TestReclaimBatches(t *testing.T) {
 }
 
 // TestPersistInPieces: without room on the disk nothing is written. With little room it is
-// written in several transactions, the last of which has the state; only then is Persisted
+// written in several commits, the last of which has the state; only then is Persisted
 // sent.
 func TestPersistInPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -23,14 +23,14 @@ import (
 //	take         merges queued Persists: if a pack is in several of them, the last one
 //	             counts. It stops before the leases would exceed one transaction
 //	flush        runs at a tick, or at once when flushBytes are merged
-//	write        packs first, oldest first, in transactions of pieceBytes. The last one
+//	write        packs first, oldest first, in commits of pieceBytes. The last of these
 //	             also has the state and the leases, which cover all of these packs. Then
 //	             the reclaimed packs, in their order
 //	acknowledge  answers mvcc and raft, and releases the weight
 //
-// If there is no room on the disk for a transaction, write stops there and the next tick
-// continues. A crash between transactions leaves packs above the state in the store; the
-// next start deletes them (Opened.clean).
+// If the disk has no room for a commit, write stops there and the next tick continues. A
+// crash in between leaves packs above the state in the store; the next start deletes them
+// (Opened.clean).
 
 // Lanes of the persister's mailbox.
 const (
@@ -182,11 +182,11 @@ func (p *Persister) flush() {
 	}
 }
 
-// write commits what was merged, in several transactions. Packs come first, and the last
-// of them in the same transaction as the state that covers them all: a start deletes
-// records above its state. Reclaimed packs follow, because they depend on that state
-// being durable, and each transaction on those before it. It returns false if the disk
-// had no room for a transaction; a later call continues there.
+// write commits what was merged, in several commits. Packs come first, and the last of them
+// with the state that covers them all: a start deletes records above its state. Reclaimed
+// packs follow, because they depend on that state being durable, and each of these commits
+// depends on those before it. It returns false if the disk had no room for a commit; a later
+// call continues there.
 func (p *Persister) write() bool {
 	for !p.stateDurable {
 		batch, bytes, last := p.nextPacks()
@@ -215,8 +215,8 @@ func (p *Persister) write() bool {
 
 func (p *Persister) room(bytes int) bool { return p.cfg.Room == nil || p.cfg.Room(bytes) }
 
-// nextPacks returns a transaction of the oldest packs. If it has the last ones, last is
-// true and it has the state and the leases too.
+// nextPacks returns a batch of the oldest packs and its bytes. If it has the last ones, last
+// is true and it has the state and the leases too.
 func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
 	ids := slices.SortedFunc(maps.Keys(p.packs), backend.PackID.Compare)
 	for i, id := range ids {
@@ -265,18 +265,18 @@ func backendPack(p *mvccmsg.Pack) backend.Pack {
 }
 
 const (
-	// pieceBytes bounds the packs of one transaction, which must find room on the disk.
-	// It exceeds flushBytes, so that normally one transaction is enough.
+	// pieceBytes bounds the packs of one commit, which must find room on the disk. It
+	// exceeds flushBytes, so that normally one commit is enough.
 	pieceBytes = 6 << 20
-	// reclaimBatchPacks and reclaimBatchBytes bound the reclaimed packs of one Commit to
+	// reclaimBatchPacks and reclaimBatchBytes bound the reclaimed packs of one commit to
 	// what the store writes in a single transaction. IMPORTANT: if it were split, a
 	// crash could leave an older record of a key without the tombstone that hides it.
 	reclaimBatchPacks = 512
 	reclaimBatchBytes = 4 << 20
 )
 
-// reclaimBatch returns a transaction of the first reclaimed packs, how many of them it
-// has, and their bytes.
+// reclaimBatch returns a batch of the first reclaimed packs, how many of them it has, and
+// their bytes.
 func reclaimBatch(reclaimed []*mvccmsg.Reclaimed) (b backend.Batch, n, bytes int) {
 	for _, r := range reclaimed {
 		size := len(r.Pack.GetTable()) + len(r.Pack.GetData())
