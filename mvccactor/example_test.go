@@ -3,7 +3,6 @@ package mvccactor_test
 import (
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/rs/zerolog"
@@ -17,17 +16,6 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
-
-// observer counts nothing.
-type observer struct{}
-
-func (observer) Executed(string, bool, int, time.Duration) {}
-func (observer) Applied(int)                               {}
-func (observer) CompactStep(int64, time.Duration)          {}
-func (observer) Reclaimed(time.Duration)                   {}
-func (observer) Compacted(time.Duration)                   {}
-func (observer) LeaseGranted(int64)                        {}
-func (observer) LeaseRevoked()                             {}
 
 // Example runs mvcc and the persister on a new store. It posts an entry in the place of
 // applyactor, and receives what follows in the places of the callers and of raft. Then it
@@ -45,6 +33,7 @@ func Example() {
 		return o
 	}
 	store := open()
+	metrics := mvccactor.NewMetrics(nil, mvccactor.MetricsConfig{})
 
 	limit := actors.Limit{Requests: 100, Bytes: 64 << 20}
 	heard := make(chan any, 10)
@@ -61,14 +50,14 @@ func Example() {
 	}
 	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
 		Epoch: 1, Store: store.Backend, Limit: limit, Raft: raft.Mailbox,
-		Fatal: func(err error) { panic(err) }, Commit: func(time.Duration) {},
+		Fatal: func(err error) { panic(err) }, Metrics: metrics,
 	})
 	stage := mvccactor.New(mvccactor.Config{
 		Epoch: 1, Store: store.Store, State: mvccactor.State{ClusterID: 1, MemberID: 1}, Limit: limit,
 		Persister: persisterStage.Mailbox, Raft: raft.Mailbox,
 		Deliver: func(b *raftmsg.ResultBatch, _ []*mvcc.TxnRanges) { heard <- b },
 		Awaited: func(uint64) bool { return true }, Compacted: mvccactor.NewCompacted(),
-		Timeline: actors.NewTimeline(), Observe: observer{}, Logger: zerolog.Nop(),
+		Timeline: actors.NewTimeline(), Metrics: metrics, Logger: zerolog.Nop(),
 	})
 	persister.Connect(stage.Mailbox)
 	system := actors.NewSystem(zerolog.Nop())
