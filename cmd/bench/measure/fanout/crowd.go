@@ -159,12 +159,17 @@ func (c *crowd) cut() (received int64, delays []time.Duration) {
 	return received, delays
 }
 
-// next is the least revision that a watcher expects next: of all, or of those
-// that were frozen.
-func (c *crowd) next(frozen bool) int64 {
+// selection says which of a crowd's streams are meant.
+type selection func(*stream) bool
+
+func everyStream(*stream) bool  { return true }
+func frozenOnly(s *stream) bool { return s.frozen }
+
+// next is the least revision that any watcher on the selected streams expects next.
+func (c *crowd) next(of selection) int64 {
 	least := int64(math.MaxInt64)
 	for _, s := range c.streams {
-		if frozen && !s.frozen {
+		if !of(s) {
 			continue
 		}
 		for i := range s.watchers {

@@ -51,6 +51,10 @@ type Config struct {
 	Limit  time.Duration // for what was frozen to catch up
 	Dir    string
 	Out    io.Writer
+
+	// hold returns at the end of a window that begins when it is called. It is nil
+	// except in tests, and then a window lasts for Window.
+	hold func(context.Context, *run) error
 }
 
 const (
@@ -239,7 +243,11 @@ func (r *run) window(ctx context.Context, s *Sample) error {
 	r.puts.Cut()
 	r.crowd.cut()
 	began := time.Now()
-	if err := loadgen.Pause(ctx, r.cfg.Window); err != nil {
+	hold := r.cfg.hold
+	if hold == nil {
+		hold = func(ctx context.Context, _ *run) error { return loadgen.Pause(ctx, r.cfg.Window) }
+	}
+	if err := hold(ctx, r); err != nil {
 		return err
 	}
 	took := time.Since(began)
@@ -278,10 +286,10 @@ func (r *run) thaw(ctx context.Context, s *Sample) error {
 	}
 	memory := r.server.WatchMemory()
 	defer memory.Stop()
-	s.Behind = newest + 1 - r.crowd.next(true)
+	s.Behind = newest + 1 - r.crowd.next(frozenOnly)
 	began := time.Now()
 	r.crowd.thaw()
-	if s.CaughtUp, err = r.await(ctx, newest, true); err != nil {
+	if s.CaughtUp, err = r.await(ctx, newest, frozenOnly); err != nil {
 		return err
 	}
 	s.CatchUp = time.Since(began)
@@ -296,7 +304,7 @@ func (r *run) settle(ctx context.Context, s *Sample) error {
 	if err != nil {
 		return err
 	}
-	if s.Complete, err = r.await(ctx, newest, false); err != nil {
+	if s.Complete, err = r.await(ctx, newest, everyStream); err != nil {
 		return err
 	}
 	if err := loadgen.Pause(ctx, echoTime); err != nil {
@@ -307,11 +315,11 @@ func (r *run) settle(ctx context.Context, s *Sample) error {
 	return r.crowd.failure()
 }
 
-// await waits until the watchers, or only those that were frozen, have all up to
-// a revision; false when the time is over.
-func (r *run) await(ctx context.Context, revision int64, frozen bool) (bool, error) {
+// await waits until the watchers on some streams have received all events up to a
+// revision. It returns false if that takes longer than the limit.
+func (r *run) await(ctx context.Context, revision int64, of selection) (bool, error) {
 	for deadline := time.Now().Add(r.cfg.Limit); time.Now().Before(deadline); {
-		if r.crowd.next(frozen) > revision {
+		if r.crowd.next(of) > revision {
 			return true, nil
 		}
 		if err := errors.Join(r.crowd.failure(), loadgen.Pause(ctx, pollEvery)); err != nil {
