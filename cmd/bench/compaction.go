@@ -2,54 +2,44 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
-	"os"
+	"io"
 	"strings"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/scenario"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/compaction"
 )
 
 func runCompaction(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("compaction", flag.ContinueOnError)
+	s := scenario.New("compaction", args)
 	var (
-		server     = flags.String("server", "troupe", "troupe, etcd, or the path of a binary")
-		extra      = flags.String("args", "--quota-backend-bytes=17179869184", "flags for the server; the store outgrows the default quota")
-		backend    = flags.String("backend-dir", "member/db", "the backend's folder below the data folder (etcd's is member/snap)")
-		live       = flags.Int64("live-bytes", 1<<30, "live keys and values, in bytes")
-		size       = flags.Int("value-size", 1024, "size of the live values, in bytes")
-		superseded = flags.Int("superseded", 1_000_000, "superseded revisions")
-		puts       = flags.Int("puts", 3000, "puts a second while measuring")
-		gets       = flags.Int("gets", 3000, "linearizable gets a second while measuring")
-		putKeys    = flags.Int("put-keys", 10_000, "keys that those puts go to")
-		putSize    = flags.Int("put-size", 128, "size of their values, in bytes")
-		window     = flags.Duration("window", time.Minute, "length of a window")
-		windows    = flags.Int("windows", 3, "windows before the compaction, and at least after it")
-		limit      = flags.Duration("limit", 5*time.Minute, "time for the blocks to come down")
-		dir        = flags.String("dir", "", "folder for the data folder (default: the system's temporary folder)")
+		cfg    compaction.Config
+		server = s.Flags.String("server", "troupe", "troupe, etcd, or the path of a binary")
+		extra  = s.Flags.String("args", "--quota-backend-bytes=17179869184", "flags for the server; the store outgrows the default quota")
 	)
-	if err := flags.Parse(args); err != nil {
+	s.Flags.StringVar(&cfg.BackendDir, "backend-dir", "member/db", "the backend's folder below the data folder (etcd's is member/snap)")
+	s.Flags.Int64Var(&cfg.LiveBytes, "live-bytes", 1<<30, "live keys and values, in bytes")
+	s.Flags.IntVar(&cfg.ValueBytes, "value-size", 1024, "size of the live values, in bytes")
+	s.Flags.IntVar(&cfg.Superseded, "superseded", 1_000_000, "superseded revisions")
+	s.Flags.IntVar(&cfg.PutRate, "puts", 3000, "puts a second while measuring")
+	s.Flags.IntVar(&cfg.GetRate, "gets", 3000, "linearizable gets a second while measuring")
+	s.Flags.IntVar(&cfg.PutKeys, "put-keys", 10_000, "keys that those puts go to")
+	s.Flags.IntVar(&cfg.PutBytes, "put-size", 128, "size of their values, in bytes")
+	s.Flags.DurationVar(&cfg.Window, "window", time.Minute, "length of a window")
+	s.Flags.IntVar(&cfg.Windows, "windows", 3, "windows before the compaction, and at least after it")
+	s.Flags.DurationVar(&cfg.Limit, "limit", 5*time.Minute, "time for the blocks to come down")
+	if err := s.Parse(); err != nil {
 		return err
 	}
-	binary, err := resolve(ctx, *server)
-	if err != nil {
+	var err error
+	if cfg.Binary, err = servers.Binary(ctx, *server); err != nil {
 		return err
 	}
-	cfg := compaction.Config{
-		Binary: binary, Args: strings.Fields(*extra), BackendDir: *backend, LiveBytes: *live, ValueBytes: *size, Superseded: *superseded,
-		PutRate: *puts, GetRate: *gets, PutKeys: *putKeys, PutBytes: *putSize,
-		Window: *window, Windows: *windows, Limit: *limit, Dir: *dir, Out: os.Stdout,
-	}
-	result, err := compaction.Run(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	fmt.Println()
-	ok, err := verdict.Print(os.Stdout, compaction.Judge(cfg, result))
-	if err == nil && !ok {
-		err = errFailed
-	}
-	return err
+	cfg.Args, cfg.Dir = strings.Fields(*extra), s.Dir
+	return s.Report(ctx, func(out io.Writer) ([]verdict.Verdict, error) {
+		cfg.Out = out
+		return compaction.Run(ctx, cfg)
+	})
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"runtime"
@@ -10,13 +9,16 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/conformance/differ"
+	"github.com/troupe-db/troupe/cmd/bench/internal/scenario"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 )
 
 // fastElections keeps restarts short; both sides get these flags.
 const fastElections = "--heartbeat-interval=10 --election-timeout=100"
 
 func runDiff(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("diff", flag.ContinueOnError)
+	s := scenario.New("diff", args)
+	flags := s.Flags
 	var (
 		left      = flags.String("left", "etcd", "the reference: etcd, troupe, or the path of a binary")
 		right     = flags.String("right", "troupe", "the server under test, likewise")
@@ -29,17 +31,16 @@ func runDiff(ctx context.Context, args []string) error {
 		parallel  = flags.Int("parallel", runtime.NumCPU(), "seeds at a time; each runs two servers")
 		maxDiffs  = flags.Int("max-diffs", 20, "stop after so many differences")
 		least     = flags.Int("min-coverage", 0, "fail when a call, option or error was exercised less often")
-		dir       = flags.String("dir", "", "folder for the data folders (default: the system's temporary folder)")
 		table     = flags.Bool("table", true, "print the coverage table and the exempt fields")
 	)
-	if err := flags.Parse(args); err != nil {
+	if err := s.Parse(); err != nil {
 		return err
 	}
-	leftBinary, err := resolve(ctx, *left)
+	leftBinary, err := servers.Binary(ctx, *left)
 	if err != nil {
 		return err
 	}
-	rightBinary, err := resolve(ctx, *right)
+	rightBinary, err := servers.Binary(ctx, *right)
 	if err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func runDiff(ctx context.Context, args []string) error {
 	result, err := differ.Run(ctx, differ.Config{
 		Left:      differ.Side{Binary: leftBinary, Args: append(strings.Fields(*both), strings.Fields(*leftArgs)...)},
 		Right:     differ.Side{Binary: rightBinary, Args: append(strings.Fields(*both), strings.Fields(*rightArgs)...)},
-		FirstSeed: *seed, Seeds: *seeds, Steps: *steps, Parallel: *parallel, MaxDiffs: *maxDiffs, Dir: *dir, Out: os.Stdout,
+		FirstSeed: *seed, Seeds: *seeds, Steps: *steps, Parallel: *parallel, MaxDiffs: *maxDiffs, Dir: s.Dir, Out: os.Stdout,
 		Rerun: func(seed uint64) string {
 			return fmt.Sprintf("go run . diff -seed %d -seeds 1 -steps %d -left %s -right %s -args '%s' -left-args '%s' -right-args '%s'",
 				seed, *steps, *left, *right, *both, *leftArgs, *rightArgs)
@@ -56,30 +57,9 @@ func runDiff(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if *table {
-		if err := printTables(result); err != nil {
-			return err
-		}
+	ok, err := result.Print(os.Stdout, *table, *least, time.Since(began))
+	if err == nil && (!ok || ctx.Err() != nil) {
+		err = scenario.ErrFailed
 	}
-	fmt.Printf("\n%d seeds, %d calls, %d differences, %s\n", result.Seeds, result.Calls, len(result.Differences), time.Since(began).Round(time.Second))
-	short := result.Coverage.Below(*least)
-	for _, line := range short {
-		fmt.Printf("below %d: %s\n", *least, line)
-	}
-	if len(result.Differences) > 0 || len(short) > 0 || ctx.Err() != nil {
-		return errFailed
-	}
-	return nil
-}
-
-func printTables(result differ.Result) error {
-	fmt.Println("\nCoverage: how often each call, option and error was exercised")
-	if err := result.Coverage.Print(os.Stdout); err != nil {
-		return fmt.Errorf("diff: %w", err)
-	}
-	fmt.Println("\nExempt fields")
-	for _, e := range differ.Exemptions {
-		fmt.Printf("  %s\n      because: %s\n      checked: %s\n", e.Field, e.Reason, e.Check)
-	}
-	return nil
+	return err
 }

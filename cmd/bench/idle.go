@@ -2,43 +2,37 @@ package main
 
 import (
 	"context"
-	"flag"
 	"io"
 	"strings"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/scenario"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/idle"
 )
 
 func runIdle(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("idle", flag.ContinueOnError)
+	s := scenario.NewReported("idle", "", args)
 	var (
-		server = flags.String("server", "both", "troupe, etcd, or both")
-		bin    = flags.String("bin", "", "the binary to run as troupe; it is built if empty")
-		pairs  = flags.Int("pairs", 3, "how often each server has its turn")
-		extra  = flags.String("args", "", "flags for the servers")
-		settle = flags.Duration("settle", 10*time.Second, "time between the start and the window")
-		window = flags.Duration("window", 30*time.Second, "length of the window")
-		dir    = flags.String("dir", "", "folder for the data folders (default: the system's temporary folder)")
-		name   = flags.String("name", "", "name of the result file; nothing is written if empty")
+		cfg    idle.Config
+		server = s.Flags.String("server", "both", "troupe, etcd, or both")
+		bin    = s.Flags.String("bin", "", servers.BinUsage)
+		extra  = s.Flags.String("args", "", servers.ArgsUsage)
 	)
-	if err := flags.Parse(args); err != nil {
+	s.Flags.IntVar(&cfg.Pairs, "pairs", 3, "how often each server has its turn")
+	s.Flags.DurationVar(&cfg.Settle, "settle", 10*time.Second, "time between the start and the window")
+	s.Flags.DurationVar(&cfg.Window, "window", 30*time.Second, "length of the window")
+	if err := s.Parse(); err != nil {
 		return err
 	}
-	list, err := pair(ctx, *server, *bin)
-	if err != nil {
+	var err error
+	if cfg.Servers, err = servers.Pair(ctx, *server, *bin); err != nil {
 		return err
 	}
-	return report(ctx, "idle", args, *name, *dir, func(out io.Writer) ([]verdict.Verdict, error) {
-		cfg := idle.Config{Args: strings.Fields(*extra), Pairs: *pairs, Settle: *settle, Window: *window, Dir: *dir, Out: out}
-		for _, s := range list {
-			cfg.Servers = append(cfg.Servers, idle.Server{Name: s.Name, Binary: s.Binary})
-		}
-		results, err := idle.Run(ctx, cfg)
-		if err != nil {
-			return nil, err
-		}
-		return idle.Judge(cfg, results), nil
+	cfg.Args, cfg.Dir = strings.Fields(*extra), s.Dir
+	return s.Report(ctx, func(out io.Writer) ([]verdict.Verdict, error) {
+		cfg.Out = out
+		return idle.Run(ctx, cfg)
 	})
 }

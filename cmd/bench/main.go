@@ -11,10 +11,9 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-)
 
-// errFailed is returned by a subcommand that has already printed what failed.
-var errFailed = errors.New("failed")
+	"github.com/troupe-db/troupe/cmd/bench/internal/scenario"
+)
 
 // command is one subcommand.
 type command struct {
@@ -55,7 +54,7 @@ func main() {
 	defer stop()
 	switch err := dispatch(ctx, os.Args[1:]); {
 	case err == nil, errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errFailed):
+	case errors.Is(err, scenario.ErrFailed):
 		os.Exit(1)
 	default:
 		fmt.Fprintln(os.Stderr, err)
@@ -80,5 +79,5 @@ func dispatch(ctx context.Context, args []string) error {
 			fmt.Fprintf(os.Stderr, "  %-12s %s\n", c.name, c.about)
 		}
 	}
-	return errFailed
+	return scenario.ErrFailed
 }

@@ -2,45 +2,37 @@ package main
 
 import (
 	"context"
-	"flag"
 	"io"
 	"strings"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/scenario"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/replay"
 )
 
 func runReplay(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("replay", flag.ContinueOnError)
+	s := scenario.NewReported("replay", "", args)
 	var (
-		servers   = flags.String("servers", "etcd,troupe", "servers; the first, if there are several, is what the others are compared with")
-		extra     = flags.String("args", "", "flags for the servers")
-		revisions = flags.Int("revisions", 1_000_000, "puts to replay")
-		keys      = flags.Int("keys", 100_000, "keys that they go to")
-		size      = flags.Int("value-size", 128, "size of the values, in bytes")
-		limit     = flags.Duration("limit", 2*time.Minute, "time for one replay")
-		dir       = flags.String("dir", "", "folder for the data folders (default: the system's temporary folder)")
-		name      = flags.String("name", "", "name of the result file; nothing is written if empty")
+		cfg   = replay.Config{Rest: 2 * time.Second}
+		names = s.Flags.String("servers", "etcd,troupe", "servers; the first, if there are several, is what the others are compared with")
+		extra = s.Flags.String("args", "", servers.ArgsUsage)
 	)
-	if err := flags.Parse(args); err != nil {
+	s.Flags.IntVar(&cfg.Revisions, "revisions", 1_000_000, "puts to replay")
+	s.Flags.IntVar(&cfg.Keys, "keys", 100_000, "keys that they go to")
+	s.Flags.IntVar(&cfg.ValueBytes, "value-size", 128, "size of the values, in bytes")
+	s.Flags.DurationVar(&cfg.Limit, "limit", 2*time.Minute, "time for one replay")
+	if err := s.Parse(); err != nil {
 		return err
 	}
-	list, err := contestants(ctx, *servers)
-	if err != nil {
+	var err error
+	if cfg.Servers, err = servers.List(ctx, *names); err != nil {
 		return err
 	}
-	return report(ctx, "replay", args, *name, *dir, func(out io.Writer) ([]verdict.Verdict, error) {
-		cfg := replay.Config{
-			Args: strings.Fields(*extra), Revisions: *revisions, Keys: *keys, ValueBytes: *size, Limit: *limit, Rest: 2 * time.Second, Dir: *dir, Out: out,
-		}
-		for _, s := range list {
-			cfg.Servers = append(cfg.Servers, replay.Server{Name: s.Name, Binary: s.Binary})
-		}
-		results, err := replay.Run(ctx, cfg)
-		if err != nil {
-			return nil, err
-		}
-		return replay.Judge(cfg, results), nil
+	cfg.Args, cfg.Dir = strings.Fields(*extra), s.Dir
+	return s.Report(ctx, func(out io.Writer) ([]verdict.Verdict, error) {
+		cfg.Out = out
+		return replay.Run(ctx, cfg)
 	})
 }

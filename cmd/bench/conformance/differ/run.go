@@ -9,16 +9,12 @@ import (
 	"sync"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/encoding/prototext"
-	"google.golang.org/protobuf/proto"
 )
 
 const (
 	// perSeedMax is how many differences one sequence reports. After a lost
 	// write everything differs, which says nothing more.
 	perSeedMax = 5
-	// describeMax is how many bytes of a message's text a report shows.
-	describeMax = 4000
 )
 
 // Config says what to compare and how much.
@@ -185,49 +181,4 @@ func logs(sides ...*running) string {
 		}
 	}
 	return b.String()
-}
-
-// report prints a sequence's differences.
-func report(cfg Config, found Result) error {
-	for _, d := range found.Differences {
-		_, err := fmt.Fprintf(cfg.Out, "\nDIFFERENCE in seed %d at step %d: %s\n--- request\n%s\n--- left\n%s\n--- right\n%s\n%sto run this seed again: %s\n",
-			d.Seed, d.Step, d.Call.Method, describe(d.Call.Request), d.Left, d.Right, d.Logs, cfg.Rerun(d.Seed))
-		if err != nil {
-			return fmt.Errorf("differ: %w", err)
-		}
-	}
-	return nil
-}
-
-// String shows a reply for people.
-func (r Reply) String() string {
-	var b strings.Builder
-	if r.Code != codes.OK {
-		fmt.Fprintf(&b, "%s: %s\n", r.Code, r.Error)
-	}
-	if r.Irregular != "" {
-		fmt.Fprintf(&b, "irregular: %s\n", r.Irregular)
-	}
-	if r.Message != nil {
-		b.WriteString(describe(r.Message))
-	}
-	for _, m := range r.Messages {
-		fmt.Fprintf(&b, "watcher %s\n", describe(m))
-	}
-	return strings.TrimSpace(b.String())
-}
-
-// describe shows a request or reply for people, cut to a readable length.
-func describe(m proto.Message) string {
-	if m == nil {
-		return "(none)"
-	}
-	text := strings.TrimSpace(prototext.Format(m))
-	if text == "" {
-		return "(empty)"
-	}
-	if len(text) > describeMax {
-		text = text[:describeMax] + fmt.Sprintf("… (%d bytes in all)", len(text))
-	}
-	return text
 }

@@ -92,6 +92,16 @@ func (b Bench) Build(ctx context.Context, p Program) (string, error) {
 	return out, goBuild(ctx, b.Dir, "-modfile="+r.modFile, "-o", out, r.pkg)
 }
 
+// BuildOne makes a program of the bench module that the working directory is in, and
+// returns its path.
+func BuildOne(ctx context.Context, p Program) (string, error) {
+	bench, err := Open(".")
+	if err != nil {
+		return "", err
+	}
+	return bench.Build(ctx, p)
+}
+
 func (b Bench) buildTroupe(ctx context.Context) (string, error) {
 	out := b.Path(Troupe)
 	return out, goBuild(ctx, b.Root, "-o", out, "./cmd/troupe")

@@ -29,5 +29,10 @@ func Print(w io.Writer, verdicts []Verdict) (bool, error) {
 			return false, fmt.Errorf("verdict: %w", err)
 		}
 	}
-	return !slices.ContainsFunc(verdicts, func(v Verdict) bool { return !v.OK }), nil
+	return AllOK(verdicts), nil
+}
+
+// AllOK reports whether all bounds hold.
+func AllOK(verdicts []Verdict) bool {
+	return !slices.ContainsFunc(verdicts, func(v Verdict) bool { return !v.OK })
 }

@@ -104,8 +104,17 @@ type Result struct {
 	Live          int64
 }
 
-// Run loads, measures, compacts, and measures again.
-func Run(ctx context.Context, cfg Config) (r Result, err error) {
+// Run measures a compaction and judges it.
+func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	r, err := run(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return judge(cfg, r), nil
+}
+
+// run loads, measures, compacts, and measures again.
+func run(ctx context.Context, cfg Config) (r Result, err error) {
 	if err := cfg.validate(); err != nil {
 		return r, err
 	}
@@ -295,8 +304,8 @@ func say(w io.Writer, format string, args ...any) error {
 	return nil
 }
 
-// Judge checks the bounds.
-func Judge(cfg Config, r Result) []verdict.Verdict {
+// judge checks the bounds.
+func judge(cfg Config, r Result) []verdict.Verdict {
 	verdicts := []verdict.Verdict{verdict.Of(r.FreedInTime, "blocks at most %.1fx live data (%d MiB) within %s: after %s, least %.2fx",
 		blocksMax, r.Live>>20, cfg.Limit, r.Freed.Round(time.Second), float64(r.LeastBlocks)/float64(r.Live))}
 	for _, kind := range []struct {

@@ -58,7 +58,7 @@ func TestJudge(t *testing.T) {
 		return Result{Before: windows(3, time.Millisecond), After: windows(4, 2*time.Millisecond), FreedInTime: true, Live: 100}
 	}
 	failures := func(r Result) (failed []string) {
-		for _, v := range Judge(cfg, r) {
+		for _, v := range judge(cfg, r) {
 			if !v.OK {
 				failed = append(failed, v.What)
 			}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
 )
@@ -38,6 +40,19 @@ func ParseLoad(text string) (Load, error) {
 		return Load{}, fmt.Errorf("fanout: %q is not watchers:streams:puts a second", text)
 	}
 	return l, nil
+}
+
+// ParseLoads reads a comma-separated list of loads.
+func ParseLoads(text string) ([]Load, error) {
+	var list []Load
+	for _, one := range strings.Split(text, ",") {
+		l, err := ParseLoad(one)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, l)
+	}
+	return list, nil
 }
 
 // Config says what to measure.
@@ -115,8 +130,21 @@ type Sample struct {
 // Round is a run with all reading, and the one with some frozen that followed.
 type Round struct{ All, Some Sample }
 
-// Run measures each load; the rounds are in order of time.
-func Run(ctx context.Context, cfg Config) (map[Load][]Round, error) {
+// Run measures each load and judges it.
+func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	results, err := measureAll(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	var verdicts []verdict.Verdict
+	for _, l := range cfg.Loads {
+		verdicts = append(verdicts, judge(cfg, l, results[l])...)
+	}
+	return verdicts, nil
+}
+
+// measureAll measures each load; the rounds are in order of time.
+func measureAll(ctx context.Context, cfg Config) (map[Load][]Round, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ func TestJudge(t *testing.T) {
 		return rounds
 	}
 	failures := func(rounds []Round) (failed []string) {
-		for _, v := range Judge(Config{}, Load{1, 1, 1}, rounds) {
+		for _, v := range judge(Config{}, Load{1, 1, 1}, rounds) {
 			if !v.OK {
 				failed = append(failed, v.What)
 			}
@@ -135,7 +135,7 @@ func TestSmall(t *testing.T) {
 			return err
 		},
 	}
-	results, err := Run(t.Context(), cfg)
+	results, err := measureAll(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

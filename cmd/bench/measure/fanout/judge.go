@@ -42,9 +42,9 @@ func row(cfg Config, s Sample) error {
 	return nil
 }
 
-// Judge checks the bounds for one load. What differs from round to round is
+// judge checks the bounds for one load. What differs from round to round is
 // compared within a round, and the median of that counts.
-func Judge(cfg Config, load Load, rounds []Round) []verdict.Verdict {
+func judge(cfg Config, load Load, rounds []Round) []verdict.Verdict {
 	var growths, with, without []float64
 	var puts, unserved int
 	var lost, repeated, incomplete, late, failing int64

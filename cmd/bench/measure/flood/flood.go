@@ -18,20 +18,15 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/measure/scrape"
 )
 
-// Server is one to measure.
-type Server struct {
-	Name   string
-	Binary string
-	Judged bool // whether the bounds apply to it
-}
-
 // Config says what to measure.
 type Config struct {
-	Servers   []Server
+	Servers   []servers.Server
 	Args      []string // flags for all of them
 	Modes     []Mode
 	Settle    time.Duration // from the last put of the filling until the flood
@@ -75,7 +70,7 @@ func (c Config) validate() error {
 // Sample is one run.
 type Sample struct {
 	Mode   Mode
-	Server Server
+	Server servers.Server
 	Before proc.Memory // just before the flood
 	Peak   proc.Memory // from the beginning of the flood to the end of the run
 	After  proc.Memory // at rest
@@ -95,9 +90,17 @@ func (s Sample) Growth() int64 { return s.Peak.Resident - s.Before.Resident }
 // Kept is how much more memory the server held at rest than before.
 func (s Sample) Kept() int64 { return s.After.Resident - s.Before.Resident }
 
-// Run runs each mode against each server in turn; the samples are in order of
-// time.
-func Run(ctx context.Context, cfg Config) ([]Sample, error) {
+// Run measures the servers and judges those to which the bounds apply.
+func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	samples, err := run(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return judge(samples), nil
+}
+
+// run runs each mode against each server in turn; the samples are in order of time.
+func run(ctx context.Context, cfg Config) ([]Sample, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
@@ -120,9 +123,9 @@ func Run(ctx context.Context, cfg Config) ([]Sample, error) {
 	return samples, nil
 }
 
-func measure(ctx context.Context, cfg Config, m Mode, who Server) (s Sample, err error) {
+func measure(ctx context.Context, cfg Config, m Mode, who servers.Server) (s Sample, err error) {
 	s.Mode, s.Server = m, who
-	server, err := proc.Start(ctx, proc.Config{Binary: who.Binary, Args: cfg.Args, Name: who.Name, Dir: cfg.Dir})
+	server, err := who.Start(ctx, cfg.Dir, cfg.Args...)
 	if err != nil {
 		return s, err
 	}

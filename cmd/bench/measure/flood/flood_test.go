@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
@@ -53,13 +54,13 @@ func TestJudge(t *testing.T) {
 	}
 	good := func(name string) Sample {
 		return Sample{
-			Mode: defaultMode(t, name), Server: Server{Name: "s", Judged: true},
+			Mode: defaultMode(t, name), Server: servers.Server{Name: "s"},
 			Before: proc.Memory{Resident: 100 << 20}, Peak: proc.Memory{Resident: 164 << 20}, After: proc.Memory{Resident: 164 << 20},
 			Put: withSlowest(400 * time.Millisecond), Get: window(50 * time.Millisecond),
 		}
 	}
 	failures := func(s Sample) (failed []string) {
-		for _, v := range Judge([]Sample{s}) {
+		for _, v := range judge([]Sample{s}) {
 			if !v.OK {
 				failed = append(failed, v.What)
 			}
@@ -92,7 +93,7 @@ func TestJudge(t *testing.T) {
 		if failed := failures(s); len(failed) != 1 || !strings.HasPrefix(failed[0], c.want) {
 			t.Errorf("got failures %q, want one about %q", failed, c.want)
 		}
-		s.Server.Judged = false
+		s.Server.Name = "etcd"
 		if failed := failures(s); len(failed) != 0 {
 			t.Errorf("%s: a server that is not judged fails: %q", c.want, failed)
 		}
@@ -146,7 +147,7 @@ func TestSmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{Servers: []Server{{Name: "troupe", Binary: binary, Judged: true}}, MemoryMax: 2 << 30, Dir: t.TempDir(), Out: t.Output()}
+	cfg := Config{Servers: []servers.Server{{Name: "troupe", Binary: binary}}, MemoryMax: 2 << 30, Dir: t.TempDir(), Out: t.Output()}
 	for _, name := range Modes() {
 		m := defaultMode(t, name)
 		m.Keys, m.Clients = 500, 4
@@ -157,7 +158,7 @@ func TestSmall(t *testing.T) {
 		}
 		cfg.Modes = append(cfg.Modes, m)
 	}
-	samples, err := Run(t.Context(), cfg)
+	samples, err := run(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,8 +235,8 @@ func TestGuard(t *testing.T) {
 	}
 	m := defaultMode(t, Scans)
 	m.Keys, m.Clients, m.Length = 100, 1, 10*time.Second
-	samples, err := Run(t.Context(), Config{
-		Servers: []Server{{Name: "troupe", Binary: binary, Judged: true}}, Modes: []Mode{m}, MemoryMax: 1 << 20, Dir: t.TempDir(), Out: io.Discard,
+	samples, err := run(t.Context(), Config{
+		Servers: []servers.Server{{Name: "troupe", Binary: binary}}, Modes: []Mode{m}, MemoryMax: 1 << 20, Dir: t.TempDir(), Out: io.Discard,
 	})
 	if err != nil || len(samples) != 1 || !samples[0].Killed {
 		t.Errorf("got %+v, %v; want it killed", samples, err)

@@ -56,11 +56,11 @@ func latencies(w loadgen.Window) string {
 	return fmt.Sprintf("%.1f %.1f %.1f", stats.Milliseconds(w.Percentile(50)), stats.Milliseconds(w.Percentile(99)), stats.Milliseconds(w.Percentile(100)))
 }
 
-// Judge checks the bounds of the servers that are judged.
-func Judge(samples []Sample) []verdict.Verdict {
+// judge checks the bounds of the servers that are judged.
+func judge(samples []Sample) []verdict.Verdict {
 	var verdicts []verdict.Verdict
 	for _, s := range samples {
-		if s.Server.Judged {
+		if s.Server.Judged() {
 			verdicts = append(verdicts, s.judge()...)
 		}
 	}

@@ -2,6 +2,7 @@ package flood
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -47,6 +48,23 @@ func Modes() []string {
 		names = append(names, m.Name)
 	}
 	return names
+}
+
+// ParseModes resolves a comma-separated list of names, or all.
+func ParseModes(names string) ([]Mode, error) {
+	list := Modes()
+	if names != "all" {
+		list = strings.Split(names, ",")
+	}
+	var chosen []Mode
+	for _, name := range list {
+		m, err := DefaultMode(name)
+		if err != nil {
+			return nil, err
+		}
+		chosen = append(chosen, m)
+	}
+	return chosen, nil
 }
 
 // DefaultMode returns the mode of that name with its sizes.

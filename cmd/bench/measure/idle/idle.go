@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
@@ -18,17 +19,11 @@ import (
 // the pairs.
 const cpuMax = 0.7
 
-// Server is one to measure.
-type Server struct {
-	Name   string
-	Binary string
-}
-
 // Config says what to measure.
 type Config struct {
-	Servers []Server // the first, if there are several, is what the others are compared with
-	Args    []string // flags for all of them
-	Pairs   int      // how often each server has its turn
+	Servers []servers.Server // the first, if there are several, is what the others are compared with
+	Args    []string         // flags for all of them
+	Pairs   int              // how often each server has its turn
 	Settle  time.Duration
 	Window  time.Duration
 	Dir     string
@@ -49,9 +44,18 @@ type Sample struct {
 	Memory   proc.Memory
 }
 
-// Run measures the servers in turn, again and again; the samples of each are in
+// Run measures the servers and judges all but the first.
+func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	results, err := run(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return judge(cfg, results), nil
+}
+
+// run measures the servers in turn, again and again; the samples of each are in
 // order of time.
-func Run(ctx context.Context, cfg Config) (map[string][]Sample, error) {
+func run(ctx context.Context, cfg Config) (map[string][]Sample, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
@@ -74,8 +78,8 @@ func Run(ctx context.Context, cfg Config) (map[string][]Sample, error) {
 	return results, nil
 }
 
-func measure(ctx context.Context, cfg Config, who Server) (s Sample, err error) {
-	server, err := proc.Start(ctx, proc.Config{Binary: who.Binary, Args: cfg.Args, Name: who.Name, Dir: cfg.Dir})
+func measure(ctx context.Context, cfg Config, who servers.Server) (s Sample, err error) {
+	server, err := who.Start(ctx, cfg.Dir, cfg.Args...)
 	if err != nil {
 		return s, err
 	}
@@ -102,8 +106,8 @@ func measure(ctx context.Context, cfg Config, who Server) (s Sample, err error) 
 	return s, err
 }
 
-// Judge checks the bound of all servers but the first.
-func Judge(cfg Config, results map[string][]Sample) []verdict.Verdict {
+// judge checks the bound of all servers but the first.
+func judge(cfg Config, results map[string][]Sample) []verdict.Verdict {
 	cpu := func(s Sample) float64 { return s.CPU }
 	switches := func(s Sample) float64 { return s.Switches }
 	reference := cfg.Servers[0].Name

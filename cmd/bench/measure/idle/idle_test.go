@@ -5,11 +5,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
 func TestJudge(t *testing.T) {
-	cfg := Config{Servers: []Server{{Name: "r"}, {Name: "j"}}}
+	cfg := Config{Servers: []servers.Server{{Name: "r"}, {Name: "j"}}}
 	cpu := func(values ...float64) (samples []Sample) {
 		for _, v := range values {
 			samples = append(samples, Sample{CPU: v, Switches: v})
@@ -26,19 +27,19 @@ func TestJudge(t *testing.T) {
 		"above the bound": {cpu(1), cpu(0.71), false, "0.710x"},
 		"not measured":    {cpu(0), cpu(1), false, "j: CPU"},
 	} {
-		got := Judge(cfg, map[string][]Sample{"r": c.reference, "j": c.judged})
+		got := judge(cfg, map[string][]Sample{"r": c.reference, "j": c.judged})
 		if len(got) != 1 || got[0].OK != c.ok || !strings.Contains(got[0].What, c.what) {
 			t.Errorf("%s: got %+v, want OK %v and %q", name, got, c.ok, c.what)
 		}
 	}
 	cfg.Servers = cfg.Servers[:1]
-	if got := Judge(cfg, map[string][]Sample{"r": cpu(1)}); len(got) != 0 {
+	if got := judge(cfg, map[string][]Sample{"r": cpu(1)}); len(got) != 0 {
 		t.Errorf("a server alone was judged: %v", got)
 	}
 }
 
 func TestValidate(t *testing.T) {
-	good := Config{Servers: []Server{{}}, Pairs: 1, Window: 1}
+	good := Config{Servers: []servers.Server{{}}, Pairs: 1, Window: 1}
 	if err := good.validate(); err != nil {
 		t.Error(err)
 	}
@@ -64,8 +65,8 @@ func TestSmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	results, err := Run(t.Context(), Config{
-		Servers: []Server{{Name: "troupe", Binary: binary}}, Pairs: 2, Window: 500 * time.Millisecond, Dir: t.TempDir(), Out: t.Output(),
+	results, err := run(t.Context(), Config{
+		Servers: []servers.Server{{Name: "troupe", Binary: binary}}, Pairs: 2, Window: 500 * time.Millisecond, Dir: t.TempDir(), Out: t.Output(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
@@ -26,7 +27,7 @@ func header(cfg Config) error {
 	return nil
 }
 
-func row(cfg Config, who Server, s Sample) error {
+func row(cfg Config, who servers.Server, s Sample) error {
 	_, err := fmt.Fprintf(cfg.Out, "%-7s %9.1f s %9.2f s %8d %9.2f s %23s %32s %4.0f -> %.0f\n",
 		who.Name, s.Granting.Seconds(), s.Spread.Seconds(), s.Gone, s.GoneTime.Seconds(),
 		percentiles(s.Before, 50, 99), percentiles(s.Storm, 50, 99, 100), stats.MiB(s.Idle.Resident), stats.MiB(s.Peak.Resident))
@@ -45,12 +46,12 @@ func percentiles(w loadgen.Window, percents ...float64) string {
 	return strings.Join(list, " ")
 }
 
-// Judge checks the bounds of the servers that are judged.
-func Judge(cfg Config, samples []Sample) []verdict.Verdict {
+// judge checks the bounds of the servers that are judged.
+func judge(cfg Config, samples []Sample) []verdict.Verdict {
 	var verdicts []verdict.Verdict
 	for i, s := range samples {
 		who := cfg.Servers[i]
-		if !who.Judged {
+		if !who.Judged() {
 			continue
 		}
 		unserved := s.Before.Failed + s.Before.Missed + s.Storm.Failed + s.Storm.Missed

@@ -15,19 +15,14 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// Server is one to measure.
-type Server struct {
-	Name   string
-	Binary string
-	Judged bool // whether the bounds are for it
-}
-
 // Config says what to measure.
 type Config struct {
-	Servers []Server
+	Servers []servers.Server
 	Args    []string      // flags for all of them
 	Leases  int           // with one key each
 	TTL     time.Duration // of the first lease, in whole seconds; all are granted in less
@@ -82,8 +77,17 @@ type Sample struct {
 	Idle     proc.Memory    // before
 }
 
-// Run measures the servers one after the other; the samples are in that order.
-func Run(ctx context.Context, cfg Config) ([]Sample, error) {
+// Run measures the servers and judges those to which the bounds apply.
+func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	samples, err := run(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return judge(cfg, samples), nil
+}
+
+// run measures the servers one after the other; the samples are in that order.
+func run(ctx context.Context, cfg Config) ([]Sample, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
@@ -104,8 +108,8 @@ func Run(ctx context.Context, cfg Config) ([]Sample, error) {
 	return samples, nil
 }
 
-func measure(ctx context.Context, cfg Config, who Server) (s Sample, err error) {
-	server, err := proc.Start(ctx, proc.Config{Binary: who.Binary, Args: cfg.Args, Name: who.Name, Dir: cfg.Dir})
+func measure(ctx context.Context, cfg Config, who servers.Server) (s Sample, err error) {
+	server, err := who.Start(ctx, cfg.Dir, cfg.Args...)
 	if err != nil {
 		return s, err
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
@@ -51,7 +52,7 @@ func TestLedger(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	cfg := Config{Servers: []Server{{Name: "reported"}, {Name: "judged", Judged: true}}, Leases: 10}
+	cfg := Config{Servers: []servers.Server{{Name: "etcd"}, {Name: "judged"}}, Leases: 10}
 	window := func(d time.Duration) loadgen.Window { return loadgen.Window{Latencies: []time.Duration{d}} }
 	good := func() []Sample {
 		return []Sample{
@@ -60,7 +61,7 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	failures := func(samples []Sample) (failed []string) {
-		for _, v := range Judge(cfg, samples) {
+		for _, v := range judge(cfg, samples) {
 			if !v.OK {
 				failed = append(failed, v.What)
 			}
@@ -99,8 +100,8 @@ func TestSmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	samples, err := Run(t.Context(), Config{
-		Servers: []Server{{Name: "troupe", Binary: binary, Judged: true}}, Leases: 200, TTL: (ttlMin + 1) * time.Second, Rate: 100,
+	samples, err := run(t.Context(), Config{
+		Servers: []servers.Server{{Name: "troupe", Binary: binary}}, Leases: 200, TTL: (ttlMin + 1) * time.Second, Rate: 100,
 		Quiet: 500 * time.Millisecond, Limit: 20 * time.Second, Dir: t.TempDir(), Out: t.Output(),
 	})
 	if err != nil {

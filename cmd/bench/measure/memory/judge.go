@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
@@ -25,7 +26,7 @@ func header(cfg Config) error {
 	return nil
 }
 
-func row(cfg Config, who Server, stage string, m proc.Memory) error {
+func row(cfg Config, who servers.Server, stage string, m proc.Memory) error {
 	_, err := fmt.Fprintf(cfg.Out, "%-7s %-22s %12.0f %10.0f %6.0f %12.0f\n",
 		who.Name, stage, stats.MiB(m.Resident), stats.MiB(m.Anon), stats.MiB(m.File), float64(m.Resident)/float64(cfg.Keys))
 	if err != nil {
@@ -34,9 +35,9 @@ func row(cfg Config, who Server, stage string, m proc.Memory) error {
 	return nil
 }
 
-// Judge checks the bounds of what was measured. Without a reference there is none
+// judge checks the bounds of what was measured. Without a reference there is none
 // for what the keys take.
-func Judge(cfg Config, r Result) []verdict.Verdict {
+func judge(cfg Config, r Result) []verdict.Verdict {
 	var verdicts []verdict.Verdict
 	ratio := func(when string, most float64, own, reference proc.Memory) {
 		found := float64(own.Resident) / float64(reference.Resident)

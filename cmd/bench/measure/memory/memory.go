@@ -11,21 +11,16 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// Server is one to measure.
-type Server struct {
-	Name   string
-	Binary string
-	Args   []string
-}
-
 // Config says what to measure.
 type Config struct {
-	Reference Server // what Judged is compared with; none if Binary is empty
-	Judged    Server // none if Binary is empty
-	Small     Server // a fresh one that is looked at by itself; none if Binary is empty
+	Reference servers.Server // what Judged is compared with; none if Binary is empty
+	Judged    servers.Server // none if Binary is empty
+	Small     servers.Server // a fresh one that is looked at by itself; none if Binary is empty
 	Keys      int
 	Rest      time.Duration // before memory is read
 	Dir       string
@@ -68,8 +63,35 @@ type Small struct {
 	Memory proc.Memory
 }
 
-// Run measures the servers that the configuration names, one after the other.
-func Run(ctx context.Context, cfg Config) (r Result, err error) {
+// Use adds servers to the configuration: etcd is the reference, and any other is
+// judged, or looked at with --small if small is set. The flags in args are for the
+// latter two.
+func (c *Config) Use(list []servers.Server, small bool, args []string) {
+	for _, s := range list {
+		switch {
+		case !s.Judged():
+			c.Reference = s
+		case small:
+			s.Name, s.Args = "small", append([]string{"--small"}, args...)
+			c.Small = s
+		default:
+			s.Args = args
+			c.Judged = s
+		}
+	}
+}
+
+// Run measures the servers that the configuration names and judges them.
+func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	r, err := run(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return judge(cfg, r), nil
+}
+
+// run measures the servers one after the other.
+func run(ctx context.Context, cfg Config) (r Result, err error) {
 	if err := cfg.validate(); err != nil {
 		return r, err
 	}
@@ -79,7 +101,7 @@ func Run(ctx context.Context, cfg Config) (r Result, err error) {
 		}
 	}
 	for _, one := range []struct {
-		server Server
+		server servers.Server
 		sample *Sample
 	}{{cfg.Reference, &r.Reference}, {cfg.Judged, &r.Judged}} {
 		if one.server.Binary == "" {
@@ -97,12 +119,8 @@ func Run(ctx context.Context, cfg Config) (r Result, err error) {
 	return r, nil
 }
 
-func start(ctx context.Context, cfg Config, who Server) (*proc.Server, error) {
-	return proc.Start(ctx, proc.Config{Binary: who.Binary, Args: who.Args, Name: who.Name, Dir: cfg.Dir})
-}
-
-func measure(ctx context.Context, cfg Config, who Server) (s Sample, err error) {
-	server, err := start(ctx, cfg, who)
+func measure(ctx context.Context, cfg Config, who servers.Server) (s Sample, err error) {
+	server, err := who.Start(ctx, cfg.Dir)
 	if err != nil {
 		return s, err
 	}
@@ -147,7 +165,7 @@ func atRest(ctx context.Context, cfg Config, server *proc.Server) (proc.Memory, 
 
 // fresh looks at a member without keys.
 func fresh(ctx context.Context, cfg Config) (s Small, err error) {
-	server, err := start(ctx, cfg, cfg.Small)
+	server, err := cfg.Small.Start(ctx, cfg.Dir)
 	if err != nil {
 		return s, err
 	}

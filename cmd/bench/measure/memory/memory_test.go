@@ -6,16 +6,17 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
 func TestValidate(t *testing.T) {
-	good := Config{Judged: Server{Binary: "x"}, Keys: 1}
+	good := Config{Judged: servers.Server{Binary: "x"}, Keys: 1}
 	if err := good.validate(); err != nil {
 		t.Error(err)
 	}
 	for name, spoil := range map[string]func(*Config){
-		"no server":     func(c *Config) { c.Judged = Server{} },
+		"no server":     func(c *Config) { c.Judged = servers.Server{} },
 		"no keys":       func(c *Config) { c.Keys = 0 },
 		"negative rest": func(c *Config) { c.Rest = -1 },
 	} {
@@ -28,7 +29,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	cfg := Config{Reference: Server{Name: "r", Binary: "x"}, Judged: Server{Name: "j", Binary: "x"}, Small: Server{Name: "s", Binary: "x"}}
+	cfg := Config{Reference: servers.Server{Name: "r", Binary: "x"}, Judged: servers.Server{Name: "j", Binary: "x"}, Small: servers.Server{Name: "s", Binary: "x"}}
 	good := func() Result {
 		return Result{
 			Reference: Sample{Loaded: proc.Memory{Resident: 1000}, Restarted: proc.Memory{Resident: 1000}},
@@ -37,7 +38,7 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	failures := func(cfg Config, r Result) (failed []string) {
-		for _, v := range Judge(cfg, r) {
+		for _, v := range judge(cfg, r) {
 			if !v.OK {
 				failed = append(failed, v.What)
 			}
@@ -60,7 +61,7 @@ func TestJudge(t *testing.T) {
 			t.Errorf("got failures %q, want one about %q", failed, want)
 		}
 	}
-	if got := Judge(Config{Judged: cfg.Judged}, Result{}); len(got) != 0 {
+	if got := judge(Config{Judged: cfg.Judged}, Result{}); len(got) != 0 {
 		t.Errorf("without a reference: %v", got)
 	}
 }
@@ -77,10 +78,10 @@ func TestSmall(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Judged: Server{Name: "troupe", Binary: binary}, Small: Server{Name: "small", Binary: binary, Args: []string{"--small"}},
+		Judged: servers.Server{Name: "troupe", Binary: binary}, Small: servers.Server{Name: "small", Binary: binary, Args: []string{"--small"}},
 		Keys: 1000, Rest: 100 * time.Millisecond, Dir: t.TempDir(), Out: t.Output(),
 	}
-	r, err := Run(t.Context(), cfg)
+	r, err := run(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
 
 // limit is the most, or the least, that troupe's figure may be in proportion to
@@ -55,16 +56,10 @@ var bounds = []bound{
 	{load: LeaseKeepAliveLoad, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.75}, {against: "echo", ratio: 1.3}}},
 }
 
-// Verdict says whether a bound holds.
-type Verdict struct {
-	What string
-	OK   bool
-}
-
 // Judge holds the results of each load against its bound, if it has one. A
 // bound that was not measured, for want of a contestant, does not hold.
-func Judge(cfg Config, r Results) []Verdict {
-	var verdicts []Verdict
+func Judge(cfg Config, r Results) []verdict.Verdict {
+	var verdicts []verdict.Verdict
 	for _, load := range cfg.Loads {
 		for _, b := range bounds {
 			if b.applies(load) {
@@ -76,8 +71,8 @@ func Judge(cfg Config, r Results) []Verdict {
 }
 
 // judge takes one load's samples by contestant.
-func (b bound) judge(samples map[string][]Sample) Verdict {
-	var v Verdict
+func (b bound) judge(samples map[string][]Sample) verdict.Verdict {
+	var v verdict.Verdict
 	var parts []string
 	for _, l := range b.anyOf {
 		ratios := stats.Ratios(series(samples["troupe"], b.figure), series(samples[l.against], b.figure))
@@ -91,12 +86,4 @@ func (b bound) judge(samples map[string][]Sample) Verdict {
 	}
 	v.What = fmt.Sprintf("%s, %s: %s", b.load, b.figure.name, strings.Join(parts, " or "))
 	return v
-}
-
-// String is the verdict as one line.
-func (v Verdict) String() string {
-	if v.OK {
-		return "ok: " + v.What
-	}
-	return "FAIL: " + v.What
 }

@@ -7,23 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"os"
 	"slices"
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadtool"
 )
 
 // Contestant is one server under measurement.
 type Contestant struct {
-	Name    string
-	Binary  string
-	Command []string // arguments before the flags
-	Args    []string // flags; none for a server's defaults
-	Lacks   []string // names of the loads that it cannot serve, and is spared
+	servers.Server
+	Lacks []string // names of the loads that it cannot serve, and is spared
 }
 
 // Config says what to measure.
@@ -104,7 +100,7 @@ func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx conte
 	if len(loads) == 0 {
 		return nil, nil
 	}
-	server, err := proc.Start(ctx, proc.Config{Binary: who.Binary, Command: who.Command, Args: who.Args, Name: who.Name, Dir: cfg.Dir})
+	server, err := who.Start(ctx, cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -180,53 +176,4 @@ func putRange(ctx context.Context, endpoint string) error {
 	return loadgen.Fill(ctx, endpoint, rangeConns, rangeClients, rangeKeys, func(i int) (key, value []byte) {
 		return fmt.Appendf(nil, "%s%0*d", rangeFirst, rangeKeyBytes-len(rangeFirst), i), loadgen.Value(probeValueBytes)
 	})
-}
-
-const (
-	// profileDelay lets the load's connections open before the profile.
-	profileDelay = 2 * time.Second
-	// ProfileSeconds is how long a CPU profile lasts.
-	ProfileSeconds = 10
-)
-
-// Profile runs one contestant through the loads once more and saves a CPU
-// profile of each; path makes a file name of a load's name. The contestant
-// must serve /debug/pprof on its client port. A load must last longer than
-// the profile, or its end is a profile of an idle server.
-func Profile(ctx context.Context, cfg Config, who Contestant, path func(load string) string) error {
-	_, err := turn(ctx, cfg, who, func(ctx context.Context, load, endpoint string) error {
-		select {
-		case <-time.After(profileDelay):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		return fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", endpoint, ProfileSeconds), path(load))
-	})
-	if err != nil {
-		return fmt.Errorf("pairs: profile: %w", err)
-	}
-	return nil
-}
-
-func fetch(ctx context.Context, url, path string) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*ProfileSeconds*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, response.Body.Close()) }()
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, response.Status)
-	}
-	file, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(file, response.Body)
-	return errors.Join(err, file.Close())
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadtool"
 )
 
@@ -29,7 +30,7 @@ func cpu(times ...int) []Sample {
 
 func TestMarkdown(t *testing.T) {
 	cfg := Config{
-		Contestants: []Contestant{{Name: "a"}, {Name: "b"}, {Name: "c"}},
+		Contestants: []Contestant{{Server: servers.Server{Name: "a"}}, {Server: servers.Server{Name: "b"}}, {Server: servers.Server{Name: "c"}}},
 		Loads:       []Load{defaultLoad(t, PutLoad), defaultLoad(t, WatchLoad)},
 	}
 	text := Markdown(cfg, Results{
@@ -155,7 +156,7 @@ func TestDefaultLoads(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	good := Config{Contestants: []Contestant{{Name: "a"}}, Rounds: 1, Loads: []Load{defaultLoad(t, WatchLoad)}, Benchmark: "x"}
+	good := Config{Contestants: []Contestant{{Server: servers.Server{Name: "a"}}}, Rounds: 1, Loads: []Load{defaultLoad(t, WatchLoad)}, Benchmark: "x"}
 	if err := good.validate(); err != nil {
 		t.Fatal(err)
 	}

@@ -64,7 +64,11 @@ func Markdown(cfg Config, r Results) string {
 	if verdicts := Judge(cfg, r); len(verdicts) > 0 {
 		b.WriteString("## Bounds\n\n")
 		for _, v := range verdicts {
-			fmt.Fprintf(&b, "- %s\n", v)
+			mark := "ok"
+			if !v.OK {
+				mark = "FAIL"
+			}
+			fmt.Fprintf(&b, "- %s: %s\n", mark, v.What)
 		}
 		b.WriteString("\n")
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
@@ -23,7 +24,7 @@ func header(cfg Config) error {
 	return nil
 }
 
-func filled(cfg Config, who Server, took time.Duration) error {
+func filled(cfg Config, who servers.Server, took time.Duration) error {
 	_, err := fmt.Fprintf(cfg.Out, "%-7s filled in %.0f s, %.0f puts/s\n", who.Name, took.Seconds(), float64(cfg.Revisions)/took.Seconds())
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
@@ -31,7 +32,7 @@ func filled(cfg Config, who Server, took time.Duration) error {
 	return nil
 }
 
-func row(cfg Config, who Server, s Sample) error {
+func row(cfg Config, who servers.Server, s Sample) error {
 	note := ""
 	if !s.Complete {
 		note = "  not complete"
@@ -51,8 +52,8 @@ func row(cfg Config, who Server, s Sample) error {
 
 func (s Sample) faulty() bool { return s.Lost != 0 || s.Repeated != 0 || s.Wrong != 0 }
 
-// Judge checks the bounds of all servers but the first, or of the only one.
-func Judge(cfg Config, results map[string][]Sample) []verdict.Verdict {
+// judge checks the bounds of all servers but the first, or of the only one.
+func judge(cfg Config, results map[string][]Sample) []verdict.Verdict {
 	judged, reference := cfg.Servers, []Sample(nil)
 	if len(judged) > 1 {
 		reference, judged = results[judged[0].Name], judged[1:]

@@ -14,22 +14,18 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
+	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
 )
 
-// Server is one to measure.
-type Server struct {
-	Name   string
-	Binary string
-}
-
 // Config says what to measure.
 type Config struct {
-	Servers    []Server // the first, if there are several, is what the others are compared with
-	Args       []string // flags for all of them
-	Revisions  int      // puts, one revision each
-	Keys       int      // that they go to, in turn
+	Servers    []servers.Server // the first, if there are several, is what the others are compared with
+	Args       []string         // flags for all of them
+	Revisions  int              // puts, one revision each
+	Keys       int              // that they go to, in turn
 	ValueBytes int
 	Limit      time.Duration // for one replay
 	Rest       time.Duration // between two, for what a server still does for a watcher that has gone
@@ -78,9 +74,17 @@ type Sample struct {
 // PerSecond is the rate of events.
 func (s Sample) PerSecond() float64 { return float64(s.Events) / s.Took.Seconds() }
 
-// Run measures the servers one after the other; the samples are in order of
-// time.
-func Run(ctx context.Context, cfg Config) (map[string][]Sample, error) {
+// Run measures the servers and judges all but the first, or the only one.
+func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
+	results, err := run(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return judge(cfg, results), nil
+}
+
+// run measures the servers one after the other; the samples are in order of time.
+func run(ctx context.Context, cfg Config) (map[string][]Sample, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
@@ -98,8 +102,8 @@ func Run(ctx context.Context, cfg Config) (map[string][]Sample, error) {
 	return results, nil
 }
 
-func measure(ctx context.Context, cfg Config, who Server) (samples []Sample, err error) {
-	server, err := proc.Start(ctx, proc.Config{Binary: who.Binary, Args: cfg.Args, Name: who.Name, Dir: cfg.Dir})
+func measure(ctx context.Context, cfg Config, who servers.Server) (samples []Sample, err error) {
+	server, err := who.Start(ctx, cfg.Dir, cfg.Args...)
 	if err != nil {
 		return nil, err
 	}

@@ -6,11 +6,12 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
 func TestValidate(t *testing.T) {
-	good := Config{Servers: []Server{{}}, Revisions: 10, Keys: 10, Limit: 1}
+	good := Config{Servers: []servers.Server{{}}, Revisions: 10, Keys: 10, Limit: 1}
 	if err := good.validate(); err != nil {
 		t.Error(err)
 	}
@@ -30,7 +31,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	cfg := Config{Servers: []Server{{Name: "slow"}, {Name: "fast"}}, Revisions: 1000}
+	cfg := Config{Servers: []servers.Server{{Name: "slow"}, {Name: "fast"}}, Revisions: 1000}
 	good := func() map[string][]Sample {
 		grown := proc.Memory{Anon: 132 << 20, File: 1 << 30} // pages of files do not count
 		return map[string][]Sample{
@@ -45,7 +46,7 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	failures := func(results map[string][]Sample) (failed []string) {
-		for _, v := range Judge(cfg, results) {
+		for _, v := range judge(cfg, results) {
 			if !v.OK {
 				failed = append(failed, v.What)
 			}
@@ -92,8 +93,8 @@ func TestSmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	results, err := Run(t.Context(), Config{
-		Servers: []Server{{Name: "troupe", Binary: binary}}, Revisions: 5000, Keys: 500, ValueBytes: 128,
+	results, err := run(t.Context(), Config{
+		Servers: []servers.Server{{Name: "troupe", Binary: binary}}, Revisions: 5000, Keys: 500, ValueBytes: 128,
 		Limit: 30 * time.Second, Rest: time.Millisecond, Dir: t.TempDir(), Out: t.Output(),
 	})
 	if err != nil {

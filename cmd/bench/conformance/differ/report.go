@@ -1,0 +1,85 @@
+package differ
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+)
+
+// describeMax is how many bytes of a message's text a report shows.
+const describeMax = 4000
+
+// Print writes the tables, if they are asked for, and a summary. It reports whether
+// there were no differences and everything was exercised at least so often.
+func (r Result) Print(w io.Writer, tables bool, least int, took time.Duration) (bool, error) {
+	var b strings.Builder
+	if tables {
+		b.WriteString("\nCoverage: how often each call, option and error was exercised\n")
+		if err := r.Coverage.Print(&b); err != nil {
+			return false, fmt.Errorf("differ: %w", err)
+		}
+		b.WriteString("\nExempt fields\n")
+		for _, e := range Exemptions {
+			fmt.Fprintf(&b, "  %s\n      because: %s\n      checked: %s\n", e.Field, e.Reason, e.Check)
+		}
+	}
+	fmt.Fprintf(&b, "\n%d seeds, %d calls, %d differences, %s\n", r.Seeds, r.Calls, len(r.Differences), took.Round(time.Second))
+	short := r.Coverage.Below(least)
+	for _, line := range short {
+		fmt.Fprintf(&b, "below %d: %s\n", least, line)
+	}
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return false, fmt.Errorf("differ: %w", err)
+	}
+	return len(r.Differences) == 0 && len(short) == 0, nil
+}
+
+// report prints a sequence's differences.
+func report(cfg Config, found Result) error {
+	for _, d := range found.Differences {
+		_, err := fmt.Fprintf(cfg.Out, "\nDIFFERENCE in seed %d at step %d: %s\n--- request\n%s\n--- left\n%s\n--- right\n%s\n%sto run this seed again: %s\n",
+			d.Seed, d.Step, d.Call.Method, describe(d.Call.Request), d.Left, d.Right, d.Logs, cfg.Rerun(d.Seed))
+		if err != nil {
+			return fmt.Errorf("differ: %w", err)
+		}
+	}
+	return nil
+}
+
+// String shows a reply for people.
+func (r Reply) String() string {
+	var b strings.Builder
+	if r.Code != codes.OK {
+		fmt.Fprintf(&b, "%s: %s\n", r.Code, r.Error)
+	}
+	if r.Irregular != "" {
+		fmt.Fprintf(&b, "irregular: %s\n", r.Irregular)
+	}
+	if r.Message != nil {
+		b.WriteString(describe(r.Message))
+	}
+	for _, m := range r.Messages {
+		fmt.Fprintf(&b, "watcher %s\n", describe(m))
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// describe shows a request or reply for people, cut to a readable length.
+func describe(m proto.Message) string {
+	if m == nil {
+		return "(none)"
+	}
+	text := strings.TrimSpace(prototext.Format(m))
+	if text == "" {
+		return "(empty)"
+	}
+	if len(text) > describeMax {
+		text = text[:describeMax] + fmt.Sprintf("… (%d bytes in all)", len(text))
+	}
+	return text
+}

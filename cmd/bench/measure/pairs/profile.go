@@ -1,0 +1,107 @@
+package pairs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
+	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
+)
+
+const (
+	// profileDelay lets the load's connections open before the profile.
+	profileDelay = 2 * time.Second
+	// profileSeconds is how long a CPU profile lasts.
+	profileSeconds = 10
+)
+
+// Profiles runs Troupe through the loads once more and returns the heaviest
+// functions of a CPU profile of each. A load must last longer than the profile, or
+// its end is a profile of an idle server.
+func Profiles(ctx context.Context, cfg Config) (_ string, err error) {
+	binary, err := tools.BuildOne(ctx, tools.Troupe)
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "bench-profile-")
+	if err != nil {
+		return "", fmt.Errorf("pairs: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	file := func(load string) string { return filepath.Join(dir, load+".pprof") }
+	troupe := Contestant{Server: servers.Server{Name: "troupe", Binary: binary, Args: []string{"--enable-pprof"}}}
+	if err := profile(ctx, cfg, troupe, file); err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, load := range cfg.Loads {
+		for _, order := range []string{"-flat", "-cum"} {
+			top, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=40", order, file(load.Name)).Output()
+			if err != nil {
+				return "", fmt.Errorf("pairs: read the profile of %s: %w", load.Name, err)
+			}
+			fmt.Fprintf(&b, "## Profile of troupe under %s (%s)\n\n```\n%s```\n\n", load.Name, order[1:], withoutBuild(string(top)))
+		}
+	}
+	return b.String(), nil
+}
+
+// withoutBuild removes the lines of a profile that name the binary's file.
+func withoutBuild(top string) string {
+	var b strings.Builder
+	for line := range strings.Lines(top) {
+		if !strings.HasPrefix(line, "File:") && !strings.HasPrefix(line, "Build ID:") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// profile runs a contestant through the loads and saves a CPU profile of each; path
+// makes a file name of a load's name. The contestant must serve /debug/pprof on its
+// client port.
+func profile(ctx context.Context, cfg Config, who Contestant, path func(load string) string) error {
+	_, err := turn(ctx, cfg, who, func(ctx context.Context, load, endpoint string) error {
+		select {
+		case <-time.After(profileDelay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", endpoint, profileSeconds), path(load))
+	})
+	if err != nil {
+		return fmt.Errorf("pairs: profile: %w", err)
+	}
+	return nil
+}
+
+func fetch(ctx context.Context, url, path string) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*profileSeconds*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, response.Body.Close()) }()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, response.Status)
+	}
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(file, response.Body)
+	return errors.Join(err, file.Close())
+}
