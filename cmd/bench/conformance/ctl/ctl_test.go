@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
@@ -43,25 +44,14 @@ type pair struct {
 
 func newPair(t *testing.T) *pair {
 	t.Helper()
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := func(program tools.Program) string {
-		path, err := bench.Build(t.Context(), program)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	ctl := path(tools.Etcdctl)
+	ctl := benchtest.Program(t, tools.Etcdctl)
 	// Short elections for short starts; and watchers that ask for it hear every
 	// half second that nothing has happened.
 	args := []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms"}
 	p := &pair{T: t}
 	for i, cfg := range []proc.Config{
-		{Binary: path(tools.Etcd), Args: append([]string{"--unsafe-no-fsync"}, args...)},
-		{Binary: path(tools.Troupe), Args: args},
+		{Binary: benchtest.Program(t, tools.Etcd), Args: append([]string{"--unsafe-no-fsync"}, args...)},
+		{Binary: benchtest.Program(t, tools.Troupe), Args: args},
 	} {
 		cfg.Name, cfg.Dir = "ctl", t.TempDir()
 		server, err := proc.Start(t.Context(), cfg)

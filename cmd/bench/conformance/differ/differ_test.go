@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
@@ -20,15 +21,7 @@ func server(t *testing.T, variable string, program tools.Program) string {
 	if path := os.Getenv(variable); path != "" {
 		return path
 	}
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, err := bench.Build(t.Context(), program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return benchtest.Program(t, program)
 }
 
 func etcdSide(t *testing.T) Side {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
@@ -57,14 +58,7 @@ func TestJudge(t *testing.T) {
 	good := func() Result {
 		return Result{Before: windows(3, time.Millisecond), After: windows(4, 2*time.Millisecond), FreedInTime: true, Live: 100}
 	}
-	failures := func(r Result) (failed []string) {
-		for _, v := range judge(cfg, r) {
-			if !v.OK {
-				failed = append(failed, v.What)
-			}
-		}
-		return failed
-	}
+	failures := func(r Result) []string { return benchtest.Failed(judge(cfg, r)) }
 	if failed := failures(good()); len(failed) != 0 {
 		t.Errorf("good figures fail: %q", failed)
 	}

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
-	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
 )
@@ -53,14 +53,7 @@ func TestJudge(t *testing.T) {
 		rounds[1].Some.Put, rounds[1].Some.Peak.Resident = put(time.Second), 1<<30
 		return rounds
 	}
-	failures := func(rounds []Round) (failed []string) {
-		for _, v := range judge(Config{}, Load{1, 1, 1}, rounds) {
-			if !v.OK {
-				failed = append(failed, v.What)
-			}
-		}
-		return failed
-	}
+	failures := func(rounds []Round) []string { return benchtest.Failed(judge(Config{}, Load{1, 1, 1}, rounds)) }
 	if failed := failures(good()); len(failed) != 0 {
 		t.Errorf("good figures fail: %q", failed)
 	}
@@ -107,21 +100,13 @@ func TestCrowdIsAsFarAsItsLast(t *testing.T) {
 // the events must hold. Each window ends by the number of puts in it, not by time,
 // so that the test does not depend on how fast the machine is.
 func TestSmall(t *testing.T) {
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
 	// At most clients of the puts in a window are unanswered at its end, so that at
 	// least answered are counted; and every delayEvery-th event has its delay taken.
 	const answered = 2 * delayEvery
 	const puts = clients + answered
 	load := Load{Watchers: 200, Streams: 20, Rate: 400}
 	cfg := Config{
-		Binary: binary, Loads: []Load{load}, Rounds: 1, Window: 1, // hold ends a window
+		Binary: benchtest.Troupe(t).Binary, Loads: []Load{load}, Rounds: 1, Window: 1, // hold ends a window
 		Limit: time.Minute, Dir: t.TempDir(), Out: t.Output(),
 		hold: func(ctx context.Context, r *run) error {
 			newest, err := revision(ctx, r.pool)

@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
-	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
@@ -59,14 +59,7 @@ func TestJudge(t *testing.T) {
 			Put: withSlowest(400 * time.Millisecond), Get: window(50 * time.Millisecond),
 		}
 	}
-	failures := func(s Sample) (failed []string) {
-		for _, v := range judge([]Sample{s}) {
-			if !v.OK {
-				failed = append(failed, v.What)
-			}
-		}
-		return failed
-	}
+	failures := func(s Sample) []string { return benchtest.Failed(judge([]Sample{s})) }
 	for _, name := range Modes() {
 		if failed := failures(good(name)); len(failed) != 0 {
 			t.Errorf("%s: good figures fail: %q", name, failed)
@@ -113,23 +106,7 @@ func TestOutcome(t *testing.T) {
 // start runs Troupe with the keys of a mode.
 func start(t *testing.T, m Mode) *proc.Server {
 	t.Helper()
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := proc.Start(t.Context(), proc.Config{Binary: binary, Name: "troupe", Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	server := benchtest.Start(t)
 	if err := fill(t.Context(), m, server); err != nil {
 		t.Fatal(err)
 	}
@@ -139,15 +116,7 @@ func start(t *testing.T, m Mode) *proc.Server {
 // A short form of each mode. What it measures means nothing; the requests must
 // reach the server and have the end that the mode means them to have.
 func TestSmall(t *testing.T) {
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := Config{Servers: []servers.Server{{Name: "troupe", Binary: binary}}, MemoryMax: 2 << 30, Dir: t.TempDir(), Out: t.Output()}
+	cfg := Config{Servers: []servers.Server{benchtest.Troupe(t)}, MemoryMax: 2 << 30, Dir: t.TempDir(), Out: t.Output()}
 	for _, name := range Modes() {
 		m := defaultMode(t, name)
 		m.Keys, m.Clients = 500, 4
@@ -225,18 +194,10 @@ func TestWireCall(t *testing.T) {
 // A server that holds more than it may is killed, and that is a result and not an
 // error.
 func TestGuard(t *testing.T) {
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
 	m := defaultMode(t, Scans)
 	m.Keys, m.Clients, m.Length = 100, 1, 10*time.Second
 	samples, err := run(t.Context(), Config{
-		Servers: []servers.Server{{Name: "troupe", Binary: binary}}, Modes: []Mode{m}, MemoryMax: 1 << 20, Dir: t.TempDir(), Out: io.Discard,
+		Servers: []servers.Server{benchtest.Troupe(t)}, Modes: []Mode{m}, MemoryMax: 1 << 20, Dir: t.TempDir(), Out: io.Discard,
 	})
 	if err != nil || len(samples) != 1 || !samples[0].Killed {
 		t.Errorf("got %+v, %v; want it killed", samples, err)

@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
-	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
 func TestJudge(t *testing.T) {
@@ -57,16 +57,8 @@ func TestValidate(t *testing.T) {
 }
 
 func TestSmall(t *testing.T) {
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
 	results, err := run(t.Context(), Config{
-		Servers: []servers.Server{{Name: "troupe", Binary: binary}}, Pairs: 2, Window: 500 * time.Millisecond, Dir: t.TempDir(), Out: t.Output(),
+		Servers: []servers.Server{benchtest.Troupe(t)}, Pairs: 2, Window: 500 * time.Millisecond, Dir: t.TempDir(), Out: t.Output(),
 	})
 	if err != nil {
 		t.Fatal(err)

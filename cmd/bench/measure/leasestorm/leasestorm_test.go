@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
-	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
@@ -60,14 +60,7 @@ func TestJudge(t *testing.T) {
 			{Spread: time.Second, Gone: 10, GoneTime: 5 * time.Second, Before: window(1), Storm: window(50 * time.Millisecond)},
 		}
 	}
-	failures := func(samples []Sample) (failed []string) {
-		for _, v := range judge(cfg, samples) {
-			if !v.OK {
-				failed = append(failed, v.What)
-			}
-		}
-		return failed
-	}
+	failures := func(samples []Sample) []string { return benchtest.Failed(judge(cfg, samples)) }
 	if failed := failures(good()); len(failed) != 0 {
 		t.Errorf("good figures fail: %q", failed)
 	}
@@ -92,16 +85,8 @@ func TestJudge(t *testing.T) {
 
 // A short form of the whole, as short as leases can be.
 func TestSmall(t *testing.T) {
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
 	samples, err := run(t.Context(), Config{
-		Servers: []servers.Server{{Name: "troupe", Binary: binary}}, Leases: 200, TTL: (ttlMin + 1) * time.Second, Rate: 100,
+		Servers: []servers.Server{benchtest.Troupe(t)}, Leases: 200, TTL: (ttlMin + 1) * time.Second, Rate: 100,
 		Quiet: 500 * time.Millisecond, Limit: 20 * time.Second, Dir: t.TempDir(), Out: t.Output(),
 	})
 	if err != nil {

@@ -5,9 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
-	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
 func TestValidate(t *testing.T) {
@@ -37,14 +37,7 @@ func TestJudge(t *testing.T) {
 			Small:     Small{Disk: 40_000_000, Memory: proc.Memory{Resident: 32 << 20}},
 		}
 	}
-	failures := func(cfg Config, r Result) (failed []string) {
-		for _, v := range judge(cfg, r) {
-			if !v.OK {
-				failed = append(failed, v.What)
-			}
-		}
-		return failed
-	}
+	failures := func(cfg Config, r Result) []string { return benchtest.Failed(judge(cfg, r)) }
 	if failed := failures(cfg, good()); len(failed) != 0 {
 		t.Errorf("good figures fail: %q", failed)
 	}
@@ -69,16 +62,9 @@ func TestJudge(t *testing.T) {
 // A short form of the whole. What it measures means nothing, but for the small
 // member, which must keep its bounds.
 func TestSmall(t *testing.T) {
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
+	troupe := benchtest.Troupe(t)
 	cfg := Config{
-		Judged: servers.Server{Name: "troupe", Binary: binary}, Small: servers.Server{Name: "small", Binary: binary, Args: []string{"--small"}},
+		Judged: troupe, Small: servers.Server{Name: "small", Binary: troupe.Binary, Args: []string{"--small"}},
 		Keys: 1000, Rest: 100 * time.Millisecond, Dir: t.TempDir(), Out: t.Output(),
 	}
 	r, err := run(t.Context(), cfg)

@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 )
 
 func TestIsTooMany(t *testing.T) {
@@ -73,17 +75,12 @@ func TestJudge(t *testing.T) {
 		f.boxes = []mailbox{{Name: "core/proposer", LimitRequests: 256, HighWaterRequests: 256, LimitBytes: 10, HighWaterBytes: 10}, {Name: "free", HighWaterBytes: 5}}
 		return f
 	}
-	failures := func(f figures) (failed []string) {
+	failures := func(f figures) []string {
 		verdicts, err := judge(cfg, f.line, 7*time.Second, 10*time.Second, f.peaks)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, v := range append(verdicts, judgeMailboxes(f.boxes, nil)...) {
-			if !v.OK {
-				failed = append(failed, v.What)
-			}
-		}
-		return failed
+		return benchtest.Failed(append(verdicts, judgeMailboxes(f.boxes, nil)...))
 	}
 	if failed := failures(good()); len(failed) != 0 {
 		t.Errorf("good figures fail: %q", failed)

@@ -5,9 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
-	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
 func TestValidate(t *testing.T) {
@@ -45,14 +45,7 @@ func TestJudge(t *testing.T) {
 			},
 		}
 	}
-	failures := func(results map[string][]Sample) (failed []string) {
-		for _, v := range judge(cfg, results) {
-			if !v.OK {
-				failed = append(failed, v.What)
-			}
-		}
-		return failed
-	}
+	failures := func(results map[string][]Sample) []string { return benchtest.Failed(judge(cfg, results)) }
 	if failed := failures(good()); len(failed) != 0 {
 		t.Errorf("good figures fail: %q", failed)
 	}
@@ -85,16 +78,8 @@ func TestJudge(t *testing.T) {
 // A short form of the whole. What it measures means nothing; what it checks of
 // the events must hold.
 func TestSmall(t *testing.T) {
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
 	results, err := run(t.Context(), Config{
-		Servers: []servers.Server{{Name: "troupe", Binary: binary}}, Revisions: 5000, Keys: 500, ValueBytes: 128,
+		Servers: []servers.Server{benchtest.Troupe(t)}, Revisions: 5000, Keys: 500, ValueBytes: 128,
 		Limit: 30 * time.Second, Rest: time.Millisecond, Dir: t.TempDir(), Out: t.Output(),
 	})
 	if err != nil {
@@ -113,23 +98,7 @@ func TestSmall(t *testing.T) {
 
 // A replay that the limit cuts off is a result and not an error.
 func TestLimit(t *testing.T) {
-	bench, err := tools.Open(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := bench.Build(t.Context(), tools.Troupe)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := proc.Start(t.Context(), proc.Config{Binary: binary, Name: "limit", Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := server.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	server := benchtest.Start(t)
 	cfg := Config{Revisions: 100, Keys: 10, Limit: 200 * time.Millisecond}
 	if err := fill(t.Context(), cfg, server); err != nil {
 		t.Fatal(err)
