@@ -1,7 +1,6 @@
 package differ
 
 import (
-	"cmp"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -186,25 +185,6 @@ func (t *tags) addGrant(r *pb.LeaseGrantRequest) {
 	t.add(r.ID == 0, "id of the server's choice")
 	t.add(r.ID < 0, "negative id")
 	t.add(r.TTL > leaseMax, "ttl too large")
-}
-
-// ownChoice tells an id of a server's choice from those of the sequences.
-func ownChoice(id int64) bool { return id > 1<<40 && !slices.Contains(leasePool, id) }
-
-func exemptLeaseIDs(_ identity, m proto.Message) {
-	switch r := m.(type) {
-	case *pb.LeaseGrantResponse:
-		if ownChoice(r.ID) {
-			r.ID = placeholder
-		}
-	case *pb.LeaseLeasesResponse:
-		for _, l := range r.Leases {
-			if ownChoice(l.ID) {
-				l.ID = placeholder
-			}
-		}
-		slices.SortFunc(r.Leases, func(a, b *pb.LeaseStatus) int { return cmp.Compare(a.ID, b.ID) })
-	}
 }
 
 func exemptTimeToLive(_ identity, m proto.Message) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 )
@@ -123,20 +124,24 @@ func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err e
 	defer func() { err = errors.Join(err, right.end()) }()
 
 	sequence := NewGenerator(seed, cfg.Steps)
+	leases := make(leaseTimes)
 	for ctx.Err() == nil {
 		call, more := sequence.Next()
 		if !more {
 			result.Seeds = 1
 			return result, nil
 		}
+		began := time.Now()
 		l, r := both(ctx, call, left, right)
+		ended := time.Now()
 		if ctx.Err() != nil { // the replies tell of the end of the run
 			break
 		}
 		sequence.Observe(call, l)
 		result.Calls++
 		result.Coverage.Add(call, l)
-		l, r = normalise(left.id, l), normalise(right.id, r)
+		leases.observe(call, l, r, began, ended)
+		l, r = normalise(left.id, leases.arranged(l)), normalise(right.id, leases.arranged(r))
 		if same(l, r) && !broken(call, l) {
 			continue
 		}
