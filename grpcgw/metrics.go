@@ -194,6 +194,9 @@ func flagValue(on bool) float64 {
 	return 0
 }
 
+// CountRanges counts the ranges that a transaction executed.
+func (m *Metrics) CountRanges(n int) { m.reads.Add(float64(n)) }
+
 // ObserveRange records a lookup in the keyspace.
 func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {
 	i := 0

@@ -245,10 +245,16 @@ func TestCancelledReads(t *testing.T) {
 }
 
 // TestTxnRanges: the ranges of transactions, large ones and nested ones, read or
-// written, come out as those outside of transactions.
+// written, come out as those outside of transactions, and are counted like them.
 func TestTxnRanges(t *testing.T) {
 	cfg := testConfig(largeMember(t))
 	cfg.Reads = NewReads(DefaultReads, time.Minute)
+	metrics := NewMetrics(MetricsConfig{})
+	cfg.Metrics = metrics
+	counted := func(want int) {
+		t.Helper()
+		wantLines(t, scrapeText(t, metrics), fmt.Sprintf("etcd_mvcc_range_total %d", want))
+	}
 	kv := pb.NewKVClient(serve(t, cfg))
 	ctx := context.Background()
 	ranges := []*pb.RangeRequest{
@@ -288,15 +294,18 @@ func TestTxnRanges(t *testing.T) {
 			}
 		}
 	}
+	counted(len(ranges))
 	resp, err := kv.Txn(ctx, read)
 	if err != nil {
 		t.Fatal(err)
 	}
 	check("read", resp.Responses)
+	counted(2 * len(ranges))
 	if resp, err = kv.Txn(ctx, write); err != nil {
 		t.Fatal(err)
 	}
 	check("written", resp.Responses[0].GetResponseTxn().Responses)
+	counted(3*len(ranges) + 1)
 	if prev := resp.Responses[1].GetResponsePut().PrevKv; !proto.Equal(prev, want[0].Kvs[0]) {
 		t.Errorf("previous pair: got %v", prev)
 	}
