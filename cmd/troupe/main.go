@@ -30,26 +30,26 @@ const (
 )
 
 const (
-	// stopTimeout bounds an orderly stop: answering what was accepted takes
-	// milliseconds, a slow disk seconds, and service managers kill a process that
+	// stopTimeout bounds a graceful stop. Answering the accepted requests takes
+	// milliseconds and a slow disk seconds, and service managers kill a process that
 	// has not stopped after half a minute or more.
 	stopTimeout = 20 * time.Second
-	// secondSignalAfter is how long after the first signal another one is taken
-	// for a second request. Earlier ones are the same request: a process and its
-	// group are often signalled at once, by GNU timeout for example.
+	// secondSignalAfter is how long after the first signal another one counts as a
+	// second request to stop. Earlier ones belong to the first request: a process and
+	// its group are often signalled at once, by GNU timeout for example.
 	secondSignalAfter = time.Second
 )
 
 func main() {
-	// Two: the first signal stops, a second one may exit at once.
+	// The first signal stops the member; a second one ends the process at once.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	p := process{stdout: os.Stdout, stderr: os.Stderr, signals: signals, start: startNode, notify: notifyManager}
 	os.Exit(p.run(os.Args[1:], os.Environ()))
 }
 
-// smallGCPercent is the growth of the heap between garbage collections with
-// --small, instead of 100: less memory, for more CPU.
+// smallGCPercent is GOGC with --small: the heap may grow by so many percent between
+// two garbage collections, which takes less memory and more CPU than the default.
 const smallGCPercent = 30
 
 // startNode starts the real member.
@@ -67,14 +67,14 @@ func startNode(cfg *config.Config, logger zerolog.Logger) (member, error) {
 	return n, nil
 }
 
-// notifyManager tells the service manager the state of the process, if there is
-// one that asked for it with NOTIFY_SOCKET (systemd's Type=notify).
+// notifyManager notifies the service manager of the state of the process, if it
+// asked for it with NOTIFY_SOCKET (systemd's Type=notify).
 func notifyManager(state string) error {
 	_, err := daemon.SdNotify(false, state)
 	return err
 }
 
-// process is what a run depends on, so that tests can do without the real one.
+// process is what a run depends on; tests replace it.
 type process struct {
 	stdout, stderr io.Writer
 	signals        <-chan os.Signal
@@ -86,9 +86,9 @@ type process struct {
 type member interface {
 	// Ready is closed once client calls work.
 	Ready() <-chan struct{}
-	// Stop ends it in order, in the time that ctx allows.
+	// Stop shuts the member down gracefully, within the deadline of ctx.
 	Stop(ctx context.Context) error
-	// Done gets an error when it stops serving without being asked to.
+	// Done receives an error if the member stops serving without a call to Stop.
 	Done() <-chan error
 }
 
@@ -107,7 +107,7 @@ func (p *process) run(args, environ []string) int {
 		return exitUsage
 	}
 	log, logErr := p.openLog(cfg)
-	defer func() { _ = log.Close() }() // the process ends: nothing is left to do about an error
+	defer func() { _ = log.Close() }() // the process ends; nothing can be done about an error
 	for _, w := range warnings {
 		log.Warn().Str("name", w.Name).Str("value", w.Value).Msg(w.Text)
 	}
@@ -127,7 +127,8 @@ func (p *process) help() int {
 	return exitOK
 }
 
-// openLog opens the configured log, or the default one to complain to.
+// openLog opens the configured log. If that fails, it returns the error with the
+// default log, in which the caller reports it.
 func (p *process) openLog(cfg *config.Config) (*logging.Log, error) {
 	var err error
 	if cfg != nil {
@@ -151,7 +152,7 @@ func fail(log *logging.Log, text string, err error) int {
 	return exitFailed
 }
 
-// logConfig says what this member runs with.
+// logConfig logs the version and the effective configuration.
 func logConfig(log *logging.Log, cfg *config.Config) {
 	b := build()
 	e := log.Info().Str("version", b.version).Str("git-sha", b.revision).Str("go-version", b.goVersion)
@@ -187,16 +188,16 @@ func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 	}
 }
 
-// tell notifies the service manager. If that fails, the member goes on: its
-// clients do not depend on it.
+// tell notifies the service manager. If that fails, the member continues: its
+// clients do not depend on the service manager.
 func (p *process) tell(log *logging.Log, state string) {
 	if err := p.notify(state); err != nil {
 		log.Error().Err(err).Str("state", state).Msg("failed to notify the service manager")
 	}
 }
 
-// stop ends the member in order, unless another signal, secondSignalAfter the
-// first one or later, ends the process at once.
+// stop shuts the member down gracefully. If another signal arrives secondSignalAfter
+// the first one or later, it returns at once.
 func (p *process) stop(m member, log *logging.Log) int {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -212,7 +213,7 @@ func (p *process) stop(m member, log *logging.Log) int {
 			return fail(log, "exiting at once", fmt.Errorf("second signal: %v", s))
 		case err := <-stopped:
 			if err != nil {
-				return fail(log, "stopped, but not in order", err)
+				return fail(log, "failed to stop gracefully", err)
 			}
 			log.Info().Msg("stopped")
 			return exitOK

@@ -20,7 +20,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/internal/config"
 )
 
-// fakeMember plays the member.
+// fakeMember stands in for the member.
 type fakeMember struct {
 	done    chan error
 	ready   chan struct{}
@@ -119,8 +119,8 @@ func TestSecondSignal(t *testing.T) {
 	})
 }
 
-// TestServiceManager: a manager that waits for it hears that the member is ready,
-// and that it stops.
+// TestServiceManager: a service manager is notified when the member is ready and when
+// it stops.
 func TestServiceManager(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -149,7 +149,7 @@ func TestServiceManager(t *testing.T) {
 	m.release <- nil
 	r.want(t, exitOK, `"msg":"stopped"`)
 
-	// A manager that is gone costs a line in the log, not the member.
+	// If the service manager is not there, the member logs it and continues.
 	t.Setenv("NOTIFY_SOCKET", path+".gone")
 	m = newFake()
 	r = start(m, nil)

@@ -44,8 +44,8 @@ func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*
 	return n, nil
 }
 
-// logListeners logs where the member can be reached: with port 0, the
-// configuration does not say.
+// logListeners logs the addresses of the listeners: with port 0, the kernel chooses
+// the port.
 func logListeners(logger zerolog.Logger, traffic string, listeners []net.Listener) {
 	for _, l := range listeners {
 		logger.Info().Str("traffic", traffic).Str("address", l.Addr().String()).Msg("serving client traffic")
@@ -58,8 +58,8 @@ func closeAll(listeners []net.Listener) {
 	}
 }
 
-// listen opens a listener for each URL. The socket file of a member that was
-// killed is replaced.
+// listen opens a listener for each URL. It replaces a socket file that a killed
+// member left behind.
 func listen(urls []url.URL, reusePort bool) (listeners []net.Listener, err error) {
 	defer func() {
 		if err != nil {

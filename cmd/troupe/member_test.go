@@ -13,9 +13,8 @@ import (
 	"github.com/troupe-db/troupe/cmd/internal/config"
 )
 
-// TestStartMember: the log says where a member can be reached, also if the kernel
-// chose the port. A start that is refused leaves the address free and the disk as
-// it was.
+// TestStartMember: the addresses of the listeners are logged, also if the kernel chose
+// the port. A start that is refused leaves the addresses free and the disk unchanged.
 func TestStartMember(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	args := []string{"--small", "--data-dir", dir, "--listen-client-urls=http://127.0.0.1:0", "--advertise-client-urls=http://127.0.0.1:1",

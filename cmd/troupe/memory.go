@@ -9,8 +9,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// availableMemory returns how many bytes of memory the process may use: what the
-// machine has, or its cgroup, whichever is less; 0 if neither can be told.
+// availableMemory returns how many bytes of memory the process may use: the lesser of
+// the machine's memory and the cgroup's limit, or 0 if neither is known.
 func availableMemory() uint64 {
 	system, err := memlimit.FromSystem()
 	if err != nil {
@@ -27,39 +27,38 @@ func availableMemory() uint64 {
 // within. The rest is for mapped files, and for other processes of the machine.
 const memoryShare = 0.9
 
-// limitMemory sets the soft memory limit of Go's runtime, unless GOMEMLIMIT is set,
-// and says so in the log. Near the limit the collector runs more often instead of
-// letting the heap grow.
+// limitMemory sets and logs the soft memory limit of Go's runtime, unless GOMEMLIMIT
+// is set. Near the limit the garbage collector runs more often instead of letting the
+// heap grow.
 func limitMemory(log zerolog.Logger) {
 	available := availableMemory()
 	if available == 0 {
-		log.Warn().Msg("cannot tell how much memory there is; no memory limit is set")
+		log.Warn().Msg("failed to determine the available memory; no memory limit is set")
 		return
 	}
 	limit, err := memlimit.Set(memlimit.WithRatio(memoryShare), memlimit.WithProvider(memlimit.Limit(available)))
-	if err != nil { // of the environment; the limit stays as it was
+	if err != nil { // GOMEMLIMIT is malformed; the limit is unchanged
 		log.Warn().Err(err).Msg("failed to set the memory limit")
 		return
 	}
 	log.Info().Uint64("available-bytes", available).Int64("limit-bytes", limit).Msg("soft memory limit")
 }
 
-// Go's collector lets the heap grow to about twice what was live, and runs again
-// when it is full: in a member that has become idle, hours later. What a load left
-// behind would count as memory of the process until then. So when the process
-// becomes idle and there is something to gain, it collects and returns memory.
+// Go's garbage collector lets the heap grow to about twice the live bytes before it
+// runs again. In a member that has become idle this takes hours, during which the
+// garbage of the last load stays resident. Therefore, when the process becomes idle
+// and a collection would free enough, it collects and returns memory to the system.
 const (
-	// idlePeriod is how often the process is looked at. A release follows the end of
-	// a load after two to three periods.
+	// idlePeriod is the sampling interval of the heap. Memory is returned two to three
+	// periods after the end of a load.
 	idlePeriod = time.Second
-	// idleBytes is how many bytes an idle process allocates in a period at most:
-	// some hundred requests. A busier one would fill the heap again soon.
+	// idleBytes is the most bytes that a process may allocate in a period and count as
+	// idle. A busier one would soon fill the heap again.
 	idleBytes = 1 << 20
-	// A release is worth its collection, which takes some 100 ms of CPU per million
-	// keys, if it can return at least releaseBytes and a releaseShare-th of the heap.
-	// Between two releases the process must have allocated as much as is live: about
-	// then a collection would be due anyway, so that releases of a process that is
-	// hardly ever busy at most double its collections.
+	// A release costs a collection. It is made if it can return at least releaseBytes
+	// and a releaseShare-th of the live heap. Between two releases the process must
+	// have allocated as many bytes as are live, after which a collection would be due
+	// anyway: so releases at most double the number of collections.
 	releaseBytes = 16 << 20
 	// releaseBytesSmall is releaseBytes with --small.
 	releaseBytesSmall = 2 << 20
@@ -69,20 +68,20 @@ const (
 // heapSample is the heap at one moment, in bytes.
 type heapSample struct {
 	allocated uint64 // since the process started
-	live      uint64 // found live by the last collection
-	held      uint64 // objects, dead ones included, and free memory not returned
+	live      uint64 // reachable at the last collection
+	held      uint64 // objects, including garbage, and free memory not returned
 }
 
 // idleHeap decides when memory is returned.
 type idleHeap struct {
-	least uint64 // bytes that a release has to return, so that it is worth it
-	// first is set until the first release if that is due whatever it returns. What the
-	// last collection of a start found live may be dead since then, as the memtable
-	// that the store replayed is once it is flushed, and an idle process does not find
-	// out by itself.
+	least uint64 // the fewest bytes that a release must be able to return
+	// first makes the first release due however little it returns; that release clears
+	// it. Objects that were live in the last collection during a start may be garbage
+	// by now, such as the memtable that the store replayed and then flushed, and an idle
+	// process would not collect them by itself.
 	first    bool
-	last     uint64 // heapSample.allocated of the sample before
-	idle     bool   // the period before was idle
+	last     uint64 // heapSample.allocated of the previous sample
+	idle     bool   // the previous period was idle
 	released uint64 // heapSample.allocated when due was last true
 }
 

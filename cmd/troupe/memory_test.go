@@ -12,8 +12,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// TestFirstIdle: a small member collects when it is idle for the first time, though
-// there seems to be nothing to gain, and then no more.
+// TestFirstIdle: a small member collects when it is first idle, even if there seems to
+// be nothing to free, and not again.
 func TestFirstIdle(t *testing.T) {
 	h := idleHeap{least: releaseBytesSmall, first: true}
 	sample := heapSample{allocated: 30 << 20, live: 8 << 20, held: 9 << 20}
@@ -27,8 +27,8 @@ func TestFirstIdle(t *testing.T) {
 	}
 }
 
-// TestLimitMemory: the runtime gets a share of the memory that there is as its limit,
-// unless the environment decides.
+// TestLimitMemory: the runtime's limit is a share of the available memory, unless
+// GOMEMLIMIT is set.
 func TestLimitMemory(t *testing.T) {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 	var log bytes.Buffer

@@ -8,7 +8,7 @@ import (
 	"go.etcd.io/etcd/api/v3/version"
 )
 
-// buildInfo says what this binary was made from.
+// buildInfo identifies what this binary was built from.
 type buildInfo struct{ version, revision, goVersion string }
 
 func build() buildInfo {

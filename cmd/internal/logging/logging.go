@@ -1,6 +1,6 @@
-// Package logging builds a member's log: one JSON object a line with the keys
-// level, ts, caller and msg, as etcd writes it, so that what reads etcd's log
-// reads Troupe's. Libraries write into the same log.
+// Package logging builds a member's log: one JSON object per line with the keys
+// level, ts, caller and msg, as in etcd's log, so that tools for etcd's log work with
+// Troupe's. Libraries write to the same log.
 package logging
 
 import (
@@ -23,8 +23,8 @@ import (
 // timeFormat is RFC 3339 in UTC with microseconds.
 const timeFormat = "2006-01-02T15:04:05.000000Z0700"
 
-// The names of keys and their forms are the process's, not a logger's: zerolog
-// has them as variables. They are set once, before anything can log.
+// In zerolog the names and formats of keys are package variables, not properties of a
+// logger. They are set once, before anything can log.
 func init() {
 	zerolog.TimestampFieldName = "ts"
 	zerolog.MessageFieldName = "msg"
@@ -33,8 +33,8 @@ func init() {
 	zerolog.CallerMarshalFunc = func(_ uintptr, file string, line int) string { return place(file, line) }
 }
 
-// place shortens a source file to its folder and name, which is enough to find
-// it, and the same on every machine.
+// place shortens the path of a source file to its folder and name, which identify it
+// and do not depend on the machine.
 func place(file string, line int) string {
 	dir, name := filepath.Split(file)
 	return filepath.Base(dir) + "/" + name + ":" + strconv.Itoa(line)
@@ -46,8 +46,8 @@ type Log struct {
 	files []*os.File
 }
 
-// Open opens the outputs of a configuration. Files are appended to, and created
-// if need be.
+// Open opens the outputs of a configuration. Files are created if they do not exist,
+// and appended to.
 func Open(cfg config.Log, stdout, stderr io.Writer) (*Log, error) {
 	level, err := zerolog.ParseLevel(cfg.Level)
 	if err != nil {
@@ -94,17 +94,16 @@ func (l *Log) Close() error {
 	return errors.Join(errs...)
 }
 
-// Adopt makes the libraries that log on their own, gRPC and whatever uses Go's
-// standard logger, write into l. It is for the process as a whole, and to be
-// called before gRPC is used.
+// Adopt makes gRPC and everything that uses Go's standard logger write to l. It
+// changes the whole process and must be called before gRPC is used.
 func (l *Log) Adopt() {
 	grpclog.SetLoggerV2(grpcLogger{l.With().Str("library", "grpc").Logger()})
 	stdlog.SetFlags(0)
 	stdlog.SetOutput(lineWriter{l.With().Str("library", "std").Logger()})
 }
 
-// lineWriter logs what Go's standard logger prints; net/http uses it for
-// connections that fail.
+// lineWriter logs the output of Go's standard logger, which net/http uses to report
+// failed connections.
 type lineWriter struct{ zerolog.Logger }
 
 func (w lineWriter) Write(b []byte) (int, error) {
@@ -112,13 +111,13 @@ func (w lineWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// grpcLogger takes gRPC's log one level down: what gRPC calls an error is a
-// connection that ended, which is normal operation for a server.
+// grpcLogger lowers gRPC's levels by one: gRPC logs an error when a connection ends,
+// which is normal operation for a server.
 type grpcLogger struct{ zerolog.Logger }
 
 var _ grpclog.LoggerV2 = grpcLogger{}
 
-// text is what fmt.Sprintln makes of v, without the newline.
+// text formats v as fmt.Sprintln does, without the newline.
 func text(v []any) string { return strings.TrimSuffix(fmt.Sprintln(v...), "\n") }
 
 func (l grpcLogger) Info(v ...any)                  { l.Debug().Msg(fmt.Sprint(v...)) }
@@ -134,6 +133,6 @@ func (l grpcLogger) Fatal(v ...any)                 { l.Logger.Fatal().Msg(fmt.S
 func (l grpcLogger) Fatalln(v ...any)               { l.Logger.Fatal().Msg(text(v)) }
 func (l grpcLogger) Fatalf(format string, v ...any) { l.Logger.Fatal().Msgf(format, v...) }
 
-// V tells whether gRPC should bother to make a message; its own chatter is for
-// debugging only.
+// V reports whether gRPC should format a message: its verbose messages are logged at
+// the debug level only.
 func (l grpcLogger) V(level int) bool { return level <= 0 && l.GetLevel() <= zerolog.DebugLevel }

@@ -32,8 +32,8 @@ func open(t *testing.T, cfg config.Log, out, err io.Writer) *Log {
 	return l
 }
 
-// TestEveryLineHasTheKeys: whoever writes, each line is an object with level, ts,
-// caller and msg.
+// TestEveryLineHasTheKeys: each line is an object with level, ts, caller and msg,
+// also those of libraries.
 func TestEveryLineHasTheKeys(t *testing.T) {
 	var b bytes.Buffer
 	l := open(t, config.Log{Level: "debug", Format: config.LogJSON, Outputs: []string{config.LogDefault}}, nil, &b)
