@@ -172,7 +172,7 @@ func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 	for ready := m.Ready(); ; {
 		select {
 		case <-ready:
-			p.tell(log, daemon.SdNotifyReady)
+			p.notifyState(log, daemon.SdNotifyReady)
 			ready = nil // once
 		case err := <-m.Done():
 			if err != nil {
@@ -182,15 +182,15 @@ func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 			return exitOK
 		case s := <-p.signals:
 			log.Info().Stringer("signal", s).Msg("received signal; shutting down")
-			p.tell(log, daemon.SdNotifyStopping)
+			p.notifyState(log, daemon.SdNotifyStopping)
 			return p.stop(m, log)
 		}
 	}
 }
 
-// tell notifies the service manager. If that fails, the member continues: its
+// notifyState notifies the service manager. If that fails, the member continues: its
 // clients do not depend on the service manager.
-func (p *process) tell(log *logging.Log, state string) {
+func (p *process) notifyState(log *logging.Log, state string) {
 	if err := p.notify(state); err != nil {
 		log.Error().Err(err).Str("state", state).Msg("failed to notify the service manager")
 	}
