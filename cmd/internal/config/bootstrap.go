@@ -11,20 +11,19 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
-// errSeveral: there is no transport between members.
+// errSeveral is returned because there is no transport between members.
 var errSeveral = errors.New("--initial-cluster names several members: only clusters of one member can be started")
 
-// errJoin begins as etcd's does, which asks the members of the existing cluster.
+// errJoin begins like etcd's error, which comes from asking the existing members.
 var errJoin = errors.New("cannot fetch cluster info from peer urls")
 
 // Bootstrap derives the ids and the members of the initial cluster and stores them
-// in Node. The flags that it reads concern a member without data: exists reports
-// that there is data, with which they need not make sense any more and are ignored
-// if they do not.
+// in Node. The flags that it reads are for a member without data. If exists is set,
+// the member has data, and the flags are ignored if they are invalid.
 //
-// A member without data that is said to be part of an existing cluster is refused.
-// Its data may be on a disk that is not mounted, and with a new cluster in its
-// place clients would find an empty store.
+// If a member of an existing cluster has no data, Bootstrap returns an error. The
+// data may be on a disk that is not mounted; creating a new cluster in its place
+// would show clients an empty store.
 func (c *Config) Bootstrap(exists bool) error {
 	if !exists && c.InitialClusterState == StateExisting {
 		return fmt.Errorf("%w: --initial-cluster-state is %q, there is no data of a member in %s, and joining a cluster is not implemented",

@@ -3,11 +3,11 @@
 // manifest that starts etcd starts Troupe.
 //
 // Parse reads the flags of the registry (registry.go) from the command line, then
-// from the environment, where --a-b is ETCD_A_B. A flag that works stores its
-// value in the Config, most of them right in its Node. A flag of etcd that has no
-// effect yet causes a Warning when it is given, and an error if ignoring it would
-// do harm. At last, derive computes what follows from several flags, and validate
-// rejects what cannot work.
+// from the environment, where --a-b is ETCD_A_B. A flag that works stores its value
+// in the Config, usually directly in its Node. A flag of etcd that has no effect yet
+// causes a Warning if it is given, or an error if ignoring it would do harm. Finally,
+// derive computes the values that depend on several flags, and validate rejects what
+// cannot work.
 package config
 
 import (
@@ -30,12 +30,12 @@ import (
 
 // Config is the configuration of a member.
 type Config struct {
-	// Node is the member's own, without what only the process has: listeners,
-	// logger, and the way to exit. Bootstrap sets what it knows of its cluster.
+	// Node configures the member, except for what the process provides: listeners,
+	// logger, and the exit function. Bootstrap sets its ids and its cluster's members.
 	Node node.Config
 
 	ListenClientURLs    []url.URL
-	ListenPeerURLs      []url.URL // for checks alone: nothing listens there
+	ListenPeerURLs      []url.URL // only checked: nothing listens there
 	ListenMetricsURLs   []url.URL // none by default
 	AdvertiseClientURLs []url.URL
 	AdvertisePeerURLs   []url.URL
@@ -66,7 +66,7 @@ const (
 	metricsExtensive = "extensive"
 )
 
-// Log says where the log goes.
+// Log configures the log.
 type Log struct {
 	Level   string   // debug, info, warn, error, panic or fatal
 	Format  string   // LogJSON or LogConsole
@@ -84,7 +84,7 @@ const (
 	logJournal = "systemd/journal"
 )
 
-// Warning is something odd in the configuration that does not keep a member from
+// Warning is a problem with the configuration that does not prevent a member from
 // starting.
 type Warning struct {
 	Text  string
@@ -92,28 +92,28 @@ type Warning struct {
 	Value string
 }
 
-// Errors of Parse that are no mistakes.
+// Errors of Parse that report a request of the user, not a mistake.
 var (
-	// ErrHelp: the user asked for the flags. See WriteHelp.
+	// ErrHelp means that the user asked for the flags. See WriteHelp.
 	ErrHelp = errors.New("config: help requested")
-	// ErrVersion: the user asked for the version.
+	// ErrVersion means that the user asked for the version.
 	ErrVersion = errors.New("config: version requested")
 )
 
-// ErrShadowed: a flag is given on the command line and its environment variable is
-// set too, so that one of them would be ignored.
+// ErrShadowed means that a flag is given on the command line and in the environment
+// too, so that one of the two would be ignored.
 var ErrShadowed = errors.New("conflicting environment variable is shadowed by corresponding command-line flag " +
 	"(either unset environment variable or disable flag))")
 
-// UsageError is a command line that cannot be understood. The process prints it
-// and its usage and exits with code 2. Any other error of Parse is a configuration
-// that cannot work, and exits with code 1.
+// UsageError is a command line that cannot be parsed. The process prints it with the
+// usage and exits with code 2. Any other error of Parse is a configuration that
+// cannot work; the process exits with code 1.
 type UsageError struct{ Err error }
 
 func (e *UsageError) Error() string { return e.Err.Error() }
 func (e *UsageError) Unwrap() error { return e.Err }
 
-// parser holds what becomes a Config while flags are being read.
+// parser is the state of Parse: the Config so far, and what does not belong into it.
 type parser struct {
 	Config
 	flags *flag.FlagSet
@@ -124,7 +124,7 @@ type parser struct {
 	metrics, logger           string
 	version                   bool
 	features                  featureGates
-	// Of flags that have no effect, and limits all the same.
+	// Values of flags that have no effect and are validated all the same.
 	compactHashCheck time.Duration
 	tlsMin, tlsMax   string
 
@@ -132,7 +132,7 @@ type parser struct {
 }
 
 // Parse reads the command line, without the program's name, and the environment
-// in the form of os.Environ. Warnings are returned with an error too.
+// in the form of os.Environ. It returns the warnings with an error too.
 func Parse(args, environ []string) (*Config, []Warning, error) {
 	p := newParser()
 	if err := p.parse(args, environ); err != nil {
@@ -187,9 +187,9 @@ func envName(name string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 }
 
-// readEnvironment sets what the command line did not. A variable of a flag that
-// the command line sets is an error, even an empty one; otherwise an empty
-// variable counts as absent.
+// readEnvironment sets the flags that are not on the command line. A variable for a
+// flag that is on the command line is an error, even if the variable is empty;
+// otherwise an empty variable counts as absent.
 func (p *parser) readEnvironment(environ []string) error {
 	values := map[string]string{}
 	for _, kv := range environ {
@@ -231,10 +231,10 @@ func (p *parser) warn(text, name, value string) {
 	p.warnings = append(p.warnings, Warning{text, name, value})
 }
 
-// leastWatchProgress is etcd's: a shorter interval is raised to it.
+// leastWatchProgress is etcd's minimum: a shorter interval is raised to it.
 const leastWatchProgress = 100 * time.Millisecond
 
-// derive computes what follows from several flags.
+// derive computes the values that depend on several flags.
 func (p *parser) derive() error {
 	n := &p.Node
 	n.ExtensiveMetrics = p.metrics == metricsExtensive
@@ -247,12 +247,12 @@ func (p *parser) derive() error {
 		n.Gateway.WatchProgress = grpcgw.DefaultWatchProgress
 	}
 	n.Gateway.WatchProgress = max(n.Gateway.WatchProgress, leastWatchProgress)
-	// A member that accepts more proposals has to pass them on.
+	// A larger limit of the proposer needs a larger one of raft behind it.
 	if !p.given["mailbox-raft-requests"] {
 		n.Mailboxes.Raft.Requests = max(n.Mailboxes.Raft.Requests, 2*n.Mailboxes.Proposer.Requests)
 	}
-	// If only the URLs to listen on are given, clients cannot know under which
-	// name to come.
+	// If only the URLs to listen on are given, the default to advertise is wrong.
+	// validate then demands --advertise-client-urls.
 	if p.given["listen-client-urls"] && !p.given["advertise-client-urls"] {
 		p.AdvertiseClientURLs = nil
 	}
@@ -268,8 +268,8 @@ func (p *parser) derive() error {
 	return p.deriveRetention()
 }
 
-// leastRetention keeps automatic compaction, which looks ten times in a period,
-// from running all the time. etcd divides by zero below ten nanoseconds.
+// leastRetention keeps automatic compaction, which polls ten times per period, from
+// running all the time. etcd divides by zero below ten nanoseconds.
 const leastRetention = 10 * time.Millisecond
 
 // deriveRetention reads --auto-compaction-retention in the unit of the mode: a

@@ -61,7 +61,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestForms: all ways in which a flag may be written, and what wins.
+// TestForms: all ways to write a flag, and their precedence.
 func TestForms(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
@@ -131,8 +131,8 @@ func TestForms(t *testing.T) {
 	}
 }
 
-// TestComplaints: what is wrong is named in etcd's words, and a command line that
-// makes no sense (exit code 2) is told from a configuration that cannot work (1).
+// TestComplaints: errors have etcd's texts, and a command line that cannot be parsed
+// (exit code 2) is distinguished from a configuration that cannot work (1).
 func TestComplaints(t *testing.T) {
 	for _, tc := range []struct {
 		args  []string

@@ -37,7 +37,7 @@ var knownFeatures = []grpcgw.Feature{
 	{Name: "TxnModeWriteWithSharedBuffer", Stage: beta, Enabled: true},
 }
 
-// featureGates is the value of --feature-gates: what was set explicitly.
+// featureGates is the value of --feature-gates: the gates that were set explicitly.
 type featureGates struct{ set map[string]bool }
 
 // Set implements flag.Value. It reads "A=true,B=false".
@@ -75,8 +75,8 @@ func (g *featureGates) String() string {
 	return strings.Join(pairs, ",")
 }
 
-// list returns all features as they are now. AllAlpha and AllBeta stand for the
-// features of their stage that were not set by name.
+// list returns all features with their current values. AllAlpha and AllBeta enable
+// the features of their stage that were not set by name.
 func (g *featureGates) list() []grpcgw.Feature {
 	features := slices.Clone(knownFeatures)
 	for i := range features {
@@ -92,8 +92,7 @@ func (g *featureGates) list() []grpcgw.Feature {
 	return features
 }
 
-// changed lists the features that differ from etcd's defaults, and are not acted
-// on.
+// changed lists the features that differ from etcd's defaults and have no effect.
 func (g *featureGates) changed() (names []string) {
 	for i, f := range g.list() {
 		if f.Enabled != knownFeatures[i].Enabled && f.Name != allAlpha && f.Name != allBeta && f.Name != fastKeepAlive {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Usage is printed after an error of the command line.
+// Usage is printed after a UsageError.
 const Usage = `Usage:
 
   troupe [flags]
@@ -19,7 +19,8 @@ const Usage = `Usage:
     Show all flags.
 `
 
-// WriteHelp lists all flags by section, with default, state and meaning.
+// WriteHelp lists all flags by section, with their defaults and usage, and marks those
+// that have no effect.
 func WriteHelp(w io.Writer) error {
 	p := newParser()
 	var b strings.Builder

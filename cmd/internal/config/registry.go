@@ -13,27 +13,27 @@ import (
 	"github.com/troupe-db/troupe/grpcgw"
 )
 
-// state says what becomes of a flag that is given.
+// state is how a given flag is handled.
 type state string
 
 const (
 	works   state = "works"
-	warns   state = "no effect" // and a Warning says so
-	refused state = "refused"   // an error, because ignoring it would do harm
+	warns   state = "no effect" // giving it causes a Warning
+	refused state = "refused"   // giving it is an error, because ignoring it would do harm
 )
 
-// flagSpec is everything there is to know of one flag.
+// flagSpec defines one flag.
 type flagSpec struct {
 	name  string
 	state state
-	value string // default, in the form in which it may be given; empty: none is set
-	// bind returns where a given value is stored. Each call is for another parser.
+	value string // the default, as text; empty for the zero value
+	// bind returns a flag.Value that stores a given value in the parser.
 	bind  func(*parser) flag.Value
-	usage string // of a flag that works: what it does; otherwise: why it does nothing
-	// quiet is the value, other than the default, that describes what the member
-	// does anyway, so that giving it causes no Warning and no error.
+	usage string // what the flag does, or why it has no effect
+	// quiet is a value, other than the default, that matches what the member does
+	// anyway. Giving it causes no Warning and no error.
 	quiet string
-	// always causes the Warning whatever the value.
+	// always causes the Warning for every value, including the default.
 	always bool
 }
 
@@ -65,8 +65,8 @@ const (
 	etcdRemoved = "etcd has removed the flag and ignores it too"
 )
 
-// registry holds every flag of etcd 3.7.3, and Troupe's own. A flag is defined
-// here and nowhere else: its row says where a value goes.
+// registry holds every flag of etcd 3.7.3, and Troupe's own. A flag is defined here
+// and nowhere else: its row also names the field that the value is stored in.
 var registry = []section{
 	{"Member", []flagSpec{
 		{name: "name", state: works, value: defaultName, bind: func(p *parser) flag.Value { return text(&p.Node.Name) },
@@ -260,8 +260,8 @@ var registry = []section{
 		"snapshot", "v", "vv", "test.coverprofile", "test.outputdir")},
 }
 
-// Values of flags without an effect are parsed all the same: a typing mistake
-// must not stay hidden until the flag works.
+// Values of flags without an effect are parsed all the same, so that a malformed value
+// is reported now and not when the flag gets an effect.
 
 func unusedText(*parser) flag.Value     { return text(new(string)) }
 func unusedBoolean(*parser) flag.Value  { return boolean(new(bool)) }
@@ -269,8 +269,8 @@ func unusedInteger(*parser) flag.Value  { return integer(new(int)) }
 func unusedNatural(*parser) flag.Value  { return natural(new(int64)) }
 func unusedDuration(*parser) flag.Value { return duration(new(time.Duration)) }
 
-// mailboxFlags are the limits of the mailboxes. Their defaults are node's,
-// because what a stage can bear is known where the stage is.
+// mailboxFlags are the limits of the mailboxes. Their defaults are defined in package
+// node, beside the stages.
 func mailboxFlags() []flagSpec {
 	var flags []flagSpec
 	for _, m := range []struct {
@@ -315,7 +315,7 @@ func each(fn func(*flagSpec)) {
 	}
 }
 
-// define adds all flags to the parser's set, with their defaults.
+// define adds all flags with their defaults to the parser's flag set.
 func (p *parser) define() {
 	p.Node.Gateway = grpcgw.DefaultConfig()
 	p.Node.Mailboxes = node.DefaultMailboxes()
@@ -330,8 +330,8 @@ func (p *parser) define() {
 	})
 }
 
-// idle reports whether a flag without an effect was set to anything but what the
-// member does anyway, and to what.
+// idle reports whether a flag without an effect was given a value that does not match
+// what the member does anyway, and returns the value.
 func (p *parser) idle(s *flagSpec) (value string, ok bool) {
 	f := p.flags.Lookup(s.name)
 	value = f.Value.String()

@@ -37,8 +37,8 @@ cluster-active-size cluster-remove-delay cluster-sync-interval config force max-
 peer-heartbeat-interval peer-election-timeout retry-interval snapshot v vv test.coverprofile test.outputdir
 `)
 
-// TestEveryFlagOfEtcd: no flag is missing, none is defined twice, and none is
-// added but those in the section of Troupe's own.
+// TestEveryFlagOfEtcd: no flag is missing, none is defined twice, and only the section
+// of Troupe's own adds any.
 func TestEveryFlagOfEtcd(t *testing.T) {
 	have := map[string]bool{}
 	newParser().flags.VisitAll(func(f *flag.Flag) { have[f.Name] = true })
@@ -60,8 +60,6 @@ func TestEveryFlagOfEtcd(t *testing.T) {
 	}
 }
 
-// other returns a valid value of a flag that differs from its default, and from
-// what the member does anyway.
 // other returns a value of a flag, other than its default, that the parser
 // accepts beside args. For one that is refused, the right type is enough.
 func other(t *testing.T, s *flagSpec, args []string) string {
@@ -80,7 +78,7 @@ func other(t *testing.T, s *flagSpec, args []string) string {
 	return ""
 }
 
-// destinations are where values end up, as one text.
+// destinations returns everything that flags are stored in, as one text.
 func destinations(t *testing.T, args, environ []string) string {
 	t.Helper()
 	p := newParser()
@@ -146,8 +144,8 @@ func TestNoFlagIsSilent(t *testing.T) {
 	})
 }
 
-// TestDefaultIsSilent: a manifest that spells out defaults gets no warning, but
-// for flags whose default promises what the member does not do.
+// TestDefaultIsSilent: defaults that are given cause no warning, except for flags whose
+// default promises something that the member does not do.
 func TestDefaultIsSilent(t *testing.T) {
 	args := []string{"--data-dir=d"}
 	each(func(s *flagSpec) {

@@ -11,18 +11,19 @@ import (
 	"time"
 )
 
-// ErrAdvertiseClientURLs: the URLs to listen on are given, those for clients are not.
+// ErrAdvertiseClientURLs means that the URLs to listen on are given, and the URLs to
+// advertise are not.
 var ErrAdvertiseClientURLs = errors.New("--advertise-client-urls is required when --listen-client-urls is set explicitly")
 
 const (
-	// maxElectionMillis is etcd's limit: with a longer timeout, a cluster that
-	// loses its leader stays without one for longer than operators wait.
+	// maxElectionMillis is etcd's limit: with a longer timeout, a cluster that loses
+	// its leader would be unavailable for too long.
 	maxElectionMillis = 50000
-	// heartbeatsPerElection is how many heartbeats must fit into an election
-	// timeout at least, so that losing one causes no election.
+	// heartbeatsPerElection is the least number of heartbeats per election timeout, so
+	// that a lost heartbeat causes no election.
 	heartbeatsPerElection = 5
 	// recommendedRequestBytes is the largest --max-request-bytes without a
-	// warning: larger requests delay all others behind them.
+	// warning: larger requests delay those behind them.
 	recommendedRequestBytes = 10 << 20
 	// mostRequestBytes leaves room for gRPC's framing, whose sizes are 31 bits.
 	mostRequestBytes = 1 << 30

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// value is a flag.Value that stores what parse makes of the text in *p.
+// value is a flag.Value that parses the text and stores the result in *p.
 type value[T any] struct {
 	p      *T
 	parse  func(string) (T, error)
@@ -33,8 +33,8 @@ func (v value[T]) Set(s string) error {
 // String implements flag.Value.
 func (v value[T]) String() string { return v.format(*v.p) }
 
-// The values of numbers, durations and booleans fail with the texts of package
-// flag, which etcd's flags have.
+// Numbers, durations and booleans fail with the error texts of package flag, as
+// etcd's flags do.
 var (
 	errParse = errors.New("parse error")
 	errRange = errors.New("value out of range")
@@ -91,7 +91,7 @@ func millis(p *time.Duration) flag.Value {
 	}, func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }}
 }
 
-// integer is a number with a sign: int for T is etcd's int, int64 its int64.
+// integer is a signed number.
 func integer[T int | int64](p *T) flag.Value {
 	return value[T]{p, func(s string) (T, error) {
 		n, err := strconv.ParseInt(s, 0, 64)
@@ -102,8 +102,8 @@ func integer[T int | int64](p *T) flag.Value {
 	}, func(n T) string { return strconv.FormatInt(int64(n), 10) }}
 }
 
-// natural is a number without a sign that is stored in a signed one. What does
-// not fit is out of range.
+// natural is an unsigned number that is stored in a signed integer. Values that do
+// not fit are out of range.
 func natural[T int | int64](p *T) flag.Value {
 	return value[T]{p, func(s string) (T, error) {
 		n, err := strconv.ParseUint(s, 0, 64)
@@ -198,8 +198,8 @@ func origins(p *[]string) flag.Value {
 	}, func(list []string) string { return strings.Join(list, ",") }}
 }
 
-// urls is a list of URLs, sorted and without duplicates. The empty text leaves
-// the list as it is.
+// urls is a list of URLs, sorted and without duplicates. An empty text does not
+// change the list.
 func urls(p *[]url.URL) flag.Value {
 	return value[[]url.URL]{p, func(s string) ([]url.URL, error) {
 		if s == "" {
@@ -253,8 +253,8 @@ func checkURL(u *url.URL, s string) error {
 	return nil
 }
 
-// ignored accepts every value, and none. Flags that etcd has removed take a value
-// only after "=".
+// ignored accepts any value, or none, for flags that etcd has removed. They take a
+// value only after "=".
 type ignored struct{ boolValue }
 
 func newIgnored() flag.Value {
