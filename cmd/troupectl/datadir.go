@@ -12,17 +12,17 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// errInUse: nothing is looked at while a member writes it.
+// errInUse is returned for a data directory that a running member has locked.
 var errInUse = errors.New("a member is running on it; stop the member first")
 
-// dataDir is a data directory on which no member can start until it is closed.
+// dataDir is a locked data directory: no member can start on it until close.
 type dataDir struct {
 	path string
 	node.Layout
 	lock io.Closer // of the log's folder; nil if there is none
 }
 
-// openDataDir locks a data directory. It refuses what is none, and says why.
+// openDataDir locks a data directory. The error says why a path is not one.
 func openDataDir(path, walDir string) (*dataDir, error) {
 	info, err := os.Stat(path)
 	switch {
@@ -43,7 +43,7 @@ func openDataDir(path, walDir string) (*dataDir, error) {
 	}
 	d.lock, err = wal.OSFS{}.Lock(d.Log)
 	switch {
-	case errors.Is(err, fs.ErrNotExist): // that the log is missing is for the check to say
+	case errors.Is(err, fs.ErrNotExist): // the check reports the missing log
 	case errors.Is(err, wal.ErrLocked):
 		return nil, fmt.Errorf("%s: %w", path, errInUse)
 	case err != nil:
@@ -52,7 +52,7 @@ func openDataDir(path, walDir string) (*dataDir, error) {
 	return d, nil
 }
 
-// recognise refuses a directory in which nothing is a member's.
+// recognise returns an error if nothing in the directory is a member's data.
 func (d *dataDir) recognise() error {
 	for _, path := range []string{d.Identity, d.Log, d.Store} {
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
@@ -83,8 +83,8 @@ func (d *dataDir) close() error {
 	return d.lock.Close()
 }
 
-// name is how a file is called in what is printed: relative to the data
-// directory, if it is in there.
+// name returns the printed name of a file: its path, relative to the data directory if
+// it is below that.
 func (d *dataDir) name(folder, file string) string {
 	path := filepath.Join(folder, file)
 	if rel, err := filepath.Rel(d.path, path); err == nil && filepath.IsLocal(rel) {
@@ -93,8 +93,8 @@ func (d *dataDir) name(folder, file string) string {
 	return path
 }
 
-// heldFS is the disk of a log whose lock is held already: between two readings
-// of the log no member may start.
+// heldFS is the file system of a log whose lock the dataDir holds. Its Lock does
+// nothing, so that the lock stays held between two reads of the log.
 type heldFS struct{ wal.OSFS }
 
 // Lock implements wal.FS.

@@ -13,7 +13,7 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// describeRecord puts what is in a record into one line.
+// describeRecord formats a record as one line.
 func describeRecord(r *wal.Record, values bool) string {
 	switch r.Kind {
 	case wal.KindEntry:
@@ -58,8 +58,8 @@ func describeConf(c *raftpb.ConfState) string {
 
 var errNoRequest = errors.New("a request of a later version")
 
-// describeEntry decodes what an entry carries. The error is what a start would
-// stumble over.
+// describeEntry decodes and formats the data of an entry. It fails for data on which a
+// start would fail too.
 func describeEntry(r *wal.Record, values bool) (string, error) {
 	switch r.EntryType {
 	case raftpb.EntryConfChange:
@@ -107,7 +107,7 @@ func describeChange(c *raftpb.ConfChangeV2, context []byte) (string, error) {
 	return strings.Join(parts, " "), nil
 }
 
-// describeRequest puts a request into the form Name field=value ...
+// describeRequest formats a request as: Name field=value ...
 func describeRequest(req *applymsg.Request, values bool) string {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
@@ -135,7 +135,7 @@ func describeRequest(req *applymsg.Request, values bool) string {
 	return fmt.Sprintf("%T", req.Op)
 }
 
-// leasesShown bounds the ids on a line: a batch of leases has a thousand.
+// leasesShown is the most ids on a line: a batch may hold a thousand leases.
 const leasesShown = 8
 
 func describeRevoke(r *applymsg.LeaseRevoke) string {

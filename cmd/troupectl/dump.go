@@ -12,7 +12,7 @@ import (
 
 func dumpCommand(args []string, stdout io.Writer) (err error) {
 	flags, parse := newFlags(stdout)
-	walDir := flags.String("wal-dir", "", "where the log is, if not in the data directory")
+	walDir := flags.String("wal-dir", "", "directory of the log, if it is not below the data directory")
 	from := flags.Uint64("from", 0, "first index to print")
 	to := flags.Uint64("to", math.MaxUint64, "last index to print")
 	values := flags.Bool("values", false, "print values, not their sizes")
@@ -25,7 +25,7 @@ func dumpCommand(args []string, stdout io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	// What is printed before the damage is printed before the complaint.
+	// Flush the records before the damage before the error is printed.
 	out := bufio.NewWriter(stdout)
 	defer func() { err = errors.Join(out.Flush(), err) }()
 	p := &dumper{out: out, from: *from, to: *to, values: *values}
@@ -43,8 +43,8 @@ type dumper struct {
 	index    uint64 // of the last entry or mark
 }
 
-// record prints one record. Between the indexes asked for are also the records
-// that follow such an entry.
+// record prints a record if the last entry or mark up to it is within the range of
+// indexes.
 func (p *dumper) record(r wal.Record) error {
 	if r.Kind == wal.KindEntry || r.Kind == wal.KindMark {
 		p.index = r.Index
@@ -56,13 +56,13 @@ func (p *dumper) record(r wal.Record) error {
 	return err
 }
 
-// end says what the next start will cut off.
+// end prints the torn tail, which the next start truncates.
 func (p *dumper) end(d *dataDir) error {
 	rep, err := wal.Verify(heldFS{}, d.Log)
 	if err != nil || rep.Torn == nil {
 		return err
 	}
-	_, err = fmt.Fprintf(p.out, "%s %d torn tail: %d bytes of an unfinished write, which a start cuts off\n",
+	_, err = fmt.Fprintf(p.out, "%s %d torn tail: %d bytes of an unfinished write, which a start truncates\n",
 		rep.Torn.File, rep.Torn.Offset, rep.Torn.Bytes)
 	return err
 }

@@ -19,8 +19,8 @@ import (
 
 func lines(text string) []string { return strings.Split(strings.TrimSuffix(text, "\n"), "\n") }
 
-// TestDump: one line per record, in order, each with its place; entries with
-// what they ask for.
+// TestDump: one line per record, in order, each with its file and offset; entries with
+// their requests.
 func TestDump(t *testing.T) {
 	dir := filled(t, 2)
 	code, out, errs := troupectl(t, dir, "wal", "dump", dir)
@@ -57,7 +57,7 @@ func TestDump(t *testing.T) {
 	}
 }
 
-// TestDumpRange: the entries asked for and what is written between them.
+// TestDumpRange: the entries in the range and the records between them.
 func TestDumpRange(t *testing.T) {
 	dir := filled(t, 2)
 	code, out, _ := troupectl(t, dir, "wal", "dump", "--from", "10", dir, "-to=11", "--values")
@@ -75,7 +75,7 @@ func TestDumpRange(t *testing.T) {
 	}
 }
 
-// TestDumpDamage: all before the damage is printed, and then where it is.
+// TestDumpDamage: the records before the damage are printed, and then its place.
 func TestDumpDamage(t *testing.T) {
 	dir := filled(t, 2)
 	_, whole, _ := troupectl(t, dir, "wal", "dump", dir)
@@ -90,7 +90,7 @@ func TestDumpDamage(t *testing.T) {
 	}
 }
 
-// TestDumpTorn: what a start will cut off is told.
+// TestDumpTorn: the tail that a start will truncate is reported.
 func TestDumpTorn(t *testing.T) {
 	dir := filled(t, 2)
 	last := segments(t, dir)[len(segments(t, dir))-1]

@@ -42,7 +42,7 @@ type member struct {
 	durable chan *mvccmsg.Durable // the latest state that the store has
 }
 
-// watchedStore tells what state it has.
+// watchedStore reports the states that are committed to it.
 type watchedStore struct {
 	backend.Store
 	durable chan *mvccmsg.Durable
@@ -111,8 +111,7 @@ func (m *member) stop() {
 	must(m.t, m.node.Stop(ctx))
 }
 
-// fill writes what has several segments, several packs, deleted keys and a
-// compaction.
+// fill writes enough for several segments and packs, deletes keys, and compacts.
 func (m *member) fill() {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -204,8 +203,7 @@ func digest(t *testing.T, dir string) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
 
-// troupectl runs a command on a directory and sees to it that nothing in there
-// changes.
+// troupectl runs a command on a directory and checks that it changes nothing in there.
 func troupectl(t *testing.T, dir string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	before := digest(t, dir)
@@ -241,7 +239,7 @@ func segments(t *testing.T, dir string) []string {
 	return paths
 }
 
-// withLog opens the log, for a test to do to it what a member would not.
+// withLog opens the log, for a test to make changes that no member makes.
 func withLog(t *testing.T, dir string, do func(l *wal.Log, rec *wal.Recovered)) {
 	t.Helper()
 	l, rec, err := wal.Open(wal.OSFS{}, filepath.Join(dir, "member", "wal"),

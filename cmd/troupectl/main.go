@@ -1,10 +1,10 @@
-// Command troupectl looks at the data of a member that does not run.
+// Command troupectl inspects the data of a stopped member.
 //
-//	troupectl verify DATA-DIR    is the data whole?
-//	troupectl wal dump DATA-DIR  what does the log hold?
+//	troupectl verify DATA-DIR    check the data for damage
+//	troupectl wal dump DATA-DIR  print the write-ahead log
 //
-// It changes nothing in the data directory, and refuses one on which a member
-// runs. To clients of a running member, etcdctl is the tool.
+// It changes nothing in the data directory, and fails if a member is running on it.
+// The client of a running member is etcdctl.
 package main
 
 import (
@@ -20,27 +20,27 @@ import (
 // Exit codes.
 const (
 	exitOK     = 0
-	exitFailed = 1 // damage was found, or nothing could be checked
-	exitUsage  = 2 // the command line cannot be understood
+	exitFailed = 1 // damage was found, or the data could not be checked
+	exitUsage  = 2 // the command line cannot be parsed
 )
 
 const usage = `usage:
   troupectl verify DATA-DIR [--wal-dir DIR] [--json]
-        check the data of a member that does not run: its identity, the
-        write-ahead log, the store, the index over it, and that they belong
-        together. Nothing is changed.
+        check the data of a stopped member: its identity, the write-ahead log,
+        the store and its index, and that they belong together. Nothing is
+        changed.
   troupectl wal dump DATA-DIR [--wal-dir DIR] [--from INDEX] [--to INDEX] [--values]
         print the records of the write-ahead log, one per line.
   troupectl version
   troupectl help
 
-exit code: 0 all is well; 1 damage was found, or it could not be checked;
-2 the command line cannot be understood
+exit code: 0 no damage; 1 damage was found, or the data could not be checked;
+2 the command line cannot be parsed
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
-// errUsage: the command line cannot be understood.
+// errUsage means that the command line cannot be parsed.
 var errUsage = errors.New("bad command line")
 
 // run is the whole life of the process, up to its exit code.
@@ -53,7 +53,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "troupectl: %v\n%s", err, usage)
 		return exitUsage
 	case errors.Is(err, errDamaged):
-		return exitFailed // the report says it
+		return exitFailed // the report names the damage
 	}
 	fmt.Fprintf(stderr, "troupectl: %v\n", err)
 	return exitFailed
@@ -66,7 +66,7 @@ func dispatch(args []string, stdout io.Writer) error {
 	command, rest := args[0], args[1:]
 	if command == "wal" {
 		if len(rest) == 0 {
-			return fmt.Errorf("%w: wal dump is what there is of wal", errUsage)
+			return fmt.Errorf("%w: wal has one subcommand, wal dump", errUsage)
 		}
 		command, rest = "wal "+rest[0], rest[1:]
 	}
@@ -82,11 +82,12 @@ func dispatch(args []string, stdout io.Writer) error {
 		_, err := io.WriteString(stdout, usage)
 		return err
 	}
-	return fmt.Errorf("%w: there is no command %q", errUsage, command)
+	return fmt.Errorf("%w: unknown command %q", errUsage, command)
 }
 
-// newFlags returns the flags of a command, and a function that parses them. They
-// may stand before and after the data directory, which is the one other argument.
+// newFlags returns the flags of a command, and a function that parses them and
+// returns the only other argument, the data directory. Flags may be given before and
+// after it.
 func newFlags(stdout io.Writer) (fs *flag.FlagSet, parse func(args []string) (dataDir string, err error)) {
 	fs = flag.NewFlagSet("", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // run prints errors
@@ -94,7 +95,7 @@ func newFlags(stdout io.Writer) (fs *flag.FlagSet, parse func(args []string) (da
 		for {
 			err := fs.Parse(args)
 			if errors.Is(err, flag.ErrHelp) {
-				_, _ = io.WriteString(stdout, usage) // help that cannot be printed is no help
+				_, _ = io.WriteString(stdout, usage) // nothing can be done if the help cannot be printed
 				return "", err
 			}
 			if err != nil {
@@ -104,7 +105,7 @@ func newFlags(stdout io.Writer) (fs *flag.FlagSet, parse func(args []string) (da
 				break
 			}
 			if dataDir != "" {
-				return "", fmt.Errorf("%w: one data directory, not also %q", errUsage, args[0])
+				return "", fmt.Errorf("%w: more than one data directory: %q", errUsage, args[0])
 			}
 			dataDir, args = args[0], args[1:]
 		}
@@ -115,7 +116,7 @@ func newFlags(stdout io.Writer) (fs *flag.FlagSet, parse func(args []string) (da
 	}
 }
 
-// versionText says what this binary was made from.
+// versionText identifies what this binary was built from.
 func versionText() string {
 	version, revision := "(devel)", "unknown"
 	if info, ok := debug.ReadBuildInfo(); ok {

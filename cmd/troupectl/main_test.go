@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestUsage: what cannot be understood is answered with the usage on stderr and
-// exit code 2, what was asked for on stdout.
+// TestUsage: a command line that cannot be parsed prints the usage to stderr and exits
+// with code 2; help that was asked for is printed to stdout.
 func TestUsage(t *testing.T) {
 	for _, c := range []struct {
 		args           string

@@ -7,32 +7,32 @@ import (
 	"strings"
 )
 
-// report is what verify found. Its JSON form is for scripts: fields are only
-// ever added.
+// report is the result of verify. Scripts read its JSON form: fields may be added, but
+// never changed or removed.
 type report struct {
 	DataDir  string          `json:"data_dir"`
 	Good     bool            `json:"good"`
 	Problems []problem       `json:"problems"`
 	Omitted  int             `json:"problems_omitted,omitempty"`
-	Notes    []string        `json:"notes"` // what a crash left and the next start repairs
+	Notes    []string        `json:"notes"` // remnants of a crash, which the next start repairs
 	Identity *identityReport `json:"identity,omitempty"`
 	Log      *logReport      `json:"log,omitempty"`
 	Store    *storeReport    `json:"store,omitempty"`
 }
 
-// area is what a problem is about.
+// area is the part of the data that a problem is in.
 type area string
 
 const (
 	areaIdentity area = "identity"
 	areaLog      area = "log"
 	areaStore    area = "store"
-	areaState    area = "state"    // the message in the store that says what it contains
-	areaIndex    area = "index"    // what packs hold
-	areaTogether area = "together" // two of the above disagree
+	areaState    area = "state"    // the message in the store that describes its content
+	areaIndex    area = "index"    // the records in packs
+	areaTogether area = "together" // two of the above do not belong together
 )
 
-// problem is one piece of damage. What is unknown is left out.
+// problem is one piece of damage. Fields that are not known are empty.
 type problem struct {
 	Area   area   `json:"area"`
 	File   string `json:"file,omitempty"` // relative to the data directory
@@ -106,7 +106,7 @@ type storeReport struct {
 	AppliedTerm     uint64 `json:"applied_term"`
 }
 
-// hexID writes an id as etcd's tools do.
+// hexID formats an id as etcd's tools do.
 func hexID(n uint64) string { return fmt.Sprintf("%x", n) }
 
 // writeJSON prints the report as one object.

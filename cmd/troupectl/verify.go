@@ -17,16 +17,16 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// errDamaged: the report that was printed has problems in it.
+// errDamaged means that the printed report has problems.
 var errDamaged = errors.New("damage was found")
 
-// badEntriesMax bounds the problems with entries of the log: they have checksums,
-// so that one bad entry means a bug, and the first few tell as much as all.
+// badEntriesMax is the most undecodable entries of the log that are listed. Entries
+// have checksums, so an undecodable one means a bug, for which a few are enough.
 const badEntriesMax = 100
 
 func verifyCommand(args []string, stdout io.Writer) error {
 	flags, parse := newFlags(stdout)
-	walDir := flags.String("wal-dir", "", "where the log is, if not in the data directory")
+	walDir := flags.String("wal-dir", "", "directory of the log, if it is not below the data directory")
 	asJSON := flags.Bool("json", false, "print the report as JSON")
 	format := flags.String("w", "simple", "format of the report: simple or json")
 	path, err := parse(args)
@@ -53,7 +53,7 @@ func verifyCommand(args []string, stdout io.Writer) error {
 	return nil
 }
 
-// verify checks a data directory. The error says why there is no report.
+// verify checks a data directory. It returns an error if it cannot make a report.
 func verify(path, walDir string) (_ *report, err error) {
 	d, err := openDataDir(path, walDir)
 	if err != nil {
@@ -73,14 +73,14 @@ func verify(path, walDir string) (_ *report, err error) {
 	return &c.report, nil
 }
 
-// checker gathers a report, from one part of the data after another. What one
-// part is damaged in keeps no other from being checked.
+// checker makes a report, checking one part of the data after another. Damage in one
+// part does not prevent the others from being checked.
 type checker struct {
 	dir    *dataDir
 	report report
 	id     *node.Identity   // nil if it cannot be read
-	state  *mvccmsg.Durable // nil if the store has none, or a bad one
-	first  bool             // there is no identity
+	state  *mvccmsg.Durable // nil if it is missing or damaged
+	first  bool             // there is no identity: perhaps the first start was interrupted
 }
 
 func (c *checker) problem(p problem) { c.report.Problems = append(c.report.Problems, p) }
@@ -89,15 +89,15 @@ func (c *checker) note(format string, args ...any) {
 	c.report.Notes = append(c.report.Notes, fmt.Sprintf(format, args...))
 }
 
-// flat is the text of an error in one line: errors.Join breaks lines.
+// flat returns the text of an error as one line: errors.Join puts in newlines.
 func flat(err error) string { return strings.ReplaceAll(err.Error(), "\n", ": ") }
 
-// identity checks who the member is.
+// identity checks the identity file.
 func (c *checker) identity() {
 	got, err := node.ReadIdentity(c.dir.Identity)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		c.first = true // whether that is damage shows in what else there is
+		c.first = true // together and missingStore decide whether that is damage
 	case err != nil:
 		c.problem(problem{Area: areaIdentity, File: c.dir.name(c.dir.Identity, ""), Reason: flat(err)})
 	default:
@@ -117,7 +117,7 @@ func (c *checker) log() {
 		c.problem(problem{Area: areaLog, File: c.dir.name(c.dir.Log, damage.File), Offset: &damage.Offset, Reason: damage.Reason})
 	case errors.Is(err, wal.ErrNotFound):
 		c.problem(problem{Area: areaLog, File: c.dir.name(c.dir.Log, ""),
-			Reason: "there is no log here; one that --wal-dir put elsewhere is named by the same flag"})
+			Reason: "there is no log; if the member runs with --wal-dir, give the same flag"})
 		return
 	default:
 		c.problem(problem{Area: areaLog, File: c.dir.name(c.dir.Log, ""), Reason: "it cannot be checked: " + flat(err)})
@@ -138,18 +138,18 @@ func (c *checker) log() {
 	c.report.Log = l
 	if t := rep.Torn; t != nil {
 		l.TornAt, l.TornOffset, l.TornBytes = c.dir.name(c.dir.Log, t.File), t.Offset, t.Bytes
-		c.note("%s at offset %d: %d bytes of an unfinished write are cut off", l.TornAt, t.Offset, t.Bytes)
+		c.note("%s at offset %d: %d bytes of an unfinished write, which a start truncates", l.TornAt, t.Offset, t.Bytes)
 	}
 	if s := rep.Segments[len(rep.Segments)-1]; l.whole && s.Ended {
-		c.note("%s: the segment was ended and the next one not begun; the log goes on in this one", c.dir.name(c.dir.Log, s.File))
+		c.note("%s: the segment was ended and the next one not begun; the log continues in this one", c.dir.name(c.dir.Log, s.File))
 	}
 }
 
-// errUnread ends the start that store plays.
+// errUnread ends the simulated start in store.
 var errUnread = errors.New("the store cannot be read")
 
-// store checks the store and the index over it, by playing a start: mvccactor
-// opens a store that is verified instead of opened. The error is errInUse.
+// store checks the store and its index by simulating a start: mvccactor opens a store
+// that is verified instead of opened. The only error is errInUse.
 func (c *checker) store() error {
 	var rep *backend.Report
 	var verifyErr error
@@ -203,7 +203,7 @@ func (c *checker) store() error {
 	return nil
 }
 
-// open plays the start. That a start would panic is a finding too.
+// open simulates the start. It turns a panic into an error.
 func (c *checker) open(cfg mvccactor.OpenConfig) (opened *mvccactor.Opened, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -213,8 +213,8 @@ func (c *checker) open(cfg mvccactor.OpenConfig) (opened *mvccactor.Opened, err 
 	return mvccactor.Open(cfg)
 }
 
-// missingStore tells a store that was lost from one that the first start did not
-// come to.
+// missingStore reports a missing store as damage, unless the first start was
+// interrupted before it created one.
 func (c *checker) missingStore() {
 	if c.first && (c.report.Log == nil || c.report.Log.LastIndex == 0) {
 		return
@@ -222,7 +222,7 @@ func (c *checker) missingStore() {
 	c.problem(problem{Area: areaStore, File: c.dir.name(c.dir.Store, ""), Reason: "there is no store"})
 }
 
-// storeFiles takes over what backend found.
+// storeFiles adds the findings of package backend to the report.
 func (c *checker) storeFiles(rep *backend.Report) {
 	for _, found := range rep.Problems {
 		p := problem{Area: areaStore, File: c.dir.name(c.dir.Store, found.File), Reason: found.Reason}
@@ -249,12 +249,12 @@ func (c *checker) storeFiles(rep *backend.Report) {
 		c.note("%s/%s", c.dir.name(c.dir.Store, ""), n)
 	}
 	if rep.Interrupted {
-		c.note("%s: the last batch was cut off between two transactions", c.dir.name(c.dir.Store, ""))
+		c.note("%s: the last batch was interrupted between two transactions", c.dir.name(c.dir.Store, ""))
 	}
 }
 
-// keyspace takes over what a start would have found, and checks what the store
-// says of itself.
+// keyspace adds the result of the simulated start to the report, and checks the state
+// in the store.
 func (c *checker) keyspace(rep *backend.Report, opened *mvccactor.Opened, played *playedStore) {
 	c.state = opened.Durable
 	s := &storeReport{Folder: c.dir.name(c.dir.Store, ""), Packs: rep.Packs, PackBytes: rep.PackBytes,
@@ -281,10 +281,10 @@ func (c *checker) keyspace(rep *backend.Report, opened *mvccactor.Opened, played
 	}
 }
 
-// playedStore stands for the store of a start that is played. Commits are what
-// the start would repair.
+// playedStore stands in for the store in a simulated start. It counts the changes by
+// which a start repairs the store.
 type playedStore struct {
-	backend.Store // nil: a start does nothing else
+	backend.Store // nil: a start calls no other method
 	deleted       int
 	rewritten     int
 }
@@ -299,8 +299,8 @@ func (s *playedStore) Commit(b backend.Batch) error {
 // Close implements backend.Store.
 func (s *playedStore) Close() error { return nil }
 
-// entries reads the log again, now that the applied index is known: all that a
-// start would apply must decode.
+// entries reads the log again, now that the applied index is known, and checks that
+// every entry that a start would apply can be decoded.
 func (c *checker) entries() {
 	l := c.report.Log
 	if l == nil || !l.whole {
@@ -320,8 +320,8 @@ func (c *checker) entries() {
 	}
 }
 
-// entry checks one record, and follows which term the entry at the applied index
-// has.
+// entry checks one record, and keeps track of the term of the entry at the applied
+// index.
 func (c *checker) entry(r *wal.Record, l *logReport, applied uint64, bad *int) {
 	if r.Kind == wal.KindMark && r.Replaces {
 		l.appliedTerm, l.LastTerm = 0, r.Term
@@ -332,7 +332,7 @@ func (c *checker) entry(r *wal.Record, l *logReport, applied uint64, bad *int) {
 	l.LastTerm = r.Term
 	switch {
 	case r.Index < applied:
-		l.appliedTerm = 0 // it discards all behind it
+		l.appliedTerm = 0 // it replaces the entries after it
 	case r.Index == applied:
 		l.appliedTerm = r.Term
 	}
@@ -348,7 +348,8 @@ func (c *checker) entry(r *wal.Record, l *logReport, applied uint64, bad *int) {
 		Reason: fmt.Sprintf("entry %d of term %d cannot be decoded: %v", r.Index, r.Term, err)})
 }
 
-// together checks that identity, log and store are of the same member and fit.
+// together checks that identity, log and store belong to the same member and agree on
+// the applied entries.
 func (c *checker) together() {
 	disagree := func(file, format string, args ...any) {
 		c.problem(problem{Area: areaTogether, File: file, Reason: fmt.Sprintf(format, args...)})
@@ -387,18 +388,18 @@ func (c *checker) together() {
 	}
 }
 
-// leftovers notes what a start removes or builds anew.
+// leftovers notes what a start removes or rebuilds.
 func (c *checker) leftovers() {
 	for _, l := range []struct{ path, what string }{
 		{c.dir.Identity + ".tmp", "an identity that was being written"},
 		{c.dir.Log + ".tmp", "a log that was being created"},
-		{filepath.Join(c.dir.Store, "inspect"), "left by a start that was cut off in its check"},
+		{filepath.Join(c.dir.Store, "inspect"), "left by a start that was interrupted in its check"},
 	} {
 		if _, err := os.Stat(l.path); err == nil {
 			c.note("%s: %s", c.dir.name(l.path, ""), l.what)
 		}
 	}
 	if c.first && c.report.Identity == nil && c.state == nil {
-		c.note("%s: the first start did not come to its end", c.dir.path)
+		c.note("%s: the first start was interrupted", c.dir.path)
 	}
 }

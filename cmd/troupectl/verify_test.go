@@ -20,7 +20,7 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// withStore opens the store, for a test to do to it what a member would not.
+// withStore opens the store, for a test to make changes that no member makes.
 func withStore(t *testing.T, dir string, do func(s backend.Store)) {
 	t.Helper()
 	s, err := backend.Open(backend.Config{Dir: filepath.Join(dir, "member", "db"),
@@ -100,7 +100,7 @@ func verifyJSON(t *testing.T, dir string, flags ...string) (int, *report) {
 	return code, rep
 }
 
-// TestVerifyGood: what is reported of a good directory is what was written.
+// TestVerifyGood: the report on a good directory matches what was written.
 func TestVerifyGood(t *testing.T) {
 	dir := filled(t, 2)
 	code, rep := verifyJSON(t, dir)
@@ -160,8 +160,8 @@ func (f finding) matches(p problem) bool {
 		(f.offset == 0 || p.Offset != nil && *p.Offset <= f.offset && *p.Offset > f.offset-f.within)
 }
 
-// TestVerifyDamage: every damage is found, and named by file, offset, pack and
-// record as far as they can be known; what is not damaged is not complained about.
+// TestVerifyDamage: every damage is found and named by file, offset, pack and record, as
+// far as they can be known. Nothing else is reported.
 func TestVerifyDamage(t *testing.T) {
 	original := filled(t, 2)
 	walName := func(i int) string { return "member/wal/" + filepath.Base(segments(t, original)[i]) }
@@ -348,7 +348,7 @@ func TestVerifyDamage(t *testing.T) {
 	}
 }
 
-// TestVerifyRemnants: what a crash leaves is no damage, and is told.
+// TestVerifyRemnants: remnants of a crash are noted and are not damage.
 func TestVerifyRemnants(t *testing.T) {
 	for name, c := range map[string]struct {
 		leave func(dir string)
@@ -392,7 +392,7 @@ func TestVerifyRemnants(t *testing.T) {
 				must(t, os.RemoveAll(filepath.Join(dir, "member/db")))
 				must(t, os.Remove(filepath.Join(dir, "member/identity.json")))
 			},
-			"the first start did not come to its end",
+			"the first start was interrupted",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -429,7 +429,7 @@ func TestVerifyInUse(t *testing.T) {
 	start(t, dir, 2, nil).stop()
 }
 
-// TestVerifyNoData: what is no data directory is told apart.
+// TestVerifyNoData: the error says why a path is not a data directory.
 func TestVerifyNoData(t *testing.T) {
 	root := t.TempDir()
 	put := func(path string, content string) {
@@ -466,7 +466,7 @@ func TestVerifyNoData(t *testing.T) {
 	}
 }
 
-// TestReportBounds: what is left out is counted.
+// TestReportBounds: omitted problems are counted.
 func TestReportBounds(t *testing.T) {
 	dir := filled(t, 2)
 	_, rep := verifyJSON(t, dir)
