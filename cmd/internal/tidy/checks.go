@@ -30,11 +30,11 @@ func Rank(dir string) (int, bool) {
 	return 0, false
 }
 
-// isRoom tells whether a folder at the root is that of an actor.
+// isRoom reports whether a folder at the root belongs to an actor.
 func isRoom(dir string) bool { return strings.HasSuffix(dir, "actor") && dir != "actor" }
 
-// CheckImports finds production imports that do not go down, and exceptions that
-// nothing needs.
+// CheckImports finds production imports that do not go down the ranks, and exceptions
+// that are no longer needed.
 func (t *Tree) CheckImports() (findings []string) {
 	used := map[[2]string]bool{}
 	for _, f := range t.production() {
@@ -81,17 +81,18 @@ func checkImport(f *File, to string, used map[[2]string]bool) []string {
 	return []string{fmt.Sprintf("%s imports %s, but imports go down: rank %d may not import rank %d. Pass it in as an interface or a function, or move what is shared down", f.Path, to, from, down)}
 }
 
-// Impurities of a core, by the import path of the package that has them.
+// impurities are functions that a core must not use, by the import path of their
+// package.
 var impurities = map[string][]string{
 	"time": {"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer", "NewTicker"},
 }
 
-// seeded are the functions of math/rand that make a source of one's own. All
-// others use the global one.
+// seeded are the functions of math/rand that make a new source. All others use the
+// global one.
 var seeded = []string{"New", "NewSource", "NewPCG", "NewChaCha8", "NewZipf"}
 
-// CheckCores finds what a core must not do: know protoactor, start goroutines,
-// look at the clock, or roll global dice.
+// CheckCores finds cores that import protoactor, start goroutines, read the clock, or
+// use the global source of random numbers.
 func (t *Tree) CheckCores() (findings []string) {
 	for _, f := range t.production() {
 		if rank, ok := Rank(f.Dir); !ok || rank != 1 {
@@ -99,7 +100,7 @@ func (t *Tree) CheckCores() (findings []string) {
 		}
 		for _, p := range slices.Sorted(maps.Values(f.imports)) {
 			if isProtoactor(p) {
-				findings = append(findings, fmt.Sprintf("%s imports %s: a core knows no actors", f.Path, p))
+				findings = append(findings, fmt.Sprintf("%s imports %s: a core must not use actors", f.Path, p))
 			}
 		}
 		if impure[f.Dir] == "" && !slices.Contains(testSupport, f.Dir) {
@@ -115,7 +116,7 @@ func isProtoactor(importPath string) bool {
 
 func (t *Tree) impurities(f *File) (findings []string) {
 	complain := func(n ast.Node, what, instead string) {
-		findings = append(findings, fmt.Sprintf("%s: a core must not %s: %s, so that the simulator owns it", t.at(n), what, instead))
+		findings = append(findings, fmt.Sprintf("%s: a core must not %s: %s, so that the simulator controls it", t.at(n), what, instead))
 	}
 	ast.Inspect(f.ast, func(n ast.Node) bool {
 		switch n := n.(type) {
@@ -135,14 +136,14 @@ func (t *Tree) impurities(f *File) (findings []string) {
 	return findings
 }
 
-// isGlobalDice tells functions of math/rand from its types, which start with the
-// same letters: there are few types.
+// isGlobalDice reports whether a name of math/rand is a function that uses the
+// global source, and not a type or a function that makes a source.
 func isGlobalDice(name string) bool {
 	types := []string{"Rand", "Source", "Source64", "Zipf", "PCG", "ChaCha8"}
 	return !slices.Contains(seeded, name) && !slices.Contains(types, name)
 }
 
-// CheckBanned finds what is banned of protoactor-go, in tests too.
+// CheckBanned finds uses of the banned parts of protoactor-go, in tests too.
 func (t *Tree) CheckBanned() (findings []string) {
 	for _, f := range t.files {
 		knows := false

@@ -12,22 +12,21 @@ import (
 // sections are the headings of an actor package's doc.go, in their order.
 var sections = []string{"Hears", "Says", "Mailbox", "Supervision", "Invariants", "Blocks"}
 
-// contract is what an actor package says of itself and what its code does.
+// contract is what the doc.go of an actor package says, and what its code does.
 type contract struct {
 	dir         string
 	headings    []string
 	hears, says map[string]bool   // by name, from doc.go
-	handled     map[string]string // name → where
-	// built are the messages that the code makes, referred all that it names.
+	handled     map[string]string // name → position in the source
+	// built are the messages that the code makes; referred are all that it names.
 	built, referred map[message]string
 }
 
 // message is a type that is sent, by the import path of its package.
 type message struct{ pkg, name string }
 
-// CheckContracts compares the doc.go of each actor package with its code: what it
-// hears with the messages that its actors handle, and what it says with the
-// messages that it makes.
+// CheckContracts compares the doc.go of each actor package with its code: # Hears with
+// the messages that its actors handle, and # Says with the messages that it makes.
 func (t *Tree) CheckContracts() (findings []string) {
 	contracts := t.contracts()
 	heard := map[message]bool{}
@@ -89,8 +88,8 @@ func (c *contract) readDoc(doc string) {
 	}
 }
 
-// readCode notes what is handled (type switches and type assertions), what is
-// built (composite literals) and what is named at all.
+// readCode collects the messages that are handled (in type switches and type
+// assertions), built (in composite literals), and named anywhere.
 func (t *Tree) readCode(c *contract, f *File) {
 	ast.Inspect(f.ast, func(n ast.Node) bool {
 		switch n := n.(type) {
@@ -128,8 +127,8 @@ func (c *contract) handle(t *Tree, f *File, e ast.Expr) {
 	}
 }
 
-// messageType tells whether an expression names the type of a message: one of
-// proto/, raft's own, or a tick. Generated wrappers of a oneof are none.
+// messageType reports whether an expression names the type of a message: one of
+// proto/, raft's own, or a tick. Generated wrappers of a oneof are not messages.
 func (f *File) messageType(e ast.Expr) (message, bool) {
 	p, name, ok := f.selector(e)
 	if !ok || strings.Contains(name, "_") {
@@ -170,7 +169,7 @@ func (c *contract) checkHears() (findings []string) {
 func (c *contract) checkSays(heard map[message]bool) (findings []string) {
 	for _, m := range slices.SortedFunc(maps.Keys(c.built), func(a, b message) int { return strings.Compare(a.name, b.name) }) {
 		if heard[m] && !c.says[m.name] {
-			findings = append(findings, fmt.Sprintf("%s: makes a %s, which # Says of %s/doc.go does not list: add it there, with who gets it", c.built[m], m.name, c.dir))
+			findings = append(findings, fmt.Sprintf("%s: makes a %s, which # Says of %s/doc.go does not list: add it there, with its receiver", c.built[m], m.name, c.dir))
 		}
 	}
 	known := map[string]bool{}
@@ -179,7 +178,7 @@ func (c *contract) checkSays(heard map[message]bool) (findings []string) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.says)) {
 		if !known[name] && carried[[2]string{c.dir, name}] == "" {
-			findings = append(findings, fmt.Sprintf("%s/doc.go: # Says lists %s, but the code does not know it: delete it, or send it", c.dir, name))
+			findings = append(findings, fmt.Sprintf("%s/doc.go: # Says lists %s, but the code does not name it: delete it, or send it", c.dir, name))
 		}
 	}
 	return findings

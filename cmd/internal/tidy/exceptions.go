@@ -1,6 +1,6 @@
 package tidy
 
-// sideways are imports that do not go down the ranks.
+// sideways are permitted imports that do not go down the ranks, with the reason.
 var sideways = map[[2]string]string{
 	{"actors/actorstest", "actors"}:          "test support of the kit",
 	{"walactor/wal/waltest", "walactor/wal"}: "test support of the core",
@@ -17,12 +17,12 @@ var sideways = map[[2]string]string{
 	{"cmd/internal/config", "cmd/internal/node"}:    "a flag is stored where it has its effect",
 }
 
-// viewCore is the one core that other cores may import: its View holds auth,
-// members and leases as immutable messages.
+// viewCore is the only core that other cores may import: its View holds members and
+// leases as immutable messages.
 const viewCore = "mvccactor/mvcc"
 
-// impure are the cores that are adapters to the outside world, behind an
-// interface with a twin in memory.
+// impure are cores that are adapters to the outside, behind an interface that also has
+// an implementation in memory.
 var impure = map[string]string{
 	"mvccactor/backend": "adapter of badger",
 	"raftactor/peer":    "adapter of gRPC",
@@ -31,8 +31,8 @@ var impure = map[string]string{
 // testSupport are packages that only tests import.
 var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/mvcc/mvcctest", "cmd/internal/simtest", "cmd/internal/crashtest"}
 
-// implemented are names that CheckUnused spares, with the reason: methods that code
-// of others calls through an interface, and what only tests use.
+// implemented are names that CheckUnused skips, with the reason: methods that other
+// modules call through an interface, and functions that only tests use.
 var implemented = map[string]string{
 	"Unwrap": "errors.Is and errors.As",
 	"Pop":    "heap.Interface",
@@ -59,24 +59,24 @@ var implemented = map[string]string{
 	"DurableIndex": "the model of the log compares it",
 }
 
-// carried are messages that an actor sends without naming their type, because
-// they come inside of what it hears.
+// carried are messages that an actor sends without naming their type, because it
+// receives them inside other messages.
 var carried = map[[2]string]string{}
 
-// topLevel is what the root may hold, beside what .gitignore names.
+// topLevel lists what the root may contain, besides what .gitignore names.
 var topLevel = []string{
 	".ci", ".git", ".github", ".gitignore",
 	"ARCHITECTURE.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "go.mod", "go.sum",
 	"actors", "applyactor", "cmd", "grpcgw", "leaseactor", "mvccactor", "proto", "raftactor", "walactor", "watchactor",
 }
 
-// commands is what cmd and cmd/internal may hold.
+// commands lists what cmd and cmd/internal may contain.
 var commands = map[string][]string{
 	"cmd":          {"bench", "internal", "troupe", "troupectl"},
 	"cmd/internal": {"config", "crashtest", "logging", "node", "simtest", "tidy"},
 }
 
-// Where an identifier may be used all the same.
+// Packages in which a banned identifier may be used.
 var (
 	nowhere []string
 	kit     = []string{"actors", "actors/actorstest"}
@@ -88,9 +88,9 @@ type ban struct {
 	allowed []string
 }
 
-// banned are the parts of protoactor-go that lose, reorder or hoard messages, or
-// cost far more than they seem to. The names are those of its package actor, and
-// of methods.
+// banned are the parts of protoactor-go that lose or reorder messages, queue them
+// without a limit, or cost far more than they seem to. The names are those of its
+// package actor, and of methods.
 var banned = map[string]ban{
 	"Bounded":                       {"it spins when full; use actors.Mailbox", nowhere},
 	"BoundedDropping":               {"it loses messages silently; use actors.Mailbox with class Lossy", nowhere},
@@ -118,7 +118,7 @@ var banned = map[string]ban{
 	"WithDefaultPrometheusProvider": {"it costs twenty messages for each; actors.Registry has the numbers", nowhere},
 }
 
-// bannedPackages are packages of protoactor-go that nothing may import, with all
+// bannedPackages are packages of protoactor-go that nothing may import, with those
 // below them.
 var bannedPackages = map[string]string{
 	"remote":    "it has no authentication and no backpressure; peers talk over their own gRPC streams",

@@ -159,7 +159,7 @@ func TestPlanted(t *testing.T) {
 			import "math/rand/v2"
 			var t = rand.IntN(3)`}, []string{"use math/rand/v2.IntN"}},
 		{"goroutine", cores, map[string]string{"walactor/wal/a.go": "package wal\nfunc f() { go f() }"}, []string{"start a goroutine"}},
-		{"core with actors", cores, map[string]string{"mvccactor/backend/a.go": `package backend; import _ "github.com/asynkron/protoactor-go/actor"`}, []string{"knows no actors"}},
+		{"core with actors", cores, map[string]string{"mvccactor/backend/a.go": `package backend; import _ "github.com/asynkron/protoactor-go/actor"`}, []string{"must not use actors"}},
 		{"adapter", cores, map[string]string{"mvccactor/backend/a.go": "package backend\nfunc f() { go f() }"}, nil},
 		{"shell", cores, map[string]string{"walactor/a.go": "package walactor\nfunc f() { go f() }"}, nil},
 
@@ -238,7 +238,7 @@ func TestRank(t *testing.T) {
 	}
 }
 
-// TestExceptionsHaveReasons: an exception without a reason is a hole.
+// TestExceptionsHaveReasons: every exception has a reason.
 func TestExceptionsHaveReasons(t *testing.T) {
 	var reasons []string
 	for _, r := range sideways {

@@ -93,8 +93,8 @@ func (t *Tree) add(root fs.FS, name string) error {
 	return nil
 }
 
-// localName guesses the name of an import from its path, if it has none: the
-// last element that is no version.
+// localName returns the name of an import. If it is not explicit, it is guessed from
+// the path: the last element that is not a version.
 func localName(spec *ast.ImportSpec, p string) string {
 	if spec.Name != nil {
 		return spec.Name.Name
@@ -112,12 +112,12 @@ func isVersion(s string) bool {
 	return ok && n != "" && strings.Trim(n, "0123456789") == ""
 }
 
-// production are the files that are no tests.
+// production returns the files that are not tests.
 func (t *Tree) production() []*File {
 	return slices.DeleteFunc(slices.Clone(t.files), func(f *File) bool { return f.Test })
 }
 
-// at says where a node is.
+// at returns the position of a node.
 func (t *Tree) at(n ast.Node) string {
 	p := t.fset.Position(n.Pos())
 	return fmt.Sprintf("%s:%d", p.Filename, p.Line)
@@ -137,5 +137,5 @@ func (f *File) selector(e ast.Expr) (importPath, name string, ok bool) {
 	return importPath, s.Sel.Name, ok
 }
 
-// inside returns an import path below the root; false when it is not ours.
+// inside returns an import path relative to the root; false if it is not below it.
 func inside(importPath string) (string, bool) { return strings.CutPrefix(importPath, module) }

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// CheckUnused finds what is exported and not named anywhere else in production
-// code: tools that look for dead code spare exported methods, because reflection
-// might call them. It goes by names alone, so it misses some, and finds nothing that
-// is used.
+// CheckUnused finds exported declarations that production code does not name anywhere
+// else. Tools that look for dead code skip exported methods, because reflection might
+// call them. The check compares names alone: it has false negatives and no false
+// positives.
 func (t *Tree) CheckUnused() (findings []string) {
 	uses := t.uses()
 	for _, f := range t.production() {
@@ -20,7 +20,7 @@ func (t *Tree) CheckUnused() (findings []string) {
 		generated := ast.IsGenerated(f.ast)
 		for _, d := range declared(f.ast, generated) {
 			if uses[d.id.Name] == 0 && implemented[d.id.Name] == "" {
-				findings = append(findings, fmt.Sprintf("%s: nothing uses %s %s: remove it, or what it was made for is missing",
+				findings = append(findings, fmt.Sprintf("%s: nothing uses %s %s: remove it, or add the missing use",
 					t.at(d.id), d.kind, d.id.Name))
 			}
 		}
@@ -32,9 +32,9 @@ func isTestSupport(dir string) bool {
 	return slices.Contains(testSupport, dir) || strings.HasPrefix(dir, "cmd/internal/tidy")
 }
 
-// uses counts in production code how often each name occurs that declares nothing.
-// Generated code uses what it declares itself, and counts for types alone: those of
-// fields.
+// uses counts the occurrences of each name in production code, except those that
+// declare it. Of generated code, which uses its own declarations, only the types of
+// fields count.
 func (t *Tree) uses() map[string]int {
 	uses := map[string]int{}
 	for _, f := range t.production() {
@@ -77,7 +77,7 @@ func fieldTypes(file *ast.File, uses map[string]int) {
 	})
 }
 
-// declaration is an exported name at the place where it is declared.
+// declaration is an exported name where it is declared.
 type declaration struct {
 	kind string
 	id   *ast.Ident
