@@ -127,7 +127,7 @@ func (t *Tree) impurities(f *File) (findings []string) {
 			case !ok:
 			case slices.Contains(impurities[p], name):
 				complain(n, "use "+p+"."+name, "take the time as an argument")
-			case strings.HasPrefix(p, "math/rand") && isGlobalDice(name):
+			case strings.HasPrefix(p, "math/rand") && usesGlobalSource(name):
 				complain(n, "use "+p+"."+name, "take a seeded *rand.Rand as an argument")
 			}
 		}
@@ -136,9 +136,9 @@ func (t *Tree) impurities(f *File) (findings []string) {
 	return findings
 }
 
-// isGlobalDice reports whether a name of math/rand is a function that uses the
+// usesGlobalSource reports whether a name of math/rand is a function that uses the
 // global source, and not a type or a function that makes a source.
-func isGlobalDice(name string) bool {
+func usesGlobalSource(name string) bool {
 	types := []string{"Rand", "Source", "Source64", "Zipf", "PCG", "ChaCha8"}
 	return !slices.Contains(seeded, name) && !slices.Contains(types, name)
 }
