@@ -1,6 +1,5 @@
-// Command bench compares Troupe with real etcd: behaviour, cost under load, and
-// what happens in extreme cases. Each subcommand says what it does with -h; the
-// README says how to read what it prints.
+// Command bench compares Troupe with real etcd: behaviour, cost under load, and extreme
+// cases. The README describes the subcommands and their output; -h lists the flags.
 package main
 
 import (
@@ -22,7 +21,7 @@ type command struct {
 	run   func(ctx context.Context, args []string) error
 }
 
-// group is the subcommands that one folder serves.
+// group is the subcommands of one folder.
 type group struct {
 	name     string
 	commands []command
@@ -37,15 +36,15 @@ var groups = []group{
 	}},
 	{"measure: what does it cost?", []command{
 		{"bench", "measure servers in turn under etcd's own load generator", runBench},
-		{"echo", "serve constant replies, as the physical limit", runEcho},
-		{"overload", "check what happens when more clients come than the queues take", runOverload},
+		{"echo", "serve constant replies, as the lower limit of cost", runEcho},
+		{"overload", "check what happens with more clients than the queues take", runOverload},
 		{"compaction", "measure a large compaction under load", runCompaction},
-		{"flood", "measure who pays for floods of expensive reads", runFlood},
-		{"memory", "measure what keys take in memory, and what a small member takes", runMemory},
-		{"idle", "measure what a member costs that nobody uses", runIdle},
-		{"fanout", "measure who pays for watchers that stop reading", runFanout},
+		{"flood", "measure the effect of floods of expensive reads", runFlood},
+		{"memory", "measure the memory of keys, and of a small member", runMemory},
+		{"idle", "measure the cost of a member without requests", runIdle},
+		{"fanout", "measure the effect of watchers that stop reading", runFanout},
 		{"replay", "measure a watch over a long history", runReplay},
-		{"lease-storm", "measure a second in which very many leases end", runLeaseStorm},
+		{"lease-storm", "measure a second in which very many leases expire", runLeaseStorm},
 	}},
 }
 

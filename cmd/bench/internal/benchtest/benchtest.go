@@ -1,4 +1,4 @@
-// Package benchtest is what the tests of the measurements share.
+// Package benchtest has helpers for the tests of the measurements.
 package benchtest
 
 import (
@@ -41,7 +41,7 @@ func Start(t *testing.T) *proc.Server {
 	return server
 }
 
-// Failed returns what the verdicts that do not hold say.
+// Failed returns the texts of the verdicts that do not hold.
 func Failed(verdicts []verdict.Verdict) (failed []string) {
 	for _, v := range verdicts {
 		if !v.OK {

@@ -1,5 +1,5 @@
-// Package host describes the machine and the source that a measurement was
-// made with, without anything that names the machine.
+// Package host describes the machine and the commit of a measurement, without
+// anything that identifies the machine.
 package host
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 )
 
-// Facts is what a result file says about how its numbers came to be.
+// Facts describes the circumstances of a measurement, for a result file.
 type Facts struct {
 	CPU        string
 	Cores      int
@@ -30,8 +30,8 @@ type Facts struct {
 	Date       string
 }
 
-// Describe gathers the facts. dataDir is the folder in which the servers'
-// data folders are made; empty means the system's temporary folder.
+// Describe gathers the facts. dataDir is the parent of the servers' data folders;
+// empty means the system's temporary folder.
 func Describe(ctx context.Context, dataDir string) (Facts, error) {
 	if dataDir == "" {
 		dataDir = os.TempDir()
@@ -93,7 +93,7 @@ func memoryGiB(total string) int {
 	return (kib + 1<<19) >> 20
 }
 
-// filesystem is the type of the mount that holds the path.
+// filesystem returns the type of the mount that contains the path.
 func filesystem(mounts, path string) string {
 	kind, longest := "unknown", -1
 	for line := range strings.Lines(mounts) {
@@ -135,7 +135,7 @@ func fsyncTime(dir string) (_ time.Duration, err error) {
 	return stats.Percentile(took, 50), nil
 }
 
-// commit names the checked-out commit and whether the work tree differs.
+// commit returns the checked-out commit, and whether the work tree differs from it.
 func commit(ctx context.Context) string {
 	hash, err := exec.CommandContext(ctx, "git", "rev-parse", "--short=12", "HEAD").Output()
 	if err != nil {
@@ -149,7 +149,7 @@ func commit(ctx context.Context) string {
 	return name
 }
 
-// kernelVersion is a release without what its builder put behind the number.
+// kernelVersion returns the number of a kernel release without its suffix.
 func kernelVersion(release string) string {
 	version, _, _ := strings.Cut(strings.TrimSpace(release), "-")
 	return version

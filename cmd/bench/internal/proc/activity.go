@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// Activity is what the threads of a process have done so far.
+// Activity is the activity of the threads of a process so far.
 type Activity struct {
 	OnCPU    time.Duration // exact, unlike Usage's ticks
 	Switches int64         // context switches, voluntary and not
 }
 
-// Activity reads from /proc what the process's threads have done. Threads that
-// have ended do not count; those of a Go program rarely end.
+// Activity reads the activity of the process's threads from /proc. It does not include
+// threads that have ended, which those of a Go program rarely do.
 func (s *Server) Activity() (Activity, error) {
 	tasks := filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), "task")
 	entries, err := os.ReadDir(tasks)

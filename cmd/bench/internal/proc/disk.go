@@ -9,11 +9,11 @@ import (
 	"syscall"
 )
 
-// blockBytes is the unit of stat's block count, whatever the file system uses.
+// blockBytes is the unit of stat's block count on every file system.
 const blockBytes = 512
 
-// DiskUsage returns what a folder's files take on the disk, in bytes. Files that
-// disappear meanwhile do not count.
+// DiskUsage returns the bytes that the files of a folder occupy on the disk. Files that
+// are removed meanwhile do not count.
 func DiskUsage(dir string) (int64, error) {
 	var blocks int64
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {

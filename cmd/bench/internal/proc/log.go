@@ -7,21 +7,21 @@ import (
 )
 
 const (
-	// tailLines is how much of a server's output is kept for error messages.
+	// tailLines is the number of lines of a server's output that are kept for errors.
 	tailLines = 40
-	// lineBytesMax bounds one kept line; the rest of a longer one is dropped.
+	// lineBytesMax is the most bytes of a line that are kept.
 	lineBytesMax = 4 << 10
 )
 
-// logTail is the writer behind a server's stdout and stderr. It keeps the last
-// lines and tells when an expected one has come.
+// logTail is the writer for a server's stdout and stderr. It keeps the last lines and
+// signals when an expected line arrives.
 type logTail struct {
 	mu      sync.Mutex
 	lines   [][]byte // ring of the last tailLines lines
 	next    int      // where the next line goes
 	partial []byte   // an unfinished line
 	needle  []byte
-	found   chan struct{} // closed by Write, at the line that holds needle; nil when nothing is expected
+	found   chan struct{} // closed by Write at a line that contains needle; nil if no line is expected
 }
 
 func newLogTail() *logTail { return &logTail{lines: make([][]byte, tailLines)} }

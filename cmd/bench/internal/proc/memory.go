@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// Memory is what a process holds in memory, in bytes.
+// Memory is the resident memory of a process, in bytes.
 type Memory struct {
-	Resident int64 // all of it
-	Anon     int64 // its own: heap and stacks
-	File     int64 // pages of files that it maps, which the kernel takes back when others need room
+	Resident int64 // Anon and File together
+	Anon     int64 // heap and stacks
+	File     int64 // pages of mapped files, which the kernel evicts when it needs memory
 }
 
-// Memory reads from /proc what the process holds now.
+// Memory reads the current memory of the process from /proc.
 func (s *Server) Memory() (Memory, error) {
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), "status"))
 	if err != nil {
@@ -37,8 +37,8 @@ func parseMemory(status string) (m Memory, err error) {
 	return m, nil
 }
 
-// memoryEvery is how often a MemoryWatch looks: often enough for heaps that grow
-// by a GiB a second to be seen within 50 MiB.
+// memoryEvery is the sampling interval of a MemoryWatch: a heap that grows by a GiB a
+// second is measured to within 50 MiB.
 const memoryEvery = 50 * time.Millisecond
 
 // MemoryWatch keeps the peaks of a process's memory.
@@ -52,8 +52,8 @@ type MemoryWatch struct {
 	failed error
 }
 
-// WatchMemory looks at intervals until Stop. The server must not be restarted
-// before.
+// WatchMemory samples the memory until Stop. The server must not be restarted before
+// that.
 func (s *Server) WatchMemory() *MemoryWatch {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &MemoryWatch{read: s.Memory, cancel: cancel, ended: make(chan struct{})}
@@ -77,14 +77,14 @@ func (w *MemoryWatch) add(m Memory, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
-		w.failed = err // always the same one, that the process has ended
+		w.failed = err // the process has ended
 		return
 	}
 	w.peak = Memory{max(w.peak.Resident, m.Resident), max(w.peak.Anon, m.Anon), max(w.peak.File, m.File)}
 }
 
-// Cut returns the peak of each figure since the last Cut, now included; they need
-// not be of the same moment.
+// Cut returns the peak of each field since the last Cut. The fields may be of different
+// moments.
 func (w *MemoryWatch) Cut() (Memory, error) {
 	w.add(w.read())
 	w.mu.Lock()
@@ -100,8 +100,7 @@ func (w *MemoryWatch) Stop() {
 	<-w.ended
 }
 
-// OwnCPU is the user and system time that this process, the client, has taken
-// so far.
+// OwnCPU returns the user and system time of this process, the client, so far.
 func OwnCPU() (time.Duration, error) {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

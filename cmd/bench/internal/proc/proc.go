@@ -1,7 +1,6 @@
-// Package proc runs a server that takes etcd's flags as a child process on
-// loopback: it finds free ports and a fresh data folder, waits until the
-// server serves, stops it gently or not, starts it again on the same data, and
-// reads what it cost.
+// Package proc runs a server with etcd's flags as a child process on loopback: it
+// finds free ports, creates a data folder, waits until the server is ready, stops or
+// kills it, restarts it on the same data, and reads its resource usage.
 package proc
 
 import (
@@ -20,37 +19,37 @@ import (
 
 // Sentinel errors of Start, Restart and Terminate.
 var (
-	// ErrExited means that the process ended before it said that it serves.
+	// ErrExited means that the process ended before it was ready.
 	ErrExited = errors.New("proc: the server exited before it was ready")
-	// ErrNotReady means that the ready line did not come in time.
+	// ErrNotReady means that the ready line was not printed in time.
 	ErrNotReady = errors.New("proc: the server was not ready in time")
-	// ErrStuck means that the process outlived a SIGTERM.
+	// ErrStuck means that the process did not end after SIGTERM.
 	ErrStuck = errors.New("proc: the server did not stop on SIGTERM")
 )
 
 const (
-	// readyLine is what etcd and Troupe log once client calls work.
+	// readyLine is in the line that etcd and Troupe log once client calls work.
 	readyLine = "ready to serve client requests"
 	// readyTimeout covers a cold start with recovery of a few GiB.
 	readyTimeout = 2 * time.Minute
-	// stopTimeout covers a graceful stop: the hand-over of leadership, the
-	// last flush of the store, and a slow disk.
+	// stopTimeout covers a graceful stop: the transfer of leadership, the last flush
+	// of the store, and a slow disk.
 	stopTimeout = 30 * time.Second
-	// portAttempts bounds the retries when another process takes a port
-	// between our choosing it and the server binding it.
+	// portAttempts bounds the retries if another process binds a port after it was
+	// chosen and before the server binds it.
 	portAttempts = 5
 )
 
-// Config says what to run.
+// Config describes the server to run.
 type Config struct {
 	Binary  string   // the server's executable
 	Command []string // arguments before the flags, such as a subcommand
-	Args    []string // flags after the ones that proc sets, so that they win
+	Args    []string // flags, which take precedence over those that proc sets
 	Name    string   // the member's name
 	Dir     string   // parent of the data folder; empty means the system's temporary folder
 }
 
-// Server is one child process and the data folder that outlives its restarts.
+// Server is a child process and its data folder, which is kept over restarts.
 // Its methods are for one goroutine at a time, except Usage and Endpoint.
 type Server struct {
 	cfg    Config
@@ -63,8 +62,8 @@ type Server struct {
 	exited chan struct{} // closed by the goroutine in launch, which waits for the process
 }
 
-// Start runs the server on free ports with a fresh data folder and returns
-// once it serves. The caller must Close it.
+// Start runs the server on free ports with a fresh data folder and returns once it is
+// ready. IMPORTANT: the caller must close the server.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	root, err := os.MkdirTemp(cfg.Dir, "bench-"+cfg.Name+"-")
 	if err != nil {
@@ -93,7 +92,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	return nil, last
 }
 
-// freePorts asks the kernel for two ports that nobody listens on.
+// freePorts returns two ports on which nothing listens.
 func freePorts() (client, peer string, err error) {
 	var found [2]string
 	for i := range found {
@@ -101,7 +100,7 @@ func freePorts() (client, peer string, err error) {
 		if err != nil {
 			return "", "", fmt.Errorf("proc: %w", err)
 		}
-		defer func() { _ = l.Close() }() // nothing was sent on it; a failed close leaves at worst a port in use, which Start retries
+		defer func() { _ = l.Close() }() // if this fails, the port may stay in use, and Start tries others
 		found[i] = l.Addr().String()
 	}
 	return found[0], found[1], nil
@@ -112,7 +111,7 @@ func (s *Server) launch(ctx context.Context) error {
 	ready := s.log.expect(readyLine)
 	cmd := exec.Command(s.cfg.Binary, s.arguments()...)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
-	// The child must not outlive us, even if we are killed.
+	// The child must not outlive this process, even if this process is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("proc: start %s: %w", s.cfg.Name, err)
@@ -180,18 +179,18 @@ func (s *Server) Running() bool {
 	}
 }
 
-// Kill ends the process with SIGKILL and waits for it. Killing a process that
-// is already gone does nothing.
+// Kill ends the process with SIGKILL and waits for it. If the process has ended, Kill
+// does nothing.
 func (s *Server) Kill() {
-	_ = s.cmd.Process.Kill() // the only failure is that it has ended already
+	_ = s.cmd.Process.Kill() // fails only if the process has ended
 	<-s.exited
 }
 
-// Terminate asks the process to stop with SIGTERM and waits for it. It
-// returns ErrStuck when it had to be killed, and an error when it ended with
-// a status other than 0 or the death by that signal.
+// Terminate sends SIGTERM to the process and waits for it. It returns ErrStuck if it
+// had to kill the process, and an error if the process ended neither with status 0 nor
+// by SIGTERM.
 func (s *Server) Terminate(ctx context.Context) error {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // the only failure is that it has ended already
+	_ = s.cmd.Process.Signal(syscall.SIGTERM) // fails only if the process has ended
 	timeout := time.NewTimer(stopTimeout)
 	defer timeout.Stop()
 	select {
@@ -203,8 +202,8 @@ func (s *Server) Terminate(ctx context.Context) error {
 		s.Kill()
 		return ctx.Err()
 	}
-	// etcd raises the signal again after its clean-up, so that its parent
-	// sees a death by SIGTERM; Troupe exits with 0.
+	// etcd raises the signal again after it has shut down, so that it ends by SIGTERM;
+	// Troupe exits with 0.
 	status, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if ok && status.Signaled() && status.Signal() == syscall.SIGTERM {
 		return nil
@@ -227,14 +226,14 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// Usage is what the process has cost so far.
+// Usage is the resource usage of a process so far.
 type Usage struct {
 	CPU     time.Duration // user and system time together; the kernel counts in ticks of 10 ms
 	RSS     int64         // resident bytes now
 	PeakRSS int64         // most resident bytes so far
 }
 
-// Usage reads the process's cost from /proc.
+// Usage reads the resource usage of the process from /proc.
 func (s *Server) Usage() (Usage, error) {
 	dir := filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid))
 	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
@@ -263,8 +262,8 @@ func (s *Server) Usage() (Usage, error) {
 const clockTick = 10 * time.Millisecond
 
 // parseCPU reads utime and stime, fields 14 and 15 of proc_pid_stat(5). The
-// second field is the program's name in brackets and may hold spaces and
-// brackets, so the counting starts behind the last one.
+// second field is the program's name in brackets, which may contain spaces and
+// brackets, so fields are counted from the last bracket.
 func parseCPU(stat string) (time.Duration, error) {
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	const utime = 14 - 3 // fields begins at the third

@@ -1,5 +1,5 @@
-// Package scenario is what the subcommands that measure something share: the flags
-// that all of them have, the report, and the result file.
+// Package scenario has what the measuring subcommands share: common flags, the report,
+// and the result file.
 package scenario
 
 import (
@@ -20,8 +20,8 @@ import (
 // ErrFailed is returned by a subcommand that has already printed what failed.
 var ErrFailed = errors.New("failed")
 
-// Scenario is one run of a subcommand. Its own flags are added to Flags before
-// Parse.
+// Scenario is one run of a subcommand. The subcommand adds its own flags to Flags
+// before it calls Parse.
 type Scenario struct {
 	Flags *flag.FlagSet
 	Dir   string // -dir: parent of the data folders; empty means the system's temporary folder
@@ -87,8 +87,8 @@ func (s *Scenario) Report(ctx context.Context, run func(out io.Writer) ([]verdic
 	return nil
 }
 
-// Page returns a result file's text: the title, how the numbers came to be, and the
-// body.
+// Page returns the text of a result file: the title, the facts with the command, and
+// the body.
 func (s *Scenario) Page(facts host.Facts, title, body string) string {
 	command := strings.Join(append([]string{"go run .", s.Flags.Name()}, s.args...), " ")
 	return fmt.Sprintf("# %s\n\n%s\n%s", title, facts.Markdown(command), body)

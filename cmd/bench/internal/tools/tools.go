@@ -71,12 +71,12 @@ func Open(dir string) (Bench, error) {
 	}
 }
 
-// Path is where a program lies once built.
+// Path returns the path of the built program.
 func (b Bench) Path(p Program) string { return filepath.Join(b.Dir, "bin", string(p)) }
 
-// Build makes the program and returns its path. A pinned program is built
-// only when it is missing or older than its mod file; Troupe is always handed
-// to the go command, which knows by itself whether anything changed.
+// Build makes the program and returns its path. A pinned program is built only if it
+// is missing or older than its mod file; for Troupe the go command is always run, which
+// does nothing if the sources have not changed.
 func (b Bench) Build(ctx context.Context, p Program) (string, error) {
 	if p == Troupe {
 		return b.buildTroupe(ctx)

@@ -1,4 +1,4 @@
-// Package verdict is what a scenario concludes: bounds, and whether they hold.
+// Package verdict has the conclusions of a scenario: bounds, and whether they hold.
 package verdict
 
 import (
@@ -7,13 +7,13 @@ import (
 	"slices"
 )
 
-// Verdict is one bound, with the figures found, and whether it holds.
+// Verdict is a bound with the measured figures, and whether it holds.
 type Verdict struct {
 	What string
 	OK   bool
 }
 
-// Of is a verdict with formatted figures.
+// Of returns a verdict with formatted figures.
 func Of(ok bool, format string, figures ...any) Verdict {
 	return Verdict{What: fmt.Sprintf(format, figures...), OK: ok}
 }

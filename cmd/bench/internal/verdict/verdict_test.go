@@ -28,6 +28,6 @@ func TestPrint(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Print(closed, []Verdict{good}); !errors.Is(err, io.ErrClosedPipe) {
-		t.Errorf("a failed write is not told: %v", err)
+		t.Errorf("got %v, want the error of the write", err)
 	}
 }

@@ -1,7 +1,6 @@
-// Package echo is the KV service and half of the Lease service with nothing
-// behind them: every call gets the same reply. What it costs is what gRPC
-// alone costs, the physical limit for any server that speaks this API with
-// this library.
+// Package echo serves the KV service and half of the Lease service with constant
+// replies. Its cost is that of gRPC alone, the lower limit for any server of this API
+// with this library.
 package echo
 
 import (
@@ -23,12 +22,12 @@ import (
 const (
 	// keyBytes and valueBytes are the sizes that the benchmark loads use.
 	keyBytes, valueBytes = 32, 256
-	// leaseID is the one lease, and leaseTTL the seconds that it lives; the
-	// benchmark load asks for as many.
+	// leaseID and leaseTTL, in seconds, are those of the only lease; the benchmark load
+	// requests the same TTL.
 	leaseID, leaseTTL = 0x694d81417acd4a01, 100
 	// receiveMax, etcd's default: a request of 1.5 MiB and 512 KiB around it.
 	receiveMax = 2 << 20
-	// pingMin is how often etcd lets a client ping by default.
+	// pingMin is etcd's default minimum interval between pings of a client.
 	pingMin = 5 * time.Second
 )
 
@@ -65,13 +64,12 @@ func (s *server) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, er
 	return &s.get, nil
 }
 
-// LeaseGrant answers with a constant: the one lease, whatever was asked for.
+// LeaseGrant answers with a constant: the only lease, whatever the request.
 func (s *server) LeaseGrant(context.Context, *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
 	return &s.grant, nil
 }
 
-// LeaseKeepAlive answers each request with a constant: the one lease with its
-// whole life before it.
+// LeaseKeepAlive answers each request with a constant: the only lease with its full TTL.
 func (s *server) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	for {
 		if _, err := stream.Recv(); err != nil {
@@ -86,8 +84,8 @@ func (s *server) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	}
 }
 
-// Serve listens on the URL and serves until the context ends. It writes the
-// line by which proc knows that a server is ready.
+// Serve listens on the URL and serves until the context ends. It prints the line for
+// which package proc waits.
 func Serve(ctx context.Context, listenURL string, log io.Writer) error {
 	u, err := url.Parse(listenURL)
 	if err != nil {

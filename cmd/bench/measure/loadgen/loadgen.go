@@ -1,6 +1,6 @@
-// Package loadgen offers load through gRPC stubs: closed loops, in which each
-// client sends its next request when the last is answered, and open loops, in
-// which requests come at a fixed pace whether or not the server keeps up.
+// Package loadgen generates load through gRPC stubs: closed loops, in which each
+// client sends its next request when the previous one is answered, and open loops, in
+// which requests are sent at a fixed rate whether or not the server keeps up.
 package loadgen
 
 import (
@@ -25,8 +25,8 @@ import (
 // Pool is a number of connections to one server.
 type Pool []*grpc.ClientConn
 
-// Dial prepares connections, with further options; each is opened by its first
-// call.
+// Dial creates connections, with additional options. A connection is opened by its
+// first call.
 func Dial(endpoint string, conns int, options ...grpc.DialOption) (Pool, error) {
 	options = append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -43,7 +43,7 @@ func Dial(endpoint string, conns int, options ...grpc.DialOption) (Pool, error) 
 	return p, nil
 }
 
-// KV is the i-th client's stub; the clients share the connections evenly.
+// KV returns the stub of the i-th client. Clients share the connections evenly.
 func (p Pool) KV(i int) pb.KVClient { return pb.NewKVClient(p[i%len(p)]) }
 
 // Close closes all connections.
@@ -64,9 +64,8 @@ type Closed struct {
 	wg   sync.WaitGroup
 }
 
-// StartClosed starts clients first, first+1, … first+n-1. Each calls op until
-// Stop, or until the context ends, and tells done of every result. done is
-// called by many goroutines at once.
+// StartClosed starts clients first, first+1, … first+n-1. Each calls op, and done with
+// the result, until Stop or until the context ends. done is called concurrently.
 func StartClosed(ctx context.Context, p Pool, first, n int, op Op, done func(error)) *Closed {
 	c := new(Closed)
 	for i := first; i < first+n; i++ {
@@ -80,14 +79,14 @@ func StartClosed(ctx context.Context, p Pool, first, n int, op Op, done func(err
 	return c
 }
 
-// Stop lets every client finish its request and returns when all have.
+// Stop waits until every client has finished its current request.
 func (c *Closed) Stop() {
 	c.stop.Store(true)
 	c.wg.Wait()
 }
 
-// Each performs jobs 0 to n-1 with so many clients at a time and returns the
-// first error, after which no new job begins.
+// Each performs jobs 0 to n-1 with the given number of clients. After the first error,
+// which it returns, it starts no more jobs.
 func Each(ctx context.Context, p Pool, clients, n int, job func(ctx context.Context, kv pb.KVClient, i int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -111,11 +110,11 @@ func Each(ctx context.Context, p Pool, clients, n int, job func(ctx context.Cont
 	return context.Cause(ctx)
 }
 
-// requestTimeout ends a put of Fill that is never answered.
+// requestTimeout is the timeout of a put of Fill.
 const requestTimeout = 30 * time.Second
 
-// Fill puts n pairs, of which pair returns the i-th, over so many connections with
-// so many clients at a time.
+// Fill puts n pairs with the given numbers of connections and clients. pair returns the
+// i-th one.
 func Fill(ctx context.Context, endpoint string, conns, clients, n int, pair func(i int) (key, value []byte)) (err error) {
 	pool, err := Dial(endpoint, conns)
 	if err != nil {
@@ -131,8 +130,8 @@ func Fill(ctx context.Context, endpoint string, conns, clients, n int, pair func
 	})
 }
 
-// Value returns n random bytes, so that a server that compresses stores as much as
-// one that does not.
+// Value returns n random bytes, which do not compress: so servers with and without
+// compression store the same amount.
 func Value(n int) []byte {
 	v := make([]byte, 0, n+8)
 	for len(v) < n {
@@ -155,11 +154,10 @@ func Pause(ctx context.Context, d time.Duration) error {
 }
 
 const (
-	// paceTick is how finely requests are spread over time.
+	// paceTick is the interval at which due requests are queued.
 	paceTick = time.Millisecond
-	// backlogMax bounds the requests that wait for a free client. A server
-	// that is so far behind is not keeping up; what comes then is counted
-	// as missed.
+	// backlogMax bounds the requests that wait for a free client. If the server is
+	// that far behind, further requests are counted as missed.
 	backlogMax = 16 << 10
 )
 
@@ -175,17 +173,16 @@ type Paced struct {
 	window Window
 }
 
-// Window is what happened between two calls of Cut. Latencies count from the
-// moment at which a request was due, so that a stall shows in every request
-// that it delayed.
+// Window has the results between two calls of Cut. A latency counts from the moment at
+// which the request was due, so that a stall shows in every request that it delayed.
 type Window struct {
 	Latencies []time.Duration // of the successful requests
 	Failed    int
-	Missed    int // not sent because too many were waiting
+	Missed    int // requests that were not sent because too many were waiting
 	LastError error
 }
 
-// Run keeps the pace until the context ends.
+// Run sends requests until the context ends.
 func (p *Paced) Run(ctx context.Context) {
 	due := make(chan time.Time, backlogMax) // closed below, by the only sender
 	var wg sync.WaitGroup
@@ -235,13 +232,13 @@ func (p *Paced) record(due time.Time, err error, ctx context.Context) {
 	switch {
 	case err == nil:
 		p.window.Latencies = append(p.window.Latencies, took)
-	case ctx.Err() == nil: // else the end of the run cut it short
+	case ctx.Err() == nil: // otherwise the end of the run canceled it
 		p.window.Failed++
 		p.window.LastError = err
 	}
 }
 
-// Cut returns what happened since the last Cut.
+// Cut returns the results since the last Cut.
 func (p *Paced) Cut() Window {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,7 +247,7 @@ func (p *Paced) Cut() Window {
 	return w
 }
 
-// Percentile of the window's latencies.
+// Percentile returns a percentile of the latencies.
 func (w Window) Percentile(percent float64) time.Duration {
 	return stats.Percentile(slices.Sorted(slices.Values(w.Latencies)), percent)
 }

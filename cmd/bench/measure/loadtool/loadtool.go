@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// ErrReport means that the report was incomplete or told of failed requests.
+// ErrReport means that the report is incomplete or contains failed requests.
 var ErrReport = errors.New("loadtool: bad report")
 
 // Command is a kind of load: a command of the load generator.
@@ -23,21 +23,21 @@ type Command struct {
 	headings []string // of the reports that it prints, in this order
 }
 
-// Put writes sequential keys of 32 bytes, wrapping after keySpace, with values
-// of 256. Its one report is that of the puts.
+// Put writes sequential keys of 32 bytes, wrapping after keySpace, with values of 256
+// bytes. It has one report, on the puts.
 func Put(keySpace int) Command {
 	return single("put", "--key-size", "32", "--val-size", "256", "--sequential-keys", "--key-space-size", strconv.Itoa(keySpace))
 }
 
-// Get reads one key linearizably. Its one report is that of the gets.
+// Get reads one key linearizably. It has one report, on the gets.
 func Get(key string) Command { return single("range", key, "--consistency", "l") }
 
-// Range reads all keys from first to end, without end itself, linearizably. Its
-// one report is that of the ranges.
+// Range reads all keys from first to end, exclusive, linearizably. It has one report, on
+// the ranges.
 func Range(first, end string) Command { return single("range", first, end, "--consistency", "l") }
 
-// LeaseKeepAlive grants each client a lease and renews it, each time on a
-// stream of its own. Its one report is that of the renewals.
+// LeaseKeepAlive grants each client a lease and renews it, each time on a new stream. It
+// has one report, on the renewals.
 func LeaseKeepAlive() Command { return single("lease-keepalive") }
 
 // single is a command with a single report, which has no heading.
@@ -45,16 +45,16 @@ func single(args ...string) Command {
 	return Command{args: args, total: "--total", headings: []string{""}}
 }
 
-// Watchers says how many watchers there are, and how fast their key is put.
+// Watchers is the number of watchers, and the rate of puts to their key.
 type Watchers struct {
 	Streams   int
 	PerStream int
 	PutRate   int // puts a second; 0 is as fast as they are answered
 }
 
-// Watch has all watchers on one key, which all clients put. Its reports are
-// that of the watchers' creation and that of the events; the latencies of the
-// latter say only how long the load generator took to count them.
+// Watch has all watchers on one key, which all clients put. It has two reports, on the
+// creation of the watchers and on the events. The latencies of the latter only measure
+// how long the load generator took to count the events.
 func Watch(w Watchers) Command {
 	return Command{
 		args: []string{
@@ -66,10 +66,10 @@ func Watch(w Watchers) Command {
 	}
 }
 
-// WatchLatency has all watchers on one key, which one client puts; a second's
-// worth of the puts comes at once, at the start. Its reports are that of the
-// puts and that of the events, whose latencies count from the moment that the
-// put was answered, and are 0 if the event was there before.
+// WatchLatency has all watchers on one key, which one client puts; it sends the puts of
+// the first second at once. It has two reports, on the puts and on the events. The
+// latency of an event counts from the reply to the put, and is 0 if the event arrived
+// before that.
 func WatchLatency(w Watchers) Command {
 	return Command{
 		args: []string{
@@ -81,7 +81,7 @@ func WatchLatency(w Watchers) Command {
 	}
 }
 
-// Load is a command and how much of it.
+// Load is a command with its sizes.
 type Load struct {
 	Binary   string // the load generator
 	Endpoint string
@@ -98,8 +98,8 @@ type Report struct {
 	P50, P99  time.Duration
 }
 
-// Run offers the load, waits until it is through, and returns the command's
-// reports in their order.
+// Run runs the load generator until it has finished, and returns the command's reports
+// in order.
 func (l Load) Run(ctx context.Context) ([]Report, error) {
 	args := []string{"--precise", "--endpoints", l.Endpoint, "--clients", strconv.Itoa(l.Clients), "--conns", strconv.Itoa(l.Conns)}
 	args = append(args, l.Command.args...)
@@ -162,8 +162,8 @@ func parse(text string) (Report, error) {
 		}
 		errs = append(errs, err)
 	}
-	// The load generator leaves out a percentile that is 0, so that one may be
-	// missing, but not above another that is there, and not all.
+	// The load generator omits a percentile that is 0. So a percentile may be missing if
+	// no lower one is present, but not all of them.
 	if r.PerSecond == 0 || r.Count == 0 || percentiles == 0 || r.P99 < r.P50 {
 		errs = append(errs, errors.New("a figure is missing"))
 	}
@@ -179,7 +179,7 @@ func seconds(text string) (time.Duration, error) {
 	return time.Duration(s * float64(time.Second)), err
 }
 
-// tail is the end of a text that may be a long progress bar.
+// tail returns the end of a text, which may contain a long progress bar.
 func tail(text string) string {
 	const most = 2000
 	return text[max(0, len(text)-most):]

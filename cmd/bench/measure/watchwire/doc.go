@@ -1,5 +1,4 @@
-// Package watchwire is a watch client that costs little: it hands over the bytes
-// of a response and decodes no more of them than a measurement looks at. A client
-// that unpacks every event into a message of its own takes more of the cores that
-// it shares with the server than the server does.
+// Package watchwire is a watch client that uses little CPU: it keeps a response as bytes
+// and decodes only the fields that a measurement uses. A client that decodes every event
+// into a message would use more of the cores than the server that it shares them with.
 package watchwire

@@ -19,7 +19,7 @@ type Response struct {
 	body []byte
 }
 
-// Event is what a measurement looks at in an event.
+// Event has the fields of an event that a measurement uses.
 type Event struct {
 	Delete         bool
 	Key, Value     []byte
@@ -52,8 +52,8 @@ const (
 
 var errMalformed = errors.New("watchwire: malformed message")
 
-// fields calls visit for each field of a message: with a number for a varint,
-// with bytes for what has a length. Others are passed over.
+// fields calls visit for each field of a message, with a number for a varint and with
+// bytes for a length-delimited field. It skips others.
 func fields(b []byte, visit func(field protowire.Number, number uint64, bytes []byte) error) error {
 	for len(b) > 0 {
 		field, kind, n := protowire.ConsumeTag(b)
@@ -155,7 +155,7 @@ func (e *Event) parse(b []byte) error {
 	})
 }
 
-// canceled is the error of a watcher that the server has ended.
+// canceled returns the error for a watcher that the server has canceled.
 func (r *Response) canceled() error {
 	return fmt.Errorf("watchwire: watcher %d was canceled: %q, compacted at %d", r.WatchID, r.CancelReason, r.CompactRevision)
 }

@@ -2,9 +2,9 @@ package watchwire
 
 import "sync/atomic"
 
-// Sequence checks that a watcher gets every event once, in order, where each
-// revision holds exactly one event of its range: then the revisions follow one
-// another without a gap. One goroutine calls See, others may ask the rest.
+// Sequence checks that a watcher receives every event once and in order, if each
+// revision has exactly one event in the watched range, so that the revisions must be
+// consecutive. One goroutine calls See; the other methods may be called concurrently.
 type Sequence struct {
 	next     atomic.Int64
 	lost     atomic.Int64
@@ -25,11 +25,11 @@ func (s *Sequence) See(revision int64) {
 	}
 }
 
-// Reached reports whether all events up to the revision are there, or skipped.
+// Reached reports whether all events up to the revision were received or skipped.
 func (s *Sequence) Reached(revision int64) bool { return s.next.Load() > revision }
 
-// Next is the revision expected next.
+// Next returns the next expected revision.
 func (s *Sequence) Next() int64 { return s.next.Load() }
 
-// Faults are how many events were skipped, and how many came again or late.
+// Faults returns how many events were skipped, and how many were repeated or late.
 func (s *Sequence) Faults() (lost, repeated int64) { return s.lost.Load(), s.repeated.Load() }

@@ -11,21 +11,21 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// StreamWindow is the flow-control window of a stream on a connection made with
-// Frozen: what a client that stops reading takes before the server has to keep
-// the rest. It is HTTP/2's default, and gRPC's least.
+// StreamWindow is the flow-control window of a stream on a connection made with Frozen:
+// how much the server may send to a client that has stopped reading. It is HTTP/2's
+// default and gRPC's minimum.
 const StreamWindow = 64 << 10
 
-// Frozen returns the options of connections whose streams may stop being read.
-// Without them the windows grow with the traffic, and a client that does not read
-// would take megabytes all the same. A stream that is not read does not hold up
-// others on its connection: gRPC's client gives the connection's window back when
-// bytes arrive, not when they are read.
+// Frozen returns the options of connections with streams that the client may stop
+// reading. Without them the windows grow with the traffic, so that the server may send
+// megabytes to a client that does not read. A stream that is not read does not delay
+// others on its connection: gRPC's client restores the connection's window when bytes
+// arrive, not when they are read.
 func Frozen() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithStaticStreamWindowSize(StreamWindow)}
 }
 
-// codec hands over the bytes of what comes, and encodes what goes.
+// codec encodes what is sent, and returns what is received as bytes.
 type codec struct{}
 
 func (codec) Name() string { return "proto" }
@@ -67,7 +67,7 @@ func Open(ctx context.Context, conn *grpc.ClientConn) (*Stream, error) {
 	return &Stream{stream: s}, nil
 }
 
-// Create asks for a watcher. The answer is a Response that is Created.
+// Create requests a watcher. The server replies with a Response that is Created.
 func (s *Stream) Create(r *pb.WatchCreateRequest) error {
 	err := s.stream.SendMsg(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: r}})
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *Stream) Create(r *pb.WatchCreateRequest) error {
 	return nil
 }
 
-// Receive waits for the next response. That a watcher was canceled is an error.
+// Receive waits for the next response. It returns an error if a watcher was canceled.
 func (s *Stream) Receive() (Response, error) {
 	if err := s.stream.RecvMsg(&s.buf); err != nil {
 		return Response{}, fmt.Errorf("watchwire: %w", err)

@@ -59,8 +59,7 @@ func TestResponse(t *testing.T) {
 	}
 }
 
-// A message that is cut off anywhere is an error or a shorter message, never a
-// panic.
+// A truncated message is an error or a shorter message, never a panic.
 func FuzzResponse(f *testing.F) {
 	whole := encoded(f, full())
 	for n := range whole {
@@ -74,7 +73,7 @@ func FuzzResponse(f *testing.F) {
 		}
 		var want pb.WatchResponse
 		if proto.Unmarshal(b, &want) != nil {
-			return // stricter about what is not looked at
+			return // it is stricter about fields that are not decoded
 		}
 		if r.WatchID != want.WatchId || r.Created != want.Created || r.Canceled != want.Canceled || r.CompactRevision != want.CompactRevision || r.CancelReason != want.CancelReason {
 			t.Fatalf("%+v, want %v", r, &want)
