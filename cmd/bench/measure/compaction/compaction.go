@@ -1,5 +1,5 @@
-// Package compaction measures what a large compaction does to the calls that
-// go on meanwhile, and how soon the disk gets its space back.
+// Package compaction measures the effect of a large compaction on concurrent calls, and
+// how soon the disk space is freed.
 package compaction
 
 import (
@@ -22,21 +22,21 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// Config says what to load and how long to look.
+// Config has the sizes of the store and the load.
 type Config struct {
 	Binary     string
 	Args       []string
-	BackendDir string // below the data folder: what counts as the backend's blocks
-	LiveBytes  int64  // keys and values that stay
+	BackendDir string // below the data folder: the folder whose blocks are counted
+	LiveBytes  int64  // live keys and values
 	ValueBytes int    // of the live keys
-	Superseded int    // revisions that a newer one has replaced
+	Superseded int    // superseded revisions
 	PutRate    int    // a second, while measuring
 	GetRate    int
-	PutKeys    int // the bounded set of keys that those puts go to
+	PutKeys    int // the number of keys that those puts go to
 	PutBytes   int // and the size of their values
 	Window     time.Duration
 	Windows    int           // before the compaction, and at least after it
-	Limit      time.Duration // for the blocks to come down
+	Limit      time.Duration // for the blocks to fall to the bound
 	Dir        string
 	Out        io.Writer
 }
@@ -49,14 +49,14 @@ const (
 
 const (
 	conns = 50
-	// loaders is how many clients fill the store.
+	// loaders is the number of clients that fill the store.
 	loaders = 400
-	// batchBytes is about how much one transaction of the first fill holds,
-	// and batchOps the servers' limit on its operations.
+	// batchBytes is the approximate size of a transaction of the first fill, and
+	// batchOps the most operations in it.
 	batchBytes, batchOps = 256 << 10, 100
-	// clients is how many requests of each kind can be in flight.
+	// clients is the most requests of each kind in flight.
 	clients = 500
-	// requestTimeout ends a request that is never answered.
+	// requestTimeout is the timeout of a request.
 	requestTimeout = 30 * time.Second
 	// blocksEvery is how often the backend's blocks are counted.
 	blocksEvery = time.Second
@@ -71,15 +71,15 @@ func (c Config) validate() error {
 	return nil
 }
 
-// liveKeys is how many keys make up the live bytes.
+// liveKeys returns the number of keys of which LiveBytes consist.
 func (c Config) liveKeys() int { return int((c.LiveBytes-1)/int64(keyBytes+c.ValueBytes)) + 1 }
 
-// live is what the store holds at its newest revision, in bytes.
+// live returns the bytes of keys and values at the newest revision.
 func (c Config) live() int64 {
 	return int64(c.liveKeys())*int64(keyBytes+c.ValueBytes) + int64(c.PutKeys)*int64(keyBytes+c.PutBytes)
 }
 
-// key names the i-th key of a group; all are of keyBytes.
+// key returns the i-th key of a group, of keyBytes bytes.
 func key(group string, i int) []byte {
 	return binary.BigEndian.AppendUint64([]byte(group), uint64(i))
 }
@@ -89,16 +89,16 @@ const (
 	putGroup  = "paced---"
 )
 
-// Window is one measured stretch of time.
+// Window has the results of one period.
 type Window struct {
 	Put, Get loadgen.Window
 	Blocks   int64 // at its end
 }
 
-// Result is what was found.
+// Result has the results of all periods.
 type Result struct {
 	Before, After []Window
-	Freed         time.Duration // from the compaction until the blocks were few enough
+	Freed         time.Duration // from the compaction until the blocks were at the bound
 	FreedInTime   bool
 	LeastBlocks   int64
 	Live          int64
@@ -139,8 +139,8 @@ func run(ctx context.Context, cfg Config) (r Result, err error) {
 	return r, nil
 }
 
-// fill writes the live keys in transactions, and then replaces values one by
-// one until there are enough superseded revisions.
+// fill writes the live keys in transactions, and then overwrites them one by one until
+// there are enough superseded revisions.
 func fill(ctx context.Context, cfg Config, pool loadgen.Pool) error {
 	began := time.Now()
 	keys := cfg.liveKeys()
@@ -226,8 +226,8 @@ func (m *measurement) get(ctx context.Context, kv pb.KVClient) error {
 	return err
 }
 
-// compact compacts at the newest revision and measures until the blocks have
-// come down or the time is up.
+// compact compacts at the newest revision and measures until the blocks are at the
+// bound or the limit is over.
 func (m *measurement) compact(ctx context.Context, result Result) (Result, error) {
 	callCtx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -260,14 +260,13 @@ func (m *measurement) compact(ctx context.Context, result Result) (Result, error
 	}
 }
 
-// forget drops what happened since the last window, so that the next one
-// begins now.
+// forget discards the results since the last window, so that the next one begins now.
 func (m *measurement) forget() {
 	m.puts.Cut()
 	m.gets.Cut()
 }
 
-// windows measures n windows, one right after the other, and prints each.
+// windows measures n consecutive windows, and prints each.
 func (m *measurement) windows(ctx context.Context, label string, n int) ([]Window, error) {
 	var list []Window
 	for range n {

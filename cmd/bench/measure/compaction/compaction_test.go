@@ -82,7 +82,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// evenPuts and evenGets leave the slow windows to the other kind.
+// evenPuts and evenGets undo the change of latencies for one kind of request.
 func evenPuts(r *Result) {
 	for i := range r.After {
 		r.After[i].Put = r.Before[0].Put

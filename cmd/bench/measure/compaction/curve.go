@@ -10,7 +10,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 )
 
-// curve is how the backend's blocks went down over time.
+// curve has the bytes of the backend's blocks over time.
 type curve struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // closed by the watching goroutine, which stop ends
@@ -68,7 +68,7 @@ func (c *curve) failure() error {
 	return c.failed
 }
 
-// firstAtMost is when the blocks were first few enough, and whether that was
+// firstAtMost returns when there were first at most so many bytes, and whether that was
 // within the limit.
 func (c *curve) firstAtMost(bytes int64, limit time.Duration) (time.Duration, bool) {
 	c.mu.Lock()
@@ -93,7 +93,7 @@ func (c *curve) least() int64 {
 	return least
 }
 
-// printEvery is the grain of the printed curve.
+// printEvery is the interval of the printed points.
 const printEvery = 10 * time.Second
 
 func (c *curve) print(w io.Writer, live int64) error {

@@ -16,7 +16,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
 )
 
-// crowd is all watchers.
+// crowd holds all watchers.
 type crowd struct {
 	cancel  context.CancelFunc
 	reading sync.WaitGroup
@@ -36,8 +36,8 @@ type stream struct {
 	failed   error
 }
 
-// gather opens the streams, creates the watchers from a revision on, and starts
-// to read; the streams that are frozen are read no further than that.
+// gather opens the streams, creates the watchers at a start revision, and reads the
+// streams that are not frozen.
 func gather(ctx context.Context, pool loadgen.Pool, load Load, from int64, freeze bool) (_ *crowd, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	c := &crowd{cancel: cancel, thawed: make(chan struct{})}
@@ -50,7 +50,7 @@ func gather(ctx context.Context, pool loadgen.Pool, load Load, from int64, freez
 	for i := range load.Streams {
 		s := &stream{
 			// Streams i, i+conns, … share a connection: with ten connections
-			// and a hundred streams each connection has one frozen stream.
+			// and a hundred streams, each connection has one frozen stream.
 			frozen:   freeze && (i/len(pool)+i)%frozenShare == 0,
 			watchers: make([]watchwire.Sequence, load.Watchers/load.Streams),
 		}
@@ -86,7 +86,7 @@ func (s *stream) run(ctx context.Context, from int64, thawed <-chan struct{}, cr
 	for err == nil {
 		err = s.receive()
 	}
-	if ctx.Err() == nil { // else the end of the run
+	if ctx.Err() == nil { // otherwise the end of the run canceled it
 		s.mu.Lock()
 		s.failed = err
 		s.mu.Unlock()
@@ -106,27 +106,27 @@ func (s *stream) create(from int64) error {
 			return err
 		}
 		if !r.Created {
-			return fmt.Errorf("watcher %d is told something before there was a put", r.WatchID)
+			return fmt.Errorf("watcher %d got a response before the first put", r.WatchID)
 		}
 	}
 	return nil
 }
 
-// rangeEnd makes the prefix a range.
+// rangeEnd returns the end of the range of all keys with the prefix.
 func rangeEnd() []byte {
 	end := slices.Clone(prefix)
 	end[len(end)-1]++
 	return end
 }
 
-// receive takes one response.
+// receive processes one response.
 func (s *stream) receive() error {
 	r, err := s.wire.Receive()
 	if err != nil {
 		return err
 	}
 	if r.WatchID < 1 || int(r.WatchID) > len(s.watchers) {
-		return fmt.Errorf("there is no watcher %d", r.WatchID)
+		return fmt.Errorf("unknown watcher %d", r.WatchID)
 	}
 	watcher := &s.watchers[r.WatchID-1]
 	var events int64
@@ -146,8 +146,8 @@ func (s *stream) receive() error {
 	return err
 }
 
-// cut returns how many events came since the last cut, and the sorted delays of
-// some of them.
+// cut returns the number of events since the last cut, and the sorted delays of some of
+// them.
 func (c *crowd) cut() (received int64, delays []time.Duration) {
 	for _, s := range c.streams {
 		s.mu.Lock()
@@ -159,13 +159,13 @@ func (c *crowd) cut() (received int64, delays []time.Duration) {
 	return received, delays
 }
 
-// selection says which of a crowd's streams are meant.
+// selection selects some of a crowd's streams.
 type selection func(*stream) bool
 
 func everyStream(*stream) bool  { return true }
 func frozenOnly(s *stream) bool { return s.frozen }
 
-// next is the least revision that any watcher on the selected streams expects next.
+// next returns the least revision that any watcher on the selected streams expects next.
 func (c *crowd) next(of selection) int64 {
 	least := int64(math.MaxInt64)
 	for _, s := range c.streams {
@@ -179,7 +179,7 @@ func (c *crowd) next(of selection) int64 {
 	return least
 }
 
-// faults are how many events were lost and repeated, over all watchers.
+// faults returns how many events were lost and repeated, over all watchers.
 func (c *crowd) faults() (lost, repeated int64) {
 	for _, s := range c.streams {
 		for i := range s.watchers {
@@ -190,16 +190,16 @@ func (c *crowd) faults() (lost, repeated int64) {
 	return lost, repeated
 }
 
-// thaw lets the frozen streams be read.
+// thaw starts to read the frozen streams.
 func (c *crowd) thaw() { close(c.thawed) }
 
-// dismiss ends all streams. It may be called twice.
+// dismiss closes all streams. It may be called twice.
 func (c *crowd) dismiss() {
 	c.cancel()
 	c.reading.Wait()
 }
 
-// failure is why streams ended.
+// failure returns the errors that ended streams.
 func (c *crowd) failure() error {
 	var err error
 	for i, s := range c.streams {

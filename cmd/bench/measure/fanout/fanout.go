@@ -1,6 +1,5 @@
-// Package fanout measures who pays for clients that stop reading their watch
-// streams: the server's memory, the writers, or the watchers that do read. Nobody
-// should.
+// Package fanout measures the effect of clients that stop reading their watch streams on
+// the server's memory, on writers, and on watchers that do read. There should be none.
 package fanout
 
 import (
@@ -23,14 +22,14 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
 )
 
-// Load is how many watch, and how much there is to tell.
+// Load is the number of watchers and streams, and the rate of puts.
 type Load struct {
 	Watchers int // all on the whole prefix
-	Streams  int // that they are spread over
+	Streams  int // over which the watchers are spread
 	Rate     int // puts a second
 }
 
-// String is the form that ParseLoad reads.
+// String returns the load in the form that ParseLoad reads.
 func (l Load) String() string { return fmt.Sprintf("%d:%d:%d", l.Watchers, l.Streams, l.Rate) }
 
 // ParseLoad reads watchers:streams:puts a second.
@@ -55,15 +54,15 @@ func ParseLoads(text string) ([]Load, error) {
 	return list, nil
 }
 
-// Config says what to measure.
+// Config has the loads and the lengths of the periods.
 type Config struct {
 	Binary string
 	Args   []string
 	Loads  []Load
-	Rounds int // each once with all reading, and once with some frozen
+	Rounds int // each has a run in which all streams are read and one in which some are frozen
 	Warmup time.Duration
 	Window time.Duration
-	Limit  time.Duration // for what was frozen to catch up
+	Limit  time.Duration // for thawed watchers to catch up
 	Dir    string
 	Out    io.Writer
 
@@ -76,21 +75,20 @@ const (
 	// watchConns is the number of connections that the streams share. A frozen
 	// stream shares its connection with others that are read.
 	watchConns = 10
-	// putConns and clients are the writers' connections, and how many puts can
-	// be in flight.
+	// putConns and clients are the writers' connections, and the most puts in flight.
 	putConns, clients = 4, 200
-	// keys and valueBytes are what the puts write.
+	// keys and valueBytes are the number of keys and the size of values of the puts.
 	keys, valueBytes = 1000, 256
-	// frozenShare is one stream in so many.
+	// frozenShare is the number of streams per frozen one.
 	frozenShare = 10
-	// requestTimeout ends a request that is never answered.
+	// requestTimeout is the timeout of a request.
 	requestTimeout = 30 * time.Second
-	// pollEvery is how often it is looked whether watchers have all.
+	// pollEvery is the polling interval of await.
 	pollEvery = 10 * time.Millisecond
-	// echoTime is how long it is listened for what comes once too often.
+	// echoTime is how long a run waits for repeated events at its end.
 	echoTime = 200 * time.Millisecond
-	// delayEvery thins out the events whose delay is taken: the 16th part of
-	// them all is enough for a p99, and does not load the client.
+	// delayEvery is the sampling interval of delays, in revisions: every 16th is enough
+	// for a p99 and costs the client little.
 	delayEvery = 16
 )
 
@@ -111,23 +109,24 @@ func (c Config) validate() error {
 // Sample is one run: a fresh server, its watchers, and a window of puts.
 type Sample struct {
 	Put       loadgen.Window
-	Delay     time.Duration // p99 from a put's sending to the event's arrival at a watcher that reads
-	Delivered float64       // events a second that were received in the window
-	ServerCPU float64       // cores taken in the window
+	Delay     time.Duration // p99 from the sending of a put to the arrival of its event at a watcher that is read
+	Delivered float64       // events received per second of the window
+	ServerCPU float64       // cores used in the window
 	ClientCPU float64
 	Peak      proc.Memory // in the window
 
 	Frozen      bool
-	Behind      int64         // revisions that the frozen watchers lacked at the end of the window
-	CatchUp     time.Duration // until they had what was newest at the thaw
+	Behind      int64         // revisions by which the frozen watchers were behind at the end of the window
+	CatchUp     time.Duration // until they had the revision that was newest at the thaw
 	CatchUpPeak proc.Memory
 	CaughtUp    bool
 
-	Complete       bool // every watcher has come to the last revision
+	Complete       bool // every watcher has received the last revision
 	Lost, Repeated int64
 }
 
-// Round is a run with all reading, and the one with some frozen that followed.
+// Round is a run in which all streams are read, and the following run in which some are
+// frozen.
 type Round struct{ All, Some Sample }
 
 // Run measures each load and judges it.
@@ -173,7 +172,7 @@ func measureAll(ctx context.Context, cfg Config) (map[Load][]Round, error) {
 	return results, nil
 }
 
-// run is one run under way.
+// run is the state of one run.
 type run struct {
 	cfg    Config
 	load   Load
@@ -246,7 +245,7 @@ func put(ctx context.Context, kv pb.KVClient) error {
 	return err
 }
 
-// revision is the newest one.
+// revision returns the newest revision.
 func revision(ctx context.Context, pool loadgen.Pool) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -257,7 +256,7 @@ func revision(ctx context.Context, pool loadgen.Pool) (int64, error) {
 	return r.Header.Revision, nil
 }
 
-// window measures while nothing changes.
+// window measures one window.
 func (r *run) window(ctx context.Context, s *Sample) error {
 	if err := loadgen.Pause(ctx, r.cfg.Warmup); err != nil {
 		return err
@@ -293,7 +292,7 @@ func (r *run) window(ctx context.Context, s *Sample) error {
 	return errors.Join(err, r.crowd.failure())
 }
 
-// costs is the CPU time that both sides have taken so far.
+// costs has the CPU times of both sides so far.
 type costs struct{ server, client time.Duration }
 
 func (r *run) costs() (costs, error) {
@@ -305,8 +304,8 @@ func (r *run) costs() (costs, error) {
 	return costs{usage.CPU, own}, err
 }
 
-// thaw lets the frozen streams be read while the puts go on, and waits until they
-// have what was newest at that moment.
+// thaw starts to read the frozen streams while the puts continue, and waits until they
+// have received the revision that was newest at that moment.
 func (r *run) thaw(ctx context.Context, s *Sample) error {
 	newest, err := revision(ctx, r.pool)
 	if err != nil {
@@ -325,8 +324,8 @@ func (r *run) thaw(ctx context.Context, s *Sample) error {
 	return err
 }
 
-// settle waits, after the last put, until all watchers have all, and counts
-// faults.
+// settle waits after the last put until all watchers have received all events, and
+// counts faults.
 func (r *run) settle(ctx context.Context, s *Sample) error {
 	newest, err := revision(ctx, r.pool)
 	if err != nil {

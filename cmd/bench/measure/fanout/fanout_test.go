@@ -49,7 +49,7 @@ func TestJudge(t *testing.T) {
 				Some: Sample{Put: put(13 * time.Millisecond), Peak: proc.Memory{Resident: 164 << 20}, Complete: true, Frozen: true, Behind: 5, CaughtUp: true},
 			})
 		}
-		// One round that is bad by chance does not count.
+		// One bad round does not count.
 		rounds[1].Some.Put, rounds[1].Some.Peak.Resident = put(time.Second), 1<<30
 		return rounds
 	}
@@ -89,19 +89,19 @@ func TestCrowdIsAsFarAsItsLast(t *testing.T) {
 	if all, frozen := crowd.next(everyStream), crowd.next(frozenOnly); all != 10 || frozen != 15 {
 		t.Errorf("all expect %d next, the frozen ones %d", all, frozen)
 	}
-	crowd.streams[0].watchers[1].See(13) // lacks two
-	crowd.streams[1].watchers[0].See(14) // has come already
+	crowd.streams[0].watchers[1].See(13) // loses two
+	crowd.streams[1].watchers[0].See(14) // is repeated
 	if lost, repeated := crowd.faults(); lost != 2 || repeated != 1 {
 		t.Errorf("%d lost, %d repeated", lost, repeated)
 	}
 }
 
-// A short form of the whole. What it measures means nothing; what it checks of
-// the events must hold. Each window ends by the number of puts in it, not by time,
-// so that the test does not depend on how fast the machine is.
+// A short form of the scenario. Its figures mean nothing, but its checks of the events
+// must hold. Each window ends after a number of puts, so that the test does not depend
+// on the speed of the machine.
 func TestSmall(t *testing.T) {
-	// At most clients of the puts in a window are unanswered at its end, so that at
-	// least answered are counted; and every delayEvery-th event has its delay taken.
+	// At the end of a window at most so many puts as there are clients are unanswered;
+	// the others are counted. The delay of every delayEvery-th event is taken.
 	const answered = 2 * delayEvery
 	const puts = clients + answered
 	load := Load{Watchers: 200, Streams: 20, Rate: 400}

@@ -42,8 +42,8 @@ func row(cfg Config, s Sample) error {
 	return nil
 }
 
-// judge checks the bounds for one load. What differs from round to round is
-// compared within a round, and the median of that counts.
+// judge checks the bounds for one load. Figures that drift between rounds are compared
+// within each round; the median over the rounds counts.
 func judge(cfg Config, load Load, rounds []Round) []verdict.Verdict {
 	var growths, with, without []float64
 	var puts, unserved int

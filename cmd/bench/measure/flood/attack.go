@@ -18,11 +18,11 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// attack floods the server at endpoint until the mode's length is over or its
-// requests are sent.
+// attack floods the server at endpoint for the mode's length, or with its number of
+// requests.
 type attack func(ctx context.Context, m Mode, endpoint string) (Outcome, error)
 
-// Outcome counts what became of requests.
+// Outcome counts requests by their result.
 type Outcome struct {
 	Sent     int
 	Answered int
@@ -64,8 +64,8 @@ func (o *Outcome) merge(other Outcome) {
 	}
 }
 
-// crowd runs the mode's clients, each with the number it is given, and merges
-// what they count. The first error ends them all.
+// crowd runs the mode's clients, which are numbered, and merges their outcomes. The
+// first error cancels them all.
 func crowd(ctx context.Context, m Mode, client func(ctx context.Context, i int) (Outcome, error)) (Outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -87,8 +87,8 @@ func crowd(ctx context.Context, m Mode, client func(ctx context.Context, i int) 
 	return total, context.Cause(ctx)
 }
 
-// repeat has each client send one request after the other, on a connection of
-// its own, until the mode's length is over.
+// repeat makes each client send one request after the other, on its own connection, for
+// the mode's length.
 func repeat(ctx context.Context, m Mode, endpoint string, request func(ctx context.Context, conn *grpc.ClientConn) error) (_ Outcome, err error) {
 	pool, err := loadgen.Dial(endpoint, m.Clients)
 	if err != nil {
@@ -117,12 +117,12 @@ func scan(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 	})
 }
 
-// sortedRanges is how many ranges a transaction of sortedTxn has: with the put,
-// fewer than the 128 operations that etcd takes by default.
+// sortedRanges is the number of ranges in a transaction of sortedTxn. With the put, it
+// stays below etcd's default limit of 128 operations.
 const sortedRanges = 100
 
-// sortedTxn commits transactions of many ranges, each of which sorts all keys by
-// their values to return one of them, and one put.
+// sortedTxn commits transactions of one put and many ranges, each of which sorts all
+// keys by value and returns one.
 func sortedTxn(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 	txn := &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("txn")}}}}}
 	for range sortedRanges {
@@ -146,7 +146,7 @@ func readHonestly(ctx context.Context, conn *grpc.ClientConn) (o Outcome, took [
 		began := time.Now()
 		err := rangeAll(ctx, conn, false)
 		if ctx.Err() != nil {
-			o.Sent++ // and has no end of its own: that of the flood cut it short
+			o.Sent++ // the end of the flood canceled it
 			slices.Sort(took)
 			return o, took
 		}
@@ -161,14 +161,14 @@ func readHonestly(ctx context.Context, conn *grpc.ClientConn) (o Outcome, took [
 	}
 }
 
-// rangeAll ranges over all keys. The answer is received and not decoded, so that
-// the client leaves the cores to the server.
+// rangeAll ranges over all keys. The answer is received and not decoded, to leave the
+// CPU to the server.
 func rangeAll(ctx context.Context, conn *grpc.ClientConn, serializable bool) error {
 	request := &pb.RangeRequest{Key: first, RangeEnd: last, Serializable: serializable}
 	return conn.Invoke(ctx, pb.KV_Range_FullMethodName, request, new(discarded), grpc.ForceCodecV2(discard{}))
 }
 
-// discarded stands for a response that is not decoded.
+// discarded stands in for a response that is not decoded.
 type discarded struct{}
 
 // discard is a codec that encodes messages and does not decode any.

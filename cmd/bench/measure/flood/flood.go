@@ -1,10 +1,9 @@
-// Package flood measures how a server holds up under floods of expensive reads:
-// how much memory they take, and what becomes of the puts and gets of others.
+// Package flood measures how a server behaves under floods of expensive reads: how much
+// memory they take, and how they delay the puts and gets of others.
 //
-// A run is a fresh server that is filled and left alone for a while. Then a
-// steady open load of puts starts on a connection of its own, and on top of it
-// the flood (one of the modes). The run ends some time after the flood, when the
-// memory has been read once more.
+// A run starts a server, fills it, and waits. Then an open load of puts starts on a
+// separate connection, and with it the flood, which is one of the modes. The run ends
+// some time after the flood, when the memory has been read again.
 package flood
 
 import (
@@ -24,7 +23,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/scrape"
 )
 
-// Config says what to measure.
+// Config has the servers, the modes and the lengths of the periods.
 type Config struct {
 	Servers   []servers.Server
 	Args      []string // flags for all of them
@@ -41,14 +40,14 @@ const (
 	valueBytes = 1 << 10
 	// fillConns and fillers are the connections and clients that fill the store.
 	fillConns, fillers = 10, 100
-	// probeRate is the number of puts, and of gets, a second that are measured.
+	// probeRate is the rate of the measured puts, and of the gets, per second.
 	probeRate = 50
-	// probeClients is how many of each can be in flight: those of 20 s.
+	// probeClients is the most of each in flight: those of 20 s.
 	probeClients = 1000
-	// requestTimeout ends a request that is never answered.
+	// requestTimeout is the timeout of a request.
 	requestTimeout = 60 * time.Second
-	// recoverMax ends the run if the server answers nothing for that long after
-	// the flood.
+	// recoverMax is how long after the flood the server may refuse requests before the
+	// run fails.
 	recoverMax = 2 * time.Minute
 )
 
@@ -74,20 +73,20 @@ type Sample struct {
 	Before proc.Memory // just before the flood
 	Peak   proc.Memory // from the beginning of the flood to the end of the run
 	After  proc.Memory // at rest
-	Killed bool        // because it held more than MemoryMax; After is then of no value
+	Killed bool        // because it held more than MemoryMax; After is then not set
 
-	Put, Get loadgen.Window // during the flood; Get only of the modes that bound it
+	Put, Get loadgen.Window // during the flood; Get only in modes with a bound for it
 	Flood    Outcome
 	Honest   Outcome         // of the client that reads everything it asks for
-	HonestIn []time.Duration // how long each of its answered requests took, sorted
+	HonestIn []time.Duration // the latencies of its answered requests, sorted
 
 	Executed int64 // ranges that the server counted during the flood
 }
 
-// Growth is how much more memory the server held at its peak than before.
+// Growth is the peak of memory minus the memory before the flood.
 func (s Sample) Growth() int64 { return s.Peak.Resident - s.Before.Resident }
 
-// Kept is how much more memory the server held at rest than before.
+// Kept is the memory at rest after the flood minus the memory before it.
 func (s Sample) Kept() int64 { return s.After.Resident - s.Before.Resident }
 
 // Run measures the servers and judges those to which the bounds apply.
@@ -217,8 +216,8 @@ func (s *Sample) flood(ctx context.Context, endpoint string, probes loadgen.Pool
 	if err != nil {
 		return err
 	}
-	// These requests are behind those that are outstanding, so that none of them
-	// is missing because its reply comes late.
+	// When these requests are answered, so are the pending ones before them, which
+	// would otherwise be missing in the counts.
 	if err := answered(ctx, put, probes.KV(0)); err != nil {
 		return err
 	}
@@ -228,8 +227,8 @@ func (s *Sample) flood(ctx context.Context, endpoint string, probes loadgen.Pool
 	return nil
 }
 
-// answered repeats a request, which a server may refuse while it still works on
-// the flood, until it succeeds or recoverMax is over.
+// answered repeats a request until it succeeds or recoverMax is over: the server may
+// refuse requests while it still processes the flood.
 func answered(ctx context.Context, op loadgen.Op, kv pb.KVClient) error {
 	began := time.Now()
 	for {
@@ -243,14 +242,14 @@ func answered(ctx context.Context, op loadgen.Op, kv pb.KVClient) error {
 	}
 }
 
-var errTooLarge = errors.New("the server holds more memory than it may")
+var errTooLarge = errors.New("the server exceeds the memory limit")
 
-// guardEvery is how often the guard looks: a server that reads without a bound
-// grows by some 2 GiB a second.
+// guardEvery is the polling interval of the guard. It is short because a server that
+// reads without a bound grows fast.
 const guardEvery = 20 * time.Millisecond
 
-// guard kills the server once it holds more than most bytes, and then cancels the
-// flood with errTooLarge. It ends with ctx; the caller waits for it.
+// guard cancels the flood with errTooLarge and kills the server if it holds more than
+// most bytes. It ends with ctx, and the caller must wait for it.
 func guard(ctx context.Context, server *proc.Server, most int64, cancel context.CancelCauseFunc) *sync.WaitGroup {
 	var wg sync.WaitGroup
 	wg.Go(func() {

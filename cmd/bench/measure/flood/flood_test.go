@@ -48,7 +48,7 @@ func TestModes(t *testing.T) {
 // Each bound fails by itself, and only for a server that is judged.
 func TestJudge(t *testing.T) {
 	window := func(latencies ...time.Duration) loadgen.Window { return loadgen.Window{Latencies: latencies} }
-	// A hundred fast ones are beside the slowest, which then is no p99.
+	// With two hundred fast requests the slowest one is above the p99.
 	withSlowest := func(d time.Duration) loadgen.Window {
 		return window(append(slices.Repeat([]time.Duration{time.Millisecond}, 200), d)...)
 	}
@@ -113,8 +113,8 @@ func start(t *testing.T, m Mode) *proc.Server {
 	return server
 }
 
-// A short form of each mode. What it measures means nothing; the requests must
-// reach the server and have the end that the mode means them to have.
+// A short form of each mode. Its figures mean nothing, but the requests must reach the
+// server and end as the mode intends.
 func TestSmall(t *testing.T) {
 	cfg := Config{Servers: []servers.Server{benchtest.Troupe(t)}, MemoryMax: 2 << 30, Dir: t.TempDir(), Out: t.Output()}
 	for _, name := range Modes() {
@@ -159,8 +159,8 @@ func TestSmall(t *testing.T) {
 	}
 }
 
-// An answer that fits into the window ends, so that the raw client is known to
-// send a request that the server understands, and to see the end of the response.
+// If the answer fits into the window, the response ends. This shows that the server
+// accepts the requests of the raw client, and that the client sees the end of a response.
 func TestWireCall(t *testing.T) {
 	server := start(t, Mode{Keys: 10})
 	body, err := message()
@@ -191,8 +191,7 @@ func TestWireCall(t *testing.T) {
 	}
 }
 
-// A server that holds more than it may is killed, and that is a result and not an
-// error.
+// If a server exceeds the memory limit it is killed, which is a result and not an error.
 func TestGuard(t *testing.T) {
 	m := defaultMode(t, Scans)
 	m.Keys, m.Clients, m.Length = 100, 1, 10*time.Second

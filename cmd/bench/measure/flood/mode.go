@@ -87,7 +87,7 @@ func (m Mode) validate() error {
 	return nil
 }
 
-// attack returns how the mode loads a server.
+// attack returns the function that floods a server in this mode.
 func (m Mode) attack() attack {
 	for _, known := range modes {
 		if known.Name == m.Name {

@@ -22,10 +22,9 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// wire is an HTTP/2 connection whose frames are written by hand, so that it can
-// do what no gRPC client does: reset a stream at a chosen moment, and never grant
-// a window. It reads all frames and answers pings and settings, as the protocol
-// demands.
+// wire is an HTTP/2 connection that writes its own frames. Unlike a gRPC client it can
+// reset a stream at a chosen moment and never update a window. It reads all frames and
+// answers pings and settings, as the protocol requires.
 type wire struct {
 	conn   net.Conn
 	ended  func(error) // called by the reading goroutine when the server ends a stream or the connection
@@ -39,7 +38,7 @@ type wire struct {
 	failed  error        // of the reading goroutine
 }
 
-// ioTimeout ends a write that the server does not take.
+// ioTimeout is the timeout of a write.
 const ioTimeout = 30 * time.Second
 
 // dialWire opens a connection.
@@ -97,7 +96,7 @@ func (w *wire) call(method string, body []byte, reset bool) error {
 	return nil
 }
 
-// read takes frames until the connection ends. It never grants a window.
+// read processes frames until the connection ends. It never updates a window.
 func (w *wire) read() {
 	for {
 		frame, err := w.framer.ReadFrame()
@@ -156,14 +155,14 @@ func trailer(f *http2.MetaHeadersFrame) error {
 	return status.Error(code, message)
 }
 
-// close ends the connection, and returns when nothing more is read.
+// close closes the connection and waits for the reading goroutine.
 func (w *wire) close() {
-	_ = w.conn.Close() // what was sent does not matter any more
+	_ = w.conn.Close() // its error does not matter any more
 	w.reader.Wait()
 }
 
-// message is a request for all keys in gRPC's framing: a byte that says that it is
-// not compressed, and its length.
+// message returns a request for all keys in gRPC's framing: a byte for no compression,
+// and the length, before it.
 func message() ([]byte, error) {
 	b, err := proto.Marshal(&pb.RangeRequest{Key: first, RangeEnd: last})
 	if err != nil {
@@ -173,7 +172,7 @@ func message() ([]byte, error) {
 	return append(framed, b...), nil
 }
 
-// reset sends requests for all keys and resets each as soon as it is sent.
+// reset sends requests for all keys, and resets each stream right after the request.
 func reset(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 	body, err := message()
 	if err != nil {
@@ -195,12 +194,12 @@ func reset(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 	})
 }
 
-// retryAfter is how long a client of neverRead waits before it asks again when the
-// server has ended its request.
+// retryAfter is how long a client of neverRead waits before the next request if the
+// server has ended the previous one.
 const retryAfter = time.Second
 
-// neverRead asks for all keys and grants no window for the answer, until the
-// mode's length is over. A client whose request the server ends asks again.
+// neverRead requests all keys and never updates the window for the answer, for the
+// mode's length. If the server ends a request, the client sends another one.
 func neverRead(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 	body, err := message()
 	if err != nil {
@@ -233,21 +232,21 @@ func neverRead(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 					return o, nil
 				}
 			}
-			_ = loadgen.Pause(ctx, retryAfter) // the loop looks at the context
+			_ = loadgen.Pause(ctx, retryAfter) // the loop checks the context
 		}
 		return o, nil
 	})
 }
 
-// redialer is a wire that is opened again after it has failed.
+// redialer is a wire that reconnects after a failure.
 type redialer struct {
 	endpoint string
 	ended    func(error)
 	wire     *wire // nil while there is none
 }
 
-// call sends a request for all keys, and counts it in o; as failed, too, if the
-// connection has ended. The error is that of dialling.
+// call sends a request for all keys and counts it in o. If the connection has ended, it
+// also counts it as failed. The only error is that of dialling.
 func (c *redialer) call(ctx context.Context, body []byte, reset bool, o *Outcome) (err error) {
 	if c.wire == nil {
 		if c.wire, err = dialWire(ctx, c.endpoint, c.ended); err != nil {

@@ -1,4 +1,4 @@
-// Package idle measures what a fresh member costs while nobody uses it.
+// Package idle measures the cost of a fresh member without requests.
 package idle
 
 import (
@@ -15,11 +15,11 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// cpuMax is the CPU time of each server over that of the first, as the median of
+// cpuMax is the most CPU time of each server over that of the first, as the median of
 // the pairs.
 const cpuMax = 0.7
 
-// Config says what to measure.
+// Config has the servers and the lengths of the periods.
 type Config struct {
 	Servers []servers.Server // the first, if there are several, is what the others are compared with
 	Args    []string         // flags for all of them
@@ -53,8 +53,8 @@ func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
 	return judge(cfg, results), nil
 }
 
-// run measures the servers in turn, again and again; the samples of each are in
-// order of time.
+// run measures the servers in turn for cfg.Pairs rounds. The samples of each server are
+// in order of time.
 func run(ctx context.Context, cfg Config) (map[string][]Sample, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func judge(cfg Config, results map[string][]Sample) []verdict.Verdict {
 	return verdicts
 }
 
-// ratio is the median of the pairs' own ratios.
+// ratio returns the median of the ratios of the pairs.
 func ratio(over, under []Sample, of func(Sample) float64) float64 {
 	series := func(samples []Sample) (values []float64) {
 		for _, s := range samples {

@@ -12,17 +12,17 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
 )
 
-// attendance watches the keys go.
+// attendance watches the deletions of the keys.
 type attendance struct {
 	cancel context.CancelFunc
-	ended  chan struct{} // closed by the goroutine that reads, when all are gone or it fails
+	ended  chan struct{} // closed by the reading goroutine when all keys are deleted or it fails
 
 	mu     sync.Mutex // guards the rest
 	ledger ledger
 	failed error
 }
 
-// ledger is which keys have gone.
+// ledger records which keys are deleted.
 type ledger struct {
 	terms []term
 	seen  []bool
@@ -31,14 +31,14 @@ type ledger struct {
 	last  time.Time
 }
 
-// take enters a deletion that was told of at a time.
+// take records a deletion whose event arrived at a time.
 func (l *ledger) take(key []byte, at time.Time) error {
 	i, err := keyIndex(key)
 	if err != nil {
 		return err
 	}
 	if i >= len(l.terms) || l.seen[i] {
-		return errors.New("a key that is not there has gone: " + string(key))
+		return errors.New("deletion of an unknown or deleted key: " + string(key))
 	}
 	l.seen[i], l.last = true, at
 	l.gone++
@@ -48,7 +48,7 @@ func (l *ledger) take(key []byte, at time.Time) error {
 	return nil
 }
 
-// attend begins to watch, and returns once the server does.
+// attend creates the watcher and returns when the server has created it.
 func attend(ctx context.Context, conn *grpc.ClientConn, terms []term) (*attendance, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	a := &attendance{cancel: cancel, ended: make(chan struct{}), ledger: ledger{terms: terms, seen: make([]bool, len(terms))}}
@@ -57,7 +57,7 @@ func attend(ctx context.Context, conn *grpc.ClientConn, terms []term) (*attendan
 		err = stream.Create(&pb.WatchCreateRequest{Key: leasePrefix, RangeEnd: rangeEnd(), Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT}})
 	}
 	if err == nil {
-		_, err = stream.Receive() // that it is created
+		_, err = stream.Receive() // the watcher is created
 	}
 	if err != nil {
 		cancel()
@@ -80,7 +80,7 @@ func attend(ctx context.Context, conn *grpc.ClientConn, terms []term) (*attendan
 	return a, nil
 }
 
-// receive takes one response and reports whether all keys have gone.
+// receive processes one response and reports whether all keys are deleted.
 func (a *attendance) receive(stream *watchwire.Stream) (bool, error) {
 	r, err := stream.Receive()
 	if err != nil {
@@ -93,7 +93,7 @@ func (a *attendance) receive(stream *watchwire.Stream) (bool, error) {
 	return a.ledger.gone == len(a.ledger.terms), err
 }
 
-// wait returns when all keys have gone, or the time is over.
+// wait returns when all keys are deleted, or after d.
 func (a *attendance) wait(ctx context.Context, d time.Duration) error {
 	timeout := time.NewTimer(d)
 	defer timeout.Stop()
@@ -108,8 +108,8 @@ func (a *attendance) wait(ctx context.Context, d time.Duration) error {
 	return a.failed
 }
 
-// found is how many keys have gone, how many of them too early, and when the last
-// of them went.
+// found returns how many keys are deleted, how many of them were deleted too early, and
+// when the last one was.
 func (a *attendance) found() (gone, early int, last time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -13,8 +13,8 @@ import (
 
 // The bounds that are checked.
 const (
-	spreadMax  = time.Second           // from the first lease's end to the last's
-	goneMax    = 5 * time.Second       // from then until all keys are gone
+	spreadMax  = time.Second           // from the first expiry to the last
+	goneMax    = 5 * time.Second       // from the last expiry until all keys are deleted
 	latencyMax = 50 * time.Millisecond // p99 of puts meanwhile
 )
 
@@ -37,7 +37,7 @@ func row(cfg Config, who servers.Server, s Sample) error {
 	return nil
 }
 
-// percentiles lists some of a window's, in milliseconds.
+// percentiles lists percentiles of a window in milliseconds.
 func percentiles(w loadgen.Window, percents ...float64) string {
 	var list []string
 	for _, p := range percents {

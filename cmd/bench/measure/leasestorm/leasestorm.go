@@ -1,6 +1,5 @@
-// Package leasestorm measures what happens when very many leases end within one
-// second: how soon their keys are gone, and what it does to those who write
-// meanwhile.
+// Package leasestorm measures what happens when very many leases expire within one
+// second: how soon their keys are deleted, and how concurrent writers are delayed.
 package leasestorm
 
 import (
@@ -20,15 +19,15 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// Config says what to measure.
+// Config has the servers, the leases and the load.
 type Config struct {
 	Servers []servers.Server
 	Args    []string      // flags for all of them
 	Leases  int           // with one key each
 	TTL     time.Duration // of the first lease, in whole seconds; all are granted in less
 	Rate    int           // puts a second to other keys
-	Quiet   time.Duration // in which puts are measured before the first lease ends
-	Limit   time.Duration // for the keys to go, after the last lease's end
+	Quiet   time.Duration // the window before the first expiry
+	Limit   time.Duration // for the keys to be deleted, after the last expiry
 	Dir     string
 	Out     io.Writer
 }
@@ -36,18 +35,17 @@ type Config struct {
 const (
 	// conns and granters are the connections and clients that grant leases.
 	conns, granters = 20, 100
-	// clients is how many of the measured puts can be in flight.
+	// clients is the most measured puts in flight.
 	clients = 500
-	// grantSpan is the part of each second in which leases are granted. What is
-	// left is for replies that are under way, so that all leases end within a
-	// second.
+	// grantSpan is the part of each second in which leases are granted. The rest is for
+	// pending replies, so that all leases expire within a second.
 	grantSpan = 800 * time.Millisecond
-	// ttlMin is what servers raise a shorter time to, in seconds, with the
-	// default election timeout.
+	// ttlMin is the least TTL that servers grant with the default election timeout, in
+	// seconds.
 	ttlMin = 2
-	// loadKeys and valueBytes are what the measured puts write.
+	// loadKeys and valueBytes are the number of keys and the size of values of the puts.
 	loadKeys, valueBytes = 10_000, 128
-	// requestTimeout ends a request that is never answered.
+	// requestTimeout is the timeout of a request.
 	requestTimeout = 30 * time.Second
 )
 
@@ -63,16 +61,16 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Sample is what was found of one server.
+// Sample has the results of one server.
 type Sample struct {
-	Granting time.Duration  // until all leases and keys were there
-	Spread   time.Duration  // from the first lease's end to the last's
-	Gone     int            // keys that the watcher saw go
-	GoneTime time.Duration  // from the last lease's end to the last of those
-	Early    int            // keys that went before their lease's end
-	Left     int64          // keys that are still there
-	Before   loadgen.Window // of puts, before the first end
-	Storm    loadgen.Window // from then until all were gone
+	Granting time.Duration  // until all leases were granted and all keys put
+	Spread   time.Duration  // from the first expiry to the last
+	Gone     int            // keys whose deletion the watcher received
+	GoneTime time.Duration  // from the last expiry to the last deletion
+	Early    int            // keys that were deleted before their lease expired
+	Left     int64          // keys that still exist
+	Before   loadgen.Window // of puts, before the first expiry
+	Storm    loadgen.Window // of puts, from then until all keys were deleted
 	Peak     proc.Memory    // meanwhile
 	Idle     proc.Memory    // before
 }
@@ -129,7 +127,7 @@ func measure(ctx context.Context, cfg Config, who servers.Server) (s Sample, err
 	first, last := bounds(terms)
 	s.Spread = last.Sub(first)
 	if time.Until(first) < cfg.Quiet {
-		return s, fmt.Errorf("granting %d leases took %v, which leaves too little of their time; give them more", cfg.Leases, s.Granting.Round(time.Millisecond))
+		return s, fmt.Errorf("granting %d leases took %v, which leaves too little of their TTL; use a longer one", cfg.Leases, s.Granting.Round(time.Millisecond))
 	}
 	watcher, err := attend(ctx, pool[0], terms)
 	if err != nil {
@@ -158,8 +156,8 @@ func measure(ctx context.Context, cfg Config, who servers.Server) (s Sample, err
 	if err := watcher.wait(ctx, time.Until(last)+cfg.Limit); err != nil {
 		return s, err
 	}
-	// This put is behind those that are under way, so that none of them is
-	// missing because its reply comes late.
+	// When this put is answered, so are the pending ones before it, which would
+	// otherwise be missing in the counts.
 	if err := put(ctx, pool.KV(0)); err != nil {
 		return s, err
 	}
@@ -174,11 +172,11 @@ func measure(ctx context.Context, cfg Config, who servers.Server) (s Sample, err
 	return s, err
 }
 
-// term is when a lease ends: the time runs from somewhere between the sending of
-// the request and the reply.
+// term is the expiry of a lease: its TTL runs from a moment between the request and the
+// reply.
 type term struct{ earliest, latest time.Time }
 
-// bounds are the first and the last moment at which a lease may end.
+// bounds returns the first and the last moment at which a lease may expire.
 func bounds(terms []term) (first, last time.Time) {
 	first, last = terms[0].earliest, terms[0].latest
 	for _, t := range terms {
@@ -192,9 +190,9 @@ func bounds(terms []term) (first, last time.Time) {
 	return first, last
 }
 
-// grant grants all leases so that they end within one second, and gives each a
-// key. It takes many seconds, so a lease granted n seconds after the first gets n
-// seconds less.
+// grant grants all leases so that they expire within one second, and attaches a key to
+// each. It takes many seconds, so a lease that is granted n seconds after the first has
+// a TTL of n seconds less.
 func grant(ctx context.Context, cfg Config, pool loadgen.Pool) ([]term, error) {
 	terms := make([]term, cfg.Leases)
 	began := time.Now()
@@ -207,7 +205,7 @@ func grant(ctx context.Context, cfg Config, pool loadgen.Pool) ([]term, error) {
 		sent := time.Now()
 		ttl := ttlAt(cfg.TTL, sent.Sub(began))
 		if ttl < ttlMin {
-			return fmt.Errorf("after %v not all leases are granted; give them more time", sent.Sub(began).Round(time.Second))
+			return fmt.Errorf("after %v not all leases are granted; use a longer TTL", sent.Sub(began).Round(time.Second))
 		}
 		r, err := pb.NewLeaseClient(pool[i%len(pool)]).LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: ttl})
 		if err != nil {
@@ -224,7 +222,7 @@ func grant(ctx context.Context, cfg Config, pool loadgen.Pool) ([]term, error) {
 	return terms, err
 }
 
-// untilSpan is how long to wait for the part of a second in which leases are
+// untilSpan returns how long to wait for the part of a second in which leases are
 // granted.
 func untilSpan(since time.Duration) time.Duration {
 	if into := since % time.Second; into >= grantSpan {
@@ -233,8 +231,7 @@ func untilSpan(since time.Duration) time.Duration {
 	return 0
 }
 
-// ttlAt is the time for a lease that is granted so long after the first, in
-// seconds.
+// ttlAt returns the TTL in seconds of a lease that is granted so long after the first.
 func ttlAt(first, since time.Duration) int64 {
 	return int64((first - since.Truncate(time.Second)) / time.Second)
 }
@@ -245,7 +242,7 @@ func leaseKey(i int) []byte { return fmt.Appendf(nil, "%s%08d", leasePrefix, i) 
 func keyIndex(key []byte) (int, error) {
 	var i int
 	if _, err := fmt.Sscanf(string(key), string(leasePrefix)+"%d", &i); err != nil {
-		return 0, fmt.Errorf("no key of a lease: %q", key)
+		return 0, fmt.Errorf("not the key of a lease: %q", key)
 	}
 	return i, nil
 }
@@ -258,7 +255,7 @@ func put(ctx context.Context, kv pb.KVClient) error {
 	return err
 }
 
-// left counts the keys that are still there.
+// left counts the keys that still exist.
 func left(ctx context.Context, pool loadgen.Pool) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

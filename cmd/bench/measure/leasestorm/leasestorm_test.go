@@ -10,8 +10,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// Whenever a lease is granted, it ends within the second that begins when the
-// first one ends.
+// Whenever a lease is granted, it expires within the second after the first expiry.
 func TestAllEndInOneSecond(t *testing.T) {
 	const first = 60 * time.Second
 	for since := time.Duration(0); since < 50*time.Second; since += 7 * time.Millisecond {
@@ -83,7 +82,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// A short form of the whole, as short as leases can be.
+// A short form of the scenario, with the shortest leases.
 func TestSmall(t *testing.T) {
 	samples, err := run(t.Context(), Config{
 		Servers: []servers.Server{benchtest.Troupe(t)}, Leases: 200, TTL: (ttlMin + 1) * time.Second, Rate: 100,

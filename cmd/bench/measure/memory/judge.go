@@ -35,8 +35,7 @@ func row(cfg Config, who servers.Server, stage string, m proc.Memory) error {
 	return nil
 }
 
-// judge checks the bounds of what was measured. Without a reference there is none
-// for what the keys take.
+// judge checks the bounds. The memory per key has a bound only if there is a reference.
 func judge(cfg Config, r Result) []verdict.Verdict {
 	var verdicts []verdict.Verdict
 	ratio := func(when string, most float64, own, reference proc.Memory) {

@@ -1,6 +1,5 @@
-// Package memory measures what a server holds in memory for the keys that it
-// stores, after they were written and after a restart, and what a member for small
-// machines takes when it is new.
+// Package memory measures the memory of a server per key, after the keys were written
+// and after a restart, and the memory and disk space of a fresh small member.
 package memory
 
 import (
@@ -16,11 +15,11 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// Config says what to measure.
+// Config has the servers and the number of keys.
 type Config struct {
 	Reference servers.Server // what Judged is compared with; none if Binary is empty
 	Judged    servers.Server // none if Binary is empty
-	Small     servers.Server // a fresh one that is looked at by itself; none if Binary is empty
+	Small     servers.Server // measured without keys; none if Binary is empty
 	Keys      int
 	Rest      time.Duration // before memory is read
 	Dir       string
@@ -44,28 +43,27 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Result is what was found.
+// Result has the results of all servers.
 type Result struct {
 	Reference, Judged Sample
 	Small             Small
 }
 
-// Sample is what one server holds for the keys.
+// Sample has the results of a server with keys.
 type Sample struct {
 	Loaded    proc.Memory // at rest after the last put
 	Restarted proc.Memory // at rest after a restart
-	Disk      int64       // bytes, then
+	Disk      int64       // bytes, at that time
 }
 
-// Small is what a fresh member takes.
+// Small has the results of a fresh member.
 type Small struct {
 	Disk   int64 // bytes
 	Memory proc.Memory
 }
 
-// Use adds servers to the configuration: etcd is the reference, and any other is
-// judged, or looked at with --small if small is set. The flags in args are for the
-// latter two.
+// Use adds servers to the configuration: etcd as the reference, and any other as the
+// judged server or, if small is set, as the small one. The latter two get args.
 func (c *Config) Use(list []servers.Server, small bool, args []string) {
 	for _, s := range list {
 		switch {
@@ -163,7 +161,7 @@ func atRest(ctx context.Context, cfg Config, server *proc.Server) (proc.Memory, 
 	return server.Memory()
 }
 
-// fresh looks at a member without keys.
+// fresh measures a member without keys.
 func fresh(ctx context.Context, cfg Config) (s Small, err error) {
 	server, err := cfg.Small.Start(ctx, cfg.Dir)
 	if err != nil {

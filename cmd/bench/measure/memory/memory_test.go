@@ -59,8 +59,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// A short form of the whole. What it measures means nothing, but for the small
-// member, which must keep its bounds.
+// A short form of the scenario. Its figures mean nothing, except those of the small
+// member, which must be within their bounds.
 func TestSmall(t *testing.T) {
 	troupe := benchtest.Troupe(t)
 	cfg := Config{

@@ -12,7 +12,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/scrape"
 )
 
-// mailbox is one entry of /debug/actors, as far as it matters here.
+// mailbox has some fields of an entry of /debug/actors.
 type mailbox struct {
 	Name              string `json:"name"`
 	LimitRequests     int64  `json:"limit_requests"`
@@ -37,7 +37,7 @@ func readMailboxes(ctx context.Context, endpoint string) ([]mailbox, error) {
 // heapMetric is the gauge of the Go runtime's heap in use.
 const heapMetric = "go_memstats_heap_inuse_bytes"
 
-// heapWatch reads the heap at intervals and keeps the peak.
+// heapWatch polls the heap in use and keeps the peak.
 type heapWatch struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // closed by the watching goroutine, which stop ends

@@ -1,7 +1,6 @@
-// Package overload checks what a server does when more clients come than its
-// queues take: that it refuses the excess at once instead of holding it, that
-// its memory stays bounded, and that it is as fast as before as soon as they
-// are gone.
+// Package overload checks how a server behaves with more clients than its queues take:
+// it must refuse the excess at once instead of queueing it, keep its memory bounded, and
+// be as fast as before once the excess clients have stopped.
 package overload
 
 import (
@@ -22,16 +21,16 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
 )
 
-// Config says what to do.
+// Config has the server and the sizes of the phases.
 type Config struct {
 	Binary       string
 	LimitArgs    []string // the flags that set the small limit
 	Few, Many    int      // clients before and after, and in between
-	DefaultMany  int      // clients that the default limits must bear
+	DefaultMany  int      // clients of which none may be refused with the default limits
 	Conns        int
 	Phase        time.Duration
 	Warmup       time.Duration
-	CompactEvery time.Duration // keeps the history from growing; 0 for never
+	CompactEvery time.Duration // interval of compactions, which keep the history small; 0 for none
 	Dir          string
 	Out          io.Writer
 }
@@ -45,17 +44,17 @@ const (
 )
 
 const (
-	// keys and valueBytes bound what the load keeps alive.
+	// keys and valueBytes bound the live data of the load.
 	keys, valueBytes = 10_000, 256
-	// requestTimeout ends a request that is never answered.
+	// requestTimeout is the timeout of a request.
 	requestTimeout = 15 * time.Second
-	// slot is the grain of the time line.
+	// slot is the resolution of the timeline.
 	slot = 100 * time.Millisecond
 	// pollEvery is how often the heap is read.
 	pollEvery = 200 * time.Millisecond
 )
 
-// Run plays the scenario and returns what was checked.
+// Run runs the scenario and returns the verdicts.
 func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
 	limited, err := limitedScenario(ctx, cfg)
 	if err != nil {
@@ -80,7 +79,7 @@ func newTimeline(length time.Duration) *timeline {
 	return &timeline{began: time.Now(), accepted: make([]atomic.Int64, n), refused: make([]atomic.Int64, n), failed: make([]atomic.Int64, n)}
 }
 
-// add counts a result now; what comes after the end goes into the last slot.
+// add counts a result now. Results after the end are counted in the last slot.
 func (t *timeline) add(err error) {
 	at := min(int(time.Since(t.began)/slot), len(t.accepted)-1)
 	switch {
@@ -94,8 +93,8 @@ func (t *timeline) add(err error) {
 	}
 }
 
-// isTooMany recognises etcd's error for more requests than the server takes, as
-// clients do: by its text. Its code on the wire is Unknown, from etcd too.
+// isTooMany reports whether an error is etcd's "too many requests". Like clients, it
+// compares the text: the code on the wire is Unknown, also from etcd.
 func isTooMany(err error) bool {
 	return errors.Is(rpctypes.Error(err), rpctypes.ErrTooManyRequests)
 }
@@ -108,13 +107,13 @@ func sum(counts []atomic.Int64, from, to time.Duration) int64 {
 	return n
 }
 
-// perSecond is the mean rate between two moments.
+// perSecond returns the mean rate between two moments.
 func perSecond(counts []atomic.Int64, from, to time.Duration) float64 {
 	return float64(sum(counts, from, to)) / (to - from).Seconds()
 }
 
-// recovery is how long after a moment the mean rate over recoveryWindow first
-// reached target; the second result is false when it never did.
+// recovery returns how long after a moment the mean rate over recoveryWindow first
+// reached the target; false if it never did.
 func recovery(counts []atomic.Int64, from, to time.Duration, target float64) (time.Duration, bool) {
 	for at := from; at+recoveryWindow <= to; at += slot {
 		if perSecond(counts, at, at+recoveryWindow) >= target {
@@ -124,7 +123,7 @@ func recovery(counts []atomic.Int64, from, to time.Duration, target float64) (ti
 	return 0, false
 }
 
-// put is the load: random keys of a bounded set.
+// put is the load: it writes a random key of a bounded set.
 func put(ctx context.Context, kv pb.KVClient) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -151,7 +150,7 @@ func with(ctx context.Context, cfg Config, args []string, scenario func(context.
 func limitedScenario(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
 	return with(ctx, cfg, cfg.LimitArgs, func(ctx context.Context, server *proc.Server, pool loadgen.Pool) ([]verdict.Verdict, error) {
 		// The warm-up's results count before the first phase.
-		line := newTimeline(cfg.Warmup + 3*cfg.Phase + requestTimeout) // stopping the crowd takes a while too
+		line := newTimeline(cfg.Warmup + 3*cfg.Phase + requestTimeout) // stopping the clients takes a while too
 		heap := watchHeap(ctx, server.Endpoint())
 		defer heap.stop()
 		defer compactEvery(ctx, pool, cfg.CompactEvery)()
@@ -225,7 +224,7 @@ func describe(err *error) string {
 	return ": " + (*err).Error()
 }
 
-// judgeMailboxes takes what readMailboxes returned.
+// judgeMailboxes checks the result of readMailboxes.
 func judgeMailboxes(boxes []mailbox, err error) []verdict.Verdict {
 	if err != nil || len(boxes) == 0 {
 		return []verdict.Verdict{verdict.Of(false, "the debug endpoint lists mailboxes (%d, %v)", len(boxes), err)}
@@ -260,8 +259,8 @@ func defaultScenario(ctx context.Context, cfg Config) ([]verdict.Verdict, error)
 	})
 }
 
-// compactEvery compacts at the newest revision at an interval, so that the
-// heap does not grow with the history. It returns what stops it.
+// compactEvery compacts at the newest revision at an interval, so that the heap does not
+// grow with the history. The returned function stops it.
 func compactEvery(ctx context.Context, pool loadgen.Pool, interval time.Duration) (stop func()) {
 	if interval == 0 {
 		return func() {}
@@ -272,8 +271,8 @@ func compactEvery(ctx context.Context, pool loadgen.Pool, interval time.Duration
 		defer close(ended)
 		kv := pool.KV(0)
 		for loadgen.Pause(ctx, interval) == nil {
-			// Under overload these are refused like any other request; the
-			// next one does the work then.
+			// Under overload a compaction may be refused like any other request; the
+			// next one makes up for it.
 			if r, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("overload/"), Serializable: true}); err == nil {
 				_, _ = kv.Compact(ctx, &pb.CompactionRequest{Revision: r.Header.Revision})
 			}

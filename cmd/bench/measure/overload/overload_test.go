@@ -60,8 +60,7 @@ func TestRecovery(t *testing.T) {
 	}
 }
 
-// The scenario's judgement, line by line, on figures that are all good and on
-// figures of which one is bad.
+// Each verdict, on good figures and on figures of which one is bad.
 func TestJudge(t *testing.T) {
 	cfg := Config{Few: 200, Many: 2000, Phase: 3 * time.Second, Warmup: time.Second, Out: io.Discard}
 	type figures struct {

@@ -8,12 +8,11 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 )
 
-// limit is the most, or the least, that troupe's figure may be in proportion to
-// another contestant's.
+// limit bounds the ratio of troupe's figure to another contestant's.
 type limit struct {
 	against string
 	ratio   float64
-	least   bool // ratio is the least, not the most
+	least   bool // ratio is the minimum, not the maximum
 }
 
 func (l limit) holds(ratio float64) bool {
@@ -30,8 +29,8 @@ func (l limit) String() string {
 	return fmt.Sprintf("at most %.2f", l.ratio)
 }
 
-// bound is what must hold of troupe under one load: at least one of the
-// limits, by the median of the rounds' own ratios.
+// bound is a condition on troupe under one load: at least one of the limits must hold
+// for the median of the ratios of the rounds.
 type bound struct {
 	load    string
 	clients int // the bound is for this number of clients and of connections;
@@ -45,7 +44,7 @@ func (b bound) applies(l Load) bool {
 	return b.load == l.Name && (b.clients == 0 || b.clients == l.Clients) && (b.conns == 0 || b.conns == l.Conns)
 }
 
-// bounds lists what Judge checks; a load that is not here is only measured.
+// bounds lists the bounds that Judge checks. Loads without one are only measured.
 var bounds = []bound{
 	{load: PutLoad, clients: 1, conns: 1, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.85}}},
 	{load: PutLoad, clients: 1, conns: 1, figure: requestRate, anyOf: []limit{{against: "etcd", ratio: 1.05, least: true}}},
@@ -56,8 +55,8 @@ var bounds = []bound{
 	{load: LeaseKeepAliveLoad, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.75}, {against: "echo", ratio: 1.3}}},
 }
 
-// Judge holds the results of each load against its bound, if it has one. A
-// bound that was not measured, for want of a contestant, does not hold.
+// Judge checks the results of each load against its bounds, if it has any. If the
+// contestant of a bound was not measured, the bound does not hold.
 func Judge(cfg Config, r Results) []verdict.Verdict {
 	var verdicts []verdict.Verdict
 	for _, load := range cfg.Loads {
@@ -70,7 +69,7 @@ func Judge(cfg Config, r Results) []verdict.Verdict {
 	return verdicts
 }
 
-// judge takes one load's samples by contestant.
+// judge checks the bound against one load's samples by contestant.
 func (b bound) judge(samples map[string][]Sample) verdict.Verdict {
 	var v verdict.Verdict
 	var parts []string

@@ -31,7 +31,7 @@ func ChooseLoads(names string, sizes Load) ([]Load, error) {
 	return list, nil
 }
 
-// echoName is the contestant that answers at once, from this program's own binary.
+// echoName is the contestant with constant replies, which this program serves itself.
 const echoName = "echo"
 
 // Contestants resolves a comma-separated list of servers.

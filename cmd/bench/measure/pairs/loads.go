@@ -18,7 +18,7 @@ const (
 	LeaseKeepAliveLoad = "lease-keepalive"
 )
 
-// Load is one load and how large it is.
+// Load is a load with its sizes.
 type Load struct {
 	Name     string
 	Clients  int
@@ -27,12 +27,12 @@ type Load struct {
 	Watchers loadtool.Watchers // of the watch loads only
 }
 
-// kind is what a load is.
+// kind defines a load.
 type kind struct {
-	Load    // with the sizes that fit it
+	Load    // with its default sizes
 	command func(Load) loadtool.Command
-	prepare func(ctx context.Context, endpoint string) error // writes what the load reads; may be nil
-	watch   bool                                             // it counts events, not requests
+	prepare func(ctx context.Context, endpoint string) error // writes the keys that the load reads; may be nil
+	watch   bool                                             // events are counted, not requests
 	rows    []quantity                                       // of its table
 }
 
@@ -47,8 +47,8 @@ const (
 	rangeFirst, rangeEnd = "bench-range-key/", "bench-range-key0"
 )
 
-// kinds lists every load. The sizes make a load last about ten seconds on two
-// cores, because CPU time is counted in 10 ms.
+// kinds lists every load. With the default sizes a load lasts several seconds, because
+// CPU time is counted in 10 ms.
 var kinds = []kind{
 	{
 		Load:    Load{Name: PutLoad, Clients: 1000, Conns: 100, Total: 200_000},
@@ -62,21 +62,21 @@ var kinds = []kind{
 		rows:    []quantity{requestRate, p50, p99, requestCPU, rss, peakRSS},
 	},
 	{
-		// Few clients: one answer is some 8 MB, which the load generator decodes.
+		// Few clients, because the load generator decodes the large answers.
 		Load:    Load{Name: RangeLoad, Clients: 4, Conns: 4, Total: 300},
 		command: func(Load) loadtool.Command { return loadtool.Range(rangeFirst, rangeEnd) },
 		prepare: putRange,
 		rows:    []quantity{requestRate, p50, p99, requestCPU, rss, peakRSS},
 	},
 	{
-		// A connection for each stream, as many clients have it.
+		// A connection for each stream.
 		Load:    Load{Name: WatchLoad, Clients: 50, Conns: 50, Total: 1000, Watchers: loadtool.Watchers{Streams: 50, PerStream: 100}},
 		command: func(l Load) loadtool.Command { return loadtool.Watch(l.Watchers) },
 		watch:   true,
 		rows:    []quantity{eventRate, eventCPU, rss, peakRSS},
 	},
 	{
-		// The load generator's own sizes.
+		// The load generator's default sizes.
 		Load: Load{
 			Name: WatchLatencyLoad, Clients: 1, Conns: 1, Total: 1000,
 			Watchers: loadtool.Watchers{Streams: 10, PerStream: 10, PutRate: 100},
@@ -101,7 +101,7 @@ func find(name string) (kind, bool) {
 	return kinds[i], true
 }
 
-// DefaultLoad is the load of that name with the sizes that fit it.
+// DefaultLoad returns the load of a name with its default sizes.
 func DefaultLoad(name string) (Load, error) {
 	k, ok := find(name)
 	if !ok {
@@ -119,7 +119,7 @@ func LoadNames() []string {
 	return names
 }
 
-// kind is what the load is; it must have been validated.
+// kind returns the definition of the load, which must have been validated.
 func (l Load) kind() kind {
 	k, ok := find(l.Name)
 	if !ok {
@@ -142,8 +142,8 @@ func (l Load) validate() error {
 	return nil
 }
 
-// count is how many requests the load makes, or how many events it brings:
-// every watcher is told of every put.
+// count returns the number of requests, or of events: every put makes one for each
+// watcher.
 func (l Load) count() int {
 	if l.kind().watch {
 		return l.Total * l.Watchers.Streams * l.Watchers.PerStream
@@ -151,7 +151,7 @@ func (l Load) count() int {
 	return l.Total
 }
 
-// String says how large the load is.
+// String describes the sizes of the load.
 func (l Load) String() string {
 	text := fmt.Sprintf("%d clients, %d connections, ", l.Clients, l.Conns)
 	if !l.kind().watch {

@@ -1,5 +1,5 @@
-// Package pairs measures several servers under the same load, in turn and
-// again and again, so that what drifts on the machine hits all of them alike.
+// Package pairs measures several servers under the same load, in turn and for several
+// rounds, so that changes of the machine's state affect all of them.
 package pairs
 
 import (
@@ -19,24 +19,24 @@ import (
 // Contestant is one server under measurement.
 type Contestant struct {
 	servers.Server
-	Lacks []string // names of the loads that it cannot serve, and is spared
+	Lacks []string // names of loads that it cannot serve; they are skipped
 }
 
-// Config says what to measure.
+// Config has the contestants and the loads.
 type Config struct {
 	Contestants []Contestant // the first is what the others are compared with
 	Rounds      int
-	Loads       []Load // in this order, each on what the one before left
+	Loads       []Load // in this order, each on the data that the previous one left
 	Benchmark   string // the load generator's binary
 	Dir         string
 	Progress    io.Writer
 }
 
 const (
-	// probeValueBytes is the size of the values that the get load and the range
-	// load read, and rangeKeyBytes that of the latter's keys.
+	// probeValueBytes is the size of the values that the get and range loads read, and
+	// rangeKeyBytes that of the range load's keys.
 	probeValueBytes, rangeKeyBytes = 256, 32
-	// rangeConns and rangeClients write what the range load reads.
+	// rangeConns and rangeClients write the keys that the range load reads.
 	rangeConns, rangeClients = 10, 100
 )
 
@@ -52,11 +52,11 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Sample is one server under one load, once.
+// Sample has the results of one server under one load in one round.
 type Sample struct {
 	loadtool.Report                 // of the requests or the events
-	Puts            loadtool.Report // what led to the events; of the watch latency only
-	CPU             time.Duration   // of the server, user and system, for each request or event
+	Puts            loadtool.Report // the puts that caused the events; of the watch-latency load only
+	CPU             time.Duration   // of the server, user and system, per request or event
 	RSS, PeakRSS    int64           // bytes, after the load
 }
 
@@ -122,8 +122,8 @@ func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx conte
 	return samples, nil
 }
 
-// measure runs one load. What the server spends counts from before the load
-// generator connects until it has gone.
+// measure runs one load. The server's CPU time counts from before the load generator
+// connects until it has exited.
 func measure(ctx context.Context, benchmark string, server *proc.Server, load Load) (Sample, error) {
 	if prepare := load.kind().prepare; prepare != nil {
 		if err := prepare(ctx, server.Endpoint()); err != nil {
@@ -147,8 +147,8 @@ func measure(ctx context.Context, benchmark string, server *proc.Server, load Lo
 	return newSample(load, reports, before, after)
 }
 
-// newSample puts together what a load's reports and the server's usage say. The
-// last report is that of the requests or events, and must tell of all of them.
+// newSample makes a sample of a load's reports and the server's usage. The last report
+// is on the requests or events, and must contain all of them.
 func newSample(load Load, reports []loadtool.Report, before, after proc.Usage) (Sample, error) {
 	count := load.count()
 	s := Sample{
@@ -156,7 +156,7 @@ func newSample(load Load, reports []loadtool.Report, before, after proc.Usage) (
 		CPU:    (after.CPU - before.CPU) / time.Duration(count), RSS: after.RSS, PeakRSS: after.PeakRSS,
 	}
 	if s.Count != count {
-		return Sample{}, fmt.Errorf("%d requests or events expected, the report tells of %d", count, s.Count)
+		return Sample{}, fmt.Errorf("want %d requests or events, the report has %d", count, s.Count)
 	}
 	if load.Name == WatchLatencyLoad {
 		s.Puts = reports[0]

@@ -40,7 +40,7 @@ func TestMarkdown(t *testing.T) {
 	for _, want := range []string{
 		"## put\n\n1000 clients, 100 connections, 200000 requests.\n",
 		"| | a | b | c | b/a | c/a |\n|---|---|---|---|---|---|\n",
-		// Median of the rounds' ratios 0.5, 1 and 0.75, not ratio of the medians.
+		// The median of the ratios 0.5, 1 and 0.75, not the ratio of the medians.
 		"| server CPU, µs a request | 200.0 (100.0–400.0) | 200.0 (50.0–300.0) | 1.0 (1.0–1.0) | 0.75 (0.50–1.00) |",
 		"## watch\n\n50 clients, 50 connections, 50 streams of 100 watchers, 1000 puts, as fast as they are answered: 5000000 events.\n",
 		// c does not serve watches.
@@ -51,7 +51,7 @@ func TestMarkdown(t *testing.T) {
 			t.Errorf("lacks %q:\n%s", want, text)
 		}
 	}
-	// Neither load says anything about latencies of events.
+	// Neither load reports latencies of events.
 	if _, watch, _ := strings.Cut(text, "## watch"); strings.Contains(watch, "p99") {
 		t.Errorf("the watch load shows a latency:\n%s", watch)
 	}
@@ -101,7 +101,7 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%+v, which has no bound, was judged: %v", l, got)
 		}
 	}
-	// One client has two bounds, and one of them is a least.
+	// One client has two bounds, of which one is a minimum.
 	for _, c := range []struct {
 		rate float64
 		ok   bool
@@ -123,7 +123,7 @@ func TestNewSample(t *testing.T) {
 	if want := (Sample{Report: events, Puts: puts, CPU: 2 * time.Millisecond, RSS: 5, PeakRSS: 6}); err != nil || got != want {
 		t.Errorf("watch-latency: %+v, %v; want %+v", got, err, want)
 	}
-	// The first report of the watch load is of no puts.
+	// The first report of the watch load is not on puts.
 	got, err = newSample(Load{Name: WatchLoad, Total: 10, Watchers: watchers}, []loadtool.Report{puts, events}, before, after)
 	if want := (Sample{Report: events, CPU: 2 * time.Millisecond, RSS: 5, PeakRSS: 6}); err != nil || got != want {
 		t.Errorf("watch: %+v, %v; want %+v", got, err, want)

@@ -17,15 +17,15 @@ import (
 )
 
 const (
-	// profileDelay lets the load's connections open before the profile.
+	// profileDelay is the time for the load's connections to open before the profile.
 	profileDelay = 2 * time.Second
-	// profileSeconds is how long a CPU profile lasts.
+	// profileSeconds is the length of a CPU profile.
 	profileSeconds = 10
 )
 
-// Profiles runs Troupe through the loads once more and returns the heaviest
-// functions of a CPU profile of each. A load must last longer than the profile, or
-// its end is a profile of an idle server.
+// Profiles runs Troupe through the loads once more and returns the most expensive
+// functions in a CPU profile of each. A load must last longer than its profile, which
+// otherwise includes the idle server.
 func Profiles(ctx context.Context, cfg Config) (_ string, err error) {
 	binary, err := tools.BuildOne(ctx, tools.Troupe)
 	if err != nil {

@@ -33,8 +33,8 @@ func cpuMicroseconds(s Sample) float64 { return float64(s.CPU) / float64(time.Mi
 
 // Markdown shows, per load, each contestant's medians with the least and the
 // greatest value, and the ratio of each later contestant to the first: the
-// median of the rounds' own ratios, with the least and the greatest. A load
-// that a contestant cannot serve is a dash. The verdicts come last.
+// median of the ratios of the rounds, with the least and the greatest. A load that a
+// contestant cannot serve is a dash. The verdicts come last.
 func Markdown(cfg Config, r Results) string {
 	var b strings.Builder
 	for _, load := range cfg.Loads {
@@ -75,7 +75,7 @@ func Markdown(cfg Config, r Results) string {
 	return b.String()
 }
 
-// progressLine is one sample in words.
+// progressLine formats one sample as a line.
 func progressLine(load Load, s Sample) string {
 	parts := []string{load.Name}
 	for _, q := range load.kind().rows {
@@ -92,7 +92,7 @@ func series(samples []Sample, q quantity) []float64 {
 	return values
 }
 
-// cell is a dash for no values.
+// cell formats the values of a cell; no values are a dash.
 func cell(values []float64, digits int) string {
 	if len(values) == 0 {
 		return "–"

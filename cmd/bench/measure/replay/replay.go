@@ -1,5 +1,5 @@
-// Package replay measures a watch from the first revision over a long history:
-// how fast events come, and what it costs the server's memory.
+// Package replay measures a watch from the first revision over a long history: the rate
+// of events, and the growth of the server's memory.
 package replay
 
 import (
@@ -20,15 +20,15 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
 )
 
-// Config says what to measure.
+// Config has the servers and the sizes of the history.
 type Config struct {
 	Servers    []servers.Server // the first, if there are several, is what the others are compared with
 	Args       []string         // flags for all of them
 	Revisions  int              // puts, one revision each
-	Keys       int              // that they go to, in turn
+	Keys       int              // to which the puts go, in turn
 	ValueBytes int
 	Limit      time.Duration // for one replay
-	Rest       time.Duration // between two, for what a server still does for a watcher that has gone
+	Rest       time.Duration // between two replays, for a server to clean up after the watcher
 	Dir        string
 	Out        io.Writer
 }
@@ -49,14 +49,14 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Stage is what the server did before a replay.
+// Stage is the state of the server before a replay.
 type Stage string
 
 // The stages.
 const (
-	Filled Stage = "filled" // it has just taken the puts
-	Cold   Stage = "cold"   // it has just started; the kernel may still have its files in memory
-	Warm   Stage = "warm"   // it has replayed the same before
+	Filled Stage = "filled" // right after the puts
+	Cold   Stage = "cold"   // right after a start; the kernel may still have the files in memory
+	Warm   Stage = "warm"   // after the same replay
 )
 
 // Sample is one replay.
@@ -64,14 +64,14 @@ type Sample struct {
 	Stage          Stage
 	PrevKV         bool
 	Events         int64
-	Took           time.Duration // from asking until the last event, or the limit
-	Complete       bool          // all events came in time
+	Took           time.Duration // from the request until the last event, or the limit
+	Complete       bool          // all events arrived within the limit
 	Lost, Repeated int64
-	Wrong          int64       // events that lack the previous pair or have it unasked
+	Wrong          int64       // events that lack the previous pair, or have one that was not requested
 	Before, Peak   proc.Memory // just before and meanwhile
 }
 
-// PerSecond is the rate of events.
+// PerSecond returns the rate of events.
 func (s Sample) PerSecond() float64 { return float64(s.Events) / s.Took.Seconds() }
 
 // Run measures the servers and judges all but the first, or the only one.
@@ -146,14 +146,14 @@ func measure(ctx context.Context, cfg Config, who servers.Server) (samples []Sam
 	return samples, nil
 }
 
-// fill puts one key after the other, many at a time.
+// fill writes the history, with many puts at a time.
 func fill(ctx context.Context, cfg Config, server *proc.Server) error {
 	return loadgen.Fill(ctx, server.Endpoint(), fillConns, fillers, cfg.Revisions, func(i int) (key, value []byte) {
 		return fmt.Appendf(nil, "%s%08d", prefix, i%cfg.Keys), loadgen.Value(cfg.ValueBytes)
 	})
 }
 
-// replay is one watch from the beginning, over a connection of its own.
+// replay runs one watch from the first revision, on a separate connection.
 func replay(ctx context.Context, cfg Config, server *proc.Server, prevKV bool) (s Sample, err error) {
 	s.PrevKV = prevKV
 	pool, err := loadgen.Dial(server.Endpoint(), 1)
@@ -171,14 +171,14 @@ func replay(ctx context.Context, cfg Config, server *proc.Server, prevKV bool) (
 	began := time.Now()
 	err = s.watch(ctx, pool, firstRevision+int64(cfg.Revisions)-1)
 	s.Took = time.Since(began)
-	if err != nil && status.Code(err) != codes.DeadlineExceeded { // nothing but the limit sets a deadline
+	if err != nil && status.Code(err) != codes.DeadlineExceeded { // only the limit sets a deadline
 		return s, err
 	}
 	s.Peak, err = memory.Cut()
 	return s, err
 }
 
-// watch takes events until the last revision.
+// watch receives events until the last revision.
 func (s *Sample) watch(ctx context.Context, pool loadgen.Pool, last int64) error {
 	stream, err := watchwire.Open(ctx, pool[0])
 	if err != nil {

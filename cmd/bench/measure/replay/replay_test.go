@@ -36,7 +36,7 @@ func TestJudge(t *testing.T) {
 		grown := proc.Memory{Anon: 132 << 20, File: 1 << 30} // pages of files do not count
 		return map[string][]Sample{
 			"slow": {
-				{Stage: Filled, Events: 500, Took: time.Second}, // not complete, which is for the other to be
+				{Stage: Filled, Events: 500, Took: time.Second}, // not complete, which is not judged for the first server
 				{Stage: Filled, PrevKV: true, Events: 1000, Took: time.Second, Complete: true},
 			},
 			"fast": {
@@ -75,8 +75,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// A short form of the whole. What it measures means nothing; what it checks of
-// the events must hold.
+// A short form of the scenario. Its figures mean nothing, but its checks of the events
+// must hold.
 func TestSmall(t *testing.T) {
 	results, err := run(t.Context(), Config{
 		Servers: []servers.Server{benchtest.Troupe(t)}, Revisions: 5000, Keys: 500, ValueBytes: 128,
@@ -96,14 +96,14 @@ func TestSmall(t *testing.T) {
 	}
 }
 
-// A replay that the limit cuts off is a result and not an error.
+// A replay that ends by the limit is a result and not an error.
 func TestLimit(t *testing.T) {
 	server := benchtest.Start(t)
 	cfg := Config{Revisions: 100, Keys: 10, Limit: 200 * time.Millisecond}
 	if err := fill(t.Context(), cfg, server); err != nil {
 		t.Fatal(err)
 	}
-	cfg.Revisions++ // one that never comes
+	cfg.Revisions++ // one that never arrives
 	s, err := replay(t.Context(), cfg, server, false)
 	if err != nil || s.Complete || s.Events != 100 || s.Took < cfg.Limit/2 {
 		t.Errorf("%+v, %v", s, err)
