@@ -1,6 +1,6 @@
-// Package ctl is a test that real etcdctl shows the same whether it talks to etcd or
-// to Troupe. Left out is what Troupe does not have yet: snapshots, users and roles,
-// changes of members, downgrades and moving the leader.
+// Package ctl tests that real etcdctl prints the same for etcd and for Troupe. It leaves
+// out what Troupe does not implement yet: snapshots, users and roles, changes of members,
+// downgrades and transfers of leadership.
 package ctl
 
 import (
@@ -24,19 +24,19 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
-// timeout is how long one command may take, or the next line of its output.
+// timeout is the most time for a command, or for the next line of its output.
 const timeout = 20 * time.Second
 
-// side is a server with etcdctl in front.
+// side is a server and the state of its etcdctl commands.
 type side struct {
 	name   string
 	server *proc.Server
 	ctl    string            // etcdctl's executable
-	vars   map[string]string // what {name} in arguments stands for
-	ids    map[string]string // placeholders of ids, in the order in which they came
+	vars   map[string]string // values of {name} in arguments
+	ids    map[string]string // placeholders of ids, numbered in order of appearance
 }
 
-// pair is both sides.
+// pair has both sides.
 type pair struct {
 	*testing.T
 	sides [2]*side
@@ -45,8 +45,8 @@ type pair struct {
 func newPair(t *testing.T) *pair {
 	t.Helper()
 	ctl := benchtest.Program(t, tools.Etcdctl)
-	// Short elections for short starts; and watchers that ask for it hear every
-	// half second that nothing has happened.
+	// Short election timeouts make starts short. Progress notifications are sent every
+	// half second.
 	args := []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms"}
 	p := &pair{T: t}
 	for i, cfg := range []proc.Config{
@@ -58,13 +58,13 @@ func newPair(t *testing.T) *pair {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = server.Close() }) // the folder is the test's
+		t.Cleanup(func() { _ = server.Close() }) // the test removes the folder
 		p.sides[i] = &side{name: [...]string{"etcd", "troupe"}[i], server: server, ctl: ctl, vars: map[string]string{}, ids: map[string]string{}}
 	}
 	return p
 }
 
-// command is etcdctl with arguments of this side.
+// command returns an etcdctl command for this side.
 func (s *side) command(ctx context.Context, args []string) *exec.Cmd {
 	full := []string{"--endpoints", s.server.Endpoint()}
 	for _, a := range args {
@@ -74,7 +74,7 @@ func (s *side) command(ctx context.Context, args []string) *exec.Cmd {
 		full = append(full, a)
 	}
 	cmd := exec.CommandContext(ctx, s.ctl, full...)
-	cmd.WaitDelay = time.Second // for what the command itself has started
+	cmd.WaitDelay = time.Second // for processes that the command has started
 	return cmd
 }
 
@@ -82,18 +82,18 @@ var (
 	// Ids of members, clusters and leases are random or derived from ports: hex in
 	// text, decimal in JSON.
 	idPattern = regexp.MustCompile(`\b(?:[0-9a-f]{12,16}|[0-9]{17,20})\b`)
-	// What is left of a lease is a matter of timing.
+	// The remaining time of a lease depends on timing.
 	leftPattern = regexp.MustCompile(`granted with TTL\((\d+)s\), remaining\((\d+)s\)`)
 	// The keys of a lease have no order in etcd.
 	keysPattern = regexp.MustCompile(`(attached keys\(\[|"keys":\[)(.*?)\]`)
-	// Elections are a matter of timing, too; so is what the log and the store take.
+	// The number of elections and the sizes of the log and the store depend on timing.
 	numberPattern = regexp.MustCompile(`("(?:raft_term|raftTerm|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse|ttl)"|"(?:RaftTerm|RaftIndex|DBSize)") ?: ?\d+`)
-	// etcd says nothing or 3.5.0 until a background task gets to it.
+	// etcd reports nothing or 3.5.0 until a background task sets it.
 	storagePattern = regexp.MustCompile(`"storageVersion":"3\.[57]\.0",`)
 	tookPattern    = regexp.MustCompile(`took(?: =)? [0-9.]+(?:s|ms|µs|ns)`)
 )
 
-// normalise is an output without what must differ.
+// normalise replaces the parts of an output that may differ.
 func (s *side) normalise(text string) string {
 	text = strings.NewReplacer(s.server.Endpoint(), "ENDPOINT", s.server.PeerURL(), "PEER").Replace(text)
 	text = idPattern.ReplaceAllStringFunc(text, func(id string) string {
@@ -121,8 +121,8 @@ func (s *side) normalise(text string) string {
 	text = tookPattern.ReplaceAllString(text, "took TIME")
 	var lines []string
 	for line := range strings.Lines(text) {
-		// The client's own log has times and addresses of memory. Progress is told
-		// as often as there is time for it.
+		// The client's own log has times and addresses. The number of progress
+		// notifications depends on timing.
 		if strings.HasPrefix(line, `{"level"`) || strings.HasPrefix(line, "progress notify:") && slices.Contains(lines, line) {
 			continue
 		}
@@ -139,7 +139,7 @@ func atoi(text string) int {
 	return n
 }
 
-// both does something on both sides at once.
+// both calls do for both sides concurrently.
 func (p *pair) both(do func(i int, s *side)) {
 	var wg sync.WaitGroup
 	for i, s := range p.sides {
@@ -148,13 +148,13 @@ func (p *pair) both(do func(i int, s *side)) {
 	wg.Wait()
 }
 
-// run runs a command on both sides and compares. It returns what came of it.
+// run runs a command on both sides, compares their output, and returns it.
 func (p *pair) run(args ...string) string {
 	p.Helper()
 	return p.feed("", args...)
 }
 
-// feed is run with something to read.
+// feed is run with standard input.
 func (p *pair) feed(stdin string, args ...string) string {
 	p.Helper()
 	var shown [2]string
@@ -173,7 +173,7 @@ func (p *pair) feed(stdin string, args ...string) string {
 
 var grantedPattern = regexp.MustCompile(`lease ([0-9a-f]+) granted`)
 
-// granted is the lease that a command granted, or nothing.
+// granted returns the id of the lease that a command granted, or nothing.
 func (s *side) granted(stdout string) string {
 	if m := grantedPattern.FindStringSubmatch(stdout); m != nil && !strings.Contains(stdout, "remaining") {
 		return m[1]
@@ -188,7 +188,7 @@ func cmp(a, b string) string {
 	return b
 }
 
-// show is all that a command leaves behind.
+// show returns the normalised output and exit status of a command.
 func (s *side) show(stdout, stderr string, err error) string {
 	text := s.normalise(stdout)
 	if e := s.normalise(stderr); e != "" {
@@ -209,14 +209,14 @@ func (p *pair) compare(args []string, shown [2]string) string {
 	return shown[0]
 }
 
-// running is a command that goes on, on both sides.
+// running is a command that runs on both sides until it is ended.
 type running struct {
 	p    *pair
 	args []string
 	on   [2]*process
 }
 
-// process is one of the two.
+// process is the command on one side.
 type process struct {
 	side           *side
 	cmd            *exec.Cmd
@@ -225,9 +225,9 @@ type process struct {
 	cancel         context.CancelFunc
 }
 
-// output is what a command has said so far.
+// output is the output of a command so far.
 type output struct {
-	told chan struct{} // gets one when there is more
+	told chan struct{} // signaled when there is more
 	mu   sync.Mutex
 	text bytes.Buffer // guarded by mu
 }
@@ -244,7 +244,7 @@ func (o *output) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// String returns it.
+// String returns the output so far.
 func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -266,7 +266,7 @@ func (p *pair) start(args ...string) *running {
 		if err != nil {
 			p.Fatal(err)
 		}
-		p.Cleanup(cancel) // for a test that fails in between
+		p.Cleanup(cancel) // if the test fails before end
 		r.on[i] = one
 	}
 	return r
@@ -282,7 +282,7 @@ func (r *running) say(line string) {
 	}
 }
 
-// hear waits until a text is in the output of both.
+// hear waits until a text is in the output of both sides.
 func (r *running) hear(text string) {
 	r.p.Helper()
 	for _, one := range r.on {
@@ -290,29 +290,29 @@ func (r *running) hear(text string) {
 			select {
 			case <-one.stdout.told:
 			case <-end:
-				r.p.Fatalf("etcdctl %s on %s says no %q, but\n%s%s", strings.Join(r.args, " "), one.side.name, text, one.stdout.String(), one.stderr.String())
+				r.p.Fatalf("etcdctl %s on %s: got no %q, but\n%s%s", strings.Join(r.args, " "), one.side.name, text, one.stdout.String(), one.stderr.String())
 			}
 		}
 	}
 }
 
-// silent demands that a text is not in the output of either.
+// silent checks that a text is not in the output of either side.
 func (r *running) silent(text string) {
 	r.p.Helper()
 	for _, one := range r.on {
 		if strings.Contains(one.stdout.String(), text) {
-			r.p.Fatalf("etcdctl %s on %s says %q too early", strings.Join(r.args, " "), one.side.name, text)
+			r.p.Fatalf("etcdctl %s on %s: got %q too early", strings.Join(r.args, " "), one.side.name, text)
 		}
 	}
 }
 
-// interrupt ends the command as Ctrl-C does, and compares all that it said.
+// interrupt ends the command with SIGINT and compares the output.
 func (r *running) interrupt() string {
 	r.p.Helper()
 	return r.end(func(one *process) error { return one.cmd.Process.Signal(syscall.SIGINT) })
 }
 
-// hangUp ends the command's input.
+// hangUp closes the command's standard input and compares the output.
 func (r *running) hangUp() string {
 	r.p.Helper()
 	return r.end(func(one *process) error { return one.stdin.Close() })
@@ -338,7 +338,7 @@ func (r *running) end(how func(*process) error) string {
 	return r.p.compare(r.args, shown)
 }
 
-// TestSame runs one script on both sides. Steps build on those before.
+// TestSame runs one script on both sides. Steps depend on the previous ones.
 func TestSame(t *testing.T) {
 	p := newPair(t)
 	for _, part := range []struct {
@@ -393,9 +393,9 @@ func transactions(p *pair) {
 	p.feed("value(\"t\") = \"2\"\n\nput t 4\n\n\n", "txn", "--interactive")
 }
 
-// watch hears of what is past and of what comes.
+// watch receives past and new events.
 func watch(p *pair) {
-	p.run("put", "w1", "new") // the next to come are at from and after
+	p.run("put", "w1", "new") // the next events are at from and later
 	from := p.revision() + 1
 	rev := fmt.Sprint("--rev=", from)
 	all := p.start("watch", "w", "--prefix", "--prev-kv", rev)
@@ -404,7 +404,7 @@ func watch(p *pair) {
 	single := p.start("watch", "w2", rev, "--", "sh", "-c", "echo $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE at $ETCD_WATCH_REVISION")
 	for i, args := range [][]string{{"put", "w1", "1"}, {"put", "w2", "2"}, {"del", "w1"}, {"put", "w3", "3"}, {"put", "w2", "4"}, {"del", "w", "--prefix"}} {
 		p.run(args...)
-		// One after the other, lest two come in one response.
+		// One after the other, so that no two events arrive in one response.
 		asJSON.hear(fmt.Sprintf(`"mod_revision":%d`, from+i))
 		fields.hear(fmt.Sprintf(`"ModRevision" : %d`, from+i))
 		if i == 1 || i >= 4 {
@@ -479,7 +479,7 @@ func leases(p *pair) {
 	p.run("lease", "grant", "long")
 	p.run("lease", "revoke", "xyz")
 
-	// One that is kept, until it is not.
+	// A lease that is kept alive for a while.
 	p.run("lease", "grant", "3")
 	p.run("put", "kept", "x", "--lease={lease}")
 	kept := p.start("lease", "keep-alive", "{lease}")
@@ -494,11 +494,11 @@ func leases(p *pair) {
 	p.run("get", "kept", "-w", "json")
 }
 
-// interruptAny ends a command whose output depends on when that is.
+// interruptAny ends a command whose output depends on the time of its end.
 func (r *running) interruptAny() {
 	r.p.Helper()
 	for _, one := range r.on {
-		_ = one.cmd.Process.Kill() // it runs until then
+		_ = one.cmd.Process.Kill() // it has no other end
 		_ = one.cmd.Wait()
 		one.cancel()
 	}
@@ -519,7 +519,7 @@ func locks(p *pair) {
 	p.run("get", "", "--prefix", "--keys-only")
 }
 
-// waiting waits until there are so many keys with a prefix.
+// waiting waits until there is a number of keys with a prefix.
 func (p *pair) waiting(prefix string, n int) {
 	p.Helper()
 	p.both(func(_ int, s *side) {
@@ -553,7 +553,7 @@ func elections(p *pair) {
 	p.run("elect", "-l", "vote", "proposal")
 }
 
-// mirror copies a prefix to another in the same server.
+// mirror copies a prefix to another one of the same server.
 func mirror(p *pair) {
 	p.run("put", "m/1", "one")
 	p.run("put", "m/2", "two")

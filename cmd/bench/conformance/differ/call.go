@@ -38,8 +38,8 @@ const (
 	LeaseKeepAlive  Method = "LeaseKeepAlive"
 	LeaseLeases     Method = "LeaseLeases"
 
-	// On a watch stream, which lives from one restart to the next. WatchSync
-	// looks at what its watchers were told meanwhile.
+	// Calls on a watch stream, which lasts from one restart to the next. WatchSync
+	// returns the responses that its watchers received since the last one.
 	WatchCreate Method = "WatchCreate"
 	WatchCancel Method = "WatchCancel"
 	WatchSync   Method = "WatchSync"
@@ -48,22 +48,23 @@ const (
 	Kill      Method = "restart by SIGKILL"
 )
 
-// Call is one step of a sequence, in the form that both sides get.
+// Call is one step of a sequence.
 type Call struct {
 	Method  Method
 	Request proto.Message // nil for a restart and for WatchSync
 	Stream  int           // the watch stream, for its methods
 }
 
-// Reply is what one side answered.
+// Reply is the reply of one side.
 type Reply struct {
 	Message proto.Message // nil when Code is not OK, and for a restart
 	Code    codes.Code
-	Error   string // the status's text; for a restart, what went wrong
-	// Messages are what watchers were told, one message for each.
+	Error   string // the status's text
+	// Messages has one message for each watcher that received any response.
 	Messages []proto.Message
-	// Irregular names a broken rule of a reply's form that the message
-	// cannot show, such as a stream's header in a chunk before the last.
+	// Irregular names a violated rule on the form of a reply that the message does not
+	// show, such as a stream's header in a chunk before the last, or the error of a
+	// restart.
 	Irregular string
 }
 
@@ -132,8 +133,8 @@ func keepAlive(ctx context.Context, conn grpc.ClientConnInterface, req *pb.Lease
 	return Reply{Message: resp}
 }
 
-// rangeStream joins the chunks of a stream. Where they were cut is not kept;
-// that only the last carries header, more and count is checked.
+// rangeStream joins the chunks of a stream. Their boundaries are not compared. It checks
+// that only the last chunk has header, more and count.
 func rangeStream(ctx context.Context, conn grpc.ClientConnInterface, req *pb.RangeRequest) Reply {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -11,8 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Coverage counts what the sequences have exercised: calls, options and
-// replies.
+// Coverage counts the calls, options and replies in the sequences.
 type Coverage map[string]int
 
 // Add counts one step. The reply is the reference's.
@@ -45,8 +44,8 @@ func (c Coverage) Merge(other Coverage) {
 	}
 }
 
-// Below lists what was exercised fewer than least times; everything in Wanted
-// that is missing altogether is among it.
+// Below lists what was exercised fewer than least times, including everything in Wanted
+// that was never exercised.
 func (c Coverage) Below(least int) []string {
 	var short []string
 	for _, name := range c.names() {
@@ -57,7 +56,7 @@ func (c Coverage) Below(least int) []string {
 	return short
 }
 
-// names lists what was seen or is wanted, in order.
+// names lists everything that was seen or is in Wanted, sorted.
 func (c Coverage) names() []string {
 	names := slices.Clone(Wanted)
 	for name := range c {
@@ -80,10 +79,10 @@ func (c Coverage) Print(w io.Writer) error {
 
 var numbers = regexp.MustCompile(`\d+ vs\. \d+`)
 
-// withoutSizes makes one text of the transport's refusals of large messages.
+// withoutSizes removes the sizes from the transport's errors for large messages.
 func withoutSizes(text string) string { return numbers.ReplaceAllString(text, "N vs. M") }
 
-// options names what is special about a call.
+// options lists the options of a call.
 func options(c Call) []string {
 	var tags tags
 	switch r := c.Request.(type) {
@@ -235,7 +234,7 @@ func sign(revision int64) string {
 	return "positive"
 }
 
-// spanForm names the form of a key and range end.
+// spanForm classifies a key and range end.
 func spanForm(key, end []byte) string {
 	k, e := string(key), string(end)
 	switch {
@@ -257,9 +256,8 @@ func spanForm(key, end []byte) string {
 	return "range"
 }
 
-// Wanted is what a long run must have exercised, so that something which the
-// generator has lost is seen as missing. Names that a run sees beyond these
-// are counted too.
+// Wanted lists what a long run must exercise, so that a run shows if the generator no
+// longer makes something. Names that are not listed are counted too.
 var Wanted = wanted()
 
 func wanted() []string {

@@ -14,8 +14,8 @@ import (
 // fastElections keeps restarts short.
 var fastElections = []string{"--heartbeat-interval=10", "--election-timeout=100"}
 
-// server returns the binary under a role: what the environment names, or else
-// the program, built.
+// server returns the binary that the environment variable names, or builds the program
+// if it is not set.
 func server(t *testing.T, variable string, program tools.Program) string {
 	t.Helper()
 	if path := os.Getenv(variable); path != "" {
@@ -47,9 +47,9 @@ func run(t *testing.T, cfg Config) Result {
 	return result
 }
 
-// Troupe must answer as etcd does. This is the short form; the long one is
-// the diff subcommand with 200 seeds of 2,000 steps. BENCH_DIFF_LEFT and
-// BENCH_DIFF_RIGHT name other binaries, which get the same flags.
+// Troupe must reply as etcd does. This is the short form; the long one is the diff
+// subcommand with 200 seeds of 2,000 steps. BENCH_DIFF_LEFT and BENCH_DIFF_RIGHT name
+// other binaries, which get the same flags.
 func TestTroupeAnswersLikeEtcd(t *testing.T) {
 	right := Side{Binary: server(t, "BENCH_DIFF_RIGHT", tools.Troupe), Args: fastElections}
 	const seeds, steps = 6, 400
@@ -59,8 +59,8 @@ func TestTroupeAnswersLikeEtcd(t *testing.T) {
 	}
 }
 
-// Two servers of the same kind must not differ: what would be found then is a
-// reply that depends on chance, which belongs among the exemptions.
+// Two servers of the same kind must not differ. If they do, a reply is not deterministic,
+// and needs an exemption.
 func TestEtcdAnswersLikeItself(t *testing.T) {
 	side := etcdSide(t)
 	const seeds, steps = 2, 400

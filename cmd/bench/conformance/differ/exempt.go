@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// identity is what a side is known by, learned when it starts.
+// identity has the ids and URLs of a side, which it reports when it starts.
 type identity struct {
 	cluster   uint64
 	member    uint64
@@ -18,28 +18,27 @@ type identity struct {
 	clientURL string
 }
 
-// placeholder stands in a compared message for a value that rightly differs
-// between the sides. It also stands for "this side's own member" in the
-// requests of a sequence.
+// placeholder replaces values that may differ between the sides in compared messages.
+// In the requests of a sequence it stands for the id of the side's own member.
 const placeholder = 0x5e1f
 
-// Exemption is a field that is not compared as it came.
+// Exemption is a field that is not compared as it is.
 type Exemption struct {
 	Field  string
 	Reason string
-	// Check is what still has to hold for the field.
+	// Check is the condition that the field must satisfy instead.
 	Check string
 	apply func(identity, proto.Message)
 }
 
-// Exemptions is the whole list. An exempt value that fails its check is left
-// as it is, and so shows up as a difference.
+// Exemptions lists all exempt fields. A value that fails its check is not replaced, and
+// so makes a difference.
 var Exemptions = []Exemption{
 	{"header.cluster_id", "derived from the peer URLs, which differ because both sides run at once",
 		"constant while the data folder lives", exemptHeader(func(id identity, h *pb.ResponseHeader) { mask(&h.ClusterId, id.cluster) })},
 	{"header.member_id", "derived from the peer URLs",
 		"constant while the data folder lives", exemptHeader(func(id identity, h *pb.ResponseHeader) { mask(&h.MemberId, id.member) })},
-	{"header.raft_term", "elections at a restart are a matter of timing",
+	{"header.raft_term", "the number of elections in a restart depends on timing",
 		"constant between restarts", exemptHeader(func(id identity, h *pb.ResponseHeader) { mask(&h.RaftTerm, id.term) })},
 	{"AlarmResponse.alarms", "memberID as above; etcd lists several alarms in random order",
 		"the member's own id; the same set", exemptAlarms},
@@ -53,19 +52,19 @@ var Exemptions = []Exemption{
 		"positive, and applied is not above committed", exemptStatusIndex},
 	{"StatusResponse.dbSize, dbSizeInUse", "properties of the storage engine",
 		"positive", exemptStatusSize},
-	{"StatusResponse.storageVersion", "etcd says nothing or 3.5.0 until a background task of some seconds' period sets it",
+	{"StatusResponse.storageVersion", "etcd reports nothing or 3.5.0 until a periodic background task sets it",
 		"empty, 3.5.0 or 3.7.0", exemptStatusStorage},
 	{"StatusResponse.errors", "holds alarms: member id and order as above; protobuf varies the blanks in a message's text by binary",
 		"the same set of words", exemptStatusErrors},
 	{"LeaseGrantResponse.ID, LeaseLeasesResponse.leases", "ids of the server's choice are random; leases that may expire at the same moment have no order",
 		"large ids; the same order of all others", exemptLeaseIDs},
-	{"LeaseTimeToLiveResponse.TTL, keys", "time goes by, and starts anew at a restart; etcd lists keys in random order",
+	{"LeaseTimeToLiveResponse.TTL, keys", "the remaining time depends on timing, and a restart resets it; etcd lists keys in random order",
 		"positive, not above the granted time, and less than an hour below it; the same set", exemptTimeToLive},
-	{"WatchResponse", "how events are divided into responses, and when progress is told, is a matter of timing",
+	{"WatchResponse", "the grouping of events into responses, and the times of progress notifications, depend on timing",
 		"for each watcher the same events in the same order, and the same end; each response whole revisions, unless it is a fragment, and none above its header", func(identity, proto.Message) {}},
 }
 
-// normalise returns the reply in the form that is compared.
+// normalise returns the reply with exempt values replaced.
 func normalise(id identity, r Reply) Reply {
 	if r.Message == nil {
 		return r
@@ -83,7 +82,7 @@ func same(a, b Reply) bool {
 		slices.EqualFunc(a.Messages, b.Messages, proto.Equal)
 }
 
-// mask replaces the value that is known to be the side's own.
+// mask replaces the value if it is the side's own.
 func mask(field *uint64, own uint64) {
 	if *field == own {
 		*field = placeholder
@@ -98,8 +97,8 @@ func exemptHeader(apply func(identity, *pb.ResponseHeader)) func(identity, proto
 	}
 }
 
-// headerOf returns the reply's own header; nil if it has none. Headers inside
-// a Txn's replies carry only a revision and are compared as they are.
+// headerOf returns the header of the reply; nil if it has none. Headers of the replies
+// inside a Txn have only a revision and are compared as they are.
 func headerOf(m proto.Message) *pb.ResponseHeader {
 	if m, ok := m.(interface{ GetHeader() *pb.ResponseHeader }); ok {
 		return m.GetHeader()
@@ -195,7 +194,7 @@ func exemptStatusErrors(id identity, m proto.Message) {
 	slices.Sort(r.Errors)
 }
 
-// memberWord is how an alarm's text shows the member.
+// memberWord returns the part of an alarm's text that names the member.
 func memberWord(id uint64) string {
 	text := (&pb.AlarmMember{MemberID: id}).String()
 	return strings.TrimSpace(text)

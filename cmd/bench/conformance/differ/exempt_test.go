@@ -12,7 +12,7 @@ var (
 	rightID = identity{cluster: 21, member: 22, term: 7, peerURL: "http://b:1", clientURL: "http://b:2"}
 )
 
-// header is one side's version of a header.
+// header returns a header of a side.
 func header(id identity, rev int64) *pb.ResponseHeader {
 	return &pb.ResponseHeader{ClusterId: id.cluster, MemberId: id.member, RaftTerm: id.term, Revision: rev}
 }

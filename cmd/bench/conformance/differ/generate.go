@@ -10,17 +10,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Generator makes one sequence of calls. The sequence is a function of the
-// seed, the length, and what Observe was told, so with the same reference
-// server the same seed gives the same calls.
+// Generator makes one sequence of calls. The sequence is a function of the seed, the
+// length, and the replies passed to Observe, so with the same reference server the same
+// seed makes the same calls.
 //
-// Some requests pass etcd 3.7.3's own checks and then end or damage it;
-// sequences leave them out because nothing could be compared after them:
-//   - a Txn that deletes with range end "\0" and then puts a deleted key (the
-//     check for overlaps knows no open end): with ignore_value or
-//     ignore_lease the server panics, at every later start too; without, a
-//     compaction at that revision drops the put's record, and the next read
-//     of it ends the server;
+// Some requests pass the checks of etcd 3.7.3 and then crash or damage it. Sequences do
+// not contain them, because nothing could be compared after them:
+//   - a Txn that deletes with range end "\0" and then puts a deleted key (the check for
+//     overlaps does not consider open ends): with ignore_value or ignore_lease the
+//     server panics, also at every later start; without, a compaction at that revision
+//     removes the put's record, and the next read of it crashes the server;
 //   - an Alarm request with an unknown action: it panics.
 type Generator struct {
 	rng   *rand.Rand
@@ -29,33 +28,32 @@ type Generator struct {
 	keys  []string // the key pool, most used first
 	world world
 
-	// queue holds calls that come before anything random. It is bounded by
-	// the longest plan in this file, a dozen calls.
+	// queue holds the planned calls, which are made before the next plan. It is bounded
+	// by the longest plan, about a dozen calls.
 	queue    []Call
 	restarts []restart
 	alarmEnd int // the step at which active alarms are lifted
 	finished bool
 }
 
-// restart is due once that many calls are made.
+// restart is a restart that is due after a number of calls.
 type restart struct {
 	after int
 	how   Method
 }
 
-// world is what the generator knows of the servers' state.
+// world is the state of the servers as far as the generator knows it.
 type world struct {
 	revision  int64 // the newest revision seen in a header
 	compacted int64 // the last compaction that succeeded; noCompaction before the first
-	// unsettled means that a compaction may still run in the background.
-	// etcd remembers a compaction's hash only once it is through, and only
-	// if the one before was: HashKV and Compact are therefore preceded by a
-	// call that waits for it.
+	// unsettled means that a compaction may still run in the background. etcd stores a
+	// compaction's hash only when the compaction has finished, and only if the previous
+	// one had. HashKV and Compact are therefore preceded by a call that waits for it.
 	unsettled bool
 	alarms    []*pb.AlarmRequest // activations in effect
 	watchers  [watchStreams][]int64
-	// steady are those of watchers that never lag, so that nothing but a cancel
-	// ends them; nextWatcher is an id that was never used.
+	// steady holds the ids of watchers that never lag, so that only a cancel ends them;
+	// nextWatcher makes ids that were never used.
 	steady      [watchStreams][]int64
 	nextWatcher int64
 }
@@ -70,7 +68,7 @@ func NewGenerator(seed uint64, steps int) *Generator {
 		keys:  keyPool(),
 		world: world{revision: 1, compacted: noCompaction},
 	}
-	// Each seed has other favourites; the absent keys stay behind.
+	// Each seed uses other keys most; the absent keys stay at the end.
 	g.rng.Shuffle(keyCount-absentKeys, func(i, j int) { g.keys[i], g.keys[j] = g.keys[j], g.keys[i] })
 	g.restarts = []restart{{g.rng.IntN(steps), Terminate}, {g.rng.IntN(steps), Kill}}
 	return g
@@ -91,24 +89,24 @@ func (g *Generator) Next() (Call, bool) {
 	return c, true
 }
 
-// needsSettling reports whether the reply to the call, or to a later one,
-// would depend on how far a background compaction has come.
+// needsSettling reports whether the reply to the call, or to a later one, depends on the
+// progress of a background compaction.
 func (g *Generator) needsSettling(c Call) bool {
 	switch c.Method {
 	case HashKV, Compact:
 		return true
 	case Alarm:
-		// Under CORRUPT no compaction can be waited for.
+		// While CORRUPT is raised, it is not possible to wait for a compaction.
 		return c.Request.(*pb.AlarmRequest).Alarm == pb.AlarmType_CORRUPT
 	case Kill, Terminate:
-		// A scheduled compaction is resumed after a restart, except at
-		// revision 0, which etcd's restart takes for "none".
+		// A restart resumes a scheduled compaction, except one at revision 0, which
+		// etcd then takes for none.
 		return g.world.compacted == 0
 	}
 	return false
 }
 
-// Observe tells the generator what the reference answered.
+// Observe updates the generator's state by the reference's reply to a call.
 func (g *Generator) Observe(c Call, r Reply) {
 	if h := headerOf(r.Message); h != nil {
 		g.world.revision = max(g.world.revision, h.Revision)
@@ -151,7 +149,7 @@ func (g *Generator) observeAlarm(req *pb.AlarmRequest, r Reply) {
 	}
 }
 
-// plan fills the empty queue with what comes next.
+// plan fills the empty queue with the next calls.
 func (g *Generator) plan() bool {
 	if g.made >= g.steps {
 		if g.finished {
@@ -179,7 +177,7 @@ func (g *Generator) plan() bool {
 	return true
 }
 
-// inspection looks at the whole state and at the hash of several revisions.
+// inspection reads the whole keyspace and the hashes of several revisions.
 func (g *Generator) inspection() []Call {
 	calls := []Call{
 		{Method: HashKV, Request: &pb.HashKVRequest{}},
@@ -202,7 +200,7 @@ func (g *Generator) liftAlarms() []Call {
 	return calls
 }
 
-// weighted is one choice with its share.
+// weighted is a choice with its share.
 type weighted struct {
 	share int
 	make  func(*Generator) []Call
@@ -212,7 +210,7 @@ func one(m Method, make func(*Generator) proto.Message) func(*Generator) []Call 
 	return func(g *Generator) []Call { return []Call{{Method: m, Request: make(g)}} }
 }
 
-// mix is the composition of a sequence, in shares of their sum.
+// mix is the composition of a sequence. Shares are relative to their sum.
 var mix = []weighted{
 	{2600, one(Range, func(g *Generator) proto.Message { return g.rangeRequest() })},
 	{900, one(RangeStream, func(g *Generator) proto.Message { return g.streamRequest() })},
@@ -253,7 +251,7 @@ func (g *Generator) chance(percent int) bool { return g.rng.IntN(100) < percent 
 // rare is true in perMille of a thousand draws.
 func (g *Generator) rare(perMille int) bool { return g.rng.IntN(1000) < perMille }
 
-// key draws a key; low indices far more often, so that keys have histories.
+// key draws a key, low indices far more often, so that some keys have long histories.
 func (g *Generator) key() string {
 	if g.chance(30) {
 		return g.keys[g.rng.IntN(keyCount)]
@@ -389,11 +387,10 @@ func (g *Generator) rangeRequest() *pb.RangeRequest {
 
 func (g *Generator) unknownEnum() int32 { return []int32{-1, 7, 99}[g.rng.IntN(3)] }
 
-// streamRequest is a Range request, but for three in four without what
-// RangeStream does not implement. Sorting by something other than the key
-// with order NONE passes etcd's check and then sorts each chunk by itself, so
-// that what comes depends on the chunks; it is kept to ranges that fit into
-// the first chunk, which is 10 keys.
+// streamRequest draws a Range request. Three in four have no options that RangeStream
+// does not implement. A sort by anything but the key with order NONE passes etcd's check
+// and then sorts each chunk separately, so that the result depends on the chunks; it is
+// used only with ranges that fit into the first chunk of 10 keys.
 func (g *Generator) streamRequest() *pb.RangeRequest {
 	r := g.rangeRequest()
 	if g.chance(75) {
@@ -414,10 +411,10 @@ func (g *Generator) streamRequest() *pb.RangeRequest {
 }
 
 const (
-	// smallValueMax keeps values short and equal often enough for compares
-	// and sorts by value to meet ties.
+	// smallValueMax keeps values so short that many are equal, for compares and sorts
+	// by value.
 	smallValueMax = 12
-	// Now and then a value of 10 to 100 KB.
+	// Sometimes a value of 10 to 100 KB.
 	largeValueMin, largeValueMax = 10_000, 100_000
 	// Below, above, and far above the limit of 1.5 MiB per request; the last
 	// is also above what the transport takes (2 MiB). All keep a distance
@@ -482,7 +479,7 @@ func (g *Generator) deleteRequest() *pb.DeleteRangeRequest {
 	return r
 }
 
-// compaction draws a compaction, between two looks at hashes.
+// compaction draws a compaction, sometimes between reads of hashes.
 func (g *Generator) compaction() []Call {
 	for _, a := range g.world.alarms {
 		if a.Alarm == pb.AlarmType_NOSPACE {
@@ -493,7 +490,7 @@ func (g *Generator) compaction() []Call {
 	w := g.world
 	switch n := g.rng.IntN(100); {
 	case n < 40:
-		// Leave a good part of the history.
+		// Keep a large part of the history.
 		r.Revision = w.revision - g.rng.Int64N(max((w.revision-max(w.compacted, 0))*2/3, 1))
 	case n < 50:
 		r.Revision = w.revision
@@ -515,7 +512,7 @@ func (g *Generator) compaction() []Call {
 		hash := Call{Method: HashKV, Request: &pb.HashKVRequest{Revision: g.keptRevision()}}
 		calls = append([]Call{hash}, calls[0], hash, Call{Method: HashKV, Request: &pb.HashKVRequest{Revision: r.Revision}})
 	}
-	// A watcher that still lags would be cancelled, or not.
+	// Whether the server cancels a lagging watcher would depend on timing.
 	return append(g.syncs(), calls...)
 }
 
@@ -525,7 +522,7 @@ func (g *Generator) member() uint64 {
 	return []uint64{placeholder, placeholder, placeholder, strangerMember, 0}[g.rng.IntN(5)]
 }
 
-// idleAlarm draws an Alarm request that leaves no alarm behind.
+// idleAlarm draws an Alarm request that raises no alarm.
 func (g *Generator) idleAlarm() *pb.AlarmRequest {
 	r := &pb.AlarmRequest{MemberID: g.member(), Alarm: pb.AlarmType(g.rng.IntN(3))}
 	switch {
@@ -539,7 +536,7 @@ func (g *Generator) idleAlarm() *pb.AlarmRequest {
 	return r
 }
 
-// raiseAlarm sets an alarm that stays for some steps.
+// raiseAlarm raises an alarm for some steps.
 func (g *Generator) raiseAlarm() []Call {
 	alarm := pb.AlarmType_NOSPACE
 	if g.chance(50) {
@@ -550,7 +547,7 @@ func (g *Generator) raiseAlarm() []Call {
 	for _, kind := range []pb.AlarmType{pb.AlarmType_NONE, alarm} {
 		calls = append(calls, Call{Method: Alarm, Request: &pb.AlarmRequest{Action: pb.AlarmRequest_GET, Alarm: kind}})
 	}
-	// Under an alarm for a few steps only, these would hardly ever be drawn.
+	// An alarm lasts for so few steps that these would hardly ever be drawn.
 	if alarm == pb.AlarmType_CORRUPT {
 		calls = append(calls, Call{Method: Compact, Request: &pb.CompactionRequest{Revision: g.world.revision}},
 			Call{Method: LeaseRevoke, Request: &pb.LeaseRevokeRequest{ID: g.leaseID()}})
@@ -572,8 +569,8 @@ func (g *Generator) oversized() []Call {
 	return []Call{{Method: Txn, Request: &pb.TxnRequest{Success: []*pb.RequestOp{putOp(put)}}}}
 }
 
-// nearLimit puts a value that just fits and takes it away again, so that it
-// does not weigh on every later range.
+// nearLimit puts a value that just fits and deletes it again, so that it does not slow
+// down every later range.
 func (g *Generator) nearLimit() []Call {
 	key := []byte(g.putKey())
 	return []Call{

@@ -12,8 +12,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// dumbServer answers with a growing revision and now and then with an error;
-// that is all the generator listens to.
+// dumbServer replies with an increasing revision and sometimes with an error, which is
+// all that the generator uses.
 type dumbServer struct {
 	rng *rand.Rand
 	rev int64
@@ -40,8 +40,7 @@ func (s *dumbServer) reply(c Call) Reply {
 	return Reply{Message: &pb.RangeResponse{Header: header}}
 }
 
-// sequence plays a seed against the dumb server, which itself is always the
-// same.
+// sequence runs a seed against the dumb server, which is deterministic.
 func sequence(seed uint64, steps int, each func(*Generator, Call)) {
 	g := NewGenerator(seed, steps)
 	s := &dumbServer{rng: rand.New(rand.NewPCG(1, 1)), rev: 1}
@@ -167,8 +166,7 @@ func TestPutsDeletedKey(t *testing.T) {
 	}
 }
 
-// A reply that depends on a background compaction is asked for only after a
-// wait for it.
+// A call whose reply depends on a background compaction is made only after a wait for it.
 func TestHashesWaitForCompactions(t *testing.T) {
 	settled := 0
 	for seed := range uint64(10) {

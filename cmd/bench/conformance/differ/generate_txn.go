@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	// txnDepthMax is how deep transactions nest.
+	// txnDepthMax is the greatest depth of nested transactions.
 	txnDepthMax = 3
 	// txnOpsMax is the servers' default limit on compares and on operations.
 	txnOpsMax = 128
@@ -45,9 +45,9 @@ func (g *Generator) topTxn() *pb.TxnRequest {
 	return r
 }
 
-// txn draws a transaction at a nesting depth. used holds the keys that the
-// whole transaction puts: most draws avoid them, so that the check for
-// duplicate keys is met often but not always.
+// txn draws a transaction at a nesting depth. used holds the keys that the whole
+// transaction puts. Most draws avoid them, so that the check for duplicate keys fails
+// often but not always.
 func (g *Generator) txn(depth int, used map[string]bool) *pb.TxnRequest {
 	r := new(pb.TxnRequest)
 	for range g.rng.IntN(4) {
@@ -85,8 +85,8 @@ func (g *Generator) op(depth int, used map[string]bool) *pb.RequestOp {
 	}
 }
 
-// txnRange is a Range request with fewer faults: one is enough to refuse the
-// whole transaction.
+// txnRange draws a Range request with fewer faults, because one makes the whole
+// transaction fail.
 func (g *Generator) txnRange() *pb.RangeRequest {
 	r := g.rangeRequest()
 	if r.Revision != 0 && g.chance(75) {
@@ -100,7 +100,7 @@ func (g *Generator) txnPut(used map[string]bool) *pb.PutRequest {
 	if g.chance(60) {
 		r.IgnoreValue, r.IgnoreLease, r.Lease = false, false, 0
 	}
-	for range 20 { // with 200 keys a fresh one is found long before
+	for range 20 { // with 200 keys an unused one is found sooner
 		if len(r.Key) == 0 || !used[string(r.Key)] || g.rare(30) {
 			break
 		}
@@ -110,7 +110,7 @@ func (g *Generator) txnPut(used map[string]bool) *pb.PutRequest {
 	return r
 }
 
-// readTxn has only reads, which etcd answers without a proposal.
+// readTxn draws a transaction of reads, which etcd answers without a proposal.
 func (g *Generator) readTxn() *pb.TxnRequest {
 	r := new(pb.TxnRequest)
 	for range g.rng.IntN(3) {
@@ -127,7 +127,7 @@ func (g *Generator) readTxn() *pb.TxnRequest {
 	return r
 }
 
-// longTxn is at the limit on operations, or above it, in one level or two.
+// longTxn draws a transaction at or above the limit on operations, in one level or two.
 func (g *Generator) longTxn() *pb.TxnRequest {
 	n := txnOpsMax
 	if g.chance(70) {
@@ -145,7 +145,7 @@ func (g *Generator) longTxn() *pb.TxnRequest {
 		}
 		return r
 	default:
-		// A nested transaction may have what the outer one leaves.
+		// The rest of the limit is for a nested transaction.
 		const outer = 60
 		inner := &pb.TxnRequest{Success: g.reads(n - outer)}
 		return &pb.TxnRequest{Success: append(g.reads(outer-1), txnOp(inner))}
@@ -179,7 +179,7 @@ func (g *Generator) compare() *pb.Compare {
 	if g.rare(15) {
 		c.Target = pb.Compare_CompareTarget(g.unknownEnum())
 	}
-	if g.rare(50) { // the operand of another target
+	if g.rare(50) { // an operand of another target
 		union = pb.Compare_CompareTarget(g.rng.IntN(5))
 	}
 	if !g.rare(30) { // no operand at all counts as zero
@@ -213,10 +213,9 @@ func operations(r *pb.TxnRequest) []*pb.RequestOp {
 	return append(append([]*pb.RequestOp{}, r.GetSuccess()...), r.GetFailure()...)
 }
 
-// putsDeletedKey reports whether a put of the transaction comes after a delete
-// with an open end that covers its key. deleted holds the beginnings of the
-// deletes met so far. Branches that exclude each other count as one after the
-// other, which errs on the safe side.
+// putsDeletedKey reports whether a put of the transaction follows a delete with an open
+// end that covers its key. deleted holds the beginnings of the deletes so far. Exclusive
+// branches are treated as consecutive, which may find too many.
 func putsDeletedKey(r *pb.TxnRequest, deleted *[]string) bool {
 	for _, op := range operations(r) {
 		if d := op.GetRequestDeleteRange(); string(d.GetRangeEnd()) == fromKey {
@@ -235,7 +234,7 @@ func putsDeletedKey(r *pb.TxnRequest, deleted *[]string) bool {
 	return false
 }
 
-// closeOpenDeletes turns the deletes with an open end into deletes of one key.
+// closeOpenDeletes changes deletes with an open end into deletes of one key.
 func closeOpenDeletes(r *pb.TxnRequest) {
 	for _, op := range operations(r) {
 		if d := op.GetRequestDeleteRange(); string(d.GetRangeEnd()) == fromKey {

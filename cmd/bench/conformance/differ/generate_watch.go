@@ -8,13 +8,13 @@ import (
 )
 
 const (
-	// watchersMax is how many watchers a stream has at most: each delete of a
-	// range makes events for all of them.
+	// watchersMax is the most watchers of a stream. Each delete of a range makes events
+	// for all of them.
 	watchersMax = 24
-	// leaseTTL is the least time to live of the leases of a sequence, in
-	// seconds: none may expire, because no two clocks agree when.
+	// leaseTTL is the least TTL of the leases of a sequence, in seconds. None may expire,
+	// because the sides would not expire it at the same step.
 	leaseTTL = 3600
-	// leaseMax is the largest that etcd takes.
+	// leaseMax is the greatest TTL that etcd accepts.
 	leaseMax = 9_000_000_000
 )
 
@@ -56,7 +56,7 @@ func (g *Generator) grant(id int64) *pb.LeaseGrantRequest {
 	case n < 8:
 		r.TTL = leaseMax
 	case n < 10:
-		r.ID = 0 // the server chooses
+		r.ID = 0 // the server chooses one
 	}
 	return r
 }
@@ -66,7 +66,8 @@ func (g *Generator) watch() []Call {
 	stream := g.rng.IntN(watchStreams)
 	watchers := g.world.watchers[stream]
 	if len(g.world.alarms) > 0 {
-		// An alarm refuses the put of a sync: nothing that needs one.
+		// While an alarm is raised, the put of a sync is refused: draw nothing that
+		// needs one.
 		if len(watchers) >= watchersMax {
 			return []Call{g.sync(stream)}
 		}
@@ -79,7 +80,7 @@ func (g *Generator) watch() []Call {
 		return []Call{g.sync(stream)}
 	case n < 35 && len(watchers) > 0, len(watchers) >= watchersMax:
 		id := watchers[g.rng.IntN(len(watchers))]
-		// What it was told up to its end is everything.
+		// The watcher must have received everything before it is canceled.
 		return []Call{g.sync(stream), {Method: WatchCancel, Stream: stream, Request: &pb.WatchCancelRequest{WatchId: id}}, g.sync(stream)}
 	case n < 38:
 		return []Call{{Method: WatchCancel, Stream: stream, Request: &pb.WatchCancelRequest{WatchId: 1<<30 + g.rng.Int64N(9)}}}
@@ -94,8 +95,8 @@ func (g *Generator) watchRequest(stream int) *pb.WatchCreateRequest {
 	if g.rare(30) {
 		r.Key = nil
 	}
-	// An id is used twice only where it is sure to be in use: when the end of a
-	// watcher frees it is a matter of timing.
+	// Draw an id that is in use only if its watcher is steady: when a canceled watcher
+	// frees its id depends on timing.
 	switch steady := g.world.steady[stream]; {
 	case g.chance(10) && len(steady) > 0:
 		r.WatchId = steady[g.rng.IntN(len(steady))]
@@ -105,7 +106,7 @@ func (g *Generator) watchRequest(stream int) *pb.WatchCreateRequest {
 	}
 	if g.rare(20) {
 		g.world.nextWatcher++
-		r.WatchId = -1 - g.world.nextWatcher // -1 is etcd's own
+		r.WatchId = -1 - g.world.nextWatcher // etcd uses -1 itself
 	}
 	for _, f := range []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT, pb.WatchCreateRequest_NODELETE} {
 		if g.chance(12) {
@@ -130,10 +131,10 @@ func (g *Generator) watchRequest(stream int) *pb.WatchCreateRequest {
 	return r
 }
 
-// sync looks at what a stream's watchers were told.
+// sync returns a call that compares the transcripts of a stream.
 func (g *Generator) sync(stream int) Call { return Call{Method: WatchSync, Stream: stream} }
 
-// syncs looks at all streams, before something that ends watchers.
+// syncs returns such calls for all streams, to be made before a call that ends watchers.
 func (g *Generator) syncs() (calls []Call) {
 	for stream := range watchStreams {
 		calls = append(calls, g.sync(stream))
@@ -141,7 +142,7 @@ func (g *Generator) syncs() (calls []Call) {
 	return calls
 }
 
-// observeWatch keeps the list of watchers.
+// observeWatch updates the lists of watchers.
 func (g *Generator) observeWatch(c Call, r Reply) {
 	list, steady := &g.world.watchers[c.Stream], &g.world.steady[c.Stream]
 	drop := func(id int64) {
@@ -166,7 +167,7 @@ func (g *Generator) observeWatch(c Call, r Reply) {
 	}
 }
 
-// addWatch names what is special about a watcher.
+// addWatch adds the options of a watcher.
 func (t *tags) addWatch(r *pb.WatchCreateRequest) {
 	t.add(true, spanForm(r.Key, r.RangeEnd))
 	t.add(r.StartRevision != 0, "start_revision "+sign(r.StartRevision))
@@ -180,7 +181,7 @@ func (t *tags) addWatch(r *pb.WatchCreateRequest) {
 	}
 }
 
-// addGrant names what is special about a lease.
+// addGrant adds the options of a lease.
 func (t *tags) addGrant(r *pb.LeaseGrantRequest) {
 	t.add(r.ID == 0, "id of the server's choice")
 	t.add(r.ID < 0, "negative id")

@@ -6,7 +6,8 @@ import (
 )
 
 const (
-	// keyCount bounds the distinct keys of a sequence, so that calls meet.
+	// keyCount is the number of distinct keys of a sequence. It is small, so that calls
+	// refer to the same keys.
 	keyCount = 200
 	// absentKeys, the last of the pool, are read and deleted but never put.
 	absentKeys = 4
@@ -35,8 +36,8 @@ func keyPool() []string {
 	return pool
 }
 
-// prefixEnd is the end of the range of all keys that begin with prefix; "\x00"
-// (every key from there on) when no such key exists.
+// prefixEnd returns the end of the range of all keys that begin with prefix, or "\x00"
+// (no end) if every key from prefix on does.
 func prefixEnd(prefix string) string {
 	for i := len(prefix) - 1; i >= 0; i-- {
 		if prefix[i] < 0xff {

@@ -14,20 +14,20 @@ import (
 // descheduled in between.
 const sortSkew = 100 * time.Millisecond
 
-// leaseTimes is when the leases of a sequence expire. Both sides list leases in
-// order of expiry, but neither says when that is, to a client that sees seconds: the
-// runner derives it from the time that each call took. A lease has the same entry
-// under both sides' ids, which differ if the servers chose them.
+// leaseTimes has the expiry of each lease of a sequence, by id. Both sides list leases in
+// order of expiry, which the runner derives from the times of the calls: servers report
+// remaining times only in seconds. A lease has the same entry under the ids of both
+// sides, which differ if the servers chose them.
 type leaseTimes map[int64]*leaseTime
 
-// leaseTime is between which moments a lease expires, on either side.
+// leaseTime is the interval in which a lease expires on both sides.
 type leaseTime struct {
 	earliest, latest time.Time
 	ttl              time.Duration
 }
 
-// observe learns from a call that was sent at began and was answered by both sides
-// at ended.
+// observe updates the times after a call that was sent at began and answered by both
+// sides at ended.
 func (t leaseTimes) observe(c Call, l, r Reply, began, ended time.Time) {
 	switch req := c.Request.(type) {
 	case *pb.LeaseGrantRequest:
@@ -50,17 +50,16 @@ func (t leaseTimes) observe(c Call, l, r Reply, began, ended time.Time) {
 		}
 	}
 	if c.Method == Kill || c.Method == Terminate {
-		// A start gives a lease its whole time again, or what a checkpoint says
-		// it has left, which is no less than what it had.
+		// A start resets the remaining time of a lease to its TTL, or to that of a
+		// checkpoint, which is no less than it was.
 		for _, lease := range t {
 			lease.latest = ended.Add(lease.ttl)
 		}
 	}
 }
 
-// arrange puts a list of leases into the form that is compared: neighbours of which
-// nobody can tell which one expires first are sorted by id. What is listed in
-// another order than that of expiry stays in another order.
+// arrange sorts neighbours in a list of leases by id if they may expire at the same
+// moment. Any other deviation from the order of expiry remains.
 func (t leaseTimes) arrange(leases []*pb.LeaseStatus) {
 	group := t.groups()
 	for from := 0; from < len(leases); {
@@ -73,8 +72,8 @@ func (t leaseTimes) arrange(leases []*pb.LeaseStatus) {
 	}
 }
 
-// groups numbers the leases, from 1, so that leases have the same number if they, or
-// a chain of leases between them, may expire at the same moment.
+// groups numbers the leases from 1, so that two leases have the same number if they may
+// expire at the same moment, directly or through a chain of leases between them.
 func (t leaseTimes) groups() map[int64]int {
 	ids := make([]int64, 0, len(t))
 	for id := range t {
@@ -106,8 +105,8 @@ func (t leaseTimes) arranged(r Reply) Reply {
 	return r
 }
 
-// masked is a lease's id in the form that is compared: ids of a server's choice are
-// those of no sequence.
+// masked returns the id of a lease, or the placeholder if a server chose it: no sequence
+// uses such ids.
 func masked(id int64) int64 {
 	if id > 1<<40 && !slices.Contains(leasePool, id) {
 		return placeholder
@@ -115,7 +114,7 @@ func masked(id int64) int64 {
 	return id
 }
 
-// exemptLeaseIDs masks the ids of the server's choice.
+// exemptLeaseIDs masks ids that the server chose.
 func exemptLeaseIDs(_ identity, m proto.Message) {
 	switch r := m.(type) {
 	case *pb.LeaseGrantResponse:

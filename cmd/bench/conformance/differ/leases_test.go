@@ -7,7 +7,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// script plays calls that take a second each to a leaseTimes.
+// script passes calls, which begin a second apart, to a leaseTimes.
 type script struct {
 	times leaseTimes
 	now   time.Time
@@ -15,7 +15,7 @@ type script struct {
 
 func newScript() *script { return &script{times: leaseTimes{}, now: time.Now()} }
 
-// play lets a call begin a second after the one before, with a reply from each side.
+// play observes a call that begins a second after the previous one.
 func (s *script) play(c Call, l, r Reply) {
 	s.now = s.now.Add(time.Second)
 	s.times.observe(c, l, r, s.now, s.now.Add(time.Second/2))
@@ -32,7 +32,7 @@ func (s *script) renew(id, ttl int64) {
 	s.play(Call{Method: LeaseKeepAlive, Request: &pb.LeaseKeepAliveRequest{ID: id}}, reply, reply)
 }
 
-// same reports whether two lists of leases do not differ.
+// same reports whether two lists of leases count as equal.
 func (s *script) same(left, right []int64) bool {
 	side := func(id identity, ids []int64) Reply {
 		m := new(pb.LeaseLeasesResponse)
@@ -79,8 +79,8 @@ func TestOrderOfLeases(t *testing.T) {
 	}
 }
 
-// After a start 1 and 2 may expire at the same moment, and 2 and 3; a revoked lease
-// joins nothing.
+// After a start, leases 1 and 2 may expire at the same moment, and so may 2 and 3. If 2
+// is revoked, it no longer connects the others.
 func TestGroupsAreChains(t *testing.T) {
 	s := newScript()
 	for _, g := range []struct{ id, ttl int64 }{{1, 5000}, {2, 5002}, {3, 5003}} {

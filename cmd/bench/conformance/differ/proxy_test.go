@@ -15,16 +15,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// faultEvery is how rarely the proxy lies: one reply in so many.
+// faultEvery is the number of replies per altered one.
 const faultEvery = 1000
 
-// liar is a proxy that alters one reply in faultEvery by one.
+// liar is a proxy that changes a number in one of faultEvery replies by one.
 type liar struct {
 	replies atomic.Int64
 	lies    atomic.Int64
 }
 
-// intercept fits Side.Intercept.
+// intercept is a Side.Intercept.
 func (l *liar) intercept(endpoint string) (string, func(), error) {
 	conn, err := grpc.NewClient("passthrough:///"+endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
@@ -47,8 +47,8 @@ func (l *liar) intercept(endpoint string) (string, func(), error) {
 	return listener.Addr().String(), stop, nil
 }
 
-// frames gives the message types of a method, which a proxy needs to pass
-// them on.
+// frames returns the message types of a method, which the proxy needs to forward
+// messages.
 func frames(fullName string) (request, reply proto.Message, err error) {
 	switch fullName {
 	case pb.KV_RangeStream_FullMethodName:
@@ -85,12 +85,12 @@ func (l *liar) forward(conn *grpc.ClientConn, down grpc.ServerStream) error {
 	if err != nil {
 		return err
 	}
-	var syncing atomic.Bool // whose answers are not compared
+	var syncing atomic.Bool // the replies to a sync are not compared
 	go func() {             // ends with the stream
 		for {
 			request := proto.Clone(request)
 			if err := down.RecvMsg(request); err != nil {
-				_ = up.CloseSend() // whatever ended it, the replies tell
+				_ = up.CloseSend() // the replies show why it ended
 				return
 			}
 			if r, ok := request.(interface{ GetKey() []byte }); ok && string(r.GetKey()) == anchorKey {
@@ -118,8 +118,8 @@ func (l *liar) forward(conn *grpc.ClientConn, down grpc.ServerStream) error {
 	}
 }
 
-// alter plants an off-by-one. It reports false for replies without a number,
-// and for the one by which a side's identity is learned.
+// alter adds one to a number in a reply. It returns false for replies without a number,
+// and for the one that identifies a side.
 func alter(m proto.Message) bool {
 	switch r := m.(type) {
 	case *pb.MemberListResponse:

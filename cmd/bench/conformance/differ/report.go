@@ -11,11 +11,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// describeMax is how many bytes of a message's text a report shows.
+// describeMax is the most bytes of a message's text in a report.
 const describeMax = 4000
 
-// Print writes the tables, if they are asked for, and a summary. It reports whether
-// there were no differences and everything was exercised at least so often.
+// Print writes the tables, if tables is set, and a summary. It reports whether there
+// were no differences and everything was exercised at least least times.
 func (r Result) Print(w io.Writer, tables bool, least int, took time.Duration) (bool, error) {
 	var b strings.Builder
 	if tables {
@@ -51,7 +51,7 @@ func report(cfg Config, found Result) error {
 	return nil
 }
 
-// String shows a reply for people.
+// String formats a reply for a report.
 func (r Reply) String() string {
 	var b strings.Builder
 	if r.Code != codes.OK {
@@ -69,7 +69,7 @@ func (r Reply) String() string {
 	return strings.TrimSpace(b.String())
 }
 
-// describe shows a request or reply for people, cut to a readable length.
+// describe formats a request or reply for a report, truncated to describeMax.
 func describe(m proto.Message) string {
 	if m == nil {
 		return "(none)"

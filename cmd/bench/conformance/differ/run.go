@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	// perSeedMax is how many differences one sequence reports. After a lost
-	// write everything differs, which says nothing more.
+	// perSeedMax is the most differences that one sequence reports: after the first one,
+	// others may only be its consequences.
 	perSeedMax = 5
 )
 
-// Config says what to compare and how much.
+// Config has the two sides and the number of sequences.
 type Config struct {
 	Left, Right Side   // Left is the reference
 	FirstSeed   uint64 // the seeds are FirstSeed, FirstSeed+1, …
@@ -39,7 +39,7 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Difference is one step at which the sides disagreed.
+// Difference is one step in which the replies differ.
 type Difference struct {
 	Seed        uint64
 	Step        int
@@ -48,7 +48,7 @@ type Difference struct {
 	Logs        string
 }
 
-// Result is what a run found.
+// Result has the differences and the coverage of a run.
 type Result struct {
 	Seeds       int
 	Calls       int
@@ -56,8 +56,8 @@ type Result struct {
 	Coverage    Coverage
 }
 
-// Run plays the sequences of all seeds. The error is about the run itself;
-// differences are in the result.
+// Run runs the sequences of all seeds. Differences are in the result; an error means that
+// the run itself failed.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	if err := cfg.validate(); err != nil {
 		return Result{}, err
@@ -109,7 +109,7 @@ func (r *Result) add(other Result) {
 	r.Coverage.Merge(other.Coverage)
 }
 
-// runSeed plays one sequence on two fresh servers.
+// runSeed runs one sequence on two fresh servers.
 func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err error) {
 	result = Result{Coverage: make(Coverage)}
 	left, err := begin(ctx, cfg.Left, cfg.Dir)
@@ -134,7 +134,7 @@ func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err e
 		began := time.Now()
 		l, r := both(ctx, call, left, right)
 		ended := time.Now()
-		if ctx.Err() != nil { // the replies tell of the end of the run
+		if ctx.Err() != nil { // the replies are errors of the canceled context
 			break
 		}
 		sequence.Observe(call, l)
@@ -154,9 +154,9 @@ func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err e
 	return result, ctx.Err()
 }
 
-// broken reports whether the reference itself failed in a way that no
-// sequence provokes, so that an agreeing failure would hide everything after
-// it.
+// broken reports whether the reference failed in a way that no sequence causes. It
+// counts as a difference even if both sides fail: otherwise it would hide everything
+// after it.
 func broken(c Call, reference Reply) bool {
 	switch reference.Code {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.Canceled:

@@ -15,21 +15,21 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 )
 
-// callTimeout ends a call that a server never answers. It is above the time
-// after which a server itself gives up on a proposal.
+// callTimeout is the timeout of a call. It is longer than a server's own timeout of a
+// proposal.
 const callTimeout = 20 * time.Second
 
 // Side says how to run one of the two servers.
 type Side struct {
 	Binary string
 	Args   []string
-	// Intercept, if set, is given the server's address and returns the one
-	// to send calls to; stop ends whatever it started. Tests use it to put
-	// a faulty proxy in front of a server.
+	// Intercept, if set, takes the server's address and returns the address to send
+	// calls to, and a function that stops what it started. Tests use it to put a faulty
+	// proxy in front of a server.
 	Intercept func(endpoint string) (through string, stop func(), err error)
 }
 
-// running is one side of one sequence.
+// running is the state of one side in one sequence.
 type running struct {
 	side   Side
 	server *proc.Server
@@ -40,7 +40,7 @@ type running struct {
 	id      identity
 }
 
-// begin starts a side on a fresh data folder.
+// begin starts a side with a fresh data folder.
 func begin(ctx context.Context, side Side, dir string) (*running, error) {
 	server, err := proc.Start(ctx, proc.Config{Binary: side.Binary, Args: side.Args, Name: "member", Dir: dir})
 	if err != nil {
@@ -53,8 +53,8 @@ func begin(ctx context.Context, side Side, dir string) (*running, error) {
 	return r, nil
 }
 
-// connect opens a connection to a server that has just become ready, and
-// learns its identity.
+// connect opens a connection and the watch streams to a server that is ready, and
+// requests its identity.
 func (r *running) connect(ctx context.Context) error {
 	r.stop = func() {}
 	through := r.server.Endpoint()
@@ -90,7 +90,7 @@ func (r *running) connect(ctx context.Context) error {
 	return checkSuccession(before, r.id)
 }
 
-// checkSuccession tells whether a restarted member is still the same one.
+// checkSuccession returns an error if a restarted member is not the same as before.
 func checkSuccession(before, now identity) error {
 	switch {
 	case now.cluster == 0 || now.member == 0 || now.term == 0:
@@ -119,13 +119,13 @@ func (r *running) disconnect() {
 	r.stop()
 }
 
-// end stops the side for good and removes its data.
+// end stops the side and removes its data.
 func (r *running) end() error {
 	r.disconnect()
 	return r.server.Close()
 }
 
-// do performs one step and returns the reply as it came.
+// do performs one step and returns the reply unchanged.
 func (r *running) do(ctx context.Context, c Call) Reply {
 	if c.Method == Terminate || c.Method == Kill {
 		if err := r.restart(ctx, c.Method); err != nil {
@@ -142,7 +142,7 @@ func (r *running) do(ctx context.Context, c Call) Reply {
 	return invoke(ctx, r.conn, r.own(c))
 }
 
-// own puts the side's member id where the sequence says "the member itself".
+// own replaces the placeholder in a call by the side's own member id.
 func (r *running) own(c Call) Call {
 	if a, ok := c.Request.(*pb.AlarmRequest); ok && a.MemberID == placeholder {
 		a = proto.CloneOf(a)

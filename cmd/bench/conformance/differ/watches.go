@@ -15,53 +15,53 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Each side keeps these watch streams open, each with an anchor, a watcher that
-// no sequence touches. Streams differ in how it is found out that they have
-// delivered everything.
+// Each side keeps these watch streams open, each with an anchor: a watcher that no
+// sequence cancels. The streams differ in how the runner detects that they have delivered
+// everything.
 const (
-	// pastStream has watchers that begin in the past or now. It is asked for its
-	// progress, which it tells only when every watcher has caught up.
+	// pastStream has watchers that begin in the past or now. The runner requests its
+	// progress, which the server sends only when every watcher has caught up.
 	pastStream = iota
-	// futureStream has watchers that begin now or later, which never lag. An
-	// event for the anchor comes behind all events before it.
+	// futureStream has watchers that begin now or later, which never lag. An event for
+	// the anchor arrives after all events before it.
 	futureStream
 
 	watchStreams
 )
 
-// anchorKey is put by nothing but WatchSync.
+// anchorKey is put only by WatchSync.
 const anchorKey = "anchor"
 
 // anchorID is the id of the anchor's watcher on each stream.
 const anchorID = 1 << 40
 
-// progressEvery is how often a stream is asked for its progress: one with a
-// watcher that lags says nothing.
+// progressEvery is the interval of progress requests: the server does not answer while
+// a watcher of the stream lags.
 const progressEvery = 20 * time.Millisecond
 
-// watching is one watch stream of one side.
+// watching is one watch stream of one side. The reader goroutine adds responses to it.
 type watching struct {
 	stream pb.Watch_WatchClient
 	end    context.CancelFunc
 	ended  chan struct{} // closed by the reader, which end stops
 
 	sending   sync.Mutex     // held during a Send
-	forgotten sync.WaitGroup // cancels that nobody waits for
+	forgotten sync.WaitGroup // pending sends of forget
 
 	mu       sync.Mutex // guards the rest
 	changed  chan struct{}
-	created  []*pb.WatchResponse         // answers to creates that nobody took yet
-	told     map[int64]*pb.WatchResponse // by watcher: all since the last sync, as one
+	created  []*pb.WatchResponse         // responses to creates that create has not taken yet
+	told     map[int64]*pb.WatchResponse // by watcher: all responses since the last sync, joined
 	active   map[int64]bool
 	last     map[int64]int64 // by watcher: revision of the last event
 	broken   map[int64]bool  // by watcher: the last response was a fragment
 	progress int64           // highest revision of a manual progress notification
 	anchored int64           // revision of the anchor's last event
-	strange  string          // a broken rule
+	strange  string          // a violated rule
 	err      error           // of the stream
 }
 
-// watch opens a stream and its anchor.
+// watch opens a stream and creates its anchor.
 func watch(ctx context.Context, conn grpc.ClientConnInterface) (*watching, error) {
 	streamCtx, cancel := context.WithCancel(context.Background())
 	stream, err := pb.NewWatchClient(conn).Watch(streamCtx)
@@ -105,7 +105,7 @@ func (w *watching) read() {
 	}
 }
 
-// take files a response. It runs with mu held.
+// take adds a response. The caller must hold mu.
 func (w *watching) take(resp *pb.WatchResponse) {
 	id := resp.WatchId
 	switch {
@@ -129,29 +129,29 @@ func (w *watching) take(resp *pb.WatchResponse) {
 	}
 }
 
-// forget cancels a watcher that the server has ended. As long as it is not, etcd
-// counts it among those that lag, and tells no progress any more. It answers with
-// another end, which is no part of what a watcher is told.
+// forget cancels a watcher that the server has canceled because of a compaction. Until
+// then, etcd counts the watcher as lagging and sends no progress notifications. The
+// response to the cancel is not part of the watcher's transcript.
 func (w *watching) forget(id int64) {
 	w.forgotten.Go(func() {
-		// An error is the reader's to find.
+		// The reader gets the same error.
 		_ = w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{
 			CancelRequest: &pb.WatchCancelRequest{WatchId: id}}})
 	})
 }
 
-// send sends a request; a stream takes one at a time.
+// send sends a request. Sends on a stream must not be concurrent.
 func (w *watching) send(req *pb.WatchRequest) error {
 	w.sending.Lock()
 	defer w.sending.Unlock()
 	return w.stream.Send(req)
 }
 
-// events checks the rules that hold for every response, and files its events.
+// events checks the rules for every response, and adds its events.
 func (w *watching) events(resp *pb.WatchResponse) {
 	id := resp.WatchId
 	if !w.active[id] {
-		w.strange = fmt.Sprintf("events for watcher %d, which is not there", id)
+		w.strange = fmt.Sprintf("events for watcher %d, which does not exist", id)
 	}
 	for i, e := range resp.Events {
 		rev := e.GetKv().GetModRevision()
@@ -169,7 +169,8 @@ func (w *watching) events(resp *pb.WatchResponse) {
 		return
 	}
 	for _, e := range resp.Events {
-		// Whether others hear of a sync before the anchor does is open.
+		// Other watchers may receive the put of a sync before or after the transcripts
+		// are taken.
 		if e.Type != mvccpb.Event_PUT || string(e.Kv.GetKey()) != anchorKey {
 			t := w.transcript(id)
 			t.Events = append(t.Events, e)
@@ -184,7 +185,7 @@ func (w *watching) transcript(id int64) *pb.WatchResponse {
 	return w.told[id]
 }
 
-// await returns once ok, called with mu held, is true.
+// await returns when ok returns true. It calls ok with mu held.
 func (w *watching) await(ctx context.Context, ok func() bool) error {
 	for {
 		w.mu.Lock()
@@ -204,7 +205,7 @@ func (w *watching) await(ctx context.Context, ok func() bool) error {
 	}
 }
 
-// create makes a watcher and returns the response that says so.
+// create creates a watcher and returns the server's response.
 func (w *watching) create(ctx context.Context, req *pb.WatchCreateRequest) Reply {
 	err := w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}})
 	if err != nil {
@@ -224,7 +225,8 @@ func (w *watching) create(ctx context.Context, req *pb.WatchCreateRequest) Reply
 	return Reply{Message: resp}
 }
 
-// cancel cancels a watcher. One that is not there is no reason to answer.
+// cancel cancels a watcher. It waits for a response only if the watcher exists, because
+// the server sends none otherwise.
 func (w *watching) cancel(ctx context.Context, id int64) Reply {
 	w.mu.Lock()
 	active := w.active[id]
@@ -240,7 +242,7 @@ func (w *watching) cancel(ctx context.Context, id int64) Reply {
 	return Reply{}
 }
 
-// caughtUp returns once the stream has delivered everything up to a revision.
+// caughtUp returns when the stream has delivered everything up to a revision.
 func (w *watching) caughtUp(ctx context.Context, revision int64) error {
 	for ctx.Err() == nil {
 		err := w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{
@@ -258,8 +260,8 @@ func (w *watching) caughtUp(ctx context.Context, revision int64) error {
 	return ctx.Err()
 }
 
-// transcripts returns what the watchers were told since the last call, one
-// message for each that was told anything, and the first broken rule.
+// transcripts returns one message for each watcher that received anything since the last
+// call, and a violated rule, if any.
 func (w *watching) transcripts() (all []proto.Message, strange string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -270,10 +272,10 @@ func (w *watching) transcripts() (all []proto.Message, strange string) {
 	return all, strange
 }
 
-// sync returns what a stream's watchers were told, once that is everything.
+// sync waits until a stream has delivered everything, and returns the transcripts.
 func (r *running) sync(ctx context.Context, stream int) Reply {
 	w := r.watches[stream]
-	// A revision that no progress notification of before can have told.
+	// The put makes a revision that no earlier progress notification has.
 	resp, err := pb.NewKVClient(r.conn).Put(ctx, &pb.PutRequest{Key: []byte(anchorKey)})
 	switch {
 	case err != nil:
@@ -285,7 +287,7 @@ func (r *running) sync(ctx context.Context, stream int) Reply {
 	if err != nil {
 		return failure(err)
 	}
-	reply := Reply{Message: resp} // the sequence has to know of its revision
+	reply := Reply{Message: resp} // the generator needs its revision
 	reply.Messages, reply.Irregular = w.transcripts()
 	return reply
 }
@@ -302,7 +304,7 @@ func (r *running) doWatch(ctx context.Context, c Call) Reply {
 	}
 }
 
-// eventKinds names what a transcript holds, for the coverage table.
+// eventKinds lists the kinds of events in a transcript, for the coverage table.
 func eventKinds(m proto.Message) (kinds []string) {
 	t, ok := m.(*pb.WatchResponse)
 	if !ok {
