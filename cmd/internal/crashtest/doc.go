@@ -1,27 +1,24 @@
-// Package crashtest kills the real server under load and checks what it says
-// afterwards.
+// Package crashtest kills the real server under load and checks its data afterwards.
 //
-// A [Server] is one process of cmd/troupe on a data directory: started, waited
-// for, killed or stopped, started again. A [Load] is many clients that write,
-// read and compact, and the record of all they asked and were told. A [Round]
-// checks such a record, from one quiet moment to the next, in three ways:
+// A [Server] is one process of cmd/troupe on a data directory. A [Load] is a number of
+// clients that write, read and compact, with a record of all requests and responses. A
+// [Round] checks such a record, between two moments without pending calls, in three ways:
 //
-//   - Every revision between the two moments is the work of exactly one write
-//     of the record, and every acknowledged write is the revision it was told.
+//   - Every revision between the two moments was made by exactly one write of the
+//     record, and every acknowledged write made the revision in its response.
 //   - The record is linearizable, by porcupine with a model of the keyspace.
-//   - The compact revision never goes back: what was readable, and what was
-//     refused as compacted, fits compactions in one order.
+//   - The compact revision never decreases: the revisions that could be read, and those
+//     that were refused as compacted, are consistent with one order of compactions.
 //
-// Leases and watches have a test of their own, with a simpler model: each client has
-// leases and keys that nobody else touches, so that it knows what it was promised.
+// Leases and watches have a separate test with a simpler model: each client has its own
+// leases and keys, so that it knows their expected state.
 //
-// # What is not known
+// # Calls with an unknown outcome
 //
-// A call that failed may have been executed, or not. After the restart the
-// history tells: every revision can still be read, every value is written once,
-// so a revision that no answer claims names the calls that could have made it.
-// See Round.Check for why a call that made no revision may be forgotten.
+// A call that failed may have been executed or not. The history after the restart shows
+// which: every revision can still be read, and no value is written twice, so a revision
+// that no response claims identifies the calls that could have made it. Round.Check
+// explains why a call that made no revision can be ignored.
 //
-// kill -9 loses nothing of the page cache. What a missing fsync loses is for
-// tests with a simulated disk to find.
+// kill -9 does not lose the page cache. Tests with a simulated disk find missing fsyncs.
 package crashtest

@@ -10,10 +10,10 @@ import (
 	"google.golang.org/grpc"
 )
 
-// historyReaders is how many revisions are read at a time.
+// historyReaders is the number of concurrent reads of revisions.
 const historyReaders = 8
 
-// Reader reads a server that nobody writes to.
+// Reader reads the state of a server to which no client writes.
 type Reader struct{ kv pb.KVClient }
 
 // NewReader returns a reader that uses a connection.
@@ -37,9 +37,9 @@ func (r *Reader) at(ctx context.Context, revision int64) (*State, error) {
 	return NewState(revision, resp.Kvs)
 }
 
-// Revisions reads the states from one revision to another and puts them into a
-// map. The first is read whole; of the others, which keys there are, and those
-// that were changed. It fails if a key changed otherwise.
+// Revisions reads the states from one revision to another into a map. It reads the first
+// one completely, and of the others the list of keys and the changed values. It fails if
+// the two do not match.
 func (r *Reader) Revisions(ctx context.Context, from, to int64, states map[int64]*State) error {
 	first, err := r.at(ctx, from)
 	if err != nil {
@@ -59,7 +59,7 @@ func (r *Reader) Revisions(ctx context.Context, from, to int64, states map[int64
 	return nil
 }
 
-// changes asks for all revisions after from, several at a time.
+// changes reads the changes of all revisions after from, several at a time.
 func (r *Reader) changes(ctx context.Context, from, to int64) ([]*pb.TxnResponse, error) {
 	answers := make([]*pb.TxnResponse, max(0, to-from))
 	errs := make([]error, historyReaders)
@@ -91,8 +91,7 @@ func (r *Reader) change(ctx context.Context, rev int64) (*pb.TxnResponse, error)
 	return resp, nil
 }
 
-// follow makes the state after another one from the keys there are and the values
-// that are new.
+// follow returns the state after another one, given its keys and the changed values.
 func follow(before *State, keys, changed *pb.RangeResponse) (*State, error) {
 	revision := before.Revision + 1
 	fresh := map[string]*mvccpb.KeyValue{}
@@ -112,22 +111,22 @@ func follow(before *State, keys, changed *pb.RangeResponse) (*State, error) {
 			delete(fresh, string(kv.Key))
 		}
 		if full == nil || full.ModRevision != kv.ModRevision || full.CreateRevision != kv.CreateRevision || full.Version != kv.Version {
-			return nil, fmt.Errorf("%w: at revision %d: %s, but as changes tell %s", ErrRevisions, revision, describeKV(i, kv), describeKV(i, full))
+			return nil, fmt.Errorf("%w: at revision %d: got %s, but %s as a change", ErrRevisions, revision, describeKV(i, kv), describeKV(i, full))
 		}
 		kvs = append(kvs, full)
 	}
 	if len(fresh) > 0 {
-		return nil, fmt.Errorf("%w: at revision %d changes of keys that are not there: %v", ErrRevisions, revision, fresh)
+		return nil, fmt.Errorf("%w: at revision %d: changes of keys that do not exist: %v", ErrRevisions, revision, fresh)
 	}
 	return NewState(revision, kvs)
 }
 
-// Probe asks whether revisions can be read, on the clock of a record.
+// Probe reads at revisions and records whether that succeeds, on the clock of a record.
 func (r *Reader) Probe(ctx context.Context, clock *Load, revisions ...int64) ([]*FloorCall, error) {
 	var calls []*FloorCall
 	for _, rev := range revisions {
 		if rev <= 0 {
-			continue // means the newest
+			continue // revision 0 means the newest
 		}
 		f := &FloorCall{Read: everything().GetRequestRange(), Revision: rev, Outcome: Done, Call: clock.Now()}
 		var err error

@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	// clientsPerConn spreads the clients over connections, as real ones are.
+	// clientsPerConn is the number of clients that share a connection.
 	clientsPerConn = 8
-	// callTimeout is when a client gives up. It is far above what a call takes on
-	// a busy machine, so that what fails, fails by the kill.
+	// callTimeout is the timeout of a call. It is far longer than a call takes on a busy
+	// machine, so that only the kill makes calls fail.
 	callTimeout = 20 * time.Second
-	// refusedPause keeps clients from doing nothing but be refused.
+	// refusedPause is how long a client waits after a refusal.
 	refusedPause = time.Millisecond
-	// pastWindow is how far back reads of the past go, in revisions.
+	// pastWindow is how many revisions back reads of the past go.
 	pastWindow = 400
 	// opsMax bounds the operations of a transaction's branch.
 	opsMax = 3
@@ -34,33 +34,33 @@ const (
 	rangeMax = 4
 )
 
-// LoadConfig says what clients do.
+// LoadConfig configures the clients.
 type LoadConfig struct {
 	Clients int
 	Seed    uint64
-	Name    string // begins all values: two loads on the same data need two names
+	Name    string // prefix of all values; loads on the same data need different names
 	// Start and Floor are the revision and the compact revision at the start.
 	Start, Floor int64
-	// Large is how many of a hundred values have 8 to 100 KiB. Others have less.
+	// Large is the percentage of values of 8 to 100 KiB. Others are smaller.
 	Large int
-	// CompactAll lets compactions go up to the newest revision. Otherwise they
-	// leave what the load writes readable.
+	// CompactAll makes compactions go up to the newest revision. Otherwise they keep the
+	// revisions that the load writes.
 	CompactAll bool
 }
 
-// Load is a number of clients at work. Each makes one call at a time, never makes
-// it twice, and records it.
+// Load is a number of running clients. Each makes one call at a time, never retries one,
+// and records it.
 type Load struct {
 	cfg   LoadConfig
 	began time.Time // zero of the record's clock
 
-	stopped atomic.Bool // no further calls; set by Stop
+	stopped atomic.Bool // set by Stop; clients then make no further calls
 	// answered counts the calls that succeeded.
 	answered atomic.Int64
-	// newest is the highest revision in an answer, floor the highest compaction that
-	// was answered.
+	// newest is the highest revision in a response, floor the highest acknowledged
+	// compaction.
 	newest, floor atomic.Int64
-	// hints are what somebody lately saw of each key, for comparisons that hold.
+	// hints has a recent state of each key, for comparisons that succeed.
 	hints [Keys]atomic.Pointer[mvccpb.KeyValue]
 
 	target  int64
@@ -69,23 +69,23 @@ type Load struct {
 	ended   sync.WaitGroup
 }
 
-// Dial connects to a server, with nothing that repeats calls. The connection is
-// closed when the test ends, at the latest.
+// Dial connects to a server, without retries. The end of the test closes the connection
+// if it is still open.
 func Dial(t testing.TB, addr string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDisableRetry(),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20))) // far above all keys with the largest values
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20))) // far more than all keys with the largest values
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() }) // closed before, or nobody uses it
+	t.Cleanup(func() { _ = conn.Close() }) // may be closed already
 	return conn
 }
 
-// StartLoad starts the clients. The caller must Stop them. The channel of Reached
-// is closed when target calls were answered.
+// StartLoad starts the clients. The channel of Reached is closed when target calls have
+// succeeded. IMPORTANT: the caller must stop the load.
 func StartLoad(t testing.TB, addr string, cfg LoadConfig, target int) *Load {
 	t.Helper()
 	l := &Load{cfg: cfg, began: time.Now(), target: int64(target), reached: make(chan struct{})}
@@ -107,18 +107,18 @@ func StartLoad(t testing.TB, addr string, cfg LoadConfig, target int) *Load {
 	return l
 }
 
-// Reached is closed when the target number of calls was answered.
+// Reached returns a channel that is closed when the target number of calls has succeeded.
 func (l *Load) Reached() <-chan struct{} { return l.reached }
 
-// Answered is how many calls were answered with success so far.
+// Answered returns the number of calls that have succeeded so far.
 func (l *Load) Answered() int { return int(l.answered.Load()) }
 
-// Now reads the clock of the record.
+// Now returns the time on the clock of the record.
 func (l *Load) Now() int64 { return int64(time.Since(l.began)) }
 
-// Stop ends the clients, each after its call under way, and returns the record.
-// Once the server is dead that is at once. No call is made afterwards, and none of
-// those recorded is still on its way to a server: the connections are closed.
+// Stop waits until each client has finished its call, and returns the record. If the
+// server is dead, this takes no time. Afterwards no recorded call can still reach a
+// server, because Stop closes the connections.
 func (l *Load) Stop() *Record {
 	l.stopped.Store(true)
 	l.ended.Wait()
@@ -132,7 +132,7 @@ func (l *Load) Stop() *Record {
 	return r
 }
 
-// Record is what a load did.
+// Record has the calls of a load.
 type Record struct {
 	Clock      *Load
 	Operations []*Operation
@@ -140,14 +140,13 @@ type Record struct {
 	Failures   []Failure
 }
 
-// Failure is a call that failed otherwise than by a refusal.
+// Failure is a call that failed and was not refused.
 type Failure struct {
 	At  int64 // when it returned
 	Err error
 }
 
-// client makes one call after the other. All of it belongs to its goroutine, until
-// that has ended.
+// client makes one call after the other. Its goroutine owns all fields until it ends.
 type client struct {
 	*Load
 	id     int
@@ -162,7 +161,7 @@ type client struct {
 	failures   []Failure
 }
 
-// run works until the load is stopped or the server is gone.
+// run makes calls until the load is stopped or the server is unavailable.
 func (c *client) run() {
 	for alive := true; alive && !c.stopped.Load(); {
 		switch n := c.rng.IntN(1000); {
@@ -182,7 +181,7 @@ func (c *client) run() {
 	}
 }
 
-// operate makes a call and records it. It reports whether to go on.
+// operate makes a call and records it. It reports whether the client should continue.
 func (c *client) operate(req *pb.RequestOp) bool {
 	o := &Operation{Client: c.id, Request: req, Call: c.Now(), Return: Never}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
@@ -204,7 +203,7 @@ func (c *client) operate(req *pb.RequestOp) bool {
 	return c.failed(returned, err)
 }
 
-// failed records a failure. It reports whether the server is still there.
+// failed records a failure. It reports whether the server is still available.
 func (c *client) failed(at int64, err error) bool {
 	c.failures = append(c.failures, Failure{At: at, Err: err})
 	return status.Code(err) != codes.Unavailable
@@ -217,7 +216,7 @@ func (c *client) succeeded(revision int64) {
 	}
 }
 
-// raise sets a number unless it is higher already.
+// raise sets a number if it is lower than n.
 func raise(a *atomic.Int64, to int64) {
 	for {
 		old := a.Load()
@@ -227,14 +226,13 @@ func raise(a *atomic.Int64, to int64) {
 	}
 }
 
-// isRefusal tells whether an answer proves that nothing was executed: the proposer
-// had no room, and says so before it takes a request. All other errors leave it
-// open.
+// isRefusal reports whether an error proves that the request was not executed: the
+// proposer's mailbox was full. Other errors do not prove anything.
 func isRefusal(err error) bool {
 	return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCRequestTooManyRequests)
 }
 
-// execute sends a request as the call it is.
+// execute makes the call for a request.
 func execute(ctx context.Context, kv pb.KVClient, req *pb.RequestOp) (*pb.ResponseOp, error) {
 	switch r := req.Request.(type) {
 	case *pb.RequestOp_RequestRange:
@@ -269,12 +267,12 @@ func execute(ctx context.Context, kv pb.KVClient, req *pb.RequestOp) (*pb.Respon
 	panic(fmt.Sprintf("crashtest: request of kind %T", req.Request))
 }
 
-// plain leaves out what is no matter of the keyspace.
+// plain removes the fields that do not concern the keyspace.
 func plain(h *pb.ResponseHeader) *pb.ResponseHeader {
 	return &pb.ResponseHeader{Revision: h.GetRevision()}
 }
 
-// learn keeps what an answer tells of keys.
+// learn updates the hints by a response.
 func (c *client) learn(req *pb.RequestOp, resp *pb.ResponseOp) {
 	switch r := resp.Response.(type) {
 	case *pb.ResponseOp_ResponsePut:
@@ -293,14 +291,14 @@ func (c *client) hint(kv *mvccpb.KeyValue) {
 	}
 }
 
-// compact compacts below what the load writes, or anywhere.
+// compact compacts below the revisions that the load writes, or at any revision.
 func (c *client) compact() bool {
 	top := c.cfg.Start
 	if c.cfg.CompactAll {
 		top = c.newest.Load()
 	}
-	// Nothing tells afterwards whether a compaction to revision 1 took effect: there
-	// is no earlier one to read.
+	// Whether a compaction at revision 1 took effect cannot be found out afterwards:
+	// there is no earlier revision to read.
 	floor := max(1, c.floor.Load())
 	if top <= floor {
 		return true
@@ -317,7 +315,7 @@ func (c *client) compact() bool {
 	return c.settle(f, returned, err)
 }
 
-// settle gives a call its outcome.
+// settle sets the outcome of a call.
 func (c *client) settle(f *FloorCall, returned int64, err error) bool {
 	switch {
 	case err == nil:
@@ -338,8 +336,7 @@ func isCompacted(err error) bool {
 	return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCCompacted)
 }
 
-// readPast reads at a revision that was, or is about to be, compacted, or at a
-// later one.
+// readPast reads at a revision that is or will be compacted, or at a later one.
 func (c *client) readPast() bool {
 	newest := c.newest.Load()
 	lowest := max(1, min(newest-pastWindow, c.floor.Load()-2))
@@ -358,7 +355,7 @@ func (c *client) readPast() bool {
 
 // The requests.
 
-// keyRange is mostly a single key.
+// keyRange draws a range, in most cases of a single key.
 func (c *client) keyRange() (key, end []byte) {
 	i := c.rng.IntN(Keys)
 	if c.rng.IntN(10) < 7 {
@@ -379,8 +376,8 @@ func (c *client) delete(key, end []byte) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: key, RangeEnd: end, PrevKv: c.rng.IntN(4) == 0}}}
 }
 
-// value makes one that was never written before: a name, and noise that does not
-// compress.
+// value returns a value that was never written before: a name, followed by random bytes,
+// which do not compress.
 func (c *client) value() []byte {
 	c.values++
 	v := fmt.Appendf(nil, "%s.%d.%d ", c.cfg.Name, c.id, c.values)
@@ -396,7 +393,7 @@ func (c *client) value() []byte {
 	return append(v, noise...)
 }
 
-// txn compares one or two keys and works on others in both branches.
+// txn draws a transaction that compares one or two keys, with other keys in both branches.
 func (c *client) txn() *pb.RequestOp {
 	r := &pb.TxnRequest{}
 	for range 1 + c.rng.IntN(2) {
@@ -411,7 +408,7 @@ func (c *client) txn() *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: r}}
 }
 
-// branch works on keys in ascending order, none of which is written twice.
+// branch draws operations on keys in ascending order. It writes no key twice.
 func (c *client) branch() (ops []*pb.RequestOp) {
 	count := 1 + c.rng.IntN(opsMax)
 	for i := c.rng.IntN(Keys); i < Keys && len(ops) < count; {

@@ -9,26 +9,26 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// Never is when a call returns whose outcome is not known: it may be executed
-// at any time after it was made.
+// Never is the return time of a call with an unknown outcome: it may be executed at any
+// time after it was made.
 const Never = math.MaxInt64
 
-// Operation is a call that reads or writes the present, and what came of it.
+// Operation is a call that reads or writes the current state, with its outcome.
 type Operation struct {
 	Client  int
 	Request *pb.RequestOp
-	// Response is the answer, its headers with nothing but the revision. nil when
-	// the call failed: then it is not known whether it was executed.
+	// Response has headers with only the revision. It is nil if the call failed; the
+	// call may then have been executed or not.
 	Response *pb.ResponseOp
-	// Refused: the call failed with an answer that proves that it was not executed.
+	// Refused means that the call failed with an error that proves that it was not executed.
 	Refused bool
-	// Call and Return are when the call was made and answered, in nanoseconds on
-	// the clock of the record. Return is Never if it failed.
+	// Call and Return are the times of the call and of its response, in nanoseconds on
+	// the clock of the record. Return is Never if the call failed.
 	Call, Return int64
 }
 
-// revision is what the answer was given at: the revision that a write made, or
-// that anything else saw.
+// revision returns the revision of the response: the one that a write made, or that
+// another call read.
 func (o *Operation) revision() int64 {
 	switch r := o.Response.Response.(type) {
 	case *pb.ResponseOp_ResponseRange:
@@ -43,7 +43,7 @@ func (o *Operation) revision() int64 {
 	panic(fmt.Sprintf("crashtest: answer of kind %T", o.Response.Response))
 }
 
-// wrote tells whether an answer says that something was changed.
+// wrote reports whether the response says that something was changed.
 func wrote(resp *pb.ResponseOp) bool {
 	switch r := resp.Response.(type) {
 	case *pb.ResponseOp_ResponsePut:
@@ -60,32 +60,32 @@ func wrote(resp *pb.ResponseOp) bool {
 	return false
 }
 
-// Outcome is what came of a FloorCall.
+// Outcome is the outcome of a FloorCall.
 type Outcome int
 
 // Outcomes of a FloorCall.
 const (
-	Failed    Outcome = iota // not known; a read that failed is not recorded
-	Done                     // compacted, or read
+	Failed    Outcome = iota // unknown; failed reads are not recorded
+	Done                     // it succeeded
 	Compacted                // refused, because the revision was compacted
 )
 
 func (o Outcome) String() string { return [...]string{"failed", "done", "compacted"}[o] }
 
-// FloorCall is a call that depends on the compact revision: a compaction, or a
-// read of the past.
+// FloorCall is a call that depends on the compact revision: a compaction or a read of the
+// past.
 type FloorCall struct {
-	Compact  bool              // else Read is what was read
+	Compact  bool              // a compaction; otherwise Read is set
 	Read     *pb.RangeRequest  // at Revision
-	Response *pb.RangeResponse // of a read that is Done
+	Response *pb.RangeResponse // of a read with the outcome Done
 	Revision int64
 	Outcome  Outcome
 
 	Call, Return int64 // as in Operation
 }
 
-// The texts below are for people who look for what went wrong. Values are
-// shortened: their first bytes say who wrote them.
+// The texts below are for failures. Values are shortened: their first bytes identify the
+// writer.
 
 func describeValue(v []byte) string {
 	const shown = 16 // bytes

@@ -16,44 +16,43 @@ import (
 
 // Sentinel errors of Round.Check.
 var (
-	// ErrLost means that something was answered that is not in the store.
+	// ErrLost means that the store lacks something that was acknowledged or read.
 	ErrLost = errors.New("crashtest: lost")
-	// ErrRevisions means that the revisions are not those of the writes, one by one.
+	// ErrRevisions means that the revisions do not match the writes one to one.
 	ErrRevisions = errors.New("crashtest: revisions do not fit the writes")
-	// ErrNotLinearizable means that no order of the calls explains the answers.
+	// ErrNotLinearizable means that no order of the calls explains the responses.
 	ErrNotLinearizable = errors.New("crashtest: not linearizable")
-	// ErrFloor means that no order of compactions explains what could be read.
+	// ErrFloor means that no order of the compactions explains which reads succeeded.
 	ErrFloor = errors.New("crashtest: compactions do not hold")
-	// ErrUndecided means that porcupine did not come to an end. The models leave it
-	// hardly any choice, so this is a fault of theirs.
+	// ErrUndecided means that porcupine did not finish in time. The models allow few
+	// choices, so this is a bug in the models.
 	ErrUndecided = errors.New("crashtest: the check took too long")
 )
 
-// checkTimeout bounds each run of porcupine, which takes milliseconds.
+// checkTimeout bounds each run of porcupine, which should take milliseconds.
 const checkTimeout = time.Minute
 
-// Round is the record of what happened between two moments at which nothing was
-// under way, with the truth at both.
+// Round is the record between two moments without pending calls, with the state at both.
 type Round struct {
 	Start, End *State
-	// FloorBefore and Floor are the compact revisions at both moments; 0 if there
-	// was none yet.
+	// FloorBefore and Floor are the compact revisions at both moments; 0 before the
+	// first compaction.
 	FloorBefore, Floor int64
-	// Revisions are the states that could be read at End, all from the later of
-	// Start and Floor on, and any earlier ones that are known.
+	// Revisions has the states by revision: all that could be read at End from the later
+	// of Start and Floor on, and earlier ones that are known.
 	Revisions map[int64]*State
 
 	Operations []*Operation
 	FloorCalls []*FloorCall
 }
 
-// Summary counts what a round consisted of.
+// Summary counts the calls of a round.
 type Summary struct {
 	Operations   int // reads and writes of the present
-	Acknowledged int // of them, those that were answered with success
-	Refused      int // of them, those that were answered as not executed
-	Unknown      int // of them, all others
-	Took         int // of the unknown ones, those that made a revision
+	Acknowledged int // of these, calls that succeeded
+	Refused      int // of these, calls that were refused, and so not executed
+	Unknown      int // of these, all others
+	Took         int // of the unknown ones, calls that made a revision
 	Revisions    int
 	FloorCalls   int // compactions and reads of the past
 }
@@ -69,18 +68,17 @@ func (s *Summary) Add(o Summary) {
 	s.FloorCalls += o.FloorCalls
 }
 
-// Check tells what is wrong with a round; nil if nothing is.
+// Check returns an error if the round is not consistent.
 //
-// A call of which it is not known whether it was executed is resolved by the
-// revisions that End can still read: if one of them has exactly the changes that
-// the call would have made there, the call may have been executed there. If none
-// has, the call is forgotten. That is sound: an executed call that changed
-// something made a revision, and all revisions are looked at; and one that
-// changed nothing, and whose answer nobody saw, explains nothing and contradicts
-// nothing. Of several calls that could have made the same revision, which only
-// deletions can, porcupine finds out which it was. Revisions below Floor cannot be
-// read any more: there, whatever no answer claims may be any unresolved call, and
-// again porcupine chooses.
+// A call with an unknown outcome is resolved by the revisions that can still be read at
+// End. If one of them has exactly the changes that the call would have made there, the
+// call may have made it. If none has, the call is ignored. This is sound: an executed
+// call that changed something made a revision, and all revisions are compared; a call
+// that changed nothing and returned no response neither explains nor contradicts
+// anything. If several calls could have made the same revision, which is possible only
+// for deletions, porcupine determines which one did. Revisions below Floor can no longer
+// be read: any unresolved call may have made those that no response claims, and again
+// porcupine chooses.
 func (r *Round) Check() (Summary, error) {
 	c := checker{Round: r, claims: map[int64]*Operation{}, candidates: map[*Operation]map[int64]bool{}}
 	for _, step := range []func() error{c.claim, c.resolve, c.linearize, c.reads, c.floors} {
@@ -91,18 +89,18 @@ func (r *Round) Check() (Summary, error) {
 	return c.summary(), nil
 }
 
-// checker is a check under way.
+// checker is the state of Check.
 type checker struct {
 	*Round
-	// claims are the answered writes by the revision that each says it made.
+	// claims has the acknowledged writes by the revision in their response.
 	claims map[int64]*Operation
-	// candidates are the revisions that an unanswered call may have made. A call
+	// candidates has the revisions that a call without a response may have made. A call
 	// without any is not in the map.
 	candidates map[*Operation]map[int64]bool
-	took       int // revisions that were made by unanswered calls
+	took       int // revisions made by calls without a response
 }
 
-// claim finds answers that are not, or no longer, in the store.
+// claim collects the acknowledged writes and finds those that the store cannot have.
 func (c *checker) claim() error {
 	for _, o := range c.Operations {
 		if o.Response == nil {
@@ -111,11 +109,11 @@ func (c *checker) claim() error {
 		rev := o.revision()
 		switch {
 		case rev > c.End.Revision:
-			return fmt.Errorf("%w: the store ends at revision %d, but there was\n%v", ErrLost, c.End.Revision, o)
+			return fmt.Errorf("%w: the newest revision is %d, but there was\n%v", ErrLost, c.End.Revision, o)
 		case !wrote(o.Response):
 			continue
 		case rev <= c.Start.Revision:
-			return fmt.Errorf("%w: a write begins after revision %d and makes an earlier one:\n%v", ErrRevisions, c.Start.Revision, o)
+			return fmt.Errorf("%w: a write began after revision %d and made an earlier one:\n%v", ErrRevisions, c.Start.Revision, o)
 		case c.claims[rev] != nil:
 			return fmt.Errorf("%w: revision %d was made twice:\n%v\n%v", ErrRevisions, rev, c.claims[rev], o)
 		}
@@ -160,7 +158,7 @@ func (c *checker) mayBe(o *Operation, rev int64) {
 	c.candidates[o][rev] = true
 }
 
-// compare finds differences between an answered write and the revision it claims.
+// compare compares an acknowledged write with the revision in its response.
 func (c *checker) compare(rev int64, made *Operation) error {
 	before, after := c.Revisions[rev-1], c.Revisions[rev]
 	if before == nil || after == nil {
@@ -168,12 +166,12 @@ func (c *checker) compare(rev int64, made *Operation) error {
 	}
 	want, _ := before.Apply(made.Request)
 	if diff := want.difference(after); diff != "" {
-		return fmt.Errorf("%w: revision %d should be that of\n%v\nwanted and read: %s", ErrLost, rev, made, diff)
+		return fmt.Errorf("%w: revision %d does not match\n%v\nwant and got: %s", ErrLost, rev, made, diff)
 	}
 	return nil
 }
 
-// attribute finds who may have made a revision that no answer claims.
+// attribute finds the calls that may have made a revision that no response claims.
 func (c *checker) attribute(rev int64, unanswered []*Operation) error {
 	before, after := c.Revisions[rev-1], c.Revisions[rev]
 	if before == nil || after == nil {
@@ -187,40 +185,38 @@ func (c *checker) attribute(rev int64, unanswered []*Operation) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("%w: revision %d is of no write; it differs from the one before by\n%s",
+		return fmt.Errorf("%w: revision %d matches no write; it differs from the previous one by\n%s",
 			ErrRevisions, rev, (&State{Revision: rev, keys: before.keys}).difference(after))
 	}
 	return nil
 }
 
-// placed is an operation as the model hears of it.
+// placed is the input of the model: an operation with its position.
 type placed struct {
 	*Operation
-	// nth counts, in order of their calls, those that changed nothing at the same
-	// revision.
+	// nth numbers the operations that changed nothing at the same revision, in order of
+	// their calls.
 	nth        int
 	candidates map[int64]bool
-	// at is the revision that the answer was given at; writes tells whether the
-	// operation made it.
+	// at is the revision of the response; writes is set if the operation made it.
 	at     int64
 	writes bool
 }
 
-// position is a state of the model: a state of the keyspace, and how many calls
-// have seen it.
+// position is a state of the model: a state of the keyspace, and the number of
+// operations so far that changed nothing there.
 type position struct {
 	*State
 	seen int
 }
 
-// linearize has porcupine look for an order.
+// linearize searches for an order of the calls with porcupine.
 //
-// Answers say at which revision they were given, and the model insists on it.
-// That leaves open only the order of those that changed nothing at the same
-// revision, and there the order of their calls is as good as any: if they fit
-// between two writes in some order, each as soon as it may, they fit in that one.
-// So the model admits one call at a time, and the search does not branch. Only
-// unanswered calls do.
+// Each response has its revision, which the model requires. Only the order of calls that
+// changed nothing at the same revision is open, and there the order in which they were
+// made is sufficient: if they fit between two writes in any order, each as early as
+// possible, they fit in that one. So the model accepts one call at a time, and the search
+// branches only for calls without a response.
 func (c *checker) linearize() error {
 	history, seen := c.history()
 	model := porcupine.Model{
@@ -243,8 +239,8 @@ func (c *checker) linearize() error {
 	return ErrUndecided
 }
 
-// history lists the operations for porcupine. seen is how many of them changed
-// nothing, by their revision.
+// history lists the operations for porcupine. seen counts those that changed nothing, by
+// revision.
 func (c *checker) history() (history []porcupine.Operation, seen map[int64]int) {
 	seen = map[int64]int{}
 	ops := slices.SortedStableFunc(slices.Values(c.Operations), func(a, b *Operation) int { return cmp.Compare(a.Call, b.Call) })
@@ -265,7 +261,7 @@ func (c *checker) history() (history []porcupine.Operation, seen map[int64]int) 
 	return history, seen
 }
 
-// finalRead is the reading of End, after everything that was answered.
+// finalRead is the read of End, after all calls with a response.
 func (c *checker) finalRead() *Operation {
 	last := int64(0)
 	for _, o := range c.Operations {
@@ -279,7 +275,7 @@ func (c *checker) finalRead() *Operation {
 	return o
 }
 
-// everything is a read of all keys.
+// everything returns a read of all keys.
 func everything() *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}}}
 }
@@ -293,9 +289,9 @@ func (c *checker) step(at position, o *placed, seen map[int64]int) (bool, positi
 		}
 		return false, at
 	case o.Response == nil:
-		return at.Revision == c.End.Revision, at // it was never executed, after all
+		return at.Revision == c.End.Revision, at // it was not executed
 	case o.writes && (!complete || o.at != at.Revision+1), !o.writes && (o.nth != at.seen || o.at != at.Revision):
-		return false, at // not now; what follows is slower
+		return false, at // not possible here; the rest of the function is slower
 	}
 	next, resp := at.Apply(o.Request)
 	if !proto.Equal(resp, o.Response) {
@@ -307,11 +303,11 @@ func (c *checker) step(at position, o *placed, seen map[int64]int) (bool, positi
 	return true, position{State: at.State, seen: at.seen + 1}
 }
 
-// explainMax is how many calls an explanation has.
+// explainMax is the most calls in an explanation.
 const explainMax = 8
 
-// explain tells how far porcupine came, and which calls were to be next by what
-// they were answered: one of them does not fit, or came too late.
+// explain describes how far porcupine got, and the calls that should be next according
+// to their responses: one of them does not fit or was too late.
 func explain(model porcupine.Model, history []porcupine.Operation) string {
 	_, info := porcupine.CheckOperationsVerbose(model, history, checkTimeout)
 	var longest []int
@@ -350,7 +346,7 @@ func explain(model porcupine.Model, history []porcupine.Operation) string {
 	return b.String()
 }
 
-// reads compares what was read of the past with what was there.
+// reads compares reads of the past with the states at their revisions.
 func (c *checker) reads() error {
 	for _, f := range c.FloorCalls {
 		if f.Response == nil || c.Revisions[f.Revision] == nil {
@@ -374,10 +370,10 @@ func rangeOp(r *pb.RangeResponse) *pb.ResponseOp {
 	return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: r}}
 }
 
-// floors has porcupine look for an order of compactions and reads of the past.
-// They need not be in one order with everything else, because nothing else
-// depends on the compact revision, and nobody compacts what is not there yet. A
-// compaction that failed does no harm at the very end.
+// floors searches for an order of compactions and reads of the past with porcupine. It
+// is separate from that of the other calls: these do not depend on the compact revision,
+// and no client compacts at a future revision. A failed compaction can always be placed
+// at the end.
 func (c *checker) floors() error {
 	model := porcupine.Model{
 		Init: func() any { return c.FloorBefore },

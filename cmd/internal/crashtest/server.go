@@ -18,26 +18,25 @@ import (
 
 // Sentinel errors of Ready and Stop.
 var (
-	// ErrExited means that the process ended before it served.
+	// ErrExited means that the process ended before it was ready.
 	ErrExited = errors.New("crashtest: the server exited before it was ready")
-	// ErrStuck means that the process outlived a SIGTERM and was killed.
+	// ErrStuck means that the process did not end after SIGTERM and was killed.
 	ErrStuck = errors.New("crashtest: the server did not stop on SIGTERM")
 )
 
 const (
-	// readyTimeout covers a start with recovery on a machine that does much
-	// else; it is tens of milliseconds otherwise.
+	// readyTimeout covers a start with recovery on a busy machine.
 	readyTimeout = time.Minute
-	// readyPoll is the time between two questions whether it serves.
+	// readyPoll is the polling interval of Ready.
 	readyPoll = 2 * time.Millisecond
-	// stopTimeout covers an orderly stop, which the server itself bounds at 20 s.
+	// stopTimeout covers a graceful stop, which the server itself bounds at 20 s.
 	stopTimeout = 30 * time.Second
-	// portTimeout is how long Serve tries to get a port that somebody else has:
-	// a port of the kernel's choice may also be chosen for a connection.
+	// portTimeout is how long Serve retries while a port is in use: the kernel may have
+	// chosen the same port for a connection.
 	portTimeout = 10 * time.Second
-	// portPoll is the time between two tries.
+	// portPoll is the interval between two attempts.
 	portPoll = 50 * time.Millisecond
-	// logTail is how much of a log is worth reading, in bytes: two dumps of all
+	// logTail is the most bytes that Log returns: enough for two dumps of all
 	// goroutines.
 	logTail = 32 << 10
 )
@@ -58,20 +57,20 @@ func Build(t testing.TB, race bool) string {
 	return binary
 }
 
-// Config says what to run, and where.
+// Config configures a server.
 type Config struct {
 	Binary  string   // the executable; see Build
-	DataDir string   // made if it does not exist
-	Args    []string // flags after those that Start sets, so that they win
-	Env     []string // name=value, beside the environment of this process
+	DataDir string   // created if it does not exist
+	Args    []string // flags, which take precedence over those that Start sets
+	Env     []string // name=value, in addition to the environment of this process
 
-	// Client and Peer are the addresses, as host:port. When empty, Start has the
-	// kernel choose.
+	// Client and Peer are the addresses, as host:port. If they are empty, the kernel
+	// chooses the ports.
 	Client, Peer string
 }
 
-// Server is one process. It is not restarted: Start another one with its Config.
-// Its methods may be called at any time, from several goroutines.
+// Server is one process. To restart it, start another one with its Config. Its methods
+// may be called at any time and concurrently.
 type Server struct {
 	cfg     Config
 	cmd     *exec.Cmd
@@ -79,11 +78,11 @@ type Server struct {
 	exited  chan struct{} // closed by the goroutine in Start, when the process has ended
 }
 
-// Start starts a process, without waiting for it to serve. It is killed when the
-// test ends, at the latest.
+// Start starts a process without waiting until it is ready. The end of the test kills it
+// if it still runs.
 func Start(t testing.TB, cfg Config) *Server {
 	t.Helper()
-	var chosen []net.Listener // open until both are chosen, so that they differ
+	var chosen []net.Listener // open until both ports are chosen, so that they differ
 	for _, addr := range []*string{&cfg.Client, &cfg.Peer} {
 		if *addr == "" {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -94,7 +93,7 @@ func Start(t testing.TB, cfg Config) *Server {
 			*addr = l.Addr().String()
 		}
 	}
-	for _, l := range chosen { // before the member starts, which needs the ports
+	for _, l := range chosen { // the member needs the ports
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +107,7 @@ func launch(t testing.TB, cfg Config) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = output.Close() }() // nothing is written by this process
+	defer func() { _ = output.Close() }() // this process does not write to it
 	client, peer := "http://"+cfg.Client, "http://"+cfg.Peer
 	cmd := exec.Command(cfg.Binary, append([]string{
 		"--data-dir", cfg.DataDir,
@@ -123,16 +122,16 @@ func launch(t testing.TB, cfg Config) *Server {
 		t.Fatal(err)
 	}
 	s := &Server{cfg: cfg, cmd: cmd, logPath: output.Name(), exited: make(chan struct{})}
-	go func() { // ends with the process, which the cleanup sees to
-		_ = cmd.Wait() // the exit status stays in ProcessState
+	go func() { // ends with the process, which the cleanup kills
+		_ = cmd.Wait() // the exit status is in ProcessState
 		close(s.exited)
 	}()
 	t.Cleanup(s.Kill)
 	return s
 }
 
-// Serve starts a process and returns once it serves. A test fails that has to
-// wait too long.
+// Serve starts a process and returns when it is ready. The test fails if that takes too
+// long.
 func Serve(t testing.TB, cfg Config) *Server {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), readyTimeout)
@@ -151,8 +150,8 @@ func Serve(t testing.TB, cfg Config) *Server {
 	}
 }
 
-// Ready returns once the server serves: /readyz answers that a linearizable read
-// works. Errors: ErrExited, and that of the context.
+// Ready returns when the server is ready: /readyz reports that a linearizable read works.
+// Errors: ErrExited, and that of the context.
 func (s *Server) Ready(ctx context.Context) error {
 	ticker := time.NewTicker(readyPoll)
 	defer ticker.Stop()
@@ -168,34 +167,33 @@ func (s *Server) Ready(ctx context.Context) error {
 	return nil
 }
 
-// readyClient keeps no connection: that of a process which was killed is no use
-// to the next.
+// readyClient keeps no connections, which would not work with the next process.
 var readyClient = http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
 
 func (s *Server) answersReady(ctx context.Context) bool {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.cfg.Client+"/readyz", nil)
 	if err != nil {
-		panic("crashtest: " + err.Error()) // the address was parsed before
+		panic("crashtest: " + err.Error()) // the address is valid
 	}
 	resp, err := readyClient.Do(req)
 	if err != nil {
 		return false
 	}
-	_ = resp.Body.Close() // it was only about the status
+	_ = resp.Body.Close() // only the status is used
 	return resp.StatusCode == http.StatusOK
 }
 
-// Addr is the client address as host:port.
+// Addr returns the client address as host:port.
 func (s *Server) Addr() string { return s.cfg.Client }
 
-// Config is what Start was told, with the addresses that were chosen, so that
-// starting another process with it is a restart.
+// Config returns the configuration with the chosen addresses, so that starting another
+// process with it is a restart.
 func (s *Server) Config() Config { return s.cfg }
 
-// Exited is closed when the process has ended, by itself or not.
+// Exited returns a channel that is closed when the process has ended.
 func (s *Server) Exited() <-chan struct{} { return s.exited }
 
-// State tells how the process ended; nil as long as it runs.
+// State returns the state of the process after its end, or nil while it runs.
 func (s *Server) State() *os.ProcessState {
 	select {
 	case <-s.exited:
@@ -205,18 +203,17 @@ func (s *Server) State() *os.ProcessState {
 	}
 }
 
-// Kill ends the process with SIGKILL and waits for its end. With a process that
-// has ended it does nothing.
+// Kill ends the process with SIGKILL and waits for its end. If it has ended, Kill does
+// nothing.
 func (s *Server) Kill() {
-	_ = s.cmd.Process.Kill() // fails only if it has ended already
+	_ = s.cmd.Process.Kill() // fails only if it has ended
 	<-s.exited
 }
 
-// Stop asks the process to stop with SIGTERM and waits for its end. Errors:
-// ErrStuck, one for an exit code that is not 0, and that of the context, after
-// which the process is killed too.
+// Stop sends SIGTERM to the process and waits for its end. Errors: ErrStuck, one for an
+// exit code other than 0, and that of the context, after which the process is killed too.
 func (s *Server) Stop(ctx context.Context) error {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has ended already
+	_ = s.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has ended
 	timeout := time.NewTimer(stopTimeout)
 	defer timeout.Stop()
 	select {
@@ -234,7 +231,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Log returns the end of what the process wrote to stdout and stderr.
+// Log returns the end of the process's output to stdout and stderr.
 func (s *Server) Log() string {
 	f, err := os.Open(s.logPath)
 	if err != nil {

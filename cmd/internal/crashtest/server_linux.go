@@ -2,8 +2,8 @@ package crashtest
 
 import "syscall"
 
-// attributes makes the child die with us, also if we are killed, and keeps the
-// terminal's signals away from it.
+// attributes makes the child die with this process, even if that is killed, and does not
+// send it the terminal's signals.
 func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 }

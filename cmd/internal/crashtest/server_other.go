@@ -4,5 +4,5 @@ package crashtest
 
 import "syscall"
 
-// attributes: elsewhere a child may outlive a test that is killed.
+// attributes does nothing: a child may outlive a test that is killed.
 func attributes() *syscall.SysProcAttr { return nil }

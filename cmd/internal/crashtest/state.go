@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Keys is how many keys there are: few, so that calls get in each other's way.
+// Keys is the number of keys. It is small, so that calls conflict.
 const Keys = 32
 
 // Key returns the i-th key. Keys are in order.
@@ -27,14 +27,14 @@ func keyIndex(key []byte) (int, error) {
 	return 0, fmt.Errorf("crashtest: key %q was never written", key)
 }
 
-// State is the keyspace at a revision: a model of etcd's semantics, as simple as
-// it gets. It is immutable.
+// State is the keyspace at a revision: a simple model of etcd's semantics. It is
+// immutable.
 type State struct {
 	Revision int64
-	keys     [Keys]*mvccpb.KeyValue // nil where there is none
+	keys     [Keys]*mvccpb.KeyValue // nil if the key does not exist
 }
 
-// NewState returns the state at a revision that holds these key-value pairs.
+// NewState returns the state at a revision with the given key-value pairs.
 func NewState(revision int64, kvs []*mvccpb.KeyValue) (*State, error) {
 	s := &State{Revision: revision}
 	for _, kv := range kvs {
@@ -52,7 +52,7 @@ func NewState(revision int64, kvs []*mvccpb.KeyValue) (*State, error) {
 	return s, nil
 }
 
-// Equal tells whether two states are the same.
+// Equal reports whether two states are the same.
 func (s *State) Equal(o *State) bool { return s.Revision == o.Revision && s.unlike(o) < 0 }
 
 // unlike returns the index of the first key that differs, or -1.
@@ -65,7 +65,7 @@ func (s *State) unlike(o *State) int {
 	return -1
 }
 
-// difference names what differs first, for people; empty when nothing does.
+// difference describes the first difference; it is empty if there is none.
 func (s *State) difference(o *State) string {
 	i := s.unlike(o)
 	switch {
@@ -77,8 +77,8 @@ func (s *State) difference(o *State) string {
 	return ""
 }
 
-// Apply executes a range, put, delete or txn. It returns the state after it and
-// the answer, headers with nothing but the revision.
+// Apply executes a range, put, delete or txn. It returns the next state and the response,
+// whose headers have only the revision.
 func (s *State) Apply(req *pb.RequestOp) (*State, *pb.ResponseOp) {
 	x := execution{state: *s, begin: s.Revision}
 	resp := x.do(req)
@@ -112,7 +112,7 @@ func (x *execution) header() *pb.ResponseHeader {
 	return &pb.ResponseHeader{Revision: x.state.Revision}
 }
 
-// in lists the existing keys of a range, as indices.
+// in returns the indices of the existing keys of a range.
 func (s *State) in(key, end []byte) (found []int) {
 	for i, kv := range s.keys {
 		if kv == nil {
