@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc/encoding/gzip"
 )
 
-// limited returns an executable that runs another one with a limit of open files.
+// limited returns an executable that runs another one with a limit on open files.
 func limited(t *testing.T, binary string, files int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "limited")
@@ -31,9 +31,8 @@ func limited(t *testing.T, binary string, files int) string {
 	return path
 }
 
-// TestConnectionsCannotStarveTheStore: with more clients than the process may open
-// files, writes go on, files of the store are opened meanwhile, and health checks
-// are answered.
+// TestConnectionsCannotStarveTheStore: with more clients than the process has file
+// descriptors, writes succeed, the store opens files, and health checks are answered.
 func TestConnectionsCannotStarveTheStore(t *testing.T) {
 	const files, clients = 300, 700
 	s := Serve(t, Config{Binary: limited(t, Build(t, false), files), DataDir: t.TempDir()})
@@ -43,8 +42,8 @@ func TestConnectionsCannotStarveTheStore(t *testing.T) {
 	}
 	defer conn.Close()
 	kv := pb.NewKVClient(conn)
-	// Clients connect while writes run. They complete HTTP/2's preface, stay idle,
-	// and connect again when they are refused.
+	// Clients connect while writes run. They complete HTTP/2's preface, stay idle, and
+	// reconnect if they are refused.
 	if _, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")}); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +123,7 @@ func httpGet(t *testing.T, s *Server, path string) string {
 	return string(b)
 }
 
-// TestStartWithTooFewDescriptors: such a start is refused, and says what to do.
+// TestStartWithTooFewDescriptors: the start fails, and the error says what to do.
 func TestStartWithTooFewDescriptors(t *testing.T) {
 	s := Start(t, Config{Binary: limited(t, Build(t, false), 100), DataDir: t.TempDir()})
 	<-s.Exited()
@@ -136,9 +135,9 @@ func TestStartWithTooFewDescriptors(t *testing.T) {
 	}
 }
 
-// TestStopWithHalfAClient: a stop is orderly and in time while a client has sent
-// the preface of HTTP/2 and nothing else. Before, calls that are compressed are
-// served, and thousands of connections that send nothing do not delay a new one.
+// TestStopWithHalfAClient: a stop is graceful and in time although a client has sent only
+// the preface of HTTP/2. Before that, compressed calls are served, and thousands of
+// connections that send nothing do not delay a new one.
 func TestStopWithHalfAClient(t *testing.T) {
 	s := Serve(t, Config{Binary: Build(t, false), DataDir: t.TempDir()})
 	for range 4200 {
@@ -158,7 +157,7 @@ func TestStopWithHalfAClient(t *testing.T) {
 	if _, err := pb.NewKVClient(conn).Put(t.Context(), put, grpc.UseCompressor(gzip.Name)); err != nil {
 		t.Errorf("a compressed put: %v", err)
 	}
-	// The old limit made clients wait for connections to time out, for 9.5 s and more.
+	// With the old limit clients waited until other connections timed out.
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("the first answer took %v beside silent connections", took)
 	}
@@ -170,7 +169,7 @@ func TestStopWithHalfAClient(t *testing.T) {
 	if _, err := io.WriteString(half, http2.ClientPreface); err != nil {
 		t.Fatal(err)
 	}
-	httpGet(t, s, "/health") // by now the preface was read
+	httpGet(t, s, "/health") // the server has read the preface now
 	if err := s.Stop(t.Context()); err != nil {
 		t.Errorf("%v\n%s", err, s.Log())
 	}

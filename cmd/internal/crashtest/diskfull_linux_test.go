@@ -22,25 +22,25 @@ import (
 )
 
 const (
-	// smallDisk is the size of the file system: room for the log, the ballast and
-	// some hundred megabytes.
+	// smallDisk is the size of the file system: enough for the log, the ballast and some
+	// hundred megabytes.
 	smallDisk = "size=1g"
-	// fillRate is how fast somebody else fills the disk, in bytes per second.
+	// fillRate is the rate at which the filler fills the disk, in bytes per second.
 	fillRate = 200 << 20
-	// fillStep is what he writes at a time.
+	// fillStep is the size of its writes.
 	fillStep = 2 << 20
-	// fullFor is how long the disk stays full to the last byte, under load.
+	// fullFor is how long the disk stays completely full, under load.
 	fullFor = 3 * time.Second
-	// inNamespace is set in the environment of the process that may mount.
+	// inNamespace is set in the environment of the process that has its own mounts.
 	inNamespace = "TROUPE_TEST_MOUNT"
 )
 
-// TestDiskFull: somebody else fills the disk, to the last byte and at 200 MB/s,
-// while clients write. The alarm comes before anything else does; the member goes
-// on, with deletes, compactions and reads; a kill on the full disk is no loss; and
-// when the space is back the alarm is gone and everything acknowledged is there.
+// TestDiskFull: a filler fills the disk completely, at 200 MB/s, while clients write. The
+// alarm is raised before anything fails; the member continues to serve deletes,
+// compactions and reads; a kill on the full disk loses nothing; and when space is free
+// again, the alarm is cleared and everything acknowledged exists.
 //
-// The disk is a tmpfs, in a mount namespace of a process of its own.
+// The disk is a tmpfs in the mount namespace of a separate process.
 func TestDiskFull(t *testing.T) {
 	if os.Getenv(inNamespace) == "" {
 		again(t)
@@ -76,7 +76,7 @@ func TestDiskFull(t *testing.T) {
 		t.Error("the alarm is gone though the disk is full")
 	}
 
-	// Without space a start may be refused, but in words.
+	// Without space a start may fail, but with an error.
 	l.stop()
 	s.Kill()
 	fill.poke()
@@ -103,8 +103,8 @@ func TestDiskFull(t *testing.T) {
 	compact(t, client)
 	t.Logf("%d puts acknowledged, %d refused, %d deletes acknowledged", l.acked.Load(), l.refused.Load(), l.deleted.Load())
 
-	// The same without a kill: what could not be stored is stored now. A delete of
-	// long keys takes much more than it is long.
+	// The same without a kill: what could not be stored is stored now. A delete of long
+	// keys takes far more space than its request.
 	long := longKeys(t, client)
 	l = fillLoad(client)
 	l.await(t, s, &l.acked, 500)
@@ -119,7 +119,7 @@ func TestDiskFull(t *testing.T) {
 	await(t, s, "the alarm is cleared", func() bool { return !alarmed(t, client) })
 	l.await(t, s, &l.acked, 100)
 
-	// An orderly stop on a full disk leaves the store as it is.
+	// A graceful stop on a full disk does not change the store.
 	fill = startFiller(t, filepath.Join(dir, "filler"))
 	await(t, s, "the disk is full", func() bool { return free(t, dir) == 0 })
 	l.await(t, s, &l.deleted, 100)
@@ -136,7 +136,7 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// longKeys puts keys that are much longer than their range's name.
+// longKeys puts keys that are far longer than the range that deletes them.
 func longKeys(t *testing.T, client *clientv3.Client) (n int64) {
 	t.Helper()
 	for range 300 {
@@ -152,7 +152,7 @@ func longKeys(t *testing.T, client *clientv3.Client) (n int64) {
 	return n
 }
 
-// again runs this test in a process that has mounts of its own.
+// again runs this test in a process with its own mount namespace.
 func again(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDiskFull$", "-test.v", "-test.timeout=5m")
 	cmd.Env = append(os.Environ(), inNamespace+"=1", "ETCD_CLIENT_DEBUG=fatal")
@@ -177,7 +177,7 @@ func mount(t *testing.T, dir string) {
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, smallDisk); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // it goes with the process at the latest
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the end of the process unmounts it too
 }
 
 func free(t *testing.T, dir string) int64 {
@@ -219,7 +219,7 @@ func alarmed(t *testing.T, client *clientv3.Client) bool {
 	return slices.ContainsFunc(resp.Alarms, func(a *pb.AlarmMember) bool { return a.Alarm == pb.AlarmType_NOSPACE })
 }
 
-// compact compacts at the present revision.
+// compact compacts at the newest revision.
 func compact(t *testing.T, client *clientv3.Client) {
 	t.Helper()
 	resp, err := client.Get(t.Context(), "none")
@@ -231,7 +231,7 @@ func compact(t *testing.T, client *clientv3.Client) {
 	}
 }
 
-// filler is somebody else, who fills the disk.
+// filler fills the disk, like another process.
 type filler struct {
 	t    *testing.T
 	f    *os.File
@@ -264,7 +264,7 @@ func (f *filler) run() {
 	}
 }
 
-// poke takes what is left of the disk, a step at most.
+// poke fills the rest of the disk, by a step at most.
 func (f *filler) poke() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -277,7 +277,7 @@ func (f *filler) poke() {
 	}
 }
 
-// stop gives the space back.
+// stop frees the space.
 func (f *filler) stop() {
 	f.end()
 	<-f.done
@@ -286,8 +286,7 @@ func (f *filler) stop() {
 	}
 }
 
-// spaceLoad is a number of clients, each with keys of its own, that put and
-// delete.
+// spaceLoad is a number of clients that put and delete, each with its own keys.
 type spaceLoad struct {
 	client                  *clientv3.Client
 	end                     context.CancelFunc
@@ -295,7 +294,7 @@ type spaceLoad struct {
 	acked, refused, deleted atomic.Int64
 
 	mu  sync.Mutex
-	may map[string][]string // what each key may hold, "" for nothing
+	may map[string][]string // possible values of each key, "" for none
 	bad []error
 }
 
@@ -346,7 +345,7 @@ func (l *spaceLoad) run(ctx context.Context, client int) {
 	}
 }
 
-// outcome is what a key may hold after a call that would make it hold value.
+// outcome returns the possible values of a key after a call that sets it to value.
 func (l *spaceLoad) outcome(ctx context.Context, may []string, value string, err error, done *atomic.Int64) []string {
 	switch {
 	case err == nil:
@@ -360,7 +359,7 @@ func (l *spaceLoad) outcome(ctx context.Context, may []string, value string, err
 	return append(slices.Clone(may), value)
 }
 
-// complain notes an error that a full disk is no reason for.
+// complain records an error that a full disk does not explain.
 func (l *spaceLoad) complain(ctx context.Context, err error) {
 	if ctx.Err() == nil {
 		l.mu.Lock()
@@ -369,7 +368,7 @@ func (l *spaceLoad) complain(ctx context.Context, err error) {
 	}
 }
 
-// await waits until some more of the load was answered in one way.
+// await waits until some more calls of the load have one outcome.
 func (l *spaceLoad) await(t *testing.T, s *Server, counter *atomic.Int64, n int64) {
 	t.Helper()
 	want := counter.Load() + n

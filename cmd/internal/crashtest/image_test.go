@@ -15,30 +15,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// imagePage is the page of the operating system, and imageSector what a disk
-// writes whole or not at all, in bytes.
+// imagePage is the size of a page of the operating system, and imageSector that of a
+// disk's atomic write, in bytes.
 const (
 	imagePage   = 4096
 	imageSector = 512
 )
 
-// imageFile is the content of a file: data, and zeros behind it up to size.
+// imageFile is the content of a file: data, followed by zeros up to size.
 type imageFile struct {
 	data []byte
 	size int64
 }
 
-// image is the content of a folder by name, folders in it left out.
+// image is the content of a folder by file name, without subfolders.
 type image map[string]*imageFile
 
-// extend returns data with zeros up to size.
+// extend returns data, extended with zeros to size.
 func (f *imageFile) extend(size int64) []byte {
 	return append(slices.Clone(f.data), make([]byte, max(0, size-int64(len(f.data))))...)
 }
 
 func (f *imageFile) clone() *imageFile { return &imageFile{slices.Clone(f.data), f.size} }
 
-// erase puts zeros in a range: what the disk held there before.
+// erase replaces a range with zeros, the content of the disk before it was written.
 func (f *imageFile) erase(from, to int) {
 	to = min(to, len(f.data))
 	if from < to {
@@ -46,18 +46,17 @@ func (f *imageFile) erase(from, to int) {
 	}
 }
 
-// imageAttempts bounds how often a folder is read until it holds still. A read
-// takes a few milliseconds, and badger adds or removes files for a few at a time.
+// imageAttempts bounds how often a folder is read until it did not change meanwhile.
 const imageAttempts = 500
 
-// imageOf reads a folder in which badger may be at work. A copy is no moment, so
-// it is repeated when files came, went or were cut, or the manifest grew,
-// meanwhile. A value log is cut to nothing before it goes: a copy of that, beside one
-// of a memtable log from before the values were moved, would be a state that never
-// was.
+// imageOf reads a folder that badger may be changing. Copying takes time, so it is
+// repeated if meanwhile files were created, removed or truncated, or the manifest grew.
+// For example, a value log is truncated to nothing before it is removed: a copy of that,
+// with one of a memtable log from before the values were moved, would be a state that
+// never existed.
 //
-// Memtable logs are read before value logs: whatever a record of the former
-// points to is then in the copy of the latter.
+// Memtable logs are read before value logs, so that every value that a record of the
+// former points to is in the copy of the latter.
 func imageOf(dir string) (image, error) {
 	for range imageAttempts {
 		before, err := imageListing(dir)
@@ -132,7 +131,7 @@ func imageOrder(name string) int {
 	return 1
 }
 
-// imageFileOf reads a file without its holes.
+// imageFileOf reads the parts of a file that are not holes.
 func imageFileOf(path string) (*imageFile, error) {
 	in, err := os.Open(path)
 	if err != nil {
@@ -147,7 +146,7 @@ func imageFileOf(path string) (*imageFile, error) {
 	for at := int64(0); at < f.size; {
 		from, err := unix.Seek(int(in.Fd()), at, unix.SEEK_DATA)
 		if err != nil {
-			break // nothing but a hole is left
+			break // the rest is a hole
 		}
 		to, err := unix.Seek(int(in.Fd()), from, unix.SEEK_HOLE)
 		if err != nil {
@@ -162,7 +161,7 @@ func imageFileOf(path string) (*imageFile, error) {
 	return f, nil
 }
 
-// write makes a folder of an image. Pages of zeros become holes.
+// write creates a folder from an image. Pages of zeros become holes.
 func (img image) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -189,8 +188,8 @@ func (f *imageFile) write(path string) error {
 	return errors.Join(err, out.Truncate(f.size), out.Close())
 }
 
-// imageSync makes all files of a folder durable, so that what is not is of a later
-// writer.
+// imageSync syncs all files of a folder, so that data that is not synced later must be
+// that of a later writer.
 func imageSync(dir string) error {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -210,8 +209,8 @@ func imageSync(dir string) error {
 
 func imageIsZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
-// names returns the names with an extension, sorted: for badger's files, by
-// their numbers.
+// names returns the sorted names with an extension; badger's files are in order of their
+// numbers.
 func (img image) names(ext string) []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(img)), func(name string) bool { return filepath.Ext(name) != ext })
 }

@@ -29,27 +29,27 @@ import (
 
 var damagedBytes = flag.Int("damaged-bytes", imageShortRound, "damaged copies of a data directory in TestDamagedImage")
 
-// imageKinds are the kinds of files in a data directory, and imageShortRound is
-// how many bytes have to be changed for each to have its turn: a stopped and a
-// killed member take turns, and some kinds are there in one of them alone.
+// imageKinds are the kinds of files in a data directory, and imageShortRound is the number
+// of changed bytes after which each kind was used: a stopped and a killed member take
+// turns, and some kinds exist in only one of them.
 var imageKinds = []string{imageDiscard, imageRegistry, imageLock, imageManifest, "ballast", "identity.json",
 	imageMem, ".spare", imageTable, imageVlog, ".wal"}
 
 const imageShortRound = 44
 
-// imageMember is the data directory of a member as it was at one moment, and what
-// the member must serve from it.
+// imageMember is a copy of the data directory of a member, and the data that the member
+// must serve from it.
 type imageMember struct {
 	member, db, wal image
 	model           *mvcctest.Model
 }
 
-// imageFolders are the folders of a data directory, below it.
+// imageFolders are the folders in a data directory.
 var imageFolders = []string{"member", "member/db", "member/wal"}
 
 func (m *imageMember) folders() []image { return []image{m.member, m.db, m.wal} }
 
-// write makes a data directory.
+// write creates a data directory.
 func (m *imageMember) write(dir string) error {
 	for i, img := range m.folders() {
 		if err := img.write(filepath.Join(dir, imageFolders[i])); err != nil {
@@ -59,7 +59,7 @@ func (m *imageMember) write(dir string) error {
 	return nil
 }
 
-// imageMembers are made once: for a stopped and for a killed member.
+// imageMembers makes the images of a stopped and of a killed member, once.
 var imageMembers = map[bool]*imageMember{}
 
 func imageMemberOf(t *testing.T, killed bool) *imageMember {
@@ -70,8 +70,8 @@ func imageMemberOf(t *testing.T, killed bool) *imageMember {
 	return imageMembers[killed]
 }
 
-// makeImageMember lets a member work and takes its data directory: stopped in
-// order, or as kill -9 leaves it, with answers that only the log has.
+// makeImageMember runs a member and copies its data directory, after a graceful stop or as
+// after kill -9, with acknowledged requests that only the log contains.
 func makeImageMember(t *testing.T, killed bool) *imageMember {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "data")
@@ -90,8 +90,8 @@ func makeImageMember(t *testing.T, killed bool) *imageMember {
 	work(250)
 	p.must(m, m.Reclaim(t.Context()))
 	work(100)
-	p.spin(m, nil)                     // so that the log is marked at the last commit
-	time.Sleep(200 * time.Millisecond) // lets the store catch up, and spares be made
+	p.spin(m, nil)                     // marks the log at the last commit
+	time.Sleep(200 * time.Millisecond) // time for the store to catch up and for spares
 	img := &imageMember{}
 	take := func() {
 		for i, to := range []*image{&img.member, &img.db, &img.wal} {
@@ -100,7 +100,7 @@ func makeImageMember(t *testing.T, killed bool) *imageMember {
 		}
 	}
 	if killed {
-		m.store.mu.Lock() // no commit from here
+		m.store.mu.Lock() // prevents further commits
 		work(30)
 		take()
 		m.store.mu.Unlock()
@@ -113,7 +113,7 @@ func makeImageMember(t *testing.T, killed bool) *imageMember {
 	return img
 }
 
-// imageKind sorts files: by their extension, or by name.
+// imageKind returns the kind of a file, by its extension or its name.
 func imageKind(name string) string {
 	if ext := filepath.Ext(name); ext != "" && ext != ".json" {
 		return ext
@@ -121,7 +121,7 @@ func imageKind(name string) string {
 	return name
 }
 
-// imageTarget is where a byte may be changed.
+// imageTarget is a file in which a byte may be changed.
 type imageTarget struct {
 	folder int
 	name   string
@@ -140,12 +140,12 @@ func (m *imageMember) targets() map[string][]imageTarget {
 	return kinds
 }
 
-// imageEndBytes is what counts as the end of a file, where what is damaged may
-// look like what was not finished.
+// imageEndBytes is the size of the end of a file, where damage may look like an unfinished
+// write.
 const imageEndBytes = 2000
 
-// offset chooses a byte of a page that was written; often at the end of what was,
-// now and then any byte.
+// offset draws the offset of a byte in a written page; often near the end of the written
+// part, sometimes anywhere.
 func (f *imageFile) offset(rng *rand.Rand) int64 {
 	var pages []int
 	for p := 0; p*imagePage < len(f.data); p++ {
@@ -164,13 +164,13 @@ func (f *imageFile) offset(rng *rand.Rand) int64 {
 	return int64(from + rng.IntN(min(imagePage, len(f.data)-from)))
 }
 
-// written tells whether there is anything but zeros in the page of an offset.
+// written reports whether the page of an offset has any byte but zeros.
 func (f *imageFile) written(at int64) bool {
 	from := int(at) / imagePage * imagePage
 	return from < len(f.data) && !imageIsZero(f.data[from:min(from+imagePage, len(f.data))])
 }
 
-// change returns the file with another value in a byte.
+// change returns the file with one byte changed.
 func (f *imageFile) change(at int64, rng *rand.Rand) *imageFile {
 	c := &imageFile{f.extend(at + 1), f.size}
 	if rng.IntN(2) == 0 {
@@ -181,7 +181,7 @@ func (f *imageFile) change(at int64, rng *rand.Rand) *imageFile {
 	return c
 }
 
-// imageOutcomes counts what became of damaged images.
+// imageOutcomes counts the outcomes of damaged images.
 type imageOutcomes struct {
 	mu     sync.Mutex
 	kinds  map[string]bool
@@ -198,19 +198,19 @@ func (o *imageOutcomes) add(kind string, written bool, what string) {
 	o.counts[kind+": "+what]++
 }
 
-// TestDamagedImage changes one byte of a member's data directory and starts the
-// member. It is refused, naming the file, or serves everything that was
-// acknowledged, at every revision and with the right hash. It never serves
-// anything else.
+// TestDamagedImage changes one byte of a member's data directory and starts the member.
+// Either the start fails with an error that names the file, or the member serves
+// everything that was acknowledged, at every revision and with the right hash, and
+// nothing else.
 //
-// Damage that looks like an unfinished write of the store is refused too, but
-// with the name of what does not fit then; see looksUnfinished.
+// Damage that looks like an unfinished write of the store makes the start fail too, but
+// the error names another file, which does not match; see looksUnfinished.
 func TestDamagedImage(t *testing.T) {
 	images := map[string]*imageMember{"stopped": imageMemberOf(t, false), "killed": imageMemberOf(t, true)}
 	out := &imageOutcomes{kinds: map[string]bool{}, counts: map[string]int{}}
 	began := time.Now()
 	t.Run("all", func(t *testing.T) {
-		// A few at once: they wait for the disk most of the time.
+		// A few in parallel: they mostly wait for the disk.
 		const lanes = 4
 		for lane := range lanes {
 			t.Run(fmt.Sprint(lane), func(t *testing.T) {
@@ -232,14 +232,14 @@ func TestDamagedImage(t *testing.T) {
 	}
 }
 
-// damageOne changes a byte of a file of the n-th kind and sees what comes of it.
+// damageOne changes a byte of a file of the n-th kind and checks the start.
 func damageOne(t *testing.T, state string, img *imageMember, n int, out *imageOutcomes) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(uint64(n), 23))
 	targets := img.targets()
 	kinds := slices.Sorted(maps.Keys(targets))
 	kind := kinds[n%len(kinds)]
-	target := targets[kind][len(targets[kind])-1] // the newest, in every second case
+	target := targets[kind][len(targets[kind])-1] // the newest, in half of the cases
 	if rng.IntN(2) == 0 {
 		target = targets[kind][rng.IntN(len(targets[kind]))]
 	}
@@ -268,7 +268,7 @@ func damageOne(t *testing.T, state string, img *imageMember, n int, out *imageOu
 	case strings.Contains(err.Error(), target.name):
 		out.add(kind, written, "refused")
 	case kind == "identity.json" && (errors.Is(err, wal.ErrWrongMember) || errors.Is(err, wal.ErrWrongCluster)):
-		// It says that it is another member's, and the log says whose it is.
+		// The identity is now another member's, and the error names the log's.
 		out.add(kind, written, "refused, because the log is another member's")
 	case img.looksUnfinished(target, at) && errors.Is(err, node.ErrStoreBehind):
 		out.add(kind, written, "refused, because the log begins later")
@@ -282,7 +282,7 @@ func damageOne(t *testing.T, state string, img *imageMember, n int, out *imageOu
 	}
 }
 
-// checkUntouched compares the folder of a store that was refused with what it was.
+// checkUntouched checks that a failed start did not change the folder of the store.
 func (img image) checkUntouched(t *testing.T, dir, what string) {
 	t.Helper()
 	now, err := imageOf(dir)
@@ -301,11 +301,10 @@ func (img image) checkUntouched(t *testing.T, dir, what string) {
 // imageNamed finds the name of one of the store's files in an error.
 var imageNamed = regexp.MustCompile(`\d+\.(sst|vlog|mem)\b`)
 
-// looksUnfinished tells whether damage at an offset cannot be told from a write
-// that the power interrupted: it is in the last transaction of the newest
-// memtable log, or in the last record of the manifest. The store is then the one
-// before that write, if its files fit; and if they do, the member's log says
-// whether there was more.
+// looksUnfinished reports whether damage at an offset looks like a write that a power cut
+// interrupted: it is in the last transaction of the newest memtable log, or in the last
+// record of the manifest. The store then opens in the state before that write, if its
+// files match, and the member compares it with its log.
 func (m *imageMember) looksUnfinished(target imageTarget, at int64) bool {
 	switch name, f := target.name, m.folders()[target.folder][target.name]; {
 	case filepath.Ext(name) == imageMem:
@@ -318,8 +317,8 @@ func (m *imageMember) looksUnfinished(target imageTarget, at int64) bool {
 	return false
 }
 
-// serveImage starts a member on a data directory. It returns why it was refused,
-// or compares what it serves with a model.
+// serveImage starts a member on a data directory. It returns the error of the start, or
+// compares the served data with a model.
 func serveImage(t *testing.T, dir string, model *mvcctest.Model, what string) error {
 	t.Helper()
 	m, err := startPower(dir, nil, nil)
@@ -337,9 +336,8 @@ func serveImage(t *testing.T, dir string, model *mvcctest.Model, what string) er
 	return nil
 }
 
-// TestDamagedPack deletes, cuts or alters one pack below the durable revision,
-// behind the store's back and with badger's own checksums in order. The start is
-// refused and names the pack.
+// TestDamagedPack deletes, truncates or changes one pack below the durable revision,
+// directly in badger, whose checksums stay valid. The start fails and names the pack.
 func TestDamagedPack(t *testing.T) {
 	img := imageMemberOf(t, true)
 	for name, damage := range map[string]func(txn *badger.Txn, key, value []byte) error{
@@ -373,7 +371,7 @@ func TestDamagedPack(t *testing.T) {
 			if err := img.write(dir); err != nil {
 				t.Fatal(err)
 			}
-			for _, log := range img.db.names(imageVlog) { // not every one has a live pack
+			for _, log := range img.db.names(imageVlog) { // not every log has a live pack
 				if err := damage(filepath.Join(powerStoreDir(dir), log)); err != nil {
 					t.Fatal(err)
 				}
@@ -387,8 +385,7 @@ func TestDamagedPack(t *testing.T) {
 	}
 }
 
-// damagePack changes a pack in the middle of the store in a transaction of its
-// own.
+// damagePack changes a pack in the middle of the store in a separate transaction.
 func damagePack(t *testing.T, dir string, damage func(txn *badger.Txn, key, value []byte) error) backend.PackID {
 	t.Helper()
 	db, err := badger.OpenManaged(badger.DefaultOptions(dir).WithLogger(nil).WithCompression(options.None).
@@ -430,8 +427,7 @@ func damagePack(t *testing.T, dir string, damage func(txn *badger.Txn, key, valu
 	return backend.PackID{Main: int64(binary.BigEndian.Uint64(key[1:])), Sub: int32(binary.BigEndian.Uint32(key[9:]))}
 }
 
-// TestEmptyLogs: a crash leaves logs of the store that have a name and nothing
-// else. The member starts.
+// TestEmptyLogs: the member starts after a crash that left empty logs in the store.
 func TestEmptyLogs(t *testing.T) {
 	for _, killed := range []bool{false, true} {
 		img := imageMemberOf(t, killed)

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// imageUnsynced returns the pages of a file that are written but not on the disk, as
-// the kernel sees it (Linux 6.5 and later). The last, partial one does not count:
-// cutting a file off zeroes the rest of it.
+// imageUnsynced returns the pages of a file that are written but not on the disk,
+// according to the kernel (Linux 6.5 and later). The last, partial page does not count:
+// truncating a file zeroes the rest of it.
 func imageUnsynced(path string) (pages []int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -49,8 +49,8 @@ func imageDirty(f *os.File, from, length int64) (uint64, error) {
 	return st.Dirty + st.Writeback, err
 }
 
-// imageSeesUnsynced tells whether the kernel and the file system of a folder tell
-// what is not on the disk yet.
+// imageSeesUnsynced reports whether the kernel and the file system of a folder support
+// imageUnsynced.
 func imageSeesUnsynced(t *testing.T, dir string) bool {
 	path := filepath.Join(dir, "probe")
 	f, err := os.Create(path)
@@ -70,9 +70,8 @@ func imageSeesUnsynced(t *testing.T, dir string) bool {
 	return err == nil && before > 0 && after == 0
 }
 
-// imageCheckSynced looks for what badger should have synced before a commit returned:
-// the logs, except new ones in which there is nothing, and the tables that the
-// manifest names.
+// imageCheckSynced checks the files that badger must sync before a commit returns: the
+// logs, except new and empty ones, and the tables that the manifest names.
 func imageCheckSynced(dir string) error {
 	img, err := imageOf(dir)
 	if err != nil {

@@ -4,7 +4,7 @@ package crashtest
 
 import "testing"
 
-// Only Linux tells what is not on the disk yet.
+// Only Linux reports which pages are not on the disk.
 func imageSeesUnsynced(*testing.T, string) bool { return false }
 
 func imageCheckSynced(string) error { return nil }

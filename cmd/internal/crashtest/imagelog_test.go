@@ -15,8 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// What has to be known of badger's files to lose the right parts of them. The
-// store has code for the same, but a test that shared it would share its errors.
+// Parsers of badger's files, to lose the right parts of them. The store has such code
+// too, but a test that shared it would share its bugs.
 
 const (
 	imageMem      = ".mem"
@@ -46,7 +46,7 @@ type imageRecord struct {
 	value    []byte
 }
 
-// imageRecords parses a log up to the first record that is not good.
+// imageRecords parses a log up to the first invalid record.
 func imageRecords(log []byte) (records []imageRecord) {
 	for at := imageLogHeader; ; {
 		r, ok := parseImageRecord(log, at)
@@ -92,8 +92,8 @@ func parseImageRecord(log []byte, at int) (r imageRecord, ok bool) {
 	return r, true
 }
 
-// imageWrite is what badger writes to a memtable log between two syncs: a
-// transaction, or a value that the collection moved.
+// imageWrite is what badger writes to a memtable log between two syncs: a transaction, or
+// a value that its garbage collection moved.
 type imageWrite struct {
 	from, to int // in the memtable log
 	txn      bool
@@ -101,14 +101,14 @@ type imageWrite struct {
 	values   []imageValue
 }
 
-// imageValue is where a value is in the value logs.
+// imageValue is the position of a value in the value logs.
 type imageValue struct {
 	file     string
 	from, to int
 }
 
-// imageWrites groups the records of a memtable log. A transaction without its end
-// was being written when the image was taken, and does not count.
+// imageWrites groups the records of a memtable log into writes. It ignores an incomplete
+// transaction, which was being written when the image was taken.
 func imageWrites(log []byte) (writes []imageWrite) {
 	var open *imageWrite
 	for _, r := range imageRecords(log) {
@@ -135,8 +135,7 @@ func (w *imageWrite) add(r imageRecord) {
 	if r.meta&imageMetaPointer == 0 || len(r.value) != 12 {
 		return
 	}
-	// Badger copies its struct: file, length and offset in the order of the
-	// machine.
+	// Badger copies its struct: file, length and offset in native byte order.
 	ne := binary.NativeEndian
 	offset := int(ne.Uint32(r.value[8:]))
 	w.values = append(w.values, imageValue{
@@ -145,7 +144,7 @@ func (w *imageWrite) add(r imageRecord) {
 	})
 }
 
-// newestVersion is the highest transaction number in the memtable logs.
+// newestVersion returns the highest transaction number in the memtable logs.
 func (img image) newestVersion() (version uint64) {
 	for _, name := range img.names(imageMem) {
 		for _, w := range imageWrites(img[name].data) {
@@ -155,7 +154,7 @@ func (img image) newestVersion() (version uint64) {
 	return version
 }
 
-// imageNumber is the number in the name of one of badger's files.
+// imageNumber returns the number in the name of one of badger's files.
 func imageNumber(name string) int {
 	n, _ := strconv.Atoi(strings.TrimSuffix(name, filepath.Ext(name)))
 	return n
@@ -167,7 +166,7 @@ type imageChange struct {
 	changes []*pb.ManifestChange
 }
 
-// imageChanges parses a manifest up to the first record that is not good.
+// imageChanges parses a manifest up to the first invalid record.
 func imageChanges(data []byte) (records []imageChange) {
 	for at := imageManifestHeader; at+8 <= len(data); {
 		n := int(binary.BigEndian.Uint32(data[at:]))
@@ -185,7 +184,7 @@ func imageChanges(data []byte) (records []imageChange) {
 	return records
 }
 
-// imageTables returns the names of the tables that there are after some records.
+// imageTables returns the names of the tables that exist after some records.
 func imageTables(records []imageChange) map[string]bool {
 	tables := map[string]bool{}
 	for _, r := range records {
@@ -201,8 +200,7 @@ func imageTables(records []imageChange) map[string]bool {
 	return tables
 }
 
-// imageMerges tells whether a table that the records add to the first level
-// is merged into another one by them.
+// imageMerges reports whether the records add a table to the first level and merge it.
 func imageMerges(records []imageChange) bool {
 	flushed := map[uint64]bool{}
 	return slices.ContainsFunc(records, func(r imageChange) bool {
@@ -216,7 +214,7 @@ func imageMerges(records []imageChange) bool {
 	})
 }
 
-// describe says what is in a folder, for failures.
+// describe lists the files of a folder, for failures.
 func (img image) describe() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(img)) {

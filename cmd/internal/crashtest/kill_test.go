@@ -18,42 +18,41 @@ var (
 )
 
 const (
-	// killClients work at the same time.
+	// killClients is the number of concurrent clients.
 	killClients = 64
-	// killAfterMin and killAfterMax bound the answered calls before a kill. Every
-	// killLongRounds-th round has killLongFactor times as many, so that compaction,
-	// reclaim and the store's files get further.
+	// killAfterMin and killAfterMax bound the number of successful calls before a kill.
+	// Every killLongRounds-th round has killLongFactor times as many, so that it includes
+	// more compaction, reclaim and files of the store.
 	killAfterMin, killAfterMax     = 500, 1100
 	killLongRounds, killLongFactor = 9, 5
-	// killJitterMax is how long after the last of them the kill comes, at most:
-	// some batches' time.
+	// killJitterMax is the longest delay of the kill after the last of these calls: the
+	// time of some batches.
 	killJitterMax = 4 * time.Millisecond
-	// revisionsKept is how many states of the past are remembered, for reads of them.
+	// revisionsKept is the number of past states that are kept, to check reads of them.
 	revisionsKept = 3000
-	// roundTimeout bounds the load of a round, and its reading afterwards.
+	// roundTimeout bounds the load of a round, and the reads after it.
 	roundTimeout = 2 * time.Minute
 )
 
-// variants are ways to run the server in which other things are rare.
+// variants are configurations of the server and the load.
 var variants = []struct {
 	name  string
 	args  []string
-	large int // values of 8 to 100 KiB of a hundred
+	large int // percentage of values of 8 to 100 KiB
 }{
 	{"default", nil, 2},
-	// Nothing stays in memory: every read is of a pack in the store.
+	// A tiny cache: every read needs a pack of the store.
 	{"no cache", []string{"--cache-bytes=1"}, 2},
-	// Log, packs and files of the store fill quickly, and are let go of again.
+	// Log, packs and files of the store fill quickly and are reclaimed.
 	{"large", []string{"--cache-bytes=1048576"}, 50},
-	// The proposer is full all the time, and refuses.
+	// The proposer is always full and refuses requests.
 	{"refusing", []string{"--mailbox-proposer-requests=24"}, 2},
 }
 
-// TestKill kills the server under load, again and again, on the same data. Each
-// time it starts again, at times after another kill while it was about to, and
-// Round.Check must find nothing wrong with what the clients were told. It would be
-// wrong to have lost an acknowledged write, to have done a call half or twice, to
-// answer reads out of order, to have revisions missing, or to forget a compaction.
+// TestKill kills the server under load repeatedly, on the same data. Each time it starts
+// the server again, sometimes after another kill during the start, and checks the round
+// with Round.Check. Errors would be a lost acknowledged write, a call that was executed
+// partially or twice, reads out of order, missing revisions, or a lost compaction.
 //
 // The long form: go test ./cmd/internal/crashtest -run 'TestKill$' -kill-rounds 100 -timeout 30m -v
 func TestKill(t *testing.T) {
@@ -65,20 +64,20 @@ func TestKill(t *testing.T) {
 	k.report()
 }
 
-// killer is a TestKill under way.
+// killer is the state of TestKill.
 type killer struct {
 	*testing.T
 	seed   uint64
 	rng    *rand.Rand
 	server *Server
-	before *Server // that was killed last
+	before *Server // the last server that was killed
 
-	state     *State // when the load of the round starts
+	state     *State // at the start of the round's load
 	floor     int64  // compact revision
 	revisions map[int64]*State
 
 	sum    Summary
-	serves []time.Duration // times from a start to serving
+	serves []time.Duration // times from a start until the server was ready
 	again  int             // kills during a start
 }
 
@@ -89,7 +88,7 @@ func newKiller(t *testing.T) *killer {
 	}
 	k.rng = rand.New(rand.NewPCG(k.seed, 0))
 	cfg := Config{Binary: Build(t, *killRace), DataDir: filepath.Join(t.ArtifactDir(), "data")}
-	t.Cleanup(k.explain) // the folders with the logs are removed after it
+	t.Cleanup(k.explain) // before the folders with the logs are removed
 	k.start(cfg)
 	ctx, cancel := k.context()
 	defer cancel()
@@ -97,7 +96,7 @@ func newKiller(t *testing.T) *killer {
 	return k
 }
 
-// explain says how to do it again, and what the server said.
+// explain logs how to repeat a failure, and the server's log.
 func (k *killer) explain() {
 	if !k.Failed() {
 		return
@@ -115,7 +114,7 @@ func (k *killer) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(k.Context(), roundTimeout)
 }
 
-// start starts the server and waits until it serves.
+// start starts the server and waits until it is ready.
 func (k *killer) start(cfg Config) {
 	began := time.Now()
 	k.server = Serve(k, cfg)
@@ -131,7 +130,7 @@ func (k *killer) read(ctx context.Context, r *Reader) *State {
 	return s
 }
 
-// round is load, kill, start and check.
+// round runs a load, kills the server, restarts it, and checks.
 func (k *killer) round(n int) {
 	ctx, cancel := k.context()
 	defer cancel()
@@ -151,8 +150,8 @@ func (k *killer) round(n int) {
 	k.check(ctx, n, record)
 }
 
-// kill waits for its moment and kills. It returns when that was, on the record's
-// clock.
+// kill kills the server after the load has reached its target and a random delay. It
+// returns the time of the kill on the record's clock.
 func (k *killer) kill(ctx context.Context, load *Load) int64 {
 	k.Helper()
 	select {
@@ -168,7 +167,7 @@ func (k *killer) kill(ctx context.Context, load *Load) int64 {
 	return killed
 }
 
-// failures complains about calls that failed although the server was there.
+// failures reports calls that failed before the kill.
 func (k *killer) failures(record *Record, killed int64) {
 	k.Helper()
 	for _, f := range record.Failures {
@@ -178,8 +177,8 @@ func (k *killer) failures(record *Record, killed int64) {
 	}
 }
 
-// restart starts the server again, on the same data and ports. Every third time
-// the first attempt is killed, at some time before it would serve.
+// restart starts the server on the same data and ports. Every third time it kills the
+// first attempt before the server is ready.
 func (k *killer) restart(args []string) {
 	k.before = k.server
 	cfg := k.server.Config()
@@ -194,7 +193,7 @@ func (k *killer) restart(args []string) {
 	k.start(cfg)
 }
 
-// check reads what there is now, and judges.
+// check reads the current state and history, and checks the round.
 func (k *killer) check(ctx context.Context, n int, record *Record) {
 	k.Helper()
 	conn := Dial(k, k.server.Addr())
@@ -219,9 +218,8 @@ func (k *killer) check(ctx context.Context, n int, record *Record) {
 	}
 }
 
-// probe finds the compact revision: the highest of those that were asked for, and
-// of the one before, below which nothing can be read. What it learns becomes part
-// of the round.
+// probe finds the compact revision: the highest one of the requested ones and the previous
+// one below which no read succeeds. Its reads become part of the round.
 func (k *killer) probe(ctx context.Context, r *Reader, clock *Load, round *Round) int64 {
 	k.Helper()
 	floor := k.floor
@@ -244,7 +242,7 @@ func (k *killer) probe(ctx context.Context, r *Reader, clock *Load, round *Round
 	return floor
 }
 
-// stop ends the server in order. Nothing may be different afterwards.
+// stop stops the server gracefully, and checks that a restart changes nothing.
 func (k *killer) stop() {
 	k.Helper()
 	ctx, cancel := k.context()
@@ -259,7 +257,7 @@ func (k *killer) stop() {
 }
 
 func (k *killer) report() {
-	slices.Sort(k.serves) // until here in order of time
+	slices.Sort(k.serves) // until here they were in order of time
 	k.Logf("seed %d: %d rounds, %d kills during a start, %d operations: %d acknowledged, %d refused, %d unknown of which %d took effect; %d revisions, %d compactions and reads of the past",
 		k.seed, *killRounds, k.again, k.sum.Operations, k.sum.Acknowledged, k.sum.Refused, k.sum.Unknown, k.sum.Took, k.sum.Revisions, k.sum.FloorCalls)
 	const roundsLong, operationsLong = 100, 50_000

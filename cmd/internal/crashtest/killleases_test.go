@@ -21,36 +21,36 @@ var (
 
 const (
 	leaseHolders = 12
-	// A kill comes in this time after the load has begun: short leases end in it.
+	// The kill is within this time after the start of the load; short leases expire
+	// within it.
 	leaseLoadMin, leaseLoadMax = 1500 * time.Millisecond, 3 * time.Second
-	// leaseLateMax is for how long before it, at most, leases are renewed that are
-	// seldom renewed otherwise.
+	// leaseLateMax is the longest time before the kill in which rarely renewed leases
+	// are renewed.
 	leaseLateMax = 300 * time.Millisecond
-	// leaseDownMax is how long the server is down at most. For leases that is no time.
+	// leaseDownMax is the longest time for which the server is down. Leases do not lose
+	// that time.
 	leaseDownMax = 700 * time.Millisecond
-	// leaseHeartbeat and leaseExtend are the server's heartbeat and election timeout.
-	// The latter is what leases get on top at a start: short, so that it covers up
-	// nothing.
+	// leaseHeartbeat and leaseExtend are the server's heartbeat and election timeout. A
+	// start extends leases by the latter, which is short so that it hides no bug.
 	leaseHeartbeat, leaseExtend = 20 * time.Millisecond, 200 * time.Millisecond
-	// leaseLate is when short leases have ended that nobody renews, on a busy machine.
+	// leaseLate is the time after which short leases that are not renewed must have
+	// expired, even on a busy machine.
 	leaseLate = 20 * time.Second
 )
 
-// TestKillLeases kills the server, again and again, while clients grant, renew and
-// revoke leases, write with them and leave them to their end, and others watch. It
-// is the real server in turn with one whose clock of leases leaps by days and that
-// writes down all the time what leases have left.
+// TestKillLeases kills the server repeatedly, while clients grant, renew and revoke
+// leases, attach keys, and let leases expire, and others watch. The real server takes
+// turns with one whose lease clock leaps by days and that checkpoints leases all the time.
 //
-// It would be wrong to lose a lease or a key of one, or to end one before the time
-// that its holder was promised; to keep a key of a lease that is over; or to end a
-// lease by halves. A watcher must be told the history, whole and in order, whether
-// it goes on by itself after a kill or etcd's client does that for it. The history
-// must hold what was acknowledged, at the revisions that were told, and nothing
-// that nobody asked for.
+// Errors would be a lost lease or a lost key of one; a lease that expires before its
+// promised time; a key that remains after its lease; or a lease that ends partially.
+// Watchers must receive the history, complete and in order, whether they resume by
+// themselves after a kill or etcd's client does. The history must contain everything that
+// was acknowledged, at the revisions in the responses, and nothing that was not requested.
 //
 // The long form: go test ./cmd/internal/crashtest -run TestKillLeases -lease-rounds 30 -v
 func TestKillLeases(t *testing.T) {
-	t.Parallel() // it mostly waits for time to pass
+	t.Parallel() // it mostly waits
 	k := newLeaseKiller(t)
 	for round := range *leaseRounds {
 		k.round(round)
@@ -58,14 +58,14 @@ func TestKillLeases(t *testing.T) {
 	k.finish()
 }
 
-// leaseKiller is a TestKillLeases under way.
+// leaseKiller is the state of TestKillLeases.
 type leaseKiller struct {
 	*testing.T
 	rng    *rand.Rand
 	real   Config
 	server *Server
-	conn   *grpc.ClientConn // to it
-	before *Server          // that was killed last
+	conn   *grpc.ClientConn // to the server
+	before *Server          // the last server that was killed
 	clock  *aliveClock
 
 	holders  []*holder
@@ -101,7 +101,7 @@ func newLeaseKiller(t *testing.T) *leaseKiller {
 	return k
 }
 
-// round is load, kill, start and check.
+// round runs a load, kills the server, restarts it, and checks.
 func (k *leaseKiller) round(n int) {
 	load := startHolders(k, k.server.Addr(), k.holders, n)
 	k.wait(leaseLoadMin, leaseLoadMax)
@@ -133,7 +133,7 @@ func (k *leaseKiller) serve(cfg Config) {
 	k.conn = Dial(k, k.server.Addr())
 }
 
-// wait lets some time pass, while the server must go on.
+// wait waits for some time, in which the server must not end.
 func (k *leaseKiller) wait(least, most time.Duration) {
 	k.Helper()
 	select {
@@ -149,12 +149,12 @@ func (k *leaseKiller) kill() {
 	k.before = k.server
 }
 
-// down lets some time pass that is none for leases.
+// down waits for some time with the server down, which leases do not lose.
 func (k *leaseKiller) down() {
 	<-time.After(time.Duration(k.rng.Int64N(int64(leaseDownMax))))
 }
 
-// check compares what there is with what the holders know, while nobody writes.
+// check compares the state of the server with that of the holders, without writes.
 func (k *leaseKiller) check(round int) *leaseState {
 	k.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
@@ -175,7 +175,8 @@ func (k *leaseKiller) check(round int) *leaseState {
 	return s
 }
 
-// leaseState is what a quiet server has. What a holder knows is taken out.
+// leaseState is the state of a server without writes. Checks remove from it what belongs
+// to a holder.
 type leaseState struct {
 	revision int64
 	leases   map[int64]bool
@@ -183,7 +184,7 @@ type leaseState struct {
 	all      []*mvccpb.KeyValue
 }
 
-// read reads keys and leases of the same moment.
+// read reads keys and leases at the same moment.
 func (k *leaseKiller) read(ctx context.Context) *leaseState {
 	k.Helper()
 	kv, client := pb.NewKVClient(k.conn), pb.NewLeaseClient(k.conn)
@@ -204,7 +205,7 @@ func (k *leaseKiller) read(ctx context.Context) *leaseState {
 			k.Fatal(err)
 		}
 		after := list()
-		if len(before) == len(after) { // nobody grants any: then they are the same
+		if len(before) == len(after) { // no lease is granted: then they are the same
 			s := &leaseState{revision: resp.Header.Revision, leases: after, keys: map[string]*mvccpb.KeyValue{}, all: resp.Kvs}
 			for _, kv := range resp.Kvs {
 				s.keys[string(kv.Key)] = kv
@@ -215,7 +216,8 @@ func (k *leaseKiller) read(ctx context.Context) *leaseState {
 	}
 }
 
-// finish lets all short leases end and compares the watchers with the history.
+// finish waits until all short leases have expired and compares the watchers with the
+// history.
 func (k *leaseKiller) finish() {
 	k.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), leaseLate+callTimeout)
@@ -236,7 +238,7 @@ func (k *leaseKiller) finish() {
 	for _, w := range k.watchers {
 		w.finish(history)
 	}
-	arrived := map[int64]time.Duration{} // when a revision was first heard of
+	arrived := map[int64]time.Duration{} // when a revision was first received
 	for _, w := range k.watchers {
 		for _, e := range w.events {
 			if at, ok := arrived[e.Kv.ModRevision]; !ok || e.at < at {

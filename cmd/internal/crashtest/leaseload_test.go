@@ -21,13 +21,13 @@ import (
 const (
 	holderKeys   = 8
 	holderLeases = 8
-	holderPause  = 4 * time.Millisecond // between two calls, at most
-	// Times of leases in seconds. Short ones end within a round.
+	holderPause  = 4 * time.Millisecond // longest pause between two calls
+	// TTLs in seconds. Short leases expire within a round.
 	leaseShortMin, leaseShortMax = 2, 3
 	leaseLongMin, leaseLongMax   = 60, 3600
 )
 
-// aliveClock is the time in which the server is not down.
+// aliveClock measures the time in which the server is up.
 type aliveClock struct {
 	mu      sync.Mutex
 	began   time.Time
@@ -46,7 +46,7 @@ func (c *aliveClock) now() time.Duration {
 	return time.Since(c.began) - c.down
 }
 
-// stop is called after the server is dead, run before it is started.
+// stop is called after the server has ended, run before it is started.
 func (c *aliveClock) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -60,27 +60,27 @@ func (c *aliveClock) run() {
 	c.stopped = time.Time{}
 }
 
-// standing is what a holder knows of a lease.
+// standing is the state of a lease as far as its holder knows.
 type standing int
 
 const (
-	asked   standing = iota // the grant was not answered
-	live                    // it was granted
-	ending                  // the revoke was not answered
-	revoked                 // it was revoked
-	over                    // it was found to be gone
+	asked   standing = iota // the outcome of the grant is unknown
+	live                    // the grant was acknowledged
+	ending                  // the outcome of the revoke is unknown
+	revoked                 // the revoke was acknowledged
+	over                    // the lease no longer exists
 )
 
 // heldLease is a lease of a holder.
 type heldLease struct {
 	id, ttl  int64 // seconds
-	care     int   // of a hundred renewals that its holder thinks of, how many it makes
+	care     int   // percentage of due renewals that its holder makes
 	standing standing
-	end      time.Duration // on the aliveClock: promised is that it does not end before
-	cut      bool          // it was revoked, or may have been
+	end      time.Duration // on the aliveClock: the lease must not expire before
+	cut      bool          // it was or may have been revoked
 }
 
-// keyPair is what a key may hold. The zero keyPair is no key.
+// keyPair is a possible state of a key. The zero keyPair means that it does not exist.
 type keyPair struct {
 	value string // never empty
 	lease int64
@@ -94,26 +94,26 @@ type keyChange struct {
 
 // keyWrite is a call that changes keys.
 type keyWrite struct {
-	revision int64 // that was told; 0 if none was
+	revision int64 // in the response; 0 without one
 	changes  []keyChange
-	// If none was told, it is after one and not after the other, or there is none.
+	// Without a response, the write made a revision in this range, or none.
 	after, before int64
 }
 
-// holder makes one call at a time, with leases and keys that nobody else touches.
+// holder is a client with its own leases and keys, which makes one call at a time.
 type holder struct {
 	t      testing.TB
 	n      int
 	rng    *rand.Rand
 	clock  *aliveClock
 	leases map[int64]*heldLease
-	keys   map[string][]keyPair // what each key may hold: one more after each call that failed
+	keys   map[string][]keyPair // possible states of each key: each failed call adds one
 	writes []keyWrite
-	ends   map[int64]int64 // acknowledged revokes: the revision that was told
+	ends   map[int64]int64 // revisions of acknowledged revokes
 	values int
-	newest int64 // the last revision that a write was told
+	newest int64 // the last revision in the response to a write
 
-	// Of a round.
+	// State of a round.
 	round int
 	load  *leaseLoad
 	kv    pb.KVClient
@@ -133,7 +133,7 @@ func newHolder(t testing.TB, n int, rng *rand.Rand, clock *aliveClock) *holder {
 
 func (h *holder) key(i int) string { return fmt.Sprintf("h%02d/%d", h.n, i) }
 
-// count says what holders did.
+// count counts the calls of holders.
 func count(holders []*holder) string {
 	var granted, renewed, revoked, unknown, writes int
 	for _, h := range holders {
@@ -146,11 +146,11 @@ func count(holders []*holder) string {
 	return fmt.Sprintf("%d writes, %d leases granted, %d renewals, %d revokes; %d calls without an answer", writes, granted, renewed, revoked, unknown)
 }
 
-// leaseLoad is the holders at work in a round.
+// leaseLoad is the running holders in a round.
 type leaseLoad struct {
 	t       testing.TB
 	stopped atomic.Bool
-	late    atomic.Bool // the kill comes soon: renew what has a checkpoint by now
+	late    atomic.Bool // the kill is soon: renew leases that have a checkpoint
 	ended   sync.WaitGroup
 	mu      sync.Mutex
 	errs    []callError
@@ -171,12 +171,12 @@ func startHolders(t testing.TB, addr string, holders []*holder, round int) *leas
 			conn = Dial(t, addr)
 		}
 		h.round, h.load, h.kv, h.lease, h.alive = round, l, pb.NewKVClient(conn), pb.NewLeaseClient(conn), nil
-		l.ended.Go(h.run) // ends after stop, or with the server
+		l.ended.Go(h.run) // ends after stop, or when the server ends
 	}
 	return l
 }
 
-// stop ends the load, and complains of what failed before the server was killed.
+// stop ends the load, and reports calls that failed before the kill.
 func (l *leaseLoad) stop(killed time.Time) {
 	l.t.Helper()
 	l.stopped.Store(true)
@@ -194,7 +194,7 @@ func (h *holder) run() {
 	}
 }
 
-// act makes a call. It reports whether the server is still there.
+// act makes a call. It reports whether the server is still available.
 func (h *holder) act() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
@@ -202,7 +202,7 @@ func (h *holder) act() bool {
 	switch n := h.rng.IntN(100); {
 	case n < 12 && len(held) < holderLeases || len(held) == 0:
 		return h.grant(ctx)
-	case n == 12 && h.rng.IntN(2) == 0: // seldom: most are to see a kill, or their end
+	case n == 12 && h.rng.IntN(2) == 0: // rarely: most leases should survive a kill or expire
 		return h.revoke(ctx, held[h.rng.IntN(len(held))])
 	case n < 40:
 		l := held[h.rng.IntN(len(held))]
@@ -220,7 +220,7 @@ func (h *holder) act() bool {
 	}
 }
 
-// held returns leases in the order of their ids: a seed does the same again.
+// held returns leases in the order of their ids, so that a seed is deterministic.
 func (h *holder) held(wanted func(*heldLease) bool) (found []*heldLease) {
 	for _, id := range slices.Sorted(maps.Keys(h.leases)) {
 		if l := h.leases[id]; wanted(l) {
@@ -230,7 +230,7 @@ func (h *holder) held(wanted func(*heldLease) bool) (found []*heldLease) {
 	return found
 }
 
-// change is a put of a value that was never written before, mostly with a lease.
+// change returns a put of a new value, in most cases with a lease.
 func (h *holder) change(key string, held []*heldLease) keyChange {
 	h.values++
 	c := keyChange{key: key, keyPair: keyPair{value: fmt.Sprintf("%d.%d.%d", h.round, h.n, h.values)}}
@@ -240,7 +240,7 @@ func (h *holder) change(key string, held []*heldLease) keyChange {
 	return c
 }
 
-// failed records a call that was not answered, and ends this round.
+// failed records a failed call, and ends this holder's round.
 func (h *holder) failed(err error) bool {
 	h.unknown++
 	h.load.mu.Lock()
@@ -253,7 +253,7 @@ func isLeaseNotFound(err error) bool {
 	return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCLeaseNotFound)
 }
 
-// gone notes that a lease is not there any more, which its time must allow.
+// gone records that a lease no longer exists, and checks that it may have expired.
 func (h *holder) gone(l *heldLease, told string) {
 	h.t.Helper()
 	if left := l.end - h.clock.now(); l.standing == live && left > 0 {
@@ -300,7 +300,7 @@ func (h *holder) revoke(ctx context.Context, l *heldLease) bool {
 func (h *holder) renew(l *heldLease) bool {
 	if h.alive == nil {
 		var err error
-		// It lasts as long as the connection.
+		// The stream lasts as long as the connection.
 		if h.alive, err = h.lease.LeaseKeepAlive(context.Background()); err != nil {
 			return h.failed(err)
 		}
@@ -323,7 +323,7 @@ func (h *holder) renew(l *heldLease) bool {
 	return true
 }
 
-// left asks what a lease has left.
+// left requests the remaining time of a lease.
 func (h *holder) left(ctx context.Context, client pb.LeaseClient, l *heldLease) bool {
 	resp, err := client.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: l.id, Keys: true})
 	if err != nil {
@@ -340,7 +340,7 @@ func (h *holder) left(ctx context.Context, client pb.LeaseClient, l *heldLease) 
 	var want []string
 	for key, may := range h.keys {
 		if len(may) > 1 {
-			return true // nobody knows yet
+			return true // it is not known yet
 		} else if may[0].lease == l.id {
 			want = append(want, key)
 		}
@@ -369,7 +369,7 @@ func (h *holder) put(ctx context.Context, changes ...keyChange) bool {
 		header = resp.GetHeader()
 	}
 	if isLeaseNotFound(err) {
-		missing := 0 // which of them it is nobody says
+		missing := 0 // the error does not say which one
 		for _, c := range changes {
 			if l := h.leases[c.lease]; l != nil && l.standing == live && h.clock.now() >= l.end {
 				missing++
@@ -397,7 +397,7 @@ func (h *holder) delete(ctx context.Context, key string) bool {
 	return h.wrote(keyWrite{revision: resp.GetHeader().GetRevision(), changes: []keyChange{{key: key}}}, err)
 }
 
-// wrote records a write that was made, or may have been.
+// wrote records a write that was or may have been executed.
 func (h *holder) wrote(w keyWrite, err error) bool {
 	w.after = h.newest
 	h.newest = max(h.newest, w.revision)
@@ -412,9 +412,8 @@ func (h *holder) wrote(w keyWrite, err error) bool {
 	return err == nil || h.failed(err)
 }
 
-// check compares what the holder knows with a server that nobody writes to, and
-// takes what is there for known from then on. It takes its leases and keys out of
-// the state.
+// check compares the holder's state with that of a server without writes, and resolves
+// unknown outcomes by it. It removes the holder's leases and keys from the server's state.
 func (h *holder) check(ctx context.Context, client pb.LeaseClient, s *leaseState) {
 	h.t.Helper()
 	for i := len(h.writes) - 1; i >= 0 && h.writes[i].revision == 0 && h.writes[i].before == 0; i-- {
@@ -456,7 +455,7 @@ func (h *holder) check(ctx context.Context, client pb.LeaseClient, s *leaseState
 	}
 }
 
-// short is how many leases are there that should end soon.
+// short returns the number of leases that should expire soon.
 func (h *holder) short(s *leaseState) (n int) {
 	for id := range s.leases {
 		if l := h.leases[id]; l != nil && l.ttl <= leaseShortMax {

@@ -23,12 +23,12 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
-// The real server writes down what leases have left every five minutes, and its
-// clock does not leap. So that tests need not wait, this executable can be a member
-// that writes it down all the time, with a clock of leases that leaps by days.
+// The real server checkpoints leases every five minutes, and its clock does not leap. To
+// avoid the wait, this executable can run a member that checkpoints them all the time,
+// with a lease clock that leaps by days.
 
 const (
-	// asMember in the environment has this executable be such a member.
+	// asMember in the environment makes this executable run such a member.
 	asMember = "TROUPE_TEST_MEMBER"
 	// memberCheckpoint is its checkpoint interval.
 	memberCheckpoint = 400 * time.Millisecond
@@ -45,14 +45,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// leapingMember is how to run it.
+// leapingMember returns the configuration to run it.
 func leapingMember(cfg Config) Config {
 	cfg.Binary, cfg.Args = os.Args[0], nil
 	cfg.Env = append(cfg.Env, asMember+"=1")
 	return cfg
 }
 
-// runMember is the member's whole life, with the flags that Start sets.
+// runMember runs the member until it ends, with the flags that Start sets.
 func runMember(args []string) error {
 	flags := flag.NewFlagSet("member", flag.ContinueOnError)
 	dir := flags.String("data-dir", "", "")
@@ -93,7 +93,7 @@ func startLeaping(dir, client, peer string, log io.Writer) (*node.Node, error) {
 	var leap atomic.Int64
 	go leapOn(&leap) // ends with the process
 	return node.New(node.Config{
-		// Like the defaults of the real server, which runs on this data too.
+		// As by default in the real server, which runs on this data too.
 		Name: "default", PeerURLs: []string{peer}, ClusterID: 0xc1, MemberID: 0xa1,
 		Members:    []*applymsg.Member{{Id: 0xa1, Name: "default", PeerUrls: []string{peer}}},
 		ClientURLs: []string{client}, DataDir: dir,
@@ -106,7 +106,7 @@ func startLeaping(dir, client, peer string, log io.Writer) (*node.Node, error) {
 	})
 }
 
-// leapOn lets a clock leap by a day, again and again.
+// leapOn makes a clock leap by a day repeatedly.
 func leapOn(leap *atomic.Int64) {
 	for {
 		<-time.After(time.Duration(100+rand.IntN(900)) * time.Millisecond)
