@@ -28,23 +28,23 @@ import (
 var powerCuts = flag.Int("power-cuts", 40, "simulated power cuts in TestPowerCut")
 
 const (
-	// Each seed is a member with some lives; each life ends with a power cut, of
-	// which several outcomes are tried. The last one is the start of the next life,
-	// so that what is not noticed adds up.
+	// Each seed is a member with several lives. Each life ends with a power cut, of which
+	// several outcomes are tried. The next life starts with the last outcome, so that
+	// undetected errors accumulate.
 	powerLives    = 2
 	powerOutcomes = 10
 	powerPerSeed  = powerLives * powerOutcomes
 )
 
-// TestPowerCut cuts the power of a member, log and store together, in the midst
-// of a commit of the store. Whatever of the unsynced data the disks kept, the
-// member starts again, with all that was acknowledged and nothing that never was:
-// every revision that can be read, and the hash of the history, equal those of a
-// model after some request at or behind the last acknowledged one.
+// TestPowerCut cuts the power of a member's log and store during a commit of the store.
+// Whatever part of the unsynced data the disks keep, the member must start with
+// everything that was acknowledged and nothing that was not requested: every readable
+// revision, and the hash of the history, must equal those of a model after some request
+// at or after the last acknowledged one.
 //
-// The log is on a disk in memory that loses what is not synced. The store maps
-// files of the operating system, so that its loss is played: see powerMix. Where
-// the kernel tells, it is also asked whether badger synced what it should have.
+// The log is on a disk in memory that loses unsynced data. The store maps files of the
+// operating system, so the loss of its data is simulated: see powerMix. If the kernel
+// supports it, the test also checks that badger synced what it must sync.
 func TestPowerCut(t *testing.T) {
 	stats := &powerStats{kinds: map[string]int{}}
 	began := time.Now()
@@ -65,20 +65,20 @@ func TestPowerCut(t *testing.T) {
 	stats.report(t, time.Since(began))
 }
 
-// powerStats is what became of all cuts.
+// powerStats counts the outcomes of all cuts.
 type powerStats struct {
 	mu    sync.Mutex
 	lives int
 	cuts  int
-	// Of the log: a torn write was cut off; the request without an answer was
-	// there after all.
+	// In the log: torn writes that were truncated; requests without a response that were
+	// executed.
 	torn, later int
-	// The log was marked; and trimmed.
+	// Logs that were marked; logs that were trimmed.
 	marked, trimmed int
-	// Of the store: the commit under way was lost, or there. Those that carried
-	// no state do not count.
+	// In the store: interrupted commits that were lost, or kept. Commits without a state
+	// do not count.
 	lost, kept int
-	kinds      map[string]int // what was done to the store
+	kinds      map[string]int // kinds of changes of the store
 }
 
 func (s *powerStats) add(change func()) {
@@ -87,7 +87,7 @@ func (s *powerStats) add(change func()) {
 	change()
 }
 
-// report says what happened, and fails if too little did.
+// report logs the counts, and fails if some are too low.
 func (s *powerStats) report(t *testing.T, took time.Duration) {
 	t.Logf("%d lives, %d power cuts in %v: the log had been marked in %d, trimmed in %d, had a torn write in %d, and the request without an answer in %d; the store had lost the commit under way in %d, not in %d",
 		s.lives, s.cuts, took.Round(time.Second), s.marked, s.trimmed, s.torn, s.later, s.lost, s.kept)
@@ -95,7 +95,7 @@ func (s *powerStats) report(t *testing.T, took time.Duration) {
 		t.Logf("%6d %s", s.kinds[kind], kind)
 	}
 	if t.Failed() || s.cuts < powerPerSeed {
-		return // failed, or one seed alone
+		return // a failure, or a single seed
 	}
 	least := map[string]int{"memtable log torn": s.cuts / 20, "value log torn": s.cuts / 20}
 	if s.cuts >= powerMany {
@@ -104,27 +104,27 @@ func (s *powerStats) report(t *testing.T, took time.Duration) {
 			least[kind] = 1
 		}
 		if s.marked < s.cuts/10 || s.trimmed < s.cuts/20 || s.torn < s.cuts/50 || s.later < s.cuts/50 || s.lost < s.cuts/10 || s.kept < s.cuts/10 {
-			t.Error("the power cuts miss what they are for")
+			t.Error("too few power cuts had the effects that they are for")
 		}
 	}
 	for kind, n := range least {
 		if s.kinds[kind] < n {
-			t.Errorf("%d power cuts with %q, there should be %d", s.kinds[kind], kind, n)
+			t.Errorf("got %d power cuts with %q, want at least %d", s.kinds[kind], kind, n)
 		}
 	}
 }
 
-// powerMany is how many power cuts it takes to see everything.
+// powerMany is the number of power cuts that is enough for every effect.
 const powerMany = 500
 
-// powerTest is one member through its lives.
+// powerTest is one member with its lives.
 type powerTest struct {
 	t     *testing.T
 	rng   *rand.Rand
 	stats *powerStats
 
-	// model is the keyspace after the last request that was answered; pending
-	// after the one that was not, nil if there is none.
+	// model is the keyspace after the last request with a response; pending is the one
+	// after a request without a response, or nil.
 	model, pending *mvcctest.Model
 	// what describes the last outcome, for failures.
 	what string
@@ -149,7 +149,7 @@ func (p *powerTest) run() {
 	}
 }
 
-// plan decides when the power fails.
+// plan draws the time of the power cut.
 func (p *powerTest) plan(dir string) *powerPlan {
 	plan := &powerPlan{commit: 1 + p.rng.IntN(12), seed: p.rng.Uint64(), done: make(chan struct{}),
 		synced: imageSeesUnsynced(p.t, dir)}
@@ -173,7 +173,7 @@ func (p *powerTest) must(m *powerMember, err error) {
 	}
 }
 
-// live lets a member work until its power fails.
+// live runs a member until its power fails.
 func (p *powerTest) live(m *powerMember, plan *powerPlan) {
 	p.t.Helper()
 	if m.Node != nil && p.ready(m, plan) {
@@ -202,7 +202,7 @@ func (p *powerTest) live(m *powerMember, plan *powerPlan) {
 		p.t.Fatalf("the power does not fail\n%s", m.log)
 	}
 	if m.Node != nil {
-		_ = m.stop() // its disks are dead
+		_ = m.stop() // its disks have failed
 	}
 	if plan.err != nil {
 		p.t.Fatalf("%v\n%s", plan.err, m.log)
@@ -221,8 +221,7 @@ func (p *powerTest) on(plan *powerPlan) bool {
 	}
 }
 
-// ready waits until the member serves. It returns false if the power fails
-// before.
+// ready waits until the member is ready. It returns false if the power fails before.
 func (p *powerTest) ready(m *powerMember, plan *powerPlan) bool {
 	p.t.Helper()
 	var off chan struct{}
@@ -247,14 +246,14 @@ func (p *powerTest) ready(m *powerMember, plan *powerPlan) bool {
 	}
 }
 
-// pause lets changes gather for a commit.
+// pause waits, so that a commit has several changes.
 func (p *powerTest) pause() {
 	if p.rng.IntN(4) == 0 {
 		time.Sleep(time.Duration(p.rng.IntN(8_000)) * time.Microsecond)
 	}
 }
 
-// propose makes a request. It returns false if there was no answer.
+// propose makes a request. It returns false if there is no response.
 func (p *powerTest) propose(m *powerMember, req *applymsg.Request) bool {
 	p.t.Helper()
 	next := p.model.Clone()
@@ -273,12 +272,12 @@ func (p *powerTest) propose(m *powerMember, req *applymsg.Request) bool {
 	return true
 }
 
-// powerMarkEvery is after how many entries raft has the log marked; from the
-// second mark on, the log is trimmed.
+// powerMarkEvery is the number of entries between two marks of the log; from the second
+// mark on, the log is trimmed.
 const powerMarkEvery = 1024
 
-// spin makes requests without effect until the next commit has the log marked, or
-// the power fails.
+// spin makes requests without effect until the next commit marks the log or the power
+// fails.
 func (p *powerTest) spin(m *powerMember, plan *powerPlan) {
 	p.t.Helper()
 	nothing := &applymsg.Request{Op: &applymsg.Request_DeleteRange{DeleteRange: &pb.DeleteRangeRequest{Key: []byte("none")}}}
@@ -289,7 +288,8 @@ func (p *powerTest) spin(m *powerMember, plan *powerPlan) {
 	}
 }
 
-// answered tells the answer to a request that was executed from a refusal.
+// answered reports whether an answer is that to a request that was executed, and not a
+// refusal.
 func answered(out raftactor.Answer) bool {
 	switch out.Result.Code {
 	case raftmsg.Code_OK, raftmsg.Code_COMPACTED, raftmsg.Code_FUTURE_REVISION,
@@ -299,8 +299,8 @@ func answered(out raftactor.Answer) bool {
 	return false
 }
 
-// settle finds out whether the request without an answer was executed, and
-// compares everything with the model. With a plan, the power may fail meanwhile.
+// settle determines whether the request without a response was executed, and compares
+// everything with the model. With a plan, the power may fail meanwhile.
 func (p *powerTest) settle(m *powerMember, plan *powerPlan) (later bool) {
 	p.t.Helper()
 	now := mvcctest.MarkOf(m.Keyspace().View())
@@ -315,8 +315,8 @@ func (p *powerTest) settle(m *powerMember, plan *powerPlan) (later bool) {
 	return later
 }
 
-// outcome starts a member on what a power cut may have left. If it is to live on
-// it returns it, with the power on, and otherwise sees that it works.
+// outcome starts a member on a state that a power cut may have left. If the member is
+// for the next life, outcome returns it; otherwise it checks that the member works.
 func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPlan) {
 	p.t.Helper()
 	img, kinds := cut.mix(p.rng)
@@ -344,8 +344,8 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 	}
 	m, err := startPower(dir, fsys, plan)
 	if err != nil && plan != nil && !p.on(plan) && plan.err == nil {
-		// The power failed again while the store was cleaned up. The folder is in
-		// use no more.
+		// The power failed again while the store was cleaned up. The folder is no
+		// longer used.
 		m.Node, err = nil, nil
 	}
 	if err != nil {
@@ -413,8 +413,7 @@ func (p *powerTest) count(cut *powerCut, m *powerMember, log *wal.Report, kinds 
 
 func (p *powerTest) key() string { return fmt.Sprintf("k%02d", p.rng.IntN(40)) }
 
-// value has random bytes, so that none is like another: few, or up to about a
-// pack.
+// value returns random bytes, so that values differ: few, or up to about a pack.
 func (p *powerTest) value() string {
 	n := []int{20, 300, 3_000, 8_000, 30_000}[p.rng.IntN(5)]
 	b := make([]byte, 1+p.rng.IntN(n))
@@ -424,7 +423,8 @@ func (p *powerTest) value() string {
 	return string(b)
 }
 
-// request is a random one. Its history stays short: all of it is compared.
+// request returns a random request. The history stays short, because all of it is
+// compared.
 func (p *powerTest) request() *applymsg.Request {
 	put := func(key string) *pb.PutRequest {
 		return &pb.PutRequest{Key: []byte(key), Value: []byte(p.value())}
@@ -468,7 +468,7 @@ func (p *powerTest) request() *applymsg.Request {
 
 func (p *powerTest) lease() int64 { return 1 + p.rng.Int64N(8) }
 
-// leaseRequest grants or revokes a lease, of a time that does not end here.
+// leaseRequest grants or revokes a lease, which does not expire during the test.
 func (p *powerTest) leaseRequest() *applymsg.Request {
 	if p.rng.IntN(3) == 0 {
 		return &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{p.lease()}}}}

@@ -25,22 +25,22 @@ import (
 const (
 	// powerLogDir is the log's directory on its disk in memory.
 	powerLogDir = "/log"
-	// Files are scaled down so that a few seconds of writes go through several of
-	// each kind. All are the least, or near the least, that is allowed.
+	// Files are small, so that a few seconds of writes fill several of each kind. All
+	// sizes are at or near the minimum.
 	powerSegmentBytes  = 128 << 10
 	powerMemTableBytes = 64 << 10
 	powerValueLogBytes = 1 << 20
-	// powerCacheBytes keeps few packs in memory, so that reads come from the store.
+	// powerCacheBytes is so small that reads come from the store.
 	powerCacheBytes = 128 << 10
-	// powerFreeBytes is what the disk pretends to have free: too much for the
-	// alarm and too little for the ballast, which has no part in this.
+	// powerFreeBytes is the simulated free space: too much for the alarm and too little
+	// for the ballast, which is not tested here.
 	powerFreeBytes = 300 << 20
 
-	powerTimeout = 30 * time.Second // of anything that a member is waited for
+	powerTimeout = 30 * time.Second // of any wait for a member
 )
 
-// errPower is the error of a store without power. It ends the member at once, as
-// a failed disk does.
+// errPower is the error of a store without power. Like a failed disk, it ends the member
+// at once.
 var errPower = fmt.Errorf("%w: the power is off", backend.ErrFailed)
 
 // powerMember is a member whose power can be cut.
@@ -73,8 +73,8 @@ func powerConfig(dir string, log *powerLog, exit func(error)) node.Config {
 	}
 }
 
-// startPower starts a member on a folder and a log's disk, which is in the folder
-// too if fsys is nil. The plan may be nil.
+// startPower starts a member on a folder and a disk for the log. If fsys is nil, the log
+// is in the folder too. The plan may be nil.
 func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember, error) {
 	m := &powerMember{dir: dir, fsys: fsys, log: new(powerLog), exits: make(chan error, 16)}
 	cfg := powerConfig(dir, m.log, func(err error) {
@@ -86,7 +86,7 @@ func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember,
 	if fsys != nil {
 		cfg.WALDir, cfg.Storage.LogFS = powerLogDir, fsys
 	} else {
-		// Nothing to be lost by a power cut: then the ballast takes part.
+		// There is no power cut: use the ballast too.
 		cfg.FreeSpace = func(string) (uint64, error) { return 10 * powerFreeBytes, nil }
 	}
 	cfg.Storage.OpenStore = func(c backend.Config) (backend.Store, error) {
@@ -102,7 +102,7 @@ func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember,
 	return m, err
 }
 
-// stop ends the member. What its stages say to a dead disk does not matter.
+// stop ends the member. Its errors do not matter if the disk has failed.
 func (m *powerMember) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), powerTimeout)
 	defer cancel()
@@ -115,7 +115,7 @@ type powerLog struct {
 	text bytes.Buffer
 }
 
-// powerLogBytes bounds what is kept.
+// powerLogBytes is the most bytes that are kept.
 const powerLogBytes = 64 << 10
 
 func (l *powerLog) Write(line []byte) (int, error) {
@@ -133,38 +133,38 @@ func (l *powerLog) String() string {
 	return l.text.String()
 }
 
-// powerPlan says when and how the power is cut.
+// powerPlan determines when and how the power is cut.
 type powerPlan struct {
-	commit int // the commit during which it is, from 1
+	commit int // the commit during which the power is cut, from 1
 	old    int // the commit after which the old image is taken; 0: the start
-	// reclaim is whether the store rewrites its files between the two images.
+	// reclaim says whether the store rewrites its files between the two images.
 	reclaim powerReclaim
 	seed    uint64
-	// synced is whether the kernel is asked if what was committed is on the disk.
+	// synced says whether to check with the kernel that committed data is on the disk.
 	synced bool
 
 	done chan struct{} // closed when the power is off
-	cut  *powerCut     // then set
-	err  error         // or this
+	cut  *powerCut     // set before done is closed
+	err  error         // set instead of cut if that failed
 }
 
 type powerReclaim int
 
 const (
 	noReclaim     powerReclaim = iota
-	reclaimBefore              // the commit; it is complete
-	reclaimBeside              // still under way when the power fails
+	reclaimBefore              // finished before the commit
+	reclaimBeside              // still running when the power fails
 )
 
-// powerStore is the store of a member: backend's, of which it knows when a
-// commit returns. Its caller learns of it later, or never.
+// powerStore wraps the store of a member. It cuts the power when a commit has returned and
+// before the caller learns of it.
 type powerStore struct {
 	backend.Store
 	m       *powerMember
 	cfg     backend.Config
 	opened  uint64 // applied index in the store when it was opened
 	commits atomic.Int64
-	busy    atomic.Int64 // reclaims under way
+	busy    atomic.Int64 // running reclaims
 
 	mu   sync.Mutex // serialises commits; guards what follows
 	plan *powerPlan
@@ -193,7 +193,7 @@ func openPowerStore(cfg backend.Config, m *powerMember, plan *powerPlan) (*power
 	return s, nil
 }
 
-// powerApplied is the applied index in the state of a batch; 0 if it has none.
+// powerApplied returns the applied index in the state of a batch; 0 if it has none.
 func powerApplied(set []backend.Entry) uint64 {
 	if len(set) == 0 {
 		return 0
@@ -212,8 +212,8 @@ func (s *powerStore) Reclaim(ctx context.Context, b backend.Budget) (backend.Rec
 	return s.Store.Reclaim(ctx, b)
 }
 
-// Commit implements backend.Store. When its time has come the power fails before
-// the caller hears of it.
+// Commit implements backend.Store. In the planned commit the power fails before Commit
+// returns.
 func (s *powerStore) Commit(b backend.Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,8 +236,7 @@ func (s *powerStore) Commit(b backend.Batch) error {
 	return errPower
 }
 
-// look takes the old image, and asks the kernel whether what was committed is on
-// the disk.
+// look takes the old image, and checks with the kernel that committed data is on the disk.
 func (s *powerStore) look(n int) (err error) {
 	p := s.plan
 	if p.synced && s.busy.Load() == 0 {
@@ -254,8 +253,8 @@ func (s *powerStore) look(n int) (err error) {
 	return err
 }
 
-// cut commits, takes the image of what the running system sees, and cuts the
-// power of the log.
+// cut commits, takes the image as the running system sees it, and cuts the power of the
+// log.
 func (s *powerStore) cut(b backend.Batch) (*powerCut, error) {
 	p := s.plan
 	rng := rand.New(rand.NewPCG(p.seed, 1))
@@ -279,24 +278,23 @@ func (s *powerStore) cut(b backend.Batch) (*powerCut, error) {
 	if c.last, err = imageOf(s.cfg.Dir); err != nil {
 		return nil, err
 	}
-	// The log goes on until it notices.
+	// The log continues until it notices.
 	m := s.m
 	m.fsys.CutPower(m.fsys.Calls()+1+rng.IntN(3), rng.Uint64())
 	select {
 	case err := <-m.exits:
 		m.exits <- err
 	case <-time.After(powerGrace):
-		// Nothing is being written: then the power fails between two writes.
+		// No write is running: the power fails between two writes.
 	}
 	c.log = m.fsys.Clone()
 	return c, nil
 }
 
-// powerGrace is how long the log may go without a write when its power is cut.
+// powerGrace is how long to wait for a write of the log when its power is cut.
 const powerGrace = 200 * time.Millisecond
 
-// reclaimFiles has the store rewrite its files before the last commit, or beside
-// it.
+// reclaimFiles makes the store rewrite its files before or during the last commit.
 func (s *powerStore) reclaimFiles(rng *rand.Rand) error {
 	reclaim := func() error {
 		_, err := s.Reclaim(context.Background(), backend.Budget{Duty: 1, Garbage: 0.05})
@@ -310,9 +308,9 @@ func (s *powerStore) reclaimFiles(rng *rand.Rand) error {
 		return reclaim()
 	case reclaimBeside:
 		s.busy.Add(1)
-		go func() { // ends when the store is closed, at the latest
+		go func() { // ends at the latest when the store is closed
 			defer s.busy.Add(-1)
-			_ = reclaim() // the store may be closed in the midst of it
+			_ = reclaim() // the store may be closed meanwhile
 		}()
 		time.Sleep(time.Duration(rng.IntN(60)) * time.Millisecond)
 	}

@@ -9,60 +9,58 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
 )
 
-// powerCut is what is known of a store at the moment the power failed, in the
-// midst of a commit.
+// powerCut is the state of a store when the power failed, during a commit.
 type powerCut struct {
-	// old is the folder as it was some commits before the end, and last as the
-	// running system saw it at the end. What the disk holds is something between.
+	// old is the folder some commits before the end, and last is the folder as the
+	// running system saw it at the end. The disk has a state between the two.
 	old, last image
-	// floor is the last transaction before the commit under way.
+	// floor is the last transaction before the interrupted commit.
 	floor uint64
-	// busy is set when a reclaim wrote beside that commit.
+	// busy is set if a reclaim was writing during that commit.
 	busy bool
-	// applied is what the commit under way says is applied, told what the one
-	// before it said: what the log relies on.
+	// applied is the applied index of the interrupted commit, told that of the commit
+	// before it, which the log relies on.
 	applied, told uint64
-	// log is the log's disk, to be crashed.
+	// log is the log's disk.
 	log *waltest.MemFS
 }
 
-// powerMix makes a state that the disk can be in after a power cut. The rules
-// follow the order in which badger writes and syncs (v4.9.6):
+// powerMix makes a state that the disk may have after a power cut. The rules follow the
+// order in which badger writes and syncs (v4.9.6):
 //
-//  1. A write is one transaction, or values that the collection moves. Its large
-//     values go to the value log, which is synced; then its records go to the
-//     memtable log, which is synced (writeRequests). The next one begins after
+//  1. A write is one transaction, or values that the garbage collection moves. Its large
+//     values are written to the value log, which is synced; then its records are written
+//     to the memtable log, which is synced (writeRequests). The next write begins after
 //     that. So at most one write is incomplete, and its records are on the disk,
-//     whole or in part, only when its values are whole. What is lost reads as
-//     zeros: a log is a sparse file before it is written.
-//  2. A commit may take several transactions. Until the last of them has
-//     returned, the power may fail after any.
-//  3. Before the records of a write that finds the memtable full, a new memtable
-//     log is made; behind the values that fill a value log, that is synced, cut to
-//     its length, and a new one made. The store syncs the names after the write,
-//     and nobody the length.
-//  4. A table is synced before the manifest names it, the manifest is synced after
-//     each record (addChanges), and files that it makes superfluous go after that:
-//     the memtable logs that were flushed, the tables that were merged. That a
-//     table's name is durable with its content is no promise of POSIX, but one of
-//     ext4, XFS and btrfs for a file that is new. Thus every state of the manifest
-//     between then and now is possible, with the files it needs.
-//  5. A file goes in two steps, truncation and removal, and neither is synced: it
-//     may still be there, or be empty. But a merge syncs the folder, so that a
-//     memtable log whose table was merged is gone.
-//  6. The collection removes a value log when what lived in it was moved by writes
-//     that are complete.
-//  7. DISCARD is written through a mapping and may have any mixture.
+//     completely or partially, only if its values are complete. Lost parts read as zeros:
+//     a log is a sparse file before it is written.
+//  2. A commit may consist of several transactions. Until the last one has returned, the
+//     power may fail after any of them.
+//  3. If a write finds the memtable full, a new memtable log is created before its
+//     records. If its values fill a value log, that is synced and truncated to its length
+//     after them, and a new one is created. The store syncs the names after the write; the
+//     length is not synced.
+//  4. A table is synced before the manifest names it, the manifest is synced after each
+//     record (addChanges), and files that are no longer needed are removed after that:
+//     flushed memtable logs and merged tables. POSIX does not guarantee that a table's
+//     name is durable with its content, but ext4, XFS and btrfs do for new files. So every
+//     state of the manifest between the two images is possible, with the files it needs.
+//  5. A file is truncated and then removed, and neither is synced: it may still exist, or
+//     be empty. But a merge syncs the folder, so that a memtable log whose table was merged
+//     is removed.
+//  6. The garbage collection removes a value log when its live values were moved by
+//     complete writes.
+//  7. DISCARD is written through a mapping and may have any mixture of old and new bytes.
 type powerMix struct {
 	rng *rand.Rand
 	cut *powerCut
 	img image
-	// grain is what is lost at once: a page or a sector, in bytes.
+	// grain is the unit of loss, a page or a sector, in bytes.
 	grain int
-	kinds []string // what was done, for the statistics
+	kinds []string // kinds of changes, for the statistics
 }
 
-// mix returns a folder as the disk may hold it, and what was done to it.
+// mix returns a state of the folder that the disk may have, and the kinds of changes.
 func (c *powerCut) mix(rng *rand.Rand) (image, []string) {
 	m := &powerMix{rng: rng, cut: c, img: image{}, grain: imagePage}
 	if rng.IntN(2) == 0 {
@@ -83,7 +81,7 @@ func (m *powerMix) chance(n int) bool { return m.rng.IntN(n) == 0 }
 
 func (m *powerMix) did(kind string) { m.kinds = append(m.kinds, kind) }
 
-// tear loses what the last commit, or a part of it, had not synced: rules 1 to 3.
+// tear loses unsynced data of the last commit, or of a part of it: rules 1 to 3.
 func (m *powerMix) tear() {
 	logs := m.img.names(imageMem)
 	name := logs[len(logs)-1]
@@ -93,12 +91,12 @@ func (m *powerMix) tear() {
 	if len(writes) > 0 {
 		end = writes[len(writes)-1].to
 	}
-	log.erase(end, len(log.data)) // of a write that began while the image was taken
+	log.erase(end, len(log.data)) // part of a write that began while the image was taken
 	first := len(writes)
 	for first > 0 && writes[first-1].txn && writes[first-1].version > m.cut.floor {
 		first--
 		if m.cut.busy {
-			break // those before the last one are synced
+			break // writes before the last one are synced
 		}
 	}
 	if first == len(writes) {
@@ -134,7 +132,7 @@ func (m *powerMix) tear() {
 	m.emptyLogs()
 }
 
-// lose takes a write away.
+// lose erases a write.
 func (m *powerMix) lose(log *imageFile, w imageWrite) {
 	log.erase(w.from, w.to)
 	for _, v := range w.values {
@@ -144,7 +142,7 @@ func (m *powerMix) lose(log *imageFile, w imageWrite) {
 	}
 }
 
-// loseSome takes grains of a range away, but not what shares a grain with it.
+// loseSome erases grains of a range, but not bytes outside that share a grain with it.
 func (m *powerMix) loseSome(f *imageFile, from, to int) {
 	part := m.rng.Float64()
 	lost := false
@@ -161,8 +159,8 @@ func (m *powerMix) loseSome(f *imageFile, from, to int) {
 	}
 }
 
-// tearValues loses parts of a write's values. Then the log they are in was not
-// yet cut to its length, and there is none behind it.
+// tearValues loses parts of a write's values. The log that contains them was then not yet
+// truncated to its length, and no later one exists.
 func (m *powerMix) tearValues(w imageWrite) {
 	for _, v := range w.values {
 		f := m.img[v.file]
@@ -179,7 +177,7 @@ func (m *powerMix) tearValues(w imageWrite) {
 	}
 }
 
-// unborn makes a file one whose creation was under way.
+// unborn changes a file into one that was being created.
 func (m *powerMix) unborn(name string) {
 	switch m.rng.IntN(4) {
 	case 0:
@@ -191,7 +189,7 @@ func (m *powerMix) unborn(name string) {
 	}
 }
 
-// emptyLogs lets new value logs without content not be there yet.
+// emptyLogs removes new, empty value logs, which may not exist yet.
 func (m *powerMix) emptyLogs() {
 	for _, name := range m.img.names(imageVlog) {
 		if _, known := m.cut.old[name]; !known && len(imageRecords(m.img[name].data)) == 0 {
@@ -200,8 +198,8 @@ func (m *powerMix) emptyLogs() {
 	}
 }
 
-// manifest chooses how much of the manifest is there, and what follows from it
-// for tables and memtable logs: rules 4 and 5.
+// manifest draws how much of the manifest exists, and changes tables and memtable logs
+// accordingly: rules 4 and 5.
 func (m *powerMix) manifest() {
 	last, old := m.cut.last[imageManifest].data, m.cut.old[imageManifest].data
 	records := imageChanges(last)
@@ -227,9 +225,8 @@ func (m *powerMix) manifest() {
 	m.memtableLogs(kept < len(records), imageMerges(records[since:]))
 }
 
-// mayKeepOld tells whether the images have all files that the earlier manifest
-// needs: its tables, and the memtable logs that were flushed since, as they were
-// when the last record was in.
+// mayKeepOld reports whether the images have all files that the earlier manifest needs:
+// its tables, and the memtable logs that were flushed since, with their last records.
 func (m *powerMix) mayKeepOld(last, old []byte) bool {
 	if len(old) == len(last) || !bytes.HasPrefix(last, old) || len(imageChanges(old)) == 0 && len(old) > imageManifestHeader {
 		return false
@@ -239,7 +236,7 @@ func (m *powerMix) mayKeepOld(last, old []byte) bool {
 	}
 	had, has := m.cut.old.names(imageMem), m.cut.last.names(imageMem)
 	if m.gone(had[len(had)-1]) {
-		return false // it went on after the image
+		return false // it was written after the image
 	}
 	for n := imageNumber(had[0]); n < imageNumber(has[len(has)-1]); n++ {
 		name := fmt.Sprintf("%05d%s", n, imageMem)
@@ -250,14 +247,14 @@ func (m *powerMix) mayKeepOld(last, old []byte) bool {
 	return true
 }
 
-// gone tells whether a file was removed, or being removed, at the end.
+// gone reports whether a file was removed, or being removed, at the end.
 func (m *powerMix) gone(name string) bool {
 	f := m.cut.last[name]
 	return f == nil || f.size == 0
 }
 
-// haveTables tells whether the images have the tables that records name: one may
-// have been made and merged between the two.
+// haveTables reports whether the images have the tables that the records name: a table may
+// have been created and merged between the two images.
 func (m *powerMix) haveTables(records []imageChange) bool {
 	for name := range imageTables(records) {
 		if m.table(name) == nil {
@@ -267,8 +264,8 @@ func (m *powerMix) haveTables(records []imageChange) bool {
 	return true
 }
 
-// table returns a table as it was when it was whole. One that the old manifest
-// does not name may still have been written when the old image was taken.
+// table returns a complete table. A table that the old manifest does not name may have been
+// incomplete when the old image was taken.
 func (m *powerMix) table(name string) *imageFile {
 	if !m.gone(name) {
 		return m.cut.last[name]
@@ -279,8 +276,8 @@ func (m *powerMix) table(name string) *imageFile {
 	return nil
 }
 
-// tornRecord is what there may be of the record behind the last good one: a part
-// of it, or zeros in its place.
+// tornRecord returns a possible remnant of the record after the last valid one: a part of
+// it, or zeros.
 func (m *powerMix) tornRecord(manifest []byte, records []imageChange, kept int) []byte {
 	if len(records) == 0 {
 		return nil
@@ -298,7 +295,7 @@ func (m *powerMix) tornRecord(manifest []byte, records []imageChange, kept int) 
 	return part
 }
 
-// tables keeps those that the manifest names. Others were being made, or removed.
+// tables keeps the tables that the manifest names. Others were being created or removed.
 func (m *powerMix) tables(named map[string]bool) {
 	for _, from := range []image{m.cut.old, m.cut.last} {
 		for _, name := range from.names(imageTable) {
@@ -323,7 +320,7 @@ func (m *powerMix) tables(named map[string]bool) {
 	}
 }
 
-// memtableLogs brings those back that were removed since the old image.
+// memtableLogs restores memtable logs that were removed since the old image.
 func (m *powerMix) memtableLogs(needed, merged bool) {
 	had := m.cut.old.names(imageMem)
 	for i, name := range had {
@@ -345,8 +342,8 @@ func (m *powerMix) memtableLogs(needed, merged bool) {
 	}
 }
 
-// valueLogs brings removed ones back, and lengths from before a cut: rules 3 and
-// 6.
+// valueLogs restores removed value logs, and lengths from before a truncation: rules 3
+// and 6.
 func (m *powerMix) valueLogs() {
 	for _, name := range m.cut.old.names(imageVlog) {
 		switch f, was := m.img[name], m.cut.old[name]; {
@@ -366,7 +363,7 @@ func (m *powerMix) valueLogs() {
 	}
 }
 
-// discard mixes the statistics of garbage: rule 7.
+// discard mixes the garbage statistics: rule 7.
 func (m *powerMix) discard() {
 	f, old := m.img[imageDiscard], m.cut.old[imageDiscard]
 	if f == nil || old == nil {
@@ -386,7 +383,7 @@ func (m *powerMix) discard() {
 	}
 }
 
-// litter adds logs that were about to be made: rules 3 and 5.
+// litter adds logs that were about to be created: rules 3 and 5.
 func (m *powerMix) litter() {
 	if !m.chance(4) {
 		return

@@ -9,8 +9,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// script makes rounds without a server: operations take effect in the order in
-// which they are added, at times 10 apart.
+// script makes rounds without a server. Operations take effect in the order in which they
+// are added, at times 10 apart.
 type script struct {
 	round *Round
 	state *State
@@ -22,8 +22,8 @@ func newScript() *script {
 	return &script{round: &Round{Start: start, Revisions: map[int64]*State{1: start}}, state: start}
 }
 
-// do executes an operation whose call is before and whose return is after the
-// moment it takes effect, by some time that may be more than 10.
+// do executes an operation. Its call is before and its return after the time at which it
+// takes effect, by times that may be greater than 10.
 func (s *script) do(req *pb.RequestOp, before, after int64) *Operation {
 	s.now += 10
 	o := &Operation{Request: req, Call: s.now - before, Return: s.now + after}
@@ -59,8 +59,8 @@ func unanswered(o *Operation) *Operation {
 	return o
 }
 
-// TestSound: what a correct store may do is not complained about, at the
-// concurrency of the real load, with calls that were not answered.
+// TestSound: the checks accept a correct store, at the concurrency of the real load, with
+// calls without a response.
 func TestSound(t *testing.T) {
 	for seed := range uint64(10) {
 		rng := rand.New(rand.NewPCG(seed, 0))
@@ -102,7 +102,7 @@ func TestSound(t *testing.T) {
 	}
 }
 
-// TestFinds: the checks find what a broken store would do.
+// TestFinds: the checks find the errors of a broken store.
 func TestFinds(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -181,7 +181,7 @@ func TestFinds(t *testing.T) {
 			s.do(put(2, "c"), 1, 1)
 			wide = unanswered(s.do(del(1, 3), 1, 1))
 			narrow.Call, wide.Call = wide.Call, 0
-		}, ErrNotLinearizable}, // narrow was called too late for the first, and cannot be the second
+		}, ErrNotLinearizable}, // narrow was called too late for the first one, and does not match the second one
 		{"two deletes, in the other order", func(s *script) {
 			narrow := unanswered(s.do(del(1, 2), 1, 1))
 			s.do(put(2, "c"), 1, 1)
@@ -217,7 +217,7 @@ func TestFinds(t *testing.T) {
 		}, ErrNotLinearizable},
 		{"read of something else", func(s *script) {
 			o := s.do(get(1), 1, 1)
-			o.Response = proto.CloneOf(o.Response) // it shares the pair with the state
+			o.Response = proto.CloneOf(o.Response) // the state has the same pair
 			o.Response.GetResponseRange().Kvs[0].Value = []byte("c")
 		}, ErrNotLinearizable},
 		{"transaction with the wrong branch", func(s *script) {
@@ -271,8 +271,8 @@ func TestFinds(t *testing.T) {
 	}
 }
 
-// floors adds calls that depend on the compact revision, one after the other. A
-// failed one may be executed as long as the others last.
+// floors adds consecutive calls that depend on the compact revision. A failed one may be
+// executed at any time until the end of the others.
 func (s *script) floors(calls ...*FloorCall) {
 	for i, f := range calls {
 		f.Call, f.Return = int64(10*i), int64(10*i+1)

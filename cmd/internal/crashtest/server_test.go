@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestServer: what tests see of a process that ends by itself, that is stopped, and
+// TestServer: the states and errors of a process that ends by itself, that is stopped, and
 // that is killed.
 func TestServer(t *testing.T) {
 	script := func(text string) Config {

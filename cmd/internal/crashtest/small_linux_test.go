@@ -16,19 +16,19 @@ import (
 )
 
 const (
-	// What a member with --small may take at rest.
+	// The limits of a member with --small at rest.
 	smallDiskMax   = 40_000_000 // bytes
 	smallMemoryMax = 32 << 20   // bytes resident
 
-	// smallFiles are the segments, spares and the ballast that it prepares.
+	// smallFiles is the number of segments, spares and ballast files that it prepares.
 	smallFiles = 4
 
 	restTimeout = time.Minute
 	restPoll    = 50 * time.Millisecond
 )
 
-// TestSmall: a member with --small keeps within its limits when it is new, and when
-// it is started again, and its data survives starts with and without the flag.
+// TestSmall: a member with --small is within its limits when it is new and after a
+// restart, and its data survives starts with and without the flag.
 func TestSmall(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts real members")
@@ -48,8 +48,8 @@ func TestSmall(t *testing.T) {
 	})
 }
 
-// runOnce starts a member for the i-th time, checks that it has the keys of all
-// starts, and on request what it takes, and stops it.
+// runOnce starts a member for the i-th time, checks that it has the keys of all starts
+// and, on request, that it is within its limits, and stops it.
 func runOnce(t *testing.T, cfg Config, i int, small, check bool) {
 	t.Helper()
 	if small {
@@ -83,8 +83,7 @@ func runOnce(t *testing.T, cfg Config, i int, small, check bool) {
 	}
 }
 
-// atRest waits until a member has prepared its files, and takes no more than it
-// may.
+// atRest waits until a member has prepared its files and is within its limits.
 func atRest(t *testing.T, s *Server, dir string) {
 	t.Helper()
 	deadline := time.Now().Add(restTimeout)

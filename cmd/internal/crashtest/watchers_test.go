@@ -21,16 +21,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// watcherTimeout is how long a watcher may take to catch up.
+// watcherTimeout is the most time for a watcher to catch up.
 const watcherTimeout = 30 * time.Second
 
-// heardEvent is an event and when it was heard of.
+// heardEvent is an event with the time at which it was received.
 type heardEvent struct {
 	*mvccpb.Event
 	at time.Duration
 }
 
-// watcher hears of a prefix over all starts of a server.
+// watcher watches a prefix over all starts of a server.
 type watcher struct {
 	t      testing.TB
 	name   string
@@ -39,10 +39,10 @@ type watcher struct {
 	stop   context.CancelFunc
 	ended  sync.WaitGroup
 
-	resumed int // times that it went on by itself
+	resumed int // how often it resumed by itself
 	mu      sync.Mutex
-	events  []heardEvent  // until the watcher has ended guarded by mu
-	told    chan struct{} // gets one when there are new ones
+	events  []heardEvent  // guarded by mu until the watcher has ended
+	told    chan struct{} // signaled when there are new events
 }
 
 // startWatchers starts watchers of several kinds at the first revision.
@@ -83,7 +83,7 @@ func (w *watcher) add(events []*mvccpb.Event) {
 	}
 }
 
-// next is the revision after the last that was heard of.
+// next returns the revision after the last received one.
 func (w *watcher) next() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -93,7 +93,7 @@ func (w *watcher) next() int64 {
 	return w.events[len(w.events)-1].Kv.ModRevision + 1
 }
 
-// rangeEnd is the end of the keys with a prefix.
+// rangeEnd returns the end of the range of the keys with a prefix.
 func rangeEnd(prefix string) (key, end []byte) {
 	if prefix == "" {
 		return []byte{0}, []byte{0}
@@ -103,7 +103,7 @@ func rangeEnd(prefix string) (key, end []byte) {
 	return []byte(prefix), end
 }
 
-// raw watches, and begins again after what it has heard whenever the stream ends.
+// raw watches, and resumes after the last received event whenever the stream ends.
 func (w *watcher) raw(ctx context.Context, addr string, req *pb.WatchCreateRequest) {
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
@@ -112,7 +112,7 @@ func (w *watcher) raw(ctx context.Context, addr string, req *pb.WatchCreateReque
 		w.t.Error(err)
 		return
 	}
-	defer func() { _ = conn.Close() }() // nothing is under way
+	defer func() { _ = conn.Close() }() // nothing is pending
 	for ctx.Err() == nil {
 		stream, err := pb.NewWatchClient(conn).Watch(ctx, grpc.WaitForReady(true))
 		if err != nil {
@@ -121,7 +121,7 @@ func (w *watcher) raw(ctx context.Context, addr string, req *pb.WatchCreateReque
 		create := proto.Clone(req).(*pb.WatchCreateRequest)
 		create.Key, create.RangeEnd = rangeEnd(w.prefix)
 		create.StartRevision = w.next()
-		_ = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}) // Recv tells
+		_ = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}) // Recv returns the error
 		for part := []*mvccpb.Event(nil); ; {
 			resp, err := stream.Recv()
 			if err != nil {
@@ -131,7 +131,7 @@ func (w *watcher) raw(ctx context.Context, addr string, req *pb.WatchCreateReque
 				w.t.Errorf("%s: the watch from %d on was cancelled: %v", w.name, create.StartRevision, resp)
 				return
 			}
-			// Of a revision that was heard in part all comes again.
+			// The events of a partially received revision are sent again.
 			if part = append(part, resp.Events...); !resp.Fragment {
 				w.add(part)
 				part = nil
@@ -139,17 +139,17 @@ func (w *watcher) raw(ctx context.Context, addr string, req *pb.WatchCreateReque
 		}
 		w.resumed++
 	}
-	w.resumed-- // the last was the end
+	w.resumed-- // the last time was the end
 }
 
-// byClient leaves it to etcd's client to go on.
+// byClient watches with etcd's client, which resumes by itself.
 func (w *watcher) byClient(ctx context.Context, addr string, opts []clientv3.OpOption) {
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{addr}})
 	if err != nil {
 		w.t.Error(err)
 		return
 	}
-	defer func() { _ = client.Close() }() // nothing is under way
+	defer func() { _ = client.Close() }() // nothing is pending
 	for resp := range client.Watch(ctx, w.prefix, append([]clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(1)}, opts...)...) {
 		if err := resp.Err(); err != nil && ctx.Err() == nil {
 			w.t.Errorf("%s: %v", w.name, err)
@@ -163,7 +163,7 @@ func (w *watcher) byClient(ctx context.Context, addr string, opts []clientv3.OpO
 	}
 }
 
-// await waits until a revision, or a later one, was heard of.
+// await waits until a revision, or a later one, was received.
 func (w *watcher) await(revision int64) {
 	w.t.Helper()
 	timeout := time.After(watcherTimeout)
@@ -176,8 +176,8 @@ func (w *watcher) await(revision int64) {
 	}
 }
 
-// finish ends the watcher when it has caught up, and compares what it heard with
-// the history.
+// finish ends the watcher when it has caught up, and compares the received events with the
+// history.
 func (w *watcher) finish(history []*mvccpb.Event) {
 	w.t.Helper()
 	var want []*mvccpb.Event
@@ -210,7 +210,7 @@ func (w *watcher) finish(history []*mvccpb.Event) {
 	}
 }
 
-// readHistory hears of all revisions at once, up to one that is the newest.
+// readHistory receives the events of all revisions up to the newest one.
 func readHistory(t testing.TB, addr string, newest int64, clock *aliveClock) (history []*mvccpb.Event) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -225,17 +225,17 @@ func readHistory(t testing.TB, addr string, newest int64, clock *aliveClock) (hi
 	return history
 }
 
-// leaseJudge compares a history with what holders asked for and were told.
+// leaseJudge compares a history with the requests of the holders and their responses.
 type leaseJudge struct {
 	t       testing.TB
-	told    map[int64]keyWrite    // by revision
-	puts    map[string]keyWrite   // without an answer, by the first value
-	deletes map[string][]keyWrite // without an answer, by key
+	told    map[int64]keyWrite    // acknowledged writes by revision
+	puts    map[string]keyWrite   // puts without a response, by the first value
+	deletes map[string][]keyWrite // deletes without a response, by key
 	leases  map[int64]*heldLease
 	revokes map[int64]int64 // revision by lease
 
 	state map[string]*mvccpb.KeyValue
-	ended map[int64]int64 // leases whose keys were deleted, and when
+	ended map[int64]int64 // revisions at which the keys of leases were deleted
 }
 
 func newJudge(t testing.TB, holders []*holder) *leaseJudge {
@@ -248,7 +248,7 @@ func newJudge(t testing.TB, holders []*holder) *leaseJudge {
 			switch {
 			case w.revision != 0:
 				if other, twice := j.told[w.revision]; twice {
-					t.Errorf("revision %d was told for %v and %v", w.revision, other, w)
+					t.Errorf("revision %d is in the responses to %v and %v", w.revision, other, w)
 				}
 				j.told[w.revision] = w
 			case w.changes[0].value != "":
@@ -261,7 +261,7 @@ func newJudge(t testing.TB, holders []*holder) *leaseJudge {
 	return j
 }
 
-// replay goes through the history, a revision at a time.
+// replay checks the history, one revision after the other.
 func (j *leaseJudge) replay(history []*mvccpb.Event) {
 	j.t.Helper()
 	for revision := int64(2); len(history) > 0; revision++ {
@@ -282,7 +282,7 @@ func (j *leaseJudge) replay(history []*mvccpb.Event) {
 	}
 }
 
-// revision finds out whose work the events of a revision are.
+// revision finds the write, or the end of leases, that made the events of a revision.
 func (j *leaseJudge) revision(revision int64, events []*mvccpb.Event) error {
 	first := events[0]
 	w, told := j.told[revision]
@@ -290,13 +290,13 @@ func (j *leaseJudge) revision(revision int64, events []*mvccpb.Event) error {
 	if !told && first.Type == mvccpb.Event_PUT {
 		var ok bool
 		if w, ok = j.puts[string(first.Kv.Value)]; !ok || revision <= w.after || revision > w.before {
-			return fmt.Errorf("nobody asked for %v", events)
+			return fmt.Errorf("no request for %v", events)
 		}
 		delete(j.puts, string(first.Kv.Value))
 		told = true
 	}
-	// A deletion of one key that could be of a delete without an answer is taken for
-	// that: nobody else would tell it from the end of a lease with one key.
+	// If a delete without a response could have made the deletion of a single key, it is
+	// assumed to have. Otherwise it looks like the end of a lease with one key.
 	for i := 0; i < len(j.deletes[string(first.Kv.Key)]) && !told && len(events) == 1 && !j.revokedAt(revision); i++ {
 		w = j.deletes[string(first.Kv.Key)][i]
 		told = w.after < revision && revision <= w.before
@@ -316,7 +316,7 @@ func (j *leaseJudge) revision(revision int64, events []*mvccpb.Event) error {
 	return nil
 }
 
-// revokedAt tells whether an acknowledged revoke made a revision.
+// revokedAt reports whether an acknowledged revoke made a revision.
 func (j *leaseJudge) revokedAt(revision int64) bool {
 	for _, at := range j.revokes {
 		if at == revision {
@@ -343,13 +343,13 @@ func (j *leaseJudge) matches(w keyWrite, events []*mvccpb.Event) error {
 	return nil
 }
 
-// endOfLeases demands that deletions are all keys of one lease, or of several.
+// endOfLeases checks that the deletions are those of all keys of one or more leases.
 func (j *leaseJudge) endOfLeases(revision int64, events []*mvccpb.Event) error {
 	gone := map[string]bool{}
 	for _, e := range events {
 		kv := j.state[string(e.Kv.Key)]
 		if e.Type != mvccpb.Event_DELETE || kv == nil || kv.Lease == 0 {
-			return fmt.Errorf("nobody asked for %v", events)
+			return fmt.Errorf("no request for %v", events)
 		}
 		gone[string(e.Kv.Key)] = true
 		j.ended[kv.Lease] = revision
@@ -386,7 +386,7 @@ func (j *leaseJudge) apply(revision int64, e *mvccpb.Event) error {
 	return nil
 }
 
-// compare compares what the history leads to with what there is.
+// compare compares the state after the history with that of the server.
 func (j *leaseJudge) compare(kvs []*mvccpb.KeyValue) {
 	j.t.Helper()
 	state := slices.SortedFunc(maps.Values(j.state), func(a, b *mvccpb.KeyValue) int { return cmp.Compare(string(a.Key), string(b.Key)) })
@@ -404,8 +404,8 @@ func (j *leaseJudge) compare(kvs []*mvccpb.KeyValue) {
 	}
 }
 
-// ends demands that no watcher heard of the end of a lease before its holder was
-// promised. It returns how many leases with keys have ended by themselves.
+// ends checks that no watcher received the deletions of a lease before its promised end.
+// It returns how many leases with keys have expired.
 func (j *leaseJudge) ends(arrived map[int64]time.Duration) (expired int) {
 	j.t.Helper()
 	for id, revision := range j.ended {
