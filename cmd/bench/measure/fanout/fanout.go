@@ -174,12 +174,12 @@ func measureAll(ctx context.Context, cfg Config) (map[Load][]Round, error) {
 
 // run is the state of one run.
 type run struct {
-	cfg    Config
-	load   Load
-	server *proc.Server
-	puts   *loadgen.Paced
-	pool   loadgen.Pool
-	crowd  *crowd
+	cfg      Config
+	load     Load
+	server   *proc.Server
+	puts     *loadgen.Paced
+	pool     loadgen.Pool
+	watchers *watcherSet
 }
 
 func measure(ctx context.Context, cfg Config, load Load, frozen bool) (s Sample, err error) {
@@ -203,11 +203,11 @@ func measure(ctx context.Context, cfg Config, load Load, frozen bool) (s Sample,
 	if err != nil {
 		return s, err
 	}
-	c, err := gather(ctx, watchPool, load, newest+1, frozen)
+	c, err := openWatchers(ctx, watchPool, load, newest+1, frozen)
 	if err != nil {
 		return s, err
 	}
-	defer c.dismiss()
+	defer c.close()
 	paced := &loadgen.Paced{Pool: pool, Clients: clients, Rate: load.Rate, Op: put}
 	paceCtx, stop := context.WithCancel(ctx)
 	var pacing sync.WaitGroup
@@ -217,7 +217,7 @@ func measure(ctx context.Context, cfg Config, load Load, frozen bool) (s Sample,
 		pacing.Wait()
 	}
 	defer end()
-	r := &run{cfg: cfg, load: load, server: server, puts: paced, pool: pool, crowd: c}
+	r := &run{cfg: cfg, load: load, server: server, puts: paced, pool: pool, watchers: c}
 	s.Frozen = frozen
 	if err := r.window(ctx, &s); err != nil {
 		return s, err
@@ -268,7 +268,7 @@ func (r *run) window(ctx context.Context, s *Sample) error {
 		return err
 	}
 	r.puts.Cut()
-	r.crowd.cut()
+	r.watchers.cut()
 	began := time.Now()
 	hold := r.cfg.hold
 	if hold == nil {
@@ -279,7 +279,7 @@ func (r *run) window(ctx context.Context, s *Sample) error {
 	}
 	took := time.Since(began)
 	s.Put = r.puts.Cut()
-	received, delays := r.crowd.cut()
+	received, delays := r.watchers.cut()
 	after, err := r.costs()
 	if err != nil {
 		return err
@@ -289,7 +289,7 @@ func (r *run) window(ctx context.Context, s *Sample) error {
 	s.Delay = stats.Percentile(delays, 99)
 	s.ServerCPU = (after.server - before.server).Seconds() / took.Seconds()
 	s.ClientCPU = (after.client - before.client).Seconds() / took.Seconds()
-	return errors.Join(err, r.crowd.failure())
+	return errors.Join(err, r.watchers.failure())
 }
 
 // costs has the CPU times of both sides so far.
@@ -313,9 +313,9 @@ func (r *run) thaw(ctx context.Context, s *Sample) error {
 	}
 	memory := r.server.WatchMemory()
 	defer memory.Stop()
-	s.Behind = newest + 1 - r.crowd.next(frozenOnly)
+	s.Behind = newest + 1 - r.watchers.next(frozenOnly)
 	began := time.Now()
-	r.crowd.thaw()
+	r.watchers.thaw()
 	if s.CaughtUp, err = r.await(ctx, newest, frozenOnly); err != nil {
 		return err
 	}
@@ -337,19 +337,19 @@ func (r *run) settle(ctx context.Context, s *Sample) error {
 	if err := loadgen.Pause(ctx, echoTime); err != nil {
 		return err
 	}
-	r.crowd.dismiss()
-	s.Lost, s.Repeated = r.crowd.faults()
-	return r.crowd.failure()
+	r.watchers.close()
+	s.Lost, s.Repeated = r.watchers.faults()
+	return r.watchers.failure()
 }
 
 // await waits until the watchers on some streams have received all events up to a
 // revision. It returns false if that takes longer than the limit.
 func (r *run) await(ctx context.Context, revision int64, of selection) (bool, error) {
 	for deadline := time.Now().Add(r.cfg.Limit); time.Now().Before(deadline); {
-		if r.crowd.next(of) > revision {
+		if r.watchers.next(of) > revision {
 			return true, nil
 		}
-		if err := errors.Join(r.crowd.failure(), loadgen.Pause(ctx, pollEvery)); err != nil {
+		if err := errors.Join(r.watchers.failure(), loadgen.Pause(ctx, pollEvery)); err != nil {
 			return false, err
 		}
 	}

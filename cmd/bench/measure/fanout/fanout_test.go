@@ -76,22 +76,22 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-func TestCrowdIsAsFarAsItsLast(t *testing.T) {
-	crowd := &crowd{streams: []*stream{
+func TestNextIsThatOfTheLastWatcher(t *testing.T) {
+	set := &watcherSet{streams: []*stream{
 		{watchers: make([]watchwire.Sequence, 2)},
 		{watchers: make([]watchwire.Sequence, 2), frozen: true},
 	}}
-	for i, s := range crowd.streams {
+	for i, s := range set.streams {
 		for w := range s.watchers {
 			s.watchers[w].Start(int64(10 + 5*i + w))
 		}
 	}
-	if all, frozen := crowd.next(everyStream), crowd.next(frozenOnly); all != 10 || frozen != 15 {
+	if all, frozen := set.next(everyStream), set.next(frozenOnly); all != 10 || frozen != 15 {
 		t.Errorf("all expect %d next, the frozen ones %d", all, frozen)
 	}
-	crowd.streams[0].watchers[1].See(13) // loses two
-	crowd.streams[1].watchers[0].See(14) // is repeated
-	if lost, repeated := crowd.faults(); lost != 2 || repeated != 1 {
+	set.streams[0].watchers[1].See(13) // loses two
+	set.streams[1].watchers[0].See(14) // is repeated
+	if lost, repeated := set.faults(); lost != 2 || repeated != 1 {
 		t.Errorf("%d lost, %d repeated", lost, repeated)
 	}
 }

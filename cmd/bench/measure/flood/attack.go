@@ -64,9 +64,9 @@ func (o *Outcome) merge(other Outcome) {
 	}
 }
 
-// crowd runs the mode's clients, which are numbered, and merges their outcomes. The
+// runClients runs the mode's clients, which are numbered, and merges their outcomes. The
 // first error cancels them all.
-func crowd(ctx context.Context, m Mode, client func(ctx context.Context, i int) (Outcome, error)) (Outcome, error) {
+func runClients(ctx context.Context, m Mode, client func(ctx context.Context, i int) (Outcome, error)) (Outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -96,7 +96,7 @@ func repeat(ctx context.Context, m Mode, endpoint string, request func(ctx conte
 	}
 	defer func() { err = errors.Join(err, pool.Close()) }()
 	end := time.Now().Add(m.Length)
-	return crowd(ctx, m, func(ctx context.Context, i int) (o Outcome, _ error) {
+	return runClients(ctx, m, func(ctx context.Context, i int) (o Outcome, _ error) {
 		timeout := m.Deadline
 		if timeout == 0 {
 			timeout = requestTimeout

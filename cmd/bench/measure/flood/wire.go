@@ -178,7 +178,7 @@ func reset(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	return crowd(ctx, m, func(ctx context.Context, i int) (o Outcome, err error) {
+	return runClients(ctx, m, func(ctx context.Context, i int) (o Outcome, err error) {
 		c := redialer{endpoint: endpoint, ended: func(error) {}}
 		defer c.close()
 		share := m.Requests / m.Clients
@@ -206,7 +206,7 @@ func neverRead(ctx context.Context, m Mode, endpoint string) (Outcome, error) {
 		return Outcome{}, err
 	}
 	deadline := time.Now().Add(m.Length)
-	return crowd(ctx, m, func(ctx context.Context, _ int) (o Outcome, _ error) {
+	return runClients(ctx, m, func(ctx context.Context, _ int) (o Outcome, _ error) {
 		ended := make(chan error, 1)
 		c := redialer{endpoint: endpoint, ended: func(err error) {
 			select {

@@ -203,14 +203,14 @@ func judge(cfg Config, line *timeline, back, end time.Duration, peaks []int64) (
 			return nil, fmt.Errorf("overload: %w", err)
 		}
 	}
-	before, crowd := phases[0], phases[1]
+	before, excess := phases[0], phases[1]
 	rate := perSecond(line.accepted, before.from, before.to)
 	after, recovered := recovery(line.accepted, back, end, recoveryShare*rate)
 	failed := sum(line.failed, 0, end+slot)
 	return []verdict.Verdict{
 		verdict.Of(sum(line.refused, before.from, before.to) == 0, "%d clients see none refused", cfg.Few),
-		verdict.Of(sum(line.refused, crowd.from, crowd.to) > 0, "of %d clients' requests the excess is refused (%d)", cfg.Many, sum(line.refused, crowd.from, crowd.to)),
-		verdict.Of(sum(line.accepted, crowd.from, crowd.to) > 0, "requests are accepted all the while (%.0f/s)", perSecond(line.accepted, crowd.from, crowd.to)),
+		verdict.Of(sum(line.refused, excess.from, excess.to) > 0, "of %d clients' requests the excess is refused (%d)", cfg.Many, sum(line.refused, excess.from, excess.to)),
+		verdict.Of(sum(line.accepted, excess.from, excess.to) > 0, "requests are accepted all the while (%.0f/s)", perSecond(line.accepted, excess.from, excess.to)),
 		verdict.Of(failed == 0, "no other failure (%d)%s", failed, describe(line.firstFailure.Load())),
 		verdict.Of(peaks[1]-peaks[0] <= heapExcessMax, "heap in use at most %d MiB above that of %d clients (%+d MiB)", heapExcessMax>>20, cfg.Few, (peaks[1]-peaks[0])>>20),
 		verdict.Of(recovered && after <= recoveryMax, "%.0f%% of the earlier %.0f req/s again within %v (after %v, reached %v)", recoveryShare*100, rate, recoveryMax, after, recovered),

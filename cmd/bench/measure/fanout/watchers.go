@@ -16,8 +16,8 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/watchwire"
 )
 
-// crowd holds all watchers.
-type crowd struct {
+// watcherSet holds all watchers.
+type watcherSet struct {
 	cancel  context.CancelFunc
 	reading sync.WaitGroup
 	thawed  chan struct{} // closed by thaw
@@ -36,14 +36,14 @@ type stream struct {
 	failed   error
 }
 
-// gather opens the streams, creates the watchers at a start revision, and reads the
+// openWatchers opens the streams, creates the watchers at a start revision, and reads the
 // streams that are not frozen.
-func gather(ctx context.Context, pool loadgen.Pool, load Load, from int64, freeze bool) (_ *crowd, err error) {
+func openWatchers(ctx context.Context, pool loadgen.Pool, load Load, from int64, freeze bool) (_ *watcherSet, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	c := &crowd{cancel: cancel, thawed: make(chan struct{})}
+	c := &watcherSet{cancel: cancel, thawed: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			c.dismiss()
+			c.close()
 		}
 	}()
 	created := make(chan error, load.Streams)
@@ -148,7 +148,7 @@ func (s *stream) receive() error {
 
 // cut returns the number of events since the last cut, and the sorted delays of some of
 // them.
-func (c *crowd) cut() (received int64, delays []time.Duration) {
+func (c *watcherSet) cut() (received int64, delays []time.Duration) {
 	for _, s := range c.streams {
 		s.mu.Lock()
 		received, delays = received+s.received, append(delays, s.delays...)
@@ -159,14 +159,14 @@ func (c *crowd) cut() (received int64, delays []time.Duration) {
 	return received, delays
 }
 
-// selection selects some of a crowd's streams.
+// selection selects some of the streams of a watcherSet.
 type selection func(*stream) bool
 
 func everyStream(*stream) bool  { return true }
 func frozenOnly(s *stream) bool { return s.frozen }
 
 // next returns the least revision that any watcher on the selected streams expects next.
-func (c *crowd) next(of selection) int64 {
+func (c *watcherSet) next(of selection) int64 {
 	least := int64(math.MaxInt64)
 	for _, s := range c.streams {
 		if !of(s) {
@@ -180,7 +180,7 @@ func (c *crowd) next(of selection) int64 {
 }
 
 // faults returns how many events were lost and repeated, over all watchers.
-func (c *crowd) faults() (lost, repeated int64) {
+func (c *watcherSet) faults() (lost, repeated int64) {
 	for _, s := range c.streams {
 		for i := range s.watchers {
 			l, r := s.watchers[i].Faults()
@@ -191,16 +191,16 @@ func (c *crowd) faults() (lost, repeated int64) {
 }
 
 // thaw starts to read the frozen streams.
-func (c *crowd) thaw() { close(c.thawed) }
+func (c *watcherSet) thaw() { close(c.thawed) }
 
-// dismiss closes all streams. It may be called twice.
-func (c *crowd) dismiss() {
+// close closes all streams. It may be called twice.
+func (c *watcherSet) close() {
 	c.cancel()
 	c.reading.Wait()
 }
 
 // failure returns the errors that ended streams.
-func (c *crowd) failure() error {
+func (c *watcherSet) failure() error {
 	var err error
 	for i, s := range c.streams {
 		s.mu.Lock()
