@@ -73,14 +73,14 @@ func TestEtcdAnswersLikeItself(t *testing.T) {
 // A number that is off by one in one reply in a thousand must be found.
 func TestPlantedFaultIsFound(t *testing.T) {
 	honest, faulty := etcdSide(t), etcdSide(t)
-	planted := new(liar)
-	faulty.Intercept = planted.intercept
+	proxy := new(faultyProxy)
+	faulty.Intercept = proxy.intercept
 	var report strings.Builder
 	cfg := config(t, honest, faulty, 2, 1500)
 	cfg.Out = &report
 	result := run(t, cfg)
-	if lies := int(planted.lies.Load()); lies == 0 || len(result.Differences) != lies {
-		t.Fatalf("%d differences for %d planted faults:\n%s", len(result.Differences), lies, report.String())
+	if faults := int(proxy.faults.Load()); faults == 0 || len(result.Differences) != faults {
+		t.Fatalf("%d differences for %d planted faults:\n%s", len(result.Differences), faults, report.String())
 	}
 	for _, want := range []string{"DIFFERENCE in seed", "--- request", "--- left", "--- right", "go run . diff -seed"} {
 		if !strings.Contains(report.String(), want) {

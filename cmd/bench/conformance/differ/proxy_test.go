@@ -18,14 +18,14 @@ import (
 // faultEvery is the number of replies per altered one.
 const faultEvery = 1000
 
-// liar is a proxy that changes a number in one of faultEvery replies by one.
-type liar struct {
+// faultyProxy is a proxy that changes a number in one of faultEvery replies by one.
+type faultyProxy struct {
 	replies atomic.Int64
-	lies    atomic.Int64
+	faults  atomic.Int64
 }
 
 // intercept is a Side.Intercept.
-func (l *liar) intercept(endpoint string) (string, func(), error) {
+func (p *faultyProxy) intercept(endpoint string) (string, func(), error) {
 	conn, err := grpc.NewClient("passthrough:///"+endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
 	if err != nil {
@@ -35,7 +35,7 @@ func (l *liar) intercept(endpoint string) (string, func(), error) {
 	if err != nil {
 		return "", nil, errors.Join(err, conn.Close())
 	}
-	forward := func(_ any, stream grpc.ServerStream) error { return l.forward(conn, stream) }
+	forward := func(_ any, stream grpc.ServerStream) error { return p.forward(conn, stream) }
 	server := grpc.NewServer(grpc.UnknownServiceHandler(forward), grpc.MaxRecvMsgSize(math.MaxInt32))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -73,7 +73,7 @@ func frames(fullName string) (request, reply proto.Message, err error) {
 	return nil, nil, fmt.Errorf("proxy: unknown method %s", fullName)
 }
 
-func (l *liar) forward(conn *grpc.ClientConn, down grpc.ServerStream) error {
+func (p *faultyProxy) forward(conn *grpc.ClientConn, down grpc.ServerStream) error {
 	fullName, _ := grpc.MethodFromServerStream(down)
 	request, reply, err := frames(fullName)
 	if err != nil {
@@ -108,9 +108,9 @@ func (l *liar) forward(conn *grpc.ClientConn, down grpc.ServerStream) error {
 		} else if err != nil {
 			return err
 		}
-		if !syncing.Load() && l.replies.Add(1) >= faultEvery && alter(reply) {
-			l.replies.Store(0)
-			l.lies.Add(1)
+		if !syncing.Load() && p.replies.Add(1) >= faultEvery && alter(reply) {
+			p.replies.Store(0)
+			p.faults.Add(1)
 		}
 		if err := down.SendMsg(reply); err != nil {
 			return err

@@ -129,7 +129,7 @@ func measure(ctx context.Context, cfg Config, who servers.Server) (s Sample, err
 	if time.Until(first) < cfg.Quiet {
 		return s, fmt.Errorf("granting %d leases took %v, which leaves too little of their TTL; use a longer one", cfg.Leases, s.Granting.Round(time.Millisecond))
 	}
-	watcher, err := attend(ctx, pool[0], terms)
+	watcher, err := watchDeletions(ctx, pool[0], terms)
 	if err != nil {
 		return s, err
 	}

@@ -34,17 +34,17 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-func TestLedger(t *testing.T) {
+func TestDeletions(t *testing.T) {
 	now := time.Now()
-	l := ledger{terms: []term{{now, now}, {now.Add(time.Second), now.Add(time.Second)}}, seen: make([]bool, 2)}
-	if err := l.take(leaseKey(0), now); err != nil || l.gone != 1 || l.early != 0 {
-		t.Errorf("in time: %d gone, %d early, %v", l.gone, l.early, err)
+	d := deletions{terms: []term{{now, now}, {now.Add(time.Second), now.Add(time.Second)}}, seen: make([]bool, 2)}
+	if err := d.record(leaseKey(0), now); err != nil || d.gone != 1 || d.early != 0 {
+		t.Errorf("in time: %d gone, %d early, %v", d.gone, d.early, err)
 	}
-	if err := l.take(leaseKey(1), now.Add(time.Second-1)); err != nil || l.gone != 2 || l.early != 1 || !l.last.Equal(now.Add(time.Second-1)) {
-		t.Errorf("too early: %d gone, %d early, %v", l.gone, l.early, err)
+	if err := d.record(leaseKey(1), now.Add(time.Second-1)); err != nil || d.gone != 2 || d.early != 1 || !d.last.Equal(now.Add(time.Second-1)) {
+		t.Errorf("too early: %d gone, %d early, %v", d.gone, d.early, err)
 	}
 	for _, bad := range []string{string(leaseKey(1)), string(leaseKey(2)), "lease/x", "other/00000001"} {
-		if err := l.take([]byte(bad), now); err == nil {
+		if err := d.record([]byte(bad), now); err == nil {
 			t.Errorf("%s has gone", bad)
 		}
 	}
