@@ -227,7 +227,7 @@ type process struct {
 
 // output is the output of a command so far.
 type output struct {
-	told chan struct{} // signaled when there is more
+	more chan struct{} // signaled by Write
 	mu   sync.Mutex
 	text bytes.Buffer // guarded by mu
 }
@@ -238,7 +238,7 @@ func (o *output) Write(b []byte) (int, error) {
 	defer o.mu.Unlock()
 	o.text.Write(b)
 	select {
-	case o.told <- struct{}{}:
+	case o.more <- struct{}{}:
 	default:
 	}
 	return len(b), nil
@@ -257,7 +257,7 @@ func (p *pair) start(args ...string) *running {
 	for i, s := range p.sides {
 		ctx, cancel := context.WithCancel(context.Background())
 		one := &process{side: s, cmd: s.command(ctx, args), cancel: cancel}
-		one.stdout.told = make(chan struct{}, 1)
+		one.stdout.more = make(chan struct{}, 1)
 		one.cmd.Stdout, one.cmd.Stderr = &one.stdout, &one.stderr
 		var err error
 		if one.stdin, err = one.cmd.StdinPipe(); err == nil {
@@ -272,8 +272,8 @@ func (p *pair) start(args ...string) *running {
 	return r
 }
 
-// say writes a line to the command.
-func (r *running) say(line string) {
+// writeLine writes a line to the command.
+func (r *running) writeLine(line string) {
 	r.p.Helper()
 	for _, one := range r.on {
 		if _, err := io.WriteString(one.stdin, line+"\n"); err != nil {
@@ -282,13 +282,13 @@ func (r *running) say(line string) {
 	}
 }
 
-// hear waits until a text is in the output of both sides.
-func (r *running) hear(text string) {
+// awaitOutput waits until a text is in the output of both sides.
+func (r *running) awaitOutput(text string) {
 	r.p.Helper()
 	for _, one := range r.on {
 		for end := time.After(timeout); !strings.Contains(one.stdout.String(), text); {
 			select {
-			case <-one.stdout.told:
+			case <-one.stdout.more:
 			case <-end:
 				r.p.Fatalf("etcdctl %s on %s: got no %q, but\n%s%s", strings.Join(r.args, " "), one.side.name, text, one.stdout.String(), one.stderr.String())
 			}
@@ -296,8 +296,8 @@ func (r *running) hear(text string) {
 	}
 }
 
-// silent checks that a text is not in the output of either side.
-func (r *running) silent(text string) {
+// noOutput checks that a text is not in the output of either side.
+func (r *running) noOutput(text string) {
 	r.p.Helper()
 	for _, one := range r.on {
 		if strings.Contains(one.stdout.String(), text) {
@@ -312,8 +312,8 @@ func (r *running) interrupt() string {
 	return r.end(func(one *process) error { return one.cmd.Process.Signal(syscall.SIGINT) })
 }
 
-// hangUp closes the command's standard input and compares the output.
-func (r *running) hangUp() string {
+// closeInput closes the command's standard input and compares the output.
+func (r *running) closeInput() string {
 	r.p.Helper()
 	return r.end(func(one *process) error { return one.stdin.Close() })
 }
@@ -405,21 +405,21 @@ func watch(p *pair) {
 	for i, args := range [][]string{{"put", "w1", "1"}, {"put", "w2", "2"}, {"del", "w1"}, {"put", "w3", "3"}, {"put", "w2", "4"}, {"del", "w", "--prefix"}} {
 		p.run(args...)
 		// One after the other, so that no two events arrive in one response.
-		asJSON.hear(fmt.Sprintf(`"mod_revision":%d`, from+i))
-		fields.hear(fmt.Sprintf(`"ModRevision" : %d`, from+i))
+		asJSON.awaitOutput(fmt.Sprintf(`"mod_revision":%d`, from+i))
+		fields.awaitOutput(fmt.Sprintf(`"ModRevision" : %d`, from+i))
 		if i == 1 || i >= 4 {
-			single.hear(fmt.Sprint("at ", from+i))
+			single.awaitOutput(fmt.Sprint("at ", from+i))
 		}
 	}
-	all.hear("DELETE\nw3\n3\nw3\n")
+	all.awaitOutput("DELETE\nw3\n3\nw3\n")
 	for _, r := range []*running{all, asJSON, fields, single} {
 		r.interrupt()
 	}
 	idle := p.start("watch", "idle", "--progress-notify")
-	idle.hear(fmt.Sprint("progress notify: ", from+5))
+	idle.awaitOutput(fmt.Sprint("progress notify: ", from+5))
 	p.run("put", "idle", "no more")
-	idle.hear("no more")
-	idle.hear(fmt.Sprint("progress notify: ", from+6))
+	idle.awaitOutput("no more")
+	idle.awaitOutput(fmt.Sprint("progress notify: ", from+6))
 	idle.interrupt()
 	p.run("watch")
 	p.run("watch", "a", "b", "--prefix")
@@ -438,19 +438,19 @@ func (p *pair) revision() int {
 func watchInteractively(p *pair) {
 	next := p.revision() + 1
 	w := p.start("watch", "-i")
-	w.say("nonsense")
-	w.say("watch")
-	w.say(fmt.Sprintf("watch i1 --rev=%d", next))
-	w.say(fmt.Sprintf("watch i --prefix --prev-kv --rev=%d", next+1))
+	w.writeLine("nonsense")
+	w.writeLine("watch")
+	w.writeLine(fmt.Sprintf("watch i1 --rev=%d", next))
+	w.writeLine(fmt.Sprintf("watch i --prefix --prev-kv --rev=%d", next+1))
 	p.run("put", "i1", "one")
-	w.hear("PUT\ni1\none\n")
+	w.awaitOutput("PUT\ni1\none\n")
 	p.run("put", "i2", "two")
-	w.hear("PUT\ni2\ntwo\n")
-	w.say("progress")
-	w.hear(fmt.Sprint("progress notify: ", next+1))
+	w.awaitOutput("PUT\ni2\ntwo\n")
+	w.writeLine("progress")
+	w.awaitOutput(fmt.Sprint("progress notify: ", next+1))
 	p.run("put", "i2", "three")
-	w.hear("PUT\ni2\ntwo\ni2\nthree\n")
-	w.hangUp()
+	w.awaitOutput("PUT\ni2\ntwo\ni2\nthree\n")
+	w.closeInput()
 }
 
 func leases(p *pair) {
@@ -484,11 +484,11 @@ func leases(p *pair) {
 	p.run("put", "kept", "x", "--lease={lease}")
 	kept := p.start("lease", "keep-alive", "{lease}")
 	gone := p.start("watch", "kept", "--prev-kv", fmt.Sprint("--rev=", p.revision()+1))
-	kept.hear("keepalived with TTL(3)\n")
-	gone.silent("DELETE")
+	kept.awaitOutput("keepalived with TTL(3)\n")
+	gone.noOutput("DELETE")
 	p.run("lease", "timetolive", "{lease}", "--keys")
 	kept.interruptAny()
-	gone.hear("DELETE\nkept\nx\nkept\n")
+	gone.awaitOutput("DELETE\nkept\nx\nkept\n")
 	gone.interrupt()
 	p.run("lease", "timetolive", "{lease}", "--keys")
 	p.run("get", "kept", "-w", "json")
@@ -509,12 +509,12 @@ func locks(p *pair) {
 	p.run("lock", "command", "--", "sh", "-c", "exit 3")
 	p.run("lock")
 	holds := p.start("lock", "held")
-	holds.hear("held/")
+	holds.awaitOutput("held/")
 	waits := p.start("lock", "held", "--ttl=30", "echo", "second")
 	p.waiting("held/", 2)
-	waits.silent("second")
+	waits.noOutput("second")
 	holds.interrupt()
-	waits.hear("second")
+	waits.awaitOutput("second")
 	waits.end(func(*process) error { return nil })
 	p.run("get", "", "--prefix", "--keys-only")
 }
@@ -539,14 +539,14 @@ func (p *pair) waiting(prefix string, n int) {
 func elections(p *pair) {
 	listens := p.start("elect", "-l", "vote")
 	first := p.start("elect", "vote", "first")
-	first.hear("first")
-	listens.hear("first")
+	first.awaitOutput("first")
+	listens.awaitOutput("first")
 	second := p.start("elect", "vote", "second")
 	p.waiting("vote/", 2)
-	second.silent("second")
+	second.noOutput("second")
 	first.interrupt()
-	second.hear("second")
-	listens.hear("second")
+	second.awaitOutput("second")
+	listens.awaitOutput("second")
 	second.interrupt()
 	listens.interrupt()
 	p.run("elect", "vote")

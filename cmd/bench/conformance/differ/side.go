@@ -35,7 +35,7 @@ type running struct {
 	server *proc.Server
 	conn   *grpc.ClientConn
 
-	watches [watchStreams]*watching
+	watches [watchStreams]*watchStream
 	stop    func()
 	id      identity
 }

@@ -39,8 +39,8 @@ const anchorID = 1 << 40
 // a watcher of the stream lags.
 const progressEvery = 20 * time.Millisecond
 
-// watching is one watch stream of one side. The reader goroutine adds responses to it.
-type watching struct {
+// watchStream is one watch stream of one side. The reader goroutine adds responses to it.
+type watchStream struct {
 	stream pb.Watch_WatchClient
 	end    context.CancelFunc
 	ended  chan struct{} // closed by the reader, which end stops
@@ -48,29 +48,29 @@ type watching struct {
 	sending   sync.Mutex     // held during a Send
 	forgotten sync.WaitGroup // pending sends of forget
 
-	mu       sync.Mutex // guards the rest
-	changed  chan struct{}
-	created  []*pb.WatchResponse         // responses to creates that create has not taken yet
-	told     map[int64]*pb.WatchResponse // by watcher: all responses since the last sync, joined
-	active   map[int64]bool
-	last     map[int64]int64 // by watcher: revision of the last event
-	broken   map[int64]bool  // by watcher: the last response was a fragment
-	progress int64           // highest revision of a manual progress notification
-	anchored int64           // revision of the anchor's last event
-	strange  string          // a violated rule
-	err      error           // of the stream
+	mu        sync.Mutex // guards the rest
+	changed   chan struct{}
+	created   []*pb.WatchResponse         // responses to creates that create has not taken yet
+	received  map[int64]*pb.WatchResponse // by watcher: all responses since the last sync, joined
+	active    map[int64]bool
+	last      map[int64]int64 // by watcher: revision of the last event
+	broken    map[int64]bool  // by watcher: the last response was a fragment
+	progress  int64           // highest revision of a manual progress notification
+	anchored  int64           // revision of the anchor's last event
+	violation string          // a violated rule
+	err       error           // of the stream
 }
 
 // watch opens a stream and creates its anchor.
-func watch(ctx context.Context, conn grpc.ClientConnInterface) (*watching, error) {
+func watch(ctx context.Context, conn grpc.ClientConnInterface) (*watchStream, error) {
 	streamCtx, cancel := context.WithCancel(context.Background())
 	stream, err := pb.NewWatchClient(conn).Watch(streamCtx)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("differ: watch: %w", err)
 	}
-	w := &watching{stream: stream, end: cancel, ended: make(chan struct{}), changed: make(chan struct{}),
-		told: map[int64]*pb.WatchResponse{}, active: map[int64]bool{}, last: map[int64]int64{}, broken: map[int64]bool{}}
+	w := &watchStream{stream: stream, end: cancel, ended: make(chan struct{}), changed: make(chan struct{}),
+		received: map[int64]*pb.WatchResponse{}, active: map[int64]bool{}, last: map[int64]int64{}, broken: map[int64]bool{}}
 	go w.read() // ends with the stream
 	reply := w.create(ctx, &pb.WatchCreateRequest{Key: []byte(anchorKey), WatchId: anchorID})
 	if reply.Message == nil {
@@ -80,13 +80,13 @@ func watch(ctx context.Context, conn grpc.ClientConnInterface) (*watching, error
 	return w, nil
 }
 
-func (w *watching) close() {
+func (w *watchStream) close() {
 	w.end()
 	<-w.ended
 	w.forgotten.Wait()
 }
 
-func (w *watching) read() {
+func (w *watchStream) read() {
 	defer close(w.ended)
 	for {
 		resp, err := w.stream.Recv()
@@ -106,7 +106,7 @@ func (w *watching) read() {
 }
 
 // take adds a response. The caller must hold mu.
-func (w *watching) take(resp *pb.WatchResponse) {
+func (w *watchStream) take(resp *pb.WatchResponse) {
 	id := resp.WatchId
 	switch {
 	case resp.Created:
@@ -132,7 +132,7 @@ func (w *watching) take(resp *pb.WatchResponse) {
 // forget cancels a watcher that the server has canceled because of a compaction. Until
 // then, etcd counts the watcher as lagging and sends no progress notifications. The
 // response to the cancel is not part of the watcher's transcript.
-func (w *watching) forget(id int64) {
+func (w *watchStream) forget(id int64) {
 	w.forgotten.Go(func() {
 		// The reader gets the same error.
 		_ = w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{
@@ -141,25 +141,25 @@ func (w *watching) forget(id int64) {
 }
 
 // send sends a request. Sends on a stream must not be concurrent.
-func (w *watching) send(req *pb.WatchRequest) error {
+func (w *watchStream) send(req *pb.WatchRequest) error {
 	w.sending.Lock()
 	defer w.sending.Unlock()
 	return w.stream.Send(req)
 }
 
 // events checks the rules for every response, and adds its events.
-func (w *watching) events(resp *pb.WatchResponse) {
+func (w *watchStream) events(resp *pb.WatchResponse) {
 	id := resp.WatchId
 	if !w.active[id] {
-		w.strange = fmt.Sprintf("events for watcher %d, which does not exist", id)
+		w.violation = fmt.Sprintf("events for watcher %d, which does not exist", id)
 	}
 	for i, e := range resp.Events {
 		rev := e.GetKv().GetModRevision()
 		switch {
 		case rev < w.last[id], rev == w.last[id] && i == 0 && !w.broken[id]:
-			w.strange = fmt.Sprintf("watcher %d: an event of revision %d after a response up to %d", id, rev, w.last[id])
+			w.violation = fmt.Sprintf("watcher %d: an event of revision %d after a response up to %d", id, rev, w.last[id])
 		case rev > resp.GetHeader().GetRevision():
-			w.strange = fmt.Sprintf("watcher %d: an event of revision %d under a header of %d", id, rev, resp.GetHeader().GetRevision())
+			w.violation = fmt.Sprintf("watcher %d: an event of revision %d under a header of %d", id, rev, resp.GetHeader().GetRevision())
 		}
 		w.last[id] = rev
 	}
@@ -178,15 +178,15 @@ func (w *watching) events(resp *pb.WatchResponse) {
 	}
 }
 
-func (w *watching) transcript(id int64) *pb.WatchResponse {
-	if w.told[id] == nil {
-		w.told[id] = &pb.WatchResponse{WatchId: id}
+func (w *watchStream) transcript(id int64) *pb.WatchResponse {
+	if w.received[id] == nil {
+		w.received[id] = &pb.WatchResponse{WatchId: id}
 	}
-	return w.told[id]
+	return w.received[id]
 }
 
 // await returns when ok returns true. It calls ok with mu held.
-func (w *watching) await(ctx context.Context, ok func() bool) error {
+func (w *watchStream) await(ctx context.Context, ok func() bool) error {
 	for {
 		w.mu.Lock()
 		done, err, changed := ok(), w.err, w.changed
@@ -206,7 +206,7 @@ func (w *watching) await(ctx context.Context, ok func() bool) error {
 }
 
 // create creates a watcher and returns the server's response.
-func (w *watching) create(ctx context.Context, req *pb.WatchCreateRequest) Reply {
+func (w *watchStream) create(ctx context.Context, req *pb.WatchCreateRequest) Reply {
 	err := w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}})
 	if err != nil {
 		return failure(err)
@@ -227,7 +227,7 @@ func (w *watching) create(ctx context.Context, req *pb.WatchCreateRequest) Reply
 
 // cancel cancels a watcher. It waits for a response only if the watcher exists, because
 // the server sends none otherwise.
-func (w *watching) cancel(ctx context.Context, id int64) Reply {
+func (w *watchStream) cancel(ctx context.Context, id int64) Reply {
 	w.mu.Lock()
 	active := w.active[id]
 	w.mu.Unlock()
@@ -243,7 +243,7 @@ func (w *watching) cancel(ctx context.Context, id int64) Reply {
 }
 
 // caughtUp returns when the stream has delivered everything up to a revision.
-func (w *watching) caughtUp(ctx context.Context, revision int64) error {
+func (w *watchStream) caughtUp(ctx context.Context, revision int64) error {
 	for ctx.Err() == nil {
 		err := w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{
 			ProgressRequest: &pb.WatchProgressRequest{}}})
@@ -262,14 +262,14 @@ func (w *watching) caughtUp(ctx context.Context, revision int64) error {
 
 // transcripts returns one message for each watcher that received anything since the last
 // call, and a violated rule, if any.
-func (w *watching) transcripts() (all []proto.Message, strange string) {
+func (w *watchStream) transcripts() (all []proto.Message, violation string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(w.told)) {
-		all = append(all, w.told[id])
+	for _, id := range slices.Sorted(maps.Keys(w.received)) {
+		all = append(all, w.received[id])
 	}
-	w.told, strange, w.strange = map[int64]*pb.WatchResponse{}, w.strange, ""
-	return all, strange
+	w.received, violation, w.violation = map[int64]*pb.WatchResponse{}, w.violation, ""
+	return all, violation
 }
 
 // sync waits until a stream has delivered everything, and returns the transcripts.
