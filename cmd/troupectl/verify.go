@@ -76,11 +76,11 @@ func verify(path, walDir string) (_ *report, err error) {
 // checker makes a report, checking one part of the data after another. Damage in one
 // part does not prevent the others from being checked.
 type checker struct {
-	dir    *dataDir
-	report report
-	id     *node.Identity   // nil if it cannot be read
-	state  *mvccmsg.Durable // nil if it is missing or damaged
-	first  bool             // there is no identity: perhaps the first start was interrupted
+	dir        *dataDir
+	report     report
+	id         *node.Identity   // nil if it cannot be read
+	state      *mvccmsg.Durable // nil if it is missing or damaged
+	noIdentity bool             // perhaps the first start was interrupted
 }
 
 func (c *checker) problem(p problem) { c.report.Problems = append(c.report.Problems, p) }
@@ -89,17 +89,17 @@ func (c *checker) note(format string, args ...any) {
 	c.report.Notes = append(c.report.Notes, fmt.Sprintf(format, args...))
 }
 
-// flat returns the text of an error as one line: errors.Join puts in newlines.
-func flat(err error) string { return strings.ReplaceAll(err.Error(), "\n", ": ") }
+// oneLine returns the text of an error as one line: errors.Join puts in newlines.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ": ") }
 
 // identity checks the identity file.
 func (c *checker) identity() {
 	got, err := node.ReadIdentity(c.dir.Identity)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		c.first = true // together and missingStore decide whether that is damage
+		c.noIdentity = true // together and missingStore decide whether that is damage
 	case err != nil:
-		c.problem(problem{Area: areaIdentity, File: c.dir.name(c.dir.Identity, ""), Reason: flat(err)})
+		c.problem(problem{Area: areaIdentity, File: c.dir.name(c.dir.Identity, ""), Reason: oneLine(err)})
 	default:
 		c.id = &got
 		c.report.Identity = &identityReport{ClusterID: hexID(got.ClusterID), MemberID: hexID(got.MemberID),
@@ -120,7 +120,7 @@ func (c *checker) log() {
 			Reason: "there is no log; if the member runs with --wal-dir, give the same flag"})
 		return
 	default:
-		c.problem(problem{Area: areaLog, File: c.dir.name(c.dir.Log, ""), Reason: "it cannot be checked: " + flat(err)})
+		c.problem(problem{Area: areaLog, File: c.dir.name(c.dir.Log, ""), Reason: "it cannot be checked: " + oneLine(err)})
 	}
 	if len(rep.Segments) == 0 && err != nil {
 		return
@@ -153,7 +153,7 @@ var errUnread = errors.New("the store cannot be read")
 func (c *checker) store() error {
 	var rep *backend.Report
 	var verifyErr error
-	played := &playedStore{}
+	simulated := &simulatedStore{}
 	stateBad := false
 	opened, err := c.open(mvccactor.OpenConfig{
 		Backend:   backend.Config{Dir: c.dir.Store},
@@ -176,7 +176,7 @@ func (c *checker) store() error {
 			if verifyErr != nil || stateBad || !rep.PacksRead {
 				return nil, errUnread
 			}
-			return played, nil
+			return simulated, nil
 		},
 	})
 	switch {
@@ -186,7 +186,7 @@ func (c *checker) store() error {
 		c.missingStore()
 		return nil
 	case verifyErr != nil:
-		c.problem(problem{Area: areaStore, File: c.dir.name(c.dir.Store, ""), Reason: "it cannot be checked: " + flat(verifyErr)})
+		c.problem(problem{Area: areaStore, File: c.dir.name(c.dir.Store, ""), Reason: "it cannot be checked: " + oneLine(verifyErr)})
 		return nil
 	}
 	c.storeFiles(rep)
@@ -195,11 +195,11 @@ func (c *checker) store() error {
 	}
 	if err != nil {
 		if !errors.Is(err, errUnread) {
-			c.problem(problem{Area: areaIndex, File: c.dir.name(c.dir.Store, ""), Reason: flat(err)})
+			c.problem(problem{Area: areaIndex, File: c.dir.name(c.dir.Store, ""), Reason: oneLine(err)})
 		}
 		return nil
 	}
-	c.keyspace(rep, opened, played)
+	c.keyspace(rep, opened, simulated)
 	return nil
 }
 
@@ -216,7 +216,7 @@ func (c *checker) open(cfg mvccactor.OpenConfig) (opened *mvccactor.Opened, err 
 // missingStore reports a missing store as damage, unless the first start was
 // interrupted before it created one.
 func (c *checker) missingStore() {
-	if c.first && (c.report.Log == nil || c.report.Log.LastIndex == 0) {
+	if c.noIdentity && (c.report.Log == nil || c.report.Log.LastIndex == 0) {
 		return
 	}
 	c.problem(problem{Area: areaStore, File: c.dir.name(c.dir.Store, ""), Reason: "there is no store"})
@@ -233,7 +233,7 @@ func (c *checker) storeFiles(rep *backend.Report) {
 			p.Pack = found.Pack.String()
 		}
 		if found.Err != nil {
-			p.Area, p.Reason = areaState, flat(found.Err)
+			p.Area, p.Reason = areaState, oneLine(found.Err)
 		}
 		var damage *mvcc.CorruptError
 		if errors.As(found.Err, &damage) {
@@ -255,7 +255,7 @@ func (c *checker) storeFiles(rep *backend.Report) {
 
 // keyspace adds the result of the simulated start to the report, and checks the state
 // in the store.
-func (c *checker) keyspace(rep *backend.Report, opened *mvccactor.Opened, played *playedStore) {
+func (c *checker) keyspace(rep *backend.Report, opened *mvccactor.Opened, simulated *simulatedStore) {
 	c.state = opened.Durable
 	s := &storeReport{Folder: c.dir.name(c.dir.Store, ""), Packs: rep.Packs, PackBytes: rep.PackBytes,
 		Revision: opened.Store.Revision(), CompactRevision: opened.Store.CompactRevision(),
@@ -263,7 +263,7 @@ func (c *checker) keyspace(rep *backend.Report, opened *mvccactor.Opened, played
 	sizes := opened.Store.Sizes()
 	s.Keys, s.LiveBytes = sizes.Keys, sizes.Live
 	c.report.Store = s
-	if n := played.deleted + played.rewritten; n > 0 {
+	if n := simulated.deleted + simulated.rewritten; n > 0 {
 		c.note("%s: %d packs hold records of an unfinished commit, which are removed", s.Folder, n)
 	}
 	if c.state == nil {
@@ -281,23 +281,23 @@ func (c *checker) keyspace(rep *backend.Report, opened *mvccactor.Opened, played
 	}
 }
 
-// playedStore stands in for the store in a simulated start. It counts the changes by
+// simulatedStore stands in for the store in a simulated start. It counts the changes by
 // which a start repairs the store.
-type playedStore struct {
+type simulatedStore struct {
 	backend.Store // nil: a start calls no other method
 	deleted       int
 	rewritten     int
 }
 
 // Commit implements backend.Store.
-func (s *playedStore) Commit(b backend.Batch) error {
+func (s *simulatedStore) Commit(b backend.Batch) error {
 	s.deleted += len(b.Delete)
 	s.rewritten += len(b.Put)
 	return nil
 }
 
 // Close implements backend.Store.
-func (s *playedStore) Close() error { return nil }
+func (s *simulatedStore) Close() error { return nil }
 
 // entries reads the log again, now that the applied index is known, and checks that
 // every entry that a start would apply can be decoded.
@@ -313,7 +313,7 @@ func (c *checker) entries() {
 		return nil
 	})
 	if err != nil {
-		c.problem(problem{Area: areaLog, File: l.Folder, Reason: "it cannot be read again: " + flat(err)})
+		c.problem(problem{Area: areaLog, File: l.Folder, Reason: "it cannot be read again: " + oneLine(err)})
 	}
 	if applied == l.MarkIndex {
 		l.appliedTerm = l.MarkTerm
@@ -355,7 +355,7 @@ func (c *checker) together() {
 		c.problem(problem{Area: areaTogether, File: file, Reason: fmt.Sprintf(format, args...)})
 	}
 	l, d := c.report.Log, c.state
-	if c.first && (l != nil && l.LastIndex > 0 || d != nil) {
+	if c.noIdentity && (l != nil && l.LastIndex > 0 || d != nil) {
 		c.note("%s: missing; the next start writes it, if log and store are of the member that is started", c.dir.name(c.dir.Identity, ""))
 	}
 	logName, storeName := c.dir.name(c.dir.Log, ""), c.dir.name(c.dir.Store, "")
@@ -399,7 +399,7 @@ func (c *checker) leftovers() {
 			c.note("%s: %s", c.dir.name(l.path, ""), l.what)
 		}
 	}
-	if c.first && c.report.Identity == nil && c.state == nil {
+	if c.noIdentity && c.report.Identity == nil && c.state == nil {
 		c.note("%s: the first start was interrupted", c.dir.path)
 	}
 }
