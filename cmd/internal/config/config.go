@@ -170,7 +170,7 @@ func (p *parser) parse(args, environ []string) error {
 		return err
 	}
 	p.flags.Visit(func(f *flag.Flag) { p.given[f.Name] = true })
-	p.warnIdle()
+	p.warnNoEffect()
 	if err := p.derive(); err != nil {
 		return err
 	}

@@ -224,18 +224,18 @@ func TestWarnings(t *testing.T) {
 		{env: []string{"ETCD_BOGUS=1", "ETCDCTL_API=3", "PATH=x"}, want: []Warning{{"unrecognized environment variable", "ETCD_BOGUS", "1"}}},
 		{args: []string{"--cors=http://a:1"}, want: nil},
 		{args: []string{"--cors=*", "--max-learners=1", "--tls-min-version=TLS1.2"}, want: nil},
-		{env: []string{"ETCD_UNSAFE_NO_FSYNC=true"}, want: []Warning{{textIdle + "every write is synced", "unsafe-no-fsync", "true"}}},
-		{args: []string{"--v", "--snapshot=3"}, want: []Warning{{textIdle + etcdRemoved, "snapshot", ""}, {textIdle + etcdRemoved, "v", ""}}},
-		{args: []string{"--max-snapshots=5"}, want: []Warning{{textIdle + "deprecated by etcd; there are no snapshot files", "max-snapshots", "5"}}},
+		{env: []string{"ETCD_UNSAFE_NO_FSYNC=true"}, want: []Warning{{textNoEffect + "every write is synced", "unsafe-no-fsync", "true"}}},
+		{args: []string{"--v", "--snapshot=3"}, want: []Warning{{textNoEffect + etcdRemoved, "snapshot", ""}, {textNoEffect + etcdRemoved, "v", ""}}},
+		{args: []string{"--max-snapshots=5"}, want: []Warning{{textNoEffect + "deprecated by etcd; there are no snapshot files", "max-snapshots", "5"}}},
 		{args: []string{"--snapshot-count=0"}, want: []Warning{
-			{textIdle + "the log is trimmed as soon as the store holds its entries, whatever their number", "snapshot-count", "0"}}},
+			{textNoEffect + "the log is trimmed as soon as the store holds its entries, whatever their number", "snapshot-count", "0"}}},
 		{args: []string{"--enable-grpc-gateway=false"}, want: nil},
-		{args: []string{"--enable-grpc-gateway"}, want: []Warning{{textIdle + "there is no JSON gateway: only gRPC is served", "enable-grpc-gateway", "true"}}},
+		{args: []string{"--enable-grpc-gateway"}, want: []Warning{{textNoEffect + "there is no JSON gateway: only gRPC is served", "enable-grpc-gateway", "true"}}},
 		{env: []string{"ETCD_NAME="}, want: []Warning{{"unrecognized environment variable", "ETCD_NAME", ""}}}, // as etcd
 		{args: []string{"--feature-gates=FastLeaseKeepAlive=true"}, want: nil},
 		{args: []string{"--feature-gates=FastLeaseKeepAlive=false"}, want: nil}, // it has an effect
 		{args: []string{"--feature-gates=PriorityRequest=true"}, want: []Warning{
-			{textIdle + "the feature gates are not implemented", "feature-gates", "PriorityRequest"}}},
+			{textNoEffect + "the feature gates are not implemented", "feature-gates", "PriorityRequest"}}},
 		{args: []string{"--max-request-bytes=20971520"}, want: []Warning{{"exceeded recommended request limit", "max-request-bytes", "20971520"}}},
 		{env: []string{"ETCD_VERSION=3"}, want: []Warning{{"cannot set special environment variable", "ETCD_VERSION", "3"}}},
 	} {

@@ -330,9 +330,9 @@ func (p *parser) define() {
 	})
 }
 
-// idle reports whether a flag without an effect was given a value that does not match
+// ineffective reports whether a flag without an effect was given a value that does not match
 // what the member does anyway, and returns the value.
-func (p *parser) idle(s *flagSpec) (value string, ok bool) {
+func (p *parser) ineffective(s *flagSpec) (value string, ok bool) {
 	f := p.flags.Lookup(s.name)
 	value = f.Value.String()
 	if !p.given[s.name] || s.quiet != "" && value == s.quiet {
@@ -341,16 +341,16 @@ func (p *parser) idle(s *flagSpec) (value string, ok bool) {
 	return value, s.always || value != f.DefValue
 }
 
-// warnIdle adds a warning for each flag that was given and has no effect.
-func (p *parser) warnIdle() {
+// warnNoEffect adds a warning for each flag that was given and has no effect.
+func (p *parser) warnNoEffect() {
 	each(func(s *flagSpec) {
-		if value, ok := p.idle(s); ok && s.state == warns {
-			p.warn(textIdle+s.usage, s.name, value)
+		if value, ok := p.ineffective(s); ok && s.state == warns {
+			p.warn(textNoEffect+s.usage, s.name, value)
 		}
 	})
 	if changed := p.features.changed(); len(changed) > 0 {
-		p.warn(textIdle+"the feature gates are not implemented", "feature-gates", strings.Join(changed, ","))
+		p.warn(textNoEffect+"the feature gates are not implemented", "feature-gates", strings.Join(changed, ","))
 	}
 }
 
-const textIdle = "flag has no effect: "
+const textNoEffect = "flag has no effect: "

@@ -121,7 +121,7 @@ func (p *parser) checkRefused() (err error) {
 		return fmt.Errorf("v2 proxy is deprecated, and --discovery-fallback can't be configured as %q", fallback.Value)
 	}
 	each(func(s *flagSpec) {
-		if value, ok := p.idle(s); ok && err == nil && s.state == refused {
+		if value, ok := p.ineffective(s); ok && err == nil && s.state == refused {
 			err = fmt.Errorf("--%s=%s is not implemented: %s", s.name, value, s.usage)
 		}
 	})
