@@ -64,7 +64,7 @@ func TestDiskFull(t *testing.T) {
 	l.await(t, s, &l.deleted, 100)
 	for time.Since(began) < fullFor {
 		if free(t, dir) != 0 {
-			fill.poke()
+			fill.step()
 		}
 		compact(t, client)
 		l.await(t, s, &l.deleted, 10)
@@ -79,7 +79,7 @@ func TestDiskFull(t *testing.T) {
 	// Without space a start may fail, but with an error.
 	l.stop()
 	s.Kill()
-	fill.poke()
+	fill.step()
 	s = Start(t, cfg)
 	ctx, cancel := context.WithTimeout(t.Context(), readyTimeout)
 	defer cancel()
@@ -259,13 +259,13 @@ func (f *filler) run() {
 	tick := time.NewTicker(time.Second * fillStep / fillRate)
 	defer tick.Stop()
 	for f.ctx.Err() == nil {
-		f.poke()
+		f.step()
 		<-tick.C
 	}
 }
 
-// poke fills the rest of the disk, by a step at most.
-func (f *filler) poke() {
+// step fills the rest of the disk, by a step at most.
+func (f *filler) step() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var block [4096]byte

@@ -246,7 +246,7 @@ func (k *leaseKiller) finish() {
 			}
 		}
 	}
-	j := newJudge(k, k.holders)
+	j := newHistoryChecker(k, k.holders)
 	j.replay(history)
 	j.compare(s.all)
 	expired := j.ends(arrived)

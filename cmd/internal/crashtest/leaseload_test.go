@@ -60,24 +60,24 @@ func (c *aliveClock) run() {
 	c.stopped = time.Time{}
 }
 
-// standing is the state of a lease as far as its holder knows.
-type standing int
+// leaseStatus is the state of a lease as far as its holder knows.
+type leaseStatus int
 
 const (
-	asked   standing = iota // the outcome of the grant is unknown
-	live                    // the grant was acknowledged
-	ending                  // the outcome of the revoke is unknown
-	revoked                 // the revoke was acknowledged
-	over                    // the lease no longer exists
+	granting leaseStatus = iota // the outcome of the grant is unknown
+	live                        // the grant was acknowledged
+	ending                      // the outcome of the revoke is unknown
+	revoked                     // the revoke was acknowledged
+	expired                     // the lease no longer exists
 )
 
 // heldLease is a lease of a holder.
 type heldLease struct {
-	id, ttl  int64 // seconds
-	care     int   // percentage of due renewals that its holder makes
-	standing standing
-	end      time.Duration // on the aliveClock: the lease must not expire before
-	cut      bool          // it was or may have been revoked
+	id, ttl      int64 // seconds
+	renewPercent int   // percentage of due renewals that its holder makes
+	status       leaseStatus
+	end          time.Duration // on the aliveClock: the lease must not expire before
+	cut          bool          // it was or may have been revoked
 }
 
 // keyPair is a possible state of a key. The zero keyPair means that it does not exist.
@@ -198,7 +198,7 @@ func (h *holder) run() {
 func (h *holder) act() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	held := h.held(func(l *heldLease) bool { return l.standing == live })
+	held := h.held(func(l *heldLease) bool { return l.status == live })
 	switch n := h.rng.IntN(100); {
 	case n < 12 && len(held) < holderLeases || len(held) == 0:
 		return h.grant(ctx)
@@ -206,7 +206,7 @@ func (h *holder) act() bool {
 		return h.revoke(ctx, held[h.rng.IntN(len(held))])
 	case n < 40:
 		l := held[h.rng.IntN(len(held))]
-		if h.rng.IntN(100) < l.care || l.care > 0 && h.load.late.Load() {
+		if h.rng.IntN(100) < l.renewPercent || l.renewPercent > 0 && h.load.late.Load() {
 			return h.renew(l)
 		}
 		return h.left(ctx, h.lease, l)
@@ -253,17 +253,17 @@ func isLeaseNotFound(err error) bool {
 	return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCLeaseNotFound)
 }
 
-// gone records that a lease no longer exists, and checks that it may have expired.
-func (h *holder) gone(l *heldLease, told string) {
+// notFound records that a lease no longer exists, and checks that it may have expired.
+func (h *holder) notFound(l *heldLease, reason string) {
 	h.t.Helper()
-	if left := l.end - h.clock.now(); l.standing == live && left > 0 {
-		h.t.Errorf("lease %x of %d s is over %v early: %s", l.id, l.ttl, left, told)
+	if left := l.end - h.clock.now(); l.status == live && left > 0 {
+		h.t.Errorf("lease %x of %d s ended %v early: %s", l.id, l.ttl, left, reason)
 	}
-	l.standing = over
+	l.status = expired
 }
 
 func (h *holder) grant(ctx context.Context) bool {
-	l := &heldLease{id: int64(h.n+1)<<32 + int64(len(h.leases)) + 1, care: []int{0, 4, 90}[h.rng.IntN(3)]}
+	l := &heldLease{id: int64(h.n+1)<<32 + int64(len(h.leases)) + 1, renewPercent: []int{0, 4, 90}[h.rng.IntN(3)]}
 	if l.ttl = leaseShortMin + h.rng.Int64N(leaseShortMax-leaseShortMin+1); h.rng.IntN(3) == 0 {
 		l.ttl = leaseLongMin + h.rng.Int64N(leaseLongMax-leaseLongMin+1)
 	}
@@ -274,9 +274,9 @@ func (h *holder) grant(ctx context.Context) bool {
 		return h.failed(err)
 	}
 	if resp.ID != l.id || resp.TTL != l.ttl {
-		h.t.Errorf("asked for lease %x of %d s, granted was %v", l.id, l.ttl, resp)
+		h.t.Errorf("lease %x of %d s: got %v", l.id, l.ttl, resp)
 	}
-	l.standing, l.end = live, began+time.Duration(l.ttl)*time.Second
+	l.status, l.end = live, began+time.Duration(l.ttl)*time.Second
 	h.granted++
 	return true
 }
@@ -285,13 +285,13 @@ func (h *holder) revoke(ctx context.Context, l *heldLease) bool {
 	resp, err := h.lease.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: l.id})
 	switch {
 	case err == nil:
-		l.standing, l.cut = revoked, true
+		l.status, l.cut = revoked, true
 		h.ends[l.id] = resp.Header.Revision
 		h.revoked++
 	case isLeaseNotFound(err):
-		h.gone(l, "it cannot be revoked")
+		h.notFound(l, "it cannot be revoked")
 	default:
-		l.standing, l.cut = ending, true
+		l.status, l.cut = ending, true
 		return h.failed(err)
 	}
 	return true
@@ -316,7 +316,7 @@ func (h *holder) renew(l *heldLease) bool {
 		l.end = began + time.Duration(l.ttl)*time.Second
 		h.renewed++
 	case resp.ID == l.id && resp.TTL == 0:
-		h.gone(l, "it cannot be renewed")
+		h.notFound(l, "it cannot be renewed")
 	default:
 		h.t.Errorf("lease %x of %d s was renewed with %v", l.id, l.ttl, resp)
 	}
@@ -330,7 +330,7 @@ func (h *holder) left(ctx context.Context, client pb.LeaseClient, l *heldLease) 
 		return h.failed(err)
 	}
 	if resp.TTL == -1 {
-		h.gone(l, "its time is not known")
+		h.notFound(l, "its remaining time is not known")
 		return true
 	}
 	low, high := int64((l.end-h.clock.now())/time.Second), l.ttl+int64((leaseExtend+time.Second-1)/time.Second)
@@ -371,7 +371,7 @@ func (h *holder) put(ctx context.Context, changes ...keyChange) bool {
 	if isLeaseNotFound(err) {
 		missing := 0 // the error does not say which one
 		for _, c := range changes {
-			if l := h.leases[c.lease]; l != nil && l.standing == live && h.clock.now() >= l.end {
+			if l := h.leases[c.lease]; l != nil && l.status == live && h.clock.now() >= l.end {
 				missing++
 			}
 		}
@@ -387,7 +387,7 @@ func (h *holder) delete(ctx context.Context, key string) bool {
 	resp, err := h.kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte(key)})
 	if err == nil && resp.Deleted == 0 {
 		for _, p := range h.keys[key] {
-			if l := h.leases[p.lease]; p.value != "" && (l == nil || l.standing == live && h.clock.now() < l.end) {
+			if l := h.leases[p.lease]; p.value != "" && (l == nil || l.status == live && h.clock.now() < l.end) {
 				h.t.Errorf("key %s with %+v is not there", key, p)
 			}
 		}
@@ -423,12 +423,12 @@ func (h *holder) check(ctx context.Context, client pb.LeaseClient, s *leaseState
 	for _, l := range h.held(func(*heldLease) bool { return true }) {
 		there[l.id] = s.leases[l.id]
 		switch {
-		case l.standing == over && there[l.id], l.standing == revoked && there[l.id]:
-			h.t.Errorf("lease %x, which was over, is there again", l.id)
-		case l.standing == ending && there[l.id], l.standing == asked && there[l.id]:
-			l.standing, l.cut = live, false
-		case !there[l.id] && l.standing != revoked:
-			h.gone(l, "it is not there")
+		case l.status == expired && there[l.id], l.status == revoked && there[l.id]:
+			h.t.Errorf("lease %x exists again after its end", l.id)
+		case l.status == ending && there[l.id], l.status == granting && there[l.id]:
+			l.status, l.cut = live, false
+		case !there[l.id] && l.status != revoked:
+			h.notFound(l, "it does not exist")
 		}
 		delete(s.leases, l.id)
 	}
@@ -448,9 +448,9 @@ func (h *holder) check(ctx context.Context, client pb.LeaseClient, s *leaseState
 		h.keys[key] = []keyPair{got}
 		delete(s.keys, key)
 	}
-	for _, l := range h.held(func(l *heldLease) bool { return l.standing == live }) {
+	for _, l := range h.held(func(l *heldLease) bool { return l.status == live }) {
 		if !h.left(ctx, client, l) {
-			h.t.Errorf("lease %x: its time cannot be asked for", l.id)
+			h.t.Errorf("lease %x: the remaining time is not known", l.id)
 		}
 	}
 }

@@ -339,8 +339,8 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 	if err != nil {
 		p.t.Fatalf("the log: %v\n%s", err, p.what)
 	}
-	if log.Mark.Index > cut.told {
-		p.t.Fatalf("the log begins after %d, and the store had said %d\n%s", log.Mark.Index, cut.told, p.what)
+	if log.Mark.Index > cut.previous {
+		p.t.Fatalf("the log begins after %d, and the store had said %d\n%s", log.Mark.Index, cut.previous, p.what)
 	}
 	m, err := startPower(dir, fsys, plan)
 	if err != nil && plan != nil && !p.on(plan) && plan.err == nil {
@@ -351,8 +351,8 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 	if err != nil {
 		p.t.Fatalf("refused: %v\n%s\n%s", err, p.what, m.log)
 	}
-	if m.store.opened < cut.told {
-		p.t.Fatalf("the store has applied %d, and had said %d\n%s\n%s", m.store.opened, cut.told, p.what, m.log)
+	if m.store.opened < cut.previous {
+		p.t.Fatalf("the store has applied %d, and had said %d\n%s\n%s", m.store.opened, cut.previous, p.what, m.log)
 	}
 	p.stats.add(func() { p.count(cut, m, log, kinds) })
 	if liveOn {
@@ -400,9 +400,9 @@ func (p *powerTest) count(cut *powerCut, m *powerMember, log *wal.Report, kinds 
 		s.torn++
 	}
 	switch {
-	case m.store.opened >= cut.applied && cut.applied > cut.told:
+	case m.store.opened >= cut.applied && cut.applied > cut.previous:
 		s.kept++
-	case m.store.opened == cut.told && cut.applied > cut.told:
+	case m.store.opened == cut.previous && cut.applied > cut.previous:
 		s.lost++
 	}
 	slices.Sort(kinds)

@@ -166,11 +166,11 @@ type powerStore struct {
 	commits atomic.Int64
 	busy    atomic.Int64 // running reclaims
 
-	mu   sync.Mutex // serialises commits; guards what follows
-	plan *powerPlan
-	old  image
-	told uint64
-	off  bool
+	mu       sync.Mutex // serialises commits; guards what follows
+	plan     *powerPlan
+	old      image
+	previous uint64
+	off      bool
 }
 
 func openPowerStore(cfg backend.Config, m *powerMember, plan *powerPlan) (*powerStore, error) {
@@ -184,7 +184,7 @@ func openPowerStore(cfg backend.Config, m *powerMember, plan *powerPlan) (*power
 	if s.Store, err = backend.Open(cfg); err != nil {
 		return nil, err
 	}
-	s.told = s.opened
+	s.previous = s.opened
 	if plan != nil && plan.old == 0 {
 		if s.old, err = imageOf(cfg.Dir); err != nil {
 			return nil, errors.Join(err, s.Store.Close())
@@ -224,7 +224,7 @@ func (s *powerStore) Commit(b backend.Batch) error {
 	p := s.plan
 	if p == nil || n < p.commit {
 		err := s.Store.Commit(b)
-		s.told = max(s.told, powerApplied(b.Set))
+		s.previous = max(s.previous, powerApplied(b.Set))
 		if err == nil && p != nil {
 			err = s.look(n)
 		}
@@ -258,7 +258,7 @@ func (s *powerStore) look(n int) (err error) {
 func (s *powerStore) cut(b backend.Batch) (*powerCut, error) {
 	p := s.plan
 	rng := rand.New(rand.NewPCG(p.seed, 1))
-	c := &powerCut{old: s.old, told: s.told, applied: max(s.told, powerApplied(b.Set))}
+	c := &powerCut{old: s.old, previous: s.previous, applied: max(s.previous, powerApplied(b.Set))}
 	if err := s.reclaimFiles(rng); err != nil {
 		return nil, err
 	}

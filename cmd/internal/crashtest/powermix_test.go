@@ -18,9 +18,9 @@ type powerCut struct {
 	floor uint64
 	// busy is set if a reclaim was writing during that commit.
 	busy bool
-	// applied is the applied index of the interrupted commit, told that of the commit
+	// applied is the applied index of the interrupted commit, previous that of the commit
 	// before it, which the log relies on.
-	applied, told uint64
+	applied, previous uint64
 	// log is the log's disk.
 	log *waltest.MemFS
 }
@@ -73,7 +73,7 @@ func (c *powerCut) mix(rng *rand.Rand) (image, []string) {
 	m.manifest()
 	m.valueLogs()
 	m.discard()
-	m.litter()
+	m.emptyNewLogs()
 	return m.img, m.kinds
 }
 
@@ -105,7 +105,7 @@ func (m *powerMix) tear() {
 	}
 	at := first + m.rng.IntN(len(writes)-first)
 	for _, w := range writes[at+1:] {
-		m.lose(log, w)
+		m.eraseWrite(log, w)
 		m.did("transactions missing")
 	}
 	w := writes[at]
@@ -124,7 +124,7 @@ func (m *powerMix) tear() {
 	default:
 		log.erase(w.from, w.to)
 		if fresh {
-			m.unborn(name)
+			m.beingCreated(name)
 		}
 		m.tearValues(w)
 		m.did("value log torn")
@@ -132,8 +132,8 @@ func (m *powerMix) tear() {
 	m.emptyLogs()
 }
 
-// lose erases a write.
-func (m *powerMix) lose(log *imageFile, w imageWrite) {
+// eraseWrite erases a write.
+func (m *powerMix) eraseWrite(log *imageFile, w imageWrite) {
 	log.erase(w.from, w.to)
 	for _, v := range w.values {
 		if f := m.img[v.file]; f != nil {
@@ -177,8 +177,8 @@ func (m *powerMix) tearValues(w imageWrite) {
 	}
 }
 
-// unborn changes a file into one that was being created.
-func (m *powerMix) unborn(name string) {
+// beingCreated changes a file into one that was being created.
+func (m *powerMix) beingCreated(name string) {
 	switch m.rng.IntN(4) {
 	case 0:
 		delete(m.img, name)
@@ -193,7 +193,7 @@ func (m *powerMix) unborn(name string) {
 func (m *powerMix) emptyLogs() {
 	for _, name := range m.img.names(imageVlog) {
 		if _, known := m.cut.old[name]; !known && len(imageRecords(m.img[name].data)) == 0 {
-			m.unborn(name)
+			m.beingCreated(name)
 		}
 	}
 }
@@ -235,20 +235,20 @@ func (m *powerMix) mayKeepOld(last, old []byte) bool {
 		return false
 	}
 	had, has := m.cut.old.names(imageMem), m.cut.last.names(imageMem)
-	if m.gone(had[len(had)-1]) {
+	if m.removed(had[len(had)-1]) {
 		return false // it was written after the image
 	}
 	for n := imageNumber(had[0]); n < imageNumber(has[len(has)-1]); n++ {
 		name := fmt.Sprintf("%05d%s", n, imageMem)
-		if m.cut.old[name] == nil && m.gone(name) {
+		if m.cut.old[name] == nil && m.removed(name) {
 			return false
 		}
 	}
 	return true
 }
 
-// gone reports whether a file was removed, or being removed, at the end.
-func (m *powerMix) gone(name string) bool {
+// removed reports whether a file was removed, or being removed, at the end.
+func (m *powerMix) removed(name string) bool {
 	f := m.cut.last[name]
 	return f == nil || f.size == 0
 }
@@ -267,7 +267,7 @@ func (m *powerMix) haveTables(records []imageChange) bool {
 // table returns a complete table. A table that the old manifest does not name may have been
 // incomplete when the old image was taken.
 func (m *powerMix) table(name string) *imageFile {
-	if !m.gone(name) {
+	if !m.removed(name) {
 		return m.cut.last[name]
 	}
 	if imageTables(imageChanges(m.cut.old[imageManifest].data))[name] {
@@ -324,7 +324,7 @@ func (m *powerMix) tables(named map[string]bool) {
 func (m *powerMix) memtableLogs(needed, merged bool) {
 	had := m.cut.old.names(imageMem)
 	for i, name := range had {
-		if !m.gone(name) {
+		if !m.removed(name) {
 			continue
 		}
 		complete := i < len(had)-1
@@ -347,7 +347,7 @@ func (m *powerMix) memtableLogs(needed, merged bool) {
 func (m *powerMix) valueLogs() {
 	for _, name := range m.cut.old.names(imageVlog) {
 		switch f, was := m.img[name], m.cut.old[name]; {
-		case m.gone(name):
+		case m.removed(name):
 			delete(m.img, name)
 			if m.chance(3) {
 				m.img[name] = was.clone()
@@ -383,8 +383,8 @@ func (m *powerMix) discard() {
 	}
 }
 
-// litter adds logs that were about to be created: rules 3 and 5.
-func (m *powerMix) litter() {
+// emptyNewLogs adds logs that were about to be created: rules 3 and 5.
+func (m *powerMix) emptyNewLogs() {
 	if !m.chance(4) {
 		return
 	}

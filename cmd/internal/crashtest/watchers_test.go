@@ -24,8 +24,8 @@ import (
 // watcherTimeout is the most time for a watcher to catch up.
 const watcherTimeout = 30 * time.Second
 
-// heardEvent is an event with the time at which it was received.
-type heardEvent struct {
+// receivedEvent is an event with the time at which it was received.
+type receivedEvent struct {
 	*mvccpb.Event
 	at time.Duration
 }
@@ -39,10 +39,10 @@ type watcher struct {
 	stop   context.CancelFunc
 	ended  sync.WaitGroup
 
-	resumed int // how often it resumed by itself
-	mu      sync.Mutex
-	events  []heardEvent  // guarded by mu until the watcher has ended
-	told    chan struct{} // signaled when there are new events
+	resumed  int // how often it resumed by itself
+	mu       sync.Mutex
+	events   []receivedEvent // guarded by mu until the watcher has ended
+	received chan struct{}   // signaled when there are new events
 }
 
 // startWatchers starts watchers of several kinds at the first revision.
@@ -51,7 +51,7 @@ func startWatchers(t testing.TB, addr string, clock *aliveClock) []*watcher {
 	var all []*watcher
 	start := func(name, prefix string, run func(context.Context, *watcher)) {
 		ctx, cancel := context.WithCancel(context.Background())
-		w := &watcher{t: t, name: name, prefix: prefix, clock: clock, stop: cancel, told: make(chan struct{}, 1)}
+		w := &watcher{t: t, name: name, prefix: prefix, clock: clock, stop: cancel, received: make(chan struct{}, 1)}
 		w.ended.Go(func() { run(ctx, w) })
 		t.Cleanup(func() { cancel(); w.ended.Wait() })
 		all = append(all, w)
@@ -75,10 +75,10 @@ func (w *watcher) add(events []*mvccpb.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, e := range events {
-		w.events = append(w.events, heardEvent{e, at})
+		w.events = append(w.events, receivedEvent{e, at})
 	}
 	select {
-	case w.told <- struct{}{}:
+	case w.received <- struct{}{}:
 	default:
 	}
 }
@@ -169,7 +169,7 @@ func (w *watcher) await(revision int64) {
 	timeout := time.After(watcherTimeout)
 	for w.next() <= revision {
 		select {
-		case <-w.told:
+		case <-w.received:
 		case <-timeout:
 			w.t.Fatalf("%s: heard of nothing after revision %d, want %d", w.name, w.next()-1, revision)
 		}
@@ -214,7 +214,7 @@ func (w *watcher) finish(history []*mvccpb.Event) {
 func readHistory(t testing.TB, addr string, newest int64, clock *aliveClock) (history []*mvccpb.Event) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &watcher{t: t, name: "history", clock: clock, told: make(chan struct{}, 1)}
+	w := &watcher{t: t, name: "history", clock: clock, received: make(chan struct{}, 1)}
 	w.ended.Go(func() { w.raw(ctx, addr, &pb.WatchCreateRequest{}) })
 	w.await(newest)
 	cancel()
@@ -225,91 +225,91 @@ func readHistory(t testing.TB, addr string, newest int64, clock *aliveClock) (hi
 	return history
 }
 
-// leaseJudge compares a history with the requests of the holders and their responses.
-type leaseJudge struct {
-	t       testing.TB
-	told    map[int64]keyWrite    // acknowledged writes by revision
-	puts    map[string]keyWrite   // puts without a response, by the first value
-	deletes map[string][]keyWrite // deletes without a response, by key
-	leases  map[int64]*heldLease
-	revokes map[int64]int64 // revision by lease
+// historyChecker compares a history with the requests of the holders and their responses.
+type historyChecker struct {
+	t            testing.TB
+	acknowledged map[int64]keyWrite    // acknowledged writes by revision
+	puts         map[string]keyWrite   // puts without a response, by the first value
+	deletes      map[string][]keyWrite // deletes without a response, by key
+	leases       map[int64]*heldLease
+	revokes      map[int64]int64 // revision by lease
 
 	state map[string]*mvccpb.KeyValue
 	ended map[int64]int64 // revisions at which the keys of leases were deleted
 }
 
-func newJudge(t testing.TB, holders []*holder) *leaseJudge {
-	j := &leaseJudge{t: t, told: map[int64]keyWrite{}, puts: map[string]keyWrite{}, deletes: map[string][]keyWrite{},
+func newHistoryChecker(t testing.TB, holders []*holder) *historyChecker {
+	c := &historyChecker{t: t, acknowledged: map[int64]keyWrite{}, puts: map[string]keyWrite{}, deletes: map[string][]keyWrite{},
 		leases: map[int64]*heldLease{}, revokes: map[int64]int64{}, state: map[string]*mvccpb.KeyValue{}, ended: map[int64]int64{}}
 	for _, h := range holders {
-		maps.Copy(j.leases, h.leases)
-		maps.Copy(j.revokes, h.ends)
+		maps.Copy(c.leases, h.leases)
+		maps.Copy(c.revokes, h.ends)
 		for _, w := range h.writes {
 			switch {
 			case w.revision != 0:
-				if other, twice := j.told[w.revision]; twice {
+				if other, twice := c.acknowledged[w.revision]; twice {
 					t.Errorf("revision %d is in the responses to %v and %v", w.revision, other, w)
 				}
-				j.told[w.revision] = w
+				c.acknowledged[w.revision] = w
 			case w.changes[0].value != "":
-				j.puts[w.changes[0].value] = w
+				c.puts[w.changes[0].value] = w
 			default:
-				j.deletes[w.changes[0].key] = append(j.deletes[w.changes[0].key], w)
+				c.deletes[w.changes[0].key] = append(c.deletes[w.changes[0].key], w)
 			}
 		}
 	}
-	return j
+	return c
 }
 
 // replay checks the history, one revision after the other.
-func (j *leaseJudge) replay(history []*mvccpb.Event) {
-	j.t.Helper()
+func (c *historyChecker) replay(history []*mvccpb.Event) {
+	c.t.Helper()
 	for revision := int64(2); len(history) > 0; revision++ {
 		n := 0
 		for n < len(history) && history[n].Kv.ModRevision == revision {
 			n++
 		}
 		if n == 0 {
-			j.t.Fatalf("revision %d: the next event is of %d", revision, history[0].Kv.ModRevision)
+			c.t.Fatalf("revision %d: the next event is of %d", revision, history[0].Kv.ModRevision)
 		}
-		if err := j.revision(revision, history[:n]); err != nil {
-			j.t.Fatalf("revision %d: %v", revision, err)
+		if err := c.revision(revision, history[:n]); err != nil {
+			c.t.Fatalf("revision %d: %v", revision, err)
 		}
 		history = history[n:]
 	}
-	for revision, w := range j.told {
-		j.t.Errorf("revision %d is not in the history: %v", revision, w)
+	for revision, w := range c.acknowledged {
+		c.t.Errorf("revision %d is not in the history: %v", revision, w)
 	}
 }
 
 // revision finds the write, or the end of leases, that made the events of a revision.
-func (j *leaseJudge) revision(revision int64, events []*mvccpb.Event) error {
+func (c *historyChecker) revision(revision int64, events []*mvccpb.Event) error {
 	first := events[0]
-	w, told := j.told[revision]
-	delete(j.told, revision)
-	if !told && first.Type == mvccpb.Event_PUT {
+	w, known := c.acknowledged[revision]
+	delete(c.acknowledged, revision)
+	if !known && first.Type == mvccpb.Event_PUT {
 		var ok bool
-		if w, ok = j.puts[string(first.Kv.Value)]; !ok || revision <= w.after || revision > w.before {
+		if w, ok = c.puts[string(first.Kv.Value)]; !ok || revision <= w.after || revision > w.before {
 			return fmt.Errorf("no request for %v", events)
 		}
-		delete(j.puts, string(first.Kv.Value))
-		told = true
+		delete(c.puts, string(first.Kv.Value))
+		known = true
 	}
 	// If a delete without a response could have made the deletion of a single key, it is
 	// assumed to have. Otherwise it looks like the end of a lease with one key.
-	for i := 0; i < len(j.deletes[string(first.Kv.Key)]) && !told && len(events) == 1 && !j.revokedAt(revision); i++ {
-		w = j.deletes[string(first.Kv.Key)][i]
-		told = w.after < revision && revision <= w.before
+	for i := 0; i < len(c.deletes[string(first.Kv.Key)]) && !known && len(events) == 1 && !c.revokedAt(revision); i++ {
+		w = c.deletes[string(first.Kv.Key)][i]
+		known = w.after < revision && revision <= w.before
 	}
-	if !told {
-		if err := j.endOfLeases(revision, events); err != nil {
+	if !known {
+		if err := c.endOfLeases(revision, events); err != nil {
 			return err
 		}
-	} else if err := j.matches(w, events); err != nil {
+	} else if err := c.matches(w, events); err != nil {
 		return err
 	}
 	for _, e := range events {
-		if err := j.apply(revision, e); err != nil {
+		if err := c.apply(revision, e); err != nil {
 			return err
 		}
 	}
@@ -317,8 +317,8 @@ func (j *leaseJudge) revision(revision int64, events []*mvccpb.Event) error {
 }
 
 // revokedAt reports whether an acknowledged revoke made a revision.
-func (j *leaseJudge) revokedAt(revision int64) bool {
-	for _, at := range j.revokes {
+func (c *historyChecker) revokedAt(revision int64) bool {
+	for _, at := range c.revokes {
 		if at == revision {
 			return true
 		}
@@ -327,52 +327,52 @@ func (j *leaseJudge) revokedAt(revision int64) bool {
 }
 
 // matches compares the events of a revision with the write that made it.
-func (j *leaseJudge) matches(w keyWrite, events []*mvccpb.Event) error {
+func (c *historyChecker) matches(w keyWrite, events []*mvccpb.Event) error {
 	if len(events) != len(w.changes) {
 		return fmt.Errorf("%v came of %v", events, w)
 	}
-	for i, c := range w.changes {
+	for i, change := range w.changes {
 		e := events[i]
-		if string(e.Kv.Key) != c.key || string(e.Kv.Value) != c.value || e.Kv.Lease != c.lease || (e.Type == mvccpb.Event_DELETE) != (c.value == "") {
+		if string(e.Kv.Key) != change.key || string(e.Kv.Value) != change.value || e.Kv.Lease != change.lease || (e.Type == mvccpb.Event_DELETE) != (change.value == "") {
 			return fmt.Errorf("%v came of %v", events, w)
 		}
-		if at, ended := j.ended[c.lease]; c.lease != 0 && ended {
-			return fmt.Errorf("a put with lease %x, which ended at revision %d", c.lease, at)
+		if at, ended := c.ended[change.lease]; change.lease != 0 && ended {
+			return fmt.Errorf("a put with lease %x, which ended at revision %d", change.lease, at)
 		}
 	}
 	return nil
 }
 
 // endOfLeases checks that the deletions are those of all keys of one or more leases.
-func (j *leaseJudge) endOfLeases(revision int64, events []*mvccpb.Event) error {
+func (c *historyChecker) endOfLeases(revision int64, events []*mvccpb.Event) error {
 	gone := map[string]bool{}
 	for _, e := range events {
-		kv := j.state[string(e.Kv.Key)]
+		kv := c.state[string(e.Kv.Key)]
 		if e.Type != mvccpb.Event_DELETE || kv == nil || kv.Lease == 0 {
 			return fmt.Errorf("no request for %v", events)
 		}
 		gone[string(e.Kv.Key)] = true
-		j.ended[kv.Lease] = revision
-		if at, acked := j.revokes[kv.Lease]; acked && at != revision {
+		c.ended[kv.Lease] = revision
+		if at, acked := c.revokes[kv.Lease]; acked && at != revision {
 			return fmt.Errorf("lease %x ends; it was revoked at %d", kv.Lease, at)
 		}
 	}
-	for key, kv := range j.state {
-		if j.ended[kv.Lease] == revision && !gone[key] {
+	for key, kv := range c.state {
+		if c.ended[kv.Lease] == revision && !gone[key] {
 			return fmt.Errorf("lease %x ends, and leaves key %s", kv.Lease, key)
 		}
 	}
 	return nil
 }
 
-func (j *leaseJudge) apply(revision int64, e *mvccpb.Event) error {
+func (c *historyChecker) apply(revision int64, e *mvccpb.Event) error {
 	key := string(e.Kv.Key)
-	old := j.state[key]
+	old := c.state[key]
 	if e.Type == mvccpb.Event_DELETE {
 		if old == nil {
 			return fmt.Errorf("%s is deleted and was not there", key)
 		}
-		delete(j.state, key)
+		delete(c.state, key)
 		return nil
 	}
 	create, version := revision, int64(1)
@@ -382,43 +382,43 @@ func (j *leaseJudge) apply(revision int64, e *mvccpb.Event) error {
 	if e.Kv.CreateRevision != create || e.Kv.Version != version {
 		return fmt.Errorf("%v, created at %d and of version %d", e.Kv, create, version)
 	}
-	j.state[key] = e.Kv
+	c.state[key] = e.Kv
 	return nil
 }
 
 // compare compares the state after the history with that of the server.
-func (j *leaseJudge) compare(kvs []*mvccpb.KeyValue) {
-	j.t.Helper()
-	state := slices.SortedFunc(maps.Values(j.state), func(a, b *mvccpb.KeyValue) int { return cmp.Compare(string(a.Key), string(b.Key)) })
+func (c *historyChecker) compare(kvs []*mvccpb.KeyValue) {
+	c.t.Helper()
+	state := slices.SortedFunc(maps.Values(c.state), func(a, b *mvccpb.KeyValue) int { return cmp.Compare(string(a.Key), string(b.Key)) })
 	if !slices.EqualFunc(state, kvs, func(a, b *mvccpb.KeyValue) bool { return proto.Equal(a, b) }) {
-		j.t.Errorf("the history leads to %v, there is %v", state, kvs)
+		c.t.Errorf("the history leads to %v, there is %v", state, kvs)
 	}
 	var errs []error
 	for _, kv := range kvs {
-		if l := j.leases[kv.Lease]; kv.Lease != 0 && l.standing != live {
+		if l := c.leases[kv.Lease]; kv.Lease != 0 && l.status != live {
 			errs = append(errs, fmt.Errorf("%s has lease %x, which is over", kv.Key, kv.Lease))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		j.t.Error(err)
+		c.t.Error(err)
 	}
 }
 
 // ends checks that no watcher received the deletions of a lease before its promised end.
 // It returns how many leases with keys have expired.
-func (j *leaseJudge) ends(arrived map[int64]time.Duration) (expired int) {
-	j.t.Helper()
-	for id, revision := range j.ended {
-		l := j.leases[id]
+func (c *historyChecker) ends(arrived map[int64]time.Duration) (expired int) {
+	c.t.Helper()
+	for id, revision := range c.ended {
+		l := c.leases[id]
 		if l.cut {
 			continue
 		}
 		expired++
 		if at := arrived[revision]; at < l.end {
-			j.t.Errorf("lease %x of %d s was over %v early, at revision %d", id, l.ttl, l.end-at, revision)
+			c.t.Errorf("lease %x of %d s was over %v early, at revision %d", id, l.ttl, l.end-at, revision)
 		}
-		if l.standing == live {
-			j.t.Errorf("lease %x, whose keys were deleted at revision %d, is there", id, revision)
+		if l.status == live {
+			c.t.Errorf("lease %x, whose keys were deleted at revision %d, is there", id, revision)
 		}
 	}
 	return expired
