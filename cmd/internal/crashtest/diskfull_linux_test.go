@@ -73,7 +73,7 @@ func TestDiskFull(t *testing.T) {
 		}
 	}
 	if !alarmed(t, client) {
-		t.Error("the alarm is gone though the disk is full")
+		t.Error("the alarm was cleared on a full disk")
 	}
 
 	// Without space a start may fail, but with an error.
@@ -384,7 +384,7 @@ func (l *spaceLoad) stop() {
 func (l *spaceLoad) check(t *testing.T) {
 	t.Helper()
 	for _, err := range l.bad {
-		t.Errorf("a client was told %v", err)
+		t.Errorf("a client got %v", err)
 	}
 	for key, may := range l.may {
 		resp, err := l.client.Get(t.Context(), key)

@@ -164,10 +164,10 @@ func (k *leaseKiller) check(round int) *leaseState {
 		h.check(ctx, pb.NewLeaseClient(k.conn), s)
 	}
 	for id := range s.leases {
-		k.Errorf("round %d: lease %x was granted to nobody", round, id)
+		k.Errorf("round %d: lease %x is no holder's", round, id)
 	}
 	for key := range s.keys {
-		k.Errorf("round %d: key %s was put by nobody", round, key)
+		k.Errorf("round %d: key %s is no holder's", round, key)
 	}
 	if k.Failed() {
 		k.FailNow()

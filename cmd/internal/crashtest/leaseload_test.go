@@ -388,7 +388,7 @@ func (h *holder) delete(ctx context.Context, key string) bool {
 	if err == nil && resp.Deleted == 0 {
 		for _, p := range h.keys[key] {
 			if l := h.leases[p.lease]; p.value != "" && (l == nil || l.status == live && h.clock.now() < l.end) {
-				h.t.Errorf("key %s with %+v is not there", key, p)
+				h.t.Errorf("key %s with %+v does not exist", key, p)
 			}
 		}
 		h.keys[key] = []keyPair{{}}

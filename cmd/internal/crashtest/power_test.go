@@ -340,7 +340,7 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 		p.t.Fatalf("the log: %v\n%s", err, p.what)
 	}
 	if log.Mark.Index > cut.previous {
-		p.t.Fatalf("the log begins after %d, and the store had said %d\n%s", log.Mark.Index, cut.previous, p.what)
+		p.t.Fatalf("the log begins after %d, the previous commit had applied %d\n%s", log.Mark.Index, cut.previous, p.what)
 	}
 	m, err := startPower(dir, fsys, plan)
 	if err != nil && plan != nil && !p.on(plan) && plan.err == nil {
@@ -352,7 +352,7 @@ func (p *powerTest) outcome(cut *powerCut, liveOn bool) (*powerMember, *powerPla
 		p.t.Fatalf("refused: %v\n%s\n%s", err, p.what, m.log)
 	}
 	if m.store.opened < cut.previous {
-		p.t.Fatalf("the store has applied %d, and had said %d\n%s\n%s", m.store.opened, cut.previous, p.what, m.log)
+		p.t.Fatalf("the store has applied %d, the previous commit had %d\n%s\n%s", m.store.opened, cut.previous, p.what, m.log)
 	}
 	p.stats.add(func() { p.count(cut, m, log, kinds) })
 	if liveOn {

@@ -171,7 +171,7 @@ func (w *watcher) await(revision int64) {
 		select {
 		case <-w.received:
 		case <-timeout:
-			w.t.Fatalf("%s: heard of nothing after revision %d, want %d", w.name, w.next()-1, revision)
+			w.t.Fatalf("%s: got no event after revision %d, want up to %d", w.name, w.next()-1, revision)
 		}
 	}
 }
@@ -329,12 +329,12 @@ func (c *historyChecker) revokedAt(revision int64) bool {
 // matches compares the events of a revision with the write that made it.
 func (c *historyChecker) matches(w keyWrite, events []*mvccpb.Event) error {
 	if len(events) != len(w.changes) {
-		return fmt.Errorf("%v came of %v", events, w)
+		return fmt.Errorf("got %v for %v", events, w)
 	}
 	for i, change := range w.changes {
 		e := events[i]
 		if string(e.Kv.Key) != change.key || string(e.Kv.Value) != change.value || e.Kv.Lease != change.lease || (e.Type == mvccpb.Event_DELETE) != (change.value == "") {
-			return fmt.Errorf("%v came of %v", events, w)
+			return fmt.Errorf("got %v for %v", events, w)
 		}
 		if at, ended := c.ended[change.lease]; change.lease != 0 && ended {
 			return fmt.Errorf("a put with lease %x, which ended at revision %d", change.lease, at)
@@ -370,7 +370,7 @@ func (c *historyChecker) apply(revision int64, e *mvccpb.Event) error {
 	old := c.state[key]
 	if e.Type == mvccpb.Event_DELETE {
 		if old == nil {
-			return fmt.Errorf("%s is deleted and was not there", key)
+			return fmt.Errorf("deletion of %s, which does not exist", key)
 		}
 		delete(c.state, key)
 		return nil
@@ -391,12 +391,12 @@ func (c *historyChecker) compare(kvs []*mvccpb.KeyValue) {
 	c.t.Helper()
 	state := slices.SortedFunc(maps.Values(c.state), func(a, b *mvccpb.KeyValue) int { return cmp.Compare(string(a.Key), string(b.Key)) })
 	if !slices.EqualFunc(state, kvs, func(a, b *mvccpb.KeyValue) bool { return proto.Equal(a, b) }) {
-		c.t.Errorf("the history leads to %v, there is %v", state, kvs)
+		c.t.Errorf("the history ends with %v, the server has %v", state, kvs)
 	}
 	var errs []error
 	for _, kv := range kvs {
 		if l := c.leases[kv.Lease]; kv.Lease != 0 && l.status != live {
-			errs = append(errs, fmt.Errorf("%s has lease %x, which is over", kv.Key, kv.Lease))
+			errs = append(errs, fmt.Errorf("%s has lease %x, which has ended", kv.Key, kv.Lease))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -415,10 +415,10 @@ func (c *historyChecker) ends(arrived map[int64]time.Duration) (expired int) {
 		}
 		expired++
 		if at := arrived[revision]; at < l.end {
-			c.t.Errorf("lease %x of %d s was over %v early, at revision %d", id, l.ttl, l.end-at, revision)
+			c.t.Errorf("lease %x of %d s ended %v early, at revision %d", id, l.ttl, l.end-at, revision)
 		}
 		if l.status == live {
-			c.t.Errorf("lease %x, whose keys were deleted at revision %d, is there", id, revision)
+			c.t.Errorf("lease %x, whose keys were deleted at revision %d, still exists", id, revision)
 		}
 	}
 	return expired

@@ -75,7 +75,7 @@ func TestLevel(t *testing.T) {
 	l.Info().Msg("no")
 	grpcLogger{l.Logger}.Info("no")
 	if (grpcLogger{l.Logger}).V(0) {
-		t.Error("gRPC would build messages that nobody sees")
+		t.Error("gRPC formats messages that are not logged")
 	}
 	l.Warn().Msg("yes")
 	if n := strings.Count(b.String(), "\n"); n != 1 {

@@ -25,7 +25,7 @@ func TestUpToDate(t *testing.T) {
 	dir := t.TempDir()
 	binary, mod := filepath.Join(dir, "binary"), filepath.Join(dir, "x.mod")
 	if upToDate(binary, mod) {
-		t.Fatal("nothing built, yet up to date")
+		t.Fatal("got up to date without a binary, want not")
 	}
 	now := time.Now()
 	for _, path := range []string{binary, mod} {

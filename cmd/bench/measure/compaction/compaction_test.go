@@ -19,21 +19,21 @@ func TestCurve(t *testing.T) {
 		t.Errorf("at %v, %v", at, ok)
 	}
 	if _, ok := c.firstAtMost(150, time.Second); ok {
-		t.Error("too late, yet in time")
+		t.Error("got in time for a point after the limit, want not")
 	}
 	if _, ok := c.firstAtMost(100, time.Minute); ok || c.least() != 140 {
-		t.Errorf("never that few, yet in time; least %d", c.least())
+		t.Errorf("got in time for a bound that was never reached, least %d; want not in time, least 140", c.least())
 	}
 	c.add(point{}, os.ErrPermission)
 	if c.failure() == nil || len(c.points) != 4 {
-		t.Error("a failed count is lost or counted")
+		t.Error("want the error of a failed count, and no point")
 	}
 }
 
 func TestSizes(t *testing.T) {
 	cfg := Config{LiveBytes: 1 << 20, ValueBytes: 1008, PutKeys: 10, PutBytes: 84}
 	if got := cfg.liveKeys(); got != 1024 {
-		t.Errorf("%d keys of 1 KiB in 1 MiB", got)
+		t.Errorf("got %d keys of 1 KiB in 1 MiB, want 1024", got)
 	}
 	if got := cfg.live(); got != 1<<20+10*100 {
 		t.Errorf("%d live bytes", got)
@@ -78,7 +78,7 @@ func TestJudge(t *testing.T) {
 	r := good()
 	r.Before = windows(3, 0)
 	if failed := failures(r); len(failed) != 2 {
-		t.Errorf("nothing to compare with, yet %q", failed)
+		t.Errorf("without a reference: got failures %q, want 2", failed)
 	}
 }
 

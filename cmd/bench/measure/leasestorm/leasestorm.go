@@ -212,7 +212,7 @@ func grant(ctx context.Context, cfg Config, pool loadgen.Pool) ([]term, error) {
 			return err
 		}
 		if r.TTL != ttl {
-			return fmt.Errorf("asked for a lease of %d s, got one of %d s", ttl, r.TTL)
+			return fmt.Errorf("want a lease of %d s, got one of %d s", ttl, r.TTL)
 		}
 		length := time.Duration(ttl) * time.Second
 		terms[i] = term{sent.Add(length), time.Now().Add(length)}

@@ -17,7 +17,7 @@ func TestAllEndInOneSecond(t *testing.T) {
 		at := since + untilSpan(since)
 		end := at + time.Duration(ttlAt(first, at))*time.Second
 		if end < first || end >= first+grantSpan {
-			t.Fatalf("granted after %v, it ends after %v", at, end)
+			t.Fatalf("granted after %v, it expires after %v", at, end)
 		}
 		if at-since > time.Second-grantSpan {
 			t.Fatalf("at %v it waits until %v", since, at)
@@ -38,14 +38,14 @@ func TestDeletions(t *testing.T) {
 	now := time.Now()
 	d := deletions{terms: []term{{now, now}, {now.Add(time.Second), now.Add(time.Second)}}, seen: make([]bool, 2)}
 	if err := d.record(leaseKey(0), now); err != nil || d.gone != 1 || d.early != 0 {
-		t.Errorf("in time: %d gone, %d early, %v", d.gone, d.early, err)
+		t.Errorf("in time: got %d deleted, %d early, %v; want 1, 0", d.gone, d.early, err)
 	}
 	if err := d.record(leaseKey(1), now.Add(time.Second-1)); err != nil || d.gone != 2 || d.early != 1 || !d.last.Equal(now.Add(time.Second-1)) {
-		t.Errorf("too early: %d gone, %d early, %v", d.gone, d.early, err)
+		t.Errorf("too early: got %d deleted, %d early, %v; want 2, 1", d.gone, d.early, err)
 	}
 	for _, bad := range []string{string(leaseKey(1)), string(leaseKey(2)), "lease/x", "other/00000001"} {
 		if err := d.record([]byte(bad), now); err == nil {
-			t.Errorf("%s has gone", bad)
+			t.Errorf("%s: got no error, want one", bad)
 		}
 	}
 }
