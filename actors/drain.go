@@ -29,11 +29,13 @@ var ErrStopped = errors.New("actors: actor stopped")
 // Receive. The messages belong to the actor.
 type Batch struct {
 	Msgs     []any
-	Enqueued []int64 // when each message was posted, as Now
+	Enqueued []int64 // when each message was posted, as Now; Started if it was deferred
 	Done     int     // messages handled so far; advanced by Receive
 	Requests int     // sum over Msgs
 	Bytes    int64   // sum over Msgs
 	Started  int64   // when the batch was drained, as Now
+
+	deferred int // messages that did not wake the actor
 
 	ends []int // ends[l] is the index behind the last message of lane l
 }
@@ -51,12 +53,17 @@ func (b *Batch) Lane(i int) int {
 func (b *Batch) reset() {
 	clear(b.Msgs)
 	b.Msgs, b.Enqueued = b.Msgs[:0], b.Enqueued[:0]
-	b.Done, b.Requests, b.Bytes = 0, 0, 0
+	b.Done, b.Requests, b.Bytes, b.deferred = 0, 0, 0, 0
 }
 
 func (b *Batch) take(it *item) {
 	b.Msgs = append(b.Msgs, it.msg)
-	b.Enqueued = append(b.Enqueued, it.enqueued)
+	enqueued := it.enqueued
+	if it.deferred {
+		enqueued = 0
+		b.deferred++
+	}
+	b.Enqueued = append(b.Enqueued, enqueued)
 	b.Requests += it.requests
 	b.Bytes += int64(it.bytes)
 }
@@ -124,7 +131,7 @@ func (m *Mailbox) run() {
 			m.pill = false
 			m.mu.Unlock()
 			m.invoker.InvokeUserMessage(&actor.PoisonPill{})
-		case yield:
+		case yield && m.taken.requests-m.deferred.requests > 1:
 			yield = false
 			m.mu.Unlock()
 			runtime.Gosched()
@@ -179,6 +186,10 @@ func (m *Mailbox) drain(l *lane, b *Batch, most int) {
 			break
 		}
 		b.take(next)
+		if next.deferred {
+			m.waiting--
+			m.deferred.add(-next.requests, -next.bytes)
+		}
 		l.unreserve(next)
 		l.queue.drop()
 		l.dequeued++
@@ -192,6 +203,11 @@ func (m *Mailbox) drain(l *lane, b *Batch, most int) {
 func (m *Mailbox) deliver(b *Batch) {
 	b.Started = Now()
 	m.busySince.Store(b.Started)
+	for i := 0; b.deferred > 0 && i < len(b.Enqueued); i++ {
+		if b.Enqueued[i] == 0 { // to wait was no delay
+			b.Enqueued[i] = b.Started
+		}
+	}
 	if m.waits != nil {
 		m.waits.recordSince(b.Started, b.Enqueued)
 		m.sizes.Record(b.Started, int64(len(b.Msgs)))

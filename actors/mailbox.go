@@ -135,8 +135,10 @@ type MailboxConfig struct {
 
 	MaxBatch BatchLimit
 	// Yield makes the actor yield to other goroutines once before the first drain after
-	// being idle. It costs a scheduler round and forms batches. It is for stages where one
-	// more message in a batch saves an fsync or a raft entry (proposer, WAL).
+	// being idle, if more than one request is queued, or held in a lane with Hold: others
+	// may then be about to post. It costs a scheduler round and forms batches. It is for
+	// stages where one more message in a batch saves an fsync or a raft entry (proposer,
+	// WAL).
 	Yield bool
 	// Light omits the histograms (about 12 KB), for actors that exist by the thousand.
 	Light bool
@@ -236,6 +238,9 @@ type Mailbox struct {
 	batches   uint64
 	batchMax  int
 	lastPanic *PanicRecord
+	deferring bool // the actor called Defer(true)
+	deferred  load // of the queued messages that did not wake the actor
+	waiting   int  // how many they are
 
 	// Owned by the actor's goroutine.
 	batch Batch
@@ -322,6 +327,10 @@ func (m *Mailbox) Name() string { return m.cfg.Name }
 // TryPost queues msg, or returns ErrFull, ErrTooBig or ErrClosed at once. It never
 // overtakes a blocked Post. A refusal is counted as a drop if the lane is Lossy.
 func (m *Mailbox) TryPost(lane int, msg any, c Cost) error {
+	return m.tryPost(lane, msg, c, false)
+}
+
+func (m *Mailbox) tryPost(lane int, msg any, c Cost, mayWait bool) error {
 	c = c.weighed()
 	now := Now()
 	m.mu.Lock()
@@ -331,7 +340,13 @@ func (m *Mailbox) TryPost(lane int, msg any, c Cost) error {
 		m.mu.Unlock()
 		return err
 	}
-	m.push(l, item{msg, c.Requests, c.Bytes, now})
+	it := item{msg: msg, requests: c.Requests, bytes: c.Bytes, enqueued: now}
+	if mayWait && m.deferring && !m.scheduled {
+		it.deferred = true
+		m.waiting++
+		m.deferred.add(it.requests, it.bytes)
+	}
+	m.push(l, it)
 	wake := m.wake()
 	m.mu.Unlock()
 	if wake {
@@ -343,11 +358,28 @@ func (m *Mailbox) TryPost(lane int, msg any, c Cost) error {
 // MustPost queues msg in a Credit lane. The sender holds a window that makes overflow
 // impossible, so a full lane is a broken invariant and panics. If the mailbox is closed,
 // the message goes to OnReject.
-func (m *Mailbox) MustPost(lane int, msg any, c Cost) {
+func (m *Mailbox) MustPost(lane int, msg any, c Cost) { m.mustPost(lane, msg, c, false) }
+
+// MustPostDeferrable is MustPost for a message that is of no use to an actor that has
+// nothing else to do. If the actor has called Defer(true) and is idle, the message does
+// not wake it, and is handled with the next message that does. Waking an actor costs
+// more processor time than most messages.
+func (m *Mailbox) MustPostDeferrable(lane int, msg any, c Cost) { m.mustPost(lane, msg, c, true) }
+
+// Defer sets whether the actor waits for something else to happen before it handles
+// messages of MustPostDeferrable. The actor calls it while it handles a batch. After
+// Defer(false), messages that were deferred are handled next.
+func (m *Mailbox) Defer(on bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.deferring = on
+}
+
+func (m *Mailbox) mustPost(lane int, msg any, c Cost, mayWait bool) {
 	if class := m.lanes[lane].Class; class != Credit {
 		panic(fmt.Sprintf("actors: %s: MustPost to lane %d of class %v", m.cfg.Name, lane, class))
 	}
-	switch err := m.TryPost(lane, msg, c); {
+	switch err := m.tryPost(lane, msg, c, mayWait); {
 	case err == nil:
 	case err == ErrClosed:
 		m.reject(msg, m.closeReason())
@@ -397,7 +429,7 @@ func (m *Mailbox) Post(ctx context.Context, lane int, msg any, c Cost) error {
 	l := &m.lanes[lane]
 	err := m.admission(l, c)
 	if err == nil {
-		m.push(l, item{msg, c.Requests, c.Bytes, now})
+		m.push(l, item{msg: msg, requests: c.Requests, bytes: c.Bytes, enqueued: now})
 		wake := m.wake()
 		m.mu.Unlock()
 		if wake {
@@ -409,7 +441,7 @@ func (m *Mailbox) Post(ctx context.Context, lane int, msg any, c Cost) error {
 		m.mu.Unlock()
 		return err
 	}
-	w := m.enlist(l, item{msg, c.Requests, c.Bytes, now})
+	w := m.enlist(l, item{msg: msg, requests: c.Requests, bytes: c.Bytes, enqueued: now})
 	m.mu.Unlock()
 	return m.await(ctx, l, w)
 }
@@ -494,12 +526,12 @@ func (m *Mailbox) Close(err error) {
 	}
 }
 
-// Load returns the requests and bytes currently taken: those queued, plus those delivered
-// and not released in lanes with Hold.
+// Load returns the requests and bytes currently taken: those queued, except deferred
+// messages, plus those delivered and not released in lanes with Hold.
 func (m *Mailbox) Load() (requests int, bytes int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.taken.requests, m.taken.bytes
+	return m.taken.requests - m.deferred.requests, m.taken.bytes - m.deferred.bytes
 }
 
 // Closed reports whether the mailbox is permanently closed.
@@ -611,7 +643,16 @@ func (m *Mailbox) wake() bool {
 
 // pending reports whether the actor has anything to handle.
 func (m *Mailbox) pending() bool {
-	return m.system.n > 0 || m.control.n > 0 || m.pill || m.queued() > 0
+	return m.system.n > 0 || m.control.n > 0 || m.pill || m.due() > 0
+}
+
+// due returns how many queued messages do not wait for others.
+func (m *Mailbox) due() int {
+	n := m.queued()
+	if m.deferring {
+		n -= m.waiting
+	}
+	return n
 }
 
 func (m *Mailbox) queued() int {
@@ -652,6 +693,7 @@ func (m *Mailbox) takeAll() []any {
 			left = append(left, it.msg)
 		}
 	}
+	m.waiting, m.deferred = 0, load{}
 	return left
 }
 

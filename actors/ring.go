@@ -6,6 +6,7 @@ type item struct {
 	requests int // 0 only for a message in the lane's reserve
 	bytes    int
 	enqueued int64 // Now() at the post
+	deferred bool  // did not wake the actor
 }
 
 // ringStart is the initial capacity of a ring, in messages. It is small because a server

@@ -270,7 +270,11 @@ func (a *Actor) finish(b *actors.Batch) {
 	a.results = a.results[:0]
 	clear(a.undelivered)
 	a.undelivered = a.undelivered[:0]
-	a.cfg.Raft.MustPost(a.cfg.RaftLane, &raftmsg.Applied{
+	post := a.cfg.Raft.MustPostDeferrable
+	if len(a.changes) > 0 {
+		post = a.cfg.Raft.MustPost
+	}
+	post(a.cfg.RaftLane, &raftmsg.Applied{
 		Epoch: a.cfg.Epoch, Index: a.state.AppliedIndex, ConfChanges: a.changes,
 	}, actors.Cost{Requests: 1})
 	a.changes = nil

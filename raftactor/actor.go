@@ -121,6 +121,8 @@ type Raft struct {
 	isLeader  bool
 	marked    uint64 // index of the last mark sent to the WAL
 	started   int64  // of the batch in hand
+	awaited   uint64 // largest index that a reader was given
+	deferring bool   // as the mailbox was told last
 }
 
 // NewMailbox returns raft's mailbox. It is made before the stages around raft,
@@ -209,7 +211,8 @@ func (r *Raft) appended(m *raftmsg.Appended) {
 	}
 	r.underway = r.underway[m.Appends:]
 	if len(batches) > 0 {
-		r.settle(batches, nil)
+		r.proposer.MustPostDeferrable(proposerControl, &raftmsg.Settled{
+			Epoch: r.cfg.Epoch, Batches: batches}, actors.Cost{Requests: 1})
 	}
 }
 
@@ -277,13 +280,9 @@ func (r *Raft) propose(m *raftmsg.Propose, enqueued int64) {
 	default:
 		// No leader, a leader that is stepping down, or too much uncommitted:
 		// the proposer tries again when something has moved.
-		r.settle(nil, []uint64{m.BatchId})
+		r.proposer.MustPost(proposerControl, &raftmsg.Settled{
+			Epoch: r.cfg.Epoch, Dropped: []uint64{m.BatchId}}, actors.Cost{Requests: 1})
 	}
-}
-
-func (r *Raft) settle(batches, dropped []uint64) {
-	r.proposer.MustPost(proposerControl, &raftmsg.Settled{
-		Epoch: r.cfg.Epoch, Batches: batches, Dropped: dropped}, actors.Cost{Requests: 1})
 }
 
 func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
@@ -301,6 +300,7 @@ func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
 }
 
 func (r *Raft) answerRead(id, index uint64) {
+	r.awaited = max(r.awaited, index)
 	// A lost answer is a lost read index: the batcher retries.
 	_ = r.readIndex.TryPost(readControl, &raftmsg.ReadIndexed{Epoch: r.cfg.Epoch, Id: id, Index: index},
 		actors.Cost{Requests: 1})
@@ -321,6 +321,19 @@ func (r *Raft) ready() {
 		r.dispatch(out)
 	}
 	r.publish()
+	r.deferApplied()
+}
+
+// deferApplied lets news of applied entries wait for other work while nothing depends
+// on them: a lone voter's readers are answered, and no output is held back.
+func (r *Raft) deferApplied() {
+	s := r.cfg.State.status.Load()
+	appends, applies := r.cfg.Replica.Outstanding()
+	on := s.Alone && s.Applied >= r.awaited && appends < OutstandingMax && applies < OutstandingMax
+	if on != r.deferring {
+		r.deferring = on
+		r.box.Defer(on)
+	}
 }
 
 func (r *Raft) dispatch(out replica.Output) {

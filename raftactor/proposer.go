@@ -53,6 +53,7 @@ type Proposer struct {
 
 	leader      uint64
 	isLeader    bool
+	idle        bool           // nothing in backlog, as the mailbox was told last
 	paused      bool           // raft dropped a proposal: wait until something moves
 	backlog     []*Call        // not proposed yet, oldest first
 	enqueued    int64          // when the oldest of them came
@@ -113,6 +114,11 @@ func (p *Proposer) batch(b *actors.Batch) {
 	}
 	p.cfg.Faults.Point(actors.CoreProposer, "batch")
 	p.propose(b.Started)
+	if idle := len(p.backlog) == 0; idle != p.idle {
+		// The window matters only to what waits for it.
+		p.idle = idle
+		p.box.Defer(idle)
+	}
 	if !p.ticker.Armed() && (len(p.backlog) > 0 || p.cfg.Replies.Waiting()) {
 		p.ticker.Arm()
 	}

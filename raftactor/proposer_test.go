@@ -64,7 +64,7 @@ func (r *proposerRig) role(leader uint64, isLeader bool) {
 func (r *proposerRig) lead() { r.role(1, true) }
 
 func (r *proposerRig) settle(ids ...uint64) {
-	r.ref.MustPost(proposerControl, &raftmsg.Settled{Epoch: epoch, Batches: ids}, one)
+	r.ref.MustPostDeferrable(proposerControl, &raftmsg.Settled{Epoch: epoch, Batches: ids}, one)
 	synctest.Wait()
 }
 

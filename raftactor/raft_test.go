@@ -144,8 +144,17 @@ func (r *raftRig) applyAll() {
 		}
 	}
 	r.applies = nil
-	r.ref.MustPost(raftLocal, m, one)
+	postApplied(r.ref.Mailbox, m)
 	r.collect()
+}
+
+// postApplied posts as mvcc does.
+func postApplied(box *actors.Mailbox, m *raftmsg.Applied) {
+	if len(m.ConfChanges) > 0 {
+		box.MustPost(raftLocal, m, one)
+	} else {
+		box.MustPostDeferrable(raftLocal, m, one)
+	}
 }
 
 func (r *raftRig) settle() {
@@ -434,7 +443,29 @@ func TestSecondVoterEndsAlone(t *testing.T) {
 	})
 }
 
-// TestToldOfApplied: the batcher is told only while readers wait.
+// TestAppliedWaits: while nothing depends on it, an idle raft is not woken by what
+// was applied, and learns of it with the next message.
+func TestAppliedWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		r.propose(100) // raft learns of what was applied before
+		r.collect()
+		r.durable(1)
+		before := r.state.Status().Applied
+		r.applyAll()
+		synctest.Wait()
+		if got := r.state.Status().Applied; got != before {
+			t.Errorf("raft was woken to learn that %d is applied", got)
+		}
+		r.propose(101)
+		if got, want := r.state.Status().Applied, uint64(len(r.applied)); got != want {
+			t.Errorf("with the next message: %d is applied, want %d", got, want)
+		}
+	})
+}
+
+// TestToldOfApplied: the batcher is told only while readers wait, and then at once.
 func TestToldOfApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -442,8 +473,14 @@ func TestToldOfApplied(t *testing.T) {
 		if got := r.told.next(); len(got) > 0 {
 			t.Fatalf("told %v", got)
 		}
-		r.state.readers.Store(true)
 		r.propose(100)
+		r.collect()
+		r.durable(1)
+		r.readIndexed(1)
+		if got := r.reads.next(); len(got) != 1 || got[0].Index != uint64(len(r.log)) {
+			t.Fatalf("answered %v, want index %d, which is not applied yet", got, len(r.log))
+		}
+		r.state.readers.Store(true)
 		r.settle()
 		if got := r.told.next(); len(got) == 0 || got[len(got)-1].Index != uint64(len(r.applied)) {
 			t.Fatalf("told %v of %d", got, len(r.applied))
@@ -689,5 +726,5 @@ func (s *stages) apply(m *applymsg.Apply) {
 		}
 		s.replies.Deliver(&raftmsg.ResultBatch{BatchId: batch.Id, Index: e.GetIndex(), Results: results}, nil)
 	}
-	s.raft.MustPost(raftLocal, done, one)
+	postApplied(s.raft, done)
 }
