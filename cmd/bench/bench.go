@@ -16,19 +16,19 @@ func runBench(ctx context.Context, args []string) error {
 	s := scenario.NewReported("bench", "single-member", args)
 	var (
 		loads   = s.Flags.String("load", "put,get", "loads, in this order, of "+strings.Join(pairs.LoadNames(), ", "))
-		servers = s.Flags.String("servers", "etcd,troupe,echo", "servers; the first is what the others are compared with")
+		servers = s.Flags.String("servers", "etcd,troupe,echo", "servers; the others are compared with the first")
 		profile = s.Flags.Bool("profile", false, "one more turn of troupe with a CPU profile of each load (the load should last 15 s)")
 		check   = s.Flags.Bool("check", false, "exit with 1 if a bound does not hold")
 		sizes   pairs.Load
 		cfg     = pairs.Config{Progress: os.Stdout}
 	)
-	s.Flags.IntVar(&cfg.Rounds, "pairs", 5, "how often each server has its turn")
-	s.Flags.IntVar(&sizes.Clients, "clients", 0, "concurrent clients; 0 for what fits the load")
-	s.Flags.IntVar(&sizes.Conns, "conns", 0, "connections; 0 for what fits the load")
-	s.Flags.IntVar(&sizes.Total, "total", 0, "requests a load, of the watch loads puts; 0 for what fits the load")
-	s.Flags.IntVar(&sizes.Watchers.Streams, "streams", 0, "streams of the watch loads; 0 for what fits the load")
-	s.Flags.IntVar(&sizes.Watchers.PerStream, "watchers", 0, "watchers on each of these streams; 0 for what fits the load")
-	s.Flags.IntVar(&sizes.Watchers.PutRate, "put-rate", 0, "puts a second of the watch loads; 0 for what fits the load")
+	s.Flags.IntVar(&cfg.Rounds, "pairs", 5, "rounds, in each of which every server is measured once")
+	s.Flags.IntVar(&sizes.Clients, "clients", 0, "concurrent clients; 0 for the load's default")
+	s.Flags.IntVar(&sizes.Conns, "conns", 0, "connections; 0 for the load's default")
+	s.Flags.IntVar(&sizes.Total, "total", 0, "requests per load, or puts of the watch loads; 0 for the load's default")
+	s.Flags.IntVar(&sizes.Watchers.Streams, "streams", 0, "streams of the watch loads; 0 for the load's default")
+	s.Flags.IntVar(&sizes.Watchers.PerStream, "watchers", 0, "watchers on each of these streams; 0 for the load's default")
+	s.Flags.IntVar(&sizes.Watchers.PutRate, "put-rate", 0, "puts per second of the watch loads; 0 for the load's default")
 	if err := s.Parse(); err != nil {
 		return err
 	}

@@ -23,13 +23,13 @@ func runCompaction(ctx context.Context, args []string) error {
 	s.Flags.Int64Var(&cfg.LiveBytes, "live-bytes", 1<<30, "live keys and values, in bytes")
 	s.Flags.IntVar(&cfg.ValueBytes, "value-size", 1024, "size of the live values, in bytes")
 	s.Flags.IntVar(&cfg.Superseded, "superseded", 1_000_000, "superseded revisions")
-	s.Flags.IntVar(&cfg.PutRate, "puts", 3000, "puts a second while measuring")
-	s.Flags.IntVar(&cfg.GetRate, "gets", 3000, "linearizable gets a second while measuring")
-	s.Flags.IntVar(&cfg.PutKeys, "put-keys", 10_000, "keys that those puts go to")
+	s.Flags.IntVar(&cfg.PutRate, "puts", 3000, "puts per second while measuring")
+	s.Flags.IntVar(&cfg.GetRate, "gets", 3000, "linearizable gets per second while measuring")
+	s.Flags.IntVar(&cfg.PutKeys, "put-keys", 10_000, "keys of these puts")
 	s.Flags.IntVar(&cfg.PutBytes, "put-size", 128, "size of their values, in bytes")
 	s.Flags.DurationVar(&cfg.Window, "window", time.Minute, "length of a window")
 	s.Flags.IntVar(&cfg.Windows, "windows", 3, "windows before the compaction, and at least after it")
-	s.Flags.DurationVar(&cfg.Limit, "limit", 5*time.Minute, "time for the blocks to come down")
+	s.Flags.DurationVar(&cfg.Limit, "limit", 5*time.Minute, "time for the blocks to fall to the bound")
 	if err := s.Parse(); err != nil {
 		return err
 	}

@@ -8,8 +8,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/measure/echo"
 )
 
-// runEcho takes the flags that every server under measurement gets, and uses
-// one of them.
+// runEcho accepts the flags that every measured server gets, and uses only one of them.
 func runEcho(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("echo", flag.ContinueOnError)
 	listen := flags.String("listen-client-urls", "http://127.0.0.1:2379", "where to listen")

@@ -18,7 +18,7 @@ func runFanout(ctx context.Context, args []string) error {
 		server = s.Flags.String("server", "troupe", "troupe, etcd, or the path of a binary")
 		loads  = s.Flags.String("load", "10000:100:5,100:100:500", "loads, each as watchers:streams:puts a second")
 	)
-	s.Flags.IntVar(&cfg.Rounds, "rounds", 1, "how often each load is measured, once with all reading and once with some frozen")
+	s.Flags.IntVar(&cfg.Rounds, "rounds", 1, "rounds, each with one run in which all streams are read and one in which some are frozen")
 	s.Flags.DurationVar(&cfg.Warmup, "warmup", 5*time.Second, "time before a window, under the same load")
 	s.Flags.DurationVar(&cfg.Window, "window", time.Minute, "length of a window")
 	s.Flags.DurationVar(&cfg.Limit, "limit", time.Minute, "time for the thawed watchers to catch up")

@@ -20,10 +20,10 @@ func runFlood(ctx context.Context, args []string) error {
 		bin       = s.Flags.String("bin", "", servers.BinUsage)
 		modes     = s.Flags.String("mode", "all", "modes, separated by commas, of "+strings.Join(flood.Modes(), ", ")+"; or all")
 		extra     = s.Flags.String("args", "", servers.ArgsUsage)
-		memoryMax = s.Flags.Int64("memory-max", 8<<10, "MiB; a server that holds more is killed, to spare the machine")
+		memoryMax = s.Flags.Int64("memory-max", 8<<10, "MiB; a server that holds more is killed")
 	)
-	s.Flags.DurationVar(&cfg.Settle, "settle", 5*time.Second, "time between the filling and the flood")
-	s.Flags.DurationVar(&cfg.Rest, "rest", 10*time.Second, "time between the flood and the last look at the memory")
+	s.Flags.DurationVar(&cfg.Settle, "settle", 5*time.Second, "time between the last put and the flood")
+	s.Flags.DurationVar(&cfg.Rest, "rest", 10*time.Second, "time between the flood and the last reading of the memory")
 	if err := s.Parse(); err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ func runIdle(ctx context.Context, args []string) error {
 		bin    = s.Flags.String("bin", "", servers.BinUsage)
 		extra  = s.Flags.String("args", "", servers.ArgsUsage)
 	)
-	s.Flags.IntVar(&cfg.Pairs, "pairs", 3, "how often each server has its turn")
+	s.Flags.IntVar(&cfg.Pairs, "pairs", 3, "rounds, in each of which every server is measured once")
 	s.Flags.DurationVar(&cfg.Settle, "settle", 10*time.Second, "time between the start and the window")
 	s.Flags.DurationVar(&cfg.Window, "window", 30*time.Second, "length of the window")
 	if err := s.Parse(); err != nil {

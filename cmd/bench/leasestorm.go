@@ -16,14 +16,14 @@ func runLeaseStorm(ctx context.Context, args []string) error {
 	s := scenario.NewReported("lease-storm", "", args)
 	var (
 		cfg   leasestorm.Config
-		names = s.Flags.String("servers", "troupe", "servers; etcd is measured, but the bounds are not for it")
+		names = s.Flags.String("servers", "troupe", "servers; etcd is measured, but not judged")
 		extra = s.Flags.String("args", "", servers.ArgsUsage)
 	)
 	s.Flags.IntVar(&cfg.Leases, "leases", 100_000, "leases, with one key each")
-	s.Flags.DurationVar(&cfg.TTL, "ttl", time.Minute, "time of the lease that is granted first; all must be granted in less")
-	s.Flags.IntVar(&cfg.Rate, "puts", 500, "puts a second to other keys")
-	s.Flags.DurationVar(&cfg.Quiet, "quiet", 5*time.Second, "length of the window before the first lease ends")
-	s.Flags.DurationVar(&cfg.Limit, "limit", 3*time.Minute, "time for the keys to go")
+	s.Flags.DurationVar(&cfg.TTL, "ttl", time.Minute, "TTL of the first lease; all must be granted in less time")
+	s.Flags.IntVar(&cfg.Rate, "puts", 500, "puts per second to other keys")
+	s.Flags.DurationVar(&cfg.Quiet, "quiet", 5*time.Second, "length of the window before the first expiry")
+	s.Flags.DurationVar(&cfg.Limit, "limit", 3*time.Minute, "time for the keys to be deleted")
 	if err := s.Parse(); err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ func runMemory(ctx context.Context, args []string) error {
 		cfg    memory.Config
 		server = s.Flags.String("server", "both", "troupe, etcd, or both")
 		bin    = s.Flags.String("bin", "", servers.BinUsage)
-		small  = s.Flags.Bool("small", false, "look at a fresh member with --small instead")
+		small  = s.Flags.Bool("small", false, "measure a fresh member with --small instead")
 		extra  = s.Flags.String("args", "", "flags for troupe")
 	)
 	s.Flags.IntVar(&cfg.Keys, "keys", 1_000_000, "keys to write, of 32 bytes with values of 256")

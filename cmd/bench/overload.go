@@ -21,7 +21,7 @@ func runOverload(ctx context.Context, args []string) error {
 	)
 	s.Flags.IntVar(&cfg.Few, "few", 200, "clients before and after")
 	s.Flags.IntVar(&cfg.Many, "many", 2000, "clients in between")
-	s.Flags.IntVar(&cfg.DefaultMany, "default-clients", 1000, "clients that the default limits must bear")
+	s.Flags.IntVar(&cfg.DefaultMany, "default-clients", 1000, "clients of which none may be refused with the default limits")
 	s.Flags.IntVar(&cfg.Conns, "conns", 100, "connections")
 	s.Flags.DurationVar(&cfg.Phase, "phase", 10*time.Second, "length of each phase")
 	s.Flags.DurationVar(&cfg.Warmup, "warmup", 5*time.Second, "time before the first phase")

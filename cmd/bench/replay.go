@@ -16,11 +16,11 @@ func runReplay(ctx context.Context, args []string) error {
 	s := scenario.NewReported("replay", "", args)
 	var (
 		cfg   = replay.Config{Rest: 2 * time.Second}
-		names = s.Flags.String("servers", "etcd,troupe", "servers; the first, if there are several, is what the others are compared with")
+		names = s.Flags.String("servers", "etcd,troupe", "servers; the others are compared with the first")
 		extra = s.Flags.String("args", "", servers.ArgsUsage)
 	)
 	s.Flags.IntVar(&cfg.Revisions, "revisions", 1_000_000, "puts to replay")
-	s.Flags.IntVar(&cfg.Keys, "keys", 100_000, "keys that they go to")
+	s.Flags.IntVar(&cfg.Keys, "keys", 100_000, "keys of these puts")
 	s.Flags.IntVar(&cfg.ValueBytes, "value-size", 128, "size of the values, in bytes")
 	s.Flags.DurationVar(&cfg.Limit, "limit", 2*time.Minute, "time for one replay")
 	if err := s.Parse(); err != nil {

@@ -142,8 +142,8 @@ func TestVerifyWALDir(t *testing.T) {
 	}
 }
 
-// finding is what a problem must say. The offset is that of the damage: the
-// problem's is there or at the beginning of the record before it.
+// finding describes an expected problem. The offset is that of the damage; the offset of
+// the problem is the same or that of the beginning of the record.
 type finding struct {
 	area   area
 	file   string

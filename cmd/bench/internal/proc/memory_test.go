@@ -44,7 +44,7 @@ func TestOwnCPU(t *testing.T) {
 			t.Fatal(err)
 		}
 		if after > before {
-			return // the loop itself took it
+			return // the CPU time of this loop
 		}
 	}
 }

@@ -74,7 +74,7 @@ func TestLogTailKeepsTheNewest(t *testing.T) {
 	}
 }
 
-// fakeServer writes a shell script that stands for a server.
+// fakeServer writes a shell script that stands in for a server.
 func fakeServer(t *testing.T, script string) Config {
 	t.Helper()
 	path := t.TempDir() + "/server"

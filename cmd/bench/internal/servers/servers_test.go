@@ -29,7 +29,7 @@ func TestEtcdIsNotJudged(t *testing.T) {
 	}
 }
 
-// A server's own flags come before those of one start, and are left as they are.
+// Start does not change the server's own flags.
 func TestStartArguments(t *testing.T) {
 	s := Server{Name: "none", Binary: "/nonexistent", Args: slices.Grow([]string{"--own"}, 4)}
 	if _, err := s.Start(t.Context(), t.TempDir(), "--more"); err == nil {

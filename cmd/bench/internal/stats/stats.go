@@ -20,8 +20,8 @@ func Summarise(values []float64) Summary {
 	return Summary{Median: Median(values), Min: slices.Min(values), Max: slices.Max(values)}
 }
 
-// Median is the middle value, or the mean of the two in the middle; 0 for no
-// values. The argument is left as it is.
+// Median returns the middle value, or the mean of the two in the middle; 0 for no values.
+// It does not change its argument.
 func Median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
