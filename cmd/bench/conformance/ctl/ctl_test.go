@@ -411,7 +411,9 @@ func watch(p *pair) {
 			single.awaitOutput(fmt.Sprint("at ", from+i))
 		}
 	}
-	all.awaitOutput("DELETE\nw3\n3\nw3\n")
+	// etcdctl prints an event in several writes: wait for the last one.
+	all.awaitOutput("DELETE\nw3\n3\nw3\n\n")
+	fields.awaitOutput(fmt.Sprintf("\"Key\" : \"w3\"\n\"CreateRevision\" : 0\n\"ModRevision\" : %d\n\"Version\" : 0\n\"Value\" : \"\"\n\"Lease\" : 0\n", from+5))
 	for _, r := range []*running{all, asJSON, fields, single} {
 		r.interrupt()
 	}
@@ -488,7 +490,7 @@ func leases(p *pair) {
 	gone.noOutput("DELETE")
 	p.run("lease", "timetolive", "{lease}", "--keys")
 	kept.interruptAny()
-	gone.awaitOutput("DELETE\nkept\nx\nkept\n")
+	gone.awaitOutput("DELETE\nkept\nx\nkept\n\n")
 	gone.interrupt()
 	p.run("lease", "timetolive", "{lease}", "--keys")
 	p.run("get", "kept", "-w", "json")
