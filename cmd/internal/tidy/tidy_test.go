@@ -47,6 +47,14 @@ func TestContractsHold(t *testing.T)       { report(t, load(t, root(t)).CheckCon
 func TestNothingBannedIsUsed(t *testing.T) { report(t, load(t, root(t)).CheckBanned()) }
 func TestNothingIsUnused(t *testing.T)     { report(t, load(t, root(t)).CheckUnused()) }
 
+func TestArchitectureNamesWhatExists(t *testing.T) {
+	findings, err := load(t, root(t)).CheckDocument(root(t), "ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, findings)
+}
+
 func TestLayout(t *testing.T) {
 	repository := root(t)
 	entries := map[string][]string{}
@@ -219,6 +227,45 @@ func TestTopLevelPlanted(t *testing.T) {
 	got := CheckTopLevel(entries, []string{"/bin/", "*.test", "*.prof", ""})
 	if len(got) != 2 || !strings.HasPrefix(got[0], "util ") || !strings.HasPrefix(got[1], "cmd/tool ") {
 		t.Errorf("found %q", got)
+	}
+}
+
+func TestDocumentPlanted(t *testing.T) {
+	fsys := fstest.MapFS{
+		"walactor/a.go": {Data: []byte(`package walactor
+			type Actor struct { Limit int }
+			type Box[T any] struct{}
+			type Disk interface { Sync() }
+			const Max = 1
+			func New() {}
+			func (a *Actor) batch() {}
+			func (b *Box[T]) Put() {}`)},
+		"walactor/a_test.go": {Data: []byte("package walactor_test\nfunc TestNew() {}")},
+		"cmd/bench/go.mod":   {Data: []byte("module bench")},
+		"cmd/bench/b.go":     {Data: []byte("package main")},
+	}
+	for _, tc := range []struct {
+		text string
+		want []string // one for each finding: a part of it
+	}{
+		{"`walactor`, `make test`, `--data-dir`, `edge/reads`, `/metrics`, `nothing`", nil},
+		{"`walactor/a.go`, `a.go`, `walactor/*_test.go`, `a*_test.go`, `cmd/bench`, `b.go`", nil},
+		{"`walactor.New`, `walactor.Max`, `Actor.batch`, `walactor.Actor.Limit`, `Box.Put`, `Disk.Sync`, `TestNew`", nil},
+		{"```\n`walactor.Old`\n```\n", nil},
+		{"first\nsee `walactor/b.go`", []string{"DOC.md:2: `walactor/b.go`"}},
+		{"`c.go` and `cmd/none`", []string{"`c.go`", "`cmd/none`"}},
+		{"`walactor.Old`, `Actor.old`, `walactor.Actor.old`, `raftactor.New`, `TestOld`",
+			[]string{"`walactor.Old`", "`Actor.old`", "`walactor.Actor.old`", "`raftactor.New`", "`TestOld`"}},
+	} {
+		fsys["DOC.md"] = &fstest.MapFile{Data: []byte(tc.text)}
+		got, err := load(t, fsys).CheckDocument(fsys, "DOC.md")
+		ok := err == nil && len(got) == len(tc.want)
+		for i := 0; ok && i < len(got); i++ {
+			ok = strings.Contains(got[i], tc.want[i])
+		}
+		if !ok {
+			t.Errorf("%q: found %q, error %v, want %q and no error", tc.text, got, err, tc.want)
+		}
 	}
 }
 
