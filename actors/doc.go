@@ -74,7 +74,6 @@
 //
 // These parts of protoactor-go are not used anywhere; a test of the source tree
 // enforces it:
-// tree enforces it:
 //
 //	Bounded, BoundedDropping         spin when full; lose messages silently
 //	Unbounded*, WithMailbox          outside of this package: no limit, no numbers
