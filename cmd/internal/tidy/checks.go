@@ -116,7 +116,7 @@ func isProtoactor(importPath string) bool {
 
 func (t *Tree) impurities(f *File) (findings []string) {
 	complain := func(n ast.Node, what, instead string) {
-		findings = append(findings, fmt.Sprintf("%s: a core must not %s: %s, so that the simulator controls it", t.at(n), what, instead))
+		findings = append(findings, fmt.Sprintf("%s: a core must not %s: %s, so that a test controls it", t.at(n), what, instead))
 	}
 	ast.Inspect(f.ast, func(n ast.Node) bool {
 		switch n := n.(type) {
