@@ -25,11 +25,10 @@ const viewCore = "mvccactor/mvcc"
 // an implementation in memory.
 var impure = map[string]string{
 	"mvccactor/backend": "adapter of badger",
-	"raftactor/peer":    "adapter of gRPC",
 }
 
 // testSupport are packages that only tests import.
-var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/mvcc/mvcctest", "cmd/internal/simtest", "cmd/internal/crashtest"}
+var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/mvcc/mvcctest", "cmd/internal/crashtest"}
 
 // implemented are names that CheckUnused skips, with the reason: methods that other
 // modules call through an interface, and functions that only tests use.
@@ -59,13 +58,9 @@ var implemented = map[string]string{
 	"DurableIndex": "the model of the log compares it",
 }
 
-// carried are messages that an actor sends without naming their type, because it
-// receives them inside other messages.
-var carried = map[[2]string]string{}
-
 // topLevel lists what the root may contain, besides what .gitignore names.
 var topLevel = []string{
-	".ci", ".git", ".github", ".gitignore",
+	".ci", ".git", ".gitignore",
 	"ARCHITECTURE.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "go.mod", "go.sum",
 	"actors", "applyactor", "cmd", "grpcgw", "leaseactor", "mvccactor", "proto", "raftactor", "walactor", "watchactor",
 }
@@ -73,7 +68,7 @@ var topLevel = []string{
 // commands lists what cmd and cmd/internal may contain.
 var commands = map[string][]string{
 	"cmd":          {"bench", "internal", "troupe", "troupectl"},
-	"cmd/internal": {"config", "crashtest", "logging", "node", "simtest", "tidy"},
+	"cmd/internal": {"config", "crashtest", "logging", "node", "tidy"},
 }
 
 // Packages in which a banned identifier may be used.

@@ -2,6 +2,7 @@ package tidy
 
 import (
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -281,6 +282,21 @@ func TestRank(t *testing.T) {
 	for _, dir := range []string{".", "cmd", "proto", "util", "actor", "internal/x"} {
 		if got, ok := Rank(dir); ok {
 			t.Errorf("%s has rank %d", dir, got)
+		}
+	}
+}
+
+// TestExceptionsExist: every folder and file that is excepted or expected exists.
+func TestExceptionsExist(t *testing.T) {
+	named := slices.Concat(slices.Collect(maps.Keys(impure)), testSupport, topLevel)
+	for dir, entries := range commands {
+		for _, e := range entries {
+			named = append(named, dir+"/"+e)
+		}
+	}
+	for _, name := range named {
+		if _, err := fs.Stat(root(t), name); err != nil && name != ".git" {
+			t.Errorf("exceptions.go names %s: %v", name, err)
 		}
 	}
 }
