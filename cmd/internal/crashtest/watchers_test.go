@@ -297,7 +297,7 @@ func (c *historyChecker) revision(revision int64, events []*mvccpb.Event) error 
 	}
 	// If a delete without a response could have made the deletion of a single key, it is
 	// assumed to have. Otherwise it looks like the end of a lease with one key.
-	for i := 0; i < len(c.deletes[string(first.Kv.Key)]) && !known && len(events) == 1 && !c.revokedAt(revision); i++ {
+	for i := 0; i < len(c.deletes[string(first.Kv.Key)]) && !known && len(events) == 1 && !c.revokedWith(first.Kv.Key, revision); i++ {
 		w = c.deletes[string(first.Kv.Key)][i]
 		known = w.after < revision && revision <= w.before
 	}
@@ -316,14 +316,11 @@ func (c *historyChecker) revision(revision int64, events []*mvccpb.Event) error 
 	return nil
 }
 
-// revokedAt reports whether an acknowledged revoke made a revision.
-func (c *historyChecker) revokedAt(revision int64) bool {
-	for _, at := range c.revokes {
-		if at == revision {
-			return true
-		}
-	}
-	return false
+// revokedWith reports whether an acknowledged revoke of the key's lease made a revision.
+// A revoke of another lease, which has no keys, has the revision of the write before it.
+func (c *historyChecker) revokedWith(key []byte, revision int64) bool {
+	kv := c.state[string(key)]
+	return kv != nil && kv.Lease != 0 && c.revokes[kv.Lease] == revision
 }
 
 // matches compares the events of a revision with the write that made it.
@@ -422,4 +419,23 @@ func (c *historyChecker) ends(arrived map[int64]time.Duration) (expired int) {
 		}
 	}
 	return expired
+}
+
+// TestHistoryOfKeylessRevoke: the response to a revoke of a lease without keys has the
+// revision of the write before it, which may be a delete without a response.
+func TestHistoryOfKeylessRevoke(t *testing.T) {
+	h := &holder{
+		leases: map[int64]*heldLease{1: {id: 1}, 2: {id: 2}},
+		ends:   map[int64]int64{1: 4, 2: 3},
+		writes: []keyWrite{
+			{revision: 2, changes: []keyChange{{key: "k", keyPair: keyPair{value: "v", lease: 1}}}},
+			{changes: []keyChange{{key: "k"}}, after: 2, before: 4},
+			{revision: 4, changes: []keyChange{{key: "l", keyPair: keyPair{value: "w"}}}},
+		},
+	}
+	newHistoryChecker(t, []*holder{h}).replay([]*mvccpb.Event{
+		{Type: mvccpb.Event_PUT, Kv: &mvccpb.KeyValue{Key: []byte("k"), Value: []byte("v"), CreateRevision: 2, ModRevision: 2, Version: 1, Lease: 1}},
+		{Type: mvccpb.Event_DELETE, Kv: &mvccpb.KeyValue{Key: []byte("k"), ModRevision: 3}},
+		{Type: mvccpb.Event_PUT, Kv: &mvccpb.KeyValue{Key: []byte("l"), Value: []byte("w"), CreateRevision: 4, ModRevision: 4, Version: 1}},
+	})
 }
