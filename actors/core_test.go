@@ -37,6 +37,7 @@ type coreRig struct {
 	haltErr error
 	rejects int
 	faults  *actors.Faults
+	stages  []*rigStage // of all incarnations
 }
 
 func (c *coreRig) log(format string, args ...any) {
@@ -85,10 +86,9 @@ func (c *coreRig) boot(epoch uint64) (*actors.Incarnation, error) {
 		c.mu.Lock()
 		c.boxes[name] = box
 		c.mu.Unlock()
-		incarnation.Stages = append(incarnation.Stages, actors.Stage{
-			Name: name, Mailbox: box, Cancel: cancel,
-			Actor: &rigStage{rig: c, name: strings.TrimPrefix(name, "core/"), path: name, epoch: epoch, ctx: ctx},
-		})
+		stage := &rigStage{rig: c, name: strings.TrimPrefix(name, "core/"), path: name, epoch: epoch, ctx: ctx, box: box}
+		c.stages = append(c.stages, stage)
+		incarnation.Stages = append(incarnation.Stages, actors.Stage{Name: name, Mailbox: box, Cancel: cancel, Actor: stage})
 	}
 	return incarnation, nil
 }
@@ -98,6 +98,8 @@ type rigStage struct {
 	name, path string
 	epoch      uint64
 	ctx        context.Context
+	box        *actors.Mailbox
+	handled    []any // owned by the stage's goroutine
 }
 
 func (s *rigStage) Receive(ctx actor.Context) {
@@ -113,6 +115,7 @@ func (s *rigStage) Receive(ctx actor.Context) {
 }
 
 func (s *rigStage) handle(ctx actor.Context, msg any) {
+	s.handled = append(s.handled, msg)
 	switch msg := msg.(type) {
 	case int:
 		s.rig.log("%s:%d", s.name, msg)
@@ -210,6 +213,91 @@ func TestCoreRebootsWhenEverybodyIsGone(t *testing.T) {
 		c.post(actors.CoreRaft, 5) // the new epoch works
 		if !strings.HasSuffix(c.entries(), "raft:5") {
 			t.Errorf("journal %s", c.entries())
+		}
+	})
+}
+
+// TestCoreDeliversNothingStale: after a reboot, every way of posting to a mailbox of the
+// earlier incarnation is refused, and nothing that a ticker, a timer or a blocked sender of
+// that incarnation posts reaches a stage of the new one.
+func TestCoreDeliversNothingStale(t *testing.T) {
+	withCore(t, nil, func(c *coreRig) {
+		const interval = 100 * time.Millisecond
+		old := slices.Clone(c.stages)
+		var late []error // of the posts of timers
+		for _, s := range old {
+			// What an actor leaves behind that forgets to stop it, and more than that.
+			periodic := actors.StartTicker(s.box, 0, interval, 1, nil)
+			defer periodic.Stop()
+			once := actors.NewTicker(s.box, 0, time.Minute, 1)
+			once.Arm()
+			defer once.Stop()
+			time.AfterFunc(time.Second, func() {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				late = append(late, s.box.TryPost(0, "stale timer", one))
+			})
+		}
+		busy := c.box(actors.CoreProposer)
+		c.post(actors.CoreProposer, make(chan struct{})) // until cancelled
+		for range 10 {
+			c.post(actors.CoreProposer, "stale message in a queue")
+		}
+		blocked := make(chan error, 1)
+		go func() { blocked <- busy.Post(context.Background(), 0, "stale blocked message", one) }()
+		synctest.Wait()
+
+		c.post(actors.CoreWAL, "boom")
+		wantErr(t, <-blocked, actors.ErrClosed)
+		c.rejects = 0
+		for _, s := range old {
+			if now := c.box(s.path); now == s.box {
+				t.Errorf("%s has the mailbox of the earlier incarnation, want a new one", s.path)
+			}
+			wantErr(t, s.box.TryPost(0, "stale", one), actors.ErrClosed)
+			wantErr(t, s.box.Post(context.Background(), 0, "stale", one), actors.ErrClosed)
+			s.box.MustPost(0, "stale", one)
+			s.box.MustPostDeferrable(0, "stale", one)
+			s.box.MustPostReserved(0, "stale")
+			s.box.MustPostWait(context.Background(), 0, "stale", one)
+		}
+		if want := 3 * len(old); c.rejects != want {
+			t.Errorf("got %d messages in OnReject, want %d", c.rejects, want)
+		}
+		time.Sleep(2 * time.Minute) // the tickers and timers fire
+		synctest.Wait()
+		for _, err := range late {
+			wantErr(t, err, actors.ErrClosed)
+		}
+		if len(late) != len(old) {
+			t.Errorf("got %d posts of timers, want %d", len(late), len(old))
+		}
+		for _, s := range c.stages[len(old):] {
+			c.post(s.path, 5)
+			if s.epoch != 2 || len(s.handled) != 1 || s.handled[0] != 5 {
+				t.Errorf("%s of epoch %d handled %v, want only what was posted to it", s.path, s.epoch, s.handled)
+			}
+		}
+	})
+}
+
+// TestCoreRefusesAUsedMailbox: an incarnation that is wired with a mailbox of an earlier one,
+// which might hold its messages, does not start.
+func TestCoreRefusesAUsedMailbox(t *testing.T) {
+	withCore(t, func(cfg *actors.CoreConfig) {
+		boot, used := cfg.Boot, actors.Stage{}
+		cfg.Boot = func(epoch uint64) (*actors.Incarnation, error) {
+			incarnation, err := boot(epoch)
+			if epoch == 1 {
+				used = incarnation.Stages[1]
+			}
+			incarnation.Stages[1].Mailbox = used.Mailbox
+			return incarnation, err
+		}
+	}, func(c *coreRig) {
+		c.post(actors.CoreWAL, "boom")
+		if len(c.gaveUp) != 1 || !strings.Contains(c.gaveUp[0].Error(), "core/raft serves a second actor") {
+			t.Errorf("gave up with %v, want the mailbox that serves a second actor", c.gaveUp)
 		}
 	})
 }

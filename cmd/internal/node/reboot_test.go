@@ -5,7 +5,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"net/http"
+	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -90,6 +93,54 @@ func TestReboot(t *testing.T) {
 			t.Logf("%d keys; serving again after %v at %v; %d writes acknowledged, %d not", *rebootKeys, down, points, l.acked.Load(), l.failed.Load())
 		})
 	}
+}
+
+// coreMailboxes returns the registered mailbox of each stage of the core. A value keeps its
+// mailbox alive, so that no later one has the same address.
+func (m *testMember) coreMailboxes() map[string]reflect.Value {
+	m.t.Helper()
+	m.registry.Stats() // takes the registry's lock, after the boot that is to be seen
+	found := map[string]reflect.Value{}
+	for it := reflect.ValueOf(m.registry).Elem().FieldByName("entries").MapRange(); it.Next(); {
+		if name := it.Key().String(); strings.HasPrefix(name, actors.CorePath+"/") {
+			found[name] = it.Value().Elem().FieldByName("box").Elem()
+		}
+	}
+	return found
+}
+
+// TestFreshMailboxes: no mailbox of the core is used by two incarnations, so that a message
+// to a stage of one cannot reach a stage of another.
+func TestFreshMailboxes(t *testing.T) {
+	t.Parallel()
+	m := startMember(t, t.TempDir(), nil)
+	defer m.shut()
+	l := startLoad(m)
+	used := map[uintptr]string{}
+	var kept []map[string]reflect.Value // so that no address is used again
+	for reboots, stage := range []string{"", actors.CoreWAL, actors.CoreMVCC, actors.CorePersister} {
+		if stage != "" {
+			m.Faults().Arm(stage, "entry", 3)
+			m.eventually("the core reboots", func() bool { return m.core.Restarts() == reboots })
+			failure, _ := m.core.LastFailure()
+			l.served(failure.At)
+		}
+		boxes := m.coreMailboxes()
+		kept = append(kept, boxes)
+		if got, want := len(boxes), 8; got != want {
+			t.Fatalf("got %d mailboxes of the core, want %d: %v", got, want, slices.Sorted(maps.Keys(boxes)))
+		}
+		for name, box := range boxes {
+			what := fmt.Sprintf("%s after %d reboots", name, reboots)
+			if before, twice := used[box.Pointer()]; twice {
+				t.Errorf("%s has the mailbox of %s, want a new one", what, before)
+			}
+			used[box.Pointer()] = what
+		}
+	}
+	l.stop()
+	l.check()
+	runtime.KeepAlive(kept)
 }
 
 // fill puts keys, several to a transaction and many at a time.
