@@ -553,8 +553,8 @@ func TestReplayTakesNoHashes(t *testing.T) {
 }
 
 func (r *rig) compactor() *Compactor {
-	return NewCompactor(CompactorConfig{Published: r.pub, Logger: zerolog.Nop(),
-		Core: func() (uint64, *actors.Mailbox, backend.Store, bool) { return r.epoch, r.mvcc.Mailbox, r.disk, true }})
+	return NewCompactor(CompactorConfig{Published: r.pub, Logger: zerolog.Nop(), Core: r.core,
+		Corrupt: func(err error) { r.t.Errorf("the compactor found corruption: %v", err) }})
 }
 
 // TestReclaimOnIdle: the dead records of a compaction are reclaimed although no entry
@@ -612,6 +612,52 @@ func TestReclaimOnIdle(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestReclaimDuringReplay: while the newest view is that of an earlier incarnation, the
+// compactor and the scrubber wait. The packs it lists may be reclaimed already, which is no
+// corruption.
+func TestReclaimDuringReplay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old := newRig(t, actorstest.NewSystem(t), rigConfig{replayedTo: 1 << 20})
+		for range 200 {
+			old.do(put("k", strings.Repeat("v", 1<<10)))
+		}
+		old.do(compaction(old.pub.View().Revision))
+		old.flush()
+		lost := old.entry(put("last", "v"))
+		old.post(lost)
+		synctest.Wait()
+		old.stop() // before the last entry is persisted
+
+		r := newRig(t, old.sys, rigConfig{memory: old.disk.Memory, published: old.pub, replayedTo: 1 << 20})
+		if r.index >= lost.Index || len(r.pub.View().Garbage(1)) == 0 {
+			t.Fatalf("got a store with entry %d and a view with the dead packs %v, want entry %d to be lost and packs to reclaim",
+				r.index, r.pub.View().Garbage(1), lost.Index)
+		}
+		scrubber := NewScrubber(ScrubberConfig{Published: r.pub, Period: time.Nanosecond, Core: r.core, Metrics: r.metrics,
+			Corrupt: func(err error) { t.Errorf("the scrubber found corruption: %v", err) }})
+		look := func() {
+			for range 2 {
+				if err := r.compactor().packs(t.Context(), 0, time.Second); err != nil {
+					t.Fatal(err)
+				}
+				scrubber.Scrub(t.Context(), time.Now())
+				r.flush()
+			}
+		}
+		stored := r.disk.Sizes().PackBytes
+		look()
+		if got := r.disk.Sizes().PackBytes; got != stored {
+			t.Errorf("got %d bytes of packs after a look during the replay, want the %d before", got, stored)
+		}
+		r.post(lost) // the replay is done
+		synctest.Wait()
+		look()
+		if got := r.disk.Sizes().PackBytes; got > stored/2 {
+			t.Errorf("got %d bytes of packs after the replay, want less than half of the %d before", got, stored)
+		}
+	})
 }
 
 // TestRewrittenPackSettles: a reclaimed pack can be reclaimed again once it is durable.

@@ -45,12 +45,32 @@ const (
 	fileInterval = 5 * time.Second
 )
 
+// Core is what actors at the edge use of one incarnation of the core. It is passed as a
+// whole: what was read from the store of an incarnation may only be posted to the mailbox
+// of the same incarnation.
+type Core struct {
+	Epoch uint64
+	MVCC  *actors.Mailbox
+	Store backend.Store
+	// Keyspace recognises its views. IMPORTANT: everything else belongs to the mvcc
+	// actor.
+	Keyspace *mvcc.Store
+}
+
+// withView returns the current incarnation of the core together with its newest view. ok
+// is false while the core reboots, and afterwards while the newest view is that of an
+// earlier incarnation: what this view lists may have been removed from the store since.
+func withView(current func() (Core, bool), published *mvcc.Published) (core Core, v *mvcc.View, ok bool) {
+	core, ok = current()
+	v = published.View()
+	return core, v, ok && v.Of(core.Keyspace)
+}
+
 // CompactorConfig is what the compactor needs.
 type CompactorConfig struct {
 	Published *mvcc.Published
-	// Core returns the epoch, mvcc's mailbox and the store of the current incarnation
-	// of the core; ok is false while the core reboots.
-	Core func() (epoch uint64, mvcc *actors.Mailbox, store backend.Store, ok bool)
+	// Core returns the current incarnation of the core; ok is false while it reboots.
+	Core func() (core Core, ok bool)
 	// Room reports whether the disk has room for so many bytes more. Nil means that
 	// there is always room.
 	Room func(bytes int64) bool
@@ -150,12 +170,11 @@ func (c *Compactor) report(err error) {
 // packs has the packs with the largest dead share rewritten, for at most the time budget,
 // if more than share of the stored bytes is dead.
 func (c *Compactor) packs(ctx context.Context, share float64, budget time.Duration) error {
-	v := c.cfg.Published.View()
-	if v == nil || !overShare(v, share) {
+	core, v, ok := withView(c.cfg.Core, c.cfg.Published)
+	if !ok || !overShare(v, share) {
 		return nil
 	}
-	epoch, box, store, ok := c.cfg.Core()
-	if !ok || !c.room() {
+	if !c.room() {
 		return nil // without room, rewritten packs would only fill the persister's mailbox
 	}
 	end := time.Now().Add(budget)
@@ -168,7 +187,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 		if time.Now().After(end) {
 			return nil
 		}
-		value, err := loadPack(store, g.ID)
+		value, err := loadPack(core.Store, g.ID)
 		if err != nil {
 			if c.deleted(g.ID) {
 				continue
@@ -180,8 +199,8 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 			}
 			return err
 		}
-		m := &mvccmsg.Reclaim{Epoch: epoch, Id: g.ID.PackID(), Value: value}
-		if err := PostReclaim(ctx, box, m); err != nil {
+		m := &mvccmsg.Reclaim{Epoch: core.Epoch, Id: g.ID.PackID(), Value: value}
+		if err := PostReclaim(ctx, core.MVCC, m); err != nil {
 			return err
 		}
 	}
@@ -199,16 +218,16 @@ func (c *Compactor) files(ctx context.Context) error {
 		return nil
 	}
 	defer func() { c.filesAt.Store(actors.Now() + int64(fileInterval)) }()
-	_, _, store, ok := c.cfg.Core()
+	core, ok := c.cfg.Core()
 	if !ok {
 		return nil
 	}
 	c.last = time.Now()
-	sizes := store.Sizes()
+	sizes := core.Store.Sizes()
 	if sizes.GarbageBytes < fileMin || float64(sizes.GarbageBytes) < fileShare*float64(sizes.PackBytes+sizes.GarbageBytes) {
 		return nil
 	}
-	report, err := store.Reclaim(ctx, backend.Budget{Garbage: fileShare, Room: c.cfg.Room})
+	report, err := core.Store.Reclaim(ctx, backend.Budget{Garbage: fileShare, Room: c.cfg.Room})
 	c.last = time.Now()
 	if err != nil {
 		return err
@@ -231,7 +250,10 @@ func (c *Compactor) Reclaim(ctx context.Context) error {
 		return err
 	}
 	for {
-		v := c.cfg.Published.View()
+		_, v, ok := withView(c.cfg.Core, c.cfg.Published)
+		if !ok {
+			return backend.ErrClosed
+		}
 		if len(v.Garbage(1)) == 0 {
 			break
 		}
@@ -243,11 +265,11 @@ func (c *Compactor) Reclaim(ctx context.Context) error {
 			break // the rest is in packs that are not settled yet
 		}
 	}
-	_, _, store, ok := c.cfg.Core()
+	core, ok := c.cfg.Core()
 	if !ok {
 		return backend.ErrClosed
 	}
-	_, err := store.Reclaim(ctx, backend.Budget{Duty: 1, Garbage: minGarbage, Room: c.cfg.Room})
+	_, err := core.Store.Reclaim(ctx, backend.Budget{Duty: 1, Garbage: minGarbage, Room: c.cfg.Room})
 	return err
 }
 

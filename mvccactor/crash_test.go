@@ -12,10 +12,8 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
-	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/actors/actorstest"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -209,11 +207,7 @@ func (c *crashTest) reclaim() {
 		return
 	}
 	before := c.rig.pub.View().Sizes.Stored
-	loop := NewCompactor(CompactorConfig{Published: c.rig.pub, Logger: zerolog.Nop(),
-		Core: func() (uint64, *actors.Mailbox, backend.Store, bool) {
-			return c.rig.epoch, c.rig.mvcc.Mailbox, c.rig.disk, true
-		}})
-	if err := loop.packs(context.Background(), 0, time.Second); err != nil {
+	if err := c.rig.compactor().packs(context.Background(), 0, time.Second); err != nil {
 		c.t.Fatal(err)
 	}
 	synctest.Wait()

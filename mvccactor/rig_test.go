@@ -181,6 +181,11 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	return r
 }
 
+// core is what the edge sees of the rig.
+func (r *rig) core() (Core, bool) {
+	return Core{Epoch: r.epoch, MVCC: r.mvcc.Mailbox, Store: r.disk, Keyspace: r.Store}, true
+}
+
 func (r *rig) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

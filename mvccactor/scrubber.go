@@ -30,9 +30,8 @@ const (
 // ScrubberConfig is what the scrubber needs.
 type ScrubberConfig struct {
 	Published *mvcc.Published
-	// Store returns the store of the current incarnation of the core; ok is false while
-	// the core reboots.
-	Store func() (store backend.Store, ok bool)
+	// Core returns the current incarnation of the core; ok is false while it reboots.
+	Core func() (core Core, ok bool)
 	// Period is how long a pass over all packs takes. If scrubBytes does not allow
 	// that, a pass takes longer.
 	Period time.Duration
@@ -67,9 +66,8 @@ func (s *Scrubber) Due() bool { return actors.Now() >= s.next.Load() }
 
 // Scrub reads as many packs as a pass must have read by now, and at most scrubBytes.
 func (s *Scrubber) Scrub(ctx context.Context, now time.Time) {
-	v := s.cfg.Published.View()
-	store, ok := s.cfg.Store()
-	if v == nil || !ok {
+	core, v, ok := withView(s.cfg.Core, s.cfg.Published)
+	if !ok {
 		return
 	}
 	if s.began.IsZero() {
@@ -83,7 +81,7 @@ func (s *Scrubber) Scrub(ctx context.Context, now time.Time) {
 			s.finish(now)
 			return
 		}
-		if !s.check(store, id) {
+		if !s.check(core.Store, id) {
 			return // the core reboots; the pack is read again later
 		}
 		s.at = id

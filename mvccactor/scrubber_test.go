@@ -32,7 +32,7 @@ func newScrubRig(t *testing.T, period time.Duration) *scrubRig {
 	synctest.Wait()
 	s.Scrubber = NewScrubber(ScrubberConfig{
 		Published: s.pub, Period: period, Logger: zerolog.Nop(),
-		Store:   func() (backend.Store, bool) { return s.disk, true },
+		Core:    s.core,
 		Corrupt: func(err error) { s.found = append(s.found, err) },
 		Metrics: s.metrics,
 	})

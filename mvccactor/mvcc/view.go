@@ -226,6 +226,9 @@ func (v *View) NextPack(after Revision) (id Revision, ok bool) {
 	return Revision{}, false
 }
 
+// Of reports whether s published the view. Any goroutine may call it.
+func (v *View) Of(s *Store) bool { return v != nil && v.cache == s.cache }
+
 // HasPack reports whether a pack exists: it is in the view and has records.
 func (v *View) HasPack(id Revision) bool {
 	i := v.packAt(id)

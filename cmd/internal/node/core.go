@@ -29,10 +29,11 @@ import (
 
 // coreHandles is what others reach in one incarnation of the core.
 type coreHandles struct {
-	epoch uint64
-	log   *wal.Log
-	store backend.Store
-	mvcc  *actors.Mailbox
+	epoch    uint64
+	log      *wal.Log
+	store    backend.Store
+	keyspace *mvcc.Store // only to recognise its views
+	mvcc     *actors.Mailbox
 }
 
 // Errors of opening a data directory.
@@ -293,7 +294,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	return &actors.Incarnation{
 		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, leaseStage, persisterStage},
 		Started: func() {
-			n.current.Store(&coreHandles{epoch: epoch, log: log, store: o.Backend, mvcc: mvccStage.Mailbox})
+			n.current.Store(&coreHandles{epoch: epoch, log: log, store: o.Backend, keyspace: o.Store, mvcc: mvccStage.Mailbox})
 			n.requests.Connect(proposerStage.Mailbox, readStage.Mailbox)
 			n.leases.Connect(leaseStage.Mailbox)
 		},

@@ -85,11 +85,7 @@ func (n *Node) corrupt(err error) {
 // scrubLoop raises the alarm for damage that was found, and looks for more.
 func (n *Node) scrubLoop(incarnation uint64) (actors.Stage, error) {
 	s := mvccactor.NewScrubber(mvccactor.ScrubberConfig{
-		Published: n.published, Period: n.cfg.ScrubPeriod, Corrupt: n.corrupt,
-		Store: func() (backend.Store, bool) {
-			_, _, store, ok := n.coreStore()
-			return store, ok
-		},
+		Published: n.published, Core: n.currentCore, Period: n.cfg.ScrubPeriod, Corrupt: n.corrupt,
 		Metrics: n.metrics.mvcc, Logger: n.cfg.Logger,
 	})
 	return actors.NewLoop(actors.LoopConfig{

@@ -180,11 +180,12 @@ func (n *Node) Actors() actors.Snapshot { return n.registry.Snapshot() }
 // Timeline implements grpcgw.Member.
 func (n *Node) Timeline() *actors.Timeline { return n.timeline }
 
-// coreStore is how the compactor finds the core that runs now.
-func (n *Node) coreStore() (epoch uint64, box *actors.Mailbox, store backend.Store, ok bool) {
+// currentCore returns what the compactor and the scrubber use of the core that runs
+// now; ok is false while it reboots.
+func (n *Node) currentCore() (core mvccactor.Core, ok bool) {
 	c := n.current.Load()
 	if c == nil {
-		return 0, nil, nil, false
+		return core, false
 	}
-	return c.epoch, c.mvcc, c.store, true
+	return mvccactor.Core{Epoch: c.epoch, MVCC: c.mvcc, Store: c.store, Keyspace: c.keyspace}, true
 }

@@ -142,7 +142,7 @@ func (n *Node) startEdge() (err error) {
 		return err
 	}
 	n.loops = mvccactor.NewCompactor(mvccactor.CompactorConfig{
-		Published: n.published, Core: n.coreStore, Room: n.room, Corrupt: n.corrupt, Logger: n.cfg.Logger})
+		Published: n.published, Core: n.currentCore, Room: n.room, Corrupt: n.corrupt, Logger: n.cfg.Logger})
 	children := []actors.Child{
 		{Name: actors.EdgeCompactor, New: func(i uint64) (actors.Stage, error) { return n.loops.Stage(i), nil }},
 		{Name: actors.EdgeSpares, New: n.spareLoop},
