@@ -227,9 +227,9 @@ func TestCoreDeliversNothingStale(t *testing.T) {
 		var late []error // of the posts of timers
 		for _, s := range old {
 			// What an actor leaves behind that forgets to stop it, and more than that.
-			periodic := actors.StartTicker(s.box, 0, interval, 1, nil)
+			periodic := actors.StartTicker(s.box, 0, interval, nil)
 			defer periodic.Stop()
-			once := actors.NewTicker(s.box, 0, time.Minute, 1)
+			once := actors.NewTicker(s.box, 0, time.Minute)
 			once.Arm()
 			defer once.Stop()
 			time.AfterFunc(time.Second, func() {

@@ -318,7 +318,7 @@ func TestTickerOnDemand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := actorstest.NewProbeWith(t, actorstest.NewSystem(t), actors.MailboxConfig{
 			Name: "demand", Class: actors.Lossy, Hold: true, Limit: actors.Limit{Requests: 1, Bytes: 1}})
-		tk := actors.NewTicker(p.Mailbox, 0, 100*time.Millisecond, 1)
+		tk := actors.NewTicker(p.Mailbox, 0, 100*time.Millisecond)
 		defer tk.Stop()
 		check := func(what string, ticks int, armed bool) {
 			t.Helper()
@@ -354,7 +354,7 @@ func TestTickerSkipsWhatIsNotDue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		box := actors.NewMailbox(actors.MailboxConfig{Name: "due", Class: actors.Lossy, Limit: actors.Limit{Requests: 100, Bytes: 100}})
 		var due atomic.Bool
-		tk := actors.StartTicker(box, 0, 100*time.Millisecond, 1, due.Load)
+		tk := actors.StartTicker(box, 0, 100*time.Millisecond, due.Load)
 		defer tk.Stop()
 		time.Sleep(time.Second)
 		synctest.Wait()

@@ -15,9 +15,8 @@ const alignedMax = time.Second
 
 // Tick is the message of a Ticker.
 type Tick struct {
-	Epoch uint64 // of the actor that the ticker was started for
-	Seq   uint64 // counts from 1; dropped ticks are counted too
-	At    int64  // Now at the tick
+	Seq uint64 // counts from 1; dropped ticks are counted too
+	At  int64  // Now at the tick
 }
 
 // tickCost is the weight of a tick: one request, no payload.
@@ -38,7 +37,6 @@ type Ticker struct {
 	box   *Mailbox
 	lane  int
 	every time.Duration
-	epoch uint64
 	// periodic tickers post when due is nil or returns true; it runs on the
 	// timer's goroutine. The others post once after each Arm.
 	periodic bool
@@ -52,19 +50,19 @@ type Ticker struct {
 }
 
 // NewTicker returns a ticker that posts nothing before it is armed.
-func NewTicker(box *Mailbox, lane int, every time.Duration, epoch uint64) *Ticker {
+func NewTicker(box *Mailbox, lane int, every time.Duration) *Ticker {
 	if every <= 0 {
 		panic(fmt.Sprintf("actors: ticker of %s with interval %v", box.Name(), every))
 	}
-	return &Ticker{box: box, lane: lane, every: every, epoch: epoch}
+	return &Ticker{box: box, lane: lane, every: every}
 }
 
 // StartTicker starts a periodic ticker; its actor stops it at Stopping. A ticker
 // whose mailbox is closed stops by itself. If due is not nil, a tick at which it
 // returns false is skipped without waking the actor; it must be safe to call from
 // any goroutine, and cheap.
-func StartTicker(box *Mailbox, lane int, every time.Duration, epoch uint64, due func() bool) *Ticker {
-	t := NewTicker(box, lane, every, epoch)
+func StartTicker(box *Mailbox, lane int, every time.Duration, due func() bool) *Ticker {
+	t := NewTicker(box, lane, every)
 	t.periodic, t.due = true, due
 	t.Arm()
 	return t
@@ -113,7 +111,7 @@ func (t *Ticker) fire() {
 		t.arm()
 		return
 	}
-	err := t.box.TryPost(t.lane, &Tick{Epoch: t.epoch, Seq: t.seq, At: Now()}, tickCost)
+	err := t.box.TryPost(t.lane, &Tick{Seq: t.seq, At: Now()}, tickCost)
 	// A full lane of a ticker that is armed on demand: its actor waits for this
 	// tick, so it is posted at the next multiple.
 	if err != ErrClosed && (t.periodic || err != nil) {
@@ -135,7 +133,6 @@ func (t *Ticker) Stop() {
 type LoopConfig struct {
 	Name  string        // path, from name.go
 	Every time.Duration // interval; a run that takes longer skips ticks
-	Epoch uint64        // the incarnation, for stale ticks
 	// Due, if set, tells whether there is anything to do at a tick; Do is not
 	// called otherwise, and the actor not woken. It runs on the goroutine of the
 	// timer, concurrently with Do, and must be cheap.
@@ -172,7 +169,7 @@ type loop struct {
 func (l *loop) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		l.ticker = StartTicker(l.box, 0, l.cfg.Every, l.cfg.Epoch, l.cfg.Due)
+		l.ticker = StartTicker(l.box, 0, l.cfg.Every, l.cfg.Due)
 	case *Batch:
 		for ; m.Done < len(m.Msgs); m.Done++ {
 			l.tick(m.Msgs[m.Done].(*Tick))
@@ -186,7 +183,7 @@ func (l *loop) Receive(ctx actor.Context) {
 }
 
 func (l *loop) tick(t *Tick) {
-	if t.Epoch == l.cfg.Epoch && l.ctx.Err() == nil {
+	if l.ctx.Err() == nil {
 		l.cfg.Do(l.ctx, *t)
 	}
 }

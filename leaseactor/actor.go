@@ -174,7 +174,7 @@ func New(cfg Config) actors.Stage {
 func (a *Actor) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		a.ticker = actors.StartTicker(a.box, laneTicks, tick, a.cfg.Epoch, a.due)
+		a.ticker = actors.StartTicker(a.box, laneTicks, tick, a.due)
 	case *actors.Batch:
 		a.batch(m)
 	case *actor.Stopping:
@@ -346,9 +346,6 @@ func (a *Actor) list(c *ListCall) {
 }
 
 func (a *Actor) tick(t *actors.Tick) {
-	if t.Epoch != a.cfg.Epoch {
-		return
-	}
 	a.paused = false
 	for id, calls := range a.waiting {
 		left := calls[:0]

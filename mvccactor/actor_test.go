@@ -715,7 +715,7 @@ func TestCompactorLeavesLittleGarbage(t *testing.T) {
 		}
 		r.flush()
 		r.do(compaction(r.pub.View().Revision))
-		stage := r.compactor().Stage(1)
+		stage := r.compactor().Stage()
 		actorstest.Spawn(t, r.sys, stage)
 		time.Sleep(time.Second)
 		before := r.pub.View().Sizes

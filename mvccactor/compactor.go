@@ -111,9 +111,9 @@ func stateOf(v *mvcc.View) compactorState { return compactorState{v.AppliedIndex
 func NewCompactor(cfg CompactorConfig) *Compactor { return &Compactor{cfg: cfg} }
 
 // Stage returns the loop that runs the compactor.
-func (c *Compactor) Stage(epoch uint64) actors.Stage {
+func (c *Compactor) Stage() actors.Stage {
 	return actors.NewLoop(actors.LoopConfig{
-		Name: actors.EdgeCompactor, Every: reclaimInterval, Epoch: epoch,
+		Name: actors.EdgeCompactor, Every: reclaimInterval,
 		Due: c.due,
 		Do:  func(ctx context.Context, _ actors.Tick) { c.poll(ctx) },
 	})

@@ -105,7 +105,7 @@ func NewPersister(cfg PersisterConfig) (*Persister, actors.Stage) {
 		},
 		Faults: cfg.Faults,
 	})
-	p.ticker = actors.NewTicker(p.box, persisterTicks, flushInterval, cfg.Epoch)
+	p.ticker = actors.NewTicker(p.box, persisterTicks, flushInterval)
 	return p, actors.Stage{Name: actors.CorePersister, Actor: p, Mailbox: p.box}
 }
 

@@ -157,7 +157,7 @@ func (r *Raft) Connect(proposer, readIndex *actors.Mailbox) {
 func (r *Raft) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		r.ticker = actors.StartTicker(r.box, raftTicks, r.cfg.Heartbeat, r.cfg.Epoch,
+		r.ticker = actors.StartTicker(r.box, raftTicks, r.cfg.Heartbeat,
 			func() bool { return !r.cfg.State.solitary.Load() })
 		r.campaignAlone()
 		r.ready()
@@ -183,7 +183,7 @@ func (r *Raft) batch(b *actors.Batch) {
 			// A refused message is one more that got lost.
 			_ = r.cfg.Replica.Step(m)
 		case *actors.Tick:
-			r.tick(m)
+			r.tick()
 		case *raftmsg.Propose:
 			r.propose(m, b.Enqueued[b.Done])
 		case *raftmsg.ReadIndex:
@@ -245,10 +245,7 @@ func (r *Raft) persisted(m *raftmsg.Persisted) {
 	}, actors.Cost{Requests: 1})
 }
 
-func (r *Raft) tick(t *actors.Tick) {
-	if t.Epoch != r.cfg.Epoch {
-		return
-	}
+func (r *Raft) tick() {
 	r.cfg.Replica.Tick()
 	r.campaignAlone()
 }

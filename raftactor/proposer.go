@@ -81,7 +81,7 @@ func NewProposer(cfg ProposerConfig) actors.Stage {
 		Faults: cfg.Faults,
 	})
 	cfg.Metrics.proposer.Store(p.box)
-	p.ticker = actors.NewTicker(p.box, proposerControl, proposerTick, cfg.Epoch)
+	p.ticker = actors.NewTicker(p.box, proposerControl, proposerTick)
 	return actors.Stage{Name: actors.CoreProposer, Actor: p, Mailbox: p.box}
 }
 
@@ -230,9 +230,6 @@ func (p *Proposer) roleChanged(m *raftmsg.RoleChanged) {
 }
 
 func (p *Proposer) tick(t *actors.Tick) {
-	if t.Epoch != p.cfg.Epoch {
-		return
-	}
 	p.paused = false
 	for _, id := range p.cfg.Replies.expire(t.At, raftmsg.Code_TIMED_OUT) {
 		if !p.isLeader {

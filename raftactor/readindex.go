@@ -89,7 +89,7 @@ func NewReadIndex(cfg ReadIndexConfig) actors.Stage {
 		},
 		Faults: cfg.Faults,
 	})
-	r.ticker = actors.NewTicker(r.box, readControl, readTick, cfg.Epoch)
+	r.ticker = actors.NewTicker(r.box, readControl, readTick)
 	return actors.Stage{Name: actors.CoreReadIndex, Actor: r, Mailbox: r.box}
 }
 
@@ -181,9 +181,6 @@ func (r *ReadIndex) roleChanged(m *raftmsg.RoleChanged) {
 }
 
 func (r *ReadIndex) tick(t *actors.Tick) {
-	if t.Epoch != r.cfg.Epoch {
-		return
-	}
 	r.queued = r.expire(r.queued, t.At)
 	r.attempt = r.expire(r.attempt, t.At)
 	for i := range r.settled {

@@ -136,7 +136,7 @@ func (s *stream) Receive(ctx actor.Context) {
 		if every := s.cfg.Progress; every > 0 {
 			// Up to a tenth more, so that streams do not notify all at once.
 			every += time.Duration(rand.Int64N(int64(every)/10 + 1))
-			s.ticker = actors.StartTicker(s.box, laneTick, every, 1, nil)
+			s.ticker = actors.StartTicker(s.box, laneTick, every, nil)
 		}
 	case *actors.Batch:
 		s.batch(m)

@@ -126,13 +126,13 @@ type diskGuard struct {
 	next    atomic.Int64 // when to look again, as actors.Now
 }
 
-func (n *Node) diskLoop(incarnation uint64) (actors.Stage, error) {
+func (n *Node) diskLoop(uint64) (actors.Stage, error) {
 	g := &diskGuard{n: n, ballast: n.newBallast()}
 	if err := g.ballast.Shrink(); err != nil { // left by a start with larger sizes
 		n.cfg.Logger.Warn().Err(err).Msg("ballast")
 	}
 	return actors.NewLoop(actors.LoopConfig{
-		Name: actors.EdgeDisk, Every: diskEvery, Epoch: incarnation, Faults: n.cfg.Faults,
+		Name: actors.EdgeDisk, Every: diskEvery, Faults: n.cfg.Faults,
 		Due: func() bool { return actors.Now() >= g.next.Load() },
 		Do:  func(ctx context.Context, _ actors.Tick) { g.look(ctx) },
 	}), nil

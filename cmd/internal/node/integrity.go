@@ -83,13 +83,13 @@ func (n *Node) corrupt(err error) {
 }
 
 // scrubLoop raises the alarm for damage that was found, and looks for more.
-func (n *Node) scrubLoop(incarnation uint64) (actors.Stage, error) {
+func (n *Node) scrubLoop(uint64) (actors.Stage, error) {
 	s := mvccactor.NewScrubber(mvccactor.ScrubberConfig{
 		Published: n.published, Core: n.currentCore, Period: n.cfg.ScrubPeriod, Corrupt: n.corrupt,
 		Metrics: n.metrics.mvcc, Logger: n.cfg.Logger,
 	})
 	return actors.NewLoop(actors.LoopConfig{
-		Name: actors.EdgeScrub, Every: s.Every(), Epoch: incarnation, Faults: n.cfg.Faults,
+		Name: actors.EdgeScrub, Every: s.Every(), Faults: n.cfg.Faults,
 		Due: func() bool { return n.integrity.alarmDue() || n.cfg.ScrubPeriod > 0 && s.Due() },
 		Do: func(ctx context.Context, _ actors.Tick) {
 			n.raiseCorrupt(ctx)

@@ -32,9 +32,9 @@ const (
 )
 
 // spareLoop prepares segments of the log in advance.
-func (n *Node) spareLoop(incarnation uint64) (actors.Stage, error) {
+func (n *Node) spareLoop(uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
-		Name: actors.EdgeSpares, Every: spareEvery, Epoch: incarnation, Faults: n.cfg.Faults,
+		Name: actors.EdgeSpares, Every: spareEvery, Faults: n.cfg.Faults,
 		Due: func() bool {
 			c := n.current.Load()
 			return c != nil && c.log.WantsSpare()
@@ -67,9 +67,9 @@ func (n *Node) prepareSpare() (more bool) {
 
 // hashLoop takes the hashes that compactions ask for. It is woken for each, and
 // looks again now and then.
-func (n *Node) hashLoop(incarnation uint64) (actors.Stage, error) {
+func (n *Node) hashLoop(uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
-		Name: actors.EdgeHash, Every: hashEvery, Epoch: incarnation, Faults: n.cfg.Faults,
+		Name: actors.EdgeHash, Every: hashEvery, Faults: n.cfg.Faults,
 		Do: func(ctx context.Context, _ actors.Tick) {
 			took, err := n.published.TakeHashes(pacer(ctx))
 			if err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrClosed) {
@@ -99,18 +99,17 @@ func pacer(ctx context.Context) func() error {
 
 func (n *Node) wakeHash() {
 	if h := n.hasher.Load(); h != nil {
-		if box := h.Mailbox(); box != nil {
-			// Full: it is about to look anyway.
-			_ = box.TryPost(0, &actors.Tick{Epoch: uint64(h.Restarts()) + 1}, actors.Cost{Requests: 1})
-		}
+		// If the lane is full, the loop is about to look anyway; if the mailbox is closed,
+		// the loop that replaces it looks within hashEvery.
+		_ = h.Mailbox().TryPost(0, &actors.Tick{}, actors.Cost{Requests: 1})
 	}
 }
 
 // autoCompactLoop compacts by period or by number of revisions.
-func (n *Node) autoCompactLoop(incarnation uint64) (actors.Stage, error) {
+func (n *Node) autoCompactLoop(uint64) (actors.Stage, error) {
 	auto := n.cfg.AutoCompact
 	return actors.NewLoop(actors.LoopConfig{
-		Name: actors.EdgeAutoCompact, Every: auto.Every(), Epoch: incarnation, Faults: n.cfg.Faults,
+		Name: actors.EdgeAutoCompact, Every: auto.Every(), Faults: n.cfg.Faults,
 		Do: func(ctx context.Context, _ actors.Tick) {
 			v := n.published.View()
 			if v == nil || n.raft.Status().Leader != n.cfg.MemberID {

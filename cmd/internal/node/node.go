@@ -144,7 +144,7 @@ func (n *Node) startEdge() (err error) {
 	n.loops = mvccactor.NewCompactor(mvccactor.CompactorConfig{
 		Published: n.published, Core: n.currentCore, Room: n.room, Corrupt: n.corrupt, Logger: n.cfg.Logger})
 	children := []actors.Child{
-		{Name: actors.EdgeCompactor, New: func(i uint64) (actors.Stage, error) { return n.loops.Stage(i), nil }},
+		{Name: actors.EdgeCompactor, New: func(uint64) (actors.Stage, error) { return n.loops.Stage(), nil }},
 		{Name: actors.EdgeSpares, New: n.spareLoop},
 		{Name: actors.EdgeDisk, New: n.diskLoop},
 		{Name: actors.EdgeHash, New: n.hashLoop},

@@ -54,10 +54,10 @@ func (n *Node) Health() []grpcgw.Trouble {
 
 // watchdogLoop writes down what goes wrong, and when it is over: a disk that
 // hangs tells nobody by itself.
-func (n *Node) watchdogLoop(incarnation uint64) (actors.Stage, error) {
+func (n *Node) watchdogLoop(uint64) (actors.Stage, error) {
 	since := map[string]time.Time{}
 	return actors.NewLoop(actors.LoopConfig{
-		Name: actors.EdgeWatchdog, Every: n.cfg.Heartbeat, Epoch: incarnation, Faults: n.cfg.Faults,
+		Name: actors.EdgeWatchdog, Every: n.cfg.Heartbeat, Faults: n.cfg.Faults,
 		Due: func() bool { return n.trouble.reported.Load() || len(n.Health()) > 0 },
 		Do:  func(context.Context, actors.Tick) { n.watch(since, n.Health()) },
 	}), nil

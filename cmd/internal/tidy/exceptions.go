@@ -97,7 +97,7 @@ var banned = map[string]ban{
 	"SetReceiveTimeout":             {"it is a data race; use actors.Ticker", nowhere},
 	"Stash":                         {"it replays in reverse order", nowhere},
 	"RequestFuture":                 {"it costs ten allocations; send, and hear the answer as a message", nowhere},
-	"ReenterAfter":                  {"it runs closures of a dead incarnation; send a message with the epoch", nowhere},
+	"ReenterAfter":                  {"it runs closures of a dead incarnation; post a message", nowhere},
 	"StopFuture":                    {"its timeout is fixed; use the supervisors of actors", kit},
 	"PoisonFuture":                  {"its timeout is fixed; use the supervisors of actors", kit},
 	"NewAllForOneStrategy":          {"it does not suspend healthy siblings; use actors.StartCore", nowhere},
