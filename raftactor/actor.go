@@ -239,7 +239,6 @@ func (r *Raft) persisted(m *raftmsg.Persisted) {
 	}
 	r.marked = m.AppliedIndex
 	r.cfg.WAL.MustPost(0, &walmsg.Trim{
-		Epoch:     r.cfg.Epoch,
 		Index:     min(m.AppliedIndex, first-1),
 		MarkIndex: m.AppliedIndex, MarkTerm: m.AppliedTerm, MarkConfState: m.ConfState,
 	}, actors.Cost{Requests: 1})
@@ -353,7 +352,7 @@ func (r *Raft) dispatch(out replica.Output) {
 }
 
 func (r *Raft) dispatchAppend(a replica.Append) {
-	r.cfg.WAL.MustPost(0, &walmsg.Append{Epoch: r.cfg.Epoch, Message: a.Message, MustSync: a.MustSync},
+	r.cfg.WAL.MustPost(0, &walmsg.Append{Message: a.Message, MustSync: a.MustSync},
 		entriesCost(a.Message.Entries))
 	var ids []uint64
 	now := actors.Now()

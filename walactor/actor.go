@@ -114,11 +114,9 @@ func (a *Actor) batch(b *actors.Batch) {
 		case *walmsg.Append:
 			a.gather(m)
 		case *walmsg.Trim:
-			if m.Epoch == a.cfg.Epoch {
-				trim = m
-				a.batches = append(a.batches, wal.Batch{Mark: &wal.Mark{
-					Index: m.MarkIndex, Term: m.MarkTerm, ConfState: m.MarkConfState}})
-			}
+			trim = m
+			a.batches = append(a.batches, wal.Batch{Mark: &wal.Mark{
+				Index: m.MarkIndex, Term: m.MarkTerm, ConfState: m.MarkConfState}})
 		}
 	}
 	a.cfg.Faults.Point(actors.CoreWAL, "middle")
@@ -140,12 +138,8 @@ func (a *Actor) batch(b *actors.Batch) {
 	a.batches, a.appends = a.batches[:0], a.appends[:0]
 }
 
-// gather adds an append to what the next write holds. It ignores appends of another
-// incarnation of the core.
+// gather adds an append to what the next write holds.
 func (a *Actor) gather(m *walmsg.Append) {
-	if m.Epoch != a.cfg.Epoch {
-		return
-	}
 	b := wal.Batch{Entries: m.Message.Entries, Sync: m.MustSync}
 	if m.Message.Term != nil {
 		b.HardState = &raftpb.HardState{Term: m.Message.Term, Vote: m.Message.Vote, Commit: m.Message.Commit}

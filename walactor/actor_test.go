@@ -120,7 +120,7 @@ func (r *rig) append(data string) {
 	response := func(to uint64) *raftpb.Message {
 		return &raftpb.Message{Type: raftpb.MsgAppResp.Enum(), To: new(to), Index: new(r.next)}
 	}
-	r.post(&walmsg.Append{Epoch: epoch, MustSync: true, Message: &raftpb.Message{
+	r.post(&walmsg.Append{MustSync: true, Message: &raftpb.Message{
 		Entries:   []*raftpb.Entry{{Index: new(r.next), Term: new(uint64(1)), Data: []byte(data)}},
 		Responses: []*raftpb.Message{response(member), response(2)},
 	}})
@@ -237,7 +237,7 @@ func TestAcknowledgedSurvives(t *testing.T) {
 
 // commit posts an append that changes the commit index alone.
 func (r *rig) commit(index uint64) {
-	r.post(&walmsg.Append{Epoch: epoch, Message: &raftpb.Message{
+	r.post(&walmsg.Append{Message: &raftpb.Message{
 		Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(index),
 		Responses: []*raftpb.Message{{To: new(uint64(member))}}}})
 }
@@ -263,7 +263,7 @@ func TestCommitIndexIsDeferred(t *testing.T) {
 			t.Fatalf("got %d writes and %d syncs for the next entry, want one of each", w-writes, s-syncs)
 		}
 		fs := r.fs.Clone()
-		r.post(&walmsg.Append{Epoch: epoch, MustSync: true, Message: &raftpb.Message{
+		r.post(&walmsg.Append{MustSync: true, Message: &raftpb.Message{
 			Term: new(uint64(2)), Vote: new(uint64(1)), Commit: new(uint64(1))}})
 		r.appended()
 		if got := r.count(waltest.OpDatasync); got != syncs+2 {
@@ -353,25 +353,6 @@ func TestFailuresAreFatal(t *testing.T) {
 	}
 }
 
-func TestOtherEpochs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, 1<<20)
-		r.append("mine")
-		r.appended()
-		writes := r.count(waltest.OpWrite)
-		r.post(&walmsg.Append{Epoch: epoch - 1, MustSync: true, Message: &raftpb.Message{
-			Entries:   []*raftpb.Entry{{Index: new(uint64(2)), Term: new(uint64(1))}},
-			Responses: []*raftpb.Message{{To: new(uint64(member))}, {To: new(uint64(2))}}}})
-		r.ref.MustPost(0, &walmsg.Trim{Epoch: epoch - 1, Index: 1, MarkIndex: 1, MarkTerm: 1}, actors.Cost{})
-		if got := r.appended(); len(got) != 1 || len(r.peers) != 1 || r.count(waltest.OpWrite) != writes {
-			t.Fatalf("an old core was heard: %v, %v", got, r.calls)
-		}
-		if rec := r.reopen(); len(rec.Entries) != 1 || rec.Mark.Index != 0 {
-			t.Fatalf("recovered %+v", rec)
-		}
-	})
-}
-
 // TestDisk: Disk reports how long an append has been hanging, and afterwards how long
 // appends take.
 func TestDisk(t *testing.T) {
@@ -424,8 +405,8 @@ func TestTrim(t *testing.T) {
 		}
 		before := files()
 		conf := &raftpb.ConfState{Voters: []uint64{member}}
-		r.post(&walmsg.Append{Epoch: epoch, Message: &raftpb.Message{Term: new(uint64(1)), Vote: new(uint64(1)), Commit: new(uint64(60))}})
-		r.ref.MustPost(0, &walmsg.Trim{Epoch: epoch, Index: 40, MarkIndex: 50, MarkTerm: 1, MarkConfState: conf}, actors.Cost{})
+		r.post(&walmsg.Append{Message: &raftpb.Message{Term: new(uint64(1)), Vote: new(uint64(1)), Commit: new(uint64(60))}})
+		r.ref.MustPost(0, &walmsg.Trim{Index: 40, MarkIndex: 50, MarkTerm: 1, MarkConfState: conf}, actors.Cost{})
 		r.append("synced with the mark")
 		r.appended()
 		if got := r.count(waltest.OpRemove) + r.count(waltest.OpRename); got == 0 || files() > before {
@@ -454,7 +435,7 @@ func TestTrimFails(t *testing.T) {
 		r.mu.Lock()
 		r.fail = waltest.OpSyncDir
 		r.mu.Unlock()
-		trim := &walmsg.Trim{Epoch: epoch, Index: 50, MarkIndex: 50, MarkTerm: 1}
+		trim := &walmsg.Trim{Index: 50, MarkIndex: 50, MarkTerm: 1}
 		r.ref.MustPost(0, trim, actors.Cost{})
 		r.append("synced with the mark")
 		synctest.Wait()
@@ -475,7 +456,7 @@ func TestSnapshotBecomesMark(t *testing.T) {
 		r.append("old")
 		r.appended()
 		conf := &raftpb.ConfState{Voters: []uint64{member, 2}}
-		r.post(&walmsg.Append{Epoch: epoch, MustSync: true, Message: &raftpb.Message{
+		r.post(&walmsg.Append{MustSync: true, Message: &raftpb.Message{
 			Term: new(uint64(4)), Vote: new(uint64(0)), Commit: new(uint64(100)),
 			Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(uint64(100)), Term: new(uint64(3)), ConfState: conf}}}})
 		if got := r.appended(); len(got) != 2 {

@@ -61,7 +61,7 @@ func Example() {
 	}
 
 	entry := &raftpb.Entry{Index: new(uint64(1)), Term: new(uint64(1)), Data: []byte("put k v")}
-	stage.Mailbox.MustPost(0, &walmsg.Append{Epoch: 1, MustSync: true, Message: &raftpb.Message{
+	stage.Mailbox.MustPost(0, &walmsg.Append{MustSync: true, Message: &raftpb.Message{
 		Entries: []*raftpb.Entry{entry},
 		Responses: []*raftpb.Message{
 			{Type: raftpb.MsgStorageAppendResp.Enum(), To: new(uint64(1)), Index: new(uint64(1))},

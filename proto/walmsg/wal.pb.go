@@ -28,13 +28,11 @@ const (
 // sent, in order, once this append and all earlier ones are on disk.
 type Append struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Incarnation of the core that sent it; the WAL of another incarnation ignores it.
-	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Entries, snapshot, hard state and responses, as raft emitted them.
-	Message *raftpb.Message `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Message *raftpb.Message `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
 	// Whether raft's MustSync rule requires an fsync: entries, term, vote or a
 	// snapshot changed. A change of the commit index alone needs none.
-	MustSync      bool `protobuf:"varint,3,opt,name=must_sync,json=mustSync,proto3" json:"must_sync,omitempty"`
+	MustSync      bool `protobuf:"varint,2,opt,name=must_sync,json=mustSync,proto3" json:"must_sync,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -69,13 +67,6 @@ func (*Append) Descriptor() ([]byte, []int) {
 	return file_walmsg_wal_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *Append) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *Append) GetMessage() *raftpb.Message {
 	if x != nil {
 		return x.Message
@@ -94,13 +85,12 @@ func (x *Append) GetMustSync() bool {
 // durable in the store, no reader will request them again, and the mark covers them.
 type Trim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Index uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// The mark is written to the log before segments are removed. Replay after a
 	// restart begins at it.
-	MarkIndex     uint64            `protobuf:"varint,3,opt,name=mark_index,json=markIndex,proto3" json:"mark_index,omitempty"`
-	MarkTerm      uint64            `protobuf:"varint,4,opt,name=mark_term,json=markTerm,proto3" json:"mark_term,omitempty"`
-	MarkConfState *raftpb.ConfState `protobuf:"bytes,5,opt,name=mark_conf_state,json=markConfState,proto3" json:"mark_conf_state,omitempty"`
+	MarkIndex     uint64            `protobuf:"varint,2,opt,name=mark_index,json=markIndex,proto3" json:"mark_index,omitempty"`
+	MarkTerm      uint64            `protobuf:"varint,3,opt,name=mark_term,json=markTerm,proto3" json:"mark_term,omitempty"`
+	MarkConfState *raftpb.ConfState `protobuf:"bytes,4,opt,name=mark_conf_state,json=markConfState,proto3" json:"mark_conf_state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -133,13 +123,6 @@ func (x *Trim) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Trim.ProtoReflect.Descriptor instead.
 func (*Trim) Descriptor() ([]byte, []int) {
 	return file_walmsg_wal_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *Trim) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
 }
 
 func (x *Trim) GetIndex() uint64 {
@@ -175,18 +158,16 @@ var File_walmsg_wal_proto protoreflect.FileDescriptor
 const file_walmsg_wal_proto_rawDesc = "" +
 	"\n" +
 	"\x10walmsg/wal.proto\x12\rtroupe.walmsg\x1a\n" +
-	"raft.proto\"f\n" +
-	"\x06Append\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12)\n" +
-	"\amessage\x18\x02 \x01(\v2\x0f.raftpb.MessageR\amessage\x12\x1b\n" +
-	"\tmust_sync\x18\x03 \x01(\bR\bmustSync\"\xa9\x01\n" +
+	"raft.proto\"P\n" +
+	"\x06Append\x12)\n" +
+	"\amessage\x18\x01 \x01(\v2\x0f.raftpb.MessageR\amessage\x12\x1b\n" +
+	"\tmust_sync\x18\x02 \x01(\bR\bmustSync\"\x93\x01\n" +
 	"\x04Trim\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
-	"mark_index\x18\x03 \x01(\x04R\tmarkIndex\x12\x1b\n" +
-	"\tmark_term\x18\x04 \x01(\x04R\bmarkTerm\x129\n" +
-	"\x0fmark_conf_state\x18\x05 \x01(\v2\x11.raftpb.ConfStateR\rmarkConfStateB*Z(github.com/troupe-db/troupe/proto/walmsgb\x06proto3"
+	"mark_index\x18\x02 \x01(\x04R\tmarkIndex\x12\x1b\n" +
+	"\tmark_term\x18\x03 \x01(\x04R\bmarkTerm\x129\n" +
+	"\x0fmark_conf_state\x18\x04 \x01(\v2\x11.raftpb.ConfStateR\rmarkConfStateB*Z(github.com/troupe-db/troupe/proto/walmsgb\x06proto3"
 
 var (
 	file_walmsg_wal_proto_rawDescOnce sync.Once
