@@ -64,9 +64,6 @@ func (a *Actor) batch(b *actors.Batch) {
 	bytes := 0
 	for ; b.Done < len(b.Msgs); b.Done++ {
 		m := b.Msgs[b.Done].(*applymsg.Apply)
-		if m.Epoch != a.cfg.Epoch {
-			continue
-		}
 		for _, e := range m.Entries {
 			out.Entries = append(out.Entries, a.apply(e))
 			bytes += len(e.Data)

@@ -71,7 +71,7 @@ func (r *rig) entry(n int) *raftpb.Entry {
 }
 
 func (r *rig) post(entries ...*raftpb.Entry) {
-	r.ref.MustPost(0, &applymsg.Apply{Epoch: epoch, Entries: entries}, actors.Cost{Requests: 1, Bytes: 10})
+	r.ref.MustPost(0, &applymsg.Apply{Entries: entries}, actors.Cost{Requests: 1, Bytes: 10})
 }
 
 func executes(p *actorstest.Probe) (found []*mvccmsg.Execute) {
@@ -99,7 +99,6 @@ func TestOneExecutePerBatch(t *testing.T) {
 		r.post(r.entry(2), r.entry(3))
 		r.index++
 		r.post(&raftpb.Entry{Index: new(r.index), Term: new(uint64(1))})
-		r.ref.MustPost(0, &applymsg.Apply{Epoch: epoch - 1, Entries: []*raftpb.Entry{{Index: new(uint64(1))}}}, actors.Cost{})
 		r.post(r.entry(4))
 		time.Sleep(5 * time.Second)
 		got := executes(mvcc)

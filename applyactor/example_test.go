@@ -49,7 +49,7 @@ func Example() {
 		panic(err)
 	}
 	entry := &raftpb.Entry{Index: new(uint64(1)), Term: new(uint64(1)), Data: data}
-	stage.Mailbox.MustPost(0, &applymsg.Apply{Epoch: 1, Entries: []*raftpb.Entry{entry}}, actors.Cost{Requests: 1, Bytes: len(data)})
+	stage.Mailbox.MustPost(0, &applymsg.Apply{Entries: []*raftpb.Entry{entry}}, actors.Cost{Requests: 1, Bytes: len(data)})
 	op := (<-executed).Entries[0].Ops[0]
 	fmt.Printf("execute: put %s\n", op.Request.GetPut().Key)
 	// Output:

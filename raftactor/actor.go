@@ -344,7 +344,7 @@ func (r *Raft) dispatch(out replica.Output) {
 		r.cfg.Faults.Point(actors.CoreRaft, "middle")
 	}
 	for _, m := range out.Applies {
-		r.cfg.Apply.MustPost(0, &applymsg.Apply{Epoch: r.cfg.Epoch, Entries: m.Entries}, entriesCost(m.Entries))
+		r.cfg.Apply.MustPost(0, &applymsg.Apply{Entries: m.Entries}, entriesCost(m.Entries))
 	}
 	for _, rs := range out.Reads {
 		r.answerRead(rs.ID, rs.Index)

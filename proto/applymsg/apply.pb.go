@@ -28,8 +28,7 @@ const (
 // Apply carries committed entries, contiguous and in order.
 type Apply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Entries       []*raftpb.Entry        `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
+	Entries       []*raftpb.Entry        `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -62,13 +61,6 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
 	return file_applymsg_apply_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *Apply) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
 }
 
 func (x *Apply) GetEntries() []*raftpb.Entry {
@@ -797,10 +789,9 @@ var File_applymsg_apply_proto protoreflect.FileDescriptor
 const file_applymsg_apply_proto_rawDesc = "" +
 	"\n" +
 	"\x14applymsg/apply.proto\x12\x0ftroupe.applymsg\x1a\n" +
-	"raft.proto\x1a\trpc.proto\"F\n" +
-	"\x05Apply\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12'\n" +
-	"\aentries\x18\x02 \x03(\v2\r.raftpb.EntryR\aentries\"T\n" +
+	"raft.proto\x1a\trpc.proto\"0\n" +
+	"\x05Apply\x12'\n" +
+	"\aentries\x18\x01 \x03(\v2\r.raftpb.EntryR\aentries\"T\n" +
 	"\fRequestBatch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x124\n" +
 	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\x8e\x05\n" +
