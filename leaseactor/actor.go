@@ -67,7 +67,6 @@ var (
 
 // Config is what the lease actor needs.
 type Config struct {
-	Epoch uint64
 	Limit actors.Limit // calls accepted and not yet answered
 	// MinTTL is the shortest TTL of a lease in seconds.
 	MinTTL int64
@@ -198,7 +197,7 @@ func (a *Actor) batch(b *actors.Batch) {
 		case *ListCall:
 			a.list(m)
 		case *leasemsg.Proposed:
-			a.proposed(m)
+			a.finish(m.Id, m.Code)
 		case *actors.Tick:
 			a.tick(m)
 		}
@@ -245,7 +244,7 @@ func (a *Actor) followTerm() {
 }
 
 func (a *Actor) changed(m *leasemsg.Changed) {
-	if m.Epoch != a.cfg.Epoch || a.term == 0 || m.Index <= a.asOf {
+	if a.term == 0 || m.Index <= a.asOf {
 		return
 	}
 	for _, c := range m.Changes {
@@ -411,7 +410,7 @@ func (a *Actor) start(p proposal) {
 	a.count[p.kind]++
 	a.cfg.Faults.Point(actors.CoreLease, "middle")
 	accepted := a.cfg.Propose(p.request(a.asOf), func(code raftmsg.Code) {
-		a.box.MustPost(laneOutcomes, &leasemsg.Proposed{Epoch: a.cfg.Epoch, Id: id, Code: code}, actors.Cost{Requests: 1})
+		a.box.MustPost(laneOutcomes, &leasemsg.Proposed{Id: id, Code: code}, actors.Cost{Requests: 1})
 	})
 	if !accepted {
 		a.paused = true
@@ -432,12 +431,6 @@ func (p *proposal) request(asOf uint64) *applymsg.Request {
 		m.Leases = append(m.Leases, &applymsg.LeaseRemaining{Id: l.ID, Ttl: l.Remaining})
 	}
 	return &applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: m}}
-}
-
-func (a *Actor) proposed(m *leasemsg.Proposed) {
-	if m.Epoch == a.cfg.Epoch {
-		a.finish(m.Id, m.Code)
-	}
 }
 
 func (a *Actor) finish(id uint64, code raftmsg.Code) {

@@ -23,7 +23,7 @@ func Example() {
 	proposed := make(chan *applymsg.Request, 1)
 	system := actors.NewSystem(zerolog.Nop())
 	ref, err := actors.Spawn(system.Root, leaseactor.New(leaseactor.Config{
-		Epoch: 1, Limit: actors.Limit{Requests: 100, Bytes: 1 << 20}, MinTTL: 1,
+		Limit: actors.Limit{Requests: 100, Bytes: 1 << 20}, MinTTL: 1,
 		Term: func() uint64 { return 1 }, View: published.View, Metrics: leaseactor.NewMetrics(nil),
 		Propose: func(req *applymsg.Request, _ func(raftmsg.Code)) bool {
 			proposed <- req
@@ -34,7 +34,7 @@ func Example() {
 		panic(err)
 	}
 
-	ref.MustPost(leaseactor.ChangesLane, &leasemsg.Changed{Epoch: 1, Index: 1, Changes: []*leasemsg.Change{
+	ref.MustPost(leaseactor.ChangesLane, &leasemsg.Changed{Index: 1, Changes: []*leasemsg.Change{
 		{Kind: leasemsg.Kind_GRANTED, Id: 7, Ttl: 1},
 	}}, actors.Cost{Requests: 1})
 	client := leaseactor.NewClient(leaseactor.ClientConfig{

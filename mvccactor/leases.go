@@ -85,7 +85,7 @@ func (a *Actor) sendLeases() {
 	if len(a.leases) == 0 {
 		return
 	}
-	m := &leasemsg.Changed{Epoch: a.cfg.Epoch, Index: a.state.AppliedIndex, Changes: a.leases}
+	m := &leasemsg.Changed{Index: a.state.AppliedIndex, Changes: a.leases}
 	cost := actors.Cost{Requests: 1, Bytes: min(changeBytes*len(a.leases), ChangedBytesMax)}
 	a.leases = nil
 	// leaseactor never blocks, so this wait is short.

@@ -80,11 +80,10 @@ func (Kind) EnumDescriptor() ([]byte, []int) {
 // Changed lists what entries that are now visible changed about leases.
 type Changed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Raft index of the last of the entries. The view of this index has all changes.
-	Index uint64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Index uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// In order.
-	Changes       []*Change `protobuf:"bytes,3,rep,name=changes,proto3" json:"changes,omitempty"`
+	Changes       []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -117,13 +116,6 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
 	return file_leasemsg_lease_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *Changed) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
 }
 
 func (x *Changed) GetIndex() uint64 {
@@ -206,10 +198,9 @@ func (x *Change) GetTtl() int64 {
 // Proposed is the outcome of a proposal of the lease actor.
 type Proposed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Assigned by the actor to the proposal.
-	Id            uint64       `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
-	Code          raftmsg.Code `protobuf:"varint,3,opt,name=code,proto3,enum=troupe.raftmsg.Code" json:"code,omitempty"`
+	Id            uint64       `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Code          raftmsg.Code `protobuf:"varint,2,opt,name=code,proto3,enum=troupe.raftmsg.Code" json:"code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -244,13 +235,6 @@ func (*Proposed) Descriptor() ([]byte, []int) {
 	return file_leasemsg_lease_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *Proposed) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *Proposed) GetId() uint64 {
 	if x != nil {
 		return x.Id
@@ -269,19 +253,17 @@ var File_leasemsg_lease_proto protoreflect.FileDescriptor
 
 const file_leasemsg_lease_proto_rawDesc = "" +
 	"\n" +
-	"\x14leasemsg/lease.proto\x12\x0ftroupe.leasemsg\x1a\x12raftmsg/raft.proto\"h\n" +
+	"\x14leasemsg/lease.proto\x12\x0ftroupe.leasemsg\x1a\x12raftmsg/raft.proto\"R\n" +
 	"\aChanged\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\x121\n" +
-	"\achanges\x18\x03 \x03(\v2\x17.troupe.leasemsg.ChangeR\achanges\"U\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x121\n" +
+	"\achanges\x18\x02 \x03(\v2\x17.troupe.leasemsg.ChangeR\achanges\"U\n" +
 	"\x06Change\x12)\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x15.troupe.leasemsg.KindR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x03R\x02id\x12\x10\n" +
-	"\x03ttl\x18\x03 \x01(\x03R\x03ttl\"Z\n" +
-	"\bProposed\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x04R\x02id\x12(\n" +
-	"\x04code\x18\x03 \x01(\x0e2\x14.troupe.raftmsg.CodeR\x04code*?\n" +
+	"\x03ttl\x18\x03 \x01(\x03R\x03ttl\"D\n" +
+	"\bProposed\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12(\n" +
+	"\x04code\x18\x02 \x01(\x0e2\x14.troupe.raftmsg.CodeR\x04code*?\n" +
 	"\x04Kind\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\v\n" +
 	"\aGRANTED\x10\x01\x12\v\n" +

@@ -248,7 +248,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Metrics: n.metrics.mvcc, Faults: faults,
 	})
 	leaseStage := leaseactor.New(leaseactor.Config{
-		Epoch: epoch, Limit: limits.Lease,
+		Limit:  limits.Lease,
 		MinTTL: n.cfg.minLeaseTTL(), Election: n.cfg.Election, Checkpoint: n.cfg.LeaseCheckpoint,
 		Term: n.raft.Leads, View: n.published.View, Propose: n.requests.Post, Now: n.cfg.LeaseClock,
 		Metrics: n.metrics.lease, Faults: faults,
