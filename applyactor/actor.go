@@ -19,7 +19,6 @@ const ExecuteBytesMax = 32 << 20
 
 // Config configures the apply actor.
 type Config struct {
-	Epoch    uint64
 	State    *apply.State
 	Limit    actors.Limit
 	MVCC     *actors.Mailbox // of mvccactor
@@ -60,7 +59,7 @@ func (a *Actor) Receive(ctx actor.Context) {
 }
 
 func (a *Actor) batch(b *actors.Batch) {
-	out := &mvccmsg.Execute{Epoch: a.cfg.Epoch}
+	out := new(mvccmsg.Execute)
 	bytes := 0
 	for ; b.Done < len(b.Msgs); b.Done++ {
 		m := b.Msgs[b.Done].(*applymsg.Apply)

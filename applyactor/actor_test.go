@@ -24,8 +24,6 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
-const epoch = 4
-
 type rig struct {
 	t      *testing.T
 	sys    *actor.ActorSystem
@@ -42,7 +40,7 @@ type rig struct {
 func newRig(t *testing.T, sys *actor.ActorSystem, keyspace *actors.Mailbox) *rig {
 	r := &rig{t: t, sys: sys, faults: actors.NewFaults(), metrics: prometheus.NewRegistry()}
 	r.stage = New(Config{
-		Epoch: epoch, State: apply.NewState(0, nil, nil), Limit: actors.Limit{Requests: 1024, Bytes: 64 << 20},
+		State: apply.NewState(0, nil, nil), Limit: actors.Limit{Requests: 1024, Bytes: 64 << 20},
 		MVCC: keyspace, Timeline: actors.NewTimeline(), Logger: zerolog.New(&r.log), Faults: r.faults,
 		Metrics: NewMetrics(r.metrics, MetricsConfig{View: func() *mvcc.View { return nil }}),
 	})
@@ -90,7 +88,7 @@ func TestOneExecutePerBatch(t *testing.T) {
 		mvcc := actorstest.NewProbe(t, sys, actors.CoreMVCC)
 		r := newRig(t, sys, mvcc.Mailbox)
 		r.post(r.entry(1))
-		if got := executes(mvcc); len(got) != 1 || len(got[0].Entries) != 1 || got[0].Epoch != epoch {
+		if got := executes(mvcc); len(got) != 1 || len(got[0].Entries) != 1 {
 			t.Fatalf("%v", got)
 		}
 		r.faults.Delay(actors.CoreApply, time.Second)

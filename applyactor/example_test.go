@@ -33,7 +33,7 @@ func Example() {
 		Mailbox: actors.NewMailbox(actors.MailboxConfig{Name: actors.CoreMVCC, Class: actors.Credit, Limit: limit}),
 	}
 	stage := applyactor.New(applyactor.Config{
-		Epoch: 1, State: apply.NewState(0, nil, nil), Limit: limit, MVCC: keyspace.Mailbox,
+		State: apply.NewState(0, nil, nil), Limit: limit, MVCC: keyspace.Mailbox,
 		Timeline: actors.NewTimeline(), Metrics: applyactor.NewMetrics(nil, applyactor.MetricsConfig{}),
 	})
 	system := actors.NewSystem(zerolog.Nop())

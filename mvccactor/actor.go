@@ -210,8 +210,8 @@ func PostReclaim(ctx context.Context, box *actors.Mailbox, m *mvccmsg.Reclaim) e
 // Continue resumes a compaction that a pin held back. It is called after a pin moved or
 // was released. Errors: actors.ErrFull, actors.ErrClosed; the next applied entry resumes
 // the compaction as well.
-func Continue(box *actors.Mailbox, epoch uint64) error {
-	return box.TryPost(mvccControl, &mvccmsg.CompactStep{Epoch: epoch, Resume: true}, actors.Cost{Requests: 1})
+func Continue(box *actors.Mailbox) error {
+	return box.TryPost(mvccControl, &mvccmsg.CompactStep{Resume: true}, actors.Cost{Requests: 1})
 }
 
 // Receive implements actor.Actor.
@@ -309,9 +309,6 @@ func (a *Actor) publish() {
 }
 
 func (a *Actor) execute(m *mvccmsg.Execute) {
-	if m.Epoch != a.cfg.Epoch {
-		return
-	}
 	for _, e := range m.Entries {
 		a.entry(e)
 		a.cfg.Faults.Point(actors.CoreMVCC, "middle")
@@ -474,13 +471,10 @@ func (a *Actor) logCompaction(rev int64, took time.Duration) {
 }
 
 func (a *Actor) nextStep() {
-	a.box.MustPost(mvccControl, &mvccmsg.CompactStep{Epoch: a.cfg.Epoch}, actors.Cost{Requests: 1})
+	a.box.MustPost(mvccControl, &mvccmsg.CompactStep{}, actors.Cost{Requests: 1})
 }
 
 func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
-	if m.Epoch != a.cfg.Epoch {
-		return
-	}
 	if m.Resume {
 		if !a.compacting {
 			a.startCompacting()
@@ -508,9 +502,6 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 }
 
 func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
-	if m.Epoch != a.cfg.Epoch {
-		return
-	}
 	start := actors.Now()
 	if err := a.store.Reclaim(mvcc.RevisionOf(m.Id), m.Value); err != nil {
 		panic(err)
@@ -521,9 +512,6 @@ func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
 }
 
 func (a *Actor) persisted(m *mvccmsg.Persisted) {
-	if m.Epoch != a.cfg.Epoch {
-		return
-	}
 	a.unanswered -= int(m.Messages)
 	a.takesDurable += m.Messages
 	a.store.Durable(m.Revision, a.takesDurable)
@@ -533,7 +521,7 @@ func (a *Actor) persisted(m *mvccmsg.Persisted) {
 func (a *Actor) persist() {
 	appended, reclaimed := a.store.TakeDirty()
 	m := &mvccmsg.Persist{
-		Epoch: a.cfg.Epoch, Packs: appended, Reclaimed: reclaimed, Leases: a.store.TakeLeases(),
+		Packs: appended, Reclaimed: reclaimed, Leases: a.store.TakeLeases(),
 		Durable: &mvccmsg.Durable{
 			Format:    storeFormat,
 			ClusterId: a.state.ClusterID, MemberId: a.state.MemberID,

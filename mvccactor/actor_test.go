@@ -186,28 +186,6 @@ func TestPanics(t *testing.T) {
 	}
 }
 
-func TestOtherEpochs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, actorstest.NewSystem(t), rigConfig{})
-		r.do(put("a", "1"))
-		old := r.epoch - 1
-		r.mvcc.MustPost(ExecuteLane, &mvccmsg.Execute{Epoch: old, Entries: []*mvccmsg.EntryOps{newEntry(2, put("a", "old"))}}, actors.Cost{})
-		r.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{Epoch: old, Messages: 100, Revision: 100}, actors.Cost{})
-		r.mvcc.MustPost(mvccControl, &mvccmsg.CompactStep{Epoch: old}, actors.Cost{})
-		r.mvcc.MustPost(mvccReclaim, &mvccmsg.Reclaim{Epoch: old, Id: &mvccmsg.PackID{Main: 2}, Value: []byte("x")}, actors.Cost{})
-		r.persister.MustPost(persisterPersist, &mvccmsg.Persist{Epoch: old, Durable: &mvccmsg.Durable{AppliedIndex: 100}}, actors.Cost{})
-		r.flush()
-		if r.get("a") != "1" || r.mvcc.Closed() || r.persister.Closed() {
-			t.Fatal("messages of an earlier incarnation were handled")
-		}
-		for _, m := range raftHeard[*raftmsg.Persisted](r) {
-			if m.AppliedIndex != 1 {
-				t.Fatalf("raft received %v", m)
-			}
-		}
-	})
-}
-
 // TestPersisterMerges: all changes of one interval are one commit, which has each pack
 // once, as it was last. Nothing is written before the interval ends.
 func TestPersisterMerges(t *testing.T) {
@@ -491,7 +469,7 @@ func TestCompactionWaitsForItsHash(t *testing.T) {
 		if took, err := r.pub.TakeHashes(unpaced); !took || err != nil {
 			t.Fatal(took, err)
 		}
-		if err := Continue(r.mvcc.Mailbox, r.epoch); err != nil {
+		if err := Continue(r.mvcc.Mailbox); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -526,7 +504,7 @@ func TestCompactionOfNothingWaitsForItsHash(t *testing.T) {
 		if took, err := r.pub.TakeHashes(unpaced); !took || err != nil {
 			t.Fatal(took, err)
 		}
-		if err := Continue(r.mvcc.Mailbox, r.epoch); err != nil {
+		if err := Continue(r.mvcc.Mailbox); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.compacted.Await(context.Background(), 3); err != nil {
@@ -692,7 +670,7 @@ func TestRewrittenPackSettles(t *testing.T) {
 			t.Fatal("it was not reclaimed")
 		}
 		pin.Release()
-		if err := Continue(r.mvcc.Mailbox, r.epoch); err != nil {
+		if err := Continue(r.mvcc.Mailbox); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -49,7 +49,6 @@ const (
 // whole: what was read from the store of an incarnation may only be posted to the mailbox
 // of the same incarnation.
 type Core struct {
-	Epoch uint64
 	MVCC  *actors.Mailbox
 	Store backend.Store
 	// Keyspace recognises its views. IMPORTANT: everything else belongs to the mvcc
@@ -199,7 +198,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 			}
 			return err
 		}
-		m := &mvccmsg.Reclaim{Epoch: core.Epoch, Id: g.ID.PackID(), Value: value}
+		m := &mvccmsg.Reclaim{Id: g.ID.PackID(), Value: value}
 		if err := PostReclaim(ctx, core.MVCC, m); err != nil {
 			return err
 		}

@@ -197,7 +197,7 @@ func (c *crashTest) pause() {
 		if _, err := c.rig.pub.TakeHashes(unpaced); err != nil && !errors.Is(err, mvcc.ErrClosed) {
 			c.t.Fatal(err)
 		}
-		_ = Continue(c.rig.mvcc.Mailbox, c.rig.epoch)
+		_ = Continue(c.rig.mvcc.Mailbox)
 	}
 }
 

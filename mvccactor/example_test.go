@@ -68,7 +68,7 @@ func Example() {
 
 	put := &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{Key: []byte("k"), Value: []byte("v")}}}
 	entry := &mvccmsg.EntryOps{Index: 1, Term: 1, BatchId: 7, Ops: []*mvccmsg.Op{{Request: put}}}
-	stage.Mailbox.MustPost(mvccactor.ExecuteLane, &mvccmsg.Execute{Epoch: 1, Entries: []*mvccmsg.EntryOps{entry}}, actors.Cost{Requests: 1})
+	stage.Mailbox.MustPost(mvccactor.ExecuteLane, &mvccmsg.Execute{Entries: []*mvccmsg.EntryOps{entry}}, actors.Cost{Requests: 1})
 	for persisted := false; !persisted; {
 		switch m := (<-heard).(type) {
 		case *raftmsg.ResultBatch:

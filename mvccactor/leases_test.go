@@ -206,9 +206,9 @@ func TestPersisterBoundsLeases(t *testing.T) {
 		before := len(r.disk.batches())
 		for i := range uint64(8) {
 			r.persister.MustPost(persisterPersist, &mvccmsg.Persist{
-				Epoch: r.epoch, Durable: &mvccmsg.Durable{Format: storeFormat, AppliedIndex: i, Revision: 1},
-				Leases: &mvccmsg.StoredLeases{Log: i + 1, Changes: make([]byte, 1<<20), TrimFrom: i, TrimTo: i},
-				Bytes:  1,
+				Durable: &mvccmsg.Durable{Format: storeFormat, AppliedIndex: i, Revision: 1},
+				Leases:  &mvccmsg.StoredLeases{Log: i + 1, Changes: make([]byte, 1<<20), TrimFrom: i, TrimTo: i},
+				Bytes:   1,
 			}, actors.Cost{Requests: 1, Bytes: 1})
 		}
 		r.flush()

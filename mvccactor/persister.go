@@ -131,9 +131,7 @@ func (p *Persister) batch(b *actors.Batch) {
 		switch m := b.Msgs[b.Done].(type) {
 		case *mvccmsg.Persist:
 			p.cfg.Faults.Point(actors.CorePersister, "entry")
-			if m.Epoch == p.cfg.Epoch {
-				p.waiting = append(p.waiting, m)
-			}
+			p.waiting = append(p.waiting, m)
 		case *actors.Tick:
 			due = true
 		}
@@ -240,7 +238,7 @@ func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
 // acknowledge sends Persisted for everything that was merged, and releases its weight.
 func (p *Persister) acknowledge() {
 	d := p.durable
-	p.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{Epoch: p.cfg.Epoch,
+	p.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{
 		AppliedIndex: d.AppliedIndex, Revision: d.Revision, Messages: int64(p.messages)}, actors.Cost{Requests: 1})
 	p.cfg.Raft.MustPost(p.cfg.RaftLane, &raftmsg.Persisted{Epoch: p.cfg.Epoch,
 		AppliedIndex: d.AppliedIndex, AppliedTerm: d.AppliedTerm, ConfState: d.ConfState}, actors.Cost{Requests: 1})

@@ -183,7 +183,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 
 // core is what the edge sees of the rig.
 func (r *rig) core() (Core, bool) {
-	return Core{Epoch: r.epoch, MVCC: r.mvcc.Mailbox, Store: r.disk, Keyspace: r.Store}, true
+	return Core{MVCC: r.mvcc.Mailbox, Store: r.disk, Keyspace: r.Store}, true
 }
 
 func (r *rig) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
@@ -219,7 +219,7 @@ func newEntry(index uint64, reqs ...*applymsg.Request) *mvccmsg.EntryOps {
 }
 
 func (r *rig) post(entries ...*mvccmsg.EntryOps) {
-	r.mvcc.MustPost(ExecuteLane, &mvccmsg.Execute{Epoch: r.epoch, Entries: entries}, actors.Cost{Requests: 1})
+	r.mvcc.MustPost(ExecuteLane, &mvccmsg.Execute{Entries: entries}, actors.Cost{Requests: 1})
 }
 
 func (r *rig) do(reqs ...*applymsg.Request) *raftmsg.ResultBatch {

@@ -30,8 +30,7 @@ const (
 // Execute has decoded entries to execute, in log order.
 type Execute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Entries       []*EntryOps            `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
+	Entries       []*EntryOps            `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -64,13 +63,6 @@ func (x *Execute) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Execute.ProtoReflect.Descriptor instead.
 func (*Execute) Descriptor() ([]byte, []int) {
 	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *Execute) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
 }
 
 func (x *Execute) GetEntries() []*EntryOps {
@@ -310,11 +302,10 @@ func (x *Cluster) GetRemoved() []uint64 {
 // durably.
 type Persisted struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
-	Epoch        uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	AppliedIndex uint64                 `protobuf:"varint,2,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	Revision     int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	AppliedIndex uint64                 `protobuf:"varint,1,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	Revision     int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Number of Persist messages answered by this one.
-	Messages      int64 `protobuf:"varint,4,opt,name=messages,proto3" json:"messages,omitempty"`
+	Messages      int64 `protobuf:"varint,3,opt,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -349,13 +340,6 @@ func (*Persisted) Descriptor() ([]byte, []int) {
 	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *Persisted) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *Persisted) GetAppliedIndex() uint64 {
 	if x != nil {
 		return x.AppliedIndex
@@ -380,10 +364,9 @@ func (x *Persisted) GetMessages() int64 {
 // CompactStep marks the next superseded versions dead.
 type CompactStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// If set, this is no step: a pin moved or was released, so a compaction that it held
 	// back resumes.
-	Resume        bool `protobuf:"varint,2,opt,name=resume,proto3" json:"resume,omitempty"`
+	Resume        bool `protobuf:"varint,1,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -418,13 +401,6 @@ func (*CompactStep) Descriptor() ([]byte, []int) {
 	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *CompactStep) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *CompactStep) GetResume() bool {
 	if x != nil {
 		return x.Resume
@@ -435,10 +411,9 @@ func (x *CompactStep) GetResume() bool {
 // Reclaim removes the dead records from a settled pack.
 type Reclaim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Id    *PackID                `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Id    *PackID                `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The pack's value as read from the store.
-	Value         []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,13 +448,6 @@ func (*Reclaim) Descriptor() ([]byte, []int) {
 	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *Reclaim) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *Reclaim) GetId() *PackID {
 	if x != nil {
 		return x.Id
@@ -497,19 +465,18 @@ func (x *Reclaim) GetValue() []byte {
 // Persist has packs, and the state that covers them, to be made durable together.
 type Persist struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Packs that records were appended to since the last Persist, each complete: if a pack
 	// is in several messages, the last one replaces the others.
-	Packs []*Pack `protobuf:"bytes,2,rep,name=packs,proto3" json:"packs,omitempty"`
+	Packs []*Pack `protobuf:"bytes,1,rep,name=packs,proto3" json:"packs,omitempty"`
 	// Packs whose dead records were reclaimed since the last Persist. They must become
 	// durable in this order, because each may depend on those before it.
-	Reclaimed []*Reclaimed `protobuf:"bytes,3,rep,name=reclaimed,proto3" json:"reclaimed,omitempty"`
+	Reclaimed []*Reclaimed `protobuf:"bytes,2,rep,name=reclaimed,proto3" json:"reclaimed,omitempty"`
 	// The state after all of this.
-	Durable *Durable `protobuf:"bytes,4,opt,name=durable,proto3" json:"durable,omitempty"`
+	Durable *Durable `protobuf:"bytes,3,opt,name=durable,proto3" json:"durable,omitempty"`
 	// Weight of the message in the mailbox.
-	Bytes int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Unset if no lease changed since the last Persist.
-	Leases        *StoredLeases `protobuf:"bytes,6,opt,name=leases,proto3" json:"leases,omitempty"`
+	Leases        *StoredLeases `protobuf:"bytes,5,opt,name=leases,proto3" json:"leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -542,13 +509,6 @@ func (x *Persist) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Persist.ProtoReflect.Descriptor instead.
 func (*Persist) Descriptor() ([]byte, []int) {
 	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *Persist) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
 }
 
 func (x *Persist) GetPacks() []*Pack {
@@ -1138,10 +1098,9 @@ var File_mvccmsg_mvcc_proto protoreflect.FileDescriptor
 const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\n" +
 	"\x12mvccmsg/mvcc.proto\x12\x0etroupe.mvccmsg\x1a\n" +
-	"raft.proto\x1a\x14applymsg/apply.proto\x1a\x12raftmsg/raft.proto\"S\n" +
-	"\aExecute\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x122\n" +
-	"\aentries\x18\x02 \x03(\v2\x18.troupe.mvccmsg.EntryOpsR\aentries\"\xa7\x02\n" +
+	"raft.proto\x1a\x14applymsg/apply.proto\x1a\x12raftmsg/raft.proto\"=\n" +
+	"\aExecute\x122\n" +
+	"\aentries\x18\x01 \x03(\v2\x18.troupe.mvccmsg.EntryOpsR\aentries\"\xa7\x02\n" +
 	"\bEntryOps\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x19\n" +
@@ -1159,26 +1118,22 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\aCluster\x121\n" +
 	"\amembers\x18\x01 \x03(\v2\x17.troupe.applymsg.MemberR\amembers\x12.\n" +
 	"\x06alarms\x18\x02 \x03(\v2\x16.troupe.applymsg.AlarmR\x06alarms\x12\x18\n" +
-	"\aremoved\x18\x03 \x03(\x04R\aremoved\"~\n" +
-	"\tPersisted\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12#\n" +
-	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x1a\n" +
-	"\bmessages\x18\x04 \x01(\x03R\bmessages\";\n" +
-	"\vCompactStep\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
-	"\x06resume\x18\x02 \x01(\bR\x06resume\"]\n" +
-	"\aReclaim\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12&\n" +
-	"\x02id\x18\x02 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\fR\x05value\"\x83\x02\n" +
-	"\aPersist\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12*\n" +
-	"\x05packs\x18\x02 \x03(\v2\x14.troupe.mvccmsg.PackR\x05packs\x127\n" +
-	"\treclaimed\x18\x03 \x03(\v2\x19.troupe.mvccmsg.ReclaimedR\treclaimed\x121\n" +
-	"\adurable\x18\x04 \x01(\v2\x17.troupe.mvccmsg.DurableR\adurable\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\x124\n" +
-	"\x06leases\x18\x06 \x01(\v2\x1c.troupe.mvccmsg.StoredLeasesR\x06leases\"\xa8\x01\n" +
+	"\aremoved\x18\x03 \x03(\x04R\aremoved\"h\n" +
+	"\tPersisted\x12#\n" +
+	"\rapplied_index\x18\x01 \x01(\x04R\fappliedIndex\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x1a\n" +
+	"\bmessages\x18\x03 \x01(\x03R\bmessages\"%\n" +
+	"\vCompactStep\x12\x16\n" +
+	"\x06resume\x18\x01 \x01(\bR\x06resume\"G\n" +
+	"\aReclaim\x12&\n" +
+	"\x02id\x18\x01 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xed\x01\n" +
+	"\aPersist\x12*\n" +
+	"\x05packs\x18\x01 \x03(\v2\x14.troupe.mvccmsg.PackR\x05packs\x127\n" +
+	"\treclaimed\x18\x02 \x03(\v2\x19.troupe.mvccmsg.ReclaimedR\treclaimed\x121\n" +
+	"\adurable\x18\x03 \x01(\v2\x17.troupe.mvccmsg.DurableR\adurable\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x124\n" +
+	"\x06leases\x18\x05 \x01(\v2\x1c.troupe.mvccmsg.StoredLeasesR\x06leases\"\xa8\x01\n" +
 	"\fStoredLeases\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\x04R\x03log\x12\x18\n" +
 	"\achanges\x18\x02 \x01(\fR\achanges\x126\n" +

@@ -29,7 +29,6 @@ import (
 
 // coreHandles is what others reach in one incarnation of the core.
 type coreHandles struct {
-	epoch    uint64
 	log      *wal.Log
 	store    backend.Store
 	keyspace *mvcc.Store // only to recognise its views
@@ -268,7 +267,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	})
 	persister.Connect(mvccStage.Mailbox)
 	applyStage := applyactor.New(applyactor.Config{
-		Epoch: epoch, State: apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
+		State: apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
 		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
 		Timeline: n.timeline, Metrics: n.metrics.apply, Logger: n.cfg.Logger, Faults: faults,
 	})
@@ -294,7 +293,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 	return &actors.Incarnation{
 		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, leaseStage, persisterStage},
 		Started: func() {
-			n.current.Store(&coreHandles{epoch: epoch, log: log, store: o.Backend, keyspace: o.Store, mvcc: mvccStage.Mailbox})
+			n.current.Store(&coreHandles{log: log, store: o.Backend, keyspace: o.Store, mvcc: mvccStage.Mailbox})
 			n.requests.Connect(proposerStage.Mailbox, readStage.Mailbox)
 			n.leases.Connect(leaseStage.Mailbox)
 		},

@@ -76,7 +76,7 @@ func (n *Node) hashLoop(uint64) (actors.Stage, error) {
 				n.cfg.Logger.Error().Err(err).Msg("cannot take the hash of a compaction")
 			}
 			if c := n.current.Load(); took && c != nil {
-				_ = mvccactor.Continue(c.mvcc, c.epoch) // the next applied entry does the same
+				_ = mvccactor.Continue(c.mvcc) // the next applied entry does the same
 			}
 		},
 	}), nil

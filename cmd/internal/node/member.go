@@ -137,7 +137,7 @@ func (n *Node) newWatches() *watchactor.Streams {
 		Spawn:     func(c actors.Child) (*actors.Handle, error) { return n.edge.Spawn(c) },
 		Unpinned: func() {
 			if c := n.current.Load(); c != nil {
-				_ = mvccactor.Continue(c.mvcc, c.epoch) // the next applied entry does the same
+				_ = mvccactor.Continue(c.mvcc) // the next applied entry does the same
 			}
 		},
 		Turn:   n.reads.Turn,
@@ -187,5 +187,5 @@ func (n *Node) currentCore() (core mvccactor.Core, ok bool) {
 	if c == nil {
 		return core, false
 	}
-	return mvccactor.Core{Epoch: c.epoch, MVCC: c.mvcc, Store: c.store, Keyspace: c.keyspace}, true
+	return mvccactor.Core{MVCC: c.mvcc, Store: c.store, Keyspace: c.keyspace}, true
 }
