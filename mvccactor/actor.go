@@ -67,7 +67,6 @@ var (
 
 // Config is what the mvcc actor needs.
 type Config struct {
-	Epoch     uint64
 	Store     *mvcc.Store
 	State     State
 	Limit     actors.Limit // of the execute lane
@@ -275,7 +274,7 @@ func (a *Actor) finish(b *actors.Batch) {
 		post = a.cfg.Raft.MustPost
 	}
 	post(a.cfg.RaftLane, &raftmsg.Applied{
-		Epoch: a.cfg.Epoch, Index: a.state.AppliedIndex, ConfChanges: a.changes,
+		Index: a.state.AppliedIndex, ConfChanges: a.changes,
 	}, actors.Cost{Requests: 1})
 	a.changes = nil
 	a.note(b)

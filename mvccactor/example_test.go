@@ -49,11 +49,11 @@ func Example() {
 		Mailbox: actors.NewMailbox(actors.MailboxConfig{Name: actors.CoreRaft, Class: actors.Credit, Limit: limit}),
 	}
 	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
-		Epoch: 1, Store: store.Backend, Limit: limit, Raft: raft.Mailbox,
+		Store: store.Backend, Limit: limit, Raft: raft.Mailbox,
 		Fatal: func(err error) { panic(err) }, Metrics: metrics,
 	})
 	stage := mvccactor.New(mvccactor.Config{
-		Epoch: 1, Store: store.Store, State: mvccactor.State{ClusterID: 1, MemberID: 1}, Limit: limit,
+		Store: store.Store, State: mvccactor.State{ClusterID: 1, MemberID: 1}, Limit: limit,
 		Persister: persisterStage.Mailbox, Raft: raft.Mailbox,
 		Deliver: func(b *raftmsg.ResultBatch, _ []*mvcc.TxnRanges) { heard <- b },
 		Awaited: func(uint64) bool { return true }, Compacted: mvccactor.NewCompacted(),

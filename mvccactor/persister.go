@@ -57,7 +57,6 @@ const (
 
 // PersisterConfig is what the persister needs.
 type PersisterConfig struct {
-	Epoch    uint64
 	Store    backend.Store
 	Limit    actors.Limit
 	Raft     *actors.Mailbox
@@ -240,7 +239,7 @@ func (p *Persister) acknowledge() {
 	d := p.durable
 	p.mvcc.MustPost(mvccControl, &mvccmsg.Persisted{
 		AppliedIndex: d.AppliedIndex, Revision: d.Revision, Messages: int64(p.messages)}, actors.Cost{Requests: 1})
-	p.cfg.Raft.MustPost(p.cfg.RaftLane, &raftmsg.Persisted{Epoch: p.cfg.Epoch,
+	p.cfg.Raft.MustPost(p.cfg.RaftLane, &raftmsg.Persisted{
 		AppliedIndex: d.AppliedIndex, AppliedTerm: d.AppliedTerm, ConfState: d.ConfState}, actors.Cost{Requests: 1})
 	p.box.ReleaseLane(persisterPersist, p.cost)
 	p.reclaimed, p.durable, p.messages, p.cost = nil, nil, 0, actors.Cost{}

@@ -95,10 +95,9 @@ type rigConfig struct {
 }
 
 type rig struct {
-	t     *testing.T
-	epoch uint64
-	sys   *actor.ActorSystem
-	disk  *disk
+	t    *testing.T
+	sys  *actor.ActorSystem
+	disk *disk
 	*Opened
 	pub       *mvcc.Published
 	compacted *Compacted
@@ -119,14 +118,12 @@ type rig struct {
 	hashes    int
 }
 
-var rigEpoch uint64 = 7
-
 // compactions is the metric that counts them.
 const compactions = "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds"
 
 func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	t.Helper()
-	r := &rig{t: t, epoch: rigEpoch, sys: sys, pub: cfg.published, compacted: NewCompacted(), faults: actors.NewFaults()}
+	r := &rig{t: t, sys: sys, pub: cfg.published, compacted: NewCompacted(), faults: actors.NewFaults()}
 	if r.pub == nil {
 		r.pub = mvcc.NewPublished()
 	}
@@ -158,7 +155,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	r.registry = prometheus.NewRegistry()
 	r.metrics = NewMetrics(r.registry, MetricsConfig{SlowApply: time.Nanosecond, Published: r.pub})
 	persister, persisterStage := NewPersister(PersisterConfig{
-		Epoch: r.epoch, Store: r.disk, Limit: cfg.persister, Raft: r.raft.Mailbox, Room: cfg.room,
+		Store: r.disk, Limit: cfg.persister, Raft: r.raft.Mailbox, Room: cfg.room,
 		Fatal: func(err error) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -167,7 +164,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 		Metrics: r.metrics, Faults: r.faults,
 	})
 	r.stage = New(Config{
-		Epoch: r.epoch, Store: r.Store, Limit: roomy,
+		Store: r.Store, Limit: roomy,
 		State: State{ClusterID: 1, MemberID: 2, AppliedIndex: r.Durable.GetAppliedIndex(), AppliedTerm: r.Durable.GetAppliedTerm(),
 			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster()},
 		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Awaited: func(uint64) bool { return true }, Lease: cfg.lease,

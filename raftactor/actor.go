@@ -56,7 +56,6 @@ const (
 
 // Config is what the raft actor needs.
 type Config struct {
-	Epoch     uint64
 	Replica   *replica.Replica
 	Heartbeat time.Duration // one tick
 	WAL       *actors.Mailbox
@@ -201,9 +200,6 @@ func must(err error) {
 }
 
 func (r *Raft) appended(m *raftmsg.Appended) {
-	if m.Epoch != r.cfg.Epoch {
-		return
-	}
 	must(r.cfg.Replica.Appended(int(m.Appends), m.Responses))
 	var batches []uint64
 	for _, ids := range r.underway[:m.Appends] {
@@ -211,15 +207,11 @@ func (r *Raft) appended(m *raftmsg.Appended) {
 	}
 	r.underway = r.underway[m.Appends:]
 	if len(batches) > 0 {
-		r.proposer.MustPostDeferrable(proposerControl, &raftmsg.Settled{
-			Epoch: r.cfg.Epoch, Batches: batches}, actors.Cost{Requests: 1})
+		r.proposer.MustPostDeferrable(proposerControl, &raftmsg.Settled{Batches: batches}, actors.Cost{Requests: 1})
 	}
 }
 
 func (r *Raft) applied(m *raftmsg.Applied) {
-	if m.Epoch != r.cfg.Epoch {
-		return
-	}
 	must(r.cfg.Replica.Applied(m.Index, m.ConfChanges))
 	if r.cfg.State.readers.Load() {
 		_ = r.readIndex.TryPost(readControl, m, actors.Cost{Requests: 1}) // it asks again with its tick
@@ -229,9 +221,6 @@ func (r *Raft) applied(m *raftmsg.Applied) {
 
 // persisted frees memory and log that restart will not need.
 func (r *Raft) persisted(m *raftmsg.Persisted) {
-	if m.Epoch != r.cfg.Epoch {
-		return
-	}
 	must(r.cfg.Replica.Persisted(m.AppliedIndex, m.AppliedTerm, m.ConfState))
 	first := r.cfg.Replica.FirstIndex()
 	if m.AppliedIndex < r.marked+markEvery && first <= r.marked+1 {
@@ -259,9 +248,6 @@ func (r *Raft) campaignAlone() {
 }
 
 func (r *Raft) propose(m *raftmsg.Propose, enqueued int64) {
-	if m.Epoch != r.cfg.Epoch {
-		return
-	}
 	var err error
 	if m.ConfChange != nil {
 		err = r.cfg.Replica.ProposeConfChange(m.ConfChange)
@@ -276,14 +262,12 @@ func (r *Raft) propose(m *raftmsg.Propose, enqueued int64) {
 	default:
 		// No leader, a leader that is stepping down, or too much uncommitted:
 		// the proposer tries again when something has moved.
-		r.proposer.MustPost(proposerControl, &raftmsg.Settled{
-			Epoch: r.cfg.Epoch, Dropped: []uint64{m.BatchId}}, actors.Cost{Requests: 1})
+		r.proposer.MustPost(proposerControl, &raftmsg.Settled{Dropped: []uint64{m.BatchId}}, actors.Cost{Requests: 1})
 	}
 }
 
 func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
 	switch {
-	case m.Epoch != r.cfg.Epoch:
 	case !r.cfg.Replica.OnlyVoter():
 		r.cfg.Replica.ReadIndex(m.Id)
 	case r.cfg.Replica.Status().Alone:
@@ -298,7 +282,7 @@ func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
 func (r *Raft) answerRead(id, index uint64) {
 	r.awaited = max(r.awaited, index)
 	// A lost answer is a lost read index: the batcher retries.
-	_ = r.readIndex.TryPost(readControl, &raftmsg.ReadIndexed{Epoch: r.cfg.Epoch, Id: id, Index: index},
+	_ = r.readIndex.TryPost(readControl, &raftmsg.ReadIndexed{Id: id, Index: index},
 		actors.Cost{Requests: 1})
 }
 
@@ -390,7 +374,7 @@ func (r *Raft) roleChanged() {
 	clear(r.proposals)
 	clear(r.enqueued)
 	r.waiting = nil
-	m := &raftmsg.RoleChanged{Epoch: r.cfg.Epoch, Term: s.Term, Leader: s.Leader, IsLeader: s.IsLeader}
+	m := &raftmsg.RoleChanged{Term: s.Term, Leader: s.Leader, IsLeader: s.IsLeader}
 	r.proposer.MustPost(proposerControl, proto.CloneOf(m), actors.Cost{Requests: 1})
 	r.readIndex.MustPost(readControl, m, actors.Cost{Requests: 1})
 }

@@ -46,9 +46,9 @@ func TestClient(t *testing.T) {
 		replies := NewReplies()
 		probe := newRaftProbe(t, sys)
 		start := func(limit actors.Limit) (proposer, readIndex actors.Ref) {
-			proposer = actorstest.Spawn(t, sys, NewProposer(ProposerConfig{Epoch: epoch, Limit: limit,
+			proposer = actorstest.Spawn(t, sys, NewProposer(ProposerConfig{Limit: limit,
 				Replies: replies, Raft: probe.Mailbox, NextBatch: func() uint64 { return 1 }, Metrics: metrics}))
-			readIndex = actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{Epoch: epoch, Limit: limit,
+			readIndex = actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{Limit: limit,
 				Raft: probe.Mailbox, State: raft, Applied: func() uint64 { return 1 }, Metrics: metrics}))
 			c.Connect(proposer.Mailbox, readIndex.Mailbox)
 			return proposer, readIndex
@@ -80,7 +80,7 @@ func TestClient(t *testing.T) {
 		raft.alone.Store(false)
 
 		before := failed()
-		role := &raftmsg.RoleChanged{Epoch: epoch, Leader: 1, IsLeader: true}
+		role := &raftmsg.RoleChanged{Leader: 1, IsLeader: true}
 		proposer.MustPost(proposerControl, role, one)
 		synctest.Wait()
 		replies.Deliver(&raftmsg.ResultBatch{BatchId: 1, Index: 5, Results: []*raftmsg.Result{{Revision: 7}}}, nil)

@@ -16,9 +16,6 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// epoch is that of the stages under test.
-const epoch = 3
-
 // timeout is how long calls of these tests may take.
 const timeout = 5 * time.Second
 

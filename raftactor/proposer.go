@@ -34,7 +34,6 @@ const (
 
 // ProposerConfig is what the proposer needs.
 type ProposerConfig struct {
-	Epoch   uint64
 	Limit   actors.Limit // requests accepted and not yet answered
 	Replies *Replies
 	Raft    *actors.Mailbox
@@ -138,7 +137,7 @@ func (p *Proposer) propose(started int64) {
 		p.cfg.Replies.register(id, calls, p.release)
 		p.cfg.Faults.Point(actors.CoreProposer, "middle")
 		p.cfg.Raft.MustPost(raftProposals, &raftmsg.Propose{
-			Epoch: p.cfg.Epoch, Data: data, BatchId: id, Requests: int64(n),
+			Data: data, BatchId: id, Requests: int64(n),
 			Enqueued: p.enqueued, Started: started, Ended: actors.Now(),
 		}, actors.Cost{Requests: n, Bytes: len(data)})
 		p.enqueued = started // a bound for those that wait on
@@ -198,9 +197,6 @@ func batchID(data []byte) (uint64, error) {
 }
 
 func (p *Proposer) settled(m *raftmsg.Settled) {
-	if m.Epoch != p.cfg.Epoch {
-		return
-	}
 	for _, id := range m.Batches {
 		p.forget(id)
 	}
@@ -221,9 +217,6 @@ func (p *Proposer) forget(id uint64) {
 // roleChanged reopens the window: what was under way in another term may or may
 // not be in the log, and nobody will tell.
 func (p *Proposer) roleChanged(m *raftmsg.RoleChanged) {
-	if m.Epoch != p.cfg.Epoch {
-		return
-	}
 	p.leader, p.isLeader, p.paused = m.Leader, m.IsLeader, false
 	clear(p.outstanding)
 	p.bytes = 0

@@ -37,7 +37,7 @@ func newProposerRig(t *testing.T, limit actors.Limit) *proposerRig {
 	r := &proposerRig{t: t, sys: actorstest.NewSystem(t), replies: NewReplies(), faults: actors.NewFaults()}
 	r.probe = newRaftProbe(t, r.sys)
 	r.ref = actorstest.Spawn(t, r.sys, NewProposer(ProposerConfig{
-		Epoch: epoch, Limit: limit, Replies: r.replies, Raft: r.probe.Mailbox,
+		Limit: limit, Replies: r.replies, Raft: r.probe.Mailbox,
 		NextBatch: func() uint64 { return r.ids.Add(1) },
 		Fsync:     func() time.Duration { return time.Duration(r.fsync.Load()) },
 		Metrics:   NewMetrics(nil, MetricsConfig{}),
@@ -57,19 +57,19 @@ func (r *proposerRig) post(key string, size int) *Call {
 }
 
 func (r *proposerRig) role(leader uint64, isLeader bool) {
-	r.ref.MustPost(proposerControl, &raftmsg.RoleChanged{Epoch: epoch, Term: 1, Leader: leader, IsLeader: isLeader}, one)
+	r.ref.MustPost(proposerControl, &raftmsg.RoleChanged{Term: 1, Leader: leader, IsLeader: isLeader}, one)
 	synctest.Wait()
 }
 
 func (r *proposerRig) lead() { r.role(1, true) }
 
 func (r *proposerRig) settle(ids ...uint64) {
-	r.ref.MustPostDeferrable(proposerControl, &raftmsg.Settled{Epoch: epoch, Batches: ids}, one)
+	r.ref.MustPostDeferrable(proposerControl, &raftmsg.Settled{Batches: ids}, one)
 	synctest.Wait()
 }
 
 func (r *proposerRig) drop(ids ...uint64) {
-	r.ref.MustPost(proposerControl, &raftmsg.Settled{Epoch: epoch, Dropped: ids}, one)
+	r.ref.MustPost(proposerControl, &raftmsg.Settled{Dropped: ids}, one)
 	synctest.Wait()
 }
 
@@ -123,8 +123,7 @@ func TestFastDiskHasOneEntryUnderWay(t *testing.T) {
 		if first.BatchId == second.BatchId {
 			t.Fatal("two batches have the same id")
 		}
-		r.settle(first.BatchId) // again, and of another epoch
-		r.ref.MustPost(proposerControl, &raftmsg.Settled{Epoch: epoch - 1, Batches: []uint64{second.BatchId}}, one)
+		r.settle(first.BatchId) // again
 		r.post("e", 10)
 		r.none()
 	})

@@ -77,7 +77,7 @@ func newRaftRig(t *testing.T, cfg replica.Config) *raftRig {
 	r.wal.probe, r.trims.probe, r.apply.probe = wal, wal, apply
 	box := NewMailbox(roomy, nil)
 	a, stage := New(Config{
-		Epoch: epoch, Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox, Apply: apply.Mailbox,
+		Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox, Apply: apply.Mailbox,
 		Peers: r, State: &r.state, Timeline: actors.NewTimeline(),
 		Metrics: NewMetrics(r.metrics, MetricsConfig{Member: 1, State: &r.state, Applied: func() uint64 { return 5 }}),
 	}, box)
@@ -100,7 +100,7 @@ func (r *raftRig) collect() {
 // durable completes the oldest n appends.
 func (r *raftRig) durable(n int) {
 	r.t.Helper()
-	done := &raftmsg.Appended{Epoch: epoch, Appends: int64(n)}
+	done := &raftmsg.Appended{Appends: int64(n)}
 	for _, a := range r.appends[:n] {
 		m := a.Message
 		if len(m.Entries) > 0 {
@@ -122,7 +122,7 @@ func (r *raftRig) durable(n int) {
 // applyAll completes all applies under way.
 func (r *raftRig) applyAll() {
 	r.t.Helper()
-	m := &raftmsg.Applied{Epoch: epoch}
+	m := &raftmsg.Applied{}
 	for _, a := range r.applies {
 		for _, e := range a.Entries {
 			r.applied = append(r.applied, e)
@@ -172,12 +172,12 @@ func (r *raftRig) settle() {
 
 func (r *raftRig) propose(id uint64) {
 	data := encodeBatch(id, []*Call{newCall(put(fmt.Sprint(id), 10), timeout)}, 0)
-	r.ref.MustPost(raftProposals, &raftmsg.Propose{Epoch: epoch, Data: data, BatchId: id, Requests: 1}, one)
+	r.ref.MustPost(raftProposals, &raftmsg.Propose{Data: data, BatchId: id, Requests: 1}, one)
 	synctest.Wait()
 }
 
 func (r *raftRig) readIndexed(id uint64) {
-	r.ref.MustPost(raftProposals, &raftmsg.ReadIndex{Epoch: epoch, Id: id}, one)
+	r.ref.MustPost(raftProposals, &raftmsg.ReadIndex{Id: id}, one)
 	synctest.Wait()
 }
 
@@ -365,7 +365,7 @@ func TestReadsWaitForTheTerm(t *testing.T) {
 			t.Fatalf("%d reads answered, want those of each step", len(got))
 		}
 		for i, m := range got {
-			if m.Epoch != epoch || m.Id <= 0 || m.Index <= last {
+			if m.Id <= 0 || m.Index <= last {
 				t.Fatalf("answer %d: %v, the log had %d entries", i, m, last)
 			}
 		}
@@ -408,7 +408,7 @@ func TestSecondVoterEndsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
 		r.settle()
-		r.ref.MustPost(raftProposals, &raftmsg.Propose{Epoch: epoch, BatchId: 100, ConfChange: &raftpb.ConfChangeV2{
+		r.ref.MustPost(raftProposals, &raftmsg.Propose{BatchId: 100, ConfChange: &raftpb.ConfChangeV2{
 			Changes: []*raftpb.ConfChangeSingle{{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(uint64(2))}}}}, one)
 		r.settle()
 		if r.state.Alone() {
@@ -491,7 +491,7 @@ func TestPersisted(t *testing.T) {
 		r.settle()
 		conf := &raftpb.ConfState{Voters: []uint64{1}}
 		persisted := func(index uint64) []*walmsg.Trim {
-			r.ref.MustPost(raftLocal, &raftmsg.Persisted{Epoch: epoch, AppliedIndex: index, AppliedTerm: 2, ConfState: conf}, one)
+			r.ref.MustPost(raftLocal, &raftmsg.Persisted{AppliedIndex: index, AppliedTerm: 2, ConfState: conf}, one)
 			return r.trims.next()
 		}
 		for id := range uint64(markEvery) {
@@ -522,11 +522,11 @@ func TestPersistedLargeEntries(t *testing.T) {
 		r.settle()
 		for id := range uint64(20) {
 			data := encodeBatch(100+id, []*Call{newCall(put("k", 200<<10), timeout)}, 0)
-			r.ref.MustPost(raftProposals, &raftmsg.Propose{Epoch: epoch, Data: data, BatchId: 100 + id, Requests: 1}, one)
+			r.ref.MustPost(raftProposals, &raftmsg.Propose{Data: data, BatchId: 100 + id, Requests: 1}, one)
 			r.settle()
 		}
 		last := uint64(len(r.applied))
-		r.ref.MustPost(raftLocal, &raftmsg.Persisted{Epoch: epoch, AppliedIndex: last, AppliedTerm: 2,
+		r.ref.MustPost(raftLocal, &raftmsg.Persisted{AppliedIndex: last, AppliedTerm: 2,
 			ConfState: &raftpb.ConfState{Voters: []uint64{1}}}, one)
 		got := r.trims.next()
 		if len(got) != 1 || got[0].MarkIndex != last || got[0].Index >= last || got[0].Index < last-5 {
@@ -550,32 +550,6 @@ func TestCreditOfAppends(t *testing.T) {
 		r.settle()
 		if got := r.batches(); len(got) != OutstandingMax+50 {
 			t.Fatalf("%d batches applied", len(got))
-		}
-	})
-}
-
-func TestRaftOtherEpochs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRaftRig(t, replicaConfig(true))
-		r.collect()
-		r.settled.next()
-		for lane, m := range map[int][]any{
-			raftLocal: {&raftmsg.Appended{Epoch: 1, Appends: 1}, &raftmsg.Applied{Epoch: 1, Index: 1},
-				&raftmsg.Persisted{Epoch: 1, AppliedIndex: 1 << 20}},
-			raftTicks:     {},
-			raftProposals: {&raftmsg.Propose{Epoch: 1, BatchId: 1}, &raftmsg.ReadIndex{Epoch: 1, Id: 1}},
-		} {
-			for _, m := range m {
-				r.ref.MustPost(lane, m, one)
-			}
-		}
-		synctest.Wait()
-		if got := r.settled.next(); len(got) > 0 {
-			t.Fatalf("answered an old core: %v", got)
-		}
-		r.settle()
-		if !r.state.Status().IsLeader {
-			t.Fatalf("%+v", r.state.Status())
 		}
 	})
 }
@@ -631,12 +605,12 @@ func TestTogether(t *testing.T) {
 		below := &stages{raft: box, replies: replies}
 		wal := actors.Stage{Name: actors.CoreWAL, Actor: below, Mailbox: actors.NewMailbox(actors.MailboxConfig{
 			Name: actors.CoreWAL, Class: actors.Credit, Limit: roomy})}
-		r, raftStage := New(Config{Epoch: epoch, Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox,
+		r, raftStage := New(Config{Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox,
 			Apply: wal.Mailbox, Peers: replica.NoPeers{}, State: state, Timeline: actors.NewTimeline(), Metrics: metrics}, box)
-		proposer := NewProposer(ProposerConfig{Epoch: epoch, Limit: roomy, Metrics: metrics, Replies: replies, Raft: box,
+		proposer := NewProposer(ProposerConfig{Limit: roomy, Metrics: metrics, Replies: replies, Raft: box,
 			NextBatch: next, Fsync: func() time.Duration { return 0 }})
 		reads := uint64(1 << 32)
-		readIndex := NewReadIndex(ReadIndexConfig{Epoch: epoch, Limit: roomy, Metrics: metrics, Raft: box, State: state,
+		readIndex := NewReadIndex(ReadIndexConfig{Limit: roomy, Metrics: metrics, Raft: box, State: state,
 			Applied: func() uint64 { return state.Status().Applied },
 			NextID:  func() uint64 { reads++; return reads }})
 		r.Connect(proposer.Mailbox, readIndex.Mailbox)
@@ -692,7 +666,7 @@ func (s *stages) Receive(ctx actor.Context) {
 	for ; b.Done < len(b.Msgs); b.Done++ {
 		switch m := b.Msgs[b.Done].(type) {
 		case *walmsg.Append:
-			s.raft.MustPost(raftLocal, &raftmsg.Appended{Epoch: epoch, Appends: 1, Responses: m.Message.Responses}, one)
+			s.raft.MustPost(raftLocal, &raftmsg.Appended{Appends: 1, Responses: m.Message.Responses}, one)
 		case *applymsg.Apply:
 			s.apply(m)
 		}
@@ -700,7 +674,7 @@ func (s *stages) Receive(ctx actor.Context) {
 }
 
 func (s *stages) apply(m *applymsg.Apply) {
-	done := &raftmsg.Applied{Epoch: epoch}
+	done := &raftmsg.Applied{}
 	for _, e := range m.Entries {
 		done.Index = e.GetIndex()
 		if e.GetType() == raftpb.EntryConfChange {

@@ -43,7 +43,6 @@ func postRead(box *actors.Mailbox, c *ReadCall) error {
 
 // ReadIndexConfig is what the batcher needs.
 type ReadIndexConfig struct {
-	Epoch   uint64
 	Limit   actors.Limit
 	Raft    *actors.Mailbox
 	State   *State
@@ -143,11 +142,11 @@ func (r *ReadIndex) ask() {
 
 func (r *ReadIndex) send() {
 	r.id, r.sent = r.cfg.NextID(), actors.Now()
-	r.cfg.Raft.MustPost(raftProposals, &raftmsg.ReadIndex{Epoch: r.cfg.Epoch, Id: r.id}, actors.Cost{Requests: 1})
+	r.cfg.Raft.MustPost(raftProposals, &raftmsg.ReadIndex{Id: r.id}, actors.Cost{Requests: 1})
 }
 
 func (r *ReadIndex) readIndexed(m *raftmsg.ReadIndexed) {
-	if m.Epoch != r.cfg.Epoch || m.Id != r.id || len(r.attempt) == 0 {
+	if m.Id != r.id || len(r.attempt) == 0 {
 		return
 	}
 	r.settled = append(r.settled, readWait{m.Index, r.attempt})
@@ -169,9 +168,6 @@ func (r *ReadIndex) release() {
 }
 
 func (r *ReadIndex) roleChanged(m *raftmsg.RoleChanged) {
-	if m.Epoch != r.cfg.Epoch {
-		return
-	}
 	r.leader = m.Leader
 	for _, c := range r.attempt {
 		r.cfg.Metrics.failedReads.Inc()

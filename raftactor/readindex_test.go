@@ -34,7 +34,7 @@ func newReadRig(t *testing.T, limit actors.Limit) *readRig {
 	r := &readRig{t: t, sys: actorstest.NewSystem(t), metrics: prometheus.NewRegistry()}
 	r.probe = newRaftProbe(t, r.sys)
 	r.ref = actorstest.Spawn(t, r.sys, NewReadIndex(ReadIndexConfig{
-		Epoch: epoch, Limit: limit, Raft: r.probe.Mailbox, State: &r.state,
+		Limit: limit, Raft: r.probe.Mailbox, State: &r.state,
 		Applied: r.applied.Load, NextID: func() uint64 { return r.ids.Add(1) },
 		Metrics: NewMetrics(r.metrics, MetricsConfig{State: &r.state, Applied: r.applied.Load}),
 	}))
@@ -65,18 +65,18 @@ func (r *readRig) tell(m any) {
 }
 
 func (r *readRig) role(leader uint64) {
-	r.tell(&raftmsg.RoleChanged{Epoch: epoch, Term: 1, Leader: leader})
+	r.tell(&raftmsg.RoleChanged{Term: 1, Leader: leader})
 }
 
 func (r *readRig) answer(id, index uint64) {
-	r.tell(&raftmsg.ReadIndexed{Epoch: epoch, Id: id, Index: index})
+	r.tell(&raftmsg.ReadIndexed{Id: id, Index: index})
 }
 
 // apply moves the view, and tells as raft does: only when somebody waits.
 func (r *readRig) apply(index uint64) {
 	r.applied.Store(index)
 	if r.state.readers.Load() {
-		r.tell(&raftmsg.Applied{Epoch: epoch, Index: index})
+		r.tell(&raftmsg.Applied{Index: index})
 	}
 }
 
@@ -84,7 +84,7 @@ func (r *readRig) apply(index uint64) {
 func (r *readRig) attempt() uint64 {
 	r.t.Helper()
 	got := r.next()
-	if len(got) != 1 || got[0].Epoch != epoch {
+	if len(got) != 1 {
 		r.t.Fatalf("attempts %v, want one", got)
 	}
 	return got[0].Id
@@ -294,7 +294,7 @@ func TestTooManyReaders(t *testing.T) {
 		faults := actors.NewFaults()
 		faults.Delay(actors.CoreReadIndex, time.Second)
 		ref := actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{
-			Epoch: epoch, Limit: actors.Limit{Requests: 2, Bytes: 1}, Raft: newRaftProbe(t, sys).Mailbox,
+			Limit: actors.Limit{Requests: 2, Bytes: 1}, Raft: newRaftProbe(t, sys).Mailbox,
 			State: new(State), Applied: func() uint64 { return 0 }, NextID: func() uint64 { return 1 },
 			Faults: faults, Metrics: NewMetrics(nil, MetricsConfig{}),
 		}))
@@ -330,23 +330,4 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	if _, err := newCall(put("k", 1), timeout).reply.Wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("call: %v", err)
 	}
-}
-
-// TestOtherEpochs: the batcher hears nothing from a core that is gone.
-func TestOtherEpochs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newReadRig(t, roomy)
-		r.tell(&raftmsg.RoleChanged{Epoch: epoch - 1, Leader: 1})
-		a := r.read()
-		if got := r.next(); len(got) != 0 {
-			t.Fatalf("asked: %v", got)
-		}
-		r.role(1)
-		id := r.attempt()
-		r.tell(&raftmsg.ReadIndexed{Epoch: epoch - 1, Id: id})
-		r.tell(&raftmsg.RoleChanged{Epoch: epoch - 1, Leader: 2})
-		r.waits(a)
-		r.answer(id, 0)
-		r.want(raftmsg.Code_OK, a)
-	})
 }

@@ -33,7 +33,6 @@ const gatherBytes = 4 << 20
 
 // Config configures the WAL actor.
 type Config struct {
-	Epoch    uint64 // of this incarnation of the core; messages of others are ignored
 	Member   uint64 // this member: responses to it go to raft, all others to peers
 	Log      *wal.Log
 	Limit    actors.Limit
@@ -227,7 +226,7 @@ func (a *Actor) answer() {
 	if len(a.appends) == 0 {
 		return
 	}
-	done := &raftmsg.Appended{Epoch: a.cfg.Epoch, Appends: int64(len(a.appends))}
+	done := &raftmsg.Appended{Appends: int64(len(a.appends))}
 	var peers []*raftpb.Message
 	for _, m := range a.appends {
 		for _, resp := range m.Message.Responses {

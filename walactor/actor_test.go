@@ -27,7 +27,6 @@ import (
 // fail, and a probe in place of raft.
 
 const (
-	epoch  = 5
 	member = 1
 	dir    = "/wal"
 )
@@ -63,7 +62,7 @@ func newRig(t *testing.T, segment int64) *rig {
 	r.fs.SetHook(r.hook)
 	r.raft = actorstest.NewProbe(t, r.sys, actors.CoreRaft)
 	r.ref = actorstest.Spawn(t, r.sys, New(Config{
-		Epoch: epoch, Member: member, Log: log, Limit: actors.Limit{Requests: 1024, Bytes: 256 << 20},
+		Member: member, Log: log, Limit: actors.Limit{Requests: 1024, Bytes: 256 << 20},
 		Raft: r.raft.Mailbox, Peers: r, Disk: r.disk, Timeline: actors.NewTimeline(),
 		Fatal:   func(err error) { r.mu.Lock(); defer r.mu.Unlock(); r.fatal = append(r.fatal, err) },
 		Metrics: NewMetrics(r.metrics),
@@ -175,7 +174,7 @@ func TestGroupCommit(t *testing.T) {
 			t.Fatalf("%v, %d messages to peers", r.calls, len(r.peers))
 		}
 		pass()
-		if got := r.appended(); len(got) != 1 || got[0].Appends != 1 || got[0].Epoch != epoch {
+		if got := r.appended(); len(got) != 1 || got[0].Appends != 1 {
 			t.Fatalf("answered %v", got)
 		}
 		if len(r.peers) != 1 || r.peers[0].GetTo() != 2 || r.peers[0].GetIndex() != 1 {

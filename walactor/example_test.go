@@ -49,7 +49,7 @@ func Example() {
 		Mailbox: actors.NewMailbox(actors.MailboxConfig{Name: actors.CoreRaft, Class: actors.Credit, Limit: limit}),
 	}
 	stage := walactor.New(walactor.Config{
-		Epoch: 1, Member: 1, Log: log, Limit: limit, Raft: raft.Mailbox, Peers: peers{},
+		Member: 1, Log: log, Limit: limit, Raft: raft.Mailbox, Peers: peers{},
 		Disk: new(walactor.Disk), Timeline: actors.NewTimeline(),
 		Fatal: func(err error) { panic(err) }, Metrics: walactor.NewMetrics(nil),
 	})

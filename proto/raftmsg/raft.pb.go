@@ -115,19 +115,18 @@ func (Code) EnumDescriptor() ([]byte, []int) {
 // Propose asks the raft loop to append one entry.
 type Propose struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// An encoded applymsg.RequestBatch.
-	Data    []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	BatchId uint64 `protobuf:"varint,3,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	Data    []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	BatchId uint64 `protobuf:"varint,2,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
 	// How many requests the entry carries.
-	Requests int64 `protobuf:"varint,4,opt,name=requests,proto3" json:"requests,omitempty"`
+	Requests int64 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"`
 	// Set instead of data for a change of the raft configuration.
-	ConfChange *raftpb.ConfChangeV2 `protobuf:"bytes,5,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
+	ConfChange *raftpb.ConfChangeV2 `protobuf:"bytes,4,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
 	// When the proposer took the oldest of the requests, began and finished the
 	// batch; see actors.Now.
-	Enqueued      int64 `protobuf:"varint,6,opt,name=enqueued,proto3" json:"enqueued,omitempty"`
-	Started       int64 `protobuf:"varint,7,opt,name=started,proto3" json:"started,omitempty"`
-	Ended         int64 `protobuf:"varint,8,opt,name=ended,proto3" json:"ended,omitempty"`
+	Enqueued      int64 `protobuf:"varint,5,opt,name=enqueued,proto3" json:"enqueued,omitempty"`
+	Started       int64 `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
+	Ended         int64 `protobuf:"varint,7,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,13 +159,6 @@ func (x *Propose) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Propose.ProtoReflect.Descriptor instead.
 func (*Propose) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *Propose) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
 }
 
 func (x *Propose) GetData() []byte {
@@ -221,10 +213,9 @@ func (x *Propose) GetEnded() int64 {
 // Appended returns the responses of appends that are durable now, in order.
 type Appended struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
-	Epoch     uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Responses []*raftpb.Message      `protobuf:"bytes,2,rep,name=responses,proto3" json:"responses,omitempty"`
+	Responses []*raftpb.Message      `protobuf:"bytes,1,rep,name=responses,proto3" json:"responses,omitempty"`
 	// How many Append messages this settles.
-	Appends       int64 `protobuf:"varint,3,opt,name=appends,proto3" json:"appends,omitempty"`
+	Appends       int64 `protobuf:"varint,2,opt,name=appends,proto3" json:"appends,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -259,13 +250,6 @@ func (*Appended) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *Appended) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *Appended) GetResponses() []*raftpb.Message {
 	if x != nil {
 		return x.Responses
@@ -283,10 +267,9 @@ func (x *Appended) GetAppends() int64 {
 // Applied tells that the view now contains entries up to an index.
 type Applied struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Index uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// Configuration changes among them, in order, for raft to adopt first.
-	ConfChanges   []*raftpb.ConfChangeV2 `protobuf:"bytes,3,rep,name=conf_changes,json=confChanges,proto3" json:"conf_changes,omitempty"`
+	ConfChanges   []*raftpb.ConfChangeV2 `protobuf:"bytes,2,rep,name=conf_changes,json=confChanges,proto3" json:"conf_changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -321,13 +304,6 @@ func (*Applied) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *Applied) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *Applied) GetIndex() uint64 {
 	if x != nil {
 		return x.Index
@@ -345,10 +321,9 @@ func (x *Applied) GetConfChanges() []*raftpb.ConfChangeV2 {
 // Persisted tells what the store holds durably: the log below may go.
 type Persisted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	AppliedIndex  uint64                 `protobuf:"varint,2,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	AppliedTerm   uint64                 `protobuf:"varint,3,opt,name=applied_term,json=appliedTerm,proto3" json:"applied_term,omitempty"`
-	ConfState     *raftpb.ConfState      `protobuf:"bytes,4,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
+	AppliedIndex  uint64                 `protobuf:"varint,1,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	AppliedTerm   uint64                 `protobuf:"varint,2,opt,name=applied_term,json=appliedTerm,proto3" json:"applied_term,omitempty"`
+	ConfState     *raftpb.ConfState      `protobuf:"bytes,3,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -383,13 +358,6 @@ func (*Persisted) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *Persisted) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *Persisted) GetAppliedIndex() uint64 {
 	if x != nil {
 		return x.AppliedIndex
@@ -414,8 +382,7 @@ func (x *Persisted) GetConfState() *raftpb.ConfState {
 // ReadIndex asks for a read index under an id that is used once.
 type ReadIndex struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Id            uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,13 +417,6 @@ func (*ReadIndex) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *ReadIndex) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *ReadIndex) GetId() uint64 {
 	if x != nil {
 		return x.Id
@@ -467,9 +427,8 @@ func (x *ReadIndex) GetId() uint64 {
 // ReadIndexed answers a ReadIndex.
 type ReadIndexed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Id            uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
-	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -504,13 +463,6 @@ func (*ReadIndexed) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *ReadIndexed) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *ReadIndexed) GetId() uint64 {
 	if x != nil {
 		return x.Id
@@ -528,11 +480,10 @@ func (x *ReadIndexed) GetIndex() uint64 {
 // RoleChanged tells the proposer and the read-index batcher who leads.
 type RoleChanged struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Term  uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Term  uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
 	// Zero when there is no leader.
-	Leader        uint64 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
-	IsLeader      bool   `protobuf:"varint,4,opt,name=is_leader,json=isLeader,proto3" json:"is_leader,omitempty"`
+	Leader        uint64 `protobuf:"varint,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	IsLeader      bool   `protobuf:"varint,3,opt,name=is_leader,json=isLeader,proto3" json:"is_leader,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -567,13 +518,6 @@ func (*RoleChanged) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *RoleChanged) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
 func (x *RoleChanged) GetTerm() uint64 {
 	if x != nil {
 		return x.Term
@@ -598,11 +542,10 @@ func (x *RoleChanged) GetIsLeader() bool {
 // Settled returns window to the proposer.
 type Settled struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Batches that stand durably in this member's log.
-	Batches []uint64 `protobuf:"varint,2,rep,packed,name=batches,proto3" json:"batches,omitempty"`
+	Batches []uint64 `protobuf:"varint,1,rep,packed,name=batches,proto3" json:"batches,omitempty"`
 	// Batches that raft dropped: they are in no log and may be proposed again.
-	Dropped       []uint64 `protobuf:"varint,3,rep,packed,name=dropped,proto3" json:"dropped,omitempty"`
+	Dropped       []uint64 `protobuf:"varint,2,rep,packed,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -635,13 +578,6 @@ func (x *Settled) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Settled.ProtoReflect.Descriptor instead.
 func (*Settled) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *Settled) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
 }
 
 func (x *Settled) GetBatches() []uint64 {
@@ -905,47 +841,39 @@ var File_raftmsg_raft_proto protoreflect.FileDescriptor
 const file_raftmsg_raft_proto_rawDesc = "" +
 	"\n" +
 	"\x12raftmsg/raft.proto\x12\x0etroupe.raftmsg\x1a\n" +
-	"raft.proto\x1a\trpc.proto\"\xed\x01\n" +
-	"\aPropose\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\x12\x19\n" +
-	"\bbatch_id\x18\x03 \x01(\x04R\abatchId\x12\x1a\n" +
-	"\brequests\x18\x04 \x01(\x03R\brequests\x125\n" +
-	"\vconf_change\x18\x05 \x01(\v2\x14.raftpb.ConfChangeV2R\n" +
+	"raft.proto\x1a\trpc.proto\"\xd7\x01\n" +
+	"\aPropose\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x19\n" +
+	"\bbatch_id\x18\x02 \x01(\x04R\abatchId\x12\x1a\n" +
+	"\brequests\x18\x03 \x01(\x03R\brequests\x125\n" +
+	"\vconf_change\x18\x04 \x01(\v2\x14.raftpb.ConfChangeV2R\n" +
 	"confChange\x12\x1a\n" +
-	"\benqueued\x18\x06 \x01(\x03R\benqueued\x12\x18\n" +
-	"\astarted\x18\a \x01(\x03R\astarted\x12\x14\n" +
-	"\x05ended\x18\b \x01(\x03R\x05ended\"i\n" +
-	"\bAppended\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12-\n" +
-	"\tresponses\x18\x02 \x03(\v2\x0f.raftpb.MessageR\tresponses\x12\x18\n" +
-	"\aappends\x18\x03 \x01(\x03R\aappends\"n\n" +
+	"\benqueued\x18\x05 \x01(\x03R\benqueued\x12\x18\n" +
+	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x14\n" +
+	"\x05ended\x18\a \x01(\x03R\x05ended\"S\n" +
+	"\bAppended\x12-\n" +
+	"\tresponses\x18\x01 \x03(\v2\x0f.raftpb.MessageR\tresponses\x12\x18\n" +
+	"\aappends\x18\x02 \x01(\x03R\aappends\"X\n" +
 	"\aApplied\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\x127\n" +
-	"\fconf_changes\x18\x03 \x03(\v2\x14.raftpb.ConfChangeV2R\vconfChanges\"\x9b\x01\n" +
-	"\tPersisted\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12#\n" +
-	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12!\n" +
-	"\fapplied_term\x18\x03 \x01(\x04R\vappliedTerm\x120\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x127\n" +
+	"\fconf_changes\x18\x02 \x03(\v2\x14.raftpb.ConfChangeV2R\vconfChanges\"\x85\x01\n" +
+	"\tPersisted\x12#\n" +
+	"\rapplied_index\x18\x01 \x01(\x04R\fappliedIndex\x12!\n" +
+	"\fapplied_term\x18\x02 \x01(\x04R\vappliedTerm\x120\n" +
 	"\n" +
-	"conf_state\x18\x04 \x01(\v2\x11.raftpb.ConfStateR\tconfState\"1\n" +
-	"\tReadIndex\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x04R\x02id\"I\n" +
-	"\vReadIndexed\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"l\n" +
-	"\vRoleChanged\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x16\n" +
-	"\x06leader\x18\x03 \x01(\x04R\x06leader\x12\x1b\n" +
-	"\tis_leader\x18\x04 \x01(\bR\bisLeader\"S\n" +
-	"\aSettled\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
-	"\abatches\x18\x02 \x03(\x04R\abatches\x12\x18\n" +
-	"\adropped\x18\x03 \x03(\x04R\adropped\"p\n" +
+	"conf_state\x18\x03 \x01(\v2\x11.raftpb.ConfStateR\tconfState\"\x1b\n" +
+	"\tReadIndex\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"3\n" +
+	"\vReadIndexed\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"V\n" +
+	"\vRoleChanged\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x1b\n" +
+	"\tis_leader\x18\x03 \x01(\bR\bisLeader\"=\n" +
+	"\aSettled\x12\x18\n" +
+	"\abatches\x18\x01 \x03(\x04R\abatches\x12\x18\n" +
+	"\adropped\x18\x02 \x03(\x04R\adropped\"p\n" +
 	"\vResultBatch\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\x04R\abatchId\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x120\n" +

@@ -87,7 +87,7 @@ func etcdLog(dir string) (file string, ok bool) {
 }
 
 // boot opens log and store, and builds the stages around what they hold.
-func (n *Node) boot(epoch uint64) (_ *actors.Incarnation, err error) {
+func (n *Node) boot(uint64) (_ *actors.Incarnation, err error) {
 	select {
 	case <-n.stopping:
 		return nil, errStopping
@@ -147,7 +147,7 @@ func (n *Node) boot(epoch uint64) (_ *actors.Incarnation, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.assemble(epoch, log, rep, opened), nil
+	return n.assemble(log, rep, opened), nil
 }
 
 // largest returns the size of the largest pack that replaying entries may make: a
@@ -237,12 +237,12 @@ func (n *Node) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Repl
 
 // assemble wires the stages. Their mailboxes are made from the last to the
 // first, because each stage posts to those behind it.
-func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvccactor.Opened) *actors.Incarnation {
+func (n *Node) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened) *actors.Incarnation {
 	limits, faults := n.cfg.Mailboxes, n.cfg.Faults
 	d := o.Durable
 	raftBox := raftactor.NewMailbox(limits.Raft, faults)
 	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
-		Epoch: epoch, Store: o.Backend, Limit: limits.Persister,
+		Store: o.Backend, Limit: limits.Persister,
 		Raft: raftBox, RaftLane: raftactor.RaftLocal,
 		Fatal: n.exit, Room: n.persistRoom, Watch: &n.commit, Metrics: n.metrics.mvcc, Faults: faults,
 	})
@@ -253,7 +253,7 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Metrics: n.metrics.lease, Faults: faults,
 	})
 	mvccStage := mvccactor.New(mvccactor.Config{
-		Epoch: epoch, Store: o.Store, Limit: limits.MVCC,
+		Store: o.Store, Limit: limits.MVCC,
 		State: mvccactor.State{
 			ClusterID: n.cfg.ClusterID, MemberID: n.cfg.MemberID,
 			AppliedIndex: d.GetAppliedIndex(), AppliedTerm: d.GetAppliedTerm(),
@@ -272,21 +272,21 @@ func (n *Node) assemble(epoch uint64, log *wal.Log, rep *replica.Replica, o *mvc
 		Timeline: n.timeline, Metrics: n.metrics.apply, Logger: n.cfg.Logger, Faults: faults,
 	})
 	walStage := walactor.New(walactor.Config{
-		Epoch: epoch, Member: n.cfg.MemberID, Log: log, Limit: limits.WAL,
+		Member: n.cfg.MemberID, Log: log, Limit: limits.WAL,
 		Raft: raftBox, RaftLane: raftactor.RaftLocal, Peers: replica.NoPeers{},
 		Disk: n.disk, Timeline: n.timeline, Fatal: n.exit, Metrics: n.metrics.wal, Faults: faults,
 	})
 	raftActor, raftStage := raftactor.New(raftactor.Config{
-		Epoch: epoch, Replica: rep, Heartbeat: n.cfg.Heartbeat,
+		Replica: rep, Heartbeat: n.cfg.Heartbeat,
 		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: replica.NoPeers{},
 		State: n.raft, Timeline: n.timeline, Metrics: n.metrics.raft, Faults: faults,
 	}, raftBox)
 	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
-		Epoch: epoch, Limit: limits.Proposer, Raft: raftBox, State: n.raft,
+		Limit: limits.Proposer, Raft: raftBox, State: n.raft,
 		Applied: n.applied, NextID: n.nextID, Metrics: n.metrics.raft, Faults: faults,
 	})
 	proposerStage := raftactor.NewProposer(raftactor.ProposerConfig{
-		Epoch: epoch, Limit: limits.Proposer, Replies: n.replies, Raft: raftBox,
+		Limit: limits.Proposer, Replies: n.replies, Raft: raftBox,
 		NextBatch: n.nextID, Fsync: n.disk.Fsync, Metrics: n.metrics.raft, Faults: faults,
 	})
 	raftActor.Connect(proposerStage.Mailbox, readStage.Mailbox)
