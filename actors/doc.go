@@ -55,6 +55,14 @@
 // epoch. After Limit reboots in Window, or when Classify says that a reboot would
 // only repeat the failure, GiveUp exits the process.
 //
+// A message of an earlier incarnation cannot reach a later one, so messages carry no
+// epoch. A mailbox serves one actor: it is closed when that actor stops or fails, and
+// spawning a second actor with it panics.
+//
+// IMPORTANT: code that outlives an incarnation must load the mailbox of the current
+// one for each post. What the message says about an incarnation must come from the
+// same one, so both are loaded together.
+//
 // Edge supervises everything else, one for one: a failed child is replaced by a
 // new incarnation after a backoff that doubles up to a maximum, without a limit on
 // the number of restarts. A Handle leads to the mailbox of the current
