@@ -170,7 +170,6 @@ func (k *kv) answerTxn(ctx context.Context, r *pb.TxnRequest) (answer any, err e
 	if len(results) == 0 {
 		return resp, nil
 	}
-	k.cfg.Metrics.CountRanges(len(results))
 	return &txnAnswer{response: resp, results: results, rd: rd}, nil
 }
 

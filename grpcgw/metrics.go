@@ -45,7 +45,6 @@ type Metrics struct {
 	rpc      *rpcMetrics
 
 	ranges                               [2]func() prometheus.Observer // by success
-	reads                                prometheus.Counter
 	healthSuccess, healthFailure         prometheus.Counter
 	healthcheck                          *prometheus.GaugeVec
 	healthchecks                         *prometheus.CounterVec
@@ -138,7 +137,6 @@ func (m *Metrics) addStorage() {
 		"Time to send a snapshot of the backend.", 0.01, 17)
 
 	const mvcc = "mvcc"
-	m.reads = m.counter(namespace, mvcc, "range_total", "Ranges executed by this member.")
 	m.hash = m.histogram(namespace, mvcc, "hash_duration_seconds",
 		"Time to hash the whole store.", 0.01, 15)
 	m.hashRevision = m.histogram(namespace, mvcc, "hash_rev_duration_seconds",
@@ -193,9 +191,6 @@ func flagValue(on bool) float64 {
 	}
 	return 0
 }
-
-// CountRanges counts the ranges that a transaction executed.
-func (m *Metrics) CountRanges(n int) { m.reads.Add(float64(n)) }
 
 // ObserveRange records a lookup in the keyspace.
 func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {

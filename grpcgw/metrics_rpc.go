@@ -201,8 +201,6 @@ func (m *Metrics) Handled(method, kind string, err error, elapsed time.Duration)
 
 func (m *Metrics) observeMethod(method string, seconds float64) {
 	switch method {
-	case methodRange:
-		m.reads.Inc()
 	case methodHash:
 		m.hash.Observe(seconds)
 	case methodHashKV:

@@ -130,7 +130,6 @@ func TestMetricsOfRPCs(t *testing.T) {
 		`etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 1`,
 		"etcd_network_client_grpc_received_bytes_total 10",
 		"etcd_network_client_grpc_sent_bytes_total 20",
-		"etcd_mvcc_range_total 1",
 		"etcd_disk_defrag_inflight 1",
 	)
 	m.Handled(methodDefragment, KindUnary, nil, time.Second)

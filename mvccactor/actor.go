@@ -345,7 +345,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	for i, op := range e.Ops {
 		if out.Results[i] = op.Answer; op.Answer == nil {
 			out.Results[i] = &results[i]
-			kind, bytes, left := a.request(op.Request, &results[i], awaited)
+			kind, left := a.request(op.Request, &results[i], awaited)
 			if left != nil {
 				if ranges == nil {
 					ranges = make([]*mvcc.TxnRanges, len(e.Ops))
@@ -354,7 +354,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 				a.undelivered = append(a.undelivered, left)
 			}
 			now := actors.Now()
-			a.cfg.Metrics.executed(kind, results[i].Code == raftmsg.Code_OK, bytes, time.Duration(now-start))
+			a.cfg.Metrics.executed(kind, results[i].Code == raftmsg.Code_OK, time.Duration(now-start))
 			start = now
 			a.cfg.Faults.Point(actors.CoreMVCC, "head") // the head of the key's chain changed
 		}
@@ -364,26 +364,25 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 }
 
 // request executes one request and sets its result. It returns the kind of the request,
-// the bytes of the keys and values it puts, and the ranges of an awaited transaction that
-// are still to be read.
-func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool) (kind operation, bytes int, ranges *mvcc.TxnRanges) {
+// and the ranges of an awaited transaction that are still to be read.
+func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool) (kind operation, ranges *mvcc.TxnRanges) {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Put:
 		resp, err := a.store.Put(op.Put)
 		if res.Code = resultCode(err); err == nil {
 			res.Response = &raftmsg.Result_Put{Put: resp}
 		}
-		return opPut, len(op.Put.Key) + len(op.Put.Value), nil
+		return opPut, nil
 	case *applymsg.Request_DeleteRange:
 		resp := a.store.DeleteRange(op.DeleteRange)
 		res.Response = &raftmsg.Result_DeleteRange{DeleteRange: resp}
-		return opDeleteRange, 0, nil
+		return opDeleteRange, nil
 	case *applymsg.Request_Txn:
 		resp, ranges, err := a.store.Txn(op.Txn, awaited)
 		if res.Code = resultCode(err); err == nil {
 			res.Response = &raftmsg.Result_Txn{Txn: resp}
 		}
-		return opTxn, txnBytes(op.Txn), ranges
+		return opTxn, ranges
 	case *applymsg.Request_Compaction:
 		previous := a.store.CompactRevision()
 		if res.Code = resultCode(a.store.Compact(op.Compaction.Revision)); res.Code == raftmsg.Code_OK {
@@ -393,34 +392,18 @@ func (a *Actor) request(req *applymsg.Request, res *raftmsg.Result, awaited bool
 			res.Response = &raftmsg.Result_Compaction{Compaction: &pb.CompactionResponse{
 				Header: &pb.ResponseHeader{Revision: a.store.Revision()}}}
 		}
-		return opCompaction, 0, nil
+		return opCompaction, nil
 	case *applymsg.Request_LeaseGrant:
 		a.grant(op, res)
-		return opLeaseGrant, 0, nil
+		return opLeaseGrant, nil
 	case *applymsg.Request_LeaseRevoke:
 		a.revoke(op.LeaseRevoke, res)
-		return opLeaseRevoke, 0, nil
+		return opLeaseRevoke, nil
 	case *applymsg.Request_LeaseCheckpoint:
 		a.checkpoint(op.LeaseCheckpoint, res)
-		return opLeaseCheckpoint, 0, nil
+		return opLeaseCheckpoint, nil
 	}
 	panic(fmt.Sprintf("mvccactor: request %T", req.Op))
-}
-
-// txnBytes estimates what a transaction adds to the store.
-func txnBytes(txn *pb.TxnRequest) int {
-	n := 0
-	for _, ops := range [][]*pb.RequestOp{txn.Success, txn.Failure} {
-		for _, op := range ops {
-			if p := op.GetRequestPut(); p != nil {
-				n += len(p.Key) + len(p.Value)
-			}
-			if t := op.GetRequestTxn(); t != nil {
-				n += txnBytes(t)
-			}
-		}
-	}
-	return n
 }
 
 // resultCode returns the code under which a caller gets an error of the keyspace.

@@ -26,8 +26,6 @@ type Metrics struct {
 	applied                      prometheus.Gauge
 	applies                      [operations][2]func() prometheus.Observer // by success; see observers
 	slowApplies                  prometheus.Counter
-	puts, deletes, txns          prometheus.Counter
-	putBytes                     prometheus.Gauge
 	granted, revoked             prometheus.Counter
 	ttls                         prometheus.Histogram
 	compactStep, compactTotal    prometheus.Histogram
@@ -80,12 +78,6 @@ func NewMetrics(r prometheus.Registerer, cfg MetricsConfig) *Metrics {
 			"Client requests applied since the start."),
 		slowApplies: counter(etcd, "server", "slow_apply_total",
 			"Applies that took longer than the warning threshold."),
-		puts:    counter(etcd, "mvcc", "put_total", "Puts executed by this member."),
-		deletes: counter(etcd, "mvcc", "delete_total", "Deletes executed by this member."),
-		txns: counter(etcd, "mvcc", "txn_total",
-			"Transactions of more than one operation executed by this member."),
-		putBytes: gauge(debugging, "mvcc", "total_put_size_in_bytes",
-			"Bytes of keys and values put through this member."),
 		granted: counter(debugging, "lease", "granted_total", "Leases granted."),
 		revoked: counter(debugging, "lease", "revoked_total", "Leases that ended, by a client or by their time."),
 		// 1 s to 97 days.
@@ -113,7 +105,7 @@ func NewMetrics(r prometheus.Registerer, cfg MetricsConfig) *Metrics {
 		Buckets: prometheus.ExponentialBuckets(0.0001, 2, 20), // 0.1 ms to 52 s
 	}, []string{"version", "op", "success"}))
 	if r != nil {
-		r.MustRegister(viewCollector{cfg.Published})
+		r.MustRegister(viewCollector{cfg.Published}, operationCollector{cfg.Published})
 	}
 	return m
 }
@@ -135,9 +127,8 @@ func (m *Metrics) observers(v *prometheus.HistogramVec) {
 	}
 }
 
-// executed counts one request: of a put or a transaction, bytes are those of keys and
-// values that were put.
-func (m *Metrics) executed(op operation, ok bool, bytes int, took time.Duration) {
+// executed counts one request.
+func (m *Metrics) executed(op operation, ok bool, took time.Duration) {
 	success := 0
 	if ok {
 		success = 1
@@ -145,16 +136,6 @@ func (m *Metrics) executed(op operation, ok bool, bytes int, took time.Duration)
 	m.applies[op][success]().Observe(took.Seconds())
 	if m.slow > 0 && took > m.slow {
 		m.slowApplies.Inc()
-	}
-	switch op {
-	case opPut:
-		m.puts.Inc()
-		m.putBytes.Add(float64(bytes))
-	case opDeleteRange:
-		m.deletes.Inc()
-	case opTxn:
-		m.txns.Inc()
-		m.putBytes.Add(float64(bytes))
 	}
 }
 
@@ -183,6 +164,34 @@ func (m *Metrics) scrubbed(bytes int) {
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// operationCollector reads the counts of operations at each scrape.
+type operationCollector struct{ published *mvcc.Published }
+
+// Descriptions of what operationCollector reads.
+var (
+	descPuts     = prometheus.NewDesc("etcd_mvcc_put_total", "Puts executed by this member.", nil, nil)
+	descDeletes  = prometheus.NewDesc("etcd_mvcc_delete_total", "Deletes executed by this member.", nil, nil)
+	descRanges   = prometheus.NewDesc("etcd_mvcc_range_total", "Ranges executed by this member.", nil, nil)
+	descTxns     = prometheus.NewDesc("etcd_mvcc_txn_total", "Transactions of more than one operation executed by this member.", nil, nil)
+	descPutBytes = prometheus.NewDesc("etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values put through this member.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c operationCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descPuts, descDeletes, descRanges, descTxns, descPutBytes} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c operationCollector) Collect(ch chan<- prometheus.Metric) {
+	o := c.published.Operations()
+	for d, value := range map[*prometheus.Desc]int64{descPuts: o.Puts, descDeletes: o.Deletes, descRanges: o.Ranges, descTxns: o.Txns} {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value))
+	}
+	ch <- prometheus.MustNewConstMetric(descPutBytes, prometheus.GaugeValue, float64(o.PutBytes))
+}
 
 // viewCollector reads the newest view at each scrape.
 type viewCollector struct{ published *mvcc.Published }

@@ -18,6 +18,7 @@ func (s *Store) Compact(rev int64) error {
 		return ErrFutureRevision
 	}
 	s.compactRevision = rev
+	s.operations.Ranges++
 	return nil
 }
 

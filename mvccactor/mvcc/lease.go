@@ -158,11 +158,14 @@ func (s *Store) LeaseRevoke(id int64) (*pb.LeaseRevokeResponse, error) {
 	if _, ok := s.leases.get(id); !ok {
 		return nil, ErrLeaseNotFound
 	}
+	before := s.operations.total()
 	t := s.begin()
 	for _, key := range slices.Collect(leaseKeys(s.leases.keys, id)) {
 		t.delete([]byte(key))
+		s.operations.Deletes++
 	}
 	t.commit()
+	s.operations.endUnit(before)
 	s.leases.remove(id)
 	return &pb.LeaseRevokeResponse{Header: s.leaseHeader()}, nil
 }

@@ -99,15 +99,29 @@ func (p *Published) Range(rd Reading, req *pb.RangeRequest) (res *RangeResult, e
 		return nil, err
 	}
 	err = p.read(req.Revision, func(v *View) error {
-		res, err = v.Range(rd, req)
+		res, err = v.query(rd, req)
 		return err
 	})
+	p.countRange(err)
 	return res, err
+}
+
+// countRange counts a range that ended with err.
+func (p *Published) countRange(err error) {
+	if executed(err) {
+		p.operations.ranges.Add(1)
+	}
 }
 
 // Range reads a range on this view. IMPORTANT: if the view is not pinned, compaction may
 // pass it, and keys may be missing from the result. Use Published.Range then.
 func (v *View) Range(rd Reading, req *pb.RangeRequest) (*RangeResult, error) {
+	res, err := v.query(rd, req)
+	v.published.countRange(err)
+	return res, err
+}
+
+func (v *View) query(rd Reading, req *pb.RangeRequest) (*RangeResult, error) {
 	rev, err := v.checkRevision(req.Revision)
 	if err != nil {
 		return nil, err

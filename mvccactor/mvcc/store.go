@@ -71,6 +71,8 @@ type Store struct {
 	markedDead             int64 // versions marked dead since the start
 	appended               int64 // bytes of all records and rows ever appended
 
+	operations Operations // since the last Publish
+
 	encoded []byte // scratch for one record
 	pivot   entry  // scratch for one lookup
 }
@@ -228,6 +230,8 @@ func (s *Store) Publish(a Applied) *View {
 		published:       s.published,
 	}
 	s.leases.publish(v)
+	s.published.operations.add(s.operations)
+	s.operations = Operations{}
 	s.published.Publish(v)
 	return v
 }

@@ -23,20 +23,24 @@ import (
 
 // Put sets a key. Errors: ErrKeyNotFound, ErrLeaseNotFound.
 func (s *Store) Put(req *pb.PutRequest) (*pb.PutResponse, error) {
+	before := s.operations.total()
 	if err := checkPut(s.reader(s.revision), req); err != nil {
 		return nil, err
 	}
 	t := s.begin()
 	resp := t.put(req)
 	t.commit()
+	s.operations.endUnit(before)
 	return resp, nil
 }
 
 // DeleteRange deletes the keys of a range.
 func (s *Store) DeleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
+	before := s.operations.total()
 	t := s.begin()
 	resp := t.deleteRange(req)
 	t.commit()
+	s.operations.endUnit(before)
 	return resp
 }
 
@@ -50,14 +54,19 @@ func (s *Store) DeleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse 
 // response.
 func (s *Store) Txn(req *pb.TxnRequest, awaited bool) (*pb.TxnResponse, *TxnRanges, error) {
 	r := s.reader(s.revision)
+	before := s.operations.total()
 	branches := decide(r, req)
-	if err := checkTxn(r, req, branches); err != nil {
+	err := checkTxn(r, req, branches)
+	s.operations.endUnit(before)
+	if err != nil {
 		return nil, nil, err
 	}
 	t := s.begin()
 	t.awaited = awaited
+	before = s.operations.total()
 	resp := t.execute(req, branches)
 	t.commit()
+	s.operations.endUnit(before)
 	resp.Header = t.header()
 	if len(t.ranges) == 0 {
 		return resp, nil, nil
@@ -69,15 +78,21 @@ func (s *Store) Txn(req *pb.TxnRequest, awaited bool) (*pb.TxnResponse, *TxnRang
 // are returned beside the response, in the order of the empty ones in it. Errors: those of
 // Txn, *CorruptError, and those of rd.
 func (p *Published) ReadTxn(rd Reading, req *pb.TxnRequest) (resp *pb.TxnResponse, ranges []*RangeResult, err error) {
+	var o Operations
 	err = p.read(0, func(v *View) error {
-		resp, ranges, err = v.readTxn(rd, req)
+		o = Operations{} // of the last attempt
+		resp, ranges, err = v.readTxn(rd, req, &o)
 		return err
 	})
+	if executed(err) {
+		o.endUnit(0)
+		p.operations.add(o)
+	}
 	return resp, ranges, err
 }
 
-func (v *View) readTxn(rd Reading, req *pb.TxnRequest) (*pb.TxnResponse, []*RangeResult, error) {
-	r := reader{source: v.source(), revision: v.Revision, compactRevision: v.CompactRevision}
+func (v *View) readTxn(rd Reading, req *pb.TxnRequest, o *Operations) (*pb.TxnResponse, []*RangeResult, error) {
+	r := reader{source: v.source(), revision: v.Revision, compactRevision: v.CompactRevision, operations: o}
 	branches := decide(r, req)
 	if err := checkTxn(r, req, branches); err != nil {
 		return nil, nil, err
@@ -132,6 +147,7 @@ type reader struct {
 	revision        int64
 	compactRevision int64
 	store           *Store // nil for a view
+	operations      *Operations
 }
 
 // reader returns a reader of the writer's state.
@@ -141,6 +157,7 @@ func (s *Store) reader(rev int64) reader {
 		revision:        rev,
 		compactRevision: s.compactRevision,
 		store:           s,
+		operations:      &s.operations,
 	}
 }
 
@@ -202,6 +219,7 @@ func holds(r reader, compares []*pb.Compare) bool {
 // no keys, it compares with a key that never existed, for which all numbers are 0; a
 // comparison of values then never holds.
 func compare(r reader, c *pb.Compare) bool {
+	r.operations.Ranges++
 	any, all := false, true
 	r.visit(newKeyRange(c.Key, c.RangeEnd), r.revision, func(_ *entry, v *version) bool {
 		any = true
@@ -287,11 +305,17 @@ func checkPut(r reader, req *pb.PutRequest) error {
 			return ErrLeaseNotFound
 		}
 	}
+	if readsPrevious(req) {
+		r.operations.Ranges++
+	}
 	if (req.IgnoreValue || req.IgnoreLease) && r.current(req.Key) == nil {
 		return ErrKeyNotFound
 	}
 	return nil
 }
+
+// readsPrevious reports whether etcd looks up the previous pair of a put.
+func readsPrevious(req *pb.PutRequest) bool { return req.PrevKv || req.IgnoreValue || req.IgnoreLease }
 
 // transaction makes the changes of one revision. Its reader sees the changes made so far.
 type transaction struct {
@@ -344,9 +368,13 @@ func (t *transaction) executeBranch(req *pb.TxnRequest, taken []bool) (resp *pb.
 func (t *transaction) executeOp(op *pb.RequestOp, rest []bool) (*pb.ResponseOp, []bool) {
 	switch op := op.Request.(type) {
 	case *pb.RequestOp_RequestRange:
+		t.operations.Ranges++
 		t.deferRange(op.RequestRange)
 		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: &pb.RangeResponse{}}}, rest
 	case *pb.RequestOp_RequestPut:
+		if readsPrevious(op.RequestPut) {
+			t.operations.Ranges++
+		}
 		resp := t.put(op.RequestPut)
 		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: resp}}, rest
 	case *pb.RequestOp_RequestDeleteRange:
@@ -392,6 +420,8 @@ func (t *transaction) put(req *pb.PutRequest) *pb.PutResponse {
 	e = s.linkTo(e, alive, req.Key, v)
 	s.leases.attach(e.key, leaseOf(old), lease)
 	t.changed()
+	t.operations.Puts++
+	t.operations.PutBytes += int64(len(req.Key) + len(value))
 	resp.Header = t.header()
 	return resp
 }
@@ -403,7 +433,9 @@ func (t *transaction) deleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeRes
 		return true
 	})
 	resp := &pb.DeleteRangeResponse{Deleted: int64(len(entries))}
+	t.operations.Deletes++
 	if req.PrevKv {
+		t.operations.Ranges++
 		for _, e := range entries {
 			resp.PrevKvs = append(resp.PrevKvs, t.mustKeyValue(e.head.Load()))
 		}

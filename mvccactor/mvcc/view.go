@@ -75,6 +75,8 @@ type Published struct {
 	pins map[*Pin]struct{} // guarded by mu, and so are their revisions
 
 	hashes hashes
+
+	operations operationCounters
 }
 
 // NewPublished returns a Published without a view: View returns nil until the first
