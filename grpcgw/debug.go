@@ -12,15 +12,15 @@ import (
 //go:embed debugpage/actors.html
 var actorsPage []byte
 
-// serveActors answers with the state of all actors: as JSON, or to a browser as
-// a page that asks for that JSON each second. ?format=json|html decides over the
-// Accept header.
+// serveActors responds with the state of all actors as JSON. A browser gets a page that
+// requests the JSON once a second. ?format=json|html takes precedence over the Accept
+// header.
 func (cfg *HTTPConfig) serveActors(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Vary", "Accept")
 	if wantsPage(r) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		w.Write(actorsPage) // a client that is gone needs no answer
+		w.Write(actorsPage) // fails only if the client has disconnected
 		return
 	}
 	s := debugState{Snapshot: cfg.Member.Actors(), Leases: showLeases(r.Context(), cfg.Member)}
@@ -30,15 +30,14 @@ func (cfg *HTTPConfig) serveActors(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, s)
 }
 
-// slowestShown is how many streams of watches the page lists: those that need
-// attention most.
+// slowestShown is the number of watch streams that the page lists, the slowest ones.
 const slowestShown = 50
 
-// debugState is what the page shows.
+// debugState is the JSON that the page shows.
 type debugState struct {
 	actors.Snapshot
 	Watch *watchState `json:"watch,omitempty"`
-	// Leases is unset when there are none.
+	// Leases is nil if there are no leases.
 	Leases *leaseList `json:"leases,omitempty"`
 }
 

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// leaseList is the leases that end first.
+// leaseList lists the leases that expire first.
 type leaseList struct {
 	Total int         `json:"total"`
 	First []leaseShow `json:"first"`
@@ -14,17 +14,17 @@ type leaseList struct {
 
 // leaseShow is one lease.
 type leaseShow struct {
-	ID         string  `json:"id"` // hexadecimal, as etcdctl has it
+	ID         string  `json:"id"` // hexadecimal, as in etcdctl
 	TTL        int64   `json:"ttl_s"`
 	Left       float64 `json:"left_s"`
-	Checkpoint int64   `json:"checkpoint_s,omitempty"` // what it had left when that was written down
+	Checkpoint int64   `json:"checkpoint_s,omitempty"` // remaining TTL at the last checkpoint
 	Keys       int     `json:"keys"`
 }
 
-// leasesShown bounds the list: more than a person reads.
+// leasesShown bounds the leases in the list.
 const leasesShown = 50
 
-// showLeases lists the leases that end first.
+// showLeases lists the leases that expire first; nil if there are none.
 func showLeases(ctx context.Context, member Member) *leaseList {
 	view := member.Keyspace().View()
 	if view == nil || view.Sizes.Leases == 0 {

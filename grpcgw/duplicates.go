@@ -7,18 +7,17 @@ import (
 	"github.com/tidwall/btree"
 )
 
-// checkDuplicates refuses a txn that may put a key twice, or put and delete it,
-// on one path: then the outcome would depend on the order of its operations.
+// checkDuplicates refuses a txn that may, on one path, put a key twice, or put and delete
+// it: the result would depend on the order of the operations.
 //
-// It is etcd's rule with its two holes, which clients may rely on. A txn nested
-// in a branch is held only against what stands before it among its siblings, so
-// that a put in one followed by a delete in the next passes. And a range end of
-// "\x00", which deletes to the end of the keyspace, counts here as the key it
-// spells, below which no key lies.
+// The rule is etcd's, with its two gaps, because clients may rely on them. A nested txn is
+// compared only with the siblings before it, so that a put in one followed by a delete in
+// the next is allowed. And a range end of "\x00", which deletes to the end of the keyspace,
+// is taken for the key "\x00", so that the range is empty.
 func checkDuplicates(r *pb.TxnRequest) error {
 	for _, branch := range [2][]*pb.RequestOp{r.Success, r.Failure} {
 		if len(branch) < 2 && !nested(branch) {
-			continue // the usual txn: nothing to collide with
+			continue // the usual txn: a single operation has no duplicates
 		}
 		if _, err := collectWrites(branch); err != nil {
 			return err
@@ -31,13 +30,13 @@ func nested(branch []*pb.RequestOp) bool {
 	return len(branch) == 1 && branch[0].GetRequestTxn() != nil
 }
 
-// writes is what a list of operations may write.
+// writes has the keys that a list of operations may write.
 type writes struct {
 	puts    map[string]struct{}
 	deletes keySet
 }
 
-// put adds a put, unless the key is written already.
+// put adds a put. It returns an error if the key is written already.
 func (w *writes) put(key string) error {
 	if _, ok := w.puts[key]; ok || w.deletes.has(key) {
 		return rpctypes.ErrGRPCDuplicateKey
@@ -70,8 +69,8 @@ func collectWrites(ops []*pb.RequestOp) (*writes, error) {
 	return w, nil
 }
 
-// addTxn adds what either branch of a nested txn may write. Of the two only one
-// is taken: they may put the same key.
+// addTxn adds the keys that either branch of a nested txn may write. Both branches may put
+// the same key, because only one of them is executed.
 func (w *writes) addTxn(t *pb.TxnRequest) error {
 	success, err := collectWrites(t.Success)
 	if err != nil {
@@ -88,7 +87,7 @@ func (w *writes) addTxn(t *pb.TxnRequest) error {
 	}
 	for key := range failure.puts {
 		if _, ok := success.puts[key]; ok {
-			continue // held against the deletes already
+			continue // added, and so compared, already
 		}
 		if err := w.put(key); err != nil {
 			return err
@@ -99,7 +98,7 @@ func (w *writes) addTxn(t *pb.TxnRequest) error {
 	return nil
 }
 
-// rangeEnd is the end of a delete, as etcd's check for duplicates sees it.
+// rangeEnd returns the end of a delete, in the way of etcd's check for duplicates.
 func rangeEnd(d *pb.DeleteRangeRequest) string {
 	if len(d.RangeEnd) == 0 {
 		return string(d.Key) + "\x00"
@@ -107,12 +106,12 @@ func rangeEnd(d *pb.DeleteRangeRequest) string {
 	return string(d.RangeEnd)
 }
 
-// keySet is a set of keys made of disjoint intervals [begin, end), kept by begin.
+// keySet is a set of keys: disjoint intervals [begin, end), in the order of begin.
 type keySet struct {
 	ends btree.Map[string, string]
 }
 
-// add adds all keys from begin to below end.
+// add adds the keys of [begin, end).
 func (s *keySet) add(begin, end string) {
 	if end <= begin {
 		return
@@ -135,7 +134,7 @@ func (s *keySet) add(begin, end string) {
 	s.ends.Set(begin, end)
 }
 
-// before finds the last interval that begins at or before a key.
+// before returns the last interval that begins at or before a key.
 func (s *keySet) before(key string) (begin, end string, ok bool) {
 	s.ends.Descend(key, func(b, e string) bool {
 		begin, end, ok = b, e, true

@@ -16,9 +16,8 @@ import (
 	"github.com/troupe-db/troupe/raftactor"
 )
 
-// kv is the KV service. Range, RangeStream and Txn are not served through the
-// interface of the generated code, whose responses are decoded messages, but
-// through handlers of their own; see kvService.
+// kv is the KV service. Range, RangeStream and Txn have handlers of their own (see
+// kvService), because the responses of the generated interface are decoded messages.
 type kv struct {
 	*Gateway
 	pb.UnimplementedKVServer
@@ -62,8 +61,7 @@ func handleTxn(srv any, ctx context.Context, decode func(any) error, intercept g
 	return handle(srv, ctx, decode, intercept, pb.KV_Txn_FullMethodName, srv.(*kv).answerTxn)
 }
 
-// handle is what generated code does for a method, but for the type of the
-// response.
+// handle does what generated code does for a method, but with a response of any type.
 func handle[R any](srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor,
 	method string, serve func(context.Context, *R) (any, error)) (any, error) {
 	req := new(R)
@@ -95,8 +93,7 @@ func (k *kv) answerRange(ctx context.Context, r *pb.RangeRequest) (answer *range
 	return &rangeAnswer{header: k.header(result.Revision), result: result, rd: rd}, nil
 }
 
-// scan calls look, which reads, and notes how long that took and how long it had
-// to wait.
+// scan calls look, which reads, and records how long it took and how long it waited.
 func scan[T any](k *kv, rd *reading, look func() (T, error)) (T, error) {
 	start := time.Now()
 	result, err := look()
@@ -107,7 +104,7 @@ func scan[T any](k *kv, rd *reading, look func() (T, error)) (T, error) {
 	return result, err
 }
 
-// Put answers an etcd put.
+// Put serves a put.
 func (k *kv) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
 	if err := k.checkQuota(ctx, putCost(r)); err != nil {
 		return nil, err
@@ -130,7 +127,7 @@ func (k *kv) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error)
 	return resp, nil
 }
 
-// DeleteRange answers an etcd delete.
+// DeleteRange serves a delete.
 func (k *kv) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
 	if err := checkDelete(r); err != nil {
 		return nil, err
@@ -147,7 +144,7 @@ func (k *kv) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.Del
 	return resp, nil
 }
 
-// answerTxn answers an etcd txn. One that only reads is answered from the view.
+// answerTxn serves a txn. One that only reads is executed on the newest view.
 func (k *kv) answerTxn(ctx context.Context, r *pb.TxnRequest) (answer any, err error) {
 	if err := k.checkQuota(ctx, txnCost(r)); err != nil {
 		return nil, err
@@ -194,7 +191,7 @@ func (k *kv) txn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.TxnRes
 	}
 	results, err := scan(k, rd, func() ([]*mvcc.RangeResult, error) { return ranges.Read(rd) })
 	if errors.Is(err, errReadsBusy) {
-		err = rpctypes.ErrGRPCTimeout // what it wrote has happened
+		err = rpctypes.ErrGRPCTimeout // its writes are committed, so it was not refused
 	}
 	if err != nil {
 		return nil, nil, storeError(err)
@@ -212,7 +209,7 @@ func (k *kv) readTxn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.Tx
 		resp    *pb.TxnResponse
 		results []*mvcc.RangeResult
 	}
-	if rd == nil { // compares at most
+	if rd == nil { // no ranges
 		resp, _, err := k.keyspace.ReadTxn(mvcc.Unpaced{}, r)
 		return resp, nil, storeError(err)
 	}
@@ -223,9 +220,9 @@ func (k *kv) readTxn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.Tx
 	return read.resp, read.results, storeError(err)
 }
 
-// Compact answers an etcd compaction. A physical one is answered when the index
-// has let go of what was compacted, by this one or by those before: also when
-// the revision was compacted already.
+// Compact serves a compaction. A physical one waits until all superseded versions are
+// marked dead, those of earlier compactions too, and even if the revision was compacted
+// already.
 func (k *kv) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	res, err := k.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Compaction{Compaction: r}})
 	if r.Physical && (err == nil || errors.Is(err, rpctypes.ErrGRPCCompacted)) {
@@ -237,18 +234,18 @@ func (k *kv) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.Compacti
 		return nil, err
 	}
 	resp := mustAnswer(res, res.GetCompaction())
-	// A compaction has no revision of its own: the header has the current one.
+	// A compaction does not advance the revision: the header has the current one.
 	resp.Header = k.fill(&pb.ResponseHeader{})
 	return resp, nil
 }
 
-// propose passes a request through the pipeline. The result is one of success.
+// propose passes a request through the pipeline and returns the result of its success.
 func (g *Gateway) propose(ctx context.Context, req *applymsg.Request) (*raftmsg.Result, error) {
 	out, err := g.proposeOutcome(ctx, req)
 	return out.Result, err
 }
 
-// proposeOutcome is propose for requests whose outcome is more than a result.
+// proposeOutcome is propose for requests whose answer has more than a result.
 func (g *Gateway) proposeOutcome(ctx context.Context, req *applymsg.Request) (raftactor.Answer, error) {
 	out, err := g.member.Requests().Propose(ctx, req)
 	if c, ok := ctx.(*call); ok {
@@ -271,7 +268,7 @@ func mustAnswer[T any](res *raftmsg.Result, resp *T) *T {
 	return resp
 }
 
-// linearize returns once the view holds all writes acknowledged before the call.
+// linearize waits until the newest view has all writes acknowledged before the call.
 func (g *Gateway) linearize(ctx context.Context) error {
 	defer noteStage(ctx, stageReadIndex, time.Now())
 	code, err := g.member.Requests().ReadIndex(ctx)

@@ -19,7 +19,7 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// leaseCost is what etcd estimates that a lease takes, in bytes.
+// leaseCost is etcd's estimate of the bytes that a lease takes.
 const leaseCost = 64
 
 // leases is the Lease service.
@@ -28,9 +28,9 @@ type leases struct {
 	pb.UnimplementedLeaseServer
 }
 
-// LeaseGrant grants a lease, under an id that is chosen here if none is asked for.
-// The shortest time is a setting of this member and therefore put in here: what is
-// applied must not depend on it.
+// LeaseGrant grants a lease. If the request has no id, it chooses one. It also raises the
+// TTL to the minimum: that is a setting of this member, which the result of applying a
+// request must not depend on.
 func (l *leases) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
 	if err := l.checkQuota(ctx, leaseCost); err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (l *leases) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.L
 	return resp, nil
 }
 
-// LeaseRevoke ends a lease and deletes its keys.
+// LeaseRevoke revokes a lease and deletes its keys.
 func (l *leases) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
 	res, err := l.propose(ctx, &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{
 		LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{r.ID}}}})
@@ -63,8 +63,8 @@ func (l *leases) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb
 	return resp, nil
 }
 
-// LeaseTimeToLive tells the time of a lease, and its keys in order if asked. That
-// there is no such lease is no error but the time -1.
+// LeaseTimeToLive returns the remaining TTL of a lease and, if requested, its keys in
+// order. If the lease does not exist, the TTL is -1.
 func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 	if err := l.linearize(ctx); err != nil {
 		return nil, err
@@ -89,27 +89,27 @@ func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveReque
 	return resp, nil
 }
 
-// LeaseLeases lists all leases, those first that end first. As in etcd it is what
-// this member knows, not a linearizable read.
+// LeaseLeases lists all leases in the order of expiry. As in etcd, the list is what this
+// member knows, and not a linearizable read.
 func (l *leases) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
 	view := l.keyspace.View()
 	resp := &pb.LeaseLeasesResponse{Header: l.fill(&pb.ResponseHeader{Revision: view.Revision})}
-	times, _, _ := l.member.Leases().List(ctx) // none unless this member leads
+	times, _, _ := l.member.Leases().List(ctx) // empty unless this member is the leader
 	for _, t := range leasesByEnd(view, times) {
 		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: t.ID})
 	}
 	return resp, nil
 }
 
-// leaseLine is a lease with the time that it has left.
+// leaseLine is a lease with its remaining time.
 type leaseLine struct {
 	mvcc.Lease
 	left time.Duration
 }
 
-// leasesByEnd returns the leases of a view in order of expiry; those that expire
-// together in the order in which they were granted, as far as the log tells it. A
-// lease whose time is not known has all of it.
+// leasesByEnd returns the leases of a view in the order of expiry. Leases that expire at
+// the same time are in the order in which they were granted, or in the order of their ids
+// if one log entry granted them. A lease that is not in times has its whole TTL left.
 func leasesByEnd(view *mvcc.View, times []leaseactor.Time) []leaseLine {
 	left := make(map[int64]time.Duration, len(times))
 	for _, t := range times {
@@ -129,11 +129,11 @@ func leasesByEnd(view *mvcc.View, times []leaseactor.Time) []leaseLine {
 	return lines
 }
 
-// LeaseKeepAlive renews a lease for each message that comes in. It ends with the
-// client's side of the stream, or with the member.
+// LeaseKeepAlive renews a lease for each message that it receives. It returns when the
+// client closes the stream, or when the gateway stops.
 func (l *leases) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	done := make(chan error, 1)
-	go func() { // ends when the stream does, at the latest when this method returns
+	go func() { // ends with the stream, at the latest when this method returns
 		done <- l.guard(pb.Lease_LeaseKeepAlive_FullMethodName, func() error { return l.keepAlive(stream) })
 	}()
 	select {
@@ -147,21 +147,21 @@ func (l *leases) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 }
 
 func (l *leases) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
-	var req pb.LeaseKeepAliveRequest // what is received replaces what was
+	var req pb.LeaseKeepAliveRequest // overwritten by each message
 	for {
 		if err := stream.RecvMsg(&req); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		// The revision is from before: a lease that is revoked at revision 3 is
-		// not heard of as alive at 4.
+		// The revision is taken before the renewal, so that a lease that is revoked at
+		// revision 3 is never reported alive at revision 4.
 		answer := &keepAliveAnswer{header: l.header(l.keyspace.View().Revision), id: req.ID}
 		ttl, code, err := l.member.Leases().Renew(stream.Context(), req.ID)
 		switch {
 		case err != nil:
 			return plainError(err)
-		case code == raftmsg.Code_LEASE_NOT_FOUND: // no error but no time
+		case code == raftmsg.Code_LEASE_NOT_FOUND: // not an error: the TTL is 0
 		case code != raftmsg.Code_OK:
 			return codeError(code)
 		default:

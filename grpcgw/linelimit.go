@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// lineLimit bounds how often a line is logged: at most max times in each period.
-// What is left out is counted, and the count is reported when the period ends,
-// so that it is complete also when nothing more happens.
+// lineLimit bounds how often a line is logged: at most max times in each period. It counts
+// the lines that are skipped, and reports the count when the period ends, even if nothing
+// more happens.
 type lineLimit struct {
 	period time.Duration
 	max    int
@@ -23,8 +23,7 @@ func newLineLimit(period time.Duration, max int, report func(skipped int)) *line
 	return &lineLimit{period: period, max: max, report: report}
 }
 
-// admit reports whether there is room for another line. If not, the line is
-// counted.
+// admit reports whether a line may be logged. If not, the line is counted.
 func (l *lineLimit) admit() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -42,8 +41,8 @@ func (l *lineLimit) admit() bool {
 	return false
 }
 
-// skip counts something that has no line of its own: only the count is
-// reported, the first time at once and then at the end of each period.
+// skip counts an event that is never logged itself. Only the count is reported: the first
+// time at once, and then at the end of each period.
 func (l *lineLimit) skip() {
 	if l.admit() {
 		l.report(1)

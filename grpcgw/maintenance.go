@@ -12,8 +12,7 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
-// storageVersion is the format that an etcd of the API level spoken here stores
-// data in, as it reports it.
+// storageVersion is the storage version that an etcd with the same API version reports.
 var storageVersion = version.V3_7.String()
 
 // maintenance is the Maintenance service.
@@ -22,7 +21,7 @@ type maintenance struct {
 	pb.UnimplementedMaintenanceServer
 }
 
-// Status tells how this member is. The version is the API level, by which
+// Status returns the state of this member. The version is that of the API, by which
 // clients decide what they may use.
 func (m *maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
 	raft, view := m.member.Raft(), m.keyspace.View()
@@ -49,8 +48,8 @@ func (m *maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusResp
 	return resp, nil
 }
 
-// alarms returns the active alarms of a type, of all for NONE, by member. One
-// that was raised both by the disk and for the quota is one alarm.
+// alarms returns the active alarms of a type, or of all types for NONE, in the order of
+// members. An alarm that was raised both for the disk and for the quota is returned once.
 func alarms(active []*applymsg.Alarm, of pb.AlarmType) []*pb.AlarmMember {
 	var found []*pb.AlarmMember
 	for _, a := range active {
@@ -66,8 +65,8 @@ func alarms(active []*applymsg.Alarm, of pb.AlarmType) []*pb.AlarmMember {
 	})
 }
 
-// Alarm lists, raises or clears alarms. A list is a linearizable read: unlike
-// etcd's it costs no log entry, which health checks would write for ever.
+// Alarm lists, raises or clears alarms. To list them is a linearizable read. In etcd it
+// writes a log entry; here it does not, because health checks list alarms all the time.
 func (m *maintenance) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	switch r.Action {
 	case pb.AlarmRequest_GET:
@@ -90,20 +89,20 @@ func (m *maintenance) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmR
 	return nil, errAlarmAction
 }
 
-// Defragment gives back the disk space of what was compacted. Requests go on
+// Defragment reclaims the disk space of compacted revisions. Requests are served
 // meanwhile.
 func (m *maintenance) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	m.cfg.Logger.Info().Msg("defragmentation begins")
+	m.cfg.Logger.Info().Msg("starting defragmentation")
 	if err := m.member.Reclaim(ctx); err != nil {
 		m.cfg.Logger.Warn().Err(err).Msg("defragmentation failed")
 		return nil, storeError(err)
 	}
-	m.cfg.Logger.Info().Msg("defragmentation is done")
+	m.cfg.Logger.Info().Msg("finished defragmentation")
 	return &pb.DefragmentResponse{}, nil
 }
 
-// Hash digests the whole store. Unlike HashKV's it compares with nothing but the
-// same member's own.
+// Hash returns a hash of the whole store. Unlike that of HashKV, it can only be compared
+// with other hashes of the same member.
 func (m *maintenance) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashResponse, error) {
 	revision := m.keyspace.View().Revision
 	hash, err := m.member.StoreHash(ctx)
@@ -113,8 +112,8 @@ func (m *maintenance) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashResp
 	return &pb.HashResponse{Header: m.fill(&pb.ResponseHeader{Revision: revision}), Hash: hash}, nil
 }
 
-// HashKV digests the history of the keyspace up to a revision: equal on all
-// members.
+// HashKV returns a hash of the history of the keyspace up to a revision. It is equal on
+// all members.
 func (m *maintenance) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
 	h, err := m.keyspace.HashKV(r.Revision, ctx.Err)
 	if err != nil {
@@ -134,7 +133,8 @@ type cluster struct {
 	pb.UnimplementedClusterServer
 }
 
-// MemberList lists the members by id. Its header has no revision, as in etcd.
+// MemberList lists the members in the order of their ids. As in etcd, the header has no
+// revision.
 func (c *cluster) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
 	if r.Linearizable {
 		if err := c.linearize(ctx); err != nil {

@@ -12,38 +12,38 @@ import (
 	"github.com/troupe-db/troupe/watchactor"
 )
 
-// Member is what the gateway needs of the member it stands in front of. All
-// methods are safe for concurrent use, and go on answering while the core
-// reboots.
+// Member is the gateway's interface to the member. All methods are safe for concurrent
+// use, and return while the core reboots too.
 type Member interface {
 	// Identity never changes.
 	Identity() Identity
-	// Raft returns what is known of the cluster right now.
+	// Raft returns the current state of raft.
 	Raft() RaftStatus
-	// Keyspace is where reads find the newest view.
+	// Keyspace has the newest view, for reads.
 	Keyspace() *mvcc.Published
 	// Requests passes requests to raft.
 	Requests() Requests
-	// Leases renews leases and returns their times.
+	// Leases renews leases and returns their remaining times.
 	Leases() Leases
-	// AwaitCompaction returns once the index holds nothing below a compacted
-	// revision any more.
+	// AwaitCompaction waits until all versions that a compaction at revision superseded
+	// are marked dead.
 	AwaitCompaction(ctx context.Context, revision int64) error
-	// Reclaim gives back all disk space of compacted revisions, online.
+	// Reclaim reclaims all disk space of compacted revisions. Requests are served
+	// meanwhile.
 	Reclaim(ctx context.Context) error
-	// StoreHash digests all that is durable in the store, of whatever kind.
+	// StoreHash returns a hash of everything that is durable in the store.
 	StoreHash(ctx context.Context) (uint32, error)
-	// Watches are the streams of watchers.
+	// Watches has the watch streams.
 	Watches() *watchactor.Streams
-	// Health lists what is wrong with the member itself; empty when it is well.
+	// Health lists the current troubles of the member; empty if it is healthy.
 	Health() []Trouble
-	// Actors is the state of every mailbox.
+	// Actors returns the state of every mailbox.
 	Actors() actors.Snapshot
-	// Timeline tells when each stage handled a raft entry.
+	// Timeline records when each stage handled a raft entry.
 	Timeline() *actors.Timeline
 }
 
-// Identity says who a member is.
+// Identity identifies a member.
 type Identity struct {
 	ClusterID, MemberID uint64
 	Name                string
@@ -58,22 +58,22 @@ type RaftStatus struct {
 	IsLearner bool
 }
 
-// Requests is what the gateway needs of raftactor.Client.
+// Requests is the gateway's interface to raftactor.Client.
 type Requests interface {
 	Propose(ctx context.Context, req *applymsg.Request) (raftactor.Answer, error)
 	ReadIndex(ctx context.Context) (raftmsg.Code, error)
 }
 
-// Leases is what the gateway needs of leaseactor.Client.
+// Leases is the gateway's interface to leaseactor.Client.
 type Leases interface {
 	Renew(ctx context.Context, id int64) (ttl int64, code raftmsg.Code, err error)
 	Left(ctx context.Context, id int64) (leaseactor.Time, raftmsg.Code, error)
 	List(ctx context.Context) ([]leaseactor.Time, raftmsg.Code, error)
 }
 
-// Trouble is one thing wrong with a member.
+// Trouble is a reason why a member is unhealthy.
 type Trouble struct {
-	// Check is the name under which /readyz lists it, as "fsync" or "disk".
+	// Check is the name under which /readyz lists it, such as "fsync" or "disk".
 	Check  string
 	Reason string
 }

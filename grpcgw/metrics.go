@@ -13,32 +13,30 @@ import (
 	"go.etcd.io/etcd/api/v3/version"
 )
 
-// Feature is a feature gate as etcd's metric shows it.
+// Feature is a feature gate, for etcd_server_feature_enabled.
 type Feature struct {
-	Name, Stage string // stage is ALPHA, BETA or GA
+	Name, Stage string // Stage is ALPHA, BETA or GA
 	Enabled     bool
 }
 
 // MetricsConfig is what Metrics needs.
 type MetricsConfig struct {
-	// Registry has the metrics of all parts of the member. Nil makes a new one.
+	// Registry is where all parts of the member register their metrics. If it is nil,
+	// NewMetrics creates one.
 	Registry *prometheus.Registry
-	// QuotaBytes is the limit of the keyspace as in Config, for
-	// etcd_server_quota_backend_bytes: 0 is the default, and without a limit 0 is
-	// exported.
+	// QuotaBytes is the quota as in Config. It is exported as
+	// etcd_server_quota_backend_bytes, which is 0 if there is no quota.
 	QuotaBytes int64
 	// Extensive adds grpc_server_handling_seconds, as --metrics=extensive does.
 	Extensive bool
 	Features  []Feature
 }
 
-// Metrics are the metrics of the gateway, under etcd's names and with etcd's
-// meaning where etcd has them, and as troupe_* where it does not. All other parts
-// of the member have a Metrics of their own and register it with the same
-// registry, which the gateway serves.
+// Metrics are the metrics of the gateway. Those that etcd has too have etcd's names and
+// meanings; the names of the others begin with troupe_. Every other part of the member
+// has a Metrics of its own in the same registry, which the gateway serves.
 //
-// Its methods are safe for concurrent use, never block, and cost some ten
-// nanoseconds.
+// Its methods are safe for concurrent use and never block.
 type Metrics struct {
 	cfg      MetricsConfig
 	registry *prometheus.Registry
@@ -76,7 +74,7 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 func (m *Metrics) handler(logger zerolog.Logger) http.Handler {
 	return promhttp.InstrumentMetricHandler(m.registry, promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorLog: scrapeLog{logger},
-		// One bad collector must not hide all others.
+		// If one collector fails, the metrics of the others are still served.
 		ErrorHandling: promhttp.ContinueOnError,
 	}))
 }
@@ -85,7 +83,7 @@ type scrapeLog struct{ zerolog.Logger }
 
 func (l scrapeLog) Println(v ...any) { l.Warn().Interface("error", v).Msg("metrics incomplete") }
 
-// etcd's names for the parts of its metrics.
+// Namespaces: the first two are etcd's.
 const (
 	namespace          = "etcd"
 	namespaceDebugging = "etcd_debugging"
@@ -108,7 +106,8 @@ func (m *Metrics) histogramVec(ns, sub, name, help string, start float64, count 
 	return register(m.registry, prometheus.NewHistogramVec(histogramOpts(ns, sub, name, help, start, count), labels))
 }
 
-// histogramOpts makes count buckets that double from start, as all of etcd's do.
+// histogramOpts returns the options of a histogram with count buckets. Each bound is
+// twice the one before, as in all of etcd's histograms.
 func histogramOpts(ns, sub, name, help string, start float64, count int) prometheus.HistogramOpts {
 	return prometheus.HistogramOpts{
 		Namespace: ns, Subsystem: sub, Name: name, Help: help,
@@ -121,13 +120,13 @@ func register[C prometheus.Collector](r *prometheus.Registry, c C) C {
 	return c
 }
 
-// addStorage adds the metrics of what the gateway does with the store and the
-// keyspace itself.
+// addStorage adds the metrics of operations that the gateway performs on the store and
+// the keyspace.
 func (m *Metrics) addStorage() {
 	// 0.1 ms to 52 s.
 	ranges := m.histogramVec(namespace, "server", "range_duration_seconds",
 		"Time to look up a range in the keyspace.", 0.0001, 20, "success")
-	for i, success := range []string{"false", "true"} { // a series exists from its first use on
+	for i, success := range []string{"false", "true"} { // a series is created by its first observation
 		m.ranges[i] = sync.OnceValue(func() prometheus.Observer { return ranges.WithLabelValues(success) })
 	}
 	m.defrag = m.histogram(namespace, "disk", "backend_defrag_duration_seconds",
@@ -156,7 +155,8 @@ func (m *Metrics) addHealth() {
 	}, []string{"type", "name", "status"}))
 }
 
-// addConstants exports what a label says, with the value 1.
+// addConstants adds the metrics that never change. Most have the value 1 and carry their
+// information in a label.
 func (m *Metrics) addConstants() {
 	label := func(name, help, label, value string) {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -192,7 +192,7 @@ func flagValue(on bool) float64 {
 	return 0
 }
 
-// ObserveRange records a lookup in the keyspace.
+// ObserveRange records the duration of a range.
 func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {
 	i := 0
 	if success {

@@ -2,7 +2,7 @@ package grpcgw
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// connMetrics are the numbers of client connections.
+// connMetrics counts client connections.
 type connMetrics struct {
 	open    prometheus.Gauge
 	refused *prometheus.CounterVec

@@ -16,19 +16,20 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// rpcMetrics counts RPCs under the names that go-grpc-middleware made the
-// standard: grpc_server_{started,handled,msg_received,msg_sent}_total and
+// rpcMetrics counts RPCs under the names of go-grpc-middleware, which are the usual
+// ones: grpc_server_{started,handled,msg_received,msg_sent}_total and
 // grpc_server_handling_seconds.
 //
-// It is not that library, because finding four counters by their labels for each
-// request costs several times as much as counting (BenchmarkRPCMetrics). Here a
-// method's counters are found once, and counting is one atomic addition each.
+// The library is not used because it looks up four counters by their labels for each
+// request, which costs several times as much as counting (BenchmarkRPCMetrics). Here the
+// counters of a method are looked up once, and each count is one atomic addition.
 type rpcMetrics struct {
 	seconds *prometheus.HistogramVec // nil unless extensive
 
 	methods sync.Map // full method name → *methodMetrics
 	clients sync.Map // clientKey → prometheus.Counter
-	// clientVersions is how many clients holds, at most maxClientVersions.
+	// clientVersions counts the attempts to add to clients. Only the first
+	// maxClientVersions succeed.
 	clientVersions atomic.Int64
 
 	received, sent atomic.Uint64 // bytes
@@ -37,12 +38,12 @@ type rpcMetrics struct {
 	clientRequests *prometheus.CounterVec
 }
 
-// codesKnown is how many gRPC codes there are: OK to Unauthenticated.
+// codesKnown is the number of gRPC codes: OK to Unauthenticated.
 const codesKnown = int(codes.Unauthenticated) + 1
 
-// maxClientVersions bounds how many different texts of a client's version get a
-// series of their own. Real clients send one per release; a text is the client's
-// choice, and without a bound a bad one could fill the memory.
+// maxClientVersions bounds the client versions that have a series of their own. Real
+// clients send one version per release. Without a bound, a client that sends invented
+// versions would fill the memory.
 const maxClientVersions = 64
 
 type clientKey struct{ kind, version string }
@@ -55,7 +56,7 @@ type methodMetrics struct {
 	handled                 [codesKnown]atomic.Uint64
 	seconds                 prometheus.Observer // nil unless extensive
 
-	// Feeds etcd_server_request_duration_seconds; nil where etcd has none.
+	// For etcd_server_request_duration_seconds; nil if etcd does not export the method.
 	success, failure prometheus.Observer
 }
 
@@ -77,8 +78,8 @@ func newRPCMetrics(r *prometheus.Registry, extensive bool) *rpcMetrics {
 	return m
 }
 
-// requestTypes are the methods of which etcd exports the duration, with its
-// names for them.
+// requestTypes maps the methods in etcd_server_request_duration_seconds to the values of
+// its label type.
 var requestTypes = map[string]string{
 	"/etcdserverpb.KV/Range":          "Range",
 	"/etcdserverpb.KV/Put":            "Put",
@@ -94,7 +95,7 @@ const (
 	KindStream = "stream"
 )
 
-// Methods whose numbers etcd exports under further names.
+// Methods that are also counted by metrics of their own.
 const (
 	methodRange      = "/etcdserverpb.KV/Range"
 	methodStream     = "/etcdserverpb.KV/RangeStream"
@@ -104,8 +105,8 @@ const (
 	methodSnapshot   = "/etcdserverpb.Maintenance/Snapshot"
 )
 
-// Announce makes the series of every method of a server exist, so that rates
-// over them are right from the first request on. It comes before serving.
+// Announce creates the series of every method of a server. A rate over a series that
+// begins with the first request would miss that request. Call it before serving.
 func (m *Metrics) Announce(server interface {
 	GetServiceInfo() map[string]grpc.ServiceInfo
 }) {
@@ -129,8 +130,8 @@ func streamKind(client, server bool) string {
 	return KindUnary
 }
 
-// method finds the counters of a method, or makes them if it was not announced.
-// Methods are those of registered services: their number is bounded.
+// method returns the counters of a method, and creates them if it was not announced. The
+// number of methods is bounded, because they are those of registered services.
 func (m *rpcMetrics) method(name string) *methodMetrics {
 	if v, ok := m.methods.Load(name); ok {
 		return v.(*methodMetrics)
@@ -151,8 +152,9 @@ func (m *rpcMetrics) newMethod(name, kind string) *methodMetrics {
 	return c
 }
 
-// Started counts an RPC that begins. Method is as "/etcdserverpb.KV/Put",
-// clientVersion the API version that the client sent, or "unknown".
+// Started counts an RPC that has started. method is a full name such as
+// "/etcdserverpb.KV/Put"; clientVersion is the API version that the client sent, or
+// "unknown".
 func (m *Metrics) Started(method, kind, clientVersion string) {
 	c := m.rpc.method(method)
 	c.started.Add(1)
@@ -174,7 +176,8 @@ func (m *rpcMetrics) client(kind, version string) prometheus.Counter {
 	return v.(prometheus.Counter)
 }
 
-// Handled counts an RPC whose handler has returned; err is the client's error.
+// Handled counts an RPC whose handler has returned; err is the error that the client
+// receives.
 func (m *Metrics) Handled(method, kind string, err error, elapsed time.Duration) {
 	c := m.rpc.method(method)
 	code := grpcCode(err)
@@ -186,7 +189,8 @@ func (m *Metrics) Handled(method, kind string, err error, elapsed time.Duration)
 	if c.seconds != nil {
 		c.seconds.Observe(seconds)
 	}
-	// What the gateway itself rejects never was a request to the server.
+	// Requests that the gateway itself rejects are not counted as requests to the
+	// server.
 	if c.success != nil && code != codes.InvalidArgument {
 		if err == nil {
 			c.success.Observe(seconds)
@@ -278,8 +282,8 @@ var (
 		"1 while a defragmentation runs.", nil, nil)
 )
 
-// descReading counts requests: a view is immutable, so that reading from it opens
-// no transaction.
+// descReading counts requests instead of transactions: a view is immutable, so a read
+// opens no transaction.
 var descReading = prometheus.NewDesc("etcd_mvcc_db_open_read_transactions",
 	"Range requests under way.", nil, nil)
 
@@ -317,7 +321,7 @@ func (c *methodMetrics) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// running is how many RPCs of the method are under way.
+// running returns the number of RPCs of the method in progress.
 func (c *methodMetrics) running() float64 {
 	handled := uint64(0)
 	for i := range c.handled {

@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// watchMetrics are etcd's numbers of how long responses of watch streams take to
-// be sent: a client that does not read shows here.
+// watchMetrics are etcd's metrics of the time to send responses on watch streams. It is
+// long if a client does not read.
 type watchMetrics struct {
 	events, perEvent, control, progress prometheus.Histogram
 }
@@ -24,14 +24,14 @@ func (m *Metrics) addWatches() {
 	}
 }
 
-// SentEvents records the sending of a response with events.
+// SentEvents records the time to send a response with events.
 func (m *Metrics) SentEvents(events int, elapsed time.Duration) {
 	m.watches.events.Observe(elapsed.Seconds())
 	m.watches.perEvent.Observe(elapsed.Seconds() / float64(events))
 }
 
-// SentControl records the sending of the begin or the end of a watcher.
+// SentControl records the time to send a response that creates or cancels a watcher.
 func (m *Metrics) SentControl(elapsed time.Duration) { m.watches.control.Observe(elapsed.Seconds()) }
 
-// SentProgress records the sending of progress.
+// SentProgress records the time to send a progress notification.
 func (m *Metrics) SentProgress(elapsed time.Duration) { m.watches.progress.Observe(elapsed.Seconds()) }

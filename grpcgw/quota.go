@@ -13,15 +13,15 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
-// keyOverhead is what etcd estimates that a put takes beside key and value, in
-// bytes. A quota of a few KiB is reached after the same number of puts.
+// keyOverhead is etcd's estimate of the bytes that a put takes beside key and value. With
+// the same estimate, a quota of a few KiB is reached after as many puts as in etcd.
 const keyOverhead = 256
 
 func putCost(r *pb.PutRequest) int64 {
 	return keyOverhead + int64(len(r.Key)) + int64(len(r.Value))
 }
 
-// txnCost is the cost of the dearer branch; 0 for a txn without puts.
+// txnCost returns the cost of the more expensive branch; 0 for a txn without puts.
 func txnCost(r *pb.TxnRequest) int64 {
 	return max(opsCost(r.Success), opsCost(r.Failure))
 }
@@ -37,9 +37,9 @@ func opsCost(ops []*pb.RequestOp) (cost int64) {
 	return cost
 }
 
-// checkQuota raises the NOSPACE alarm when a write of some cost would not fit. As
-// in etcd it comes before every other check, and what the alarm forbids is
-// decided where requests are applied: the same on all members.
+// checkQuota raises the NOSPACE alarm and returns an error if a write would exceed the
+// quota. As in etcd it is called before every other check. Whether the alarm forbids a
+// request is decided when the request is applied, so that all members decide the same.
 func (g *Gateway) checkQuota(ctx context.Context, cost int64) error {
 	if cost == 0 || g.cfg.QuotaBytes < 0 {
 		return nil
@@ -49,7 +49,7 @@ func (g *Gateway) checkQuota(ctx context.Context, cost int64) error {
 		return nil
 	}
 	if !g.hasNoSpace(view, false) {
-		// Whatever becomes of the alarm, this request does not fit.
+		// This request does not fit, even if the alarm cannot be raised.
 		_, _ = g.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
 			MemberID: g.identity.MemberID,
 			Action:   pb.AlarmRequest_ACTIVATE,
@@ -59,29 +59,30 @@ func (g *Gateway) checkQuota(ctx context.Context, cost int64) error {
 	return rpctypes.ErrGRPCNoSpace
 }
 
-// checkSpace refuses, after all other checks, a write of some cost that the alarm
-// forbids where it is applied: it must not take the space that is left to the log.
+// checkSpace refuses a write that the NOSPACE alarm would refuse when it is applied. Such a
+// write must not reach the log and take the space that is left. It is called after all
+// other checks.
 func (g *Gateway) checkSpace(cost int64) error {
 	view := g.keyspace.View()
 	if cost == 0 || !g.hasNoSpace(view, true) {
 		return nil
 	}
 	if apply.HasAlarm(view.Cluster.GetAlarms(), pb.AlarmType_CORRUPT) {
-		return nil // which goes before, where it is applied
+		return nil // when the write is applied, CORRUPT takes precedence
 	}
 	return rpctypes.ErrGRPCNoSpace
 }
 
-// hasNoSpace tells whether this member has raised NOSPACE, for the quota or, with
-// any, for whatever reason.
+// hasNoSpace reports whether this member has raised NOSPACE because of the quota, or, if
+// any is set, for any reason.
 func (g *Gateway) hasNoSpace(view *mvcc.View, any bool) bool {
 	alarms := view.Cluster.GetAlarms()
 	i := apply.FindAlarm(alarms, g.identity.MemberID, pb.AlarmType_NOSPACE)
 	return i >= 0 && (any || !alarms[i].Disk)
 }
 
-// envelopeBytes returns what etcd wraps around a request before it measures it:
-// a header with an id made of the member's id, time and a counter.
+// envelopeBytes returns the size of the header that etcd adds to a request before it
+// checks its size. The header has an id made of the member's id, time and a counter.
 func envelopeBytes(memberID uint64) int {
 	id := memberID<<48 | 1<<47
 	header := protowire.SizeTag(1) + protowire.SizeVarint(id)
@@ -89,17 +90,17 @@ func envelopeBytes(memberID uint64) int {
 	return protowire.SizeTag(fieldHeader) + protowire.SizeBytes(header)
 }
 
-// maxPutOverhead is more than the encoding of a put takes beside key and value.
+// maxPutOverhead is an upper bound of what the encoding of a put adds to key and value.
 const maxPutOverhead = 64
 
 func (g *Gateway) checkPutSize(r *pb.PutRequest) error {
 	if len(r.Key)+len(r.Value)+maxPutOverhead < g.cfg.MaxRequestBytes {
-		return nil // without measuring, for all but the largest
+		return nil // all but the largest need not be measured
 	}
 	return g.checkSize(r)
 }
 
-// checkSize refuses a request that etcd would find too large to propose.
+// checkSize refuses a request that etcd would refuse to propose as too large.
 func (g *Gateway) checkSize(r proto.Message) error {
 	const fieldTag = 1 // all requests have low field numbers
 	if g.envelope+fieldTag+protowire.SizeBytes(proto.Size(r)) > g.cfg.MaxRequestBytes {

@@ -12,13 +12,13 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
 
-// firstChunkKeys is how many keys the first chunk of a RangeStream has, before
-// the size of keys and values is known.
+// firstChunkKeys is the number of keys in the first chunk of a RangeStream. The size of the
+// keys and values is not known then.
 const firstChunkKeys = 10
 
-// maxPinned is how long a stream holds the present pinned. After that its
-// revision may be compacted, and the stream then ends as it would in etcd: a
-// frozen client must not hold up compaction for good.
+// maxPinned is how long a stream keeps its revision pinned. After that the revision may be
+// compacted, and the stream then fails as in etcd: a client that does not read must not
+// hold up compaction indefinitely.
 const maxPinned = time.Minute
 
 func handleRangeStream(srv any, stream grpc.ServerStream) error {
@@ -58,7 +58,7 @@ func (k *kv) streamRange(ctx context.Context, r *pb.RangeRequest, send func(any)
 	}
 }
 
-// nextChunk reads a chunk. Each is a read of its own, so that streams take turns.
+// nextChunk reads a chunk. Each chunk is a read of its own, so that streams take turns.
 func (k *kv) nextChunk(ctx context.Context, w *walk) (chunk *rangeChunk, err error) {
 	rd, err := k.reads.begin(ctx)
 	if err != nil {
@@ -73,25 +73,25 @@ func (k *kv) nextChunk(ctx context.Context, w *walk) (chunk *rangeChunk, err err
 	return chunk, nil
 }
 
-// walk is a RangeStream under way.
+// walk is the state of a RangeStream.
 type walk struct {
 	keyspace *mvcc.Published
-	view     *mvcc.View // pinned; nil when reads look for the newest view
+	view     *mvcc.View // pinned; nil if chunks are read from the newest view
 	pin      *mvcc.Pin
-	overdue  *time.Timer // releases the pin
+	overdue  *time.Timer // releases the pin after 2*maxPinned
 	pinned   time.Time
 
-	req *pb.RangeRequest // what is left; Limit is that of the next chunk
-	// target is about how large a chunk should be, in bytes.
+	req *pb.RangeRequest // the rest of the range; Limit is that of the next chunk
+	// target is the approximate size of a chunk in bytes.
 	target    int
-	remaining int64 // keys that the limit leaves
+	remaining int64 // keys left of the limit of the request
 	count     int64 // keys sent
-	// revision of the store when the stream began.
+	// revision is that of the store when the stream began; 0 before the first chunk.
 	revision int64
 }
 
-// newWalk prepares a stream. The present is pinned; a revision that the client
-// chose may be compacted under the stream.
+// newWalk begins a stream. It pins the current revision; a revision that the client chose
+// is not pinned, and may be compacted while it is read.
 func (k *kv) newWalk(r *pb.RangeRequest) *walk {
 	w := &walk{keyspace: k.keyspace, req: r, target: k.cfg.MaxRequestBytes, remaining: r.Limit}
 	if w.remaining == 0 {
@@ -101,8 +101,9 @@ func (k *kv) newWalk(r *pb.RangeRequest) *walk {
 	if r.Revision <= 0 {
 		w.view, w.pin = k.keyspace.Pin()
 		w.pinned = time.Now()
-		// A client that does not read blocks the stream in the midst of a chunk:
-		// the pin must go even so. The view is not used any more by then.
+		// A client that does not read blocks the stream while it sends a chunk; the pin
+		// must be released even then. The view is not used any more by that time,
+		// because next drops it after maxPinned.
 		w.overdue = time.AfterFunc(2*maxPinned, w.pin.Release)
 		r.Revision = w.view.Revision
 	}
@@ -154,8 +155,8 @@ func (w *walk) next(rd mvcc.Reading) (*rangeChunk, error) {
 	return w.lastChunk(rd, res)
 }
 
-// lastChunk makes the chunk that ends the stream, which counts all keys of the
-// range, sent or not.
+// lastChunk returns the last chunk of the stream. Its count is that of all keys in the
+// range, whether they were sent or not.
 func (w *walk) lastChunk(rd mvcc.Reading, res *mvcc.RangeResult) (*rangeChunk, error) {
 	chunk := &rangeChunk{records: res.Records, last: true, more: res.More, count: w.count}
 	if res.More {
@@ -170,8 +171,7 @@ func (w *walk) lastChunk(rd mvcc.Reading, res *mvcc.RangeResult) (*rangeChunk, e
 	return chunk, nil
 }
 
-// keyAfter returns the key that follows the one of a record, which a stored
-// record begins with.
+// keyAfter returns the first key after that of a stored record, which begins with its key.
 func keyAfter(record []byte) ([]byte, error) {
 	field, typ, n := protowire.ConsumeTag(record)
 	if n < 0 || field != 1 || typ != protowire.BytesType {
@@ -184,8 +184,8 @@ func keyAfter(record []byte) ([]byte, error) {
 	return append(append(make([]byte, 0, len(key)+1), key...), 0), nil
 }
 
-// nextLimit adapts the number of keys in a chunk to a size: it doubles or halves
-// it when the last chunk was below half or above twice that.
+// nextLimit returns the number of keys for the next chunk: twice as many if the last chunk
+// was smaller than half of target, half as many if it was larger than twice target.
 func nextLimit(limit int64, size, target int) int64 {
 	switch {
 	case size < target/2:
@@ -196,8 +196,7 @@ func nextLimit(limit int64, size, target int) int64 {
 	return limit
 }
 
-// counting is the reading of a count, which holds nothing beside what the chunk
-// does already.
+// counting is the Reading of a count, which takes no credit: the chunk holds it already.
 type counting struct{ mvcc.Reading }
 
 // Hold implements mvcc.Reading.

@@ -16,34 +16,34 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
 
-// Reads run on the goroutines of their handlers, on immutable views; no actor's
-// mailbox bounds them. Reads is the gate that does. The life of a read:
+// Reads bounds the reads in progress and the memory of their answers. Reads need it
+// because no mailbox bounds them: they run on the goroutines of their handlers, on
+// immutable views. The life of a read:
 //
-//  1. begin admits it to the lane of small reads, where nothing waits. If that is
+//  1. begin admits it to the lane of small reads, without waiting. If the lane is
 //     full, the read is refused.
-//  2. The keyspace asks for a turn before it visits more than smallKeys keys
-//     (Scan). The read then leaves the small lane and waits in the order of
-//     arrival for one of a few turns: as many as half of the processors, so that
-//     writes always find one.
-//  3. Between slices of the scan, Step ends a read whose caller has gone.
-//  4. Before the answer is put together, Hold takes credit for its bytes: of the
-//     small lane up to smallAnswer, else of the lane of large answers, where it
-//     waits until others have been written. A read that holds credit never waits
-//     for more, so two can not wait for each other.
-//  5. finish gives up the turn. The credit goes back as the transport writes the
+//  2. Before the keyspace visits more than smallKeys keys, it calls Scan. The read
+//     then leaves the small lane and waits in the order of arrival for a turn. There
+//     are half as many turns as processors, so that writes always find a processor.
+//  3. Between slices of the scan, Step ends the read if its caller has disconnected.
+//  4. Before the answer is allocated, Hold takes credit for its bytes. An answer of up
+//     to smallAnswer takes it from the small lane, without waiting. A larger one takes
+//     it from the lane of large answers, and waits until others have been written. A
+//     read that holds credit never waits for more, so there is no deadlock.
+//  5. finish releases the turn. The credit is released as the transport writes the
 //     answer, or when the stream or its connection ends.
 //
-// The answer refers to stored records; a large one is encoded piece by piece as
-// the client reads (see rope.go). A client that does not read costs references
-// and credit. When another read needs that credit, the connection of a client
-// that has read nothing for stallTimeout is closed; sooner if many reads wait.
+// The answer refers to stored records; a large one is encoded piece by piece as the
+// client reads it (see rope.go). So a client that does not read costs only references
+// and credit. While other reads wait for credit, a connection is closed if its client
+// has read nothing for stallTimeout, or for less if many reads wait.
 type Reads struct {
 	gate  *actors.Gate
-	wait  time.Duration // how long a read without a deadline waits for a turn, or for credit
+	wait  time.Duration // bounds the wait for a turn or credit of a read without a deadline
 	stall time.Duration // stallTimeout, except in tests
 
 	mu      sync.Mutex
-	holders map[*reading]struct{} // with credit of an answer under way
+	holders map[*reading]struct{} // the readings that hold credit
 }
 
 // Lanes of the gate.
@@ -54,34 +54,32 @@ const (
 )
 
 const (
-	// smallAnswer is how large the answer of a small read is at most, in bytes: what
-	// gRPC takes of one stream before it waits for the client.
+	// smallAnswer bounds the answer of a small read, in bytes. gRPC queues as much of
+	// one stream before it waits for the client.
 	smallAnswer = 64 << 10
-	// smallKeys is how many keys a small read visits at most: a tenth of a
-	// millisecond.
+	// smallKeys bounds the keys that a small read visits.
 	smallKeys = 1000
-	// uncounted is up to which size an answer takes no credit once it is encoded, in
-	// bytes: its stream weighs more.
+	// uncounted is the size up to which an answer takes no credit, in bytes: its stream
+	// takes more memory than that.
 	uncounted = 1 << 10
-	// stallTimeout is how long a client may read nothing of an answer while others
-	// wait for its credit. It is divided by how many reads wait, down to a
-	// leastStall-th: a client on a slow line still reads a piece of an answer in that
-	// time, and a crowd that never reads is gone before honest reads time out.
+	// stallTimeout is how long a client may read nothing of an answer while other reads
+	// wait. It is divided by the number of waiting reads, but at most by leastStall: a
+	// client on a slow line still reads a piece of an answer in that time, and many
+	// clients that never read are disconnected before honest reads time out.
 	stallTimeout = 5 * time.Second
 	leastStall   = 10
-	// smallShare is the part of the credit that small answers have to themselves.
+	// smallShare determines the credit of small answers: it is one smallShare-th of that
+	// of large ones.
 	smallShare = 4
 )
 
-// DefaultReads are the limits of reads if none are set: 10,000 in progress and
-// 128 MiB of answers.
+// DefaultReads are the default limits of reads: 10,000 in progress and 128 MiB of answers.
 var DefaultReads = actors.Limit{Requests: 10_000, Bytes: 128 << 20}
 
-// NewReads returns the gate of reads. limit bounds how many reads are in progress,
-// or wait, in each lane, and how many bytes of large answers are held; small
-// answers have a quarter of that to themselves. A large answer that exceeds the
-// limit is admitted when it is alone. A read waits for its turn, and for room, until
-// its deadline, or for wait if it has none.
+// NewReads returns the gate of reads. limit bounds the reads that are in progress or wait
+// in each lane, and the bytes of large answers; small answers may take a quarter of that
+// in addition. A large answer that exceeds the limit is admitted when no other is held. A
+// read waits for a turn, and for credit, until its deadline, or for wait if it has none.
 func NewReads(limit actors.Limit, wait time.Duration) *Reads {
 	turns := max(1, runtime.GOMAXPROCS(0)/2)
 	return &Reads{
@@ -99,33 +97,33 @@ func NewReads(limit actors.Limit, wait time.Duration) *Reads {
 // Gate returns the gate, for the registry of mailboxes.
 func (r *Reads) Gate() *actors.Gate { return r.gate }
 
-// errReadsBusy answers a large read that got no turn, or no room for its answer,
-// in time.
+// errReadsBusy is the error of a large read that did not get a turn, or credit for its
+// answer, in time.
 var errReadsBusy = status.Error(codes.ResourceExhausted,
 	"etcdserver: too many requests: large reads in progress take all turns or all memory for answers; read in pages, or raise --mailbox-reads-bytes")
 
-// errReadsFull answers a read that finds no room among the small ones.
+// errReadsFull is the error of a read when the lane of small reads is full.
 var errReadsFull = status.Error(codes.ResourceExhausted, "etcdserver: too many requests")
 
-// reading is one read, from its admission until its answer is written. It is the
-// mvcc.Reading of its handler, which alone calls it until finish.
+// reading is one read, from its admission until its answer is written. It implements
+// mvcc.Reading for its handler, which is the only caller until finish.
 type reading struct {
 	reads *Reads
 	ctx   context.Context
-	pool  mem.BufferPool // where the buffer of a small answer goes back to
+	pool  mem.BufferPool // that the buffer of a small answer is returned to
 
 	place  place
-	began  int64         // actors.Now at the begin of the turn
+	began  int64         // actors.Now when the turn began
 	waited time.Duration // for the turn, and for credit
 
 	// Guarded by reads.mu.
-	lane     int   // that the credit is of
-	credit   int   // bytes held in it
-	unsent   int   // bytes of the answer that are not written yet; at least credit
+	lane     int   // of the credit
+	credit   int   // bytes held
+	unsent   int   // bytes of the answer that are not written; at least credit
 	progress int64 // actors.Now when the client last read a part of the answer
 }
 
-// place says what a reading has taken of the gate, beside credit.
+// place is what a reading has taken from the gate, beside credit.
 type place int
 
 const (
@@ -136,7 +134,7 @@ const (
 
 var _ mvcc.Reading = (*reading)(nil)
 
-// begin admits a read. The caller calls finish.
+// begin admits a read. IMPORTANT: the caller must call finish.
 func (r *Reads) begin(ctx context.Context) (*reading, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -155,9 +153,9 @@ func (rd *reading) Scan(keys int) error {
 	return rd.takeTurn()
 }
 
-// Turn waits for a turn to scan, on behalf of a watch stream that catches up, and
-// returns the function that ends it. ok is false if too many reads wait already. The
-// bytes that the stream then sends are bounded by its own mailbox.
+// Turn waits for a turn to scan, for a watch stream that catches up. It returns the
+// function that releases the turn; ok is false if too many reads wait already. The bytes
+// that the stream then sends are bounded by its mailbox, and take no credit.
 func (r *Reads) Turn() (done func(), ok bool) {
 	turn := actors.Cost{Requests: 1}
 	if r.gate.Enter(context.Background(), laneScan, turn) != nil {
@@ -170,7 +168,7 @@ func (r *Reads) Turn() (done func(), ok bool) {
 	}, true
 }
 
-// takeTurn makes the read a large one, and waits for its turn.
+// takeTurn makes the read a large one: it releases its place and waits for a turn.
 func (rd *reading) takeTurn() error {
 	rd.leave()
 	if err := rd.enter(laneScan, actors.Cost{Requests: 1}); err != nil {
@@ -180,7 +178,7 @@ func (rd *reading) takeTurn() error {
 	return nil
 }
 
-// leave gives up the place.
+// leave releases the place.
 func (rd *reading) leave() {
 	switch rd.place {
 	case placeSmall:
@@ -209,7 +207,7 @@ func (rd *reading) enter(lane int, c actors.Cost) error {
 	case err != nil:
 		return errReadsBusy
 	}
-	if err := rd.ctx.Err(); err != nil { // room that came too late
+	if err := rd.ctx.Err(); err != nil { // the read ended while it waited
 		rd.reads.gate.Leave(lane, c)
 		return err
 	}
@@ -221,7 +219,7 @@ func (rd *reading) Step() error { return rd.ctx.Err() }
 
 // Hold implements mvcc.Reading.
 func (rd *reading) Hold(bytes int) error {
-	rd.written() // nothing, but an attempt that a compaction overtook held credit
+	rd.written() // release the credit of an attempt that a compaction has passed
 	if err := rd.ctx.Err(); err != nil {
 		return err
 	}
@@ -267,8 +265,8 @@ func (rd *reading) hold(lane, credit, bytes int) {
 	r.holders[rd] = struct{}{}
 }
 
-// finish ends the work of the handler. If that has no answer to send, the credit
-// goes back as well.
+// finish releases the place when the handler ends. If there is no answer to send, it
+// releases the credit as well.
 func (rd *reading) finish(answered bool) {
 	rd.leave()
 	if !answered {
@@ -276,7 +274,7 @@ func (rd *reading) finish(answered bool) {
 	}
 }
 
-// wrote gives back the credit of a part of the answer that has been written.
+// wrote releases the credit of a part of the answer that has been written.
 func (rd *reading) wrote(bytes int) {
 	r := rd.reads
 	r.mu.Lock()
@@ -286,7 +284,7 @@ func (rd *reading) wrote(bytes int) {
 	rd.reduce(max(rd.unsent, 0))
 }
 
-// written gives back all credit: nothing of the answer is left to write.
+// written releases all credit: nothing of the answer is left to write.
 func (rd *reading) written() {
 	r := rd.reads
 	r.mu.Lock()
@@ -294,8 +292,7 @@ func (rd *reading) written() {
 	rd.reduce(0)
 }
 
-// reduce gives credit back until no more than that is left. The caller holds
-// reads.mu.
+// reduce releases all credit but the given bytes. The caller holds reads.mu.
 func (rd *reading) reduce(left int) {
 	if rd.credit <= left {
 		return
@@ -311,7 +308,7 @@ func (rd *reading) reduce(left int) {
 	rd.reads.gate.Leave(rd.lane, cost)
 }
 
-// Get implements mem.BufferPool; nothing is taken from it.
+// Get implements mem.BufferPool; gRPC does not call it.
 func (rd *reading) Get(length int) *[]byte { return rd.pool.Get(length) }
 
 // Put implements mem.BufferPool: the transport has written a small answer.
@@ -320,8 +317,8 @@ func (rd *reading) Put(buf *[]byte) {
 	rd.written()
 }
 
-// dropConn gives back the credit of all answers on a connection that is closed:
-// gRPC does not release what it had queued there.
+// dropConn releases the credit of all answers on a connection that is closed, because gRPC
+// does not free the buffers that it had queued there.
 func (r *Reads) dropConn(c *conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -332,7 +329,7 @@ func (r *Reads) dropConn(c *conn) {
 	}
 }
 
-// conn returns the connection that the read came by, nil if it came by none.
+// conn returns the connection of the client; nil if there is none.
 func (rd *reading) conn() *conn {
 	p, ok := peer.FromContext(rd.ctx)
 	if !ok {
@@ -342,8 +339,7 @@ func (rd *reading) conn() *conn {
 	return addr.conn
 }
 
-// evictUntil closes connections of clients that hold credit and do not read, now
-// and then until done is closed.
+// evictUntil calls evict periodically until done is closed.
 func (r *Reads) evictUntil(done <-chan struct{}) {
 	look := time.NewTicker(r.stall / (2 * leastStall))
 	defer look.Stop()
@@ -357,14 +353,14 @@ func (r *Reads) evictUntil(done <-chan struct{}) {
 	}
 }
 
-// patience returns how long a client may read nothing now.
+// patience returns how long a client may currently read nothing.
 func (r *Reads) patience() time.Duration {
 	waiting := r.gate.Waiting(laneScan) + r.gate.Waiting(laneLarge)
 	return r.stall / time.Duration(min(max(waiting, 1), leastStall))
 }
 
-// evict closes the connections of clients that hold credit and have read nothing
-// for as long as patience allows.
+// evict closes the connections of clients that hold credit and have read nothing for
+// longer than patience.
 func (r *Reads) evict() {
 	now, patience := actors.Now(), int64(r.patience())
 	var victims []*conn
@@ -378,6 +374,6 @@ func (r *Reads) evict() {
 	}
 	r.mu.Unlock()
 	for _, c := range victims {
-		_ = c.Close() // which gives the credit back
+		_ = c.Close() // releases the credit
 	}
 }

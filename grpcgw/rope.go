@@ -11,31 +11,31 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
 
-// A rope is an encoded response in parts: bytes, and records of the store that are
-// referred to instead of copied. Its length is known without encoding it.
+// rope is a response in parts: encoded bytes, and records of the store, which are referred
+// to instead of copied. Its length is known before it is encoded.
 //
-// gRPC wants a message as a list of buffers. It asks a buffer for its length when
-// the message is sent, and for its bytes only when the client has given room for
-// them. So a rope becomes buffers of pieceBytes each that encode themselves when
-// they are asked, into memory that goes back to the pool once the piece is
-// written. A client that stops reading leaves one piece encoded.
+// gRPC takes a message as a list of buffers. It needs the length of each buffer when the
+// message is sent, but the bytes only when the client's window has room for them. So a
+// large rope is cut into pieces of about pieceBytes. Each piece is encoded when gRPC reads
+// it, into memory that is returned to the pool when the piece is written. If a client
+// stops reading, one piece is encoded and the others are references.
 type rope struct {
 	parts []ropePart
 	size  int // bytes of all parts
 }
 
-// ropePart is a part of a rope: one or the other.
+// ropePart is a part of a rope. It has either bytes or records.
 type ropePart struct {
 	bytes   []byte
-	records [][]byte // to be encoded as the field kvs of a RangeResponse each
+	records [][]byte // each is encoded as a field kvs of a RangeResponse
 }
 
 const (
-	// pieceBytes is the size of the buffers that large responses are encoded into:
-	// two frames of HTTP/2, and a size that gRPC's pool has.
+	// pieceBytes is the size of the buffers that large responses are encoded into: two
+	// frames of HTTP/2, and one of the sizes in gRPC's pool.
 	pieceBytes = 32 << 10
-	// referBytes is the size from which a record is a buffer of its own, which
-	// refers to the stored bytes: from there on copying costs more than a buffer.
+	// referBytes is the size from which a record becomes a buffer of its own, which
+	// refers to the stored bytes: to copy a record of that size costs more than a buffer.
 	referBytes = 4 << 10
 )
 
@@ -53,7 +53,7 @@ func (r *rope) addRecords(records [][]byte, size int) {
 	}
 }
 
-// addField adds a rope as a field with a length.
+// addField adds a rope as a length-delimited field.
 func (r *rope) addField(field protowire.Number, body *rope) {
 	head := protowire.AppendTag(nil, field, protowire.BytesType)
 	r.addBytes(protowire.AppendVarint(head, uint64(body.size)))
@@ -84,29 +84,28 @@ func appendRecord(dst, rec []byte) []byte {
 
 func recordSize(rec []byte) int { return 1 + protowire.SizeBytes(len(rec)) }
 
-// piece is a part of a rope that encodes itself when it is read. It is a
-// mem.Buffer: the embedded interface, which is nil, stands for the methods that
-// only gRPC itself can implement and that its server does not call.
+// piece is a part of a rope that is encoded when it is read. It implements mem.Buffer. The
+// embedded interface is nil: it provides the unexported methods, which gRPC's server does
+// not call.
 type piece struct {
 	mem.Buffer
 	parts []ropePart
 	size  int
-	// stored are the bytes if they need no encoding.
+	// stored has the bytes if they need no encoding; nil otherwise.
 	stored []byte
 	from   *sending
 	refs   atomic.Int32
 	buf    *[]byte // from the pool, once encoded
 }
 
-// sending is what the pieces of one response share.
+// sending is the state that the pieces of one response share.
 type sending struct {
 	pool mem.BufferPool
 	rd   *reading
 	left atomic.Int64 // pieces that are not written
 }
 
-// pieces returns the rope as buffers. rd is given its credit back as they are
-// written.
+// pieces returns the rope as buffers. As they are written, they release the credit of rd.
 func (r *rope) pieces(pool mem.BufferPool, rd *reading) mem.BufferSlice {
 	c := cutter{from: &sending{pool: pool, rd: rd}}
 	for _, p := range r.parts {
@@ -124,7 +123,7 @@ func (r *rope) pieces(pool mem.BufferPool, rd *reading) mem.BufferSlice {
 type cutter struct {
 	from  *sending
 	out   mem.BufferSlice
-	parts []ropePart // of the piece under way
+	parts []ropePart // of the current piece
 	size  int
 }
 
@@ -237,7 +236,7 @@ const (
 	fieldOpTxn   = 4
 )
 
-// rangeRope returns a RangeResponse. size is that of the records as fields.
+// rangeRope returns a RangeResponse. size is the size of the records as fields.
 func rangeRope(h header, records [][]byte, size int, more bool, count int64) *rope {
 	out := new(rope)
 	head := protowire.AppendTag(make([]byte, 0, maxHeaderField), fieldRangeHeader, protowire.BytesType)
@@ -256,13 +255,13 @@ func resultRope(h header, r *mvcc.RangeResult) *rope {
 	return rangeRope(h, r.Records, r.RecordsSize(), r.More, r.Count)
 }
 
-// txnAnswer is the response of a transaction with ranges: results has their
-// answers, in the order in which the response has room for them.
+// txnAnswer is the response of a transaction with ranges. results has the results of the
+// ranges, in the order of the empty range responses in response.
 type txnAnswer struct {
 	response *pb.TxnResponse
 	results  []*mvcc.RangeResult
 	rd       *reading
-	encoded  *rope // once it is known
+	encoded  *rope // nil until rope is called
 }
 
 func (a *txnAnswer) rope() *rope {
@@ -277,7 +276,7 @@ func (a *txnAnswer) size() int                { return a.rope().size }
 func (a *txnAnswer) splice(dst []byte) []byte { return a.rope().appendTo(dst) }
 func (a *txnAnswer) reading() *reading        { return a.rd }
 
-// txnRope encodes a response, taking results as it meets ranges.
+// txnRope encodes a response. For each range it removes the first of the results.
 func txnRope(resp *pb.TxnResponse, results *[]*mvcc.RangeResult) *rope {
 	out := new(rope)
 	var head []byte
@@ -314,7 +313,8 @@ func appendMessage(dst []byte, field protowire.Number, m proto.Message) []byte {
 	return protowire.AppendBytes(dst, mustMarshal(m))
 }
 
-// mustMarshal encodes a message of ours, whose strings are valid.
+// mustMarshal encodes a message of this member, which never fails because its strings are
+// valid.
 func mustMarshal(m proto.Message) []byte {
 	data, err := proto.Marshal(m)
 	if err != nil {

@@ -13,25 +13,25 @@ import (
 	"github.com/troupe-db/troupe/actors"
 )
 
-// snapshotAge bounds how old the measurements are that name the slowest stage of
-// the pipeline. Taking them reads every histogram, and when a disk stalls, a
-// thousand requests are slow at once.
+// snapshotAge bounds the age of the snapshot that determines the slowest stage of the
+// pipeline. A snapshot reads every histogram, and a thousand requests may be slow at once
+// when a disk stalls.
 const snapshotAge = time.Second
 
-// slowLines is how many slow requests are logged in each slowPeriod; the rest is
-// counted in one more line. Under overload every request is slow, and ten of them
-// show what is slow as well as ten thousand.
+// slowLines is how many slow requests are logged in each slowPeriod; one more line has the
+// number of the others. Under overload every request is slow, and ten lines show the cause
+// as well as ten thousand.
 const (
 	slowLines  = 10
 	slowPeriod = time.Second
 )
 
-// readStage is a step of a read, which the request's own goroutine takes.
+// readStage is a step of a read. Reads run on the goroutine of their request.
 type readStage int
 
-// The steps in their order. A new one needs a name in stageNames.
+// The steps in order. Each has a name in stageNames.
 const (
-	// stageReadIndex is the wait until what was committed before is readable.
+	// stageReadIndex is the wait for the read index, and until it is applied.
 	stageReadIndex readStage = iota
 	// stageTurn is the wait for a turn to scan, and for credit for the answer.
 	stageTurn
@@ -44,11 +44,11 @@ const (
 
 var stageNames = [readStageCount]string{"read/index", "read/turn", "read/scan", "read/encode"}
 
-// stageTimes is how long a request spent in each step of a read.
+// stageTimes has the time that a request spent in each step of a read.
 type stageTimes [readStageCount]time.Duration
 
-// reads reports whether the request took a step of a read beside the encoding,
-// which every request takes.
+// reads reports whether the request took a step other than the encoding, which every
+// request takes.
 func (s *stageTimes) reads() bool {
 	for stage, d := range s {
 		if readStage(stage) != stageEncode && d > 0 {
@@ -69,28 +69,28 @@ func (s *stageTimes) slowest() string {
 	return stageNames[longest]
 }
 
-// noteStage adds the time since start to a step of the request with this context,
-// which must be the one that a unary handler was given. It returns that time.
+// noteStage adds the time since start to a step of a request, and returns that time. ctx
+// must be the context that the unary handler received.
 func noteStage(ctx context.Context, stage readStage, start time.Time) time.Duration {
 	elapsed := time.Since(start)
 	noteTime(ctx, stage, elapsed)
 	return elapsed
 }
 
-// noteTime is noteStage for a time that is known.
+// noteTime adds a time to a step of a request, like noteStage.
 func noteTime(ctx context.Context, stage readStage, elapsed time.Duration) {
 	if c, ok := ctx.(*call); ok {
 		c.stages[stage] += elapsed
 	}
 }
 
-// slowLog is the state of the slow request log that requests share.
+// slowLog is the state of the slow request log that all requests share.
 type slowLog struct {
 	member Member
 	lines  *lineLimit
 
 	mu    sync.Mutex
-	read  time.Time // when stage was found
+	read  time.Time // when stage was determined
 	stage string
 }
 
@@ -100,9 +100,9 @@ func newSlowLog(member Member, logger zerolog.Logger) *slowLog {
 	})}
 }
 
-// slowest names the stage of the pipeline with the longest service time in the
-// sliding window of the actors. That includes the persister, which no request
-// waits for, but which holds up the pipeline when it lags behind.
+// slowest returns the stage of the pipeline with the longest service time in the sliding
+// window of the actors. The stages include the persister: no request waits for it, but it
+// holds up the pipeline if it lags behind.
 func (s *slowLog) slowest() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -112,8 +112,8 @@ func (s *slowLog) slowest() string {
 	return s.stage
 }
 
-// logSlow writes one line about a request: sizes and times, never a key or value.
-// A read has its own steps as stages, a write those of the pipeline.
+// logSlow logs a slow request with its sizes and times, but no keys or values. The stages
+// of a read are its steps; those of a write are the stages of the pipeline.
 func (g *Gateway) logSlow(c *call, req any, err error, elapsed time.Duration) {
 	if !g.slow.lines.admit() {
 		return
@@ -146,7 +146,7 @@ func (g *Gateway) logSlow(c *call, req any, err error, elapsed time.Duration) {
 	line.Msg("slow request")
 }
 
-// dict returns the time of each step in microseconds, as entryTimes does.
+// dict returns the time of each step in microseconds, in the format of entryTimes.
 func (s *stageTimes) dict() *zerolog.Event {
 	dict := zerolog.Dict()
 	for stage, d := range s {
@@ -157,9 +157,9 @@ func (s *stageTimes) dict() *zerolog.Event {
 	return dict
 }
 
-// entryTimes returns how long the entry that held a request waited for each stage
-// of the pipeline and was processed by it, in microseconds. Stages that have not
-// processed it yet are missing.
+// entryTimes returns how long an entry waited for each stage of the pipeline, and how long
+// the stage processed it, in microseconds. Stages that have not processed it yet are
+// missing.
 func (g *Gateway) entryTimes(index uint64) *zerolog.Event {
 	dict := zerolog.Dict()
 	times, _ := g.member.Timeline().Read(index)
@@ -171,7 +171,7 @@ func (g *Gateway) entryTimes(index uint64) *zerolog.Event {
 	return dict
 }
 
-// requestKeys counts the keys and ranges that a request names, and their bytes.
+// requestKeys returns the number of keys and ranges in a request, and their bytes.
 func requestKeys(req any) (keys, bytes int) {
 	add := func(n int, key, end []byte) { keys, bytes = keys+n, bytes+len(key)+len(end) }
 	switch r := req.(type) {
@@ -193,7 +193,7 @@ func requestKeys(req any) (keys, bytes int) {
 	return keys, bytes
 }
 
-// operation returns the request within an operation of a txn.
+// operation returns the request in an operation of a txn.
 func operation(op *pb.RequestOp) any {
 	switch u := op.GetRequest().(type) {
 	case *pb.RequestOp_RequestRange:
@@ -208,8 +208,8 @@ func operation(op *pb.RequestOp) any {
 	return nil
 }
 
-// responseSize counts the pairs in a response, or the operations of a txn, and
-// the bytes of the whole.
+// responseSize returns the number of pairs in a response, or of operations if it is that
+// of a txn, and the size of the response in bytes.
 func responseSize(resp any) (keys, bytes int) {
 	switch r := resp.(type) {
 	case *rangeAnswer:

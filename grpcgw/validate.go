@@ -7,8 +7,8 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
 
-// The checks that need no state, in etcd's order: of several faults the client
-// hears of the same one.
+// Checks that need no state. They are in etcd's order, so that a request with several
+// faults gets the same error.
 
 func checkRange(r *pb.RangeRequest) error {
 	if len(r.Key) == 0 {
@@ -53,8 +53,8 @@ func checkDelete(r *pb.DeleteRangeRequest) error {
 	return nil
 }
 
-// checkTxn checks a txn and the txns nested in it, which together with it may
-// have at most maxOps operations on any one path down.
+// checkTxn checks a txn and those nested in it. On any path through nested txns, there may
+// be at most maxOps operations.
 func checkTxn(r *pb.TxnRequest, maxOps int) error {
 	if err := checkOps(r, maxOps); err != nil {
 		return err
@@ -93,6 +93,6 @@ func checkOp(op *pb.RequestOp, maxOps int) error {
 	case *pb.RequestOp_RequestTxn:
 		return checkOps(u.RequestTxn, maxOps)
 	}
-	// An operation without any request.
+	// an operation without a request
 	return rpctypes.ErrGRPCKeyNotFound
 }

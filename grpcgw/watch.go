@@ -21,15 +21,15 @@ import (
 
 // A watch stream, in the order of the data:
 //
-//	serve    opens a watchactor.Stream, and waits for the first reason to end
+//	serve    opens a watchactor.Stream, and starts receive
 //	receive  passes each message of the client to the stream
 //	send     is called by the stream's actor, the only sender, with each response
-//	splice   (by the codec) puts header and encoded events together; large events are
+//	splice   is called by the codec. It joins header and encoded events; large events are
 //	         passed to the transport as shared buffers
-//	await    decides with which status the stream ends
+//	await    waits for the first reason to end the stream, and returns the status
 
-// watchService is the Watch service. It has a stream handler of its own, because its
-// responses are encoded already.
+// watchService is the Watch service. It does not use the generated stream handler, because
+// its responses are encoded already.
 type watchService struct{ *Gateway }
 
 func watchDesc() *grpc.ServiceDesc {
@@ -40,12 +40,12 @@ func watchDesc() *grpc.ServiceDesc {
 	return &desc
 }
 
-// leaderless is the number of checks in a row, an election timeout apart, that find no
-// leader before a stream that requires one is cancelled, as in etcd.
+// leaderless is the number of consecutive checks without a leader after which a stream
+// that requires one is cancelled, as in etcd. The checks are an election timeout apart.
 const leaderless = 3
 
-// lingers bounds how long the handler waits for the stream's actor to end. A send in
-// progress ends when the handler returns, at the latest.
+// lingers bounds how long the handler waits for the stream's actor to stop. A send in
+// progress ends at the latest when the handler returns.
 const lingers = time.Second
 
 // serve serves a watch stream until it ends.
@@ -65,7 +65,7 @@ func (w *watchService) serve(ss grpc.ServerStream) error {
 		return rpctypes.ErrGRPCStopped
 	}
 	received := make(chan error, 1) // the error that ends receive
-	go func() {                     // ends with the handler, after which RecvMsg fails
+	go func() {                     // ends at the latest when the handler has returned, because RecvMsg fails then
 		received <- w.guard(pb.Watch_Watch_FullMethodName, func() error { return w.receive(ctx, ss, st) })
 	}()
 	err = w.await(ctx, st, received)
@@ -107,7 +107,7 @@ func (w *watchService) receive(ctx context.Context, ss grpc.ServerStream, st *wa
 	}
 }
 
-// await waits until the stream has to end, and returns its status.
+// await waits for a reason to end the stream, and returns its status.
 func (w *watchService) await(ctx context.Context, st *watchactor.Stream, received chan error) error {
 	_, requireLeader := clientMetadata(ctx)
 	var look <-chan time.Time
@@ -121,7 +121,7 @@ func (w *watchService) await(ctx context.Context, st *watchactor.Stream, receive
 		select {
 		case err := <-received:
 			if errors.Is(err, io.EOF) {
-				continue // the client has closed its side, and may still receive
+				continue // the client sends no more, but may still receive
 			}
 			if err != nil && ctx.Err() == nil {
 				return plainError(err)
@@ -177,8 +177,8 @@ func (a *watchAnswer) head(dst []byte) []byte {
 	return a.response.AppendHead(dst)
 }
 
-// shared returns the encoding as buffers, in which large events are the bytes that all
-// watchers share; nil if there are no large events.
+// shared returns the encoding as buffers. The buffers of large events are the bytes that
+// all watchers share. It returns nil if there are no large events.
 func (a *watchAnswer) shared() mem.BufferSlice {
 	if a.response.Bytes < watch.SharedBytes {
 		return nil
@@ -194,7 +194,7 @@ func (a *watchAnswer) shared() mem.BufferSlice {
 		return nil
 	}
 	bufs := make(mem.BufferSlice, 0, 2*large+1)
-	own := a.head(make([]byte, 0, a.size()-bytes)) // never reallocated: the buffers are parts of it
+	own := a.head(make([]byte, 0, a.size()-bytes)) // IMPORTANT: must not be reallocated, the buffers are parts of it
 	begin := 0
 	for _, e := range a.response.Events {
 		if len(e) < watch.SharedBytes {
