@@ -236,7 +236,7 @@ func TestVerifyDamage(t *testing.T) {
 		},
 		"identity damaged": {
 			func(dir string) { must(t, os.Truncate(filepath.Join(dir, "member/identity.json"), 20)) },
-			[]finding{{area: areaIdentity, file: "member/identity.json", reason: "does not say whose"}},
+			[]finding{{area: areaIdentity, file: "member/identity.json", reason: "no identity in"}},
 		},
 		"identity of another member": {
 			func(dir string) {

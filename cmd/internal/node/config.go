@@ -24,44 +24,43 @@ import (
 type Config struct {
 	Name     string
 	PeerURLs []string // of this member
-	// Of a new member. Once it has data, the data decides.
+	// Used by a new member only. A member that has data takes them from the data.
 	ClusterID, MemberID uint64
 	Members             []*applymsg.Member // of the cluster, this one among them
-	// ClientURLs are what the member tells clients of itself.
+	// ClientURLs are the URLs that the member advertises to clients.
 	ClientURLs []string
 
-	// DataDir holds everything; WALDir the log alone, DataDir's member/wal if
-	// empty.
+	// DataDir has all data. WALDir, if set, has the log instead of DataDir's member/wal.
 	DataDir, WALDir string
-	// Small makes the member take less disk and memory in advance; see sizes. It
-	// may differ from start to start.
+	// Small makes the member allocate less disk and memory in advance; see sizes. It may
+	// change from one start to the next.
 	Small bool
 
 	Heartbeat, Election time.Duration
 	PreVote             bool
 	Mailboxes           Mailboxes
-	// Memory is how many bytes of memory the process may use; 0 if unknown. It
-	// decides about CacheBytes and Mailboxes.Reads where these are zero.
+	// Memory is the number of bytes of memory that the process may use; 0 if unknown. The
+	// defaults of CacheBytes and Mailboxes.Reads.Bytes are derived from it.
 	Memory uint64
-	// CacheBytes is how much of the keyspace's records stays in memory.
+	// CacheBytes bounds the records of the keyspace that are kept in memory.
 	CacheBytes int64
-	// ScrubPeriod is how long a pass over all packs takes that looks for damage;
-	// zero is never.
+	// ScrubPeriod is the time in which the scrubber checks all packs once; zero disables
+	// it.
 	ScrubPeriod time.Duration
-	// LeaseCheckpoint is how much time a lease may lose with its leader; zero is
-	// the default of leaseactor.
+	// LeaseCheckpoint is the interval of lease checkpoints: a new leader may extend a
+	// lease by as much. Zero is the default of leaseactor.
 	LeaseCheckpoint time.Duration
-	// SlowKeepAlive has keep-alives wait until all that is committed is applied,
-	// as etcd does without its gate FastLeaseKeepAlive.
+	// SlowKeepAlive makes keep-alives wait until all committed entries are applied, as
+	// etcd does without its feature gate FastLeaseKeepAlive.
 	SlowKeepAlive bool
-	// AutoCompact may be nil.
+	// AutoCompact decides about automatic compactions; nil for none.
 	AutoCompact mvccactor.AutoCompact
 
 	// Listeners are for clients: gRPC and HTTP.
 	Listeners []net.Listener
 	// MetricsListeners serve metrics and health only.
 	MetricsListeners []net.Listener
-	Gateway          grpcgw.Config // Member, HTTP, Metrics and Logger are set here
+	Gateway          grpcgw.Config // New sets Member, HTTP, Metrics, Logger and others
 	// CORS and HostWhitelist are those of grpcgw.HTTPConfig.
 	CORS, HostWhitelist []string
 	SlowApply           time.Duration
@@ -70,28 +69,27 @@ type Config struct {
 	Features            []grpcgw.Feature // feature gates, for metrics
 
 	Logger zerolog.Logger
-	// Storage is how files are kept. Production uses the zero value.
+	// Storage is how files are stored. Production uses the zero value.
 	Storage Storage
 	Faults  *actors.Faults // tests
-	// FreeSpace returns the free bytes on the disk of a folder; nil asks the
-	// file system.
+	// FreeSpace returns the free bytes on the disk of a folder. If it is nil, the file
+	// system is asked.
 	FreeSpace func(dir string) (uint64, error)
-	// LeaseClock is the monotonic clock of leases in nanoseconds; nil is the
-	// process's. Tests let it leap.
+	// LeaseClock is the monotonic clock of leases in nanoseconds; nil is that of the
+	// process. Tests make it jump.
 	LeaseClock func() int64
-	// Exit ends the process: the member cannot go on. It does not return, but in
-	// tests.
+	// Exit ends the process when the member cannot continue. It does not return, except
+	// in tests.
 	Exit func(reason error)
 }
 
-// Storage is how a member keeps its files. The zero value keeps them on the
-// disk of the operating system in files of the usual sizes; tests scale them
-// down and put faults below.
+// Storage is how a member stores its files. The zero value uses the operating system's
+// file system and the usual sizes; tests use smaller sizes and inject faults.
 type Storage struct {
 	LogFS           wal.FS // of the log; nil is the operating system's
-	LogSegmentBytes int64  // zero follows from Config.Small
-	// MemTableBytes and ValueLogBytes are those of backend.Config. Zero of the
-	// latter follows from Config.Small.
+	LogSegmentBytes int64  // zero is derived from Config.Small
+	// MemTableBytes and ValueLogBytes are those of backend.Config. If ValueLogBytes is
+	// zero, it is derived from Config.Small.
 	MemTableBytes, ValueLogBytes int64
 	// OpenStore opens the store; nil is backend.Open.
 	OpenStore func(backend.Config) (backend.Store, error)
@@ -115,54 +113,55 @@ func (s *Storage) complete(z *sizes) {
 // Mailboxes are the limits of the stages' mailboxes.
 type Mailboxes struct {
 	Proposer, Raft, WAL, Apply, MVCC, Persister, Lease actors.Limit
-	// Reads limits the reads in progress and the answers that they hold; see
-	// grpcgw.Reads. Zero bytes are derived from Config.Memory.
+	// Reads limits the reads in progress and the bytes of their answers; see
+	// grpcgw.Reads. If Bytes is zero, it is derived from Config.Memory.
 	Reads actors.Limit
 }
 
-// DefaultMailboxes returns the limits that flags start from.
+// DefaultMailboxes returns the defaults of the flags.
 func DefaultMailboxes() Mailboxes {
 	return Mailboxes{
-		// Requests accepted and not yet answered.
+		// Requests that are accepted and not yet answered.
 		Proposer: actors.Limit{Requests: 10_000, Bytes: 64 << 20},
-		// The proposer's window: batches under way.
+		// The batches in the proposer's window.
 		Raft: actors.Limit{Requests: 20_000, Bytes: 128 << 20},
-		// What raft hands out: 256 appends or applies, an entry of any size.
+		// What raft sends before it waits: 256 appends or applies, each at least one
+		// entry of any size.
 		WAL:   actors.Limit{Requests: 1024, Bytes: 256 << 20},
 		Apply: actors.Limit{Requests: 1024, Bytes: 256 << 20},
 		MVCC:  actors.Limit{Requests: 1024, Bytes: 64 << 20},
-		// Not yet in the store.
+		// Changes that are not yet in the store.
 		Persister: actors.Limit{Requests: 1024, Bytes: 64 << 20},
-		// Keep-alives accepted and not yet answered.
+		// Keep-alives that are accepted and not yet answered.
 		Lease: actors.Limit{Requests: 10_000, Bytes: 1 << 20},
 		Reads: actors.Limit{Requests: grpcgw.DefaultReads.Requests},
 	}
 }
 
-// requestOverhead is what encoding may add to a request of the largest size.
-const requestOverhead = 64 << 10 // bytes
+// requestOverhead bounds the bytes that the encoding adds to a request of the largest size.
+const requestOverhead = 64 << 10
 
 const (
-	// cacheShare is the part of memory that the cache takes by default: the index,
-	// garbage and what is under way need more.
+	// cacheShare determines the default size of the cache: one cacheShare-th of memory.
+	// The index, garbage and the requests in progress need more.
 	cacheShare = 16
-	// cacheBytesMax bounds the default. A pack that is not in the cache is read
-	// from the page cache of the kernel, which is as large as memory allows.
+	// cacheBytesMax bounds the default size. A pack that is not in the cache is read from
+	// the page cache of the kernel, which takes all memory that is free.
 	cacheBytesMax = 128 << 20
 	// cacheBytesMin holds a few hundred packs.
 	cacheBytesMin = 8 << 20
 )
 
-// readShare is the part of memory that answers of reads may take, within bounds: the
-// smallest still holds a thousand pages of a few KiB, and with the largest the
-// answer to a range of 100,000 keys of 1 KiB is admitted beside others.
+// readShare determines the default bytes of the answers of reads: one readShare-th of
+// memory, within bounds. The minimum has room for a thousand answers of a few KiB. With the
+// maximum, the answer to a range of 100,000 keys of 1 KiB is admitted beside others.
 const (
 	readShare    = 64
 	readBytesMin = 16 << 20
 	readBytesMax = 128 << 20
 )
 
-// share returns a part of memory within bounds, the largest if memory is unknown.
+// share returns a part of memory within bounds; the upper bound if memory is unknown.
 func share(memory, part, least, most uint64) int64 {
 	if memory == 0 {
 		return int64(most)
@@ -170,8 +169,8 @@ func share(memory, part, least, most uint64) int64 {
 	return int64(min(max(memory/part, least), most))
 }
 
-// completeMemory fills in the limits that follow from memory. A small member takes
-// the least of each.
+// completeMemory sets the limits that are derived from memory. A small member has the
+// minimum of each.
 func (c *Config) completeMemory() {
 	memory := c.Memory
 	if c.Small {
@@ -185,16 +184,16 @@ func (c *Config) completeMemory() {
 	}
 }
 
-// Least bytes of mailboxes: what one message, or the sender's window, may weigh
-// beside a request of the largest size. Smaller limits would not hold back, but
-// break the credit that senders rely on.
+// Minimum bytes of mailboxes: the size of the largest message, or of the sender's window,
+// beside a request of the largest size. Senders rely on credit, so a smaller limit would
+// not make them wait, but be exceeded.
 const (
 	raftBytesMin      = 8 << 20  // the proposer's window
-	stageBytesMin     = 64 << 20 // what raft hands out before it waits
+	stageBytesMin     = 64 << 20 // what raft sends before it waits
 	mvccBytesMin      = applyactor.ExecuteBytesMax
 	persisterBytesMin = mvccactor.PersistBytesMax
 	leaseBytesMin     = 1 << 10 // a few keep-alives
-	readsBytesMin     = 1 << 20 // an answer of sixteen small reads
+	readsBytesMin     = 1 << 20 // the answers of sixteen small reads
 )
 
 // validate checks the limits against each other and against the largest request.
@@ -254,7 +253,8 @@ func (c *Config) validate() error {
 	return nil
 }
 
-// bootstraps tells whether a new member knows who it is and in what cluster.
+// bootstraps reports whether the configuration has the identity and cluster of a new
+// member.
 func (c *Config) bootstraps() bool {
 	return c.ClusterID != 0 && slices.ContainsFunc(c.Members, func(m *applymsg.Member) bool {
 		return m.Id != 0 && m.Id == c.MemberID
@@ -270,12 +270,12 @@ func (c *Config) walDir() string {
 
 func (c *Config) dbDir() string { return filepath.Join(c.DataDir, "member", "db") }
 
-// requestTimeout is etcd's: five seconds for queues, computation and disk, and
-// twice the election timeout for a possible leader change.
+// requestTimeout returns etcd's timeout of a request: five seconds for queues, computation
+// and disk, and twice the election timeout for a possible leader change.
 func (c *Config) requestTimeout() time.Duration { return 5*time.Second + 2*c.Election }
 
-// minLeaseTTL is the shortest time of a lease in seconds: one and a half times
-// the election timeout, reckoned in heartbeats as etcd does, and rounded up.
+// minLeaseTTL returns the minimum TTL of a lease in seconds: one and a half times the
+// election timeout in whole heartbeats, as in etcd, rounded up to seconds.
 func (c *Config) minLeaseTTL() int64 {
 	ticks := c.Election / c.Heartbeat
 	shortest := 3 * ticks / 2 * c.Heartbeat

@@ -27,7 +27,7 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// coreHandles is what others reach in one incarnation of the core.
+// coreHandles are the parts of one incarnation of the core that others use.
 type coreHandles struct {
 	log      *wal.Log
 	store    backend.Store
@@ -37,18 +37,18 @@ type coreHandles struct {
 
 // Errors of opening a data directory.
 var (
-	// ErrEtcdData: the directory is of a real etcd member.
+	// ErrEtcdData: the directory belongs to a real etcd member.
 	ErrEtcdData = errors.New("node: the data directory belongs to an etcd member, whose files have another format; " +
 		"to migrate, start with a new data directory while etcd runs, and copy the keys with 'etcdctl make-mirror'")
-	// ErrStoreBehind: the store lost what the log does not hold any more.
+	// ErrStoreBehind: the store lacks entries that are not in the log any more.
 	ErrStoreBehind = errors.New("node: the store ends before the log begins")
-	// ErrLogBehind: the log lost what the store has, or is another one.
+	// ErrLogBehind: the log lacks entries that the store has, or is another one.
 	ErrLogBehind = errors.New("node: the log ends before what was applied from it")
-	// ErrOtherMember: store and log do not belong together, or not to this member.
+	// ErrOtherMember: store and log do not belong to the same member, or not to this one.
 	ErrOtherMember = errors.New("node: the data directory belongs to another member")
 )
 
-// prepareDataDir refuses what is not ours before anything is touched.
+// prepareDataDir refuses the data of another member, or of etcd, before it changes anything.
 func prepareDataDir(cfg *Config) error {
 	layout, err := LayoutOf(cfg.DataDir, cfg.WALDir)
 	if err != nil {
@@ -66,9 +66,8 @@ func prepareDataDir(cfg *Config) error {
 	return identify(cfg)
 }
 
-// etcdLog returns a file of an etcd member's log in dir, if there is one. Such
-// files are named as ours are, but begin with a frame whose record has the type 4,
-// a checksum.
+// etcdLog returns a file of an etcd member's log in dir, if there is one. Such files have
+// the same names as ours, but begin with a frame whose record has type 4, a checksum.
 func etcdLog(dir string) (file string, ok bool) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.wal"))
 	if err != nil || len(files) == 0 {
@@ -86,7 +85,7 @@ func etcdLog(dir string) (file string, ok bool) {
 	return files[0], head[8] == 0x08 && head[9] == 0x04
 }
 
-// boot opens log and store, and builds the stages around what they hold.
+// boot opens log and store, and creates the stages with what they contain.
 func (n *Node) boot(uint64) (_ *actors.Incarnation, err error) {
 	select {
 	case <-n.stopping:
@@ -125,7 +124,7 @@ func (n *Node) boot(uint64) (_ *actors.Incarnation, err error) {
 		Corrupt:     func(e *mvcc.CorruptError) { n.corrupt(e) },
 	})
 	if err != nil && !n.room(0) {
-		err = n.diskFull(err) // it was filled meanwhile
+		err = n.diskFull(err) // it became full after makeRoom
 	}
 	if err != nil {
 		return nil, err
@@ -135,7 +134,7 @@ func (n *Node) boot(uint64) (_ *actors.Incarnation, err error) {
 			err = errors.Join(err, opened.Backend.Close())
 		}
 	}()
-	if opened.Durable == nil { // so that it was not asked
+	if opened.Durable == nil { // Check was not called
 		if err := n.checkTogether(log, rec, nil); err != nil {
 			return nil, err
 		}
@@ -150,8 +149,8 @@ func (n *Node) boot(uint64) (_ *actors.Incarnation, err error) {
 	return n.assemble(log, rep, opened), nil
 }
 
-// largest returns the size of the largest pack that replaying entries may make: a
-// record has its request's size, and a pack holds at least one.
+// largest returns a bound of the largest pack that the replay of entries may create: a
+// record is as large as its request, and a pack has at least one record.
 func largest(entries []*raftpb.Entry) (bytes int64) {
 	for _, e := range entries {
 		bytes = max(bytes, int64(len(e.Data))+requestOverhead)
@@ -181,7 +180,7 @@ func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {
 	}
 	if t := rec.Torn; t != nil {
 		n.cfg.Logger.Warn().Str("file", t.File).Int64("offset", t.Offset).Int64("bytes", t.Bytes).
-			Msg("cut an unfinished write off the log")
+			Msg("truncated an unfinished write at the end of the log")
 	}
 	for _, file := range rec.Resized {
 		n.cfg.Logger.Warn().Str("file", file).Msg("a file of the log was shortened or extended; nothing is missing")
@@ -189,7 +188,7 @@ func (n *Node) openLog() (*wal.Log, *wal.Recovered, error) {
 	return log, rec, nil
 }
 
-// checkTogether refuses a store that does not go with the log. d is nil if the
+// checkTogether returns an error if store and log do not belong together. d is nil if the
 // store has never been written to.
 func (n *Node) checkTogether(log *wal.Log, rec *wal.Recovered, d *mvccmsg.Durable) error {
 	if d != nil && (d.ClusterId != n.cfg.ClusterID || d.MemberId != n.cfg.MemberID) {
@@ -302,14 +301,14 @@ func (n *Node) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 			n.leases.Disconnect()
 			n.current.Store(nil)
 			n.raft.Reset()
-			n.replies.FailAll(raftmsg.Code_STOPPED) // whose stages stopped before theirs was done
+			n.replies.FailAll(raftmsg.Code_STOPPED) // the calls that the stages did not answer
 			return errors.Join(n.closeStore(o.Backend), closeLog(log, rep.Unwritten()))
 		},
 	}
 }
 
-// closeLog closes the log. It writes the hard state that no append carried, so
-// that the next start knows the commit index. All stages have stopped.
+// closeLog closes the log. Before that it writes the hard state that no append contained,
+// so that the next start knows the commit index. All stages must have stopped.
 func closeLog(log *wal.Log, unwritten *raftpb.HardState) error {
 	var err error
 	if unwritten != nil {
@@ -329,7 +328,7 @@ func (n *Node) applied() uint64 {
 	return 0
 }
 
-// exit ends the process at once: what the disk holds is unknown.
+// exit ends the process at once, because it is unknown what was written to the disk.
 func (n *Node) exit(err error) { n.cfg.Exit(err) }
 
 func (n *Node) giveUp(reason error) {
@@ -342,7 +341,7 @@ func (n *Node) giveUp(reason error) {
 // errStopping ends a reboot of the core while the member stops.
 var errStopping = errors.New("node: the member is stopping")
 
-// classify gives up at once where a reboot would only repeat the failure.
+// classify returns a reason to give up at once if a reboot would only repeat the failure.
 func (n *Node) classify(f actors.Failure) error {
 	var entry *actors.EntryPanic
 	switch {
@@ -356,7 +355,7 @@ func (n *Node) classify(f actors.Failure) error {
 	return nil
 }
 
-// onReboot fails what the core that is gone still owes.
+// onReboot fails the calls that the failed core has not answered.
 func (n *Node) onReboot(epoch uint64, f actors.Failure) {
 	n.cfg.Logger.Error().Str("stage", f.Stage).Uint64("epoch", epoch).Interface("reason", fmt.Sprint(f.Reason)).
 		Bytes("stack", f.Stack).Msg("a stage failed; the core reboots from disk")

@@ -11,31 +11,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File descriptors are shared between the store, the log and client connections,
-// and only the last can do without: the store opens files while it commits, and a
-// failed commit ends the process. So connections get what is left after
+// File descriptors are shared between the store, the log and client connections. Only
+// connections can be refused: the store opens files while it commits, and a failed commit
+// ends the process. So connections get what is left of the limit after
 //
-//   - the descriptors that are open for everything else, as counted every
-//     descriptorPeriod, because the store's files grow with the data, and
-//   - descriptorReserve for what is opened until the next count.
+//   - the descriptors that are open for everything else, which are counted every
+//     descriptorPeriod because the number of the store's files grows with the data, and
+//   - descriptorReserve, for those that are opened until the next count.
 //
-// Go has raised the soft limit to the hard limit when the process started.
+// Go raises the soft limit to the hard limit when the process starts.
 const (
-	// descriptorReserve is etcd's too. Between two counts, a store that is written
-	// to at 500 MB/s opens 80 value logs and some tables.
+	// descriptorReserve is the same as etcd's. Between two counts, a store that is
+	// written to at 500 MB/s opens 80 value logs of 64 MiB and some tables.
 	descriptorReserve = 150
-	// connectionsMin is how many connections a member must be able to serve: a
-	// start with fewer is refused, and so many are admitted whatever else is open.
+	// connectionsMin is the number of connections that a member must be able to serve: it
+	// does not start if the limit allows fewer, and always admits as many.
 	connectionsMin = 64
-	// descriptorPeriod is how often open descriptors are counted while clients
-	// connect. With 20,000 open, counting takes some milliseconds.
+	// descriptorPeriod is the minimum time between two counts of the open descriptors,
+	// which are made when clients connect: a count reads a folder with all of them.
 	descriptorPeriod = 10 * time.Second
 )
 
 // errDescriptors: the process may not open enough files.
 var errDescriptors = errors.New("node: the limit of open files is too low")
 
-// checkDescriptors refuses a limit with which the member could not serve.
+// checkDescriptors returns an error if the limit is too low to serve.
 func checkDescriptors(limit uint64, dirs ...string) error {
 	files := uint64(0)
 	for _, dir := range dirs {
@@ -60,20 +60,19 @@ type descriptors struct {
 
 	mu      sync.Mutex
 	counted time.Time
-	// others is how many descriptors are open beside connections: the most that
-	// were ever counted, because a store that is closed while the core reboots
-	// opens its files again in a moment.
+	// others is the number of descriptors that are open beside connections. It is the
+	// maximum of all counts, because the store closes its files while the core reboots,
+	// and opens them again.
 	others int
 }
 
-// connections returns how many client connections may be open, given how many
-// are.
+// connections returns how many client connections may be open. open is how many are.
 func (d *descriptors) connections(open int) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if now := d.now(); d.counted.IsZero() || now.Sub(d.counted) >= descriptorPeriod {
 		d.counted = now
-		// Without a count the reserve alone has to do.
+		// If the count fails, only the reserve is kept free.
 		if used, err := d.count(); err == nil {
 			d.others = max(d.others, used-open)
 		}
@@ -98,5 +97,5 @@ func descriptorsUsed() (int, error) {
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(-1)
-	return len(names) - 1, err // without the one that was opened to count
+	return len(names) - 1, err // dir itself does not count
 }

@@ -18,46 +18,46 @@ import (
 )
 
 const (
-	// diskEvery is how often free space is looked at. At 200 MB/s a disk loses
-	// 20 MB between two looks.
+	// diskEvery is the interval of checks of the free space. At 200 MB/s a disk loses
+	// 20 MB between two checks.
 	diskEvery = 100 * time.Millisecond
-	// diskRate is the fastest that a disk may fill up, in bytes per second, when
-	// the guard decides how long it need not look.
+	// diskRate is the assumed maximum rate at which a disk fills up, in bytes per second.
+	// The guard derives from it when the next check is necessary.
 	diskRate = 4 << 30
-	// tablesEvery is how often the tables' size is looked at.
+	// tablesEvery is the interval of checks of the tables' size.
 	tablesEvery = time.Second
-	// diskTimeout bounds the proposal of an alarm, so that the ballast is watched
-	// meanwhile; the next look tries again.
+	// diskTimeout bounds the proposal of an alarm, because the ballast is not checked
+	// meanwhile. The next check tries again.
 	diskTimeout = 50 * time.Millisecond
 )
 
-// space is what is known of the disk's free space.
+// space is the state of the disk's free space.
 type space struct {
-	low    atomic.Bool   // the alarm is due
+	low    atomic.Bool   // the alarm should be active
 	held   atomic.Bool   // the persister waits for room
 	tables atomic.Uint64 // bytes of the store's tables
 }
 
-// room tells whether the disk takes a commit, or a rewritten file, of so many
-// bytes. The store's folder alone counts: the log has its files in advance.
+// room reports whether the disk has room for a commit, or a rewritten file, of so many
+// bytes. It checks the store's folder only, because the log allocates its files in advance.
 func (n *Node) room(bytes int64) bool {
 	free, err := n.cfg.FreeSpace(n.cfg.DataDir)
 	return err == nil && free >= n.cfg.sizes().diskReserve+n.space.tables.Load()+2*uint64(bytes)
 }
 
-// persistRoom is room for the persister. It remembers that there was none.
+// persistRoom is room for the persister. It records the result in space.held.
 func (n *Node) persistRoom(bytes int) bool {
 	ok := n.room(int64(bytes))
 	n.space.held.Store(!ok)
 	return ok
 }
 
-// errDiskFull: the store cannot be opened on a disk that is so full.
+// errDiskFull: the disk has not enough free space to open the store.
 var errDiskFull = errors.New("node: the disk is too full to open the store")
 
-// logFull reports that a request must not get into the log: without room the store
-// does not take it, so that the log cannot be truncated, and there is no segment in
-// advance. What the guard says of the disk still fits.
+// logFull reports whether a request must not be added to the log: the store has no room
+// for it, so the log cannot be truncated, and the log has no spare segment. The disk alarm
+// itself is always allowed.
 func (n *Node) logFull(req *applymsg.Request) bool {
 	if !n.space.held.Load() || req.GetDiskAlarm() != nil {
 		return false
@@ -66,13 +66,14 @@ func (n *Node) logFull(req *applymsg.Request) bool {
 	return c != nil && c.log.Spares() == 0
 }
 
-// closeStore closes the store, which writes while it does. Without room it waits,
-// if the core reboots; if the member stops, it leaves the store as a kill would.
+// closeStore closes the store. To close it writes to the disk, so if there is no room, it
+// waits while the core reboots. If the member stops, it leaves the store unclosed, as after
+// a kill.
 func (n *Node) closeStore(store backend.Store) error {
-	for told := false; !n.room(0); {
-		if !told {
-			n.cfg.Logger.Warn().Msg("the disk is full: the store is closed when there is room, or left as it is")
-			told = true
+	for logged := false; !n.room(0); {
+		if !logged {
+			n.cfg.Logger.Warn().Msg("disk full: waiting for room to close the store")
+			logged = true
 		}
 		select {
 		case <-n.stopping:
@@ -83,8 +84,8 @@ func (n *Node) closeStore(store backend.Store) error {
 	return store.Close()
 }
 
-// makeRoom sees that there is enough space to open the store, which writes while
-// it recovers. The ballast is there to be given up for that.
+// makeRoom ensures that there is enough space to open the store, which writes while it
+// recovers. If necessary, it releases the ballast.
 func (n *Node) makeRoom() error {
 	tables, err := backend.TableBytes(n.cfg.dbDir())
 	if errors.Is(err, os.ErrNotExist) {
@@ -101,13 +102,13 @@ func (n *Node) makeRoom() error {
 		return err
 	}
 	if n.room(0) {
-		n.cfg.Logger.Warn().Msg("the disk is full; gave up the ballast to open the store")
+		n.cfg.Logger.Warn().Msg("disk full: released the ballast to open the store")
 		return nil
 	}
 	return n.diskFull(nil)
 }
 
-// diskFull says that the disk is full, and what came of it, if anything.
+// diskFull returns errDiskFull with the free space, joined with err.
 func (n *Node) diskFull(err error) error {
 	free, ferr := n.cfg.FreeSpace(n.cfg.DataDir)
 	return errors.Join(fmt.Errorf("%w: %s has %d bytes free, %d are needed",
@@ -118,18 +119,19 @@ func (n *Node) newBallast() *backend.Ballast {
 	return backend.NewBallast(filepath.Join(n.cfg.DataDir, "member", "ballast"), n.cfg.sizes().ballast)
 }
 
-// diskGuard watches free space.
+// diskGuard checks the free space. It raises and clears the disk alarm, and holds the
+// ballast.
 type diskGuard struct {
 	n       *Node
 	ballast *backend.Ballast
-	looked  time.Time    // at the tables
-	next    atomic.Int64 // when to look again, as actors.Now
+	looked  time.Time    // when the tables' size was checked
+	next    atomic.Int64 // time of the next check, as actors.Now
 }
 
 func (n *Node) diskLoop(uint64) (actors.Stage, error) {
 	g := &diskGuard{n: n, ballast: n.newBallast()}
 	if err := g.ballast.Shrink(); err != nil { // left by a start with larger sizes
-		n.cfg.Logger.Warn().Err(err).Msg("ballast")
+		n.cfg.Logger.Warn().Err(err).Msg("failed to shrink the ballast")
 	}
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeDisk, Every: diskEvery, Faults: n.cfg.Faults,
@@ -159,8 +161,8 @@ func (g *diskGuard) look(ctx context.Context) {
 	}
 }
 
-// diskPause returns how long the disk guard may rest with so much space free:
-// until it could be low at diskRate, at most tablesEvery.
+// diskPause returns the time until the next check is necessary: until the space could be
+// low at diskRate, but at most tablesEvery.
 func diskPause(free uint64, s *sizes) time.Duration {
 	enough := s.diskWell + uint64(s.ballast)
 	if free <= enough {
@@ -179,13 +181,13 @@ func (g *diskGuard) lookAtTables() {
 	}
 }
 
-// free returns the space on the fuller of the disks in use, with the ballast
-// counted as taken, and without what the store's tables may need.
+// free returns the free space of the fuller disk in use, and its folder. It subtracts what
+// the store's tables may need, and does not add the ballast.
 func (g *diskGuard) free() (least uint64, where string, ok bool) {
 	for _, dir := range []string{g.n.cfg.DataDir, g.n.cfg.walDir()} {
 		free, err := g.n.cfg.FreeSpace(dir)
 		if err != nil {
-			g.n.cfg.Logger.Error().Err(err).Msg("cannot tell how much space is free")
+			g.n.cfg.Logger.Error().Err(err).Msg("failed to determine the free disk space")
 			return 0, "", false
 		}
 		if dir == g.n.cfg.DataDir {
@@ -198,26 +200,25 @@ func (g *diskGuard) free() (least uint64, where string, ok bool) {
 	return least, where, true
 }
 
-// trim keeps the ballast while there is room, and gives it up when there is
-// hardly any.
+// trim releases the ballast when there is hardly any space left, and creates it when there
+// is enough.
 func (g *diskGuard) trim(free uint64) {
 	var err error
 	sizes := g.n.cfg.sizes()
 	switch held := g.ballast.Held(); {
 	case held && free < uint64(sizes.ballast):
 		err = g.ballast.Release()
-		g.n.cfg.Logger.Warn().Uint64("free", free).Msg("the disk is full; gave up the ballast")
+		g.n.cfg.Logger.Warn().Uint64("free", free).Msg("disk full: released the ballast")
 	case !held && free >= sizes.diskWell+uint64(sizes.ballast):
 		err = g.ballast.Create()
 	}
 	if err != nil {
-		g.n.cfg.Logger.Warn().Err(err).Msg("ballast")
+		g.n.cfg.Logger.Warn().Err(err).Msg("failed to change the ballast")
 	}
 }
 
-// due tells whether the disk alarm has to be raised or cleared. A NOSPACE that
-// was raised for another reason says the same already, and is not the guard's to
-// clear.
+// due reports whether the disk alarm must be raised or cleared. It is not raised if
+// NOSPACE is active for another reason, and the guard never clears such an alarm.
 func (g *diskGuard) due(alarms []*applymsg.Alarm, low bool) bool {
 	i := apply.FindAlarm(alarms, g.n.cfg.MemberID, pb.AlarmType_NOSPACE)
 	if low {
@@ -237,6 +238,6 @@ func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64, where 
 	_, err := g.n.requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_DiskAlarm{
 		DiskAlarm: &applymsg.DiskAlarm{MemberId: g.n.cfg.MemberID, Raised: raise}}})
 	if err != nil && ctx.Err() == nil {
-		g.n.cfg.Logger.Warn().Err(err).Msg("disk alarm was not accepted")
+		g.n.cfg.Logger.Warn().Err(err).Msg("failed to propose the disk alarm")
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// Identity is what a data directory says of the member it belongs to, in a file
-// that can be read without opening, and so without touching, anything else.
+// Identity identifies the member that a data directory belongs to. It is stored in a file
+// of its own, which can be read without opening, and so changing, anything else.
 type Identity struct {
 	ClusterID uint64   `json:"cluster_id"`
 	MemberID  uint64   `json:"member_id"`
@@ -21,19 +21,19 @@ type Identity struct {
 	PeerURLs  []string `json:"peer_urls"`
 }
 
-// Layout says where a data directory keeps what.
+// Layout has the paths in a data directory.
 type Layout struct {
 	Identity string // the file
 	Log      string // the folder of the write-ahead log
 	Store    string // the folder of the store
-	// Stray is a file that etcd left when it was started on this directory and
-	// failed; empty if there is none. Nothing reads it.
+	// Stray is a file that etcd created when it was started on this directory and
+	// failed; empty if there is none. It is never read.
 	Stray string
 }
 
-// LayoutOf returns the layout of a data directory. walDir is where the log is if
-// it is not in there; else it is empty. ErrEtcdData names the file by which it is
-// an etcd member's.
+// LayoutOf returns the layout of a data directory. walDir is the folder of the log if that
+// is not in the data directory, and empty otherwise. Error: ErrEtcdData with the file that
+// shows that the directory belongs to an etcd member.
 func LayoutOf(dataDir, walDir string) (Layout, error) {
 	cfg := Config{DataDir: dataDir, WALDir: walDir}
 	l := Layout{Identity: identityPath(dataDir), Log: cfg.walDir(), Store: cfg.dbDir()}
@@ -64,15 +64,15 @@ func etcdStore(dataDir string) (file string, ok bool) {
 
 func identityPath(dataDir string) string { return filepath.Join(dataDir, "member", "identity.json") }
 
-// Exists tells whether a directory holds a member's data.
+// Exists reports whether a directory has a member's data.
 func Exists(dataDir string) bool {
 	_, err := os.Stat(identityPath(dataDir))
 	return err == nil
 }
 
-// identify settles who this member is: what the data directory says, or in a new
-// one what the configuration says. The data of another member is refused: neither
-// its name nor one of its peer URLs is this one's. It changes nothing on disk.
+// identify sets the ids of this member to those of the data directory; in a new directory,
+// those of the configuration remain. It refuses the data of another member: one that has
+// neither the name nor a peer URL of this one. It changes nothing on disk.
 func identify(cfg *Config) error {
 	id, err := readIdentity(cfg.DataDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -92,8 +92,8 @@ func identify(cfg *Config) error {
 
 func readIdentity(dataDir string) (Identity, error) { return ReadIdentity(identityPath(dataDir)) }
 
-// ReadIdentity reads the file of Layout.Identity. Errors: fs.ErrNotExist before
-// the first start was through; ErrOtherMember if it names nobody.
+// ReadIdentity reads the file of Layout.Identity. Errors: fs.ErrNotExist until the first
+// start has succeeded; ErrOtherMember if the file has no ids.
 func ReadIdentity(path string) (Identity, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -101,7 +101,7 @@ func ReadIdentity(path string) (Identity, error) {
 	}
 	id, err := parseIdentity(text)
 	if err != nil {
-		return Identity{}, fmt.Errorf("node: %s does not say whose data it is: %w", path, err)
+		return Identity{}, fmt.Errorf("node: no identity in %s: %w", path, err)
 	}
 	return id, nil
 }
@@ -113,8 +113,9 @@ func parseIdentity(text []byte) (id Identity, err error) {
 	return id, nil
 }
 
-// recordIdentity writes down who the member is, once its data is open and so its
-// own. It keeps the peer URLs of the first start, by which members are derived.
+// recordIdentity writes the identity file, if it is missing or has another name. It is
+// called when the data is open and so known to be this member's. The peer URLs stay those
+// of the first start, because the ids are derived from them.
 func recordIdentity(cfg *Config) error {
 	now := Identity{cfg.ClusterID, cfg.MemberID, cfg.Name, cfg.PeerURLs}
 	old, err := readIdentity(cfg.DataDir)
@@ -129,7 +130,7 @@ func recordIdentity(cfg *Config) error {
 	return writeIdentity(identityPath(cfg.DataDir), now)
 }
 
-// writeIdentity replaces the file so that a crash leaves the old or the new one.
+// writeIdentity replaces the file atomically: a crash leaves the old or the new one.
 func writeIdentity(path string, id Identity) error {
 	text, err := json.MarshalIndent(id, "", "  ")
 	if err != nil {

@@ -16,16 +16,15 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
-// damageKept bounds the damage that is told apart. What is found beyond it is
-// damage that the log has named a thousand times.
+// damageKept bounds the findings that are remembered. Further ones are not logged.
 const damageKept = 1000 // texts
 
-// integrity is what is known of damage to the store.
+// integrity has the findings of damage to the store.
 type integrity struct {
 	mu     sync.Mutex
-	seen   map[string]struct{} // texts; at most damageKept
-	oldest string              // of them; empty when there is none
-	due    bool                // the alarm has to be raised
+	seen   map[string]struct{} // texts of the findings; at most damageKept
+	oldest string              // the first of them; empty if there is none
+	due    bool                // the alarm must be raised; cleared when it is active
 }
 
 func (i *integrity) first() string {
@@ -34,7 +33,7 @@ func (i *integrity) first() string {
 	return i.oldest
 }
 
-// note takes a finding down. It reports whether it is a new one.
+// note adds a finding. It reports whether it is a new one.
 func (i *integrity) note(text string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -64,9 +63,9 @@ func (i *integrity) raised() {
 	i.due = false
 }
 
-// corrupt is told by whoever comes by damage: a reader, the compactor, the
-// scrubber. Whoever asked for the data gets an error; the alarm makes the damage
-// known to all.
+// corrupt is called when a reader, the compactor or the scrubber finds damage. It logs the
+// finding, and has the CORRUPT alarm raised. The caller returns an error to those who need
+// the data.
 func (n *Node) corrupt(err error) {
 	if !n.integrity.note(err.Error()) {
 		return
@@ -82,7 +81,7 @@ func (n *Node) corrupt(err error) {
 	event.Msg("the store is corrupt")
 }
 
-// scrubLoop raises the alarm for damage that was found, and looks for more.
+// scrubLoop raises the alarm for damage that was found, and runs the scrubber.
 func (n *Node) scrubLoop(uint64) (actors.Stage, error) {
 	s := mvccactor.NewScrubber(mvccactor.ScrubberConfig{
 		Published: n.published, Core: n.currentCore, Period: n.cfg.ScrubPeriod, Corrupt: n.corrupt,
@@ -100,8 +99,7 @@ func (n *Node) scrubLoop(uint64) (actors.Stage, error) {
 	}), nil
 }
 
-// corruptTimeout bounds one attempt to raise the alarm; the next tick tries
-// again.
+// corruptTimeout bounds one attempt to raise the alarm. The next tick tries again.
 const corruptTimeout = time.Second
 
 func (n *Node) raiseCorrupt(ctx context.Context) {
@@ -117,6 +115,6 @@ func (n *Node) raiseCorrupt(ctx context.Context) {
 	_, err := n.requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
 		MemberID: n.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT}}})
 	if err != nil && ctx.Err() == nil {
-		n.cfg.Logger.Warn().Err(err).Msg("the alarm CORRUPT was not accepted")
+		n.cfg.Logger.Warn().Err(err).Msg("failed to propose the alarm CORRUPT")
 	}
 }

@@ -18,20 +18,20 @@ import (
 )
 
 const (
-	// spareEvery is how often a missing segment of the log is looked for.
-	// sparePause and spareChunk throttle its zero-filling: 100 MiB/s, so that
-	// fsyncs of the log do not wait behind it.
+	// spareEvery is the interval of checks for a missing spare segment of the log.
+	// sparePause and spareChunk limit the rate of filling it with zeros to 100 MiB/s, so
+	// that fsyncs of the log do not wait for it.
 	spareEvery = 200 * time.Millisecond
 	sparePause = 10 * time.Millisecond
 	spareChunk = 1 << 20
 
-	// hashEvery is how often the hash loop looks on its own.
+	// hashEvery is the interval at which the hash loop runs without being woken.
 	hashEvery = time.Second
-	// paceSlice is how long a scan works at a stretch.
+	// paceSlice is how long a scan works without a pause.
 	paceSlice = 2 * time.Millisecond
 )
 
-// spareLoop prepares segments of the log in advance.
+// spareLoop prepares spare segments of the log.
 func (n *Node) spareLoop(uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeSpares, Every: spareEvery, Faults: n.cfg.Faults,
@@ -51,7 +51,7 @@ func (n *Node) spareLoop(uint64) (actors.Stage, error) {
 	}), nil
 }
 
-// prepareSpare does a piece of the work, and tells whether there is more.
+// prepareSpare prepares a part of a segment, and reports whether there is more to do.
 func (n *Node) prepareSpare() (more bool) {
 	c := n.current.Load()
 	if c == nil {
@@ -60,20 +60,20 @@ func (n *Node) prepareSpare() (more bool) {
 	done, err := c.log.PrepareSpare(spareChunk)
 	full := errors.Is(err, wal.ErrNoSpace)
 	if n.trouble.noSpares.Swap(full) != full && full {
-		n.cfg.Logger.Warn().Err(err).Msg("cannot prepare a segment of the log")
+		n.cfg.Logger.Warn().Err(err).Msg("failed to prepare a spare segment of the log")
 	}
 	return !done && err == nil
 }
 
-// hashLoop takes the hashes that compactions ask for. It is woken for each, and
-// looks again now and then.
+// hashLoop computes the hashes that compactions schedule. It is woken for each, and runs
+// periodically as well.
 func (n *Node) hashLoop(uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeHash, Every: hashEvery, Faults: n.cfg.Faults,
 		Do: func(ctx context.Context, _ actors.Tick) {
 			took, err := n.published.TakeHashes(pacer(ctx))
 			if err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrClosed) {
-				n.cfg.Logger.Error().Err(err).Msg("cannot take the hash of a compaction")
+				n.cfg.Logger.Error().Err(err).Msg("failed to compute the hash of a compaction")
 			}
 			if c := n.current.Load(); took && c != nil {
 				_ = mvccactor.Continue(c.mvcc) // the next applied entry does the same
@@ -82,7 +82,7 @@ func (n *Node) hashLoop(uint64) (actors.Stage, error) {
 	}), nil
 }
 
-// pacer returns what pauses a scan so that it takes a quarter of a core.
+// pacer returns a function that pauses a scan, so that it takes a quarter of a processor.
 func pacer(ctx context.Context) func() error {
 	began := time.Now()
 	return func() error {
@@ -99,13 +99,13 @@ func pacer(ctx context.Context) func() error {
 
 func (n *Node) wakeHash() {
 	if h := n.hasher.Load(); h != nil {
-		// If the lane is full, the loop is about to look anyway; if the mailbox is closed,
-		// the loop that replaces it looks within hashEvery.
+		// If the lane is full, the loop is about to run anyway; if the mailbox is closed,
+		// the loop that replaces it runs within hashEvery.
 		_ = h.Mailbox().TryPost(0, &actors.Tick{}, actors.Cost{Requests: 1})
 	}
 }
 
-// autoCompactLoop compacts by period or by number of revisions.
+// autoCompactLoop proposes compactions, by period or by number of revisions.
 func (n *Node) autoCompactLoop(uint64) (actors.Stage, error) {
 	auto := n.cfg.AutoCompact
 	return actors.NewLoop(actors.LoopConfig{
@@ -126,12 +126,12 @@ func (n *Node) autoCompactLoop(uint64) (actors.Stage, error) {
 				n.cfg.Logger.Info().Int64("revision", rev).Msg("compacted automatically")
 				return
 			}
-			n.cfg.Logger.Warn().Err(err).Int64("revision", rev).Msg("automatic compaction was not accepted")
+			n.cfg.Logger.Warn().Err(err).Int64("revision", rev).Msg("automatic compaction failed")
 		},
 	}), nil
 }
 
-// storeLogger lets the store write to the log.
+// storeLogger is the store's interface to the member's log.
 type storeLogger struct{ log zerolog.Logger }
 
 func (l storeLogger) Debugf(format string, args ...any) { l.log.Debug().Msgf(format, args...) }

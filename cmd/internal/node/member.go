@@ -41,8 +41,8 @@ func (n *Node) Requests() grpcgw.Requests { return n.requests }
 // Leases implements grpcgw.Member.
 func (n *Node) Leases() grpcgw.Leases { return n.leases }
 
-// deliver answers the callers of a batch, who read the ranges of their
-// transactions themselves.
+// deliver passes the results of a batch to the callers, with the ranges of their
+// transactions that they have yet to read.
 func (n *Node) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
 	var rests []raftactor.Rest
 	if ranges != nil {
@@ -56,10 +56,10 @@ func (n *Node) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
 	n.replies.Deliver(b, rests)
 }
 
-// errNotReady: a linearizable read does not work yet.
+// errNotReady: a linearizable read does not succeed yet.
 var errNotReady = errors.New("node: not ready")
 
-// readable tells whether a linearizable read works.
+// readable returns an error unless a linearizable read succeeds.
 func (n *Node) readable(ctx context.Context) error {
 	code, err := n.requests.ReadIndex(ctx)
 	if err == nil && code != raftmsg.Code_OK {
@@ -68,8 +68,8 @@ func (n *Node) readable(ctx context.Context) error {
 	return err
 }
 
-// publishAttributes tells the cluster name and client URLs of this member,
-// unless it knows.
+// publishAttributes proposes name and client URLs of this member until the cluster has
+// them.
 func (n *Node) publishAttributes(ctx context.Context) {
 	req := &applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{
 		MemberId: n.cfg.MemberID, Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs}}}
@@ -84,8 +84,8 @@ func (n *Node) publishAttributes(ctx context.Context) {
 	}
 }
 
-// attributesKnown tells whether the cluster knows of this member what it would
-// publish.
+// attributesKnown reports whether the cluster has the attributes that publishAttributes
+// would propose.
 func (n *Node) attributesKnown() bool {
 	for _, m := range n.published.View().Cluster.GetMembers() {
 		if m.Id == n.cfg.MemberID {
@@ -95,8 +95,8 @@ func (n *Node) attributesKnown() bool {
 	return false
 }
 
-// wait lets a heartbeat pass between two attempts. It returns false when the
-// member ends.
+// wait waits for a heartbeat between two attempts. It returns false if the core has ended,
+// or ctx.
 func (n *Node) wait(ctx context.Context) bool {
 	select {
 	case <-n.core.Done():
@@ -116,8 +116,8 @@ func (n *Node) AwaitCompaction(ctx context.Context, revision int64) error {
 // Reclaim implements grpcgw.Member.
 func (n *Node) Reclaim(ctx context.Context) error { return n.storeError(n.loops.Reclaim(ctx)) }
 
-// storeError gives the errors of the store, and of a core that stops or reboots,
-// the names under which the gateway knows them. Damage is told.
+// storeError converts the errors of the store, and of a core that stops or reboots, to
+// those that the gateway knows. It reports damage to corrupt.
 func (n *Node) storeError(err error) error {
 	var damage *backend.CorruptError
 	switch {
@@ -130,7 +130,7 @@ func (n *Node) storeError(err error) error {
 	return err
 }
 
-// newWatches prepares what watching needs; its hub is spawned with the edge.
+// newWatches returns the watch streams. Their hub is spawned with the edge.
 func (n *Node) newWatches() *watchactor.Streams {
 	w := watchactor.NewStreams(watchactor.Config{
 		Published: n.published,
@@ -180,8 +180,8 @@ func (n *Node) Actors() actors.Snapshot { return n.registry.Snapshot() }
 // Timeline implements grpcgw.Member.
 func (n *Node) Timeline() *actors.Timeline { return n.timeline }
 
-// currentCore returns what the compactor and the scrubber use of the core that runs
-// now; ok is false while it reboots.
+// currentCore returns the parts of the running core that the compactor and the scrubber
+// use; ok is false if none is running.
 func (n *Node) currentCore() (core mvccactor.Core, ok bool) {
 	c := n.current.Load()
 	if c == nil {

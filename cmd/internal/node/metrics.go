@@ -11,8 +11,8 @@ import (
 	"github.com/troupe-db/troupe/walactor"
 )
 
-// metrics are those of the member's parts, in one registry. They outlive reboots of the
-// core.
+// metrics has the metrics of the member's parts, in one registry. They outlive reboots of
+// the core.
 type metrics struct {
 	raft    *raftactor.Metrics
 	wal     *walactor.Metrics
@@ -38,7 +38,7 @@ func (n *Node) newMetrics() metrics {
 	}
 }
 
-// memberCollector exports what is wrong with the member, and its file descriptors.
+// memberCollector exports the troubles of the member, and its file descriptors.
 type memberCollector struct{ n *Node }
 
 // Descriptions of what memberCollector reads.

@@ -1,5 +1,5 @@
-// Package node is a member as a whole: the supervision tree, the gateway in
-// front of it, and the loops at its edge. The daemon and tests use the same.
+// Package node assembles a whole member: the supervision tree, the gateway in front of it,
+// and the loops at its edge. The daemon and tests use the same member.
 package node
 
 import (
@@ -35,7 +35,7 @@ type Node struct {
 	loops   *mvccactor.Compactor
 	monitor *http.Server
 
-	// What outlives reboots of the core.
+	// These outlive reboots of the core.
 	registry  *actors.Registry
 	timeline  *actors.Timeline
 	published *mvcc.Published
@@ -47,7 +47,7 @@ type Node struct {
 	compacted *mvccactor.Compacted
 	watches   *watchactor.Streams
 	reads     *grpcgw.Reads
-	sequence  atomic.Uint64 // of ids that must be unique
+	sequence  atomic.Uint64 // the last unique id that was assigned
 	current   atomic.Pointer[coreHandles]
 	trouble   trouble
 	space     space
@@ -60,14 +60,13 @@ type Node struct {
 	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
 
 	ready    chan struct{} // closed once the member serves
-	done     chan error    // gets one error when serving ends unasked
+	done     chan error    // receives an error if serving fails
 	stop     sync.Once
 	stopping chan struct{} // closed by Stop
 }
 
-// New starts a member: it opens or creates the data directory, boots the core
-// and serves. It returns once the core runs; Ready tells when clients' calls
-// work.
+// New starts a member: it opens or creates the data directory, boots the core and serves.
+// It returns when the core runs. Ready is closed when the calls of clients succeed.
 func New(cfg Config) (*Node, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -104,7 +103,7 @@ func New(cfg Config) (*Node, error) {
 		Full: n.logFull, Metrics: n.metrics.raft})
 	n.leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.requestTimeout(),
 		ReadIndex: n.requests.ReadIndex, Alone: n.raft.Alone, Slow: cfg.SlowKeepAlive, Pause: n.wait})
-	// Ids are unique among members and boots: the upper half is random per boot.
+	// Ids are unique among members and boots, because the upper half is random.
 	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
 	if err := n.start(); err != nil {
 		return nil, err
@@ -132,7 +131,7 @@ func (n *Node) start() (err error) {
 	if err := n.startGateway(); err != nil {
 		return errors.Join(err, n.edge.Stop(context.Background()), n.core.Stop(context.Background()))
 	}
-	go n.announce() // ends with the member: it waits for a leader, or for done
+	go n.announce() // ends when the member is ready, or with the core
 	return nil
 }
 
@@ -203,21 +202,21 @@ func (n *Node) startGateway() (err error) {
 func (n *Node) fail(err error) {
 	select {
 	case n.done <- err:
-	default: // one is enough
+	default: // one error is enough
 	}
 }
 
-// Ready is closed once clients' calls work.
+// Ready is closed when the calls of clients succeed.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
-// Done gets an error when the member stops serving without being asked to.
+// Done receives an error if the member stops serving without a call of Stop.
 func (n *Node) Done() <-chan error { return n.done }
 
-// Faults arms faults in tests; nil in production.
+// Faults injects faults in tests; it is nil in production.
 func (n *Node) Faults() *actors.Faults { return n.cfg.Faults }
 
-// Stop ends the member in order: clients first, then the stages, then the files.
-// What was accepted is answered before, unless ctx ends.
+// Stop stops the gateway, the stages, and then closes the files. Requests that were
+// accepted are answered before, unless ctx ends.
 func (n *Node) Stop(ctx context.Context) (err error) {
 	n.stop.Do(func() {
 		close(n.stopping)
@@ -238,8 +237,8 @@ func (n *Node) stopCore(ctx context.Context) error {
 	return nil
 }
 
-// drainTimeout is how long requests under way may take to end when the member
-// stops. Streams that stay open are cut then: they have no end to wait for.
+// drainTimeout bounds how long a stop waits for the requests in progress. Then it closes
+// their connections, and with them the streams, which do not end by themselves.
 const drainTimeout = 3 * time.Second
 
 func (n *Node) stopGateway(ctx context.Context) error {
@@ -251,8 +250,8 @@ func (n *Node) stopGateway(ctx context.Context) error {
 	return nil
 }
 
-// announce tells the world that the member serves, and the cluster what it says
-// of itself.
+// announce waits until reads succeed, publishes the attributes of the member to the
+// cluster, and closes ready.
 func (n *Node) announce() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

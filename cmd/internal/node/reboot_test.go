@@ -486,14 +486,14 @@ func TestHungFsync(t *testing.T) {
 				code, text := m.http("/readyz")
 				return code == http.StatusServiceUnavailable && strings.Contains(text, "[-]"+what+" failed")
 			})
-			m.eventually("the log names it", func() bool { return log.last("the member is in trouble", "check") == what })
+			m.eventually("the log has the trouble", func() bool { return log.last("health check failed", "check") == what })
 			if _, text := m.http("/metrics"); !strings.Contains(text, `troupe_member_trouble{check="`+what+`"} 1`) {
 				t.Error("the metrics do not show it")
 			}
 			close(hang)
 			<-done
 			m.eventually("/readyz is well", func() bool { code, _ := m.http("/readyz"); return code == http.StatusOK })
-			m.eventually("the log says that it is over", func() bool { return log.last("the trouble is over", "check") == what })
+			m.eventually("the log has its end", func() bool { return log.last("health check passes again", "check") == what })
 		})
 	}
 }

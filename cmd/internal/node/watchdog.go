@@ -9,8 +9,8 @@ import (
 	"github.com/troupe-db/troupe/grpcgw"
 )
 
-// Names of what may be wrong with a member: checks of /readyz, and labels of the
-// metric troupe_member_trouble.
+// Troubles of a member, as named by the checks of /readyz and the label of the metric
+// troupe_member_trouble.
 const (
 	troubleFsync      = "fsync"
 	troubleStore      = "store"
@@ -19,20 +19,21 @@ const (
 	troubleCorruption = "corruption"
 )
 
-// troubleChecks are all of them.
+// troubleChecks has all of them.
 var troubleChecks = []string{troubleFsync, troubleStore, troubleSpares, troubleSpace, troubleCorruption}
 
-// trouble is what is wrong with the member, beside what others know.
+// trouble is the state of Health that no other part has.
 type trouble struct {
 	noSpares atomic.Bool
-	reported atomic.Bool // the watchdog waits for the end of some trouble
+	reported atomic.Bool // the watchdog has logged a trouble that has not ended
 }
 
 // Health implements grpcgw.Member.
 func (n *Node) Health() []grpcgw.Trouble {
 	var found []grpcgw.Trouble
 	add := func(check, reason string) { found = append(found, grpcgw.Trouble{Check: check, Reason: reason}) }
-	// Longer than that, a leader would have been replaced if others could tell.
+	// In a longer time, the other members would have elected a new leader if they had
+	// noticed.
 	late := 2 * n.cfg.Election
 	if d := n.disk.Outstanding(); d > late {
 		add(troubleFsync, "an fsync of the log has been under way for "+d.Round(time.Millisecond).String())
@@ -52,8 +53,8 @@ func (n *Node) Health() []grpcgw.Trouble {
 	return found
 }
 
-// watchdogLoop writes down what goes wrong, and when it is over: a disk that
-// hangs tells nobody by itself.
+// watchdogLoop logs when a trouble begins and ends: an operation on a disk that hangs does
+// not return an error.
 func (n *Node) watchdogLoop(uint64) (actors.Stage, error) {
 	since := map[string]time.Time{}
 	return actors.NewLoop(actors.LoopConfig{
@@ -69,13 +70,13 @@ func (n *Node) watch(since map[string]time.Time, found []grpcgw.Trouble) {
 		now[t.Check] = true
 		if since[t.Check].IsZero() {
 			since[t.Check] = time.Now()
-			n.cfg.Logger.Error().Str("check", t.Check).Str("reason", t.Reason).Msg("the member is in trouble")
+			n.cfg.Logger.Error().Str("check", t.Check).Str("reason", t.Reason).Msg("health check failed")
 		}
 	}
 	for check, began := range since {
 		if !now[check] {
 			delete(since, check)
-			n.cfg.Logger.Info().Str("check", check).Dur("after", time.Since(began)).Msg("the trouble is over")
+			n.cfg.Logger.Info().Str("check", check).Dur("after", time.Since(began)).Msg("health check passes again")
 		}
 	}
 	n.trouble.reported.Store(len(since) > 0)
