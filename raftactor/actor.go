@@ -15,7 +15,19 @@ import (
 	"github.com/troupe-db/troupe/raftactor/replica"
 )
 
-// Lanes of raft's mailbox, in the order in which a batch is worked off.
+// How raft handles a batch of messages, in the order of the data:
+//
+//	Propose    goes into the replica; raft remembers when it came
+//	ready      takes the replica's outputs one after another, while there is credit:
+//	           appends go to the WAL, applies to applyactor, messages to peers
+//	Appended   an append is durable: the replica gets its responses, and the proposer
+//	           learns that the batches in it are settled
+//	Applied    the view contains the entries: the replica may hand out more, and readers
+//	           may continue
+//	Persisted  the store has the entries: the replica drops them, and the log is trimmed
+//	publish    makes the status visible to other goroutines, at the end of each batch
+
+// Lanes of raft's mailbox, in the order in which the messages of a batch are handled.
 const (
 	raftLocal = iota
 	raftPeers
@@ -25,32 +37,33 @@ const (
 
 // Lanes that other rooms post to.
 const (
-	// RaftLocal is where walactor and mvccactor answer.
+	// RaftLocal is the lane for the answers of walactor and mvccactor.
 	RaftLocal = raftLocal
 )
 
 var (
-	// controlLimit bounds messages between the actors of this package: answers
-	// to what is under way, changes of leadership, ticks.
+	// controlLimit bounds messages between the actors of this package: answers to
+	// proposals and read attempts, changes of leadership, ticks.
 	controlLimit = actors.Limit{Requests: 1024, Bytes: 1 << 20}
-	// localLimit bounds the answers of appends and applies. raft hands out at
-	// most OutstandingMax of each.
+	// localLimit bounds the answers to appends and applies. At most OutstandingMax of
+	// each are outstanding.
 	localLimit = actors.Limit{Requests: 4 * OutstandingMax, Bytes: 64 << 20}
-	// tickLimit: a second tick in the queue says that raft is late, more say
-	// nothing new.
+	// tickLimit bounds queued ticks. If raft is so late that two are queued, further ones
+	// are dropped.
 	tickLimit = actors.Limit{Requests: 2, Bytes: 2}
 )
 
 const (
-	// OutstandingMax bounds the appends, and the applies, handed out and not
-	// answered: the mailboxes of wal and apply need room for as many. raft waits
-	// with its next Ready.
+	// OutstandingMax bounds the appends, and the applies, that are sent and not answered.
+	// The mailboxes of wal and apply must have room for as many. At the limit, raft does
+	// not take the replica's next output.
 	OutstandingMax = 256
-	// waitingReadsMax bounds read attempts that wait for the term's first
-	// entry: the batcher has one at a time, and retries.
+	// waitingReadsMax bounds the read attempts that wait for the first entry of the
+	// term. Others are dropped: the batcher has one at a time, and retries.
 	waitingReadsMax = 16
-	// markEvery is after how many durably applied entries the WAL is marked
-	// although their bytes are few; each mark costs a record, and lets segments go.
+	// markEvery is the number of persisted entries after which the WAL gets a new mark,
+	// even if the replica has dropped no entries. A mark costs a record of the log, and
+	// allows segments to be removed.
 	markEvery = 1024
 )
 
@@ -67,17 +80,19 @@ type Config struct {
 	Metrics   *Metrics
 }
 
-// State is what other goroutines may know of raft at any time. It outlives
-// reboots of the core.
+// State is raft's status, for other goroutines. The raft actor writes it at the end of each
+// batch. It outlives reboots of the core.
 type State struct {
 	status atomic.Pointer[replica.Status]
-	// alone allows reads without asking raft; see replica.Status.Alone.
+	// alone allows reads from the newest view without a read index; see
+	// replica.Status.Alone.
 	alone atomic.Bool
 	// solitary suspends raft's ticks; see replica.Status.Solitary.
 	solitary atomic.Bool
-	// leads is the term of replica.Status.Leads, 0 while it does not hold.
+	// leads is the term while replica.Status.Leads holds, and 0 otherwise.
 	leads atomic.Uint64
-	// readers wait in readindex: it wants to hear of Applied.
+	// readers is set by readindex while readers wait for an index to be applied. raft
+	// then passes Applied on to it.
 	readers atomic.Bool
 }
 
@@ -89,14 +104,15 @@ func (s *State) Status() replica.Status {
 	return replica.Status{}
 }
 
-// Alone tells whether the newest view is linearizable as it is.
+// Alone reports whether a read of the newest view is linearizable.
 func (s *State) Alone() bool { return s.alone.Load() }
 
-// Leads returns the term in which this member leads and has applied an entry, 0
-// if there is none.
+// Leads returns the term in which this member is the leader and has applied an entry; 0 if
+// it is not, or has not.
 func (s *State) Leads() (term uint64) { return s.leads.Load() }
 
-// Reset forgets what was true of the core that is gone.
+// Reset clears what only holds for an incarnation of the core. It is called when one has
+// stopped.
 func (s *State) Reset() {
 	s.alone.Store(false)
 	s.solitary.Store(false)
@@ -111,21 +127,25 @@ type Raft struct {
 	proposer  *actors.Mailbox
 	readIndex *actors.Mailbox
 
-	ticker    *actors.Ticker
-	waiting   []uint64 // read attempts that wait for the term's first entry
+	ticker *actors.Ticker
+	// waiting has the read attempts that wait for the first entry of the term. publish
+	// answers them; a change of role drops them.
+	waiting []uint64
+	// proposals has the proposals that are in no append yet, by batch; enqueued has when
+	// each was posted. dispatchAppend removes them, and so does a change of role.
 	proposals map[uint64]*raftmsg.Propose
-	enqueued  map[uint64]int64 // when each of them came
-	underway  [][]uint64       // batches in each append that is not durable, oldest first
-	leader    uint64
+	enqueued  map[uint64]int64
+	underway  [][]uint64 // batches in each append that is not durable, oldest first
+	leader    uint64     // as of the last change of role; 0 for none
 	isLeader  bool
 	marked    uint64 // index of the last mark sent to the WAL
-	started   int64  // of the batch in hand
-	awaited   uint64 // largest index that a reader was given
-	deferring bool   // as the mailbox was told last
+	started   int64  // when the current batch was started
+	awaited   uint64 // largest index that was sent to readindex; it only grows
+	deferring bool   // the last argument of box.Defer
 }
 
-// NewMailbox returns raft's mailbox. It is made before the stages around raft,
-// which all post to it.
+// NewMailbox returns raft's mailbox. It is created before the other stages, which post to
+// it.
 func NewMailbox(proposals actors.Limit, faults *actors.Faults) *actors.Mailbox {
 	return actors.NewMailbox(actors.MailboxConfig{
 		Name: actors.CoreRaft,
@@ -139,15 +159,14 @@ func NewMailbox(proposals actors.Limit, faults *actors.Faults) *actors.Mailbox {
 	})
 }
 
-// New returns the raft stage. The mailboxes of the proposer and of readindex are
-// told by Connect before the stage starts.
+// New returns the raft stage. IMPORTANT: call Connect before the stage starts.
 func New(cfg Config, box *actors.Mailbox) (*Raft, actors.Stage) {
 	r := &Raft{cfg: cfg, box: box,
 		proposals: make(map[uint64]*raftmsg.Propose), enqueued: make(map[uint64]int64)}
 	return r, actors.Stage{Name: actors.CoreRaft, Actor: r, Mailbox: box}
 }
 
-// Connect tells raft whom to answer.
+// Connect sets the mailboxes of the proposer and of readindex.
 func (r *Raft) Connect(proposer, readIndex *actors.Mailbox) {
 	r.proposer, r.readIndex = proposer, readIndex
 }
@@ -179,7 +198,7 @@ func (r *Raft) batch(b *actors.Batch) {
 		case *raftmsg.Persisted:
 			r.persisted(m)
 		case *raftpb.Message:
-			// A refused message is one more that got lost.
+			// A message that raft refuses counts as lost.
 			_ = r.cfg.Replica.Step(m)
 		case *actors.Tick:
 			r.tick()
@@ -214,12 +233,12 @@ func (r *Raft) appended(m *raftmsg.Appended) {
 func (r *Raft) applied(m *raftmsg.Applied) {
 	must(r.cfg.Replica.Applied(m.Index, m.ConfChanges))
 	if r.cfg.State.readers.Load() {
-		_ = r.readIndex.TryPost(readControl, m, actors.Cost{Requests: 1}) // it asks again with its tick
+		_ = r.readIndex.TryPost(readControl, m, actors.Cost{Requests: 1}) // readindex checks with each tick as well
 	}
 	r.campaignAlone()
 }
 
-// persisted frees memory and log that restart will not need.
+// persisted drops the entries, and trims the log, that a start does not need any more.
 func (r *Raft) persisted(m *raftmsg.Persisted) {
 	must(r.cfg.Replica.Persisted(m.AppliedIndex, m.AppliedTerm, m.ConfState))
 	first := r.cfg.Replica.FirstIndex()
@@ -238,11 +257,11 @@ func (r *Raft) tick() {
 	r.campaignAlone()
 }
 
-// campaignAlone elects a lone voter at once: there is nobody to wait for.
+// campaignAlone lets a lone voter campaign at once: there are no other candidates.
 func (r *Raft) campaignAlone() {
 	if r.leader == 0 && r.cfg.Replica.OnlyVoter() {
-		// Refused while a change of the configuration waits to be applied; the
-		// next Applied tries again.
+		// raft refuses while a committed configuration change is not applied; the next
+		// Applied tries again.
 		_ = r.cfg.Replica.Campaign()
 	}
 }
@@ -256,12 +275,12 @@ func (r *Raft) propose(m *raftmsg.Propose, enqueued int64) {
 	}
 	switch {
 	case err == nil:
-		// What the member forwards to a leader settles when it comes back.
+		// A proposal that is forwarded to the leader settles when its entry arrives.
 		r.proposals[m.BatchId], r.enqueued[m.BatchId] = m, enqueued
-		m.Data = nil // raft's now; what is forwarded and lost stays here for a while
+		m.Data = nil // the replica has it; a forwarded proposal that is lost stays in proposals
 	default:
-		// No leader, a leader that is stepping down, or too much uncommitted:
-		// the proposer tries again when something has moved.
+		// There is no leader, the leader is stepping down, or too much is uncommitted. The
+		// proposer tries again after a change of role or a tick.
 		r.proposer.MustPost(proposerControl, &raftmsg.Settled{Dropped: []uint64{m.BatchId}}, actors.Cost{Requests: 1})
 	}
 }
@@ -273,21 +292,21 @@ func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
 	case r.cfg.Replica.Status().Alone:
 		r.answerRead(m.Id, r.cfg.Replica.Status().Committed)
 	case len(r.waiting) < waitingReadsMax:
-		// raft would answer a lone voter's read from an index of an earlier
-		// term: entries it acknowledged may lie above.
+		// raft would answer with the commit index, which may still be of an earlier term.
+		// Entries above it may have been acknowledged.
 		r.waiting = append(r.waiting, m.Id)
 	}
 }
 
 func (r *Raft) answerRead(id, index uint64) {
 	r.awaited = max(r.awaited, index)
-	// A lost answer is a lost read index: the batcher retries.
+	// If the mailbox is full, the answer is lost and the batcher retries.
 	_ = r.readIndex.TryPost(readControl, &raftmsg.ReadIndexed{Id: id, Index: index},
 		actors.Cost{Requests: 1})
 }
 
-// ready dispatches what raft has to say, until it is silent or its credit is
-// used up.
+// ready dispatches the outputs of the replica, until there are none or the credit is used
+// up.
 func (r *Raft) ready() {
 	for {
 		appends, applies := r.cfg.Replica.Outstanding()
@@ -304,8 +323,8 @@ func (r *Raft) ready() {
 	r.deferApplied()
 }
 
-// deferApplied lets news of applied entries wait for other work while nothing depends
-// on them: a lone voter's readers are answered, and no output is held back.
+// deferApplied makes the mailbox defer Applied to other work while nothing depends on it:
+// a lone voter whose readers are answered, and that holds back no output.
 func (r *Raft) deferApplied() {
 	s := r.cfg.State.status.Load()
 	appends, applies := r.cfg.Replica.Outstanding()
@@ -355,8 +374,8 @@ func (r *Raft) dispatchAppend(a replica.Append) {
 	r.underway = append(r.underway, ids)
 }
 
-// entriesCost weighs entries in a mailbox. They count as one request: how many
-// requests they carry is the proposer's limit already.
+// entriesCost returns the cost of entries in a mailbox. They count as one request, because
+// the proposer's mailbox already limits the requests in them.
 func entriesCost(entries []*raftpb.Entry) actors.Cost {
 	bytes := 0
 	for _, e := range entries {
@@ -379,7 +398,8 @@ func (r *Raft) roleChanged() {
 	r.readIndex.MustPost(readControl, m, actors.Cost{Requests: 1})
 }
 
-// publish lets other goroutines see the status.
+// publish makes the status visible to other goroutines, and answers the waiting read
+// attempts if it allows that.
 func (r *Raft) publish() {
 	s := r.cfg.Replica.Status()
 	r.cfg.State.status.Store(&s)

@@ -14,39 +14,38 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// Call is one request on its way from the gateway to the proposer, and its
-// answer on the way back. It is not a protobuf message: it stays in the process.
+// Call is one request from the gateway to the proposer, with its answer. It is not a
+// protobuf message, because it never leaves the process.
 type Call struct {
 	encoded  []byte // the request as a field of a RequestBatch
-	deadline int64  // actors.Now by which it is answered, at the latest
+	deadline int64  // actors.Now at which it is answered at the latest
 	reply    actors.Reply[Answer]
-	notify   func(Answer) // if set, gets the answer instead of reply
+	notify   func(Answer) // if set, receives the answer instead of reply
 }
 
 // Answer is the outcome of a call.
 type Answer struct {
 	Result *raftmsg.Result
-	Index  uint64 // of the entry that carried the request, 0 if it got into none
-	// Rest is what the caller has to do by itself to complete the response; nil if
-	// nothing. The caller must do it or release it.
+	Index  uint64 // of the entry with the request; 0 if it was not proposed
+	// Rest is work that the caller has to do to complete the response; nil if there is
+	// none. IMPORTANT: the caller must do or release it.
 	Rest Rest
 }
 
-// Rest is work on a response that is left to whoever gets it.
+// Rest is work on a response that is left to its receiver.
 type Rest interface {
-	// Release gives the work up.
+	// Release discards the work and what it holds.
 	Release()
 }
 
-// fieldRequests is the number of RequestBatch.requests, fieldBatchID of id.
+// Field numbers of applymsg.RequestBatch.
 const (
 	fieldBatchID  = 1
 	fieldRequests = 2
 )
 
-// newCall encodes a request. Doing so here spreads the work over the callers'
-// goroutines, of which there are many, instead of the proposer, of which there
-// is one.
+// newCall returns a call for a request, which it encodes. So requests are encoded on the
+// goroutines of the callers, and not all on that of the proposer.
 func newCall(req *applymsg.Request, timeout time.Duration) *Call {
 	size := proto.Size(req)
 	buf := make([]byte, 0, size+protowire.SizeTag(fieldRequests)+protowire.SizeVarint(uint64(size)))
@@ -54,26 +53,27 @@ func newCall(req *applymsg.Request, timeout time.Duration) *Call {
 	buf = protowire.AppendVarint(buf, uint64(size))
 	buf, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(buf, req)
 	if err != nil {
-		panic("raftactor: " + err.Error()) // strings were checked when the request came in
+		panic("raftactor: " + err.Error()) // cannot happen: gRPC has checked the strings
 	}
 	return &Call{encoded: buf, deadline: actors.Now() + int64(timeout), reply: actors.NewReply[Answer]()}
 }
 
-// newNotice encodes a request of a stage, which cannot wait: notify gets the
-// answer, on any goroutine, and must not block.
+// newNotice returns a call for a request of a stage, which cannot wait. notify receives the
+// answer. It is called on any goroutine and must not block.
 func newNotice(req *applymsg.Request, timeout time.Duration, notify func(Answer)) *Call {
 	c := newCall(req, timeout)
 	c.notify = notify
 	return c
 }
 
-// Size is the length of the encoded request in bytes.
+// Size returns the length of the encoded request in bytes.
 func (c *Call) Size() int { return len(c.encoded) }
 
-// Cost is what the call weighs in the proposer's mailbox.
+// Cost returns the cost of the call in the proposer's mailbox.
 func (c *Call) Cost() actors.Cost { return actors.Cost{Requests: 1, Bytes: len(c.encoded)} }
 
-// resolve answers the call. A Rest that nobody receives is released.
+// resolve answers the call. If the caller does not receive the answer, its Rest is
+// released.
 func (c *Call) resolve(a Answer) {
 	rest, received := a.Rest, false
 	if c.notify != nil {
@@ -87,23 +87,22 @@ func (c *Call) resolve(a Answer) {
 	}
 }
 
-// Fail answers a call that changed nothing, or of which nobody knows whether it
-// did, with a code.
+// Fail answers a call with a code: it was not executed, or it is unknown whether it was.
 func (c *Call) Fail(code raftmsg.Code) {
 	c.resolve(Answer{Result: &raftmsg.Result{Code: code}})
 }
 
-// Replies finds the callers of a batch when its results come. It outlives
+// Replies has the calls of the proposed batches until their results arrive. It outlives
 // reboots of the core. Each call is answered exactly once.
 type Replies struct {
 	mu      sync.Mutex
 	batches map[uint64]*proposed
 }
 
-// proposed is a batch under way. Guarded by Replies.mu until it is taken out.
+// proposed is a batch without results. It is guarded by Replies.mu until take removes it.
 type proposed struct {
-	calls    []*Call // nil where the call gave up waiting
-	deadline int64   // of the call that gives up next
+	calls    []*Call // nil for a call that has timed out
+	deadline int64   // of the call that times out next
 	cost     actors.Cost
 	release  func(actors.Cost)
 }
@@ -111,8 +110,8 @@ type proposed struct {
 // NewReplies returns an empty table.
 func NewReplies() *Replies { return &Replies{batches: make(map[uint64]*proposed)} }
 
-// register files the calls of a batch. release gives their room in the mailbox
-// back once they are answered.
+// register adds the calls of a batch. release is called with their cost in the mailbox
+// when they are answered.
 func (r *Replies) register(id uint64, calls []*Call, release func(actors.Cost)) {
 	p := &proposed{calls: calls, release: release}
 	p.tally()
@@ -121,7 +120,7 @@ func (r *Replies) register(id uint64, calls []*Call, release func(actors.Cost)) 
 	r.batches[id] = p
 }
 
-// tally computes the deadline and the cost of those that wait.
+// tally computes the deadline and the cost of the calls that have not timed out.
 func (p *proposed) tally() {
 	p.deadline, p.cost = math.MaxInt64, actors.Cost{}
 	for _, c := range p.calls {
@@ -146,7 +145,8 @@ func (r *Replies) take(id uint64) *proposed {
 	return p
 }
 
-// recall takes the calls of a batch back unanswered, nil if it is answered.
+// recall removes a batch and returns its calls, which are not answered; nil if the batch is
+// not in the table.
 func (r *Replies) recall(id uint64) []*Call {
 	if p := r.take(id); p != nil {
 		return p.waiting()
@@ -154,17 +154,17 @@ func (r *Replies) recall(id uint64) []*Call {
 	return nil
 }
 
-// Awaited reports whether anybody on this member waits for the results of a
-// batch. It may end meanwhile.
+// Awaited reports whether calls on this member wait for the results of a batch. They may
+// time out at any moment.
 func (r *Replies) Awaited(id uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.batches[id] != nil
 }
 
-// Deliver answers the callers of a batch. A batch of another member, or one that
-// was given up, has none. rests has the work that is left for each result, nil
-// where there is none; it may be nil altogether.
+// Deliver answers the calls of a batch. A batch of another member has none, and neither has
+// one whose calls have all timed out. rests has the work that is left by result, nil for
+// none; rests is nil if there is none at all.
 func (r *Replies) Deliver(b *raftmsg.ResultBatch, rests []Rest) {
 	p := r.take(b.BatchId)
 	if p != nil {
@@ -183,7 +183,7 @@ func (r *Replies) Deliver(b *raftmsg.ResultBatch, rests []Rest) {
 	}
 }
 
-// FailAll answers all callers with a code.
+// FailAll answers all calls with a code.
 func (r *Replies) FailAll(code raftmsg.Code) {
 	r.mu.Lock()
 	left := r.batches
@@ -197,16 +197,16 @@ func (r *Replies) FailAll(code raftmsg.Code) {
 	}
 }
 
-// Waiting reports that a batch is not answered.
+// Waiting reports whether there are batches without results.
 func (r *Replies) Waiting() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.batches) > 0
 }
 
-// expire answers the callers whose time is over. It returns the batches that
-// nobody waits for any more. The table holds no more batches than the proposer's
-// mailbox admits requests, and mostly one.
+// expire answers the calls whose deadline has passed with a code. It returns the batches
+// that have no calls left. It visits all batches; there are at most as many as the
+// proposer's mailbox admits requests, and usually one.
 func (r *Replies) expire(now int64, code raftmsg.Code) (ended []uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,7 +231,7 @@ func (r *Replies) expire(now int64, code raftmsg.Code) (ended []uint64) {
 	return ended
 }
 
-// Requests returns how many requests are proposed and not answered.
+// Requests returns the number of requests that are proposed and not answered.
 func (r *Replies) Requests() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -242,7 +242,7 @@ func (r *Replies) Requests() int {
 	return n
 }
 
-// postCall hands a call to the proposer. Errors as actors.Mailbox.TryPost.
+// postCall posts a call to the proposer. Errors: those of actors.Mailbox.TryPost.
 func postCall(box *actors.Mailbox, c *Call) error {
 	return box.TryPost(proposerCalls, c, c.Cost())
 }

@@ -13,39 +13,38 @@ import (
 
 // ClientConfig is what a client needs.
 type ClientConfig struct {
-	// Timeout is the time after which a request is answered with TIMED_OUT.
+	// Timeout bounds a request; then it is answered with TIMED_OUT.
 	Timeout time.Duration
 	State   *State
-	// Full reports that the log has no space for a request.
+	// Full reports whether the log has no space for a request.
 	Full    func(*applymsg.Request) bool
 	Metrics *Metrics
 }
 
-// Client proposes requests and asks for read indexes. It follows the core: Connect
-// points it to the stages of an incarnation, and while there is none it answers
-// STOPPED. It is safe for concurrent use.
+// Client proposes requests and requests read indexes. Connect sets the incarnation of the
+// core that it uses; while there is none, it answers STOPPED. It is safe for concurrent use.
 type Client struct {
 	cfg  ClientConfig
 	core atomic.Pointer[clientCore]
 }
 
-// clientCore is what a client posts to in one incarnation of the core.
+// clientCore has the mailboxes of one incarnation of the core.
 type clientCore struct{ proposer, readIndex *actors.Mailbox }
 
 // NewClient returns a client without a core.
 func NewClient(cfg ClientConfig) *Client { return &Client{cfg: cfg} }
 
-// Connect points the client to the stages of a core that has started.
+// Connect makes the client use the stages of a core that has started.
 func (c *Client) Connect(proposer, readIndex *actors.Mailbox) {
 	c.core.Store(&clientCore{proposer, readIndex})
 }
 
-// Disconnect takes the core away, which is stopping.
+// Disconnect makes the client answer STOPPED. It is called when the core stops.
 func (c *Client) Disconnect() { c.core.Store(nil) }
 
-// Propose posts a request to the proposer and waits for the answer. An outcome of
-// any kind is a code in the result; the error is that of ctx, if it ends first. The
-// request may be applied even so.
+// Propose posts a request to the proposer and waits for the answer. The outcome is the code
+// of the result. If ctx ends first, Propose returns its error; the request may still be
+// applied.
 //
 // IMPORTANT: the caller must do or release the Rest of the answer.
 func (c *Client) Propose(ctx context.Context, req *applymsg.Request) (Answer, error) {
@@ -67,9 +66,9 @@ func (c *Client) Propose(ctx context.Context, req *applymsg.Request) (Answer, er
 	return answer, err
 }
 
-// Post proposes a request for a stage, which cannot wait: done gets the code of the
-// result, on any goroutine, and must not block. It reports whether the proposer
-// accepted the request; otherwise done is not called.
+// Post proposes a request for a stage, which cannot wait. done receives the code of the
+// result. It is called on any goroutine and must not block. Post reports whether the
+// proposer accepted the request; if not, done is not called.
 func (c *Client) Post(req *applymsg.Request, done func(raftmsg.Code)) bool {
 	core := c.core.Load()
 	if core == nil {
@@ -79,8 +78,9 @@ func (c *Client) Post(req *applymsg.Request, done func(raftmsg.Code)) bool {
 	return postCall(core.proposer, call) == nil
 }
 
-// ReadIndex returns OK once the newest view is linearizable: it contains every write
-// acknowledged anywhere before the call. The error is that of ctx.
+// ReadIndex waits until a read of the newest view is linearizable: the view contains every
+// write that any member acknowledged before the call. It returns OK then. The error is that
+// of ctx.
 func (c *Client) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
 	if c.cfg.State.Alone() {
 		return raftmsg.Code_OK, nil

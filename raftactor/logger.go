@@ -6,7 +6,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Logger lets raft write to a zerolog logger.
+// Logger is a raft.Logger that writes to a zerolog logger.
 type Logger struct{ Log zerolog.Logger }
 
 func (l *Logger) Debug(v ...any)                   { l.Log.Debug().Msg(fmt.Sprint(v...)) }
@@ -18,7 +18,7 @@ func (l *Logger) Warningf(format string, v ...any) { l.Log.Warn().Msgf(format, v
 func (l *Logger) Error(v ...any)                   { l.Log.Error().Msg(fmt.Sprint(v...)) }
 func (l *Logger) Errorf(format string, v ...any)   { l.Log.Error().Msgf(format, v...) }
 
-// Fatal is a broken invariant of raft's: the core must not go on.
+// Fatal is called when an invariant of raft is broken. It panics, so that the core reboots.
 func (l *Logger) Fatal(v ...any)                 { panic(fmt.Sprint(v...)) }
 func (l *Logger) Fatalf(format string, v ...any) { panic(fmt.Sprintf(format, v...)) }
 func (l *Logger) Panic(v ...any)                 { panic(fmt.Sprint(v...)) }

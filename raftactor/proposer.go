@@ -11,6 +11,17 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
+// How a request becomes an entry, in the order of the data:
+//
+//	backlog     calls wait in the mailbox while an append is in progress, and then in the
+//	            backlog, oldest first
+//	pack        takes as many of the oldest calls as fit into an entry
+//	register    adds the calls to Replies, which answers them when the results arrive, or
+//	            when their deadline passes
+//	Propose     passes the entry to raft; the batch is outstanding
+//	Settled     the batch is durable, and no longer outstanding: the next entry may follow.
+//	            If raft dropped the batch instead, its calls return to the backlog
+
 // Lanes of the proposer's mailbox.
 const (
 	proposerControl = iota
@@ -18,28 +29,28 @@ const (
 )
 
 const (
-	// packBytesMax is where an entry is full. A larger request travels alone.
+	// packBytesMax bounds the requests in an entry. A larger request is an entry of its
+	// own.
 	packBytesMax = 1 << 20
-	// windowMax and windowBytes bound what is proposed and not durable when the
-	// disk is slow: several appends then overlap their waiting.
+	// windowMax and windowBytes bound the outstanding batches on a slow disk, where
+	// several appends share the wait for it.
 	windowMax   = 4
 	windowBytes = 4 << 20
-	// slowFsync is where a disk counts as slow. On a faster one a single append
-	// under way gathers the larger batch, and wins.
+	// slowFsync is the fsync time from which a disk counts as slow. On a faster disk one
+	// outstanding batch is better, because the next batch becomes larger meanwhile.
 	slowFsync = 500 * time.Microsecond
-	// proposerTick is how often overdue calls are looked for while there are any
-	// that wait.
+	// proposerTick is the interval of checks for overdue calls, while any wait.
 	proposerTick = 100 * time.Millisecond
 )
 
 // ProposerConfig is what the proposer needs.
 type ProposerConfig struct {
-	Limit   actors.Limit // requests accepted and not yet answered
+	Limit   actors.Limit // of requests that are accepted and not answered
 	Replies *Replies
 	Raft    *actors.Mailbox
-	// NextBatch returns an id that no other batch of any member or boot has.
+	// NextBatch returns an id that is unique among members and boots.
 	NextBatch func() uint64
-	// Fsync returns how long the WAL's fsyncs take lately.
+	// Fsync returns the recent duration of the WAL's fsyncs.
 	Fsync   func() time.Duration
 	Metrics *Metrics
 	Faults  *actors.Faults
@@ -50,13 +61,13 @@ type Proposer struct {
 	cfg ProposerConfig
 	box *actors.Mailbox
 
-	leader      uint64
+	leader      uint64 // 0 for none
 	isLeader    bool
-	idle        bool           // nothing in backlog, as the mailbox was told last
-	paused      bool           // raft dropped a proposal: wait until something moves
+	idle        bool           // the last argument of box.Defer: the backlog was empty
+	paused      bool           // set when raft drops a proposal, until a tick or a change of role
 	backlog     []*Call        // not proposed yet, oldest first
-	enqueued    int64          // when the oldest of them came
-	outstanding map[uint64]int // bytes by batch, proposed and not durable
+	enqueued    int64          // when the oldest of backlog was posted, at the latest
+	outstanding map[uint64]int // bytes of the batches that are proposed and not settled
 	bytes       int            // sum over outstanding
 	ticker      *actors.Ticker
 }
@@ -114,7 +125,7 @@ func (p *Proposer) batch(b *actors.Batch) {
 	p.cfg.Faults.Point(actors.CoreProposer, "batch")
 	p.propose(b.Started)
 	if idle := len(p.backlog) == 0; idle != p.idle {
-		// The window matters only to what waits for it.
+		// Without a backlog, Settled may be deferred: nothing waits for the window.
 		p.idle = idle
 		p.box.Defer(idle)
 	}
@@ -140,7 +151,7 @@ func (p *Proposer) propose(started int64) {
 			Data: data, BatchId: id, Requests: int64(n),
 			Enqueued: p.enqueued, Started: started, Ended: actors.Now(),
 		}, actors.Cost{Requests: n, Bytes: len(data)})
-		p.enqueued = started // a bound for those that wait on
+		p.enqueued = started // the rest of the backlog was posted before
 	}
 	if len(p.backlog) == 0 {
 		p.backlog = nil
@@ -149,7 +160,7 @@ func (p *Proposer) propose(started int64) {
 
 func (p *Proposer) release(c actors.Cost) { p.box.ReleaseLane(proposerCalls, c) }
 
-// open tells whether one more entry may be under way.
+// open reports whether one more batch may be outstanding.
 func (p *Proposer) open() bool {
 	if len(p.outstanding) == 0 {
 		return true
@@ -157,8 +168,7 @@ func (p *Proposer) open() bool {
 	return p.cfg.Fsync() >= slowFsync && len(p.outstanding) < windowMax && p.bytes < windowBytes
 }
 
-// pack returns how many of the oldest calls go into the next entry, and their
-// size.
+// pack returns the number of the oldest calls that fit into the next entry, and their size.
 func (p *Proposer) pack() (n, size int) {
 	for n < len(p.backlog) {
 		next := size + len(p.backlog[n].encoded)
@@ -170,7 +180,7 @@ func (p *Proposer) pack() (n, size int) {
 	return n, size
 }
 
-// encodeBatch concatenates what the callers encoded to an applymsg.RequestBatch.
+// encodeBatch returns an applymsg.RequestBatch of the encoded calls.
 func encodeBatch(id uint64, calls []*Call, size int) []byte {
 	data := make([]byte, 0, size+protowire.SizeTag(fieldBatchID)+protowire.SizeVarint(id))
 	data = protowire.AppendTag(data, fieldBatchID, protowire.VarintType)
@@ -203,8 +213,8 @@ func (p *Proposer) settled(m *raftmsg.Settled) {
 	for _, id := range m.Dropped {
 		p.paused = true
 		p.forget(id)
-		// In no log: first in line for the next entry. The room they hold in
-		// the mailbox stays taken.
+		// The calls are in no log. They go first in the next entry, and keep their room in
+		// the mailbox.
 		p.backlog = append(p.cfg.Replies.recall(id), p.backlog...)
 	}
 }
@@ -214,8 +224,8 @@ func (p *Proposer) forget(id uint64) {
 	delete(p.outstanding, id)
 }
 
-// roleChanged reopens the window: what was under way in another term may or may
-// not be in the log, and nobody will tell.
+// roleChanged clears the window: batches of an earlier term may be lost, and raft does not
+// report which of them are.
 func (p *Proposer) roleChanged(m *raftmsg.RoleChanged) {
 	p.leader, p.isLeader, p.paused = m.Leader, m.IsLeader, false
 	clear(p.outstanding)
@@ -226,7 +236,7 @@ func (p *Proposer) tick(t *actors.Tick) {
 	p.paused = false
 	for _, id := range p.cfg.Replies.expire(t.At, raftmsg.Code_TIMED_OUT) {
 		if !p.isLeader {
-			// Forwarded, and maybe lost on the way: nobody would tell.
+			// The batch was forwarded to the leader. If it was lost, it never settles.
 			p.forget(id)
 		}
 	}

@@ -9,6 +9,15 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
+// How readers get a linearizable view, in the order of the data:
+//
+//	queued    readers wait for the next attempt
+//	attempt   raft is asked for a read index, under an id of its own; readers that come
+//	          later wait for the next attempt. If there is no answer, the attempt is
+//	          repeated under a new id
+//	settled   the attempt has an index; its readers wait until that is applied
+//	release   answers the readers
+
 // Lanes of the read-index batcher's mailbox.
 const (
 	readControl = iota
@@ -16,16 +25,16 @@ const (
 )
 
 const (
-	// readTick is how often lost attempts and overdue readers are looked for.
+	// readTick is the interval of checks for lost attempts and overdue readers.
 	readTick = 100 * time.Millisecond
-	// readRetry is when an attempt without an answer counts as lost.
+	// readRetry is the time after which an attempt without an answer counts as lost.
 	readRetry = 500 * time.Millisecond
 )
 
 // ReadCall is one reader that waits until the view is linearizable.
 type ReadCall struct {
-	deadline int64
-	// reply gets OK when the view contains all that was acknowledged before the call.
+	deadline int64 // actors.Now at which it is answered at the latest
+	// reply receives OK when the view contains all writes acknowledged before the call.
 	reply actors.Reply[raftmsg.Code]
 }
 
@@ -36,7 +45,7 @@ func newReadCall(timeout time.Duration) *ReadCall {
 
 func (c *ReadCall) resolve(code raftmsg.Code) { c.reply.Resolve(code) }
 
-// postRead hands a reader to the batcher.
+// postRead posts a reader to the batcher. Errors: those of actors.Mailbox.TryPost.
 func postRead(box *actors.Mailbox, c *ReadCall) error {
 	return box.TryPost(readCalls, c, actors.Cost{Requests: 1})
 }
@@ -52,18 +61,18 @@ type ReadIndexConfig struct {
 	Faults  *actors.Faults
 }
 
-// ReadIndex batches readers: all that came before an attempt share its index.
+// ReadIndex batches readers: all that arrive before an attempt share its index.
 type ReadIndex struct {
 	cfg ReadIndexConfig
 	box *actors.Mailbox
 
-	leader  uint64
-	queued  []*ReadCall // for the next attempt
-	attempt []*ReadCall // the one under way asks for these
-	id      uint64
-	sent    int64
-	slow    bool
-	settled []readWait // have an index, and wait for it to be applied; by index
+	leader  uint64      // 0 for none
+	queued  []*ReadCall // readers of the next attempt
+	attempt []*ReadCall // readers of the current attempt; empty if there is none
+	id      uint64      // of the current attempt
+	sent    int64       // when the attempt was sent, as actors.Now
+	slow    bool        // the attempt was counted as slow
+	settled []readWait  // readers whose index is not applied, in the order of their indexes
 	ticker  *actors.Ticker
 }
 
@@ -124,13 +133,13 @@ func (r *ReadIndex) batch(b *actors.Batch) {
 	}
 }
 
-// answer tells a reader the outcome and gives its room in the mailbox back.
+// answer completes a call and releases its room in the mailbox.
 func (r *ReadIndex) answer(c *ReadCall, code raftmsg.Code) {
 	r.box.ReleaseLane(readCalls, actors.Cost{Requests: 1})
 	c.resolve(code)
 }
 
-// ask starts an attempt for all that wait, if none is under way.
+// ask starts an attempt for all queued readers, unless there is one already.
 func (r *ReadIndex) ask() {
 	if len(r.attempt) > 0 || len(r.queued) == 0 || r.leader == 0 {
 		return
@@ -153,8 +162,7 @@ func (r *ReadIndex) readIndexed(m *raftmsg.ReadIndexed) {
 	r.attempt = nil
 }
 
-// release answers the readers whose index is applied. Indexes grow, so the
-// first stand in front.
+// release answers the readers whose index is applied.
 func (r *ReadIndex) release() {
 	r.cfg.State.readers.Store(len(r.settled) > 0)
 	applied := r.cfg.Applied()
@@ -191,7 +199,7 @@ func (r *ReadIndex) tick(t *actors.Tick) {
 	}
 }
 
-// expire answers the readers whose time is over and returns the others.
+// expire answers the readers whose deadline has passed, and returns the others.
 func (r *ReadIndex) expire(calls []*ReadCall, now int64) []*ReadCall {
 	left := calls[:0]
 	for _, c := range calls {
