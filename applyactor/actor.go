@@ -92,7 +92,7 @@ func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 	return ops
 }
 
-// logAlarms writes a line for each alarm that an entry raised or disarmed.
+// logAlarms logs each alarm that an entry raised or disarmed.
 func (a *Actor) logAlarms(now []*applymsg.Alarm) {
 	write := func(text string, of, without []*applymsg.Alarm) {
 		for _, alarm := range of {

@@ -29,7 +29,7 @@ type Metrics struct {
 func NewMetrics(r prometheus.Registerer, cfg MetricsConfig) *Metrics {
 	m := &Metrics{
 		cfg: cfg,
-		// Entries are not what is counted: one carries many requests.
+		// This counts requests instead of entries, because an entry has many requests.
 		committed: promauto.With(r).NewGauge(prometheus.GaugeOpts{Namespace: "etcd", Subsystem: "server",
 			Name: "proposals_committed_total", Help: "Client requests in committed raft entries since the start."}),
 	}
@@ -58,7 +58,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	for i, a := range v.Cluster.GetAlarms() {
-		// A series may be exported once only.
+		// A series must not be exported twice.
 		if apply.FindAlarm(v.Cluster.Alarms[:i], a.MemberId, a.Type) < 0 {
 			ch <- prometheus.MustNewConstMetric(descAlarms, prometheus.GaugeValue, 1, hexID(a.MemberId), a.Type.String())
 		}

@@ -12,24 +12,23 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// What RangeStream cannot do, in etcd's words.
+// Errors of requests that RangeStream does not support, with etcd's texts.
 var (
 	errStreamOrder   = status.Error(codes.Unimplemented, "RangeStream does not support custom sort orders")
 	errStreamFilters = status.Error(codes.Unimplemented, "RangeStream does not support revision filters")
 )
 
-// errAlarmAction answers an alarm request of an unknown kind, over which etcd
-// itself stumbles.
+// errAlarmAction is the error of an alarm request with an unknown action, which etcd does
+// not handle.
 var errAlarmAction = status.Error(codes.InvalidArgument, "etcdserver: unknown alarm action")
 
-// errPanic answers a request whose handler panicked.
+// errPanic is the error of a request whose handler panicked.
 var errPanic = status.Error(codes.Internal, "etcdserver: internal error")
 
-// errRecord tells of a record that the store handed out and that does not begin
-// with its key.
+// errRecord: a record of the store does not begin with its key.
 var errRecord = errors.New("grpcgw: stored record without a key")
 
-// codeErrors is etcd's error for each outcome of a proposal or a read index.
+// codeErrors has etcd's error for each outcome of a proposal or a read index.
 var codeErrors = map[raftmsg.Code]error{
 	raftmsg.Code_KEY_NOT_FOUND:       rpctypes.ErrGRPCKeyNotFound,
 	raftmsg.Code_LEASE_NOT_FOUND:     rpctypes.ErrGRPCLeaseNotFound,
@@ -44,8 +43,8 @@ var codeErrors = map[raftmsg.Code]error{
 	raftmsg.Code_TIMED_OUT:           rpctypes.ErrGRPCTimeout,
 	raftmsg.Code_LEADER_CHANGED:      rpctypes.ErrGRPCLeaderChanged,
 	raftmsg.Code_NO_LEADER:           rpctypes.ErrGRPCNoLeader,
-	// Not the gRPC error of the same name: etcd lets this one reach the wire as
-	// code Unknown, and clients know it by its text.
+	// This is not the gRPC error of the same name: etcd sends it with code Unknown, and
+	// clients identify it by its text.
 	raftmsg.Code_TOO_MANY_REQUESTS: rpctypes.ErrTooManyRequests,
 }
 
@@ -60,8 +59,8 @@ func codeError(code raftmsg.Code) error {
 	return status.Error(codes.Unknown, "etcdserver: "+code.String())
 }
 
-// proposalError returns the error for a proposal whose context ended first.
-// etcd cannot tell a client's deadline from its own, and says timeout for both.
+// proposalError returns the error for a proposal whose context ended first. As in etcd,
+// the deadline of the client and that of the server have the same error, a timeout.
 func proposalError(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -92,11 +91,11 @@ func storeError(err error) error {
 	return plainError(err)
 }
 
-// StoreErrorText is the text of storeError, for what cannot carry a code.
+// StoreErrorText returns the text of storeError, for responses that have no code.
 func StoreErrorText(err error) string { return status.Convert(storeError(err)).Message() }
 
-// plainError returns the error for anything that etcd has no text of its own for.
-// Ends of contexts are left to gRPC, as in etcd.
+// plainError returns the error for a failure that etcd has no text for. Errors of contexts
+// are converted by gRPC, as in etcd.
 func plainError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err

@@ -115,9 +115,9 @@ func NewHTTPServer(h http.Handler) *http.Server {
 	return s
 }
 
-// newGRPC builds the gRPC server. Buffers and goroutines are gRPC's defaults: with
-// 1,000 clients putting over 100 connections, smaller buffers and a pool of stream
-// workers cost more processor time, and larger buffers gain nothing.
+// newGRPC returns the gRPC server. Buffers and goroutines are gRPC's defaults: with many
+// clients, smaller buffers and a pool of stream workers take more processor time, and larger
+// buffers have no effect.
 func (g *Gateway) newGRPC() *grpc.Server {
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(callCodec{newCodec(g.cfg.Metrics)}),

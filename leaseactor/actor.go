@@ -42,8 +42,7 @@ const (
 	// late.
 	tick = 100 * time.Millisecond
 
-	// revokeMax bounds the leases of one revoke. With a key each, mvccactor takes one
-	// or two milliseconds for it, during which puts wait.
+	// revokeMax bounds the leases of one revoke: puts wait while mvccactor executes it.
 	revokeMax = 200
 	// checkpointMax bounds the leases of one checkpoint, and of one reset.
 	checkpointMax = 1000
@@ -116,8 +115,8 @@ type Actor struct {
 	now    int64 // time of the current batch
 	table  *lease.Table
 
-	// busy and seenTerm are what due knows: whether anything waits for time to
-	// pass, and the term as of the last batch. Set at the end of each batch.
+	// busy reports whether anything depends on time; seenTerm is the term as of the last
+	// batch. Both are set at the end of each batch, and read by due.
 	busy     atomic.Bool
 	seenTerm atomic.Uint64
 

@@ -37,7 +37,7 @@ func (c *call[T]) wait(ctx context.Context) (T, raftmsg.Code, error) {
 type RenewCall struct {
 	call[int64] // the TTL in seconds
 	id          int64
-	deadline    int64 // actors.Now by which it is answered
+	deadline    int64 // actors.Now at which it is answered at the latest
 }
 
 // TimeCall requests the remaining time of a lease.

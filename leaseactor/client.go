@@ -12,23 +12,23 @@ import (
 
 // ClientConfig is what a client needs.
 type ClientConfig struct {
-	// Timeout is the time after which a call is answered with TIMED_OUT.
+	// Timeout bounds a call; then it is answered with TIMED_OUT.
 	Timeout time.Duration
-	// ReadIndex waits until all that was acknowledged is applied, as
-	// raftactor.Client.ReadIndex does. Alone reports that it has nothing to wait for.
+	// ReadIndex waits until all acknowledged writes are applied, as
+	// raftactor.Client.ReadIndex does. Alone reports that they always are.
 	ReadIndex func(context.Context) (raftmsg.Code, error)
 	Alone     func() bool
-	// Slow waits for a read index before each renewal, as etcd does without its gate
-	// FastLeaseKeepAlive.
+	// Slow makes each renewal wait for a read index first, as etcd does without its
+	// feature gate FastLeaseKeepAlive.
 	Slow bool
-	// Pause lets time pass between two attempts. It returns false when the member
-	// stops or the context ends.
+	// Pause waits between two attempts. It returns false if the member stops or the
+	// context ends.
 	Pause func(context.Context) bool
 }
 
-// Client calls the lease actor. It follows the core: Connect points it to the actor of
-// an incarnation. While there is none, or it does not lead yet, calls are attempted
-// again: after a start, a reboot or a change of leader. It is safe for concurrent use.
+// Client calls the lease actor. Connect sets the incarnation of the core that it uses. While
+// there is none, or the member is not the leader yet, calls are attempted again: after a
+// start, a reboot or a change of leader. It is safe for concurrent use.
 type Client struct {
 	cfg    ClientConfig
 	box    atomic.Pointer[actors.Mailbox] // nil while there is no core
@@ -40,10 +40,10 @@ func NewClient(cfg ClientConfig) *Client {
 	return &Client{cfg: cfg, renews: sync.Pool{New: func() any { return &RenewCall{call: newCall[int64]()} }}}
 }
 
-// Connect points the client to the mailbox of a lease actor that has started.
+// Connect makes the client use a lease actor that has started.
 func (c *Client) Connect(box *actors.Mailbox) { c.box.Store(box) }
 
-// Disconnect takes the actor away, whose core is stopping.
+// Disconnect removes the actor. It is called when the core stops.
 func (c *Client) Disconnect() { c.box.Store(nil) }
 
 // Renew renews a lease and returns its TTL in seconds. Codes: LEASE_NOT_FOUND;
@@ -60,7 +60,7 @@ func (c *Client) Renew(ctx context.Context, id int64) (ttl int64, code raftmsg.C
 	if err != nil || code != raftmsg.Code_LEASE_NOT_FOUND || c.cfg.Alone() || c.cfg.Slow {
 		return ttl, code, err
 	}
-	// It may have been granted by an entry that is not applied here yet.
+	// The lease may have been granted by an entry that is not applied here yet.
 	if code, err := c.cfg.ReadIndex(ctx); err != nil || code != raftmsg.Code_OK {
 		return 0, code, err
 	}
@@ -75,8 +75,8 @@ func (c *Client) Left(ctx context.Context, id int64) (Time, raftmsg.Code, error)
 	})
 }
 
-// List returns the time of all leases, in no particular order; none unless this member
-// leads. It makes one attempt. Codes: as Renew, and NO_LEADER.
+// List returns the time of all leases, in no particular order; none unless this member is
+// the leader. It makes one attempt. Codes: as Renew, and NO_LEADER.
 func (c *Client) List(ctx context.Context) ([]Time, raftmsg.Code, error) {
 	box := c.box.Load()
 	if box == nil {
@@ -105,7 +105,7 @@ func ask[T any](ctx context.Context, box *actors.Mailbox, m any, c *call[T]) (va
 	return c.wait(ctx)
 }
 
-// attempt calls try until there is an actor that leads, at most for the timeout.
+// attempt calls try until there is an actor of a leader, at most for the timeout.
 func attempt[T any](ctx context.Context, c *Client, try func(*actors.Mailbox) (T, raftmsg.Code, error)) (value T, code raftmsg.Code, err error) {
 	var timeout <-chan time.Time // created by the second attempt
 	for {
