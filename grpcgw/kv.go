@@ -93,10 +93,10 @@ func (k *kv) answerRange(ctx context.Context, r *pb.RangeRequest) (answer *range
 	return &rangeAnswer{header: k.header(result.Revision), result: result, rd: rd}, nil
 }
 
-// scan calls look, which reads, and records how long it took and how long it waited.
-func scan[T any](k *kv, rd *reading, look func() (T, error)) (T, error) {
+// scan calls read, and records how long it took and how long it waited.
+func scan[T any](k *kv, rd *reading, read func() (T, error)) (T, error) {
 	start := time.Now()
-	result, err := look()
+	result, err := read()
 	elapsed := max(time.Since(start)-rd.waited, 0)
 	noteTime(rd.ctx, stageTurn, rd.waited)
 	noteTime(rd.ctx, stageScan, elapsed)

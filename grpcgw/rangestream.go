@@ -75,11 +75,11 @@ func (k *kv) nextChunk(ctx context.Context, w *walk) (chunk *rangeChunk, err err
 
 // walk is the state of a RangeStream.
 type walk struct {
-	keyspace *mvcc.Published
-	view     *mvcc.View // pinned; nil if chunks are read from the newest view
-	pin      *mvcc.Pin
-	overdue  *time.Timer // releases the pin after 2*maxPinned
-	pinned   time.Time
+	keyspace   *mvcc.Published
+	view       *mvcc.View // pinned; nil if chunks are read from the newest view
+	pin        *mvcc.Pin
+	unpinTimer *time.Timer // releases the pin after 2*maxPinned
+	pinned     time.Time
 
 	req *pb.RangeRequest // the rest of the range; Limit is that of the next chunk
 	// target is the approximate size of a chunk in bytes.
@@ -104,7 +104,7 @@ func (k *kv) newWalk(r *pb.RangeRequest) *walk {
 		// A client that does not read blocks the stream while it sends a chunk; the pin
 		// must be released even then. The view is not used any more by that time,
 		// because next drops it after maxPinned.
-		w.overdue = time.AfterFunc(2*maxPinned, w.pin.Release)
+		w.unpinTimer = time.AfterFunc(2*maxPinned, w.pin.Release)
 		r.Revision = w.view.Revision
 	}
 	return w
@@ -112,7 +112,7 @@ func (k *kv) newWalk(r *pb.RangeRequest) *walk {
 
 func (w *walk) unpin() {
 	if w.pin != nil {
-		w.overdue.Stop()
+		w.unpinTimer.Stop()
 		w.pin.Release()
 	}
 	w.view, w.pin = nil, nil

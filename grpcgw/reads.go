@@ -59,18 +59,18 @@ const (
 	smallAnswer = 64 << 10
 	// smallKeys bounds the keys that a small read visits.
 	smallKeys = 1000
-	// uncounted is the size up to which an answer takes no credit, in bytes: its stream
+	// noCreditBytes is the size up to which an answer takes no credit, in bytes: its stream
 	// takes more memory than that.
-	uncounted = 1 << 10
+	noCreditBytes = 1 << 10
 	// stallTimeout is how long a client may read nothing of an answer while other reads
-	// wait. It is divided by the number of waiting reads, but at most by leastStall: a
+	// wait. It is divided by the number of waiting reads, but at most by stallDivisorMax: a
 	// client on a slow line still reads a piece of an answer in that time, and many
 	// clients that never read are disconnected before honest reads time out.
-	stallTimeout = 5 * time.Second
-	leastStall   = 10
-	// smallShare determines the credit of small answers: it is one smallShare-th of that
+	stallTimeout    = 5 * time.Second
+	stallDivisorMax = 10
+	// smallDivisor determines the credit of small answers: it is one smallDivisor-th of that
 	// of large ones.
-	smallShare = 4
+	smallDivisor = 4
 )
 
 // DefaultReads are the default limits of reads: 10,000 in progress and 128 MiB of answers.
@@ -84,7 +84,7 @@ func NewReads(limit actors.Limit, wait time.Duration) *Reads {
 	turns := max(1, runtime.GOMAXPROCS(0)/2)
 	return &Reads{
 		gate: actors.NewGate(actors.EdgeReads,
-			actors.GateLane{Name: "small", Limit: actors.Limit{Requests: limit.Requests, Bytes: max(limit.Bytes/smallShare, smallAnswer)}},
+			actors.GateLane{Name: "small", Limit: actors.Limit{Requests: limit.Requests, Bytes: max(limit.Bytes/smallDivisor, smallAnswer)}},
 			actors.GateLane{Name: "scan", Limit: actors.Limit{Requests: turns, Bytes: 1}, Wait: limit.Requests},
 			actors.GateLane{Name: "large", Limit: limit, Wait: turns},
 		),
@@ -243,7 +243,7 @@ func (rd *reading) Hold(bytes int) error {
 }
 
 func (rd *reading) holdSmall(bytes int) error {
-	if bytes <= uncounted {
+	if bytes <= noCreditBytes {
 		return nil
 	}
 	cost := actors.Cost{Bytes: bytes}
@@ -341,39 +341,39 @@ func (rd *reading) conn() *conn {
 
 // evictUntil calls evict periodically until done is closed.
 func (r *Reads) evictUntil(done <-chan struct{}) {
-	look := time.NewTicker(r.stall / (2 * leastStall))
-	defer look.Stop()
+	ticker := time.NewTicker(r.stall / (2 * stallDivisorMax))
+	defer ticker.Stop()
 	for {
 		select {
 		case <-done:
 			return
-		case <-look.C:
+		case <-ticker.C:
 			r.evict()
 		}
 	}
 }
 
-// patience returns how long a client may currently read nothing.
-func (r *Reads) patience() time.Duration {
+// stallLimit returns how long a client may currently read nothing.
+func (r *Reads) stallLimit() time.Duration {
 	waiting := r.gate.Waiting(laneScan) + r.gate.Waiting(laneLarge)
-	return r.stall / time.Duration(min(max(waiting, 1), leastStall))
+	return r.stall / time.Duration(min(max(waiting, 1), stallDivisorMax))
 }
 
 // evict closes the connections of clients that hold credit and have read nothing for
-// longer than patience.
+// longer than stallLimit.
 func (r *Reads) evict() {
-	now, patience := actors.Now(), int64(r.patience())
-	var victims []*conn
+	now, stallLimit := actors.Now(), int64(r.stallLimit())
+	var stalled []*conn
 	r.mu.Lock()
 	for rd := range r.holders {
-		if now-rd.progress > patience {
+		if now-rd.progress > stallLimit {
 			if c := rd.conn(); c != nil {
-				victims = append(victims, c)
+				stalled = append(stalled, c)
 			}
 		}
 	}
 	r.mu.Unlock()
-	for _, c := range victims {
+	for _, c := range stalled {
 		_ = c.Close() // releases the credit
 	}
 }

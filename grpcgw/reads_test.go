@@ -214,8 +214,8 @@ func TestReadsPatience(t *testing.T) {
 	} {
 		await(t, "as many reads wait", func() bool { return r.gate.Waiting(laneScan) == n })
 		if want != 0 {
-			if got := r.patience(); got != want {
-				t.Errorf("%d reads wait: patience is %v, want %v", n, got, want)
+			if got := r.stallLimit(); got != want {
+				t.Errorf("%d reads wait: got a limit of %v, want %v", n, got, want)
 			}
 		}
 		waiting.Go(func() { _ = r.gate.Enter(ctx, laneScan, actors.Cost{Requests: 1}) })

@@ -40,13 +40,13 @@ func watchDesc() *grpc.ServiceDesc {
 	return &desc
 }
 
-// leaderless is the number of consecutive checks without a leader after which a stream
+// leaderChecksMax is the number of consecutive checks without a leader after which a stream
 // that requires one is cancelled, as in etcd. The checks are an election timeout apart.
-const leaderless = 3
+const leaderChecksMax = 3
 
-// lingers bounds how long the handler waits for the stream's actor to stop. A send in
+// closeTimeout bounds how long the handler waits for the stream's actor to stop. A send in
 // progress ends at the latest when the handler returns.
-const lingers = time.Second
+const closeTimeout = time.Second
 
 // serve serves a watch stream until it ends.
 func (w *watchService) serve(ss grpc.ServerStream) error {
@@ -72,7 +72,7 @@ func (w *watchService) serve(ss grpc.ServerStream) error {
 	st.Close()
 	select {
 	case <-st.Done():
-	case <-time.After(lingers):
+	case <-time.After(closeTimeout):
 	}
 	return err
 }
@@ -110,11 +110,11 @@ func (w *watchService) receive(ctx context.Context, ss grpc.ServerStream, st *wa
 // await waits for a reason to end the stream, and returns its status.
 func (w *watchService) await(ctx context.Context, st *watchactor.Stream, received chan error) error {
 	_, requireLeader := clientMetadata(ctx)
-	var look <-chan time.Time
+	var checkLeader <-chan time.Time
 	if requireLeader && w.cfg.Election > 0 {
 		t := time.NewTicker(w.cfg.Election)
 		defer t.Stop()
-		look = t.C
+		checkLeader = t.C
 	}
 	missed := 0
 	for {
@@ -136,11 +136,11 @@ func (w *watchService) await(ctx context.Context, st *watchactor.Stream, receive
 			return ended(ctx)
 		case <-w.stopping:
 			return rpctypes.ErrGRPCStopped
-		case <-look:
+		case <-checkLeader:
 			if missed++; w.member.Raft().Leader != 0 {
 				missed = 0
 			}
-			if missed >= leaderless {
+			if missed >= leaderChecksMax {
 				return rpctypes.ErrGRPCNoLeader
 			}
 		}
