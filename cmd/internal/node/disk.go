@@ -122,10 +122,10 @@ func (n *Node) newBallast() *backend.Ballast {
 // diskGuard checks the free space. It raises and clears the disk alarm, and holds the
 // ballast.
 type diskGuard struct {
-	n       *Node
-	ballast *backend.Ballast
-	looked  time.Time    // when the tables' size was checked
-	next    atomic.Int64 // time of the next check, as actors.Now
+	n        *Node
+	ballast  *backend.Ballast
+	measured time.Time    // when the tables' size was checked
+	next     atomic.Int64 // time of the next check, as actors.Now
 }
 
 func (n *Node) diskLoop(uint64) (actors.Stage, error) {
@@ -141,7 +141,7 @@ func (n *Node) diskLoop(uint64) (actors.Stage, error) {
 }
 
 func (g *diskGuard) look(ctx context.Context) {
-	g.lookAtTables()
+	g.measureTables()
 	free, where, ok := g.free()
 	if !ok {
 		return
@@ -151,7 +151,7 @@ func (g *diskGuard) look(ctx context.Context) {
 	switch {
 	case free < sizes.diskLow:
 		low = true
-	case free >= sizes.diskWell:
+	case free >= sizes.diskEnough:
 		low = false
 	}
 	g.n.space.low.Store(low)
@@ -164,18 +164,18 @@ func (g *diskGuard) look(ctx context.Context) {
 // diskPause returns the time until the next check is necessary: until the space could be
 // low at diskRate, but at most tablesEvery.
 func diskPause(free uint64, s *sizes) time.Duration {
-	enough := s.diskWell + uint64(s.ballast)
+	enough := s.diskEnough + uint64(s.ballast)
 	if free <= enough {
 		return 0
 	}
 	return time.Duration(min(float64(free-enough)/diskRate, tablesEvery.Seconds()) * float64(time.Second))
 }
 
-func (g *diskGuard) lookAtTables() {
-	if time.Since(g.looked) < tablesEvery {
+func (g *diskGuard) measureTables() {
+	if time.Since(g.measured) < tablesEvery {
 		return
 	}
-	g.looked = time.Now()
+	g.measured = time.Now()
 	if tables, err := backend.TableBytes(g.n.cfg.dbDir()); err == nil {
 		g.n.space.tables.Store(tables)
 	}
@@ -209,7 +209,7 @@ func (g *diskGuard) trim(free uint64) {
 	case held && free < uint64(sizes.ballast):
 		err = g.ballast.Release()
 		g.n.cfg.Logger.Warn().Uint64("free", free).Msg("disk full: released the ballast")
-	case !held && free >= sizes.diskWell+uint64(sizes.ballast):
+	case !held && free >= sizes.diskEnough+uint64(sizes.ballast):
 		err = g.ballast.Create()
 	}
 	if err != nil {

@@ -116,7 +116,7 @@ func TestSmallDiskGuard(t *testing.T) {
 		_, err := m.client.Put(context.Background(), "a", "2")
 		return errors.Is(err, rpctypes.ErrNoSpace)
 	})
-	free.Store(smallSizes.diskWell + 8<<20) // and the tables
+	free.Store(smallSizes.diskEnough + 8<<20) // and the tables
 	m.eventually("puts are accepted", func() bool {
 		_, err := m.client.Put(context.Background(), "a", "3")
 		return err == nil
@@ -129,7 +129,7 @@ func TestSmallDiskGuard(t *testing.T) {
 		t.Errorf("got %v, want a request that no pack holds refused", err)
 	}
 	for name, s := range map[string]*sizes{"usual": &usualSizes, "small": &smallSizes} {
-		if s.ballast < int64(s.diskReserve) || s.diskLow <= s.diskReserve || s.diskWell <= s.diskLow || int64(s.request) >= s.valueLog/2 {
+		if s.ballast < int64(s.diskReserve) || s.diskLow <= s.diskReserve || s.diskEnough <= s.diskLow || int64(s.request) >= s.valueLog/2 {
 			t.Errorf("%s sizes do not go together: %+v", name, *s)
 		}
 	}
