@@ -27,7 +27,7 @@ func (m *testMember) grant(id, ttl int64) {
 	out, err := m.Requests().Propose(context.Background(), &applymsg.Request{Op: &applymsg.Request_LeaseGrant{
 		LeaseGrant: &pb.LeaseGrantRequest{ID: id, TTL: ttl}}})
 	if err != nil || out.Result.Code != raftmsg.Code_OK {
-		m.t.Fatalf("grant %d: %v %v", id, out.Result, err)
+		m.t.Fatalf("grant %d: got %v %v, want OK", id, out.Result, err)
 	}
 }
 
@@ -37,7 +37,7 @@ func (m *testMember) wantTTL(id, low, high int64) {
 	m.t.Helper()
 	got, err := m.client.TimeToLive(context.Background(), clientv3.LeaseID(id), clientv3.WithAttachedKeys())
 	if err != nil || got.TTL < low || got.TTL > high {
-		m.t.Errorf("lease %d has %d s left (%v), want %d to %d", id, got.TTL, err, low, high)
+		m.t.Errorf("lease %d: got %d s left (%v), want %d to %d", id, got.TTL, err, low, high)
 	}
 }
 
@@ -53,13 +53,13 @@ func TestMinLeaseTTL(t *testing.T) {
 		{100 * time.Millisecond, 50 * time.Second, 75},
 	} {
 		if got := (&Config{Heartbeat: tc.heartbeat, Election: tc.election}).minLeaseTTL(); got != tc.want {
-			t.Errorf("%v, %v: %d, want %d", tc.heartbeat, tc.election, got, tc.want)
+			t.Errorf("%v, %v: got %d, want %d", tc.heartbeat, tc.election, got, tc.want)
 		}
 	}
 }
 
-// TestLeasesRestart: leases, their keys and what they had left survive. A lease
-// that was renewed after its checkpoint has its whole time.
+// TestLeasesRestart: leases, their keys and their checkpointed remaining times survive a
+// restart. A lease that was renewed after its checkpoint has its whole TTL.
 func TestLeasesRestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -83,7 +83,7 @@ func TestLeasesRestart(t *testing.T) {
 		t.Fatalf("%v %v", got, err)
 	}
 	if l, _ := m.published.View().Lease(2); l.Remaining != 0 {
-		t.Errorf("renewed with its checkpoint of %d s in place", l.Remaining)
+		t.Errorf("got a checkpoint of %d s after the renewal, want none", l.Remaining)
 	}
 	if _, err := m.client.Delete(ctx, "3a"); err != nil {
 		t.Fatal(err)
@@ -92,24 +92,24 @@ func TestLeasesRestart(t *testing.T) {
 
 	m = startMember(t, dir, checkpoints)
 	defer m.shut()
-	m.wantTTL(1, 90, 97) // with the election timeout on top
+	m.wantTTL(1, 90, 97) // including the election timeout
 	m.wantTTL(2, 97, 101)
 	for id, want := range map[clientv3.LeaseID][]string{1: {"1a", "1b"}, 3: {"3b"}} {
 		got, err := m.client.TimeToLive(ctx, id, clientv3.WithAttachedKeys())
 		if err != nil || fmt.Sprintf("%s", got.Keys) != fmt.Sprint(want) {
-			t.Errorf("keys of %d: %s, %v", id, got.Keys, err)
+			t.Errorf("keys of %d: got %s, %v, want %v", id, got.Keys, err, want)
 		}
 	}
 	revision := m.published.View().Revision
 	if got, err := m.client.Revoke(ctx, 1); err != nil || got.Header.Revision != revision+1 {
-		t.Errorf("%v, %v", got, err)
+		t.Errorf("revoke: got %v, %v, want revision %d", got, err, revision+1)
 	}
 	if got, err := m.client.Get(ctx, "1", clientv3.WithPrefix()); err != nil || got.Count != 0 {
-		t.Errorf("%v, %v", got, err)
+		t.Errorf("keys of the revoked lease: got %v, %v, want none", got, err)
 	}
 }
 
-// TestLeaseExpires: and takes its keys along; what was kept alive stays.
+// TestLeaseExpires: a lease expires and its keys are deleted; one that is kept alive stays.
 func TestLeaseExpires(t *testing.T) {
 	t.Parallel()
 	m := startMember(t, t.TempDir(), nil)
@@ -133,31 +133,31 @@ func TestLeaseExpires(t *testing.T) {
 		}
 	}()
 	began := time.Now()
-	m.eventually("the end of lease 1", func() bool { return m.leaseCount() == 1 })
+	m.eventually("lease 1 has expired", func() bool { return m.leaseCount() == 1 })
 	if took := time.Since(began); took > 8*time.Second {
-		t.Errorf("it took %v", took)
+		t.Errorf("got %v until it expired, want at most 8s", took)
 	}
 	if got, err := m.client.Get(ctx, "1/", clientv3.WithPrefix()); err != nil || got.Count != 0 {
-		t.Errorf("%v, %v", got, err)
+		t.Errorf("keys of the expired lease: got %v, %v, want none", got, err)
 	}
 	if _, err := m.client.KeepAliveOnce(ctx, 1); !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		t.Errorf("renew what is gone: %v", err)
+		t.Errorf("renew the expired lease: got %v, want %v", err, rpctypes.ErrLeaseNotFound)
 	}
-	time.Sleep(3 * time.Second) // longer than lease 2 lives by itself
+	time.Sleep(3 * time.Second) // longer than the TTL of lease 2
 	if got, err := m.client.Get(ctx, "2/", clientv3.WithPrefix()); err != nil || got.Count != 10 {
-		t.Errorf("%v, %v", got, err)
+		t.Errorf("keys of the lease kept alive: got %v, %v, want 10", got, err)
 	}
 	_, text := m.http("/metrics")
 	for _, want := range []string{"etcd_debugging_lease_granted_total 2", "etcd_debugging_lease_revoked_total 1",
 		"etcd_debugging_server_lease_expired_total 1", `etcd_debugging_lease_ttl_total_bucket{le="2"} 2`} {
 		if !slices.Contains(strings.Split(text, "\n"), want) {
-			t.Errorf("/metrics has no %s", want)
+			t.Errorf("no %s in /metrics", want)
 		}
 	}
 }
 
-// TestLeasesReboot: a panic of the lease stage, at each place, costs leases
-// nothing: they get more time, and end after all.
+// TestLeasesReboot: after a panic of the lease stage, at any point, leases are extended, can
+// be renewed, and expire.
 func TestLeasesReboot(t *testing.T) {
 	t.Parallel()
 	m := startMember(t, t.TempDir(), nil)
@@ -177,7 +177,7 @@ func TestLeasesReboot(t *testing.T) {
 		}
 		m.Faults().Arm(actors.CoreLease, point, 1)
 		m.eventually("the panic at "+point, func() bool { return m.core.Restarts() == i+1 })
-		m.eventually("the end of the lease", func() bool { _, ok := m.published.View().Lease(id); return !ok })
+		m.eventually("the lease has expired", func() bool { _, ok := m.published.View().Lease(id); return !ok })
 		m.eventually("a renewal", func() bool {
 			got, err := m.client.KeepAliveOnce(ctx, 1)
 			return err == nil && got.TTL == 100
@@ -185,15 +185,15 @@ func TestLeasesReboot(t *testing.T) {
 	}
 	m.wantTTL(1, 98, 100)
 	if got, err := m.client.Get(ctx, "1", clientv3.WithPrefix()); err != nil || got.Count != 0 {
-		t.Errorf("%v, %v", got, err)
+		t.Errorf("keys of the expired leases: got %v, %v, want none", got, err)
 	}
 }
 
-var leaseCount = flag.Int("leases", 5_000, "leases that end at once in TestManyLeasesExpire")
+var leaseCount = flag.Int("leases", 5_000, "leases that expire at once in TestManyLeasesExpire")
 
-// TestManyLeasesExpire: leases that end at the same moment are gone soon, and
-// puts go on meanwhile. The figures are logged: go test -run TestManyLeasesExpire
-// -leases 100000 -v ./cmd/internal/node
+// TestManyLeasesExpire: leases that expire at the same time are revoked soon, and puts are
+// served meanwhile. The figures are logged:
+// go test -run TestManyLeasesExpire -leases 100000 -v ./cmd/internal/node
 func TestManyLeasesExpire(t *testing.T) {
 	const perTxn, writers = 100, 8
 	m := startMember(t, t.TempDir(), nil)
@@ -222,10 +222,10 @@ func TestManyLeasesExpire(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	// A reboot lets all of them begin at once with what is written down.
+	// After a reboot, all of them start with their checkpointed remaining TTL.
 	m.Faults().Arm(actors.CoreLease, "entry", 1)
 	m.eventually("the reboot", func() bool { return m.core.Restarts() == 1 })
-	m.eventually("the first end", func() bool { return m.leaseCount() < leases })
+	m.eventually("the first lease has expired", func() bool { return m.leaseCount() < leases })
 	began := time.Now()
 	var puts []time.Duration
 	for m.leaseCount() > 0 {
@@ -233,7 +233,7 @@ func TestManyLeasesExpire(t *testing.T) {
 		m.put("other", "x")
 		puts = append(puts, time.Since(start))
 		if time.Since(began) > 20*time.Second {
-			t.Fatalf("%d leases are left", m.leaseCount())
+			t.Fatalf("got %d leases after 20s, want none", m.leaseCount())
 		}
 	}
 	took := time.Since(began).Round(time.Millisecond)
@@ -241,16 +241,17 @@ func TestManyLeasesExpire(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 	slices.Sort(puts)
-	t.Logf("%d leases with a key each were gone after %v; of %d puts meanwhile the 99th percentile took %v, the slowest %v",
+	t.Logf("%d leases with a key each were revoked after %v; of %d puts meanwhile the 99th percentile took %v, the slowest %v",
 		leases, took, len(puts), puts[len(puts)*99/100], puts[len(puts)-1])
 	for _, box := range m.snapshot().Mailboxes {
 		if box.Name == actors.CoreLease && box.HighWaterRequests > 1000 {
-			t.Errorf("the mailbox held %d requests", box.HighWaterRequests)
+			t.Errorf("got %d requests in the mailbox, want at most 1000", box.HighWaterRequests)
 		}
 	}
 }
 
-// TestLeaseClockLeaps: by a day, while the member runs and across a restart.
+// TestLeaseClockLeaps: the clock jumps by a day, while the member runs and over a restart,
+// and leases keep their time.
 func TestLeaseClockLeaps(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -272,7 +273,7 @@ func TestLeaseClockLeaps(t *testing.T) {
 	m.wantTTL(1, 99, 101)
 }
 
-// TestSlowKeepAlive: without the gate a keep-alive is a linearizable read too.
+// TestSlowKeepAlive: without the feature gate, a keep-alive waits for a read index first.
 func TestSlowKeepAlive(t *testing.T) {
 	m := startMember(t, t.TempDir(), func(c *Config) { c.SlowKeepAlive = true })
 	defer m.shut()
@@ -285,7 +286,7 @@ func TestSlowKeepAlive(t *testing.T) {
 	}
 }
 
-// TestStopEndsKeepAlives: they do not hold a member up that stops.
+// TestStopEndsKeepAlives: open keep-alive streams do not delay a stop.
 func TestStopEndsKeepAlives(t *testing.T) {
 	m := startMember(t, t.TempDir(), nil)
 	m.grant(1, 100)
@@ -301,10 +302,10 @@ func TestStopEndsKeepAlives(t *testing.T) {
 		t.Fatal(err)
 	}
 	if took := time.Since(began); took > drainTimeout {
-		t.Errorf("stopping took %v", took)
+		t.Errorf("got %v for the stop, want at most %v", took, drainTimeout)
 	}
 	m.client.Close()
 	if _, code, _ := m.Leases().Left(context.Background(), 1); code != raftmsg.Code_STOPPED {
-		t.Errorf("a member that stopped answers %v", code)
+		t.Errorf("after the stop: got %v, want %v", code, raftmsg.Code_STOPPED)
 	}
 }

@@ -18,47 +18,48 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// The proof that a lease is kept as it was promised, whatever the clock does and
-// however often the member starts again.
+// A test that leases last as long as their holders were promised, whatever the clock does
+// and however often the member restarts.
 
 var (
 	promiseSteps = flag.Int("lease-steps", 160, "steps of TestLeasePromises")
-	promiseSeed  = flag.Uint64("lease-seed", 0, "seed of TestLeasePromises; 0 is a new one")
+	promiseSeed  = flag.Uint64("lease-seed", 0, "seed of TestLeasePromises; 0 for a random one")
 )
 
 const (
-	// leaseSpeed is how much faster than ours the time of leases goes. Readings
-	// that are more than leapMax apart do not count, so there are limits to it.
+	// leaseSpeed is the speed of the clock of leases. It is limited, because lease.Clock
+	// ignores steps of more than a second.
 	leaseSpeed = 4
-	// promiseCheckpoint is the checkpoint interval. Like all that follows it is in
-	// the time of leases.
+	// promiseCheckpoint is the checkpoint interval, by the clock of leases, like the
+	// following constants.
 	promiseCheckpoint = int64(2 * time.Second)
-	// promiseElection is what leases get on top when a leader begins.
+	// promiseElection is by how much leases are extended when a member becomes the leader.
 	promiseElection = int64(200 * time.Millisecond)
-	// promiseSlack is how late all else may be: looks at the clock, proposals that
-	// are repeated, whole seconds in checkpoints, and a busy machine.
+	// promiseSlack bounds how much longer than otherwise promised a lease may last: by the
+	// polling interval, repeated proposals, the whole seconds of checkpoints, and a busy
+	// machine.
 	promiseSlack = int64(8 * time.Second)
 
-	promiseStep   = 20 * time.Millisecond // of our time
+	promiseStep   = 20 * time.Millisecond // of real time
 	promiseLeases = 12                    // at a time
-	promiseEvent  = 40                    // steps to a restart or a reboot
+	promiseEvent  = 40                    // steps between restarts or reboots
 )
 
-// leapingClock is a clock of leases that leaps. It knows what it does.
+// leapingClock is a clock of leases that jumps, and records by how much.
 type leapingClock struct {
 	mu    sync.Mutex
 	leap  int64
 	leaps int
 
-	last, at int64 // the latest reading, and when that was
-	first    int64 // when it was first read since it was told of a restart
-	lost     int64 // what passed unseen because of leaps and long pauses
+	last, at int64 // the latest reading, and its time
+	first    int64 // time of the first reading since restart cleared it
+	lost     int64 // time that the reader ignores because of jumps and long pauses
 }
 
-// steady is the time of leases without leaps.
+// steady returns the time without jumps.
 func (c *leapingClock) steady() int64 { return leaseSpeed * actors.Now() }
 
-// read is the clock as the member has it.
+// read returns the time with jumps. It is the member's clock.
 func (c *leapingClock) read() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,15 +75,15 @@ func (c *leapingClock) read() int64 {
 	return reading
 }
 
-// seen is how much time has passed for the one who reads. A lease lasts by that
-// time and is promised by the steady one.
+// seen returns the time that has passed for the member. The member measures leases by that
+// time, but promises them by the steady one.
 func (c *leapingClock) seen() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.at - c.lost
 }
 
-// run leaps until ctx ends.
+// run makes the clock jump until ctx ends.
 func (c *leapingClock) run(ctx context.Context, rng *rand.Rand) {
 	const day = int64(24 * time.Hour)
 	for {
@@ -98,15 +99,15 @@ func (c *leapingClock) run(ctx context.Context, rng *rand.Rand) {
 	}
 }
 
-// promise is what the holder of a lease knows.
+// promise is the lease as its holder knows it.
 type promise struct {
 	ttl  int64
-	end  int64 // on the steady clock: not before
-	late int64 // on the clock as it was seen: not much after
-	care int   // of a hundred visits, how many renew it
+	end  int64 // by steady: it must not expire before
+	late int64 // by seen: it must expire by then, within promiseSlack
+	care int   // percentage of visits that renew it
 }
 
-// promises is a TestLeasePromises under way.
+// promises is the state of TestLeasePromises.
 type promises struct {
 	*testMember
 	t      *testing.T
@@ -116,25 +117,25 @@ type promises struct {
 	live   map[int64]*promise
 	lastID int64
 
-	// What happened, to be told.
+	// Counts for the log.
 	granted, renewed, resets, expired, revoked, restarts, reboots int
 }
 
-// TestLeasePromises: leases are granted, renewed, revoked and forgotten by their
-// holders while the clock leaps by days and the member starts again, as a whole and
-// its core alone. No lease ends before its holder was promised, nor has less time
-// left than that, and none lives on for longer than what may be lost with a leader.
+// TestLeasePromises: leases are granted, renewed, revoked and left to expire, while the
+// clock jumps by days, the member restarts, and its core reboots. No lease expires before
+// its holder was promised, or has less time left than that. None lasts longer than changes
+// of leader may extend it.
 //
-// The time in which the member is down does not count, as in etcd.
+// As in etcd, the time while the member is down does not count.
 func TestLeasePromises(t *testing.T) {
-	t.Parallel() // it mostly waits for time to pass
+	t.Parallel() // it mostly waits
 	seed := *promiseSeed
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("again with -lease-steps %d -lease-seed %d; leaps and panics come at other moments", *promiseSteps, seed)
+			t.Logf("repeat with -lease-steps %d -lease-seed %d; the times of jumps and panics will differ", *promiseSteps, seed)
 		}
 	})
 	playPromises(t, seed)
@@ -165,7 +166,7 @@ func playPromises(t *testing.T, seed uint64) {
 	p.shut()
 	stop()
 	leaping.Wait()
-	t.Logf("seed %d: %d leaps, %d restarts, %d reboots; leases: %d granted, %d expired, %d revoked, %d renewals of which %d took a checkpoint back",
+	t.Logf("seed %d: %d jumps, %d restarts, %d reboots; leases: %d granted, %d expired, %d revoked, %d renewals of which %d reset a checkpoint",
 		seed, p.clock.leaps, p.restarts, p.reboots, p.granted, p.expired, p.revoked, p.renewed, p.resets)
 }
 
@@ -178,17 +179,17 @@ func (p *promises) start() {
 	p.leads()
 }
 
-// leads waits until the lease stage has taken over all leases.
+// leads waits until the lease stage is that of a leader and has all leases.
 func (p *promises) leads() {
 	p.t.Helper()
 	if _, code, err := p.Leases().Left(p.t.Context(), 0); err != nil || code != raftmsg.Code_LEASE_NOT_FOUND {
-		p.t.Fatalf("the time of no lease: %v %v", code, err)
+		p.t.Fatalf("time of an unknown lease: got %v %v, want LEASE_NOT_FOUND", code, err)
 	}
 }
 
 func leaseKey(id int64) string { return fmt.Sprintf("lease/%d", id) }
 
-// act is what holders do.
+// act lets one holder act: grant, renew, revoke, or check the remaining time.
 func (p *promises) act() {
 	if p.rng.IntN(4) == 0 && len(p.live) < promiseLeases {
 		ttls := []int64{2, 3, 5, 10, 20, 40, 40, 40}
@@ -224,24 +225,25 @@ func (p *promises) grantOne(ttl int64, care int) {
 	p.promised(l, p.clock.steady(), func() { p.grant(id, l.ttl) })
 	p.live[id] = l
 	p.granted++
-	// It may be over already.
+	// It may have expired already.
 	if _, err := p.client.Put(p.t.Context(), leaseKey(id), "", clientv3.WithLease(clientv3.LeaseID(id))); err != nil {
 		p.mayBeOver(id, l, err)
 	}
 }
 
-// promised notes that a lease has all its time, from a moment before the call that
-// says so.
+// promised records that a lease has its whole TTL left. from is a time before the call that
+// returned that.
 func (p *promises) promised(l *promise, from int64, call func()) {
 	call()
 	l.end = max(l.end, from+l.ttl*int64(time.Second))
 	l.late = p.clock.seen() + l.ttl*int64(time.Second)
 }
 
-func (p *promises) mayBeOver(id int64, l *promise, told any) {
+// mayBeOver checks that a lease that was found to have ended was not promised any longer.
+func (p *promises) mayBeOver(id int64, l *promise, found any) {
 	p.t.Helper()
 	if left := l.end - p.clock.steady(); left > 0 {
-		p.t.Errorf("lease %d of %d s is over %v early: %v", id, l.ttl, time.Duration(left), told)
+		p.t.Errorf("lease %d of %d s ended %v early: %v", id, l.ttl, time.Duration(left), found)
 	}
 }
 
@@ -254,7 +256,7 @@ func (p *promises) renewOne(id int64, l *promise) {
 	case err == nil && code == raftmsg.Code_LEASE_NOT_FOUND:
 		p.mayBeOver(id, l, "it cannot be renewed")
 	case err != nil || code != raftmsg.Code_OK || ttl != l.ttl:
-		p.t.Errorf("renew lease %d of %d s: %d s, %v %v", id, l.ttl, ttl, code, err)
+		p.t.Errorf("renew lease %d: got %d s, %v %v, want %d s", id, ttl, code, err, l.ttl)
 	default:
 		p.promised(l, began, func() {})
 		p.renewed++
@@ -268,7 +270,7 @@ func (p *promises) revokeOne(id int64) {
 	p.t.Helper()
 	out, err := p.Requests().Propose(p.t.Context(), &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{id}}}})
 	if err != nil || out.Result.Code != raftmsg.Code_OK && out.Result.Code != raftmsg.Code_LEASE_NOT_FOUND {
-		p.t.Errorf("revoke lease %d: %v %v", id, out.Result, err)
+		p.t.Errorf("revoke lease %d: got %v %v, want OK or not found", id, out.Result, err)
 	}
 	if out.Result.Code == raftmsg.Code_LEASE_NOT_FOUND {
 		p.mayBeOver(id, p.live[id], "it cannot be revoked")
@@ -279,11 +281,11 @@ func (p *promises) revokeOne(id int64) {
 	p.gone(id)
 }
 
-// gone demands that nothing is left of a lease.
+// gone checks that a lease and its key do not exist.
 func (p *promises) gone(id int64) {
 	p.t.Helper()
 	if _, there := p.published.View().Lease(id); there || p.count(leaseKey(id)) != 0 {
-		p.t.Errorf("lease %d is gone; it is there: %t, keys of it: %d", id, there, p.count(leaseKey(id)))
+		p.t.Errorf("lease %d has ended: got %d keys, and that it exists: %t, want neither", id, p.count(leaseKey(id)), there)
 	}
 }
 
@@ -296,7 +298,7 @@ func (p *promises) count(key string) int64 {
 	return resp.Count
 }
 
-// checkLeft asks what a lease has left.
+// checkLeft checks the remaining time of a lease.
 func (p *promises) checkLeft(id int64, l *promise) {
 	p.t.Helper()
 	seen := p.clock.seen()
@@ -305,15 +307,15 @@ func (p *promises) checkLeft(id int64, l *promise) {
 	case err == nil && code == raftmsg.Code_LEASE_NOT_FOUND:
 		p.mayBeOver(id, l, "its time is not known")
 	case err != nil || code != raftmsg.Code_OK || got.TTL != l.ttl:
-		p.t.Errorf("time of lease %d of %d s: %+v %v %v", id, l.ttl, got, code, err)
+		p.t.Errorf("time of lease %d: got %+v %v %v, want a TTL of %d s", id, got, code, err, l.ttl)
 	case int64(got.Left) < l.end-p.clock.steady():
-		p.t.Errorf("lease %d of %d s has %v left, promised is %v more", id, l.ttl, got.Left, time.Duration(l.end-p.clock.steady())-got.Left)
+		p.t.Errorf("lease %d of %d s: got %v left, want at least %v", id, l.ttl, got.Left, time.Duration(l.end-p.clock.steady()))
 	case int64(got.Left) > l.late+promiseSlack-seen:
-		p.t.Errorf("lease %d of %d s has %v left, that is %v too much", id, l.ttl, got.Left, got.Left-time.Duration(l.late-seen))
+		p.t.Errorf("lease %d of %d s: got %v left, want at most %v", id, l.ttl, got.Left, time.Duration(l.late+promiseSlack-seen))
 	}
 }
 
-// check compares all leases with their promises.
+// check compares the leases that exist with their promises.
 func (p *promises) check() {
 	p.t.Helper()
 	seen, view := p.clock.seen(), p.published.View()
@@ -324,12 +326,12 @@ func (p *promises) check() {
 			p.gone(id)
 			p.expired++
 		} else if over := seen - l.late; over > promiseSlack {
-			p.t.Errorf("lease %d of %d s is there %v after its end", id, l.ttl, time.Duration(over))
+			p.t.Errorf("lease %d of %d s: exists %v after its end, want at most %v", id, l.ttl, time.Duration(over), time.Duration(promiseSlack))
 		}
 	}
 }
 
-// checkKeys demands that each lease has its key, and looks at the time of each.
+// checkKeys checks the remaining time of each lease, and that its key exists.
 func (p *promises) checkKeys() {
 	p.t.Helper()
 	for id, l := range p.live {
@@ -340,7 +342,8 @@ func (p *promises) checkKeys() {
 	}
 }
 
-// begun notes that a leader began anew, when the old one had seen this much.
+// begun records that the member has become the leader anew. before is what its clock had
+// seen before that.
 func (p *promises) begun(before int64) {
 	now := p.clock.seen()
 	for _, l := range p.live {
@@ -349,7 +352,7 @@ func (p *promises) begun(before int64) {
 	}
 }
 
-// restart stops the member and starts it again, at times after a while.
+// restart stops the member and starts it again, at once or after a pause.
 func (p *promises) restart() {
 	p.restarts++
 	seen := p.clock.seen()
@@ -370,14 +373,14 @@ func (p *promises) restart() {
 	p.checkKeys()
 }
 
-// reboot has a stage panic while leases are renewed.
+// reboot makes a stage panic while leases are renewed.
 func (p *promises) reboot() {
 	p.reboots++
 	at := [...][2]string{
 		{actors.CoreLease, "entry"}, {actors.CoreLease, "middle"}, {actors.CoreLease, "batch"},
 		{actors.CoreMVCC, "publish"}, {actors.CoreWAL, "middle"}, {actors.CoreApply, "entry"}, {actors.CoreProposer, "batch"},
 	}[p.rng.IntN(7)]
-	p.grantOne(2, 0) // for a revoke, if it takes a proposal
+	p.grantOne(2, 0) // soon revoked, for points that are reached by a proposal
 	seen, before := p.clock.seen(), p.core.Restarts()
 	p.Faults().Arm(at[0], at[1], 1+p.rng.IntN(2))
 	p.eventually(fmt.Sprintf("the panic at %v", at), func() bool {

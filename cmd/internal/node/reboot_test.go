@@ -26,21 +26,21 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// The proof of supervision: a stage that panics, wherever it is in its work,
-// costs clients a moment and nothing else.
+// Tests of supervision: after a panic of any stage, at any point of its work, the member
+// serves again at once and has lost nothing.
 
 var rebootKeys = flag.Int("reboot-keys", 2000, "keys in the store when stages panic in TestReboot")
 
-// In the long form, with so many keys or more and one stage at a time, a reboot
-// takes at most so long.
+// In the long form, TestReboot has at least rebootKeysLong keys and runs one stage at a
+// time. A reboot then takes at most rebootMost.
 const (
 	rebootKeysLong = 100_000
 	rebootMost     = time.Second
 )
 
-// panicPoints are the places in each stage. Entry is at a message or raft entry,
-// middle with a batch half done, batch with it done and nobody told; head after
-// the head of a key's chain has moved, publish before the view that shows it.
+// panicPoints has the points at which each stage panics: entry is at a message or raft
+// entry; middle in a batch; batch after it, before the results are sent; head after a new
+// version became the head of its key's chain; publish before the view with it is published.
 var panicPoints = map[string][]string{
 	actors.CoreProposer:  {"entry", "middle", "batch"},
 	actors.CoreRaft:      {"entry", "middle", "batch"},
@@ -48,24 +48,24 @@ var panicPoints = map[string][]string{
 	actors.CoreApply:     {"entry", "middle", "batch"},
 	actors.CoreMVCC:      {"entry", "head", "middle", "publish", "batch"},
 	actors.CorePersister: {"entry", "middle", "batch"},
-	actors.CoreLease:     {"entry", "batch"}, // middle needs leases that end: TestLeasesReboot
+	actors.CoreLease:     {"entry", "batch"}, // middle needs leases that expire; see TestLeasesReboot
 }
 
-// TestReboot lets each stage panic at each place under load. What was
-// acknowledged is there, clients see errors only that say to try again, the
-// debug endpoint shows the panic, and the member serves again at once. How soon
-// is logged: go test -run TestReboot -reboot-keys 100000 -v ./cmd/internal/node
+// TestReboot makes each stage panic at each point under load. Acknowledged writes survive,
+// clients get no errors but those that they retry, the debug endpoint shows the panic, and
+// the member serves again at once. The time is logged:
+// go test -run TestReboot -reboot-keys 100000 -v ./cmd/internal/node
 func TestReboot(t *testing.T) {
 	for stage, points := range panicPoints {
 		t.Run(strings.TrimPrefix(stage, "core/"), func(t *testing.T) {
 			if *rebootKeys < rebootKeysLong {
-				t.Parallel() // else the figures would be those of six at a time
+				t.Parallel() // not in the long form, which measures
 			}
 			m := startMember(t, t.TempDir(), nil)
 			defer m.shut()
 			m.fill(*rebootKeys)
 			if stage == actors.CoreLease {
-				m.grant(1, 3600) // without any, the stage has nothing to do
+				m.grant(1, 3600) // without leases, the stage has nothing to do
 			}
 			l := startLoad(m)
 			var down []time.Duration
@@ -80,7 +80,7 @@ func TestReboot(t *testing.T) {
 				}
 				failure, _ := m.core.LastFailure()
 				if want := (actors.Fault{Stage: stage, Point: point}); !errors.Is(failure, want) {
-					t.Fatalf("the core failed by %v, armed was %v", failure, want)
+					t.Fatalf("got failure %v of the core, want %v", failure, want)
 				}
 				down = append(down, l.served(failure.At).Sub(failure.At).Round(time.Millisecond))
 				m.showsPanic(stage, point, i+1)
@@ -88,9 +88,9 @@ func TestReboot(t *testing.T) {
 			l.stop()
 			l.check()
 			if slowest := slices.Max(down); *rebootKeys >= rebootKeysLong && slowest > rebootMost {
-				t.Errorf("serving again took %v", slowest)
+				t.Errorf("got %v until the member serves again, want at most %v", slowest, rebootMost)
 			}
-			t.Logf("%d keys; serving again after %v at %v; %d writes acknowledged, %d not", *rebootKeys, down, points, l.acked.Load(), l.failed.Load())
+			t.Logf("%d keys; served again after %v at %v; %d writes acknowledged, %d failed", *rebootKeys, down, points, l.acked.Load(), l.failed.Load())
 		})
 	}
 }
@@ -143,7 +143,7 @@ func TestFreshMailboxes(t *testing.T) {
 	runtime.KeepAlive(kept)
 }
 
-// fill puts keys, several to a transaction and many at a time.
+// fill puts keys, concurrently and many in a transaction.
 func (m *testMember) fill(keys int) {
 	m.t.Helper()
 	const perTxn, writers = 100, 8
@@ -166,8 +166,7 @@ func (m *testMember) fill(keys int) {
 	wg.Wait()
 }
 
-// load is a number of clients that put numbers, each to a key of its own, and
-// read them back.
+// load has clients that put numbers, each to a key of its own, and read them back.
 type load struct {
 	m             *testMember
 	ctx           context.Context // ends the load
@@ -176,16 +175,16 @@ type load struct {
 	acked, failed atomic.Int64
 
 	mu      sync.Mutex
-	told    chan struct{} // closed at the next success, and replaced
-	started time.Time     // of the latest call that succeeded
-	strange []error       // that do not say to try again
-	may     [loadClients][]string
+	success chan struct{}         // closed and replaced by each success
+	started time.Time             // start of the latest call that succeeded
+	strange []error               // errors that clients do not retry
+	may     [loadClients][]string // by client: the values that its key may have
 }
 
 const loadClients = 8
 
 func startLoad(m *testMember) *load {
-	l := &load{m: m, told: make(chan struct{})}
+	l := &load{m: m, success: make(chan struct{})}
 	l.ctx, l.end = context.WithCancel(context.Background())
 	for i := range loadClients {
 		l.wg.Go(func() { l.client(i) })
@@ -195,7 +194,7 @@ func startLoad(m *testMember) *load {
 
 func (l *load) client(i int) {
 	key := fmt.Sprintf("load/%d", i)
-	may := []string{""} // what the key may hold: the last value acknowledged, or one of those after it
+	may := []string{""} // the last acknowledged value, and those put since
 	defer func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -211,17 +210,17 @@ func (l *load) client(i int) {
 			l.acked.Add(1)
 			resp, rerr := l.m.client.Get(ctx, key)
 			if err = rerr; rerr == nil && (len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != value) {
-				err = fmt.Errorf("%s is %v, acknowledged was %s", key, resp.Kvs, value)
+				err = fmt.Errorf("got %v for %s, want %s, which was acknowledged", resp.Kvs, key, value)
 			}
 		} else {
 			l.failed.Add(1)
 		}
 		cancel()
-		l.tell(began, err)
+		l.record(began, err)
 	}
 }
 
-func (l *load) tell(began time.Time, err error) {
+func (l *load) record(began time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -229,41 +228,41 @@ func (l *load) tell(began time.Time, err error) {
 		if began.After(l.started) {
 			l.started = began
 		}
-		close(l.told)
-		l.told = make(chan struct{})
-	case l.ctx.Err() != nil: // cut off
+		close(l.success)
+		l.success = make(chan struct{})
+	case l.ctx.Err() != nil: // cancelled by stop
 	case !errors.Is(err, rpctypes.ErrStopped):
 		l.strange = append(l.strange, err)
 	}
 }
 
-// await waits for some successes.
+// await waits for n successes.
 func (l *load) await(n int) {
 	for range n {
 		l.mu.Lock()
-		told := l.told
+		success := l.success
 		l.mu.Unlock()
 		select {
-		case <-told:
+		case <-success:
 		case <-time.After(20 * time.Second):
-			l.m.t.Error("the load stands still")
+			l.m.t.Error("no call of the load succeeds")
 			return
 		}
 	}
 }
 
-// served waits until a put and a get that began after a moment have succeeded,
-// and returns when.
+// served waits until a put and a get that began after the given time have succeeded, and
+// returns the time.
 func (l *load) served(after time.Time) time.Time {
 	for {
 		l.mu.Lock()
-		ok, told := l.started.After(after), l.told
+		ok, success := l.started.After(after), l.success
 		l.mu.Unlock()
 		if ok {
 			return time.Now()
 		}
 		select {
-		case <-told:
+		case <-success:
 		case <-time.After(20 * time.Second):
 			l.m.t.Error("the member does not serve again")
 			return time.Now()
@@ -276,38 +275,38 @@ func (l *load) stop() {
 	l.wg.Wait()
 }
 
-// check compares every key with what it may hold.
+// check compares every key with the values that it may have.
 func (l *load) check() {
 	l.m.t.Helper()
 	for _, err := range l.strange {
-		l.m.t.Errorf("a client was told %v", err)
+		l.m.t.Errorf("a client got %v", err)
 	}
 	for i, may := range l.may {
 		if got := l.m.get(fmt.Sprintf("load/%d", i)); !slices.Contains(may, got) {
-			l.m.t.Errorf("load/%d is %q, it may be %q", i, got, may)
+			l.m.t.Errorf("load/%d: got %q, want one of %q", i, got, may)
 		}
 	}
 }
 
-// showsPanic demands that the debug endpoint tells of a stage's panic.
+// showsPanic checks that the debug endpoint shows the panic of a stage.
 func (m *testMember) showsPanic(stage, point string, reboots int) {
 	m.t.Helper()
 	s := m.snapshot()
 	i := slices.IndexFunc(s.Mailboxes, func(b actors.MailboxSnapshot) bool { return b.Name == stage })
 	if i < 0 {
-		m.t.Fatalf("%s is not shown", stage)
+		m.t.Fatalf("the endpoint has no %s", stage)
 	}
 	b := s.Mailboxes[i]
 	if s.Reboots != uint64(reboots) || b.Restarts != reboots {
-		m.t.Errorf("the endpoint shows %d reboots and %d restarts of %s, want %d", s.Reboots, b.Restarts, stage, reboots)
+		m.t.Errorf("got %d reboots and %d restarts of %s on the endpoint, want %d", s.Reboots, b.Restarts, stage, reboots)
 	}
 	if !strings.Contains(b.LastPanic, "injected fault at "+point) || !strings.Contains(b.LastPanicStack, "Faults") {
-		m.t.Errorf("the endpoint shows the panic %q with stack %q", b.LastPanic, b.LastPanicStack)
+		m.t.Errorf("got panic %q with stack %q on the endpoint, want the fault at %s", b.LastPanic, b.LastPanicStack, point)
 	}
 }
 
-// TestBadEntry: an entry at which a stage panics again after the reboot ends the
-// process, and the reason names it.
+// TestBadEntry: if a stage panics again at the same entry after a reboot, the process ends,
+// and the reason has the index of the entry.
 func TestBadEntry(t *testing.T) {
 	for _, stage := range []string{actors.CoreApply, actors.CoreMVCC} {
 		t.Run(strings.TrimPrefix(stage, "core/"), func(t *testing.T) {
@@ -319,18 +318,18 @@ func TestBadEntry(t *testing.T) {
 			bad := m.applied() + 1
 			m.Faults().ArmEntry(stage, bad, 2)
 			if _, err := m.client.Put(t.Context(), "a", "2"); !errors.Is(err, rpctypes.ErrStopped) {
-				t.Errorf("the put was answered with %v", err)
+				t.Errorf("put: got %v, want %v", err, rpctypes.ErrStopped)
 			}
 			reason := awaitExit(t, exit)
 			if want := fmt.Sprintf("applying entry %d failed twice", bad); !strings.Contains(reason.Error(), want) {
-				t.Errorf("the reason is %q, want %q", reason, want)
+				t.Errorf("got reason %q, want %q", reason, want)
 			}
 			m.abandon()
-			// The bug is mended: the entry was in the log.
+			// Without the fault, the entry is applied: it is in the log.
 			m = startMember(t, dir, nil)
 			defer m.shut()
 			if got := m.get("a"); got != "2" {
-				t.Errorf("a is %q", got)
+				t.Errorf("a: got %q, want 2", got)
 			}
 		})
 	}
@@ -342,20 +341,20 @@ func awaitExit(t *testing.T, exit <-chan error) error {
 	case reason := <-exit:
 		return reason
 	case <-time.After(20 * time.Second):
-		t.Fatal("the process goes on")
+		t.Fatal("the process does not end")
 		return nil
 	}
 }
 
-// abandon ends a member that has asked for the end of its process.
+// abandon stops a member that has called Exit.
 func (m *testMember) abandon() {
 	m.client.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	_ = m.Stop(ctx) // its reason is known
+	_ = m.Stop(ctx) // the reason was passed to Exit
 }
 
-// badDisk is the file system, until an fsync fails.
+// badDisk is a file system whose fsyncs can be made to fail.
 type badDisk struct {
 	wal.OSFS
 	fail atomic.Bool
@@ -399,8 +398,8 @@ func (s badStore) Commit(b backend.Batch) error {
 	return s.Store.Commit(b)
 }
 
-// TestFailedWrite: a failed fsync of the log, or a failed commit to the store,
-// ends the process at once. What was acknowledged is there after a start.
+// TestFailedWrite: a failed fsync of the log, or a failed commit to the store, ends the
+// process at once. Acknowledged writes are there after a start.
 func TestFailedWrite(t *testing.T) {
 	for _, what := range []string{"log", "store"} {
 		t.Run(what, func(t *testing.T) {
@@ -424,26 +423,26 @@ func TestFailedWrite(t *testing.T) {
 				fail.Store(true)
 			}
 			if reason := awaitExit(t, exit); !errors.Is(reason, syscall.EIO) {
-				t.Errorf("the process ended by %v", reason)
+				t.Errorf("got reason %v, want %v", reason, syscall.EIO)
 			}
 			if n := m.core.Restarts(); n != 0 {
-				t.Errorf("%d reboots before the end", n)
+				t.Errorf("got %d reboots before the exit, want none", n)
 			}
-			disk.fail.Store(false) // the kernel now says that all is well
+			disk.fail.Store(false) // as a kernel that reports a failure once
 			fail.Store(false)
 			l.stop()
 			m.abandon()
 			m = startMember(t, dir, nil)
 			defer m.shut()
 			l.m = m
-			l.strange = nil // a process that ended would not have answered
+			l.strange = nil // a process that ended would not have sent these errors
 			l.check()
 		})
 	}
 }
 
-// TestHungFsync: an fsync that takes longer than two election timeouts is told in
-// the log, in the metrics and by /readyz, until it returns.
+// TestHungFsync: an fsync that takes longer than two election timeouts shows in the log, in
+// the metrics and on /readyz, until it returns.
 func TestHungFsync(t *testing.T) {
 	for _, what := range []string{troubleFsync, troubleStore} {
 		t.Run(what, func(t *testing.T) {
@@ -474,31 +473,31 @@ func TestHungFsync(t *testing.T) {
 			})
 			defer m.shut()
 			if code, text := m.http("/readyz"); code != http.StatusOK {
-				t.Fatalf("/readyz before: %d %s", code, text)
+				t.Fatalf("/readyz before: got %d %s, want OK", code, text)
 			}
 			armed.Store(true)
 			done := make(chan struct{})
-			go func() { // ends when the disk is well again
+			go func() { // ends when hang is closed
 				defer close(done)
 				m.put("k", "v")
 			}()
-			m.eventually("/readyz names it", func() bool {
+			m.eventually("/readyz shows it", func() bool {
 				code, text := m.http("/readyz")
 				return code == http.StatusServiceUnavailable && strings.Contains(text, "[-]"+what+" failed")
 			})
 			m.eventually("the log has the trouble", func() bool { return log.last("health check failed", "check") == what })
 			if _, text := m.http("/metrics"); !strings.Contains(text, `troupe_member_trouble{check="`+what+`"} 1`) {
-				t.Error("the metrics do not show it")
+				t.Error("no sample of the trouble in the metrics")
 			}
 			close(hang)
 			<-done
-			m.eventually("/readyz is well", func() bool { code, _ := m.http("/readyz"); return code == http.StatusOK })
+			m.eventually("/readyz succeeds again", func() bool { code, _ := m.http("/readyz"); return code == http.StatusOK })
 			m.eventually("the log has its end", func() bool { return log.last("health check passes again", "check") == what })
 		})
 	}
 }
 
-// hungDisk is the file system with a wait before each fsync.
+// hungDisk is a file system that calls wait before each fsync.
 type hungDisk struct {
 	wal.OSFS
 	wait func()

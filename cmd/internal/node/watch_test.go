@@ -18,7 +18,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 )
 
-// watching collects what a watch brings.
+// watching is a watch with its responses.
 type watching struct {
 	t    *testing.T
 	ch   clientv3.WatchChan
@@ -41,7 +41,7 @@ func (w *watching) next() clientv3.WatchResponse {
 		}
 		return r
 	case <-time.After(20 * time.Second):
-		w.t.Fatal("nothing comes")
+		w.t.Fatal("no response")
 	}
 	return clientv3.WatchResponse{}
 }
@@ -57,7 +57,7 @@ func (w *watching) events(n int) (events []*clientv3.Event) {
 		events = append(events, r.Events...)
 	}
 	if len(events) > n {
-		w.t.Fatalf("%d events, want %d", len(events), n)
+		w.t.Fatalf("got %d events, want %d", len(events), n)
 	}
 	return events
 }
@@ -74,7 +74,7 @@ func show(events []*clientv3.Event) string {
 	return s
 }
 
-// TestWatch: past and present, filters, the pair before, and progress.
+// TestWatch: watches of past and present, filters, previous pairs, and progress.
 func TestWatch(t *testing.T) {
 	m := startMember(t, t.TempDir(), nil)
 	defer m.shut()
@@ -113,7 +113,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestWatchCompacted: a watch from a compacted revision is told so.
+// TestWatchCompacted: a watch from a compacted revision is cancelled with the compact
+// revision.
 func TestWatchCompacted(t *testing.T) {
 	m := startMember(t, t.TempDir(), nil)
 	defer m.shut()
@@ -125,16 +126,16 @@ func TestWatchCompacted(t *testing.T) {
 	}
 	r := m.watch("a", clientv3.WithRev(5)).next()
 	if !errors.Is(r.Err(), rpctypes.ErrCompacted) || r.CompactRevision != 8 {
-		t.Fatalf("compacted: %+v", r)
+		t.Fatalf("got %+v, want compacted at 8", r)
 	}
 	if events := m.watch("a", clientv3.WithRev(8)).events(4); events[0].Kv.ModRevision != 8 {
-		t.Fatalf("from the compacted revision on: %s", show(events))
+		t.Fatalf("from the compact revision: got %s, want revision 8 first", show(events))
 	}
 }
 
-// TestWatchReboot: streams that are open go on over reboots of the core, and after
-// a panic of the hub, without the client noticing; one that panics itself is
-// resumed by the client. Nothing is lost and nothing comes twice.
+// TestWatchReboot: open streams continue after reboots of the core and panics of the hub,
+// without an error. After a panic of the stream, the client resumes it. No event is lost or
+// sent twice.
 func TestWatchReboot(t *testing.T) {
 	m := startMember(t, t.TempDir(), nil)
 	defer m.shut()
@@ -150,12 +151,12 @@ func TestWatchReboot(t *testing.T) {
 			}
 			for _, e := range r.Events {
 				if e.Kv.ModRevision != last+1 {
-					t.Fatalf("revision %d follows %d", e.Kv.ModRevision, last)
+					t.Fatalf("got revision %d, want %d", e.Kv.ModRevision, last+1)
 				}
 				last = e.Kv.ModRevision
 				old := seen[string(e.Kv.Key)]
 				if (old == nil) != (e.PrevKv == nil) || old != nil && string(old.Value) != string(e.PrevKv.Value) {
-					t.Fatalf("%s before %d: %v, want %v", e.Kv.Key, last, e.PrevKv, old)
+					t.Fatalf("previous pair of %s at %d: got %v, want %v", e.Kv.Key, last, e.PrevKv, old)
 				}
 				seen[string(e.Kv.Key)] = e.Kv
 				read++
@@ -192,13 +193,13 @@ func TestWatchReboot(t *testing.T) {
 	l.stop()
 	l.check()
 	if s := m.watches.Stats(); s.Streams != 1 || s.Watchers != 1 || s.Lost != 0 {
-		t.Errorf("at the end: %+v", s)
+		t.Errorf("at the end: got %+v, want one stream and watcher, and none lost", s)
 	}
 }
 
 func (m *testMember) hubRestarts() int { return m.watchHub.Load().Restarts() }
 
-// TestWatchRestart: a watch goes on after a restart from where it was.
+// TestWatchRestart: after a restart, a watch gets the events from before it.
 func TestWatchRestart(t *testing.T) {
 	dir := t.TempDir()
 	m := startMember(t, dir, nil)
@@ -213,11 +214,11 @@ func TestWatchRestart(t *testing.T) {
 	m.put("a", "new")
 	events := m.watch("a", clientv3.WithRev(2)).events(101)
 	if last := events[100]; string(last.Kv.Value) != "new" || last.Kv.ModRevision != 102 {
-		t.Fatalf("last: %s", show(events[100:]))
+		t.Fatalf("last event: got %s, want new at revision 102", show(events[100:]))
 	}
 }
 
-// frozen opens a watch of all keys that nobody reads yet.
+// frozen opens a watch of all keys, whose client does not read yet.
 func (m *testMember) frozen() pb.Watch_WatchClient {
 	m.t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+m.client.Endpoints()[0],
@@ -243,18 +244,18 @@ func (m *testMember) frozen() pb.Watch_WatchClient {
 	return s
 }
 
-// TestWatchVictim: a client that does not read holds up nobody, and gets everything
-// when it does; unless it was compacted.
+// TestWatchVictim: a client that does not read does not hold up others, and gets all events
+// when it reads, unless they were compacted.
 func TestWatchVictim(t *testing.T) {
 	m := startMember(t, t.TempDir(), nil)
 	defer m.shut()
 	patient, late := m.frozen(), m.frozen()
 	value := strings.Repeat("v", 4000)
-	for i := range 1000 { // four times what stream and connection hold
+	for i := range 1000 { // four times what the buffers of stream and connection hold
 		m.put(fmt.Sprintf("k%d", i%10), value)
 	}
 	if s := m.watches.Stats(); s.Lost != 2 {
-		t.Fatalf("nobody was too slow: %+v", s)
+		t.Fatalf("got %+v, want two lost watchers", s)
 	}
 	for last := int64(1); last < 1001; {
 		r, err := patient.Recv()
@@ -263,14 +264,14 @@ func TestWatchVictim(t *testing.T) {
 		}
 		for _, e := range r.Events {
 			if e.Kv.ModRevision != last+1 {
-				t.Fatalf("revision %d follows %d", e.Kv.ModRevision, last)
+				t.Fatalf("got revision %d, want %d", e.Kv.ModRevision, last+1)
 			}
 			last = e.Kv.ModRevision
 		}
 	}
 	m.put("k", "x")
 	if r, err := patient.Recv(); err != nil || len(r.Events) != 1 || r.Events[0].Kv.ModRevision != 1002 {
-		t.Fatalf("in step again: %v, %v", r, err)
+		t.Fatalf("after it caught up: got %v, %v, want revision 1002", r, err)
 	}
 	if _, err := m.client.Compact(context.Background(), 900, clientv3.WithCompactPhysical()); err != nil {
 		t.Fatal(err)
@@ -282,13 +283,13 @@ func TestWatchVictim(t *testing.T) {
 		}
 		if r.Canceled {
 			if r.CompactRevision != 900 || last >= 900 {
-				t.Fatalf("after %d: %v", last, r)
+				t.Fatalf("after %d: got %v, want compacted at 900", last, r)
 			}
 			break
 		}
 		for _, e := range r.Events {
 			if e.Kv.ModRevision != last+1 {
-				t.Fatalf("revision %d follows %d", e.Kv.ModRevision, last)
+				t.Fatalf("got revision %d, want %d", e.Kv.ModRevision, last+1)
 			}
 			last = e.Kv.ModRevision
 		}
