@@ -70,9 +70,10 @@ func (s *Store) supersede(v *version) {
 
 // freeTombstone marks a tombstone dead once no older record of its key is left. As
 // long as there is one, the tombstone has to hide it: at the next start the key
-// would otherwise exist again.
+// would otherwise exist again. A tombstone that CompactStep has yet to visit is left to
+// it: reclaimed before, it would be marked dead a second time.
 func (s *Store) freeTombstone(v *version) {
-	if v.tombstone() && v.main < s.published.floor.Load() && v.prev.Load() == nil {
+	if v.tombstone() && v.main < s.published.floor.Load() && v.prev.Load() == nil && !s.tombstones.holds(v) {
 		s.markDead(v)
 	}
 }

@@ -398,6 +398,10 @@ func (h *harness) compact() {
 	for !h.store.CompactDone() {
 		h.store.CompactStep(3)
 		h.read()
+		if h.rng.IntN(8) == 0 { // as the compactor does between two steps
+			h.store.Publish(Applied{})
+			h.reclaim()
+		}
 	}
 }
 

@@ -25,6 +25,11 @@ func (q *queue) due(rev int64) bool {
 	return len(q.chunks) > 0 && q.chunks[0][q.head].main <= rev
 }
 
+// holds reports whether a version that was pushed has not been popped.
+func (q *queue) holds(v *version) bool {
+	return len(q.chunks) > 0 && !v.revision().Less(q.chunks[0][q.head].revision())
+}
+
 // pop returns the oldest version if it is at or below a revision.
 func (q *queue) pop(rev int64) (*version, bool) {
 	if !q.due(rev) {
