@@ -22,18 +22,18 @@ import (
 	"github.com/troupe-db/troupe/actors"
 )
 
-// What is built on etcd's client must work unchanged: each part of its library is
-// used here as its documentation says.
+// Programs that are built on etcd's client must work unchanged. These tests use each part of
+// its library as documented.
 
 const (
-	// shortTTL is of sessions that are lost in a test: their client asks every
-	// second.
+	// shortTTL is the TTL of sessions that are lost in a test. Their client renews them
+	// every second.
 	shortTTL = 3
-	// libraryTimeout is how long anything may take on a busy machine.
+	// libraryTimeout bounds a test on a busy machine.
 	libraryTimeout = 30 * time.Second
 )
 
-// library is a user of etcd's client library.
+// library is a test with a client of its own.
 type library struct {
 	*testing.T
 	ctx    context.Context
@@ -41,13 +41,13 @@ type library struct {
 	client *clientv3.Client
 }
 
-// TestClientLibrary: sessions, mutexes, elections, transactions in memory, the
-// recipes, and the wrappers of the client.
+// TestClientLibrary: sessions, mutexes, elections, software transactional memory, recipes,
+// and the wrappers of the client work.
 func TestClientLibrary(t *testing.T) {
 	t.Parallel()
 	m := startMember(t, t.TempDir(), nil)
 	defer m.shut()
-	t.Run("all", func(t *testing.T) { // returns when all are done
+	t.Run("all", func(t *testing.T) { // returns when all have ended
 		for name, test := range map[string]func(*library){
 			"session": testSession, "session lost": testSessionLost, "mutex": testMutex, "mutex lost": testMutexLost,
 			"election": testElection, "failover": testFailover, "stm": testSTM, "stm read committed": testReadCommitted,
@@ -62,7 +62,7 @@ func TestClientLibrary(t *testing.T) {
 	})
 }
 
-// newLibrary has a client of its own.
+// newLibrary returns a library with a new client.
 func newLibrary(t *testing.T, m *testMember) *library {
 	ctx, cancel := context.WithTimeout(context.Background(), libraryTimeout)
 	t.Cleanup(cancel)
@@ -88,7 +88,7 @@ func (l *library) session(opts ...concurrency.SessionOption) *concurrency.Sessio
 	return s
 }
 
-// left is how many seconds a lease has; -1 if it is gone.
+// left returns the remaining seconds of a lease; -1 if it does not exist.
 func (l *library) left(id clientv3.LeaseID) int64 {
 	l.Helper()
 	resp, err := l.client.TimeToLive(l.ctx, id)
@@ -112,7 +112,7 @@ func (l *library) get(key string) string {
 	return string(resp.Kvs[0].Value)
 }
 
-// wait waits for a channel to be closed.
+// wait waits until a channel is closed.
 func (l *library) wait(what string, c <-chan struct{}) {
 	l.Helper()
 	select {
@@ -122,7 +122,7 @@ func (l *library) wait(what string, c <-chan struct{}) {
 	}
 }
 
-// open demands that a channel is not closed.
+// open checks that a channel is not closed.
 func (l *library) open(what string, c <-chan struct{}) {
 	l.Helper()
 	select {
@@ -144,8 +144,7 @@ func (l *library) async(call func() error) <-chan struct{} {
 	return done
 }
 
-// keys waits until there are so many keys with a prefix: that of each who holds
-// something, or waits for it.
+// keys waits until there are n keys with a prefix. Each holder and each waiter has a key.
 func (l *library) keys(prefix string, n int64) {
 	l.Helper()
 	l.eventually(fmt.Sprint(n, " keys of ", prefix), func() bool {
@@ -154,7 +153,7 @@ func (l *library) keys(prefix string, n int64) {
 	})
 }
 
-// owns tells whether a mutex is held.
+// owns reports whether a mutex is held.
 func (l *library) owns(mu *concurrency.Mutex) bool {
 	l.Helper()
 	resp, err := l.client.Txn(l.ctx).If(mu.IsOwner()).Commit()
@@ -175,47 +174,47 @@ func (l *library) eventually(what string, ok func() bool) {
 	}
 }
 
-// testSession: a session keeps its lease, until it is closed or orphaned.
+// testSession: a session keeps its lease until it is closed or orphaned.
 func testSession(l *library) {
 	kept, orphan := l.session(concurrency.WithTTL(shortTTL)), l.session(concurrency.WithTTL(shortTTL))
 	closed := l.session()
 	l.must(closed.Close())
 	l.wait("the end of a closed session", closed.Done())
 	if left := l.left(closed.Lease()); left != -1 {
-		l.Errorf("a closed session has %d s left", left)
+		l.Errorf("closed session: got %d s left, want -1", left)
 	}
 	orphan.Orphan()
 	l.wait("the end of an orphan", orphan.Done())
 	if left := l.left(orphan.Lease()); left < 0 {
-		l.Errorf("an orphan has %d s left", left)
+		l.Errorf("orphaned session: got %d s left, want at least 0", left)
 	}
 	l.eventually("the end of the orphan's lease", func() bool { return l.left(orphan.Lease()) == -1 })
-	// The other is as old, and is there.
-	l.open("a session ended that is kept", kept.Done())
+	// The other session was created at the same time.
+	l.open("the end of a session that is kept", kept.Done())
 	if left := l.left(kept.Lease()); left < 0 {
-		l.Errorf("a session that is kept has %d s left", left)
+		l.Errorf("session that is kept: got %d s left, want at least 0", left)
 	}
 	again := l.session(concurrency.WithLease(kept.Lease()))
 	if again.Lease() != kept.Lease() {
-		l.Errorf("a session on lease %x has %x", kept.Lease(), again.Lease())
+		l.Errorf("got a session with lease %x, want %x", again.Lease(), kept.Lease())
 	}
 }
 
-// testSessionLost: a session hears of the end of its lease.
+// testSessionLost: a session ends when its lease is revoked.
 func testSessionLost(l *library) {
 	s := l.session(concurrency.WithTTL(shortTTL))
 	l.revoke(s)
 	l.wait("the end of a session", s.Done())
 	if s.Ctx().Err() == nil {
-		l.Error("the context of a session that ended goes on")
+		l.Error("the context of the session has not ended")
 	}
 }
 
-// testMutex: one at a time.
+// testMutex: one session at a time holds a mutex.
 func testMutex(l *library) {
 	const sessions, rounds = 6, 15
 	var held atomic.Int32
-	count := 0 // guarded by the mutex, and nothing else
+	count := 0 // guarded only by the mutex
 	var all sync.WaitGroup
 	for range sessions {
 		s := l.session()
@@ -227,7 +226,7 @@ func testMutex(l *library) {
 					return
 				}
 				if n := held.Add(1); n != 1 || !l.owns(mu) {
-					l.Errorf("%d hold the mutex", n)
+					l.Errorf("got %d holders of the mutex, want one", n)
 				}
 				count++
 				held.Add(-1)
@@ -240,47 +239,47 @@ func testMutex(l *library) {
 	}
 	all.Wait()
 	if count != sessions*rounds {
-		l.Errorf("%d times, want %d", count, sessions*rounds)
+		l.Errorf("got a count of %d, want %d", count, sessions*rounds)
 	}
 	a, b := concurrency.NewMutex(l.session(), "try/"), concurrency.NewMutex(l.session(), "try/")
 	l.must(a.TryLock(l.ctx))
 	if err := b.TryLock(l.ctx); !errors.Is(err, concurrency.ErrLocked) {
-		l.Errorf("try what is locked: %v", err)
+		l.Errorf("try a locked mutex: got %v, want %v", err, concurrency.ErrLocked)
 	}
 	l.must(a.Unlock(l.ctx))
 	l.must(b.TryLock(l.ctx))
-	// One who gives up waiting is in nobody's way.
+	// A waiter whose context is cancelled does not keep others from locking.
 	ctx, cancel := context.WithCancel(l.ctx)
 	waits := l.async(func() error {
 		if err := a.Lock(ctx); !errors.Is(err, context.Canceled) {
-			return fmt.Errorf("gave up and was told %v", err)
+			return fmt.Errorf("cancelled lock: got %v, want %v", err, context.Canceled)
 		}
 		return nil
 	})
 	l.keys("try/", 2)
 	cancel()
-	l.wait("one who gave up", waits)
+	l.wait("the cancelled lock", waits)
 	l.must(b.Unlock(l.ctx))
 	l.must(a.TryLock(l.ctx))
 }
 
-// testMutexLost: the lock of a session whose lease ends goes to the next.
+// testMutexLost: when the lease of the holder is revoked, the next waiter gets the mutex.
 func testMutexLost(l *library) {
 	first, second := l.session(concurrency.WithTTL(shortTTL)), l.session()
 	a, b := concurrency.NewMutex(first, "lost/"), concurrency.NewMutex(second, "lost/")
 	l.must(a.Lock(l.ctx))
 	locked := l.async(func() error { return b.Lock(l.ctx) })
 	l.keys("lost/", 2)
-	l.open("two hold the mutex", locked)
+	l.open("a second holder of the mutex", locked)
 	l.revoke(first)
 	l.wait("the lock", locked)
 	if l.owns(a) || !l.owns(b) {
-		l.Error("the mutex is not whose it should be")
+		l.Errorf("got owners %v and %v, want only the second", l.owns(a), l.owns(b))
 	}
 	l.wait("the end of the first session", first.Done())
 }
 
-// observed waits until an observer hears of a value.
+// observed waits until an observer receives a value.
 func (l *library) observed(leaders <-chan *clientv3.GetResponse, value string) {
 	l.Helper()
 	for {
@@ -293,7 +292,7 @@ func (l *library) observed(leaders <-chan *clientv3.GetResponse, value string) {
 				return
 			}
 		case <-l.ctx.Done():
-			l.Fatalf("the observer does not hear of %s", value)
+			l.Fatalf("the observer does not receive %s", value)
 		}
 	}
 }
@@ -308,12 +307,12 @@ func (l *library) leader(e *concurrency.Election) string {
 	return string(resp.Kvs[0].Value)
 }
 
-// testElection: campaigns, proclamations and resignations.
+// testElection: campaigns, proclamations and resignations take effect in order.
 func testElection(l *library) {
 	s := l.session()
 	a, b := concurrency.NewElection(s, "election"), concurrency.NewElection(l.session(), "election")
 	if got := l.leader(a); got != "" {
-		l.Errorf("%s leads before the election", got)
+		l.Errorf("before the election: got leader %s, want none", got)
 	}
 	leaders := concurrency.NewElection(l.session(), "election").Observe(l.ctx)
 	l.must(a.Campaign(l.ctx, "a"))
@@ -323,9 +322,9 @@ func testElection(l *library) {
 	l.must(a.Proclaim(l.ctx, "a again"))
 	l.observed(leaders, "a again")
 	if got := l.leader(b); got != "a again" {
-		l.Errorf("%s leads", got)
+		l.Errorf("got leader %s, want a again", got)
 	}
-	l.open("two lead", elected)
+	l.open("a second leader", elected)
 	resumed := concurrency.ResumeElection(s, "election", a.Key(), a.Rev())
 	l.must(resumed.Proclaim(l.ctx, "a resumed"))
 	l.observed(leaders, "a resumed")
@@ -333,15 +332,16 @@ func testElection(l *library) {
 	l.wait("the next leader", elected)
 	l.observed(leaders, "b")
 	if err := a.Proclaim(l.ctx, "a"); !errors.Is(err, concurrency.ErrElectionNotLeader) {
-		l.Errorf("one who does not lead proclaims: %v", err)
+		l.Errorf("proclaim of a candidate that is not the leader: got %v, want %v", err, concurrency.ErrElectionNotLeader)
 	}
 	l.must(b.Resign(l.ctx))
 	if got := l.leader(a); got != "" {
-		l.Errorf("%s leads after all resigned", got)
+		l.Errorf("after all have resigned: got leader %s, want none", got)
 	}
 }
 
-// testFailover: the lease of one leader is revoked, that of the next ends by itself.
+// testFailover: the next candidate is elected when the lease of the leader is revoked, and
+// when it expires.
 func testFailover(l *library) {
 	leaders := concurrency.NewElection(l.session(), "failover").Observe(l.ctx)
 	first, second := l.session(concurrency.WithTTL(shortTTL)), l.session(concurrency.WithTTL(shortTTL))
@@ -349,19 +349,19 @@ func testFailover(l *library) {
 	l.observed(leaders, "first")
 	elected := l.async(func() error { return concurrency.NewElection(second, "failover").Campaign(l.ctx, "second") })
 	l.keys("failover/", 2)
-	l.open("two lead", elected)
+	l.open("a second leader", elected)
 	l.revoke(first)
 	l.wait("the second leader", elected)
 	l.observed(leaders, "second")
 	last := l.async(func() error { return concurrency.NewElection(l.session(), "failover").Campaign(l.ctx, "last") })
 	l.keys("failover/", 2)
-	l.open("two lead", last)
+	l.open("a second leader", last)
 	second.Orphan()
 	l.wait("the last leader", last)
 	l.observed(leaders, "last")
 }
 
-// testSTM: transfers between accounts, several at a time, keep the sum.
+// testSTM: concurrent transfers between accounts keep the sum.
 func testSTM(l *library) {
 	const accounts, clients, transfers, each = 5, 4, 25, 100
 	for level, isolation := range map[string]concurrency.Isolation{
@@ -402,18 +402,18 @@ func testSTM(l *library) {
 			sum += n
 		}
 		if sum != accounts*each {
-			l.Errorf("%s: the sum is %d, want %d", level, sum, accounts*each)
+			l.Errorf("%s: got a sum of %d, want %d", level, sum, accounts*each)
 		}
 	}
-	// An error of the function writes nothing.
+	// If the function returns an error, nothing is written.
 	failed := errors.New("no")
 	if _, err := concurrency.NewSTM(l.client, func(stm concurrency.STM) error { stm.Put("stm/no", "x"); return failed }); !errors.Is(err, failed) || l.get("stm/no") != "" {
-		l.Errorf("a failed transaction: %v", err)
+		l.Errorf("failed transaction: got %v and %q, want %v and nothing", err, l.get("stm/no"), failed)
 	}
 }
 
-// testReadCommitted: the weakest level writes all or nothing, and reads what was
-// written.
+// testReadCommitted: the weakest isolation level still writes all or nothing, and reads its
+// own writes.
 func testReadCommitted(l *library) {
 	const clients, writes = 4, 20
 	var all sync.WaitGroup
@@ -426,7 +426,7 @@ func testReadCommitted(l *library) {
 					stm.Put("committed/a", value)
 					stm.Put("committed/b", value)
 					if got := stm.Get("committed/a"); got != value {
-						return fmt.Errorf("read %s after writing %s", got, value)
+						return fmt.Errorf("read of its own write: got %s, want %s", got, value)
 					}
 					return nil
 				}, concurrency.WithIsolation(concurrency.ReadCommitted))
@@ -435,7 +435,7 @@ func testReadCommitted(l *library) {
 				}
 				resp, err := l.client.Get(l.ctx, "committed/", clientv3.WithPrefix())
 				if err != nil || len(resp.Kvs) != 2 || string(resp.Kvs[0].Value) != string(resp.Kvs[1].Value) {
-					l.Errorf("half a transaction: %v, %v", resp, err)
+					l.Errorf("got %v, %v, want two equal values", resp, err)
 				}
 			}
 		})
@@ -443,7 +443,7 @@ func testReadCommitted(l *library) {
 	all.Wait()
 }
 
-// testRWMutex: readers together, writers alone.
+// testRWMutex: readers share the mutex, writers exclude all others.
 func testRWMutex(l *library) {
 	a, b, w := recipe.NewRWMutex(l.session(), "rw"), recipe.NewRWMutex(l.session(), "rw"), recipe.NewRWMutex(l.session(), "rw")
 	l.must(a.RLock())
@@ -462,7 +462,8 @@ func testRWMutex(l *library) {
 	l.must(a.RUnlock())
 }
 
-// testBarriers: nobody passes before all may.
+// testBarriers: nobody passes a barrier before it is released, or a double barrier before all
+// have entered.
 func testBarriers(l *library) {
 	holder := recipe.NewBarrier(l.client, "barrier")
 	l.must(holder.Hold())
@@ -488,7 +489,7 @@ func testBarriers(l *library) {
 				l.Error(err)
 			}
 			if n := inside.Load(); n != count {
-				l.Errorf("entered with %d", n)
+				l.Errorf("got %d that entered, want %d", n, count)
 			}
 			if err := b.Leave(); err != nil {
 				l.Error(err)
@@ -498,7 +499,7 @@ func testBarriers(l *library) {
 	all.Wait()
 }
 
-// testQueues: each value comes out once, in order.
+// testQueues: each value is dequeued once, in order.
 func testQueues(l *library) {
 	const n = 10
 	q, p := recipe.NewQueue(l.client, "queue"), recipe.NewPriorityQueue(l.client, "priority")
@@ -522,7 +523,7 @@ func testQueues(l *library) {
 	}
 }
 
-// testLeasing: what one client has cached is never older than what another wrote.
+// testLeasing: a cached value is never older than a write of another client.
 func testLeasing(l *library) {
 	a, closeA, err := leasing.NewKV(l.client, "leasing/")
 	l.must(err)
@@ -537,32 +538,32 @@ func testLeasing(l *library) {
 		}
 		_, err := writer.Put(l.ctx, "cached", value)
 		l.must(err)
-		for range 3 { // the first takes the key over, the others need no server
+		for range 3 { // the first acquires the key, the others are served from the cache
 			resp, err := reader.Get(l.ctx, "cached")
 			if err != nil || len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != value {
-				l.Fatalf("read %v, %v, want %s", resp, err, value)
+				l.Fatalf("got %v, %v, want %s", resp, err, value)
 			}
 		}
 	}
 	resp, err := a.Txn(l.ctx).If(clientv3.Compare(clientv3.Value("cached"), "=", "19")).Then(clientv3.OpDelete("cached")).Commit()
 	if err != nil || !resp.Succeeded {
-		l.Errorf("%v, %v", resp, err)
+		l.Errorf("got %v, %v, want success", resp, err)
 	}
 	if resp, err := b.Get(l.ctx, "cached"); err != nil || len(resp.Kvs) != 0 {
-		l.Errorf("read %v, %v, which is deleted", resp, err)
+		l.Errorf("deleted key: got %v, %v, want no pair", resp, err)
 	}
 }
 
-// testOrdering: no answer is older than one before, linearizable or not.
+// testOrdering: no response is older than an earlier one, linearizable or not.
 func testOrdering(l *library) {
 	kv := ordering.NewKV(l.client, func(op clientv3.Op, _ clientv3.OpResponse, revision int64) error {
-		return fmt.Errorf("an answer to %s is older than %d", op.KeyBytes(), revision)
+		return fmt.Errorf("a response for %s is older than revision %d", op.KeyBytes(), revision)
 	})
 	for i := range 50 {
 		_, err := l.client.Put(l.ctx, "ordering", fmt.Sprint(i))
 		l.must(err)
 		if resp, err := kv.Get(l.ctx, "ordering"); err != nil || string(resp.Kvs[0].Value) != fmt.Sprint(i) {
-			l.Fatalf("%v, %v", resp, err)
+			l.Fatalf("got %v, %v, want %d", resp, err, i)
 		}
 		_, err = kv.Get(l.ctx, "ordering", clientv3.WithSerializable())
 		l.must(err)
@@ -571,36 +572,36 @@ func testOrdering(l *library) {
 	}
 }
 
-// testNamespace: keys, watches and leases with a prefix that nobody sees.
+// testNamespace: keys, watches and leases work with a prefix that the client does not see.
 func testNamespace(l *library) {
 	kv, watcher := namespace.NewKV(l.client, "space/"), namespace.NewWatcher(l.client, "space/")
 	lease := namespace.NewLease(l.client, "space/")
 	events := watcher.Watch(l.ctx, "", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 	if resp := <-events; !resp.Created {
-		l.Fatalf("created: %+v", resp)
+		l.Fatalf("got %+v, want created", resp)
 	}
 	granted, err := lease.Grant(l.ctx, 60)
 	l.must(err)
 	_, err = kv.Put(l.ctx, "key", "v", clientv3.WithLease(granted.ID))
 	l.must(err)
 	if got := l.get("space/key"); got != "v" {
-		l.Errorf("without the namespace it is %q", got)
+		l.Errorf("space/key: got %q, want v", got)
 	}
 	if resp := <-events; len(resp.Events) != 1 || string(resp.Events[0].Kv.Key) != "key" {
-		l.Errorf("heard of %+v", resp)
+		l.Errorf("got %+v, want an event of key", resp)
 	}
 	resp, err := kv.Txn(l.ctx).If(clientv3.Compare(clientv3.Version("key"), "=", 1)).Then(clientv3.OpGet("", clientv3.WithFromKey())).Commit()
 	if err != nil || !resp.Succeeded || len(resp.Responses[0].GetResponseRange().Kvs) != 1 {
-		l.Errorf("%v, %v", resp, err)
+		l.Errorf("got %v, %v, want success with one pair", resp, err)
 	}
 	if left, err := lease.TimeToLive(l.ctx, granted.ID, clientv3.WithAttachedKeys()); err != nil || fmt.Sprintf("%s", left.Keys) != "[key]" {
-		l.Errorf("keys of the lease: %v, %v", left, err)
+		l.Errorf("keys of the lease: got %v, %v, want key", left, err)
 	}
 }
 
-// testMirror: a copy of what there is, and of what comes.
+// testMirror: a mirror gets the existing keys, and then the changes.
 func testMirror(l *library) {
-	const base, changes = 2500, 100 // base is more than comes at a time
+	const base, changes = 2500, 100 // base takes several pages
 	key := func(i int) string { return fmt.Sprintf("mirror/%05d", i) }
 	var ops []clientv3.Op
 	for i := range base {
@@ -649,12 +650,12 @@ func testMirror(l *library) {
 		want[string(kv.Key)] = string(kv.Value)
 	}
 	if !maps.Equal(got, want) {
-		l.Errorf("the mirror has %d keys and differs, want %d", len(got), len(want))
+		l.Errorf("got another content of %d keys in the mirror, want %d keys", len(got), len(want))
 	}
 }
 
-// TestClientLibraryReboot: what is held over a reboot of the core stays held, and
-// who waits goes on waiting.
+// TestClientLibraryReboot: over reboots of the core, holders of locks and elections keep
+// them, and waiters continue to wait.
 func TestClientLibraryReboot(t *testing.T) {
 	t.Parallel()
 	m := startMember(t, t.TempDir(), nil)
@@ -681,24 +682,24 @@ func TestClientLibraryReboot(t *testing.T) {
 		})
 		l.eventually("an answer", func() bool { _, err := l.client.Put(l.ctx, "other", ""); return err == nil })
 		if !l.owns(mu) {
-			t.Fatalf("after the panic at %v the mutex is lost", at)
+			t.Fatalf("after the panic at %v, the mutex is lost", at)
 		}
 		if err := concurrency.NewMutex(l.session(), "mutex/").TryLock(l.ctx); !errors.Is(err, concurrency.ErrLocked) {
-			t.Fatalf("after the panic at %v, try what is locked: %v", at, err)
+			t.Fatalf("after the panic at %v, try a locked mutex: got %v, want %v", at, err, concurrency.ErrLocked)
 		}
 		value := fmt.Sprint("first ", i)
 		l.must(leader.Proclaim(l.ctx, value))
 		l.observed(leaders, value)
-		// The session's client takes the lease for lost if it is long without an
-		// answer: no panic before there is one.
+		// The client considers the lease lost if it gets no response for too long, so wait
+		// for one before the next panic.
 		for len(renewals) > 0 {
 			<-renewals
 		}
 		if _, ok := <-renewals; !ok {
-			t.Fatalf("after the panic at %v the session is lost", at)
+			t.Fatalf("after the panic at %v, the session is lost", at)
 		}
 	}
-	for what, c := range map[string]<-chan struct{}{"the session ended": first.Done(), "two hold the mutex": locked, "two lead": elected} {
+	for what, c := range map[string]<-chan struct{}{"the end of the session": first.Done(), "a second holder of the mutex": locked, "a second leader": elected} {
 		l.open(what, c)
 	}
 	l.must(mu.Unlock(l.ctx))

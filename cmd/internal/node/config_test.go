@@ -2,8 +2,8 @@ package node
 
 import "testing"
 
-// TestLimitsByMemory: the cache and the answers of reads follow the memory that
-// there is, unless they are set.
+// TestLimitsByMemory: the limits of the cache and of the answers of reads are derived from
+// the memory, unless they are set.
 func TestLimitsByMemory(t *testing.T) {
 	for _, c := range []struct {
 		memory       uint64

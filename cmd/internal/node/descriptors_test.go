@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestTooFewDescriptors: a start with a limit that leaves too few descriptors for
-// clients is refused with what is needed, and counts the files that exist.
+// TestTooFewDescriptors: a limit that leaves too few descriptors for clients is refused. The
+// error has the number that is needed, which includes the existing files.
 func TestTooFewDescriptors(t *testing.T) {
 	dir := t.TempDir()
 	for i := range 5 {
@@ -22,11 +22,11 @@ func TestTooFewDescriptors(t *testing.T) {
 	missing := filepath.Join(dir, "missing")
 	const need = descriptorReserve + connectionsMin + 5
 	if err := checkDescriptors(need, dir, missing); err != nil {
-		t.Errorf("with %d: %v, want no error", need, err)
+		t.Errorf("limit %d: got %v, want no error", need, err)
 	}
 	err := checkDescriptors(need-1, dir, missing)
 	if !errors.Is(err, errDescriptors) {
-		t.Fatalf("with %d: %v, want %v", need-1, err, errDescriptors)
+		t.Fatalf("limit %d: got %v, want %v", need-1, err, errDescriptors)
 	}
 	for _, want := range []string{fmt.Sprint(need - 1), fmt.Sprint(need), "ulimit -n"} {
 		if !strings.Contains(err.Error(), want) {
@@ -35,15 +35,15 @@ func TestTooFewDescriptors(t *testing.T) {
 	}
 }
 
-// TestConnectionsWithinDescriptors: connections get what the store and the reserve
-// leave, also when the store grows or is closed for a while.
+// TestConnectionsWithinDescriptors: connections get the descriptors that the store and the
+// reserve leave, even when the store grows or is closed for a while.
 func TestConnectionsWithinDescriptors(t *testing.T) {
 	now, used, failure := time.Unix(0, 0), 20, error(nil)
 	d := &descriptors{limit: 1024, count: func() (int, error) { return used, failure }, now: func() time.Time { return now }}
 	check := func(what string, open, want int) {
 		t.Helper()
 		if got := d.connections(open); got != want {
-			t.Errorf("%s: %d connections, want %d", what, got, want)
+			t.Errorf("%s: got %d connections, want %d", what, got, want)
 		}
 	}
 	check("at the start", 0, 1024-descriptorReserve-20)
@@ -59,14 +59,14 @@ func TestConnectionsWithinDescriptors(t *testing.T) {
 	check("the store takes nearly all", 0, connectionsMin)
 }
 
-// TestDescriptorsUsed: a file that is opened is counted.
+// TestDescriptorsUsed: the open descriptors of the process are counted.
 func TestDescriptorsUsed(t *testing.T) {
 	limit, err := descriptorLimit()
 	if err != nil || limit < 10 {
-		t.Fatalf("limit %d, %v", limit, err)
+		t.Fatalf("got limit %d, %v, want at least 10", limit, err)
 	}
 	used, err := descriptorsUsed()
 	if err != nil || used < 3 || uint64(used) >= limit {
-		t.Errorf("%d in use, %v", used, err)
+		t.Errorf("got %d in use, %v, want between 3 and %d", used, err, limit)
 	}
 }

@@ -19,8 +19,7 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// fullDisk is the file system, on which no file can be made while there is little
-// free.
+// fullDisk is a file system that cannot create files while there is little free space.
 type fullDisk struct {
 	wal.OSFS
 	free *atomic.Uint64
@@ -33,9 +32,9 @@ func (d fullDisk) Create(path string) (wal.File, error) {
 	return d.OSFS.Create(path)
 }
 
-// TestDiskGuard: when the disk is nearly full, puts are refused while reads,
-// deletes and compaction go on; when space is back, so are puts. The ballast is
-// given up in between.
+// TestDiskGuard: when the disk is nearly full, puts are refused and the ballast is released,
+// while reads, deletes and compactions succeed. When there is space again, puts succeed and
+// the ballast is created.
 func TestDiskGuard(t *testing.T) {
 	var free atomic.Uint64
 	free.Store(10 << 30)
@@ -54,19 +53,19 @@ func TestDiskGuard(t *testing.T) {
 	spares := func() int { return m.current.Load().log.Spares() }
 	await := m.eventually
 	await("there is a ballast", exists)
-	await("the log has segments in advance", func() bool { return spares() > 0 })
+	await("the log has spare segments", func() bool { return spares() > 0 })
 	m.put("a", "1")
 	m.put("a", "2")
 
 	free.Store(32 << 20)
 	await("puts are refused", refused)
-	await("the ballast is gone", func() bool { return !exists() })
+	await("the ballast is released", func() bool { return !exists() })
 	alarms, err := m.client.AlarmList(context.Background())
 	if err != nil || len(alarms.Alarms) != 1 {
-		t.Fatalf("alarms %v (%v)", alarms, err)
+		t.Fatalf("got alarms %v (%v), want one", alarms, err)
 	}
 	if got := m.get("a"); got != "2" {
-		t.Fatalf("a is %q", got)
+		t.Fatalf("a: got %q, want 2", got)
 	}
 	if _, err := m.client.Compact(context.Background(), 3, clientv3.WithCompactPhysical()); err != nil {
 		t.Fatal(err)
@@ -74,20 +73,19 @@ func TestDiskGuard(t *testing.T) {
 	if _, err := m.client.Delete(context.Background(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	// Disarming does not make space: the guard raises the alarm again.
+	// Disarming does not free space, so the guard raises the alarm again.
 	if _, err := m.client.AlarmDisarm(context.Background(), &clientv3.AlarmMember{}); err != nil {
 		t.Fatal(err)
 	}
 	await("puts are refused again", refused)
 
-	// What is changed stays in the log, which takes what fits into its segments and
-	// then no more.
+	// Changes stay in the log, which accepts what fits into its segments.
 	await("the log is full", func() bool {
 		_, err := m.client.Delete(context.Background(), strings.Repeat("x", 100<<10))
 		return errors.Is(err, rpctypes.ErrNoSpace)
 	})
 	if spares() != 0 {
-		t.Error("deletes are refused though there are segments in advance")
+		t.Errorf("got %d spare segments when deletes are refused, want none", spares())
 	}
 	m.get("a")
 
@@ -96,7 +94,7 @@ func TestDiskGuard(t *testing.T) {
 	await("the ballast is back", exists)
 }
 
-// TestSmallDiskGuard: with small sizes, the guard's limits are small too.
+// TestSmallDiskGuard: a small member has small limits of free space.
 func TestSmallDiskGuard(t *testing.T) {
 	var free atomic.Uint64
 	free.Store(150 << 20) // below the usual limit
@@ -116,7 +114,7 @@ func TestSmallDiskGuard(t *testing.T) {
 		_, err := m.client.Put(context.Background(), "a", "2")
 		return errors.Is(err, rpctypes.ErrNoSpace)
 	})
-	free.Store(smallSizes.diskEnough + 8<<20) // and the tables
+	free.Store(smallSizes.diskEnough + 8<<20) // room for the tables
 	m.eventually("puts are accepted", func() bool {
 		_, err := m.client.Put(context.Background(), "a", "3")
 		return err == nil
@@ -126,18 +124,17 @@ func TestSmallDiskGuard(t *testing.T) {
 		Members: []*applymsg.Member{{Id: 2}}, Mailboxes: DefaultMailboxes()}
 	c.Gateway.MaxRequestBytes = smallSizes.request + 1
 	if err := c.validate(); err == nil || !strings.Contains(err.Error(), "--max-request-bytes") {
-		t.Errorf("got %v, want a request that no pack holds refused", err)
+		t.Errorf("got %v, want an error for a request larger than a pack", err)
 	}
 	for name, s := range map[string]*sizes{"usual": &usualSizes, "small": &smallSizes} {
 		if s.ballast < int64(s.diskReserve) || s.diskLow <= s.diskReserve || s.diskEnough <= s.diskLow || int64(s.request) >= s.valueLog/2 {
-			t.Errorf("%s sizes do not go together: %+v", name, *s)
+			t.Errorf("inconsistent %s sizes: %+v", name, *s)
 		}
 	}
 }
 
-// TestRebootOnFullDisk: a core that reboots while the disk is full waits for room,
-// with reads going on, and then serves again. A member that is told to stop then
-// does so.
+// TestRebootOnFullDisk: a core that reboots while the disk is full waits for room, while
+// reads are served, and then serves again. While it waits, the member can be stopped.
 func TestRebootOnFullDisk(t *testing.T) {
 	for _, stop := range []bool{false, true} {
 		t.Run(fmt.Sprintf("stop=%v", stop), func(t *testing.T) {
@@ -149,7 +146,7 @@ func TestRebootOnFullDisk(t *testing.T) {
 				c.FreeSpace = func(string) (uint64, error) { return free.Load(), nil }
 			})
 			m.put("a", "1")
-			m.eventually("the log has segments in advance", func() bool { return m.current.Load().log.Spares() > 0 })
+			m.eventually("the log has spare segments", func() bool { return m.current.Load().log.Spares() > 0 })
 			free.Store(1 << 20)
 			m.eventually("the alarm is raised", func() bool {
 				resp, err := m.client.AlarmList(context.Background())
@@ -157,16 +154,16 @@ func TestRebootOnFullDisk(t *testing.T) {
 			})
 			m.Faults().Arm(actors.CoreApply, "entry", 1)
 			if _, err := m.client.Delete(context.Background(), "a"); !errors.Is(err, rpctypes.ErrStopped) {
-				t.Fatalf("the delete was answered with %v", err)
+				t.Fatalf("delete: got %v, want %v", err, rpctypes.ErrStopped)
 			}
 			for range 10 {
 				resp, err := m.client.Get(context.Background(), "a", clientv3.WithSerializable())
 				if err != nil || len(resp.Kvs) != 1 {
-					t.Fatalf("a read during the reboot: %v, %v", resp, err)
+					t.Fatalf("read during the reboot: got %v, %v, want one pair", resp, err)
 				}
 			}
 			if n := m.core.Restarts(); n != 0 {
-				t.Fatalf("%d reboots on a full disk", n)
+				t.Fatalf("got %d reboots on a full disk, want none", n)
 			}
 			if !stop {
 				free.Store(10 << 30)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// FuzzIdentity: a file of any content names a member or is refused, and what it
-// names comes back when it is written again.
+// FuzzIdentity: a file of any content is parsed or refused. If it is parsed, it is the same
+// after it was written and read again.
 func FuzzIdentity(f *testing.F) {
 	f.Add([]byte(`{"cluster_id": 1, "member_id": 2, "name": "default", "peer_urls": ["http://localhost:2380"]}`))
 	f.Add([]byte(`{"cluster_id": 18446744073709551615, "member_id": 18446744073709551615}`))
@@ -18,17 +18,17 @@ func FuzzIdentity(f *testing.F) {
 	f.Add([]byte(`{"cluster_id": 1, "member_id": 2`))
 	f.Add([]byte("{\"cluster_id\": 1, \"member_id\": 2, \"name\": \"\xff\"}"))
 	f.Add([]byte{})
-	path := filepath.Join(f.TempDir(), "identity.json") // one for all: a run is one goroutine
+	path := filepath.Join(f.TempDir(), "identity.json") // shared: each process runs one input at a time
 	f.Fuzz(func(t *testing.T, text []byte) {
 		id, err := parseIdentity(text)
 		if err != nil {
 			if id.ClusterID != 0 || id.MemberID != 0 {
-				t.Fatalf("refused as %v, and is %+v", err, id)
+				t.Fatalf("got %+v with %v, want no ids", id, err)
 			}
 			return
 		}
 		if id.ClusterID == 0 || id.MemberID == 0 {
-			t.Fatalf("accepted %+v", id)
+			t.Fatalf("got %+v, want both ids", id)
 		}
 		if err := writeIdentity(path, id); err != nil {
 			t.Fatal(err)
@@ -39,10 +39,10 @@ func FuzzIdentity(f *testing.F) {
 		}
 		want, _ := json.Marshal(id)
 		if got, _ := json.Marshal(again); string(got) != string(want) {
-			t.Fatalf("%s is written, %s is read", want, got)
+			t.Fatalf("got %s, want %s", got, want)
 		}
 		if _, err := os.Stat(path + ".tmp"); err == nil {
-			t.Fatal("a temporary file is left")
+			t.Fatal("the temporary file exists")
 		}
 	})
 }

@@ -39,8 +39,8 @@ func (f countingFile) Datasync() error {
 	return f.File.Datasync()
 }
 
-// TestOneWritePerPut: a lone client's put costs one write to the log and one
-// fsync; the commit index that follows it goes with the next put.
+// TestOneWritePerPut: a put of the only client causes one write to the log and one fsync. Its
+// commit index is written with the next put.
 func TestOneWritePerPut(t *testing.T) {
 	disk := countingDisk{syncs: new(atomic.Int64), writes: new(atomic.Int64)}
 	m := startMember(t, t.TempDir(), func(c *Config) { c.Storage.LogFS = disk })
@@ -53,9 +53,9 @@ func TestOneWritePerPut(t *testing.T) {
 	for i := range puts {
 		m.put(fmt.Sprint(i), "v")
 	}
-	// The persister's marks are the few others.
+	// others is for the marks after commits of the persister.
 	const others = puts / 5
 	if w, s := disk.writes.Load()-writes, disk.syncs.Load()-syncs; w > puts+others || s > puts+others {
-		t.Fatalf("%d puts took %d writes and %d fsyncs, want about one of each", puts, w, s)
+		t.Fatalf("got %d writes and %d fsyncs for %d puts, want about one of each per put", w, s, puts)
 	}
 }

@@ -18,20 +18,20 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/backend"
 )
 
-// damaged is a member whose store, unknown to it, has one bad pack.
+// damaged is a member whose store has one bad pack, which it has not found yet.
 type damaged struct {
 	*testMember
 	log  *lines
 	dir  string
-	file string // that holds the bad pack
+	file string // with the bad pack
 }
 
 const damagedKeys = 300
 
 func damagedValue(i int) string { return strings.Repeat(fmt.Sprintf("value-%06d;", i), 300) }
 
-// damage fills a member with more than it keeps in memory, and flips a bit in
-// what the disk holds of a key.
+// damage starts a member with more data than it keeps in memory, and flips a bit in the
+// value of a key on disk.
 func damage(t *testing.T, key int, change func(*Config)) *damaged {
 	t.Helper()
 	d := &damaged{log: new(lines), dir: t.TempDir()}
@@ -45,14 +45,14 @@ func damage(t *testing.T, key int, change func(*Config)) *damaged {
 		d.put(fmt.Sprint(i), damagedValue(i))
 	}
 	d.eventually("the packs are in the store", func() bool {
-		d.put("tick", "") // publishes what was evicted
+		d.put("tick", "") // publishes the new resident size
 		return d.published.View().Sizes.Resident < 256<<10
 	})
 	d.flip([]byte(damagedValue(key)))
 	return d
 }
 
-// flip changes a byte in the midst of a text in the value logs.
+// flip changes a byte in the middle of a text in the value logs.
 func (d *damaged) flip(text []byte) {
 	d.t.Helper()
 	files, err := filepath.Glob(filepath.Join(d.cfg.DataDir, "member", "db", "*.vlog"))
@@ -64,7 +64,7 @@ func (d *damaged) flip(text []byte) {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		// The last one: a tail pack is written several times.
+		// The last occurrence counts: a tail pack is written several times.
 		at := bytes.LastIndex(content, text)
 		if at < 0 {
 			continue
@@ -81,11 +81,11 @@ func (d *damaged) flip(text []byte) {
 		d.file = filepath.Base(path)
 		return
 	}
-	d.t.Fatal("the value is in no file")
+	d.t.Fatal("no file has the value")
 }
 
-// toldOf waits until the damage is known to all: alarm, log, /readyz.
-func (d *damaged) toldOf() {
+// wantReported waits for the alarm, and checks that log and /readyz show the damage.
+func (d *damaged) wantReported() {
 	d.t.Helper()
 	d.eventually("the alarm is raised", func() bool {
 		alarms, err := d.client.AlarmList(d.t.Context())
@@ -94,26 +94,25 @@ func (d *damaged) toldOf() {
 	})
 	const message = "the store is corrupt"
 	if pack, file := d.log.last(message, "pack"), d.log.last(message, "file"); pack == nil || file != d.file {
-		d.t.Errorf("the log names pack %v in file %v, the damage is in %s", pack, file, d.file)
+		d.t.Errorf("log: got pack %v in file %v, want a pack in %s", pack, file, d.file)
 	}
 	if _, text := d.http("/readyz"); !strings.Contains(text, "[-]data_corruption failed") || !strings.Contains(text, "[-]corruption failed") {
-		d.t.Errorf("/readyz says %s", text)
+		d.t.Errorf("/readyz: got %s, want data_corruption and corruption failed", text)
 	}
 	if _, err := d.client.Put(d.t.Context(), "x", "y"); !errors.Is(err, rpctypes.ErrCorrupt) {
-		d.t.Errorf("a put is answered with %v", err)
+		d.t.Errorf("put: got %v, want %v", err, rpctypes.ErrCorrupt)
 	}
 }
 
-// TestCorruptRead: a read that comes by damage gets an error, and so does every
-// other one that would. All else is answered as ever. The damage is told in the
-// log, by the alarm and by /readyz, and the member does not start with it.
+// TestCorruptRead: a read of damaged data fails, every time. Other reads succeed. The log,
+// the alarm and /readyz show the damage, and the member does not start with it.
 func TestCorruptRead(t *testing.T) {
 	const victim = 100
 	d := damage(t, victim, nil)
 	if _, err := d.client.Get(t.Context(), fmt.Sprint(victim)); !errors.Is(err, rpctypes.ErrCorrupt) {
-		t.Errorf("the damaged key is answered with %v", err)
+		t.Errorf("get of the damaged key: got %v, want %v", err, rpctypes.ErrCorrupt)
 	}
-	d.toldOf()
+	d.wantReported()
 	bad := 0
 	for i := range damagedKeys {
 		resp, err := d.client.Get(t.Context(), fmt.Sprint(i))
@@ -123,19 +122,19 @@ func TestCorruptRead(t *testing.T) {
 		case err != nil:
 			t.Fatal(err)
 		case string(resp.Kvs[0].Value) != damagedValue(i):
-			t.Fatalf("key %d has a wrong value", i)
+			t.Fatalf("key %d: got %.20q, want %.20q", i, resp.Kvs[0].Value, damagedValue(i))
 		}
 	}
 	if bad == 0 || bad > 32<<10/len(damagedValue(0)) {
-		t.Errorf("%d keys are damaged", bad)
+		t.Errorf("got %d damaged keys, want those of one pack", bad)
 	}
 	for range 2 {
 		if _, err := d.client.Get(t.Context(), "", clientv3.WithPrefix()); !errors.Is(err, rpctypes.ErrCorrupt) {
-			t.Errorf("a range over the damage is answered with %v", err)
+			t.Errorf("range with the damaged key: got %v, want %v", err, rpctypes.ErrCorrupt)
 		}
 	}
 	if resp, err := d.client.Get(t.Context(), "", clientv3.WithPrefix(), clientv3.WithKeysOnly()); err != nil || resp.Count != damagedKeys+1 {
-		t.Errorf("the keys are answered with %v", err)
+		t.Errorf("range of keys only: got %v, %v, want %d keys", resp, err, damagedKeys+1)
 	}
 	d.shut()
 
@@ -146,36 +145,35 @@ func TestCorruptRead(t *testing.T) {
 	}
 	var c *backend.CorruptError
 	if !errors.As(err, &c) || c.File != d.file || c.Pack == (backend.PackID{}) {
-		t.Errorf("the start is refused with %v", err)
+		t.Errorf("start: got %v, want a bad pack in %s", err, d.file)
 	}
 }
 
-// TestCorruptHash: whoever else comes by damage tells of it too, and does not
-// try for ever.
+// TestCorruptHash: HashKV and Hash fail if there is damage, and report it.
 func TestCorruptHash(t *testing.T) {
 	d := damage(t, 150, nil)
 	defer d.shut()
 	if _, err := d.client.HashKV(t.Context(), d.cfg.Listeners[0].Addr().String(), 0); !errors.Is(err, rpctypes.ErrCorrupt) {
-		t.Errorf("HashKV is answered with %v", err)
+		t.Errorf("HashKV: got %v, want %v", err, rpctypes.ErrCorrupt)
 	}
 	_, err := pb.NewMaintenanceClient(d.client.ActiveConnection()).Hash(t.Context(), &pb.HashRequest{})
 	if !errors.Is(rpctypes.Error(err), rpctypes.ErrCorrupt) {
-		t.Errorf("Hash is answered with %v", err)
+		t.Errorf("Hash: got %v, want %v", err, rpctypes.ErrCorrupt)
 	}
-	d.toldOf()
+	d.wantReported()
 }
 
-// TestScrub: damage that nobody reads is found by the scrubber.
+// TestScrub: the scrubber finds damage in data that is not read.
 func TestScrub(t *testing.T) {
 	d := damage(t, 200, func(c *Config) { c.ScrubPeriod = time.Second })
 	defer d.shut()
-	d.toldOf()
+	d.wantReported()
 	if _, text := d.http("/metrics"); !strings.Contains(text, "troupe_scrub_packs_total") {
 		t.Error("no metrics of the scrubber")
 	}
-	// Disarmed, it is raised again: the damage is still there.
+	// The alarm is raised again after it is disarmed, because the damage is still there.
 	if _, err := d.client.AlarmDisarm(t.Context(), &clientv3.AlarmMember{}); err != nil {
 		t.Fatal(err)
 	}
-	d.toldOf()
+	d.wantReported()
 }

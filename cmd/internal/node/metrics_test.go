@@ -53,9 +53,9 @@ func scraped(t *testing.T) string {
 	return text
 }
 
-// TestEtcdMetrics: every metric that a new etcd 3.7.3 of one member exports is
-// there with the same type, unless it is left out for a reason. The file has the
-// "# TYPE" lines of etcd's /metrics.
+// TestEtcdMetrics: every metric that a new etcd 3.7.3 of one member exports is exported with
+// the same type, unless leftOut has a reason. The file has the "# TYPE" lines of etcd's
+// /metrics.
 func TestEtcdMetrics(t *testing.T) {
 	b, err := os.ReadFile("testdata/etcd-3.7.3-metrics.txt")
 	if err != nil {
@@ -75,27 +75,27 @@ func TestEtcdMetrics(t *testing.T) {
 		got, reason := types[name], leftOut[name]
 		switch {
 		case reason != "" && got != "":
-			t.Errorf("%s is exported, and left out: %s", name, reason)
+			t.Errorf("%s is exported, but in leftOut: %s", name, reason)
 		case reason == "" && got != want:
-			t.Errorf("%s: type %q, want %q", name, got, want)
+			t.Errorf("%s: got type %q, want %q", name, got, want)
 		}
 	}
 	for name := range leftOut {
 		if !known[name] {
-			t.Errorf("%s is left out, but etcd has no such metric", name)
+			t.Errorf("%s is in leftOut, but etcd has no such metric", name)
 		}
 	}
 	if len(known) < 100 {
-		t.Fatalf("the list has only %d metrics", len(known))
+		t.Fatalf("got %d metrics in the list, want at least 100", len(known))
 	}
 }
 
 // labelValue matches the value of a label, with its quotes.
 var labelValue = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
 
-// TestMetricsAreStable: dashboards and alerts rely on names, types, help texts and
-// labels, which are those in the file, and on the bounds of histograms. With
-// UPDATE_METRICS=1 it writes the file.
+// TestMetricsAreStable: names, types, help texts, labels and the bounds of histograms are
+// those in the file, because dashboards and alerts rely on them. With UPDATE_METRICS=1 it
+// writes the file.
 func TestMetricsAreStable(t *testing.T) {
 	const file = "testdata/metrics.txt"
 	var got []string

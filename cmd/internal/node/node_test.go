@@ -101,7 +101,7 @@ func (m *testMember) get(key string) string {
 	return string(resp.Kvs[0].Value)
 }
 
-// TestRestart: what was written is there after a stop and a start.
+// TestRestart: writes survive a restart.
 func TestRestart(t *testing.T) {
 	dir := t.TempDir()
 	m := startMember(t, dir, nil)
@@ -113,13 +113,12 @@ func TestRestart(t *testing.T) {
 	defer m.shut()
 	for i := range 100 {
 		if got := m.get(fmt.Sprintf("k%d", i)); got != fmt.Sprint(i) {
-			t.Fatalf("k%d is %q", i, got)
+			t.Fatalf("k%d: got %q, want %d", i, got, i)
 		}
 	}
 }
 
-// TestStopCutsStreams: a stream that a client leaves open does not keep the
-// member from stopping in order.
+// TestStopCutsStreams: the member stops without an error while a client has a stream open.
 func TestStopCutsStreams(t *testing.T) {
 	m := startMember(t, t.TempDir(), nil)
 	stream, err := healthpb.NewHealthClient(m.client.ActiveConnection()).Watch(context.Background(), &healthpb.HealthCheckRequest{})
@@ -137,7 +136,7 @@ func TestStopCutsStreams(t *testing.T) {
 	m.client.Close()
 }
 
-// TestOtherMember: the data of another member is refused, and stays as it is.
+// TestOtherMember: the data of another member is refused, and not changed.
 func TestOtherMember(t *testing.T) {
 	dir := t.TempDir()
 	startMember(t, dir, nil).shut()
@@ -147,18 +146,18 @@ func TestOtherMember(t *testing.T) {
 	}
 	cfg := Config{Name: "other", PeerURLs: []string{"http://localhost:7777"}, DataDir: dir}
 	if err := prepareDataDir(&cfg); !errors.Is(err, ErrOtherMember) {
-		t.Fatalf("another member's data: %v", err)
+		t.Fatalf("another member's data: got %v, want %v", err, ErrOtherMember)
 	}
 	cfg.PeerURLs = []string{"http://localhost:2380"}
 	if err := prepareDataDir(&cfg); err != nil || cfg.MemberID != 2 {
-		t.Fatalf("a member with a new name: %v, id %d", err, cfg.MemberID)
+		t.Fatalf("a member with a new name: got %v, id %d, want id 2", err, cfg.MemberID)
 	}
 	if after, err := os.ReadFile(identityPath(dir)); err != nil || string(after) != string(before) {
-		t.Fatalf("identity changed to %s (%v)", after, err)
+		t.Fatalf("identity: got %s (%v), want %s", after, err, before)
 	}
 }
 
-// TestEtcdData: what belongs to an etcd member is recognised.
+// TestEtcdData: the data of an etcd member is refused.
 func TestEtcdData(t *testing.T) {
 	dir := t.TempDir()
 	snap := filepath.Join(dir, "member", "snap")
@@ -182,8 +181,8 @@ func TestEtcdData(t *testing.T) {
 	}
 }
 
-// TestStrayEtcdFile: what etcd leaves when it is started on a member's directory
-// does not keep the member from its own data, and is named.
+// TestStrayEtcdFile: a file that etcd creates when it is started on a member's directory
+// does not prevent the member from starting. The member logs its path.
 func TestStrayEtcdFile(t *testing.T) {
 	leave := func(dir string) string {
 		stray := filepath.Join(dir, "member", "snap", "db")
@@ -203,32 +202,33 @@ func TestStrayEtcdFile(t *testing.T) {
 	var log bytes.Buffer
 	m = startMember(t, dir, func(c *Config) { c.WALDir, c.Logger = logs, zerolog.New(zerolog.SyncWriter(&log)) })
 	if got := m.get("k"); got != "v" {
-		t.Errorf("got %q, want the value from before", got)
+		t.Errorf("k: got %q, want v", got)
 	}
 	m.shut()
 	if !strings.Contains(log.String(), stray) {
-		t.Errorf("the log does not name %s:\n%s", stray, log.String())
+		t.Errorf("the log lacks %s:\n%s", stray, log.String())
 	}
 	if layout, err := LayoutOf(dir, logs); err != nil || layout.Stray != stray {
 		t.Errorf("got %+v, %v, want %s as stray", layout, err, stray)
 	}
 
-	// The first start was killed before it recorded whose data it is.
+	// As after a first start that was killed before it wrote the identity.
 	if err := os.Remove(identityPath(dir)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := LayoutOf(dir, logs); err != nil {
-		t.Errorf("with the member's log: %v", err)
+		t.Errorf("with the member's log: got %v, want no error", err)
 	}
-	// Nothing but etcd's file, as its failed first start leaves it: unknown data.
+	// Only etcd's file, as after its failed first start.
 	empty := t.TempDir()
 	stray = leave(empty)
 	if _, err := LayoutOf(empty, ""); !errors.Is(err, ErrEtcdData) || !strings.Contains(err.Error(), stray) {
-		t.Errorf("got %v, want an error that names %s", err, stray)
+		t.Errorf("got %v, want %v with %s", err, ErrEtcdData, stray)
 	}
 }
 
-// TestMailboxLimits: limits that a window would overflow are refused by name.
+// TestMailboxLimits: limits that are too small for the largest message or window are refused,
+// and the error has the flag.
 func TestMailboxLimits(t *testing.T) {
 	for flag, change := range map[string]func(*Mailboxes){
 		"mailbox-persister-bytes": func(m *Mailboxes) { m.Persister.Bytes = 1 << 20 },
@@ -248,13 +248,13 @@ func TestMailboxLimits(t *testing.T) {
 		}
 		change(&m)
 		if err := m.validate(2 << 20); err == nil || !strings.Contains(err.Error(), flag) {
-			t.Errorf("%s: %v", flag, err)
+			t.Errorf("got %v, want an error with %s", err, flag)
 		}
 	}
 }
 
-// TestLostFiles: a member whose log or store is gone, or both, does not begin
-// anew: it refuses to start and says what is missing. Nothing is made in its place.
+// TestLostFiles: a member without its log, its store or both refuses to start, and the error
+// has the missing folder. It does not create them again.
 func TestLostFiles(t *testing.T) {
 	for what, lost := range map[string]struct {
 		folders []string
@@ -278,22 +278,22 @@ func TestLostFiles(t *testing.T) {
 			n, err := New(m.cfg)
 			if err == nil {
 				_ = n.Stop(t.Context())
-				t.Fatal("it starts")
+				t.Fatal("the member starts")
 			}
-			if !strings.Contains(err.Error(), filepath.Join(dir, "member", lost.names)) {
-				t.Errorf("refused with %v", err)
+			if want := filepath.Join(dir, "member", lost.names); !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want an error with %s", err, want)
 			}
 			for _, folder := range lost.folders {
 				if _, err := os.Stat(filepath.Join(dir, "member", folder)); !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("%s is there again (%v)", folder, err)
+					t.Errorf("%s: got %v, want that it does not exist", folder, err)
 				}
 			}
 		})
 	}
 }
 
-// TestOtherLog: a log that ends before what the store has is refused by name, and
-// the store is left as it is.
+// TestOtherLog: a log that ends before the applied index of the store is refused, and the
+// error has its path.
 func TestOtherLog(t *testing.T) {
 	dir := t.TempDir()
 	m := startMember(t, dir, nil)
@@ -312,16 +312,16 @@ func TestOtherLog(t *testing.T) {
 	before := commits()
 	m.eventually("the store has them", func() bool { m.put("a", "1"); return commits() > before+1 })
 	m.shut()
-	// The log of a younger member of the same name.
+	// The log of a newer member with the same name.
 	young := t.TempDir()
 	startMember(t, young, nil).shut()
 	m.cfg.WALDir = filepath.Join(young, "member", "wal")
 	n, err := New(m.cfg)
 	if err == nil {
 		_ = n.Stop(t.Context())
-		t.Fatal("it starts")
+		t.Fatal("the member starts")
 	}
 	if !errors.Is(err, ErrLogBehind) || !strings.Contains(err.Error(), m.cfg.WALDir) {
-		t.Errorf("refused with %v", err)
+		t.Errorf("got %v, want %v with %s", err, ErrLogBehind, m.cfg.WALDir)
 	}
 }

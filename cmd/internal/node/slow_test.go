@@ -15,7 +15,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 )
 
-// lines collects a log.
+// lines is a log in memory.
 type lines struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -41,8 +41,7 @@ func (l *lines) last(message, field string) any {
 	return nil
 }
 
-// TestSlowestStage: whichever stage is slow, the debug endpoint and the log of
-// slow requests name it.
+// TestSlowestStage: the debug endpoint and the slow request log name the stage that is slow.
 func TestSlowestStage(t *testing.T) {
 	for _, stage := range []string{actors.CoreProposer, actors.CoreReadIndex, actors.CoreRaft,
 		actors.CoreWAL, actors.CoreApply, actors.CoreMVCC, actors.CorePersister} {
@@ -65,16 +64,16 @@ func TestSlowestStage(t *testing.T) {
 				}
 			}
 			if fromLog != stage || fromJSON != stage {
-				t.Fatalf("the log names %v, the endpoint %q", fromLog, fromJSON)
+				t.Fatalf("got slowest stage %v in the log and %q on the endpoint, want %s", fromLog, fromJSON, stage)
 			}
 			if stages, _ := log.last("slow request", "stages").(map[string]any); stages[actors.CoreWAL] == nil {
-				t.Fatalf("no times per stage in the log: %v", stages)
+				t.Fatalf("got stages %v in the log, want one for the WAL", stages)
 			}
 		})
 	}
 }
 
-// newLogger writes to lines.
+// newLogger returns a logger that writes to l.
 func newLogger(l *lines) zerolog.Logger { return zerolog.New(l).Level(zerolog.InfoLevel) }
 
 // http gets a path of the member.
@@ -92,7 +91,7 @@ func (m *testMember) http(path string) (code int, text string) {
 	return resp.StatusCode, string(b)
 }
 
-// snapshot is what the debug endpoint shows.
+// snapshot returns the state on the debug endpoint.
 func (m *testMember) snapshot() (s actors.Snapshot) {
 	m.t.Helper()
 	_, text := m.http("/debug/actors?format=json")
@@ -102,7 +101,7 @@ func (m *testMember) snapshot() (s actors.Snapshot) {
 	return s
 }
 
-// eventually waits for something that needs no more than a moment.
+// eventually waits for a condition.
 func (m *testMember) eventually(what string, ok func() bool) {
 	m.t.Helper()
 	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
@@ -112,8 +111,8 @@ func (m *testMember) eventually(what string, ok func() bool) {
 	}
 }
 
-// slowest asks the debug endpoint for the slowest stage, and checks that it shows
-// every stage within its limits.
+// slowest returns the slowest stage on the debug endpoint, and checks that every stage is
+// there and within its limits.
 func (m *testMember) slowest() string {
 	m.t.Helper()
 	s := m.snapshot()
@@ -129,7 +128,7 @@ func (m *testMember) slowest() string {
 	for _, name := range []string{actors.CoreProposer, actors.CoreReadIndex, actors.CoreRaft, actors.CoreWAL,
 		actors.CoreApply, actors.CoreMVCC, actors.CorePersister} {
 		if !seen[name] {
-			m.t.Fatalf("the debug endpoint does not show %s", name)
+			m.t.Fatalf("the debug endpoint has no %s", name)
 		}
 	}
 	return s.SlowestStage
