@@ -12,13 +12,13 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// rest counts how often it was released.
+// rest counts the calls of Release.
 type rest struct{ released int }
 
 func (r *rest) Release() { r.released++ }
 
-// TestRest: the work that an answer leaves goes to the caller who waits for it,
-// and is released in every other case.
+// TestRest: the Rest of an answer goes to the caller if it waits, and is released in every
+// other case.
 func TestRest(t *testing.T) {
 	replies := NewReplies()
 	put := func(notify func(Answer)) *Call {
@@ -37,31 +37,31 @@ func TestRest(t *testing.T) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := left.reply.Wait(ended); err == nil {
-		t.Fatal("a wait whose context has ended got an answer")
+		t.Fatal("got an answer after the end of the context, want an error")
 	}
 	rests := []*rest{{}, {}, {}, {}}
 	batch := &raftmsg.ResultBatch{BatchId: 1, Results: []*raftmsg.Result{{}, {}, {}, {}}}
 	replies.Deliver(batch, []Rest{rests[0], rests[1], rests[2], rests[3]})
 	answer, err := waiting.reply.Wait(context.Background())
 	if err != nil || answer.Rest != rests[0] || rests[0].released != 0 {
-		t.Fatalf("the caller who waits: %+v (%v), released %d times", answer, err, rests[0].released)
+		t.Fatalf("waiting caller: got %+v (%v), released %d times", answer, err, rests[0].released)
 	}
 	for i, r := range rests[1:] {
 		if r.released != 1 {
-			t.Errorf("rest %d: released %d times, want once", i+1, r.released)
+			t.Errorf("rest %d: got released %d times, want once", i+1, r.released)
 		}
 	}
 	if noticed.Result == nil || noticed.Rest != nil {
-		t.Errorf("the notice: got %+v", noticed)
+		t.Errorf("notice: got %+v", noticed)
 	}
 
 	unknown := &rest{}
 	replies.Deliver(&raftmsg.ResultBatch{BatchId: 9, Results: []*raftmsg.Result{{}}}, []Rest{unknown})
 	if unknown.released != 1 {
-		t.Errorf("a batch that nobody knows: released %d times, want once", unknown.released)
+		t.Errorf("unknown batch: got released %d times, want once", unknown.released)
 	}
 
-	// An answer that came before the end of the context, and was not looked at.
+	// An answer that arrives before the context ends, and is not received.
 	late, lateRest := put(nil), &rest{}
 	late.resolve(Answer{Result: &raftmsg.Result{}, Rest: lateRest})
 	if a, err := late.reply.Wait(ended); err != nil || a.Rest != lateRest || lateRest.released != 0 {

@@ -14,7 +14,7 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// TestClient: what callers get while there is a core, none, or one that refuses.
+// TestClient: the codes that callers get with a core, without one, and with one that refuses.
 func TestClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys, raft := actorstest.NewSystem(t), new(State)
@@ -29,16 +29,16 @@ func TestClient(t *testing.T) {
 			before := failed()
 			out, err := c.Propose(ctx, put("k", 1))
 			if err != nil || out.Result.Code != propose || out.Index != 0 {
-				t.Errorf("%s: a proposal got %+v (%v), want %v", when, out, err, propose)
+				t.Errorf("%s: proposal: got %+v (%v), want %v", when, out, err, propose)
 			}
 			if failed() != before+1 {
-				t.Errorf("%s: counted %v failures, want 1", when, failed()-before)
+				t.Errorf("%s: got %v failures counted, want 1", when, failed()-before)
 			}
 			if code, err := c.ReadIndex(ctx); err != nil || code != read {
-				t.Errorf("%s: a read got %v (%v), want %v", when, code, err, read)
+				t.Errorf("%s: read: got %v (%v), want %v", when, code, err, read)
 			}
-			if c.Post(put("k", 1), func(raftmsg.Code) { t.Errorf("%s: a notice", when) }) {
-				t.Errorf("%s: a stage's request was accepted", when)
+			if c.Post(put("k", 1), func(raftmsg.Code) { t.Errorf("%s: got a notice, want none", when) }) {
+				t.Errorf("%s: the request of a stage was accepted", when)
 			}
 		}
 		want("no core", raftmsg.Code_STOPPED, raftmsg.Code_STOPPED)
@@ -70,12 +70,12 @@ func TestClient(t *testing.T) {
 		want("full mailboxes", raftmsg.Code_TOO_MANY_REQUESTS, raftmsg.Code_TOO_MANY_REQUESTS)
 		full = true
 		if out, _ := c.Propose(ctx, put("k", 1)); out.Result.Code != raftmsg.Code_NO_SPACE {
-			t.Errorf("a full log: got %v", out.Result)
+			t.Errorf("full log: got %v, want NO_SPACE", out.Result)
 		}
 		full = false
 		raft.alone.Store(true)
 		if code, err := c.ReadIndex(ctx); err != nil || code != raftmsg.Code_OK {
-			t.Errorf("a lone voter: got %v (%v)", code, err)
+			t.Errorf("lone voter: got %v (%v), want OK", code, err)
 		}
 		raft.alone.Store(false)
 
@@ -90,13 +90,13 @@ func TestClient(t *testing.T) {
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
 		if _, err := c.Propose(ended, put("k", 1)); !errors.Is(err, context.Canceled) || failed() != before+1 {
-			t.Errorf("the caller goes: got %v and %v failures", err, failed()-before)
+			t.Errorf("the context ends: got %v and %v failures", err, failed()-before)
 		}
 
 		actorstest.Stop(t, sys, proposer)
 		actorstest.Stop(t, sys, readIndex)
 		if code := <-reads; code != raftmsg.Code_STOPPED {
-			t.Errorf("a reader of a core that stops: got %v", code)
+			t.Errorf("reader while the core stops: got %v, want STOPPED", code)
 		}
 		want("a core that has stopped", raftmsg.Code_STOPPED, raftmsg.Code_STOPPED)
 		c.Disconnect()

@@ -16,12 +16,12 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// timeout is how long calls of these tests may take.
+// timeout is that of the calls in these tests.
 const timeout = 5 * time.Second
 
 var one = actors.Cost{Requests: 1}
 
-// newRaftProbe stands in for raft, with its lanes.
+// newRaftProbe returns a probe in the place of raft, with its lanes.
 func newRaftProbe(t *testing.T, sys *actor.ActorSystem) *actorstest.Probe {
 	lane := func(name string) actors.Lane {
 		return actors.Lane{Name: name, Class: actors.Credit, Limit: actors.Limit{Requests: 1 << 20, Bytes: 1 << 30}}
@@ -30,7 +30,7 @@ func newRaftProbe(t *testing.T, sys *actor.ActorSystem) *actorstest.Probe {
 		raftLocal: lane("local"), raftPeers: lane("peers"), raftTicks: lane("ticks"), raftProposals: lane("proposals")}})
 }
 
-// news returns the messages of a type that came since the last call.
+// news returns the new messages of a type.
 type news[M any] struct {
 	probe *actorstest.Probe
 	read  int
@@ -48,13 +48,13 @@ func (n *news[M]) next() (found []M) {
 	return found
 }
 
-// put is a request whose encoding has about n bytes.
+// put returns a request whose encoding has about n bytes.
 func put(key string, n int) *applymsg.Request {
 	return &applymsg.Request{Op: &applymsg.Request_Put{Put: &pb.PutRequest{
 		Key: []byte(key), Value: bytes.Repeat([]byte{'v'}, n)}}}
 }
 
-// keys are those of the puts in a proposal.
+// keys returns the keys of the puts in a proposal.
 func keys(t *testing.T, p *raftmsg.Propose) []string {
 	t.Helper()
 	batch := new(applymsg.RequestBatch)
@@ -62,10 +62,10 @@ func keys(t *testing.T, p *raftmsg.Propose) []string {
 		t.Fatal(err)
 	}
 	if batch.Id != p.BatchId || int(p.Requests) != len(batch.Requests) {
-		t.Fatalf("batch %d with %d requests is proposed as batch %d with %d", batch.Id, len(batch.Requests), p.BatchId, p.Requests)
+		t.Fatalf("got batch %d with %d requests, want batch %d with %d", batch.Id, len(batch.Requests), p.BatchId, p.Requests)
 	}
 	if id, err := batchID(p.Data); err != nil || id != p.BatchId {
-		t.Fatalf("the id in the entry is %d (%v), want %d", id, err, p.BatchId)
+		t.Fatalf("got id %d (%v) in the entry, want %d", id, err, p.BatchId)
 	}
 	var found []string
 	for _, r := range batch.Requests {
@@ -74,7 +74,7 @@ func keys(t *testing.T, p *raftmsg.Propose) []string {
 	return found
 }
 
-// outcome returns the answer of a call, and whether there is one.
+// outcome returns the answer of a call; ok is false if there is none.
 func outcome(t *testing.T, c *Call) (Answer, bool) {
 	t.Helper()
 	synctest.Wait()
@@ -88,13 +88,13 @@ func wantCode(t *testing.T, c *Call, code raftmsg.Code) {
 		t.Fatalf("no answer, want %v", code)
 	}
 	if a.Result.Code != code {
-		t.Fatalf("answer %v, want %v", a.Result.Code, code)
+		t.Fatalf("got %v, want %v", a.Result.Code, code)
 	}
 }
 
 func wantNone(t *testing.T, c *Call) {
 	t.Helper()
 	if a, ok := outcome(t, c); ok {
-		t.Fatalf("an early answer: %+v", a)
+		t.Fatalf("got %+v, want no answer yet", a)
 	}
 }

@@ -17,8 +17,7 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// The proposer runs alone, between callers and a probe in the place of raft, in
-// fake time.
+// These tests run the proposer with callers and a probe in the place of raft, in fake time.
 
 type proposerRig struct {
 	t       *testing.T
@@ -73,7 +72,7 @@ func (r *proposerRig) drop(ids ...uint64) {
 	synctest.Wait()
 }
 
-// deliver answers a batch as mvcc does.
+// deliver answers a batch, in the place of mvcc.
 func (r *proposerRig) deliver(p *raftmsg.Propose) {
 	results := make([]*raftmsg.Result, p.Requests)
 	for i := range results {
@@ -82,15 +81,15 @@ func (r *proposerRig) deliver(p *raftmsg.Propose) {
 	r.replies.Deliver(&raftmsg.ResultBatch{BatchId: p.BatchId, Index: 10 + p.BatchId, Results: results}, nil)
 }
 
-// one returns the only proposal since the last look.
+// one returns the only new proposal.
 func (r *proposerRig) one(want ...string) *raftmsg.Propose {
 	r.t.Helper()
 	got := r.next()
 	if len(got) != 1 {
-		r.t.Fatalf("%d proposals, want one of %v", len(got), want)
+		r.t.Fatalf("got %d proposals, want one of %v", len(got), want)
 	}
 	if k := keys(r.t, got[0]); !slices.Equal(k, want) {
-		r.t.Fatalf("proposed %v, want %v", k, want)
+		r.t.Fatalf("got a proposal of %v, want %v", k, want)
 	}
 	return got[0]
 }
@@ -98,7 +97,7 @@ func (r *proposerRig) one(want ...string) *raftmsg.Propose {
 func (r *proposerRig) none() {
 	r.t.Helper()
 	if got := r.next(); len(got) != 0 {
-		r.t.Fatalf("proposed %v, want nothing", keys(r.t, got[0]))
+		r.t.Fatalf("got a proposal of %v, want none", keys(r.t, got[0]))
 	}
 }
 
@@ -168,8 +167,8 @@ func TestSlowDiskHasFourMegabytesUnderWay(t *testing.T) {
 	})
 }
 
-// TestPacks: an entry is filled up to a megabyte, a larger request travels alone,
-// and the order stays.
+// TestPacks: an entry has up to 1 MiB of requests, a larger request has an entry of its own,
+// and the order is kept.
 func TestPacks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
@@ -194,10 +193,10 @@ func TestPacks(t *testing.T) {
 			}
 		}
 		if all := slices.Concat(entries...); !slices.Equal(all, want) {
-			t.Fatalf("order %v, want %v", all, want)
+			t.Fatalf("got order %v, want %v", all, want)
 		}
 		if got, want := fmt.Sprint(entries), "[[k0] [k1 k2] [k3] [k4 k5 k6] [k7] [k8]]"; got != want {
-			t.Fatalf("packed as %v, want %v", got, want)
+			t.Fatalf("got entries of %v, want %v", got, want)
 		}
 	})
 }
@@ -220,14 +219,14 @@ func TestPackIsAMegabyteExactly(t *testing.T) {
 	})
 }
 
-// TestLimitHolds: a request counts until it is answered, whatever the answer.
+// TestLimitHolds: a request counts against the limit until it is answered.
 func TestLimitHolds(t *testing.T) {
 	limit := actors.Limit{Requests: 3, Bytes: 1 << 20}
 	full := func(t *testing.T, r *proposerRig) {
 		t.Helper()
 		synctest.Wait()
 		if err := postCall(r.ref.Mailbox, newCall(put("more", 1), timeout)); !errors.Is(err, actors.ErrFull) {
-			t.Fatalf("over the limit: %v", err)
+			t.Fatalf("over the limit: got %v, want %v", err, actors.ErrFull)
 		}
 	}
 	for name, answer := range map[string]func(*proposerRig, *raftmsg.Propose){
@@ -250,14 +249,14 @@ func TestLimitHolds(t *testing.T) {
 					answer(r, p)
 					synctest.Wait()
 					if r.held() != 0 {
-						t.Fatalf("%d requests held", r.held())
+						t.Fatalf("got %d requests held", r.held())
 					}
 					return
 				}
 				answer(r, p)
 				wantCode(t, calls[0], raftmsg.Code_OK)
 				if r.held() != 1 {
-					t.Fatalf("%d requests held, want the first one", r.held())
+					t.Fatalf("got %d requests held, want the first one", r.held())
 				}
 				r.post("d", 1)
 				r.post("e", 1)
@@ -273,7 +272,7 @@ func TestLimitHolds(t *testing.T) {
 			p := r.one("a")
 			err := postCall(r.ref.Mailbox, newCall(put("b", 600<<10), timeout))
 			if !errors.Is(err, actors.ErrFull) || errors.Is(err, actors.ErrTooBig) {
-				t.Fatalf("over the limit: %v", err)
+				t.Fatalf("over the limit: got %v, want %v", err, actors.ErrFull)
 			}
 			if err := postCall(r.ref.Mailbox, newCall(put("b", 2<<20), timeout)); !errors.Is(err, actors.ErrTooBig) {
 				t.Fatalf("larger than the limit: %v", err)
@@ -292,7 +291,7 @@ func TestLimitHolds(t *testing.T) {
 				wantCode(t, c, raftmsg.Code_TIMED_OUT)
 			}
 			if r.held() != 0 {
-				t.Fatalf("%d requests held", r.held())
+				t.Fatalf("got %d requests held", r.held())
 			}
 		})
 	})
@@ -305,7 +304,7 @@ func TestAnswersInOrder(t *testing.T) {
 		r.lead()
 		p := r.one("a", "b", "c")
 		if n := r.replies.Requests(); n != 3 {
-			t.Fatalf("%d requests under way", n)
+			t.Fatalf("got %d requests without an answer", n)
 		}
 		r.deliver(p)
 		for i, c := range calls {
@@ -316,13 +315,13 @@ func TestAnswersInOrder(t *testing.T) {
 		}
 		r.deliver(p) // a batch that nobody waits for
 		if n := r.replies.Requests(); n != 0 {
-			t.Fatalf("%d requests under way", n)
+			t.Fatalf("got %d requests without an answer", n)
 		}
 	})
 }
 
-// TestDropped: what raft dropped is first in the next entry, under a new id,
-// after a pause.
+// TestDropped: requests that raft dropped are first in the next entry, which has a new id and
+// follows after a pause.
 func TestDropped(t *testing.T) {
 	for name, move := range map[string]func(*proposerRig){
 		"tick": func(*proposerRig) { time.Sleep(proposerTick) },
@@ -341,7 +340,7 @@ func TestDropped(t *testing.T) {
 				c := r.post("c", 1)
 				r.none()
 				if r.held() != 3 {
-					t.Fatalf("%d requests held", r.held())
+					t.Fatalf("got %d requests held", r.held())
 				}
 				move(r)
 				again := r.one("a", "b", "c")
@@ -356,15 +355,15 @@ func TestDropped(t *testing.T) {
 					wantCode(t, call, raftmsg.Code_OK)
 				}
 				if r.held() != 0 {
-					t.Fatalf("%d requests held", r.held())
+					t.Fatalf("got %d requests held", r.held())
 				}
 			})
 		})
 	}
 }
 
-// TestNeverTwice: what raft took is not proposed again, whoever leads: it may
-// stand in the log.
+// TestNeverTwice: requests that raft accepted are not proposed again after a change of
+// leader, because they may be in the log.
 func TestNeverTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
@@ -402,8 +401,8 @@ func TestWithoutLeader(t *testing.T) {
 	})
 }
 
-// TestOldAndYoungTogether: a call that waited long for a leader does not take
-// those down that came later and share its entry.
+// TestOldAndYoungTogether: a call that times out, because it waited long for a leader, does
+// not affect newer calls in the same entry.
 func TestOldAndYoungTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
@@ -416,19 +415,19 @@ func TestOldAndYoungTogether(t *testing.T) {
 		wantCode(t, old, raftmsg.Code_TIMED_OUT)
 		wantNone(t, young)
 		if r.held() != 1 || r.replies.Requests() != 1 {
-			t.Fatalf("%d requests held, %d under way", r.held(), r.replies.Requests())
+			t.Fatalf("got %d requests held, %d without an answer", r.held(), r.replies.Requests())
 		}
 		r.deliver(p)
 		if a, ok := outcome(t, young); !ok || a.Result.Revision != int64(100*p.BatchId)+1 {
 			t.Fatalf("answer %+v, %v", a, ok)
 		}
 		if r.held() != 0 {
-			t.Fatalf("%d requests held", r.held())
+			t.Fatalf("got %d requests held", r.held())
 		}
 	})
 }
 
-// TestDroppedAfterPartWasAnswered: only those that still wait are proposed again.
+// TestDroppedAfterPartWasAnswered: only calls that still wait are proposed again.
 func TestDroppedAfterPartWasAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
@@ -445,8 +444,8 @@ func TestDroppedAfterPartWasAnswered(t *testing.T) {
 	})
 }
 
-// TestForwardedAndLost: a follower never hears of what got lost on the way to the
-// leader. When its callers have given up, it goes on.
+// TestForwardedAndLost: a batch that a follower forwards and that is lost never settles. When
+// its calls have timed out, the follower proposes the next one.
 func TestForwardedAndLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
@@ -460,8 +459,8 @@ func TestForwardedAndLost(t *testing.T) {
 	})
 }
 
-// TestLeadersWindowStaysShut: what a leader proposed comes to its disk or ends
-// with its term. While the disk hangs, nothing is added.
+// TestLeadersWindowStaysShut: a batch of a leader becomes durable or ends with its term. While
+// the disk hangs, no further batch is proposed.
 func TestLeadersWindowStaysShut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
@@ -500,7 +499,7 @@ func TestProposerStops(t *testing.T) {
 		r.deliver(p)
 		wantCode(t, under, raftmsg.Code_OK)
 		if r.held() != 0 {
-			t.Fatalf("%d requests held", r.held())
+			t.Fatalf("got %d requests held", r.held())
 		}
 	})
 }
@@ -528,9 +527,9 @@ func TestProposerPanics(t *testing.T) {
 	}
 }
 
-// TestEveryCallIsAnsweredOnce: whatever raft, the disk and time do, each call gets
-// one answer, no batch is proposed again but for those dropped, and no room in
-// the mailbox is lost.
+// TestEveryCallIsAnsweredOnce: with random events of raft, disk and clock, each call is
+// answered once, only dropped batches are proposed again, and all room in the mailbox is
+// released.
 func TestEveryCallIsAnsweredOnce(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -605,7 +604,7 @@ func anyOrder(t *testing.T, rng *rand.Rand) {
 		}
 		take()
 		if n := r.held(); n > limit.Requests {
-			t.Fatalf("%d requests held", n)
+			t.Fatalf("got %d requests held", n)
 		}
 	}
 	if rng.IntN(2) == 0 {
@@ -624,6 +623,6 @@ func anyOrder(t *testing.T, rng *rand.Rand) {
 		t.Errorf("nothing succeeded: %v", codes)
 	}
 	if r.held() != 0 {
-		t.Fatalf("%d requests held in the end", r.held())
+		t.Fatalf("got %d requests held in the end, want none", r.held())
 	}
 }

@@ -23,8 +23,8 @@ import (
 	"github.com/troupe-db/troupe/raftactor/replica"
 )
 
-// The raft actor runs over a real replica. The test is the log below and the
-// stages behind: it says when appends are durable and applies are done.
+// These tests run the raft actor with a real replica. The test takes the places of the WAL
+// and of the other stages: it decides when appends are durable and entries are applied.
 
 const heartbeat = 100 * time.Millisecond
 
@@ -91,13 +91,13 @@ func newRaftRig(t *testing.T, cfg replica.Config) *raftRig {
 	return r
 }
 
-// collect takes what raft asked for.
+// collect takes the new appends and applies.
 func (r *raftRig) collect() {
 	r.appends = append(r.appends, r.wal.next()...)
 	r.applies = append(r.applies, r.apply.next()...)
 }
 
-// durable completes the oldest n appends.
+// durable answers the oldest n appends.
 func (r *raftRig) durable(n int) {
 	r.t.Helper()
 	done := &raftmsg.Appended{Appends: int64(n)}
@@ -119,7 +119,7 @@ func (r *raftRig) durable(n int) {
 	r.collect()
 }
 
-// applyAll completes all applies under way.
+// applyAll answers all outstanding applies.
 func (r *raftRig) applyAll() {
 	r.t.Helper()
 	m := &raftmsg.Applied{}
@@ -148,7 +148,7 @@ func (r *raftRig) applyAll() {
 	r.collect()
 }
 
-// postApplied posts as mvcc does.
+// postApplied posts Applied as mvcc does.
 func postApplied(box *actors.Mailbox, m *raftmsg.Applied) {
 	if len(m.ConfChanges) > 0 {
 		box.MustPost(raftLocal, m, one)
@@ -181,7 +181,7 @@ func (r *raftRig) readIndexed(id uint64) {
 	synctest.Wait()
 }
 
-// batches returns the ids of the batches applied.
+// batches returns the ids of the applied batches.
 func (r *raftRig) batches() (ids []uint64) {
 	for _, e := range r.applied {
 		if id, err := batchID(e.Data); err == nil && e.GetType() == raftpb.EntryNormal {
@@ -191,8 +191,8 @@ func (r *raftRig) batches() (ids []uint64) {
 	return ids
 }
 
-// TestLoneVoterElectsItselfAtOnce: no time passes before a lone voter leads, on
-// the first start and on every other.
+// TestLoneVoterElectsItselfAtOnce: a lone voter becomes the leader without waiting, on the
+// first start and on every other.
 func TestLoneVoterElectsItselfAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
@@ -231,8 +231,8 @@ func TestLoneVoterElectsItselfAtOnce(t *testing.T) {
 	})
 }
 
-// recovered is what log and store hold after so many entries were applied, with
-// the commit index as it was before all of them.
+// recovered returns the configuration with what log and store have after so many entries were
+// applied. The commit index in the log is that before all of them.
 func (r *raftRig) recovered(applied int) replica.Config {
 	cfg := replicaConfig(false)
 	cfg.Entries = r.log
@@ -245,8 +245,8 @@ func (r *raftRig) recovered(applied int) replica.Config {
 	return cfg
 }
 
-// TestSlowElection: on a disk that needs longer than a tick, the election is
-// waited for instead of started over.
+// TestSlowElection: if the disk takes longer than a tick, an election is not restarted, but
+// completes.
 func TestSlowElection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -299,7 +299,7 @@ func TestProposalsFlow(t *testing.T) {
 	})
 }
 
-// TestSettledTogether: appends that become durable in one go settle in one go.
+// TestSettledTogether: appends that become durable together settle in one message.
 func TestSettledTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -330,9 +330,8 @@ func TestDroppedWithoutLeader(t *testing.T) {
 	})
 }
 
-// TestReadsWaitForTheTerm: a lone leader answers no read before an entry of its
-// own term is applied: entries that an earlier term acknowledged may lie above
-// what it has applied.
+// TestReadsWaitForTheTerm: a lone leader answers no read before an entry of its own term is
+// applied, because entries of an earlier term that were acknowledged may not be applied yet.
 func TestReadsWaitForTheTerm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -402,8 +401,8 @@ func TestResetEndsAlone(t *testing.T) {
 	})
 }
 
-// TestSecondVoterEndsAlone: from the moment a second voter is adopted, reads wait
-// until raft has heard from it.
+// TestSecondVoterEndsAlone: from the moment that a second voter is added, reads wait until
+// raft has its response.
 func TestSecondVoterEndsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -438,8 +437,8 @@ func TestSecondVoterEndsAlone(t *testing.T) {
 	})
 }
 
-// TestAppliedWaits: while nothing depends on it, an idle raft is not woken by what
-// was applied, and learns of it with the next message.
+// TestAppliedWaits: while nothing depends on it, Applied does not wake an idle raft, which
+// handles it with the next message.
 func TestAppliedWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -451,16 +450,17 @@ func TestAppliedWaits(t *testing.T) {
 		r.applyAll()
 		synctest.Wait()
 		if got := r.state.Status().Applied; got != before {
-			t.Errorf("raft was woken to learn that %d is applied", got)
+			t.Errorf("got %d applied, want that raft was not woken", got)
 		}
 		r.propose(101)
 		if got, want := r.state.Status().Applied, uint64(len(r.applied)); got != want {
-			t.Errorf("with the next message: %d is applied, want %d", got, want)
+			t.Errorf("with the next message: got %d applied, want %d", got, want)
 		}
 	})
 }
 
-// TestToldOfApplied: the batcher is told only while readers wait, and then at once.
+// TestToldOfApplied: Applied is passed on to the batcher only while readers wait, and then at
+// once.
 func TestToldOfApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -483,8 +483,8 @@ func TestToldOfApplied(t *testing.T) {
 	})
 }
 
-// TestPersisted: the log is marked when enough became durable in the store, and
-// never above that or above what is still in memory.
+// TestPersisted: the log is marked when enough entries are durable in the store. It is never
+// marked above these, or trimmed above what the replica has dropped.
 func TestPersisted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -514,8 +514,8 @@ func TestPersisted(t *testing.T) {
 	})
 }
 
-// TestPersistedLargeEntries: large entries go from memory, and then from the log,
-// long before they are many.
+// TestPersistedLargeEntries: large entries are dropped from memory, and then from the log,
+// long before there are markEvery of them.
 func TestPersistedLargeEntries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -535,7 +535,7 @@ func TestPersistedLargeEntries(t *testing.T) {
 	})
 }
 
-// TestCreditOfAppends: raft hands out so many appends and waits for the log.
+// TestCreditOfAppends: raft sends OutstandingMax appends and waits for the WAL.
 func TestCreditOfAppends(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
@@ -589,8 +589,7 @@ func TestRestartFromEntries(t *testing.T) {
 	})
 }
 
-// TestTogether runs the three actors of the package over a log and a keyspace
-// that are always done at once.
+// TestTogether runs the three actors of the package over stages that answer at once.
 func TestTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sys := actorstest.NewSystem(t)
@@ -651,7 +650,7 @@ func TestTogether(t *testing.T) {
 	})
 }
 
-// stages stands in for all stages below raft.
+// stages takes the places of all stages below raft.
 type stages struct {
 	raft    *actors.Mailbox
 	replies *Replies

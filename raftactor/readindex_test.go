@@ -16,8 +16,8 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// The read-index batcher runs alone, between readers and a probe in the place of
-// raft, in fake time.
+// These tests run the read-index batcher with readers and a probe in the place of raft, in
+// fake time.
 
 type readRig struct {
 	t       *testing.T
@@ -72,7 +72,7 @@ func (r *readRig) answer(id, index uint64) {
 	r.tell(&raftmsg.ReadIndexed{Id: id, Index: index})
 }
 
-// apply moves the view, and tells as raft does: only when somebody waits.
+// apply advances the view, and posts Applied as raft does: only while readers wait.
 func (r *readRig) apply(index uint64) {
 	r.applied.Store(index)
 	if r.state.readers.Load() {
@@ -80,12 +80,12 @@ func (r *readRig) apply(index uint64) {
 	}
 }
 
-// attempt returns the id of the only attempt since the last look.
+// attempt returns the id of the only new attempt.
 func (r *readRig) attempt() uint64 {
 	r.t.Helper()
 	got := r.next()
 	if len(got) != 1 {
-		r.t.Fatalf("attempts %v, want one", got)
+		r.t.Fatalf("got attempts %v, want one", got)
 	}
 	return got[0].Id
 }
@@ -95,7 +95,7 @@ func (r *readRig) want(code raftmsg.Code, calls ...*ReadCall) {
 	synctest.Wait()
 	for i, c := range calls {
 		if got, ok := c.reply.Poll(); !ok || got != code {
-			r.t.Fatalf("reader %d got %v, %v, want %v", i, got, ok, code)
+			r.t.Fatalf("reader %d: got %v, %v, want %v", i, got, ok, code)
 		}
 	}
 }
@@ -105,13 +105,13 @@ func (r *readRig) waits(calls ...*ReadCall) {
 	synctest.Wait()
 	for i, c := range calls {
 		if got, ok := c.reply.Poll(); ok {
-			r.t.Fatalf("reader %d was answered early, with %v", i, got)
+			r.t.Fatalf("reader %d: got %v, want no answer yet", i, got)
 		}
 	}
 }
 
-// TestReadersShareAnAttempt: those that came before an attempt share its index,
-// those that came after wait for the next one.
+// TestReadersShareAnAttempt: readers that arrive before an attempt share its index; those that
+// arrive later wait for the next attempt.
 func TestReadersShareAnAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReadRig(t, roomy)
@@ -120,7 +120,7 @@ func TestReadersShareAnAttempt(t *testing.T) {
 		first := r.attempt()
 		b, c := r.read(), r.read()
 		if got := r.next(); len(got) != 0 {
-			t.Fatalf("a second attempt while one is under way: %v", got)
+			t.Fatalf("got a second attempt %v during the first one, want none", got)
 		}
 		r.applied.Store(100)
 		r.answer(first, 7)
@@ -135,7 +135,7 @@ func TestReadersShareAnAttempt(t *testing.T) {
 		r.answer(second, 9)
 		r.want(raftmsg.Code_OK, b, c)
 		if got := r.next(); len(got) != 0 {
-			t.Fatalf("an attempt for nobody: %v", got)
+			t.Fatalf("got attempt %v without readers, want none", got)
 		}
 	})
 }
@@ -158,13 +158,12 @@ func TestReadersWaitForApplied(t *testing.T) {
 		r.apply(20)
 		r.want(raftmsg.Code_OK, b)
 		if r.state.readers.Load() {
-			t.Fatal("nobody waits, and raft is still asked to tell")
+			t.Fatal("readers is set although no reader waits")
 		}
 	})
 }
 
-// TestAppliedWithoutAWord: should the word that entries are applied get lost, the
-// tick makes up for it.
+// TestAppliedWithoutAWord: if Applied is lost, the batcher answers readers with the next tick.
 func TestAppliedWithoutAWord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReadRig(t, roomy)
@@ -188,12 +187,12 @@ func TestLostAttemptsAreRepeated(t *testing.T) {
 		time.Sleep(readRetry - time.Millisecond)
 		synctest.Wait()
 		if got := r.next(); len(got) != 0 {
-			t.Fatalf("repeated after %v", time.Since(start))
+			t.Fatalf("got the second attempt after %v", time.Since(start))
 		}
 		time.Sleep(2 * readTick)
 		second := r.attempt()
 		if second == first {
-			t.Fatal("repeated under the same id")
+			t.Fatal("got the second attempt under the same id")
 		}
 		time.Sleep(readRetry + 2*readTick)
 		third := r.attempt()
@@ -203,7 +202,7 @@ func TestLostAttemptsAreRepeated(t *testing.T) {
 		r.answer(third, 0)
 		r.want(raftmsg.Code_OK, a)
 		if r.slow() != 1 || r.failed() != 0 {
-			t.Fatalf("%v slow and %v failed, want one slow attempt", r.slow(), r.failed())
+			t.Fatalf("got %v slow and %v failed, want one slow attempt", r.slow(), r.failed())
 		}
 	})
 }
@@ -225,7 +224,7 @@ func TestLeaderChanges(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		if got := r.next(); len(got) != 0 {
-			t.Fatalf("asked without a leader: %v", got)
+			t.Fatalf("got attempt %v without a leader, want none", got)
 		}
 		r.role(2)
 		id := r.attempt()
@@ -260,10 +259,10 @@ func TestReadersExpire(t *testing.T) {
 		r.next()
 		time.Sleep(2 * time.Second)
 		if got := r.next(); len(got) != 0 {
-			t.Fatalf("repeated for nobody: %v", got)
+			t.Fatalf("got attempt %v without readers, want none", got)
 		}
 		if r.failed() != 3 {
-			t.Fatalf("%v failed, want 3", r.failed())
+			t.Fatalf("got %v failed, want 3", r.failed())
 		}
 		last := r.read() // an attempt that nobody waits for holds nobody up
 		r.answer(r.attempt(), 0)
@@ -303,7 +302,7 @@ func TestTooManyReaders(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait() // it is in hand, and takes a second
-		// Room is held until the answer: one more fits in the limit of two.
+		// A reader holds its room until it is answered: one more fits in the limit of two.
 		c := newReadCall(timeout)
 		if err := postRead(ref.Mailbox, c); err != nil {
 			t.Fatal(err)
