@@ -8,7 +8,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// TestAccess compares with what etcd 3.7.3 answers with the same --cors and
+// TestAccess: the responses are those of etcd 3.7.3 with the same --cors and
 // --host-whitelist.
 func TestAccess(t *testing.T) {
 	for _, tc := range []struct {
@@ -53,7 +53,7 @@ func TestAccess(t *testing.T) {
 			}
 			resp := request(t, h, tc.method, tc.target, header...)
 			if resp.StatusCode != tc.status {
-				t.Errorf("status %d, want %d", resp.StatusCode, tc.status)
+				t.Errorf("got status %d, want %d", resp.StatusCode, tc.status)
 			}
 			want := map[string]string{"Access-Control-Allow-Origin": tc.allow}
 			if tc.allow != "" {
@@ -62,22 +62,22 @@ func TestAccess(t *testing.T) {
 			}
 			for _, name := range []string{"Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers"} {
 				if got := resp.Header.Get(name); got != want[name] {
-					t.Errorf("%s: %q, want %q", name, got, want[name])
+					t.Errorf("%s: got %q, want %q", name, got, want[name])
 				}
 			}
 			if tc.status == http.StatusMisdirectedRequest {
 				if text := body(t, resp); !strings.Contains(text, `--host-whitelist="example.com"`) {
-					t.Errorf("answered %q, want how to allow the host", text)
+					t.Errorf("got %q, want how to allow the host", text)
 				}
 				if text := log.String(); !strings.Contains(text, `"host":"example.com"`) {
-					t.Errorf("logged %q, want the host", text)
+					t.Errorf("got log %q, want the host", text)
 				}
 			}
 		})
 	}
-	// As in etcd, the listeners for metrics alone have no such headers.
+	// As in etcd, the listeners for metrics do not send these headers.
 	h := NewMetricsHandler(HTTPConfig{Member: newMonitored(t), Metrics: NewMetrics(MetricsConfig{})})
 	if got := request(t, h, http.MethodGet, "/health").Header.Get("Access-Control-Allow-Origin"); got != "" {
-		t.Errorf("the metrics listener allows the origin %q", got)
+		t.Errorf("metrics listener: got allowed origin %q, want none", got)
 	}
 }

@@ -12,10 +12,9 @@ import (
 )
 
 // codec encodes and decodes gRPC messages into pooled buffers. Beside ordinary
-// messages it knows the answers of reads, rangeAnswer and rangeChunk, which it
+// messages it encodes the answers of reads, rangeAnswer and rangeChunk, which it
 // splices from stored records: these are encoded key-value pairs already, and
-// decoding them only to encode them again would be most of the work of a large
-// range.
+// to decode and encode them again would be most of the work of a large range.
 type codec struct {
 	metrics *Metrics
 	pool    mem.BufferPool
@@ -36,12 +35,12 @@ type spliced interface {
 	splice(dst []byte) []byte
 }
 
-// readAnswer is the answer of a read, whose credit goes back when it is written.
+// readAnswer is the answer of a read. Its credit is released when it is written.
 type readAnswer interface {
 	spliced
 	// rope returns the encoding in parts, for large answers.
 	rope() *rope
-	// reading returns the read; nil if nothing is to be given back.
+	// reading returns the read; nil if there is no credit to release.
 	reading() *reading
 }
 
@@ -101,8 +100,8 @@ func (c *codec) marshalRead(a readAnswer) (mem.BufferSlice, error) {
 	return mem.BufferSlice{mem.NewBuffer(pooled, rd)}, nil
 }
 
-// buffer has a message of at most size bytes written, into a pooled buffer where
-// gRPC deems it worth it.
+// buffer returns a buffer with a message of at most size bytes, which write appends. It is
+// pooled if gRPC pools buffers of that size.
 func (c *codec) buffer(size int, write func([]byte) ([]byte, error)) (mem.Buffer, error) {
 	if mem.IsBelowBufferPoolingThreshold(size) {
 		data, err := write(make([]byte, 0, size))
@@ -243,7 +242,7 @@ func (c *rangeChunk) splice(dst []byte) []byte {
 	return appendField(dst, fieldRangeCount, uint64(c.count))
 }
 
-// appendField appends a varint field, or nothing for zero, as proto3 has it.
+// appendField appends a varint field; nothing for zero, as in proto3.
 func appendField(dst []byte, field protowire.Number, v uint64) []byte {
 	if v == 0 {
 		return dst

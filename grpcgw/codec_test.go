@@ -115,18 +115,18 @@ func TestMessageRoundTrip(t *testing.T) {
 		}
 	}
 	if _, err := c.Marshal(42); err == nil {
-		t.Error("a number was encoded")
+		t.Error("encode a number: got no error")
 	}
 	if err := c.Unmarshal(nil, 42); err == nil {
-		t.Error("a number was decoded")
+		t.Error("decode into a number: got no error")
 	}
 	if err := c.Unmarshal(mem.BufferSlice{mem.SliceBuffer("\xff")}, new(pb.PutRequest)); err == nil {
-		t.Error("garbage was decoded")
+		t.Error("decode garbage: got no error")
 	}
 }
 
-// roundTrip encodes a message, and decodes it from the buffers as they are and
-// cut in three.
+// roundTrip encodes a message. It decodes the buffers, and then the same bytes in three
+// buffers.
 func roundTrip(t *testing.T, c *codec, from any, to proto.Message) {
 	t.Helper()
 	data, err := c.Marshal(from)
@@ -145,12 +145,12 @@ func roundTrip(t *testing.T, c *codec, from any, to proto.Message) {
 		t.Fatal(err)
 	}
 	if !proto.Equal(to, again) {
-		t.Fatal("cutting the buffer changed the message")
+		t.Fatal("got another message from three buffers")
 	}
 }
 
-// FuzzChunkSize holds the size of a chunk, by which its buffer and its length
-// prefix are made, against its encoding.
+// FuzzChunkSize: the size of a chunk, which determines its buffer and its length prefix, fits
+// its encoding.
 func FuzzChunkSize(f *testing.F) {
 	f.Add([]byte("record"), 3, true, true, int64(3), uint64(1), uint64(2), uint64(3), int64(4))
 	f.Fuzz(func(t *testing.T, rec []byte, n int, last, more bool, count int64, a, b, c uint64, rev int64) {

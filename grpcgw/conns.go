@@ -18,7 +18,7 @@ import (
 //  2. It is silent until its first bytes show which protocol it speaks; see
 //     sniff.go. Silent connections are kept in the order of their arrival.
 //  3. It is handed to gRPC or to net/http, which own it from then on.
-//  4. Close removes it from the table, whoever calls it.
+//  4. Close removes it from the table.
 //
 // The limit exists for the store: it opens files while it commits, and a failed
 // commit ends the process. Connections must never take its file descriptors.
@@ -250,7 +250,7 @@ func (t *connTable) closeIf(doomed func(*conn) bool) {
 	t.shut = true
 	for c := range t.open {
 		if doomed(c) {
-			_ = c.Conn.Close() // whoever reads from it fails
+			_ = c.Conn.Close() // its reader fails
 			t.remove(c)
 		}
 	}

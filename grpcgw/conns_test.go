@@ -7,13 +7,14 @@ import (
 	"testing"
 )
 
-// endless is a connection on which more bytes always wait to be read.
+// endless is a connection that always has more bytes to read.
 type endless struct{ net.Conn }
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
-// Streams that a flooding client opens are served before many more are read. One
-// processor shows it: there, another goroutine runs only if the reader pauses.
+// TestReaderYieldsToWhatItStarted: the streams of a client that floods are served before many
+// more are read. The test uses one processor, where another goroutine runs only if the reader
+// yields.
 func TestReaderYieldsToWhatItStarted(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	const reads = 1000
@@ -25,10 +26,10 @@ func TestReaderYieldsToWhatItStarted(t *testing.T) {
 			t.Fatal(err)
 		}
 		most.Store(max(most.Load(), waiting.Add(1)))
-		go waiting.Add(-1) // as gRPC starts one for a stream that it finds in buf
+		go waiting.Add(-1) // gRPC starts a goroutine for each stream that it reads
 	}
-	// The scheduler takes the reader out of turn now and then.
+	// The scheduler interrupts the reader now and then.
 	if got, want := most.Load(), int64(5); got > want {
-		t.Errorf("%d goroutines waited for the reader to pause, want at most %d of %d", got, want, reads)
+		t.Errorf("got %d goroutines waiting for the reader, want at most %d of %d", got, want, reads)
 	}
 }

@@ -14,5 +14,5 @@
 // leader and learner checks, and the slow request log. It is on the path of every
 // request and must stay cheap.
 //
-// Only errors.go knows gRPC's codes.
+// Only errors.go uses gRPC's codes.
 package grpcgw

@@ -30,7 +30,7 @@ const (
 	testTerm    = 7
 )
 
-// fakeMember applies proposals at once to a store of its own.
+// fakeMember is a Member that applies proposals at once to a store of its own.
 type fakeMember struct {
 	mu       sync.Mutex
 	store    *mvcc.Store
@@ -42,7 +42,7 @@ type fakeMember struct {
 	slowest  string
 	watches  *watchactor.Streams
 
-	// What the pipeline answers instead, when set.
+	// If set, these are returned instead.
 	proposeCode raftmsg.Code
 	proposeErr  error
 	readCode    raftmsg.Code
@@ -52,7 +52,7 @@ type fakeMember struct {
 	leaseErr    error
 	left        map[int64]time.Duration // what leases have left; all else all
 	panics      bool
-	// hold, when set, is waited for by every proposal, which says so on held.
+	// If hold is set, every proposal sends to held and then waits for hold.
 	hold, held chan struct{}
 
 	proposals, readIndexes, awaited, renewals int
@@ -250,14 +250,14 @@ func (m *fakeMember) Health() []Trouble                         { return nil }
 func (m *fakeMember) Timeline() *actors.Timeline                { return m.timeline }
 func (m *fakeMember) Actors() actors.Snapshot                   { return actors.Snapshot{SlowestStage: m.slowest} }
 
-// set changes the member while requests may be under way.
+// set changes the member while requests may be in progress.
 func (m *fakeMember) set(change func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	change()
 }
 
-// testConfig is a configuration around a member.
+// testConfig returns a configuration with a member.
 func testConfig(m Member) Config {
 	cfg := DefaultConfig()
 	cfg.Member = m
@@ -287,7 +287,7 @@ func serveGateway(t testing.TB, g *Gateway) (conn *grpc.ClientConn, stop func())
 	go func() { served <- g.Serve(l) }()
 	conn, err := grpc.NewClient("passthrough:///gateway", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }),
-		// Fixed windows: a client that reads nothing takes no more than that.
+		// Fixed windows bound what a client takes that reads nothing.
 		grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(1<<20),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30)))
 	if err != nil {
@@ -298,7 +298,7 @@ func serveGateway(t testing.TB, g *Gateway) (conn *grpc.ClientConn, stop func())
 			t.Error(err)
 		}
 		if err := <-served; !errors.Is(err, ErrStopped) {
-			t.Errorf("Serve returned %v", err)
+			t.Errorf("Serve: got %v, want %v", err, ErrStopped)
 		}
 	}
 }

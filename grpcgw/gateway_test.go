@@ -49,7 +49,7 @@ func listen(t *testing.T, network, address string) net.Listener {
 	return l
 }
 
-// TestOneListener serves gRPC and HTTP on a TCP and on a unix socket.
+// TestOneListener: gRPC and HTTP are served on a TCP and on a unix socket.
 func TestOneListener(t *testing.T) {
 	m := newFakeMember()
 	cfg := testConfig(m)
@@ -125,7 +125,7 @@ func TestServeReportsListener(t *testing.T) {
 	}
 }
 
-// TestStop stops with a put under way, which may or may not finish in time.
+// TestStop: Stop waits for a put in progress, or fails it when its context ends.
 func TestStop(t *testing.T) {
 	for _, finish := range []bool{true, false} {
 		m := newFakeMember()
@@ -137,7 +137,7 @@ func TestStop(t *testing.T) {
 		l := listen(t, "tcp", "127.0.0.1:0")
 		served := make(chan error, 1)
 		go func() { served <- g.Serve(l) }()
-		// One that has not said yet what it speaks.
+		// A connection whose protocol is not identified.
 		silent, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -179,8 +179,8 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// wantClosed reads from a connection whose other end is closed, and not merely
-// about to be, after sniffTimeout.
+// wantClosed checks that the other end of a connection is closed already, and not only after
+// sniffTimeout.
 func wantClosed(t *testing.T, conn net.Conn) {
 	t.Helper()
 	if err := conn.SetReadDeadline(time.Now().Add(sniffTimeout / 5)); errors.Is(err, io.ErrClosedPipe) {
@@ -209,7 +209,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestBooting asks a member that has no view yet.
+// TestBooting: requests fail while the member has no view.
 func TestBooting(t *testing.T) {
 	m := newFakeMember()
 	m.pub = mvcc.NewPublished()
@@ -222,7 +222,7 @@ func TestBooting(t *testing.T) {
 	}
 }
 
-// TestRPCsAreCounted: unary calls, streams and what is rejected.
+// TestRPCsAreCounted: unary calls, streams and rejected calls are counted.
 func TestRPCsAreCounted(t *testing.T) {
 	cfg, registry := testConfig(newFakeMember()), prometheus.NewRegistry()
 	cfg.Metrics = NewMetrics(MetricsConfig{Registry: registry})
@@ -301,7 +301,7 @@ func TestSlowRequestLog(t *testing.T) {
 		}
 	}
 
-	// Without an answer, of whatever kind.
+	// A request without a response.
 	m.proposeCode, m.readCode = raftmsg.Code_STOPPED, raftmsg.Code_STOPPED
 	key := []byte("secret")
 	for what, call := range map[string]func() error{
@@ -352,8 +352,7 @@ func TestSlowRequestLog(t *testing.T) {
 	}
 }
 
-// TestHandlerPanic: a panic in a handler is the end of one request, not of the
-// process.
+// TestHandlerPanic: a panic of a handler fails its request, and does not end the process.
 func TestHandlerPanic(t *testing.T) {
 	m := newFakeMember()
 	var out bytes.Buffer
@@ -363,10 +362,10 @@ func TestHandlerPanic(t *testing.T) {
 	m.panics = true
 	_, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")})
 	if status.Code(err) != codes.Internal {
-		t.Fatalf("answered with %v", err)
+		t.Fatalf("got %v, want Internal", err)
 	}
 	if log := out.String(); !strings.Contains(log, "KV/Put") || !strings.Contains(log, "fakeMember") {
-		t.Errorf("logged %s", log)
+		t.Errorf("got log %s, want method and panic", log)
 	}
 	m.panics = false
 	if _, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")}); err != nil {

@@ -17,8 +17,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// TestGzip: unary calls and streams of clients that compress are served, with
-// responses of every kind that the codec knows.
+// TestGzip: unary calls and streams of clients that compress are served, with every kind of
+// response that the codec encodes itself.
 func TestGzip(t *testing.T) {
 	m := newFakeMember()
 	conn := serve(t, testConfig(m))
@@ -54,12 +54,12 @@ func TestGzip(t *testing.T) {
 		keys += len(chunk.RangeResponse.Kvs)
 	}
 	if keys != 50 {
-		t.Errorf("the stream has %d keys, want 50", keys)
+		t.Errorf("got %d keys from the stream, want 50", keys)
 	}
 }
 
-// TestGzipBomb: a request that is small only while it is compressed is refused at
-// the limit of a message, without being expanded beyond it.
+// TestGzipBomb: a request that exceeds the limit of a message when it is decompressed is
+// refused, and not decompressed further.
 func TestGzipBomb(t *testing.T) {
 	const expanded = 48 << 20
 	request, err := proto.Marshal(&pb.PutRequest{Key: []byte("k"), Value: make([]byte, expanded)})
@@ -81,7 +81,7 @@ func TestGzipBomb(t *testing.T) {
 	cfg := testConfig(newFakeMember())
 	_, addr := start(t, cfg)
 	if frame.Len() > cfg.MaxRequestBytes {
-		t.Fatalf("the bomb has %d bytes, which is above the limit by itself", frame.Len())
+		t.Fatalf("got a compressed request of %d bytes, want one below the limit", frame.Len())
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addr+pb.KV_Put_FullMethodName, &frame)
 	if err != nil {
@@ -103,9 +103,9 @@ func TestGzipBomb(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	got := resp.Trailer.Get("Grpc-Status") + resp.Header.Get("Grpc-Status")
 	if want := fmt.Sprint(int(codes.ResourceExhausted)); got != want {
-		t.Errorf("status %q, want %q: %v", got, want, resp.Header)
+		t.Errorf("got status %q, want %q: %v", got, want, resp.Header)
 	}
 	if n := after.TotalAlloc - before.TotalAlloc; n > expanded/2 {
-		t.Errorf("allocated %d MiB for it", n>>20)
+		t.Errorf("got %d MiB allocated for it", n>>20)
 	}
 }

@@ -21,8 +21,8 @@ import (
 	"github.com/troupe-db/troupe/watchactor"
 )
 
-// monitored is a member whose state a test chooses. Only what the plain HTTP
-// handlers and the metrics ask for is there.
+// monitored is a Member whose state a test sets. It has only the methods that the plain HTTP
+// handlers and the metrics call.
 type monitored struct {
 	Member
 	keyspace *mvcc.Published
@@ -47,7 +47,7 @@ func (m *monitored) Actors() actors.Snapshot {
 	}}
 }
 
-// monitoredReads answers the reads of a monitored member.
+// monitoredReads has the results of the reads of a monitored member.
 type monitoredReads struct {
 	Requests
 	m *monitored
@@ -91,8 +91,7 @@ func body(t *testing.T, r *http.Response) string {
 	return string(b)
 }
 
-// TestHTTPAnswers compares status and body with what etcd 3.7.3 answers in the
-// same state.
+// TestHTTPAnswers: status and body are those of etcd 3.7.3 in the same state.
 func TestHTTPAnswers(t *testing.T) {
 	const (
 		nospace = etcdserverpb.AlarmType_NOSPACE
@@ -198,8 +197,8 @@ func TestDebugActors(t *testing.T) {
 	}
 }
 
-// TestActorsPageFields compares the names that the page's script reads with
-// those in the JSON: a renamed field would leave an empty column.
+// TestActorsPageFields: the JSON has all fields that the page's script reads. A renamed field
+// would leave a column empty.
 func TestActorsPageFields(t *testing.T) {
 	b, err := json.Marshal(debugState{
 		Snapshot: actors.Snapshot{Mailboxes: []actors.MailboxSnapshot{{LastPanic: "x", LastPanicStack: "x", LastPanicAt: nil}}},
@@ -220,11 +219,11 @@ func TestActorsPageFields(t *testing.T) {
 		}
 		fields++
 		if !strings.Contains(known, `"`+name+`":`) {
-			t.Errorf("the page reads %q, which the JSON does not have", word)
+			t.Errorf("the page reads %q, which is not in the JSON", word)
 		}
 	}
 	if fields < 26 {
-		t.Errorf("found only %d fields in the page", fields)
+		t.Errorf("got %d fields in the page, want more", fields)
 	}
 }
 

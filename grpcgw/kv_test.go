@@ -19,7 +19,7 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// isError tells whether a client got an error as it left the server.
+// isError reports whether the error of a client is that of the server.
 func isError(got, want error) bool {
 	return status.Code(got) == status.Code(want) && rpctypes.ErrorDesc(got) == rpctypes.ErrorDesc(want)
 }
@@ -280,8 +280,8 @@ func checkStream(t *testing.T, name string, chunks []*pb.RangeResponse, sizes []
 	wantHeader(t, chunks[len(chunks)-1].Header, 301)
 }
 
-// TestRangeStreamPinned overtakes a stream by writes and a compaction between
-// two chunks.
+// TestRangeStreamPinned: writes and a compaction between two chunks do not change a stream of
+// the current revision. A stream of an older revision fails.
 func TestRangeStreamPinned(t *testing.T) {
 	for _, tc := range []struct {
 		revision int64
@@ -304,7 +304,7 @@ func TestRangeStreamPinned(t *testing.T) {
 		}
 		err = k.streamRange(t.Context(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: tc.revision}, send)
 		if !errors.Is(err, tc.want) {
-			t.Fatalf("revision %d: %v, want %v", tc.revision, err, tc.want)
+			t.Fatalf("revision %d: got %v, want %v", tc.revision, err, tc.want)
 		}
 		if tc.want != nil {
 			continue
@@ -313,7 +313,7 @@ func TestRangeStreamPinned(t *testing.T) {
 		for _, c := range chunks {
 			for _, kv := range c.Kvs {
 				if kv.Version != 1 {
-					t.Fatalf("%s was changed after the stream began", kv.Key)
+					t.Fatalf("%s: got version %d, want 1", kv.Key, kv.Version)
 				}
 				n++
 			}
@@ -324,7 +324,7 @@ func TestRangeStreamPinned(t *testing.T) {
 	}
 }
 
-// overtake changes every key, adds one, and compacts all that was.
+// overtake changes every key, adds one, and compacts the revisions before.
 func overtake(m *fakeMember) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -369,7 +369,7 @@ func TestQuota(t *testing.T) {
 	if err != nil || len(alarm.Alarms) != 1 || alarm.Alarms[0].MemberID != testMember || alarm.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
 		t.Fatalf("%v, %v", alarm, err)
 	}
-	// The quota comes before any other check, and the alarm is raised once.
+	// The quota is checked before anything else, and the alarm is raised once.
 	big := &pb.PutRequest{Value: make([]byte, 3*keyOverhead)}
 	if _, err := kv.Put(ctx, big); !isError(err, rpctypes.ErrGRPCNoSpace) {
 		t.Errorf("put beyond the quota: %v", err)
@@ -400,8 +400,8 @@ func TestRequestSize(t *testing.T) {
 	cfg.MaxRequestBytes = 1000
 	kv := pb.NewKVClient(serve(t, cfg))
 	ctx := t.Context()
-	// What etcd measures: the put of 1+2, 1+2+n; its tag and length 1+2; the
-	// header's tag, length and id 2+1+10.
+	// The size that etcd checks: the put with 1+2 and 1+2+n bytes; its tag and length,
+	// 1+2; the tag, length and id of the header, 2+1+10.
 	const fits = 1000 - 3 - 3 - 3 - 13
 	value := func(n int) []byte { return bytes.Repeat([]byte("v"), n) }
 	if _, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("k"), Value: value(fits)}); err != nil {
@@ -452,7 +452,7 @@ func TestCodesReachClients(t *testing.T) {
 	}
 }
 
-// TestErrorTexts pins what clients match: code and text as etcd 3.7 sends them.
+// TestErrorTexts: codes and texts, which clients match, are those of etcd 3.7.
 func TestErrorTexts(t *testing.T) {
 	for code, want := range map[raftmsg.Code]string{
 		raftmsg.Code_TOO_MANY_REQUESTS: "Unknown etcdserver: too many requests",
@@ -466,7 +466,7 @@ func TestErrorTexts(t *testing.T) {
 	} {
 		err := codeError(code)
 		if got := status.Code(err).String() + " " + rpctypes.ErrorDesc(err); got != want {
-			t.Errorf("%v: %q, want %q", code, got, want)
+			t.Errorf("%v: got %q, want %q", code, got, want)
 		}
 	}
 }
@@ -536,7 +536,7 @@ func TestAdmit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A proper client cannot send it.
+	// A gRPC library would not send it.
 	if err := g.admit(RaftStatus{}, "\xff", true); err != rpctypes.ErrGRPCInvalidClientAPIVersion {
 		t.Errorf("version of bad UTF-8: %v", err)
 	}

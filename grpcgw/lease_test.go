@@ -77,7 +77,7 @@ func TestLeaseGrantAndRevoke(t *testing.T) {
 	wantHeader(t, resp.Header, 4) // no keys, no revision
 }
 
-// TestLeaseGrantWithoutSpace: leases take space too.
+// TestLeaseGrantWithoutSpace: grants are refused without space, like puts.
 func TestLeaseGrantWithoutSpace(t *testing.T) {
 	m := newFakeMember()
 	cfg := leaseConfig(m)
@@ -87,7 +87,7 @@ func TestLeaseGrantWithoutSpace(t *testing.T) {
 		t.Errorf("beyond the quota: %v", err)
 	}
 	if len(m.cluster.Alarms) != 1 {
-		t.Error("no alarm")
+		t.Error("the alarm is not raised")
 	}
 	m.set(func() {
 		m.cluster = &mvccmsg.Cluster{Alarms: []*applymsg.Alarm{{MemberId: testMember, Type: pb.AlarmType_NOSPACE, Disk: true}}}
@@ -173,14 +173,14 @@ func TestLeaseLeases(t *testing.T) {
 		}
 	}
 	m.set(func() { m.left = map[int64]time.Duration{4: -time.Second, 5: 150 * time.Second, 99: 0} })
-	// The time of 1, 2 and 3 is not known: they have all of it.
+	// The remaining time of 1, 2 and 3 is not known, so it counts as the whole TTL.
 	if got := ids(); !slices.Equal(got, []int64{4, 1, 3, 5, 2}) {
 		t.Error(got)
 	}
 	if m.readIndexes != 0 {
 		t.Error("a linearizable read")
 	}
-	// Equal times: in the order of their grants, whatever the ids are.
+	// Leases with equal times are in the order of their grants, and not of their ids.
 	m.set(func() { m.left = nil })
 	for _, id := range []int64{9, 7, 8} {
 		if _, err := lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: id, TTL: 50}); err != nil {
@@ -251,12 +251,11 @@ func TestLeaseKeepAlive(t *testing.T) {
 	}
 	m.set(func() { m.raft.IsLearner = true })
 	if _, err := open().Recv(); !isError(err, rpctypes.ErrGRPCNotSupportedForLearner) {
-		t.Errorf("a learner: %v", err)
+		t.Errorf("learner: got %v, want not supported", err)
 	}
 }
 
-// TestKeepAliveEndsWithMember: a stream has no end of its own, and must not hold
-// up a member that stops.
+// TestKeepAliveEndsWithMember: an open keep-alive stream does not delay a stop.
 func TestKeepAliveEndsWithMember(t *testing.T) {
 	g, err := New(leaseConfig(newFakeMember()))
 	if err != nil {
@@ -275,7 +274,7 @@ func TestKeepAliveEndsWithMember(t *testing.T) {
 	}
 	stopped()
 	if _, err := stream.Recv(); !isError(err, rpctypes.ErrGRPCStopped) {
-		t.Errorf("the stream ended with %v", err)
+		t.Errorf("got %v at the end of the stream, want stopped", err)
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// reported collects what a lineLimit reports.
+// reported has the reports of a lineLimit.
 type reported struct {
 	mu sync.Mutex
 	n  []int
@@ -26,8 +26,8 @@ func (r *reported) get() []int {
 	return slices.Clone(r.n)
 }
 
-// TestLineLimit: within a period only so many lines are admitted, and the rest is
-// counted and reported once when the period ends, though nothing follows.
+// TestLineLimit: max lines are admitted in a period. The others are counted, and reported once
+// when the period ends, even if nothing follows.
 func TestLineLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var reports reported
@@ -45,32 +45,32 @@ func TestLineLimit(t *testing.T) {
 			synctest.Wait()
 		}
 		if got := burst(3); got != 3 {
-			t.Errorf("admitted %d of 3, want all", got)
+			t.Errorf("got %d of 3 admitted, want all", got)
 		}
 		next()
 		if got := reports.get(); len(got) != 0 {
-			t.Errorf("reported %v although nothing was left out", got)
+			t.Errorf("got reports %v, want none: nothing was skipped", got)
 		}
 		time.Sleep(300 * time.Millisecond)
 		if got := burst(7156); got != 3 {
-			t.Errorf("admitted %d, want 3", got)
+			t.Errorf("got %d admitted, want 3", got)
 		}
 		next()
 		if got, want := reports.get(), []int{7153}; !slices.Equal(got, want) {
-			t.Errorf("reported %v, want %v", got, want)
+			t.Errorf("got reports %v, want %v", got, want)
 		}
 		if got := burst(1); got != 1 {
-			t.Error("nothing is admitted in the next period")
+			t.Error("got no line admitted in the next period")
 		}
 		next()
 		if got := reports.get(); len(got) != 1 {
-			t.Errorf("reported %v, want nothing more", got)
+			t.Errorf("got reports %v, want no more", got)
 		}
 	})
 }
 
-// TestLineLimitSkip: what has no line of its own is reported by its count, the
-// first at once and the rest at the end of the period.
+// TestLineLimitSkip: the count of skipped events is reported, the first event at once and the
+// others at the end of the period.
 func TestLineLimitSkip(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var reports reported
@@ -79,12 +79,12 @@ func TestLineLimitSkip(t *testing.T) {
 			l.skip()
 		}
 		if got, want := reports.get(), []int{1}; !slices.Equal(got, want) {
-			t.Errorf("reported %v, want %v", got, want)
+			t.Errorf("got reports %v, want %v", got, want)
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if got, want := reports.get(), []int{1, 99}; !slices.Equal(got, want) {
-			t.Errorf("reported %v, want %v", got, want)
+			t.Errorf("got reports %v, want %v", got, want)
 		}
 	})
 }

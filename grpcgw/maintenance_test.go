@@ -52,7 +52,7 @@ func TestStatus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The text of a message has one space or two between fields, by build.
+	// The text of a message has one or two spaces between fields, depending on the build.
 	errs := strings.ReplaceAll(fmt.Sprint(got.Errors), "  ", " ")
 	if errs != "[etcdserver: no leader memberID:2 alarm:NOSPACE memberID:9 alarm:CORRUPT]" || !got.IsLearner {
 		t.Errorf("%s, learner %v", errs, got.IsLearner)
@@ -72,7 +72,7 @@ func TestAlarm(t *testing.T) {
 		return resp.Alarms
 	}
 	if got := do(pb.AlarmRequest_GET, pb.AlarmType_NONE); len(got) != 0 {
-		t.Errorf("no alarm was raised: %v", got)
+		t.Errorf("got %v, want the alarm raised", got)
 	}
 	if got := do(pb.AlarmRequest_ACTIVATE, pb.AlarmType_CORRUPT); len(got) != 1 || got[0].MemberID != 3 {
 		t.Errorf("raised: %v", got)
@@ -84,7 +84,7 @@ func TestAlarm(t *testing.T) {
 		t.Errorf("listed of another kind: %v", got)
 	}
 	if do(pb.AlarmRequest_DEACTIVATE, pb.AlarmType_CORRUPT); len(do(pb.AlarmRequest_GET, pb.AlarmType_NONE)) != 0 {
-		t.Error("not cleared")
+		t.Error("the alarm is not cleared")
 	}
 	if m.proposals != 2 || m.readIndexes != 4 {
 		t.Errorf("%d proposals and %d read indexes", m.proposals, m.readIndexes)

@@ -46,8 +46,7 @@ func wantLines(t *testing.T, text string, lines ...string) {
 	}
 }
 
-// TestMetricsOfState checks what never changes, in the form in which etcd 3.7.3
-// exports it.
+// TestMetricsOfState: metrics that never change are exported in etcd 3.7.3's form.
 func TestMetricsOfState(t *testing.T) {
 	m := NewMetrics(MetricsConfig{
 		Features: []Feature{{"FastLeaseKeepAlive", "BETA", true}},
@@ -60,7 +59,7 @@ func TestMetricsOfState(t *testing.T) {
 	)
 }
 
-// TestMetricsAtTheStart: series exist before there is anything to count.
+// TestMetricsAtTheStart: series exist before the first event that they count.
 func TestMetricsAtTheStart(t *testing.T) {
 	m := NewMetrics(MetricsConfig{})
 	m.Started(methodRange, KindUnary, "3.7")
@@ -141,7 +140,7 @@ type silentStream struct{ grpc.ServerStream }
 func (silentStream) SendMsg(any) error { return nil }
 func (silentStream) RecvMsg(any) error { return nil }
 
-// TestClientVersionsAreBounded: a client chooses the text of its version.
+// TestClientVersionsAreBounded: invented client versions do not create series without bound.
 func TestClientVersionsAreBounded(t *testing.T) {
 	m := NewMetrics(MetricsConfig{})
 	for i := range 10 * maxClientVersions {
@@ -150,13 +149,13 @@ func TestClientVersionsAreBounded(t *testing.T) {
 	m.Started(methodRange, KindUnary, "\xff")
 	text := scrapeText(t, m)
 	if n := strings.Count(text, "\netcd_server_client_requests_total{"); n != maxClientVersions+1 {
-		t.Errorf("%d series", n)
+		t.Errorf("got %d series, want %d", n, maxClientVersions+1)
 	}
 	wantLines(t, text, fmt.Sprintf(`etcd_server_client_requests_total{client_api_version="other",type="unary"} %d`, 9*maxClientVersions+1))
 }
 
-// BenchmarkRPCMetrics compares the cost of one unary request with that of the
-// usual library, which is why there is an own implementation.
+// BenchmarkRPCMetrics compares the cost of counting a unary request with that of the usual
+// library, which is why rpcMetrics exists.
 func BenchmarkRPCMetrics(b *testing.B) {
 	const put = "/etcdserverpb.KV/Put"
 	b.Run("own", func(b *testing.B) {

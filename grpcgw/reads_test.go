@@ -24,7 +24,7 @@ const (
 	largeValue = 500
 )
 
-// largeMember is a member with more keys than a small read visits.
+// largeMember returns a member with more keys than a small read visits.
 func largeMember(t testing.TB) *fakeMember {
 	t.Helper()
 	m := newFakeMember()
@@ -40,12 +40,12 @@ func largeMember(t testing.TB) *fakeMember {
 
 var everyKey = &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}
 
-// await fails the test if a condition does not come true.
+// await waits until a condition holds.
 func await(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !cond(); {
 		if time.Now().After(deadline) {
-			t.Fatalf("still not so: %s", what)
+			t.Fatalf("waited in vain until %s", what)
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -56,7 +56,7 @@ func lane(r *Reads, i int) actors.LaneStats { return r.Gate().Stats().Lanes[i] }
 // held returns the bytes of answers that reads hold.
 func held(r *Reads) int64 { return r.Gate().Stats().DepthBytes }
 
-// stuckRange begins a range and reads nothing of its answer.
+// stuckRange sends a range request and does not read the response.
 func stuckRange(t *testing.T, ctx context.Context, conn *grpc.ClientConn) {
 	t.Helper()
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{}, pb.KV_Range_FullMethodName)
@@ -68,8 +68,8 @@ func stuckRange(t *testing.T, ctx context.Context, conn *grpc.ClientConn) {
 	}
 }
 
-// TestReadCredit: the answer of a large read holds credit until it is read, and
-// no longer than its stream or its connection lives.
+// TestReadCredit: the answer of a large read holds credit until it is read, or until its stream
+// or its connection ends.
 func TestReadCredit(t *testing.T) {
 	for name, end := range map[string]func(cancel func(), conn *grpc.ClientConn){
 		"cancelled":    func(cancel func(), _ *grpc.ClientConn) { cancel() },
@@ -103,14 +103,14 @@ func TestReadCredit(t *testing.T) {
 			cfg.Reads.mu.Lock()
 			defer cfg.Reads.mu.Unlock()
 			if n := len(cfg.Reads.holders); n != 0 {
-				t.Fatalf("%d answers are still known", n)
+				t.Fatalf("got %d holders, want none", n)
 			}
 		})
 	}
 }
 
-// TestReadsWaitForCredit: a large read waits for the credit of another one, within
-// its deadline, and small ones do not.
+// TestReadsWaitForCredit: a large read waits for the credit of another one until its deadline.
+// Small reads do not wait.
 func TestReadsWaitForCredit(t *testing.T) {
 	cfg := testConfig(largeMember(t))
 	cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 1 << 20}, time.Minute)
@@ -130,7 +130,7 @@ func TestReadsWaitForCredit(t *testing.T) {
 	}()
 	await(t, "the second read waits", func() bool { return lane(cfg.Reads, laneLarge).Waiting == 1 })
 	if _, err := kv.Range(context.Background(), &pb.RangeRequest{Key: []byte("k000001")}); err != nil {
-		t.Fatalf("a small read: %v", err)
+		t.Fatalf("small read: got %v, want no error", err)
 	}
 	late, cancelLate := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancelLate()
@@ -139,11 +139,11 @@ func TestReadsWaitForCredit(t *testing.T) {
 	}
 	cancel()
 	if err := <-second; err != nil {
-		t.Fatalf("the second read: %v", err)
+		t.Fatalf("second read: got %v, want no error", err)
 	}
 }
 
-// TestReadsBusy: a read that gets no turn in time is refused.
+// TestReadsBusy: a read that does not get a turn in time is refused.
 func TestReadsBusy(t *testing.T) {
 	cfg := testConfig(largeMember(t))
 	cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 1 << 20}, 10*time.Millisecond)
@@ -171,8 +171,8 @@ func TestReadsBusy(t *testing.T) {
 	gate.Leave(laneSmall, actors.Cost{Requests: 10})
 }
 
-// TestReadsEvict: a client that does not read loses its connection when another
-// read needs the credit that it holds.
+// TestReadsEvict: the connection of a client that does not read is closed when another read
+// needs its credit.
 func TestReadsEvict(t *testing.T) {
 	cfg := testConfig(largeMember(t))
 	cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 1 << 20}, time.Minute)
@@ -198,8 +198,7 @@ func TestReadsEvict(t *testing.T) {
 	await(t, "nothing is held", func() bool { return held(cfg.Reads) == 0 })
 }
 
-// TestReadsPatience: the more reads wait, the sooner a client that reads nothing
-// makes room for them.
+// TestReadsPatience: the more reads wait, the shorter a client may read nothing.
 func TestReadsPatience(t *testing.T) {
 	r := NewReads(actors.Limit{Requests: 100, Bytes: 1 << 20}, time.Minute)
 	if err := r.gate.TryEnter(laneScan, actors.Cost{Requests: lane(r, laneScan).LimitRequests}); err != nil {
@@ -237,15 +236,16 @@ func TestCancelledReads(t *testing.T) {
 		t.Fatalf("got %v, want context.Canceled", err)
 	}
 	if m.readIndexes != 0 {
-		t.Fatalf("it asked for %d read indexes", m.readIndexes)
+		t.Fatalf("got %d read indexes, want none", m.readIndexes)
 	}
 	if s := g.reads.Gate().Stats(); s.Enqueued != 0 || s.DepthRequests != 0 {
-		t.Fatalf("it was admitted: %+v", s.LaneStats)
+		t.Fatalf("got %+v, want nothing admitted", s.LaneStats)
 	}
 }
 
-// TestTxnRanges: the ranges of transactions, large ones and nested ones, read or
-// written, come out as those outside of transactions, and are counted like them.
+// TestTxnRanges: ranges in transactions have the same results, and are counted in the same
+// way, as outside of transactions: large and nested ones, in transactions that only read and
+// in those that write.
 func TestTxnRanges(t *testing.T) {
 	cfg := testConfig(largeMember(t))
 	cfg.Reads = NewReads(DefaultReads, time.Minute)

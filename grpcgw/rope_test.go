@@ -31,8 +31,8 @@ func randomRecords(rng *rand.Rand, n int) (records [][]byte, size int) {
 	return records, size
 }
 
-// TestPieces: the pieces of a rope are its encoding, none is larger than it may
-// be, and what they took from the pool goes back.
+// TestPieces: the pieces of a rope are its encoding, none is too large, and all buffers are
+// returned to the pool.
 func TestPieces(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -40,7 +40,7 @@ func TestPieces(t *testing.T) {
 		r := rangeRope(header{cluster: 1, member: 2, term: 3, revision: 4}, records, size, rng.IntN(2) == 0, rng.Int64N(1000))
 		want := r.appendTo(nil)
 		if len(want) != r.size {
-			t.Fatalf("%d bytes, announced were %d", len(want), r.size)
+			t.Fatalf("got %d bytes, want the size, %d", len(want), r.size)
 		}
 		pool := &countingPool{BufferPool: mem.DefaultBufferPool()}
 		bufs := r.pieces(pool, nil)
@@ -51,7 +51,7 @@ func TestPieces(t *testing.T) {
 		for i, b := range bufs {
 			data := b.ReadOnlyData()
 			if p := b.(*piece); len(data) != b.Len() || p.stored == nil && len(data) > pieceBytes {
-				t.Fatalf("piece %d has %d bytes, announced were %d", i, len(data), b.Len())
+				t.Fatalf("piece %d: got %d bytes, want its length, %d", i, len(data), b.Len())
 			}
 			got = append(got, data...)
 		}
@@ -60,7 +60,7 @@ func TestPieces(t *testing.T) {
 			t.Fatalf("the pieces differ from the encoding: %d bytes, want %d", len(got), len(want))
 		}
 		if pool.out != 0 {
-			t.Fatalf("%d buffers were not given back", pool.out)
+			t.Fatalf("got %d buffers not returned to the pool, want none", pool.out)
 		}
 		resp := new(pb.RangeResponse)
 		if err := proto.Unmarshal(got, resp); err != nil || len(resp.Kvs) != len(records) {

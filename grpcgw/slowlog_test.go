@@ -13,7 +13,7 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
-// slowReads is a member whose reads wait for their index.
+// slowReads is a Member whose read indexes take long.
 type slowReads struct{ *fakeMember }
 
 const readWait = 30 * time.Millisecond
@@ -25,8 +25,8 @@ func (m slowReads) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
 	return m.fakeMember.ReadIndex(ctx)
 }
 
-// TestSlowReadNamesItsStage: the line of a slow read names where that read spent
-// its time, not which stage of the pipeline is slow at the moment.
+// TestSlowReadNamesItsStage: the log line of a slow read has the slowest step of that read, and
+// not the slowest stage of the pipeline.
 func TestSlowReadNamesItsStage(t *testing.T) {
 	m := newFakeMember()
 	m.slowest = actors.CoreRaft
@@ -47,16 +47,16 @@ func TestSlowReadNamesItsStage(t *testing.T) {
 		t.Fatalf("%v in %q", err, log)
 	}
 	if want := "read/index"; line.Slowest != want {
-		t.Errorf("the slowest stage is %q, want %q", line.Slowest, want)
+		t.Errorf("got slowest stage %q, want %q", line.Slowest, want)
 	}
 	if got, want := line.Stages["read/index"].Service, readWait.Microseconds(); got < want {
-		t.Errorf("the wait for the index took %d µs, want at least %d", got, want)
+		t.Errorf("got %d µs for the wait for the index, want at least %d", got, want)
 	}
 	for stage := range readStageCount {
 		var times stageTimes
 		times[0], times[stage] = 1, 2
 		if got, want := times.slowest(), stageNames[stage]; got != want {
-			t.Errorf("the slowest stage of %v is %s, want %s", times, got, want)
+			t.Errorf("slowest of %v: got %s, want %s", times, got, want)
 		}
 	}
 }

@@ -58,7 +58,7 @@ func start(t *testing.T, cfg Config) (g *Gateway, addr string) {
 	go func() { served <- g.Serve(l) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
-		cancel() // connections are cut
+		cancel() // connections are closed at once
 		_ = g.Stop(ctx)
 		if err := <-served; !errors.Is(err, ErrStopped) {
 			t.Errorf("Serve returned %v", err)
@@ -77,7 +77,7 @@ func connect(t *testing.T, addr string) net.Conn {
 	return c
 }
 
-// h2client is an HTTP client with prior knowledge of HTTP/2.
+// h2client returns an HTTP client with prior knowledge of HTTP/2.
 func h2client() *http.Client {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
@@ -113,9 +113,8 @@ func headers(f *http2.Framer, size int, fields ...string) {
 	}
 }
 
-// TestHTTP2WithoutGRPC: plain requests over HTTP/2 are answered, by clients that
-// wait for the server's SETTINGS and by those that do not, and gRPC goes on
-// beside them.
+// TestHTTP2WithoutGRPC: plain requests over HTTP/2 are served beside gRPC, both for clients
+// that wait for the server's SETTINGS and for those that do not.
 func TestHTTP2WithoutGRPC(t *testing.T) {
 	cfg := testConfig(newFakeMember())
 	cfg.HTTP = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -139,7 +138,7 @@ func TestHTTP2WithoutGRPC(t *testing.T) {
 		t.Errorf("gRPC: %v", err)
 	}
 
-	// Byte by byte and in frames of a few bytes, which no library does.
+	// Byte by byte and in frames of a few bytes, as no library sends them.
 	for _, patient := range []bool{false, true} {
 		c := connect(t, addr)
 		_, _ = c.Write(flight(nil))
@@ -158,8 +157,7 @@ func TestHTTP2WithoutGRPC(t *testing.T) {
 	}
 }
 
-// TestHTTPServer: listeners for metrics alone are served over both versions of
-// HTTP too.
+// TestHTTPServer: the listeners for metrics serve both versions of HTTP too.
 func TestHTTPServer(t *testing.T) {
 	l := listen(t, "tcp", "127.0.0.1:0")
 	s := NewHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
@@ -203,8 +201,8 @@ func answer(t *testing.T, f *http2.Framer) string {
 	}
 }
 
-// TestIdentify: to which server a client's first bytes lead. That gRPC's content
-// type is found behind whatever else comes before it keeps gRPC off net/http.
+// TestIdentify: the first bytes of a client determine its server. gRPC's content type is found
+// wherever it is in the header, so that no gRPC connection goes to net/http.
 func TestIdentify(t *testing.T) {
 	settings := func(f *http2.Framer) { _ = f.WriteSettings() }
 	request := func(fields ...string) func(*http2.Framer) {
@@ -295,8 +293,8 @@ func TestIdentify(t *testing.T) {
 
 func cutBy(b []byte, n int) []byte { return b[:len(b)-n] }
 
-// TestRecordedAcknowledgement: net/http does not see the acknowledgement of the
-// SETTINGS that the sniffer sent, and sees everything else.
+// TestRecordedAcknowledgement: net/http reads everything but the acknowledgement of the SETTINGS
+// that the sniffer sent.
 func TestRecordedAcknowledgement(t *testing.T) {
 	var want, sent bytes.Buffer
 	both := func(write func(*http2.Framer)) {
@@ -331,8 +329,8 @@ func TestRecordedAcknowledgement(t *testing.T) {
 	}
 }
 
-// TestSilentConnections: connections that send nothing do not keep a client from
-// being served. The oldest of them are closed to make room, and counted.
+// TestSilentConnections: a client is served in spite of many connections that send nothing. The
+// oldest of these are closed to make room, and counted.
 func TestSilentConnections(t *testing.T) {
 	var log bytes.Buffer
 	seen := newConns(t)
@@ -359,7 +357,7 @@ func TestSilentConnections(t *testing.T) {
 	if n := seen.opened(); n != maxSilent {
 		t.Errorf("%d connections are open, want %d", n, maxSilent)
 	}
-	// One that has spoken is not closed to make room.
+	// A connection that has sent something is not closed to make room.
 	ours, theirs := net.Pipe()
 	c := g.conns.add(ours, true)
 	if !g.conns.serve(c, true) {
@@ -373,19 +371,19 @@ func TestSilentConnections(t *testing.T) {
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 		t.Errorf("a connection that is served was closed: %v", err)
 	}
-	// A shut table closes those that nobody serves.
+	// A shut table closes the connections that no server has.
 	g.conns.close()
 	if n := seen.opened(); n != 1 {
 		t.Errorf("%d connections are open, want the one that is served", n)
 	}
 	if g.conns.add(ours, true) != nil {
-		t.Error("a shut table takes in a connection")
+		t.Error("a shut table accepted a connection")
 	}
 }
 
-// TestConnectionLimit: beyond the limit clients are refused, with a reason where
-// the protocol has room for one. The last connections are kept for HTTP, and
-// silent ones make room.
+// TestConnectionLimit: beyond the limit clients are refused, with a reason if the protocol
+// allows one. The last connections are reserved for HTTP, and silent ones are closed to make
+// room.
 func TestConnectionLimit(t *testing.T) {
 	const limit = httpReserve + 2
 	log := new(logBuffer)
@@ -409,7 +407,7 @@ func TestConnectionLimit(t *testing.T) {
 	if err := put(third); status.Code(err) != codes.Unavailable {
 		t.Errorf("the client beyond the limit got %v, want Unavailable", err)
 	}
-	_ = third.Close() // it would connect again, in the place of those below
+	_ = third.Close() // otherwise it would connect again
 	beyond := connect(t, addr)
 	_, _ = beyond.Write(flight(func(f *http2.Framer) {
 		_ = f.WriteSettings()
@@ -450,7 +448,7 @@ func TestConnectionLimit(t *testing.T) {
 		t.Errorf("logged %s", log)
 	}
 
-	// Those of a limited listener count too.
+	// The connections of a limited listener count too.
 	l := listen(t, "tcp", "127.0.0.1:0")
 	defer l.Close()
 	limited := g.Limit(l)
@@ -466,7 +464,7 @@ func TestConnectionLimit(t *testing.T) {
 	}
 }
 
-// goneAway reads until a server of HTTP/2 says why it closes the connection.
+// goneAway returns the reason with which a server of HTTP/2 closes a connection.
 func goneAway(f *http2.Framer) string {
 	for {
 		frame, err := f.ReadFrame()
@@ -479,7 +477,7 @@ func goneAway(f *http2.Framer) string {
 	}
 }
 
-// TestSilentMakeRoom: at the limit a silent connection is closed for a new one.
+// TestSilentMakeRoom: at the limit, a silent connection is closed to make room for a new one.
 func TestSilentMakeRoom(t *testing.T) {
 	cfg := testConfig(newFakeMember())
 	seen := newConns(t)
@@ -499,8 +497,8 @@ func TestSilentMakeRoom(t *testing.T) {
 	}
 }
 
-// TestStopWithUnfinishedClients: a stop does not wait for clients that have begun
-// to speak and do not go on, whatever they have sent.
+// TestStopWithUnfinishedClients: a stop does not wait for clients that have sent only the
+// beginning of a request.
 func TestStopWithUnfinishedClients(t *testing.T) {
 	for name, sent := range map[string][]byte{
 		"nothing":            nil,
@@ -533,7 +531,7 @@ func TestStopWithUnfinishedClients(t *testing.T) {
 			if _, err := c.Write(sent); err != nil {
 				t.Fatal(err)
 			}
-			// Until the gateway has read it: another connection comes after it.
+			// Wait until the gateway has read it.
 			if _, err := pb.NewKVClient(dial(t, l.Addr().String())).Put(t.Context(), &pb.PutRequest{Key: []byte("a")}); err != nil {
 				t.Fatal(err)
 			}

@@ -176,7 +176,7 @@ func TestCheckDuplicates(t *testing.T) {
 	}
 }
 
-// dumb is the rule without any structure: lists, and every pair compared.
+// dumb is a simple model of checkDuplicates, which compares every pair of a list.
 type dumb struct {
 	puts    []string
 	deletes [][2]string
@@ -267,7 +267,7 @@ func TestDuplicatesAgainstModel(t *testing.T) {
 		}
 	}
 	if found < 5_000 || found > 45_000 {
-		t.Errorf("%d of 50000 txns had duplicates: the generator tells nothing", found)
+		t.Errorf("got %d of 50000 txns with duplicates, want more variety", found)
 	}
 }
 

@@ -24,10 +24,10 @@ import (
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
 
-// withWatches gives a member a hub and a place for streams.
+// withWatches starts a hub and an edge for streams.
 func withWatches(t *testing.T, m *fakeMember) { withFaults(t, m, nil) }
 
-// withFaults is withWatches with faults in hub and streams.
+// withFaults is withWatches with faults for hub and streams.
 func withFaults(t *testing.T, m *fakeMember, faults *actors.Faults) {
 	t.Helper()
 	edge, err := actors.StartEdge(actorstest.NewSystem(t), actors.EdgeConfig{})
@@ -48,7 +48,7 @@ func withFaults(t *testing.T, m *fakeMember, faults *actors.Faults) {
 	})
 }
 
-// openWatch opens a stream of watches.
+// openWatch opens a watch stream.
 func openWatch(t *testing.T, ctx context.Context, conn *grpc.ClientConn) pb.Watch_WatchClient {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -86,7 +86,7 @@ func fakePut(t *testing.T, conn *grpc.ClientConn, key, value string) int64 {
 	return resp.Header.Revision
 }
 
-// TestWatch: whole responses, to the last field.
+// TestWatch: responses have all fields.
 func TestWatch(t *testing.T) {
 	m := newFakeMember()
 	withWatches(t, m)
@@ -134,7 +134,8 @@ func TestWatch(t *testing.T) {
 	want(receive(t, s), &pb.WatchResponse{Header: header(0), WatchId: 5, Canceled: true, CompactRevision: 3})
 }
 
-// TestWatchFragments: a client that asks for it gets what is too large in parts.
+// TestWatchFragments: a response that is too large is sent in fragments if the client
+// requests that.
 func TestWatchFragments(t *testing.T) {
 	m := newFakeMember()
 	withWatches(t, m)
@@ -176,7 +177,7 @@ func TestWatchFragments(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: how a stream ends, for each reason.
+// TestWatchEnds: the status with which a stream ends, for each reason.
 func TestWatchEnds(t *testing.T) {
 	m := newFakeMember()
 	withWatches(t, m)
@@ -214,7 +215,7 @@ func TestWatchEnds(t *testing.T) {
 		t.Errorf("without a leader: %v", err)
 	}
 	var err error
-	for err == nil { // what had been sent comes before
+	for err == nil { // until the responses sent before are read
 		_, err = frozen.Recv()
 	}
 	if !errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) {
@@ -226,8 +227,8 @@ func TestWatchEnds(t *testing.T) {
 	}
 }
 
-// TestWatchStop: a member that stops ends its streams at once, so that their
-// clients go elsewhere.
+// TestWatchStop: a stop ends the streams at once, so that their clients connect to another
+// member.
 func TestWatchStop(t *testing.T) {
 	m := newFakeMember()
 	withWatches(t, m)
@@ -251,8 +252,8 @@ func TestWatchStop(t *testing.T) {
 	}
 }
 
-// TestWatchAnswerEncoding: spliced answers are what protobuf makes of them, copied
-// or not.
+// TestWatchAnswerEncoding: spliced answers have protobuf's encoding, copied or in shared
+// buffers.
 func TestWatchAnswerEncoding(t *testing.T) {
 	small := &mvccpb.KeyValue{Key: []byte("s"), CreateRevision: 2, ModRevision: 2, Version: 1}
 	smallRec, err := proto.Marshal(small)
@@ -291,8 +292,8 @@ func TestWatchAnswerEncoding(t *testing.T) {
 	}
 }
 
-// TestWatchActorFails: a client whose stream's actor fails is told to resume, also
-// when it asks for something before the stream has ended.
+// TestWatchActorFails: if a stream's actor fails, the client gets an error with which it
+// resumes, even if it sends a request before the stream has ended.
 func TestWatchActorFails(t *testing.T) {
 	m, faults := newFakeMember(), actors.NewFaults()
 	withFaults(t, m, faults)
@@ -302,7 +303,7 @@ func TestWatchActorFails(t *testing.T) {
 		create(t, s, &pb.WatchCreateRequest{Key: []byte("a")})
 		faults.Arm("edge/watch/stream", "entry", 1)
 		fakePut(t, conn, "a", "x")
-		// Refused, if it comes before the stream's end.
+		// Sending fails if the stream has ended already.
 		_ = s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("b")}}})
 		var err error
 		for err == nil {
