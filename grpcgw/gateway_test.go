@@ -329,26 +329,26 @@ func TestSlowRequestLog(t *testing.T) {
 	}
 	got = line()
 	if got["request_keys"] != 3.0 || got["response_keys"] != 2.0 || got["raft_index"] != nil {
-		t.Errorf("%v", got)
+		t.Errorf("txn: got %v, want 3 keys requested, 2 in the response, no entry", got)
 	}
 	if _, err := kv.Range(t.Context(), &pb.RangeRequest{Key: []byte("secret"), RangeEnd: []byte{0}}); err != nil {
 		t.Fatal(err)
 	}
 	got = line()
 	if got["response_keys"] != 1.0 || got["error"] != nil {
-		t.Errorf("%v", got)
+		t.Errorf("range: got %v, want one key and no error", got)
 	}
 	stages, _ := got["stages"].(map[string]any)
 	for _, stage := range []string{"read/index", "read/scan", "read/encode"} {
 		if stages[stage] == nil {
-			t.Errorf("the log of a range has stages %v, want %s among them", stages, stage)
+			t.Errorf("range: got stages %v, want %s among them", stages, stage)
 		}
 	}
 	if _, err := kv.Range(t.Context(), &pb.RangeRequest{Key: []byte("secret"), Revision: 9}); err == nil {
-		t.Fatal("read the future")
+		t.Fatal("range at a future revision: got no error")
 	}
 	if got = line(); got["error"] == nil || got["response_bytes"] != nil {
-		t.Errorf("%v", got)
+		t.Errorf("failed range: got %v, want an error and no response", got)
 	}
 }
 

@@ -28,7 +28,7 @@ func wantHeader(t *testing.T, h *pb.ResponseHeader, revision int64) {
 	t.Helper()
 	want := &pb.ResponseHeader{ClusterId: testCluster, MemberId: testMember, RaftTerm: testTerm, Revision: revision}
 	if !proto.Equal(h, want) {
-		t.Errorf("header %v, want %v", h, want)
+		t.Errorf("header: got %v, want %v", h, want)
 	}
 }
 
@@ -44,42 +44,42 @@ func TestKV(t *testing.T) {
 	wantHeader(t, put.Header, 2)
 	put, err = kv.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("2"), PrevKv: true})
 	if err != nil || string(put.PrevKv.GetValue()) != "1" {
-		t.Fatalf("%v, %v", put, err)
+		t.Fatalf("second put: got %v, %v, want the previous value 1", put, err)
 	}
 	got, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("a")})
 	if err != nil || got.Count != 1 || string(got.Kvs[0].Value) != "2" || got.Kvs[0].Version != 2 {
-		t.Fatalf("%v, %v", got, err)
+		t.Fatalf("range: got %v, %v, want value 2 of version 2", got, err)
 	}
 	wantHeader(t, got.Header, 3)
 	got, err = kv.Range(ctx, &pb.RangeRequest{Key: []byte("a"), Revision: 2})
 	if err != nil || string(got.Kvs[0].Value) != "1" {
-		t.Fatalf("%v, %v", got, err)
+		t.Fatalf("range at revision 2: got %v, %v, want value 1", got, err)
 	}
 	wantHeader(t, got.Header, 3)
 
 	txn, err := kv.Txn(ctx, &pb.TxnRequest{Success: ops(putOp("b"), rangeOp("a"), deleteOp("zzz", ""))})
 	if err != nil || !txn.Succeeded || len(txn.Responses) != 3 {
-		t.Fatalf("%v, %v", txn, err)
+		t.Fatalf("txn: got %v, %v, want success with three responses", txn, err)
 	}
 	wantHeader(t, txn.Header, 4)
-	inner := &pb.ResponseHeader{Revision: 4} // the ids are in the outer header alone
+	inner := &pb.ResponseHeader{Revision: 4} // only the outer header has the ids
 	if h := txn.Responses[1].GetResponseRange().Header; !proto.Equal(h, inner) {
-		t.Errorf("nested header %v, want %v", h, inner)
+		t.Errorf("nested header: got %v, want %v", h, inner)
 	}
 
 	del, err := kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("a"), RangeEnd: []byte{0}, PrevKv: true})
 	if err != nil || del.Deleted != 2 || len(del.PrevKvs) != 2 {
-		t.Fatalf("%v, %v", del, err)
+		t.Fatalf("delete: got %v, %v, want two keys", del, err)
 	}
 	wantHeader(t, del.Header, 5)
 
 	compact, err := kv.Compact(ctx, &pb.CompactionRequest{Revision: 4})
 	if err != nil || m.awaited != 0 {
-		t.Fatalf("%v, %v, awaited %d times", compact, err, m.awaited)
+		t.Fatalf("compaction: got %v, %v, awaited %d times, want 0", compact, err, m.awaited)
 	}
 	wantHeader(t, compact.Header, 5)
 	if _, err = kv.Compact(ctx, &pb.CompactionRequest{Revision: 5, Physical: true}); err != nil || m.awaited != 1 {
-		t.Fatalf("%v, awaited %d times", err, m.awaited)
+		t.Fatalf("physical compaction: got %v, awaited %d times, want 1", err, m.awaited)
 	}
 }
 
@@ -121,7 +121,7 @@ func TestKVErrors(t *testing.T) {
 		{"compact the future", func() error { _, err := kv.Compact(ctx, &pb.CompactionRequest{Revision: 99}); return err }, rpctypes.ErrGRPCFutureRev},
 	} {
 		if err := tc.do(); !isError(err, tc.want) {
-			t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
+			t.Errorf("%s: got %v, want %v", tc.name, err, tc.want)
 		}
 	}
 }
@@ -165,19 +165,19 @@ func TestReadsAreLinearizable(t *testing.T) {
 	} {
 		m.set(func() { m.readIndexes, m.proposals = 0, 0 })
 		if err := tc.do(); err != nil {
-			t.Errorf("%s: %v", tc.name, err)
+			t.Errorf("%s: got %v, want no error", tc.name, err)
 		}
 		if m.readIndexes != tc.reads || m.proposals != tc.puts {
-			t.Errorf("%s: %d read indexes and %d proposals, want %d and %d", tc.name, m.readIndexes, m.proposals, tc.reads, tc.puts)
+			t.Errorf("%s: got %d read indexes and %d proposals, want %d and %d", tc.name, m.readIndexes, m.proposals, tc.reads, tc.puts)
 		}
 	}
 	m.set(func() { m.readCode = raftmsg.Code_LEADER_CHANGED })
 	for _, req := range []*pb.RangeRequest{{Key: key}, {Key: key, CountOnly: true}} {
 		if _, err := kv.Range(ctx, req); !isError(err, rpctypes.ErrGRPCLeaderChanged) {
-			t.Errorf("range without read index: %v", err)
+			t.Errorf("range without a read index: got %v", err)
 		}
 		if _, err := readStream(ctx, kv, req); !isError(err, rpctypes.ErrGRPCLeaderChanged) {
-			t.Errorf("stream without read index: %v", err)
+			t.Errorf("stream without a read index: got %v", err)
 		}
 	}
 }
@@ -232,7 +232,7 @@ func TestRangeStream(t *testing.T) {
 		}
 		checkStream(t, tc.name, chunks, tc.sizes)
 		if last := chunks[len(chunks)-1]; last.More != tc.more || last.Count != tc.count {
-			t.Errorf("%s: more %v, count %d, want %v, %d", tc.name, last.More, last.Count, tc.more, tc.count)
+			t.Errorf("%s: got more %v, count %d, want %v, %d", tc.name, last.More, last.Count, tc.more, tc.count)
 		}
 	}
 	for _, tc := range []struct {
@@ -245,7 +245,7 @@ func TestRangeStream(t *testing.T) {
 		{&pb.RangeRequest{Key: []byte("a"), Revision: 4000}, rpctypes.ErrGRPCFutureRev},
 	} {
 		if _, err := readStream(t.Context(), kv, tc.req); !isError(err, tc.want) {
-			t.Errorf("%v: %v, want %v", tc.req, err, tc.want)
+			t.Errorf("%v: got %v, want %v", tc.req, err, tc.want)
 		}
 	}
 }
@@ -266,16 +266,16 @@ func checkStream(t *testing.T, name string, chunks []*pb.RangeResponse, sizes []
 		got = append(got, len(c.Kvs))
 		for _, kv := range c.Kvs {
 			if want := fmt.Sprintf("key-%06d", n); string(kv.Key) != want {
-				t.Fatalf("%s: key %s, want %s", name, kv.Key, want)
+				t.Fatalf("%s: got key %s, want %s", name, kv.Key, want)
 			}
 			n++
 		}
 		if last := i == len(chunks)-1; !last && (c.Header != nil || c.More || c.Count != 0) {
-			t.Errorf("%s: chunk %d has header %v, more %v, count %d", name, i, c.Header, c.More, c.Count)
+			t.Errorf("%s: chunk %d: got header %v, more %v, count %d", name, i, c.Header, c.More, c.Count)
 		}
 	}
 	if fmt.Sprint(got) != fmt.Sprint(sizes) {
-		t.Errorf("%s: chunks of %v keys, want %v", name, got, sizes)
+		t.Errorf("%s: got chunks of %v keys, want %v", name, got, sizes)
 	}
 	wantHeader(t, chunks[len(chunks)-1].Header, 301)
 }
@@ -319,7 +319,7 @@ func TestRangeStreamPinned(t *testing.T) {
 			}
 		}
 		if last := chunks[len(chunks)-1]; n != 40 || last.Header.Revision != 41 || last.Count != 40 {
-			t.Errorf("%d keys, %v", n, last.Header)
+			t.Errorf("got %d keys, count %d, %v, want 40 of revision 41", n, last.Count, last.Header)
 		}
 	}
 }
@@ -357,40 +357,40 @@ func TestQuota(t *testing.T) {
 		return err
 	}
 	if err := txn(deleteOp("x", ""), txnOp(ops(putOp("b")), ops(putOp("c"), putOp("d")))); err != nil {
-		t.Fatalf("the dearest path just fits: %v", err)
+		t.Fatalf("txn whose most expensive path just fits: got %v, want no error", err)
 	}
 	if n := m.proposals; n != 1 {
-		t.Fatalf("%d proposals", n)
+		t.Fatalf("got %d proposals, want 1", n)
 	}
 	if err := txn(txnOp(nil, ops(putOp("b"), putOp("c"), putOp("d")))); !isError(err, rpctypes.ErrGRPCNoSpace) {
-		t.Fatalf("txn beyond the quota: %v", err)
+		t.Fatalf("txn beyond the quota: got %v, want no space", err)
 	}
 	alarm, err := maint.Alarm(ctx, &pb.AlarmRequest{})
 	if err != nil || len(alarm.Alarms) != 1 || alarm.Alarms[0].MemberID != testMember || alarm.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
-		t.Fatalf("%v, %v", alarm, err)
+		t.Fatalf("got %v, %v, want NOSPACE of this member", alarm, err)
 	}
 	// The quota is checked before anything else, and the alarm is raised once.
 	big := &pb.PutRequest{Value: make([]byte, 3*keyOverhead)}
 	if _, err := kv.Put(ctx, big); !isError(err, rpctypes.ErrGRPCNoSpace) {
-		t.Errorf("put beyond the quota: %v", err)
+		t.Errorf("put beyond the quota: got %v, want no space", err)
 	}
 	if n := m.proposals; n != 2 {
-		t.Errorf("%d proposals, want the txn and one alarm", n)
+		t.Errorf("got %d proposals, want the txn and one alarm", n)
 	}
 	if _, err := kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("a")}); err != nil {
-		t.Errorf("delete: %v", err)
+		t.Errorf("delete: got %v, want no error", err)
 	}
 
 	cfg.QuotaBytes = m.pub.View().Sizes.InUse() + keyOverhead + 1
 	if _, err := pb.NewKVClient(serve(t, cfg)).Put(ctx, &pb.PutRequest{Key: []byte("a")}); !isError(err, rpctypes.ErrGRPCNoSpace) {
-		t.Errorf("put up to the quota: %v", err)
+		t.Errorf("put up to the quota: got %v, want no space", err)
 	}
 	cfg.QuotaBytes = -1
 	if _, err := maint.Alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_DEACTIVATE, MemberID: testMember, Alarm: pb.AlarmType_NOSPACE}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := pb.NewKVClient(serve(t, cfg)).Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: big.Value}); err != nil {
-		t.Errorf("put without quota: %v", err)
+		t.Errorf("put without quota: got %v, want no error", err)
 	}
 }
 
@@ -405,25 +405,25 @@ func TestRequestSize(t *testing.T) {
 	const fits = 1000 - 3 - 3 - 3 - 13
 	value := func(n int) []byte { return bytes.Repeat([]byte("v"), n) }
 	if _, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("k"), Value: value(fits)}); err != nil {
-		t.Errorf("largest put: %v", err)
+		t.Errorf("largest put: got %v, want no error", err)
 	}
 	if _, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("k"), Value: value(fits + 1)}); !isError(err, rpctypes.ErrGRPCRequestTooLarge) {
-		t.Errorf("larger put: %v", err)
+		t.Errorf("larger put: got %v, want too large", err)
 	}
 	put := putOp("k")
 	put.GetRequestPut().Value = value(1001)
 	if _, err := kv.Txn(ctx, &pb.TxnRequest{Success: ops(put)}); !isError(err, rpctypes.ErrGRPCRequestTooLarge) {
-		t.Errorf("large txn: %v", err)
+		t.Errorf("large txn: got %v, want too large", err)
 	}
 	if _, err := kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: value(1001)}); !isError(err, rpctypes.ErrGRPCRequestTooLarge) {
-		t.Errorf("large delete: %v", err)
+		t.Errorf("large delete: got %v, want too large", err)
 	}
 	if _, err := kv.Range(ctx, &pb.RangeRequest{Key: value(1001)}); err != nil {
-		t.Errorf("a read is not proposed: %v", err)
+		t.Errorf("large read: got %v, want no error", err)
 	}
 	_, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("k"), Value: value(1000 + grpcOverheadBytes)})
 	if status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("beyond what gRPC takes: %v", err)
+		t.Errorf("put above the limit of gRPC: got %v, want ResourceExhausted", err)
 	}
 }
 

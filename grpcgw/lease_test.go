@@ -308,7 +308,7 @@ func TestDebugLeases(t *testing.T) {
 		return state
 	}
 	if got := show().Leases; got != nil {
-		t.Errorf("%v", got)
+		t.Errorf("without leases: got %v, want none", got)
 	}
 	for id := range int64(200) {
 		if _, err := m.store.LeaseGrant(&pb.LeaseGrantRequest{ID: 0xa0 + id, TTL: 60}, 1); err != nil {

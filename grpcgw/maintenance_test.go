@@ -55,7 +55,7 @@ func TestStatus(t *testing.T) {
 	// The text of a message has one or two spaces between fields, depending on the build.
 	errs := strings.ReplaceAll(fmt.Sprint(got.Errors), "  ", " ")
 	if errs != "[etcdserver: no leader memberID:2 alarm:NOSPACE memberID:9 alarm:CORRUPT]" || !got.IsLearner {
-		t.Errorf("%s, learner %v", errs, got.IsLearner)
+		t.Errorf("got errors %s, learner %v", errs, got.IsLearner)
 	}
 }
 
@@ -75,22 +75,22 @@ func TestAlarm(t *testing.T) {
 		t.Errorf("got %v, want the alarm raised", got)
 	}
 	if got := do(pb.AlarmRequest_ACTIVATE, pb.AlarmType_CORRUPT); len(got) != 1 || got[0].MemberID != 3 {
-		t.Errorf("raised: %v", got)
+		t.Errorf("raise: got %v", got)
 	}
 	if got := do(pb.AlarmRequest_GET, pb.AlarmType_NONE); len(got) != 1 || got[0].Alarm != pb.AlarmType_CORRUPT {
-		t.Errorf("listed: %v", got)
+		t.Errorf("list: got %v", got)
 	}
 	if got := do(pb.AlarmRequest_GET, pb.AlarmType_NOSPACE); len(got) != 0 {
-		t.Errorf("listed of another kind: %v", got)
+		t.Errorf("list of another type: got %v, want none", got)
 	}
 	if do(pb.AlarmRequest_DEACTIVATE, pb.AlarmType_CORRUPT); len(do(pb.AlarmRequest_GET, pb.AlarmType_NONE)) != 0 {
 		t.Error("the alarm is not cleared")
 	}
 	if m.proposals != 2 || m.readIndexes != 4 {
-		t.Errorf("%d proposals and %d read indexes", m.proposals, m.readIndexes)
+		t.Errorf("got %d proposals and %d read indexes", m.proposals, m.readIndexes)
 	}
 	if _, err := maint.Alarm(t.Context(), &pb.AlarmRequest{Action: 7}); !isError(err, errAlarmAction) {
-		t.Errorf("unknown action: %v", err)
+		t.Errorf("unknown action: got %v, want %v", err, errAlarmAction)
 	}
 }
 
@@ -100,7 +100,7 @@ func TestHashes(t *testing.T) {
 	ctx := t.Context()
 	hash, err := maint.Hash(ctx, &pb.HashRequest{})
 	if err != nil || hash.Hash != 0xfeed {
-		t.Fatalf("%v, %v", hash, err)
+		t.Fatalf("got %v, %v, want hash feed", hash, err)
 	}
 	wantHeader(t, hash.Header, 11)
 	want, err := m.pub.HashKV(5, func() error { return nil })
@@ -109,17 +109,17 @@ func TestHashes(t *testing.T) {
 	}
 	got, err := maint.HashKV(ctx, &pb.HashKVRequest{Revision: 5})
 	if err != nil || got.Hash != want.Hash || got.HashRevision != 5 || got.CompactRevision != -1 {
-		t.Fatalf("%v, %v", got, err)
+		t.Fatalf("got %v, %v, want hash %d of revision 5", got, err, want.Hash)
 	}
 	wantHeader(t, got.Header, 11)
 	if _, err := maint.HashKV(ctx, &pb.HashKVRequest{Revision: 12}); !isError(err, rpctypes.ErrGRPCFutureRev) {
-		t.Errorf("hash of the future: %v", err)
+		t.Errorf("hash of a future revision: got %v, want %v", err, rpctypes.ErrGRPCFutureRev)
 	}
 	if _, err := pb.NewKVClient(serve(t, testConfig(m))).Compact(ctx, &pb.CompactionRequest{Revision: 8}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := maint.HashKV(ctx, &pb.HashKVRequest{Revision: 5}); !isError(err, rpctypes.ErrGRPCCompacted) {
-		t.Errorf("hash of the past: %v", err)
+		t.Errorf("hash of a compacted revision: got %v, want %v", err, rpctypes.ErrGRPCCompacted)
 	}
 }
 
@@ -128,11 +128,11 @@ func TestDefragment(t *testing.T) {
 	maint := pb.NewMaintenanceClient(serve(t, testConfig(m)))
 	resp, err := maint.Defragment(t.Context(), &pb.DefragmentRequest{})
 	if err != nil || resp.Header != nil {
-		t.Errorf("%v, %v", resp, err)
+		t.Errorf("got %v, %v, want no header", resp, err)
 	}
 	m.set(func() { m.reclaimErr = errors.New("disk gone") })
 	if _, err = maint.Defragment(t.Context(), &pb.DefragmentRequest{}); status.Code(err) != codes.Unknown || rpctypes.ErrorDesc(err) != "disk gone" {
-		t.Errorf("%v", err)
+		t.Errorf("got %v, want disk gone", err)
 	}
 }
 
@@ -158,9 +158,9 @@ func TestHealthService(t *testing.T) {
 	h := healthpb.NewHealthClient(serve(t, testConfig(newFakeMember())))
 	resp, err := h.Check(t.Context(), &healthpb.HealthCheckRequest{})
 	if err != nil || resp.Status != healthpb.HealthCheckResponse_SERVING {
-		t.Errorf("%v, %v", resp, err)
+		t.Errorf("got %v, %v, want SERVING", resp, err)
 	}
 	if _, err := h.Check(t.Context(), &healthpb.HealthCheckRequest{Service: "etcdserverpb.KV"}); status.Code(err) != codes.NotFound {
-		t.Errorf("health of a service: %v", err)
+		t.Errorf("health of a service: got %v, want NotFound", err)
 	}
 }

@@ -81,7 +81,7 @@ func TestCheckPutAndDelete(t *testing.T) {
 		{&pb.PutRequest{Key: key, IgnoreLease: true, IgnoreValue: true}, nil},
 	} {
 		if err := checkPut(tc.req); err != tc.want {
-			t.Errorf("%v: %v, want %v", tc.req, err, tc.want)
+			t.Errorf("%v: got %v, want %v", tc.req, err, tc.want)
 		}
 	}
 	if err := checkDelete(&pb.DeleteRangeRequest{RangeEnd: key}); err != rpctypes.ErrGRPCEmptyKey {
