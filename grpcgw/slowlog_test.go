@@ -3,6 +3,7 @@ package grpcgw
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,5 +59,58 @@ func TestSlowReadNamesItsStage(t *testing.T) {
 		if got, want := times.slowest(), stageNames[stage]; got != want {
 			t.Errorf("slowest of %v: got %s, want %s", times, got, want)
 		}
+	}
+}
+
+// TestLinesAreLimited: however many requests are slow, or end in a panic, a period has so
+// many lines about them, and the lines and the counts of what was left out account for
+// every request.
+func TestLinesAreLimited(t *testing.T) {
+	const requests = 500
+	for _, tc := range []struct{ name, line, rest string }{
+		{"slow", "slow request", "more slow requests, not logged"},
+		{"panic", "request handler panicked", "more request handlers panicked, not logged"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			m := newFakeMember()
+			m.panics = tc.name == "panic"
+			log := new(logBuffer)
+			cfg := testConfig(m)
+			if cfg.Logger = zerolog.New(log); !m.panics {
+				cfg.SlowRequest = 1 // a nanosecond: every request is slow
+			}
+			kv := pb.NewKVClient(serve(t, cfg))
+			began := time.Now()
+			for range requests {
+				if _, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")}); (err != nil) != m.panics {
+					t.Fatal(err)
+				}
+			}
+			most := slowLines * int(1+time.Since(began)/slowPeriod)
+			var lines, left int
+			await(t, "every request is accounted for", func() bool {
+				lines, left = 0, 0
+				for text := range strings.Lines(log.String()) {
+					var line struct {
+						Message  string
+						Requests int
+					}
+					if err := json.Unmarshal([]byte(text), &line); err != nil {
+						t.Fatalf("%v in %q", err, text)
+					}
+					switch line.Message {
+					case tc.line:
+						lines++
+					case tc.rest:
+						left += line.Requests
+					}
+				}
+				return lines+left >= requests
+			})
+			if lines > most || lines+left != requests {
+				t.Errorf("got %d lines and %d requests left out, want at most %d lines and %d together", lines, left, most, requests)
+			}
+		})
 	}
 }
