@@ -217,6 +217,7 @@ func TestIdentify(t *testing.T) {
 		toGRPC = "gRPC"
 		toHTTP = "HTTP"
 		closed = "closed"
+		late   = "closed, and counted as too late"
 	)
 	for name, tc := range map[string]struct {
 		sent []byte
@@ -224,11 +225,12 @@ func TestIdentify(t *testing.T) {
 		want string
 	}{
 		"http 1":               {sent: []byte("GET / HTTP/1.1\r\n"), want: toHTTP},
-		"half a method":        {sent: []byte("PR"), want: closed},
-		"half a preface":       {sent: flight(nil)[:20], want: closed},
+		"nothing":              {want: late},
+		"half a method":        {sent: []byte("PR"), want: late},
+		"half a preface":       {sent: flight(nil)[:20], want: late},
 		"not the preface":      {sent: []byte("PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"), want: closed},
-		"preface only":         {sent: flight(nil), want: closed},
-		"half of SETTINGS":     {sent: flight(settings)[:30], want: closed},
+		"preface only":         {sent: flight(nil), want: late},
+		"half of SETTINGS":     {sent: flight(settings)[:30], want: late},
 		"PING before SETTINGS": {sent: flight(func(f *http2.Framer) { _ = f.WritePing(false, [8]byte{}) }), want: closed},
 		"acknowledgement":      {sent: flight(func(f *http2.Framer) { _ = f.WriteSettingsAck() }), want: closed},
 		"no request":           {sent: flight(settings), want: toGRPC},
@@ -251,7 +253,10 @@ func TestIdentify(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g, err := New(testConfig(newFakeMember()))
+				seen := newConns(t)
+				cfg := testConfig(newFakeMember())
+				cfg.Metrics = seen.metrics
+				g, err := New(cfg)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -274,11 +279,14 @@ func TestIdentify(t *testing.T) {
 				case <-g.httpConns.conns:
 					got = toHTTP
 				default:
+					if seen.count(RefusedTimeout) > 0 {
+						got = late
+					}
 				}
 				if got != tc.want {
 					t.Errorf("got %s, want %s", got, tc.want)
 				}
-				if got != closed && !bytes.HasPrefix(tc.sent, c.head) {
+				if c.head != nil && !bytes.HasPrefix(tc.sent, c.head) {
 					t.Errorf("head %q is not what was sent", c.head)
 				}
 				_ = c.Close()
