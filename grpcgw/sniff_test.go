@@ -193,6 +193,10 @@ func answer(t *testing.T, f *http2.Framer) string {
 			}
 		case *http2.GoAwayFrame:
 			t.Fatalf("no answer, but %v: %s", frame, frame.DebugData())
+		case *http2.HeadersFrame:
+			if frame.StreamEnded() {
+				t.Fatal("got headers alone, want an answer with a body")
+			}
 		case *http2.DataFrame:
 			if len(frame.Data()) > 0 {
 				return string(frame.Data())
