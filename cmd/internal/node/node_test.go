@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -134,6 +135,40 @@ func TestStopCutsStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.client.Close()
+}
+
+// TestBrowserAccess: the member's settings of origins and hosts hold on its client port.
+func TestBrowserAccess(t *testing.T) {
+	const origin = "http://a.example"
+	m := startMember(t, t.TempDir(), func(c *Config) {
+		c.CORS, c.HostWhitelist = []string{origin}, []string{"127.0.0.1"}
+	})
+	defer m.shut()
+	addr := m.cfg.Listeners[0].Addr().String()
+	for _, tc := range []struct {
+		host, origin string
+		status       int
+		allow        string
+	}{
+		{addr, origin, http.StatusOK, origin},
+		{addr, "http://b.example", http.StatusOK, ""},
+		{"b.example", origin, http.StatusMisdirectedRequest, ""},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, "http://"+addr+"/version", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = tc.host
+		req.Header.Set("Origin", tc.origin)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if allow := resp.Header.Get("Access-Control-Allow-Origin"); resp.StatusCode != tc.status || allow != tc.allow {
+			t.Errorf("host %s, origin %s: got %d and the origin %q, want %d and %q", tc.host, tc.origin, resp.StatusCode, allow, tc.status, tc.allow)
+		}
+	}
 }
 
 // TestOtherMember: the data of another member is refused, and not changed.
