@@ -192,7 +192,8 @@ func TestOtherMember(t *testing.T) {
 	}
 }
 
-// TestEtcdData: the data of an etcd member is refused.
+// TestEtcdData: what belongs to an etcd member is recognised, and the error names the file
+// and a way to migrate that works.
 func TestEtcdData(t *testing.T) {
 	dir := t.TempDir()
 	snap := filepath.Join(dir, "member", "snap")
@@ -202,18 +203,33 @@ func TestEtcdData(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(snap, "db"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := prepareDataDir(&Config{DataDir: dir}); !errors.Is(err, ErrEtcdData) {
-		t.Fatal(err)
+	refused := func(cfg Config, file string) {
+		t.Helper()
+		err := prepareDataDir(&cfg)
+		if !errors.Is(err, ErrEtcdData) {
+			t.Fatalf("got %v, want %v", err, ErrEtcdData)
+		}
+		for _, want := range []string{file, "etcdctl make-mirror"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("the error lacks %q: %v", want, err)
+			}
+		}
+		// A snapshot of etcd cannot be restored.
+		for _, no := range []string{"snapshot", "restore"} {
+			if strings.Contains(err.Error(), no) {
+				t.Errorf("the error advises what is not possible, %q: %v", no, err)
+			}
+		}
 	}
+	refused(Config{DataDir: dir}, filepath.Join(snap, "db"))
 	wal := t.TempDir()
 	// The first record of an etcd log: a frame of 4 bytes, and a checksum.
 	head := []byte{4, 0, 0, 0, 0, 0, 0, 0x84, 0x08, 0x04, 0x10, 0x00}
-	if err := os.WriteFile(filepath.Join(wal, "0000000000000000-0000000000000000.wal"), head, 0o600); err != nil {
+	segment := filepath.Join(wal, "0000000000000000-0000000000000000.wal")
+	if err := os.WriteFile(segment, head, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := prepareDataDir(&Config{DataDir: t.TempDir(), WALDir: wal}); !errors.Is(err, ErrEtcdData) {
-		t.Fatal(err)
-	}
+	refused(Config{DataDir: t.TempDir(), WALDir: wal}, segment)
 }
 
 // TestStrayEtcdFile: a file that etcd creates when it is started on a member's directory
