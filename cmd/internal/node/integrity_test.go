@@ -99,6 +99,9 @@ func (d *damaged) wantReported() {
 	if _, text := d.http("/readyz"); !strings.Contains(text, "[-]data_corruption failed") || !strings.Contains(text, "[-]corruption failed") {
 		d.t.Errorf("/readyz: got %s, want data_corruption and corruption failed", text)
 	}
+	if _, text := d.http("/metrics"); !strings.Contains(text, `troupe_member_trouble{check="corruption"} 1`) {
+		d.t.Error("the metrics lack the trouble, want 1 for the check corruption")
+	}
 	if _, err := d.client.Put(d.t.Context(), "x", "y"); !errors.Is(err, rpctypes.ErrCorrupt) {
 		d.t.Errorf("put: got %v, want %v", err, rpctypes.ErrCorrupt)
 	}

@@ -90,6 +90,21 @@ func TestEtcdMetrics(t *testing.T) {
 	}
 }
 
+// TestTroubleOfHealthyMember: each check of /readyz that a member may fail has a sample
+// while it is healthy, so that an alert can tell 0 from a metric that is missing.
+func TestTroubleOfHealthyMember(t *testing.T) {
+	var got []string
+	for line := range strings.Lines(scraped(t)) {
+		if rest, ok := strings.CutPrefix(line, "troupe_member_trouble{"); ok {
+			got = append(got, strings.TrimSpace(rest))
+		}
+	}
+	want := []string{`check="corruption"} 0`, `check="fsync"} 0`, `check="log"} 0`, `check="space"} 0`, `check="store"} 0`}
+	if !slices.Equal(got, want) {
+		t.Errorf("got the samples %q, want %q", got, want)
+	}
+}
+
 // labelValue matches the value of a label, with its quotes.
 var labelValue = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
 
