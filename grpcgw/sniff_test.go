@@ -567,3 +567,36 @@ func TestStopWithUnfinishedClients(t *testing.T) {
 		})
 	}
 }
+
+// TestStopDuringHandshake: a stop ends with its context although gRPC's handshake with a
+// client that reads nothing is under way, for which both servers wait.
+func TestStopDuringHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, err := New(testConfig(newFakeMember()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := newConnQueue()
+		served := make(chan error, 1)
+		go func() { served <- g.Serve(l) }()
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		l.put(ours)
+		go func() { _, _ = theirs.Write(flight(func(f *http2.Framer) { _ = f.WriteSettings() })) }()
+		time.Sleep(2 * requestWait) // then gRPC has it, and writes
+		synctest.Wait()
+		const grace = time.Second
+		ctx, cancel := context.WithTimeout(t.Context(), grace)
+		defer cancel()
+		began := time.Now()
+		if err := g.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Stop: got %v, want %v", err, context.DeadlineExceeded)
+		}
+		if took := time.Since(began); took != grace {
+			t.Errorf("Stop took %v, want %v", took, grace)
+		}
+		if err := <-served; !errors.Is(err, ErrStopped) {
+			t.Errorf("Serve: got %v, want %v", err, ErrStopped)
+		}
+	})
+}
