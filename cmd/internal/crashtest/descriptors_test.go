@@ -139,6 +139,9 @@ func httpGet(t *testing.T, s *Server, path string) string {
 // TestStartWithTooFewDescriptors: the start fails, and the error says what to do.
 func TestStartWithTooFewDescriptors(t *testing.T) {
 	s := Start(t, Config{Binary: limited(t, Build(t, false), 100), DataDir: t.TempDir()})
+	if err := s.Ready(t.Context()); err == nil {
+		t.Fatal("it starts, want it to refuse")
+	}
 	<-s.Exited()
 	if s.State().Success() {
 		t.Error("ended with success")
