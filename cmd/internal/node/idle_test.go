@@ -2,8 +2,10 @@ package node
 
 import (
 	"fmt"
+	"math"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/troupe-db/troupe/walactor/wal"
 )
@@ -58,4 +60,43 @@ func TestOneWritePerPut(t *testing.T) {
 	if w, s := disk.writes.Load()-writes, disk.syncs.Load()-syncs; w > puts+others || s > puts+others {
 		t.Fatalf("got %d writes and %d fsyncs for %d puts, want about one of each per put", w, s, puts)
 	}
+}
+
+// TestIdleStages: a member without requests wakes its stages hardly ever. Each stage that
+// was woken at every heartbeat would cost ten messages a second.
+func TestIdleStages(t *testing.T) {
+	const (
+		most   = 4 // a second; the loop of hashes takes one
+		window = time.Second
+	)
+	m := startMember(t, t.TempDir(), func(c *Config) {
+		c.Small = true
+		c.FreeSpace = func(string) (uint64, error) { return math.MaxInt64, nil } // or the disk is watched closely
+	})
+	defer m.shut()
+	m.put("first", "v")
+	handled := func() map[string]uint64 {
+		counts := map[string]uint64{}
+		for _, box := range m.registry.Snapshot().Mailboxes {
+			counts[box.Name] = box.Dequeued
+		}
+		return counts
+	}
+	var busy map[string]uint64
+	for range 10 { // the first windows have the preparation of the log's segments
+		before := handled()
+		<-time.After(window)
+		busy = map[string]uint64{}
+		sum := uint64(0)
+		for name, n := range handled() {
+			if n -= before[name]; n > 0 {
+				busy[name] = n
+				sum += n
+			}
+		}
+		if sum <= most {
+			return
+		}
+	}
+	t.Errorf("got the messages %v in %v without requests, want at most %d", busy, window, most)
 }
