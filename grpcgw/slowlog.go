@@ -58,15 +58,27 @@ func (s *stageTimes) reads() bool {
 	return false
 }
 
-// slowest returns the name of the longest step.
-func (s *stageTimes) slowest() string {
+// longest returns the longest step.
+func (s *stageTimes) longest() readStage {
 	longest := readStage(0)
 	for stage, d := range s {
 		if d > s[longest] {
 			longest = readStage(stage)
 		}
 	}
-	return stageNames[longest]
+	return longest
+}
+
+// slowest returns the name of the longest step.
+func (s *stageTimes) slowest() string { return stageNames[s.longest()] }
+
+// dominates reports whether the longest step took longer than what was left of a
+// request for everything but the steps.
+func (s *stageTimes) dominates(elapsed time.Duration) bool {
+	for _, d := range s {
+		elapsed -= d
+	}
+	return s[s.longest()] > elapsed
 }
 
 // noteStage adds the time since start to a step of a request, and returns that time. ctx
@@ -113,7 +125,8 @@ func (s *slowLog) slowest() string {
 }
 
 // logSlow logs a slow request with its sizes and times, but no keys or values. The stages
-// of a read are its steps; those of a write are the stages of the pipeline.
+// of a read are its steps; those of a write are the stages of the pipeline; a transaction
+// that writes and has ranges has both.
 func (g *Gateway) logSlow(c *call, req any, err error, elapsed time.Duration) {
 	if !g.slow.lines.admit() {
 		return
@@ -136,25 +149,30 @@ func (g *Gateway) logSlow(c *call, req any, err error, elapsed time.Duration) {
 	}
 	switch {
 	case c.index != 0:
-		line.Uint64("raft_index", c.index).Dict("stages", g.entryTimes(c.index)).
-			Str("slowest_stage", g.slow.slowest())
+		stages, slowest := g.entryTimes(c.index), g.slow.slowest()
+		if c.stages.reads() {
+			if c.stages.addTo(stages); c.stages.dominates(elapsed) {
+				slowest = c.stages.slowest()
+			}
+		}
+		line.Uint64("raft_index", c.index).Dict("stages", stages).Str("slowest_stage", slowest)
 	case c.stages.reads():
-		line.Dict("stages", c.stages.dict()).Str("slowest_stage", c.stages.slowest())
+		stages := zerolog.Dict()
+		c.stages.addTo(stages)
+		line.Dict("stages", stages).Str("slowest_stage", c.stages.slowest())
 	default:
 		line.Str("slowest_stage", g.slow.slowest())
 	}
 	line.Msg("slow request")
 }
 
-// dict returns the time of each step in microseconds, in the format of entryTimes.
-func (s *stageTimes) dict() *zerolog.Event {
-	dict := zerolog.Dict()
+// addTo adds the time of each step in microseconds, in the format of entryTimes.
+func (s *stageTimes) addTo(dict *zerolog.Event) {
 	for stage, d := range s {
 		if d > 0 {
 			dict.Dict(stageNames[stage], zerolog.Dict().Int64("service_us", d.Microseconds()))
 		}
 	}
-	return dict
 }
 
 // entryTimes returns how long an entry waited for each stage of the pipeline, and how long

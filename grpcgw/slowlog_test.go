@@ -62,6 +62,44 @@ func TestSlowReadNamesItsStage(t *testing.T) {
 	}
 }
 
+// TestSlowRangesOfTxn: the line of a transaction that writes has the stages of its entry and
+// the steps in which its ranges were read, and names one of these if they took the time.
+func TestSlowRangesOfTxn(t *testing.T) {
+	m := largeMember(t)
+	m.slowest = actors.CoreRaft
+	m.timeline.Note(actors.TimelineWAL, 1, 1_000_000, 2_000_000, 3_000_000)
+	log := new(logBuffer)
+	cfg := testConfig(m)
+	cfg.Logger, cfg.SlowRequest = zerolog.New(log), 1 // a nanosecond: every request is slow
+	kv := pb.NewKVClient(serve(t, cfg))
+	all := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: everyKey}}
+	if _, err := kv.Txn(t.Context(), &pb.TxnRequest{Success: append(ops(putOp("a")), all)}); err != nil {
+		t.Fatal(err)
+	}
+	var line struct {
+		Slowest string `json:"slowest_stage"`
+		Stages  map[string]any
+	}
+	if err := json.Unmarshal([]byte(log.String()), &line); err != nil {
+		t.Fatalf("%v in %q", err, log)
+	}
+	if !strings.HasPrefix(line.Slowest, "read/") {
+		t.Errorf("the slowest stage is %q, want a step of the read", line.Slowest)
+	}
+	for _, want := range []string{"core/wal", "read/scan", "read/encode"} {
+		if line.Stages[want] == nil {
+			t.Errorf("got the stages %v, want %s among them", line.Stages, want)
+		}
+	}
+	// Of 10 units, two steps took 3 and 4; the pipeline took the other 3, or more.
+	steps := stageTimes{stageTurn: 3, stageScan: 4}
+	for elapsed, want := range map[time.Duration]bool{10: true, 11: false, 20: false} {
+		if got := steps.dominates(elapsed); got != want {
+			t.Errorf("%v of %d dominate: got %v, want %v", steps, elapsed, got, want)
+		}
+	}
+}
+
 // TestLinesAreLimited: however many requests are slow, or end in a panic, a period has so
 // many lines about them, and the lines and the counts of what was left out account for
 // every request.
