@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -47,7 +48,8 @@ func TestClient(t *testing.T) {
 		probe := newRaftProbe(t, sys)
 		start := func(limit actors.Limit) (proposer, readIndex actors.Ref) {
 			proposer = actorstest.Spawn(t, sys, NewProposer(ProposerConfig{Limit: limit,
-				Replies: replies, Raft: probe.Mailbox, NextBatch: func() uint64 { return 1 }, Metrics: metrics}))
+				Replies: replies, Raft: probe.Mailbox, NextBatch: func() uint64 { return 1 },
+				Fsync: func() time.Duration { return 0 }, Metrics: metrics}))
 			readIndex = actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{Limit: limit,
 				Raft: probe.Mailbox, State: raft, Applied: func() uint64 { return 1 }, Metrics: metrics}))
 			c.Connect(proposer.Mailbox, readIndex.Mailbox)
@@ -89,8 +91,8 @@ func TestClient(t *testing.T) {
 		}
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		if _, err := c.Propose(ended, put("k", 1)); !errors.Is(err, context.Canceled) || failed() != before+1 {
-			t.Errorf("the context ends: got %v and %v failures", err, failed()-before)
+		if a, err := c.Propose(ended, put("k", 1)); !errors.Is(err, context.Canceled) || failed() != before+1 {
+			t.Errorf("the context ends: got %v, %v and %v failures, want %v and 1", a, err, failed()-before, context.Canceled)
 		}
 
 		actorstest.Stop(t, sys, proposer)
