@@ -343,6 +343,45 @@ func TestLostFiles(t *testing.T) {
 	}
 }
 
+// TestShortenedLog: if the newest file of the log lost zeros from its end, which hold
+// nothing, the member starts, extends the file, and names it.
+func TestShortenedLog(t *testing.T) {
+	dir := t.TempDir()
+	m := startMember(t, dir, func(c *Config) { c.Small = true })
+	m.put("k", "v")
+	m.shut()
+	files, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("got the files %v of the log, %v, want some", files, err)
+	}
+	newest := files[len(files)-1]
+	size := func() int64 {
+		t.Helper()
+		info, err := os.Stat(newest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	whole := size()
+	if err := os.Truncate(newest, whole/2); err != nil {
+		t.Fatal(err)
+	}
+	log := new(lines)
+	m = startMember(t, dir, func(c *Config) { c.Small, c.Logger = true, newLogger(log) })
+	defer m.shut()
+	if got := m.get("k"); got != "v" {
+		t.Errorf("got %q, want the value from before", got)
+	}
+	if got := size(); got != whole {
+		t.Errorf("the file has %d bytes, want %d as before", got, whole)
+	}
+	const message = "a file of the log was shortened or extended; nothing is missing"
+	if got, want := log.last(message, "file"), filepath.Base(newest); got != want {
+		t.Errorf("the log names %v, want %s", got, want)
+	}
+}
+
 // TestOtherLog: a log that ends before the applied index of the store is refused, and the
 // error has its path.
 func TestOtherLog(t *testing.T) {
