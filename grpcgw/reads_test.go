@@ -243,6 +243,33 @@ func TestCancelledReads(t *testing.T) {
 	}
 }
 
+// TestReadEndsWithItsCaller: a read that was admitted ends at the next slice once its caller
+// has gone, a small one and a large one that has its turn.
+func TestReadEndsWithItsCaller(t *testing.T) {
+	for name, slice := range map[string]int{"small": smallKeys, "large": smallKeys + 1} {
+		t.Run(name, func(t *testing.T) {
+			r := NewReads(DefaultReads, time.Minute)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			rd, err := r.begin(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := rd.Scan(slice); err != nil {
+				t.Fatalf("before the caller has gone: got %v, want no error", err)
+			}
+			cancel()
+			if err := rd.Scan(slice); !errors.Is(err, context.Canceled) {
+				t.Errorf("afterwards: got %v, want %v", err, context.Canceled)
+			}
+			rd.finish(false)
+			if s := r.Gate().Stats(); s.DepthRequests != 0 {
+				t.Errorf("got %d reads that are still admitted, want none", s.DepthRequests)
+			}
+		})
+	}
+}
+
 // TestTxnRanges: ranges in transactions have the same results, and are counted in the same
 // way, as outside of transactions: large and nested ones, in transactions that only read and
 // in those that write.
