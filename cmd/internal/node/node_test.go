@@ -171,6 +171,26 @@ func TestBrowserAccess(t *testing.T) {
 	}
 }
 
+// TestSettingsOfHTTP: the member's settings of profiles and of slow applies have an effect
+// on its pages.
+func TestSettingsOfHTTP(t *testing.T) {
+	for _, given := range []bool{true, false} {
+		m := startMember(t, t.TempDir(), func(c *Config) {
+			if c.Pprof, c.SlowApply = given, time.Hour; given {
+				c.SlowApply = time.Nanosecond
+			}
+		})
+		m.put("k", "v")
+		if code, _ := m.http("/debug/pprof/cmdline"); (code == http.StatusOK) != given {
+			t.Errorf("with profiles %v: got status %d", given, code)
+		}
+		if _, text := m.http("/metrics"); strings.Contains(text, "etcd_server_slow_apply_total 0\n") == given {
+			t.Errorf("with every apply slow %v: got slow applies %v, want %v", given, !given, given)
+		}
+		m.shut()
+	}
+}
+
 // TestOtherMember: the data of another member is refused, and not changed.
 func TestOtherMember(t *testing.T) {
 	dir := t.TempDir()
