@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,23 @@ import (
 
 	"github.com/troupe-db/troupe/cmd/internal/config"
 )
+
+// TestReusePort: two processes may listen on a port if both ask for it, and only then.
+func TestReusePort(t *testing.T) {
+	one := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+	for _, shared := range []bool{true, false} {
+		first, err := listen(one, shared)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same := []url.URL{{Scheme: "http", Host: first[0].Addr().String()}}
+		second, err := listen(same, shared)
+		if (err == nil) != shared {
+			t.Errorf("a second listener, shared %v: got %v", shared, err)
+		}
+		closeAll(append(first, second...))
+	}
+}
 
 // TestStartMember: the addresses of the listeners are logged, also if the kernel chose
 // the port. A start that is refused leaves the addresses free and the disk unchanged.
