@@ -247,6 +247,25 @@ func TestTxnIsOneRevision(t *testing.T) {
 	}
 }
 
+// TestTxnReadsNoRecords: a transaction that writes is executed without reading what its
+// ranges return, whatever they sort by: the caller reads it, and writes do not wait.
+func TestTxnReadsNoRecords(t *testing.T) {
+	s := loaded(sequential) // the records are not in memory, and loading them fails
+	byValue := &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Limit: 1,
+		SortTarget: pb.RangeRequest_VALUE, SortOrder: pb.RangeRequest_DESCEND}
+	resp, ranges, err := s.Txn(do(putOp("k", "v"), &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: byValue}}), true)
+	if err != nil {
+		t.Fatalf("got %v, want no record to be read", err)
+	}
+	s.Publish(Applied{})
+	if got := resp.Responses[1].GetResponseRange(); got == nil || got.Count != 0 || len(got.Kvs) != 0 || ranges == nil {
+		t.Errorf("got the range response %v and the ranges %v, want an empty one and some to read", got, ranges)
+	}
+	if _, err := ranges.Read(Unpaced{}); !errors.Is(err, ErrClosed) {
+		t.Errorf("reading the ranges: got %v, want %v of the store", err, ErrClosed)
+	}
+}
+
 // TestNested: nested transactions compare against the state before the whole, and
 // only along the branches that are taken.
 func TestNested(t *testing.T) {
