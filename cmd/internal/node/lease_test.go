@@ -56,6 +56,11 @@ func TestMinLeaseTTL(t *testing.T) {
 			t.Errorf("%v, %v: got %d, want %d", tc.heartbeat, tc.election, got, tc.want)
 		}
 	}
+	m := startMember(t, t.TempDir(), func(c *Config) { c.Heartbeat, c.Election = 500*time.Millisecond, 4*time.Second })
+	defer m.shut()
+	if got, err := m.client.Grant(t.Context(), 1); err != nil || got.TTL != 6 {
+		t.Errorf("granted %+v, %v, want 6 s", got, err)
+	}
 }
 
 // TestLeasesRestart: leases, their keys and their checkpointed remaining times survive a
