@@ -31,6 +31,9 @@ const (
 	// use, so that health checks and metrics are answered when clients have taken
 	// all others. Monitoring takes a handful.
 	httpReserve = 32
+	// floodRead bounds a read after one that filled its buffer, in bytes: room for some
+	// eighty small requests.
+	floodRead = 8 << 10
 	// refusalPeriod is the least time between two log lines about connections that
 	// were refused. A client that reconnects in a loop is refused thousands of
 	// times in a second.
@@ -88,12 +91,14 @@ type conn struct {
 }
 
 // Read returns the recorded head first. A client that sends faster than the server
-// reads yields the processor between reads: gRPC starts a goroutine for each stream,
-// and a reader that never pauses starts thousands of them before the first one runs.
+// reads yields the processor between reads, which are then smaller: gRPC starts a
+// goroutine for each stream, and a reader that never pauses starts thousands of them
+// before the first one runs.
 func (c *conn) Read(p []byte) (int, error) {
 	if len(c.head) == 0 {
 		if c.filled {
 			runtime.Gosched()
+			p = p[:min(len(p), floodRead)]
 		}
 		n, err := c.Conn.Read(p)
 		c.filled = n == len(p)
