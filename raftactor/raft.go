@@ -328,7 +328,8 @@ func (r *Raft) ready() {
 func (r *Raft) deferApplied() {
 	s := r.cfg.State.status.Load()
 	appends, applies := r.cfg.Replica.Outstanding()
-	on := s.Alone && s.Applied >= r.awaited && appends < OutstandingMax && applies < OutstandingMax
+	on := s.Alone && s.Applied >= r.awaited && !r.cfg.Replica.HoldsBack() &&
+		appends < OutstandingMax && applies < OutstandingMax
 	if on != r.deferring {
 		r.deferring = on
 		r.box.Defer(on)

@@ -459,6 +459,33 @@ func TestAppliedWaits(t *testing.T) {
 	})
 }
 
+// TestAppliedOfHeldBack: while raft holds committed entries back, an idle raft is woken by
+// what was applied.
+func TestAppliedOfHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, replicaConfig(true))
+		r.settle()
+		r.propose(1)
+		r.settle()
+		large := encodeBatch(100, []*Call{newCall(put("k", 17<<20), timeout)}, 0)
+		r.ref.MustPost(raftProposals, &raftmsg.Propose{Data: large, BatchId: 100, Requests: 1}, one)
+		r.collect()
+		r.durable(1) // raft sends it to apply
+		r.propose(101)
+		r.collect()
+		r.durable(1) // it is committed, and held back
+		if len(r.applies) != 1 {
+			t.Fatalf("%d applies are in progress, want that of the large entry", len(r.applies))
+		}
+		r.applyAll()
+		synctest.Wait()
+		r.collect()
+		if len(r.applies) != 1 {
+			t.Fatalf("got %d applies, want the entry that was held back; status %+v", len(r.applies), r.state.Status())
+		}
+	})
+}
+
 // TestToldOfApplied: Applied is passed on to the batcher only while readers wait, and then at
 // once.
 func TestToldOfApplied(t *testing.T) {

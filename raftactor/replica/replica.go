@@ -572,5 +572,15 @@ func (r *Replica) OnlyVoter() bool {
 	return voter && len(r.voters) == 1
 }
 
+// HoldsBack reports whether committed entries are not sent to apply yet: raft sends no more
+// while applyBytesMax of them are not applied.
+func (r *Replica) HoldsBack() bool {
+	sent := r.applied
+	if n := len(r.applies); n > 0 {
+		sent = r.applies[n-1].last
+	}
+	return sent < r.committed
+}
+
 // Outstanding returns how many appends and applies are pending.
 func (r *Replica) Outstanding() (appends, applies int) { return len(r.appends), len(r.applies) }
