@@ -71,7 +71,7 @@ func (c *Client) Propose(ctx context.Context, req *applymsg.Request) (Answer, er
 // proposer accepted the request; if not, done is not called.
 func (c *Client) Post(req *applymsg.Request, done func(raftmsg.Code)) bool {
 	core := c.core.Load()
-	if core == nil {
+	if core == nil || c.cfg.Full(req) {
 		return false
 	}
 	call := newNotice(req, c.cfg.Timeout, func(a Answer) { done(a.Result.Code) })

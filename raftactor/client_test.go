@@ -74,6 +74,9 @@ func TestClient(t *testing.T) {
 		if out, _ := c.Propose(ctx, put("k", 1)); out.Result.Code != raftmsg.Code_NO_SPACE {
 			t.Errorf("full log: got %v, want NO_SPACE", out.Result)
 		}
+		if c.Post(put("k", 1), func(raftmsg.Code) { t.Error("full log: got a notice, want none") }) {
+			t.Error("full log: the request of a stage was accepted")
+		}
 		full = false
 		raft.alone.Store(true)
 		if code, err := c.ReadIndex(ctx); err != nil || code != raftmsg.Code_OK {
