@@ -34,7 +34,7 @@ func NewReply[T any]() Reply[T] { return Reply[T]{done: make(chan struct{}, 1)} 
 
 // Resolve answers the request. It reports whether the caller receives the answer: false
 // means that it has given up, and that what the answer holds is the actor's to release.
-// It panics if the request was answered before.
+// It panics if the request was answered before and the caller has not taken the answer.
 func (r *Reply[T]) Resolve(value T) (received bool) {
 	r.value = value
 	if r.state.CompareAndSwap(replyPending, replyResolved) {

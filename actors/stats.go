@@ -143,7 +143,7 @@ func (s *MailboxStats) inherit(o *MailboxStats) {
 }
 
 // Stats returns a copy of all statistics. It is for pages and metrics; a hot path that only
-// needs the depth uses Load.
+// needs the depth uses Load. Unlike Load, the depth includes deferred messages.
 func (m *Mailbox) Stats() MailboxStats {
 	now := Now()
 	s := m.counters(now)

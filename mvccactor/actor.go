@@ -219,7 +219,9 @@ func (a *Actor) Receive(ctx actor.Context) {
 	case *actor.Started:
 		a.publish()
 		a.compactLogged, a.compactDead = a.store.CompactRevision(), a.store.MarkedDead()
-		a.cfg.Compacted.set(a.compactLogged)
+		if a.store.CompactDone() { // otherwise a pin of an earlier incarnation holds it back
+			a.cfg.Compacted.set(a.compactLogged)
+		}
 	case *actors.Batch:
 		a.batch(m)
 	case *actor.Stopping: // after a panic as well

@@ -63,9 +63,6 @@ func newNotice(req *applymsg.Request, timeout time.Duration, notify func(Answer)
 	return c
 }
 
-// Size returns the length of the encoded request in bytes.
-func (c *Call) Size() int { return len(c.encoded) }
-
 // Cost returns the cost of the call in the proposer's mailbox.
 func (c *Call) Cost() actors.Cost { return actors.Cost{Requests: 1, Bytes: len(c.encoded)} }
 

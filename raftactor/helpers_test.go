@@ -98,3 +98,14 @@ func wantNone(t *testing.T, c *Call) {
 		t.Fatalf("got %+v, want no answer yet", a)
 	}
 }
+
+// requests returns the number of requests that are proposed and not answered.
+func (r *Replies) requests() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, p := range r.batches {
+		n += p.cost.Requests
+	}
+	return n
+}

@@ -204,7 +204,7 @@ func TestPacks(t *testing.T) {
 func TestPackIsAMegabyteExactly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
-		empty := newCall(put("k", 1000), timeout).Size() - 1000
+		empty := len(newCall(put("k", 1000), timeout).encoded) - 1000
 		for range 1024 { // 1024 calls of 1 KiB fill an entry, one byte more does not fit
 			r.post("k", 1024-empty)
 		}
@@ -303,7 +303,7 @@ func TestAnswersInOrder(t *testing.T) {
 		calls := []*Call{r.post("a", 1), r.post("b", 1), r.post("c", 1)}
 		r.lead()
 		p := r.one("a", "b", "c")
-		if n := r.replies.Requests(); n != 3 {
+		if n := r.replies.requests(); n != 3 {
 			t.Fatalf("got %d requests without an answer", n)
 		}
 		r.deliver(p)
@@ -314,7 +314,7 @@ func TestAnswersInOrder(t *testing.T) {
 			}
 		}
 		r.deliver(p) // a batch that nobody waits for
-		if n := r.replies.Requests(); n != 0 {
+		if n := r.replies.requests(); n != 0 {
 			t.Fatalf("got %d requests without an answer", n)
 		}
 	})
@@ -414,8 +414,8 @@ func TestOldAndYoungTogether(t *testing.T) {
 		time.Sleep(10 * proposerTick)
 		wantCode(t, old, raftmsg.Code_TIMED_OUT)
 		wantNone(t, young)
-		if r.held() != 1 || r.replies.Requests() != 1 {
-			t.Fatalf("got %d requests held, %d without an answer", r.held(), r.replies.Requests())
+		if r.held() != 1 || r.replies.requests() != 1 {
+			t.Fatalf("got %d requests held, %d without an answer", r.held(), r.replies.requests())
 		}
 		r.deliver(p)
 		if a, ok := outcome(t, young); !ok || a.Result.Revision != int64(100*p.BatchId)+1 {

@@ -147,14 +147,3 @@ func (r *Replies) expire(now int64, code raftmsg.Code) (ended []uint64) {
 	}
 	return ended
 }
-
-// Requests returns the number of requests that are proposed and not answered.
-func (r *Replies) Requests() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := 0
-	for _, p := range r.batches {
-		n += p.cost.Requests
-	}
-	return n
-}
