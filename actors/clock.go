@@ -11,3 +11,11 @@ var clockBase = time.Now().Add(-50 * 365 * 24 * time.Hour)
 // fixed point. Readings are comparable between all actors of one process and
 // meaningless outside it. Batch.Started, Tick.At and Timeline use this clock.
 func Now() int64 { return int64(time.Since(clockBase)) }
+
+// stamp is Now where only statistics need the time.
+func stamp() int64 {
+	if !statistics {
+		return 0
+	}
+	return Now()
+}

@@ -201,7 +201,7 @@ func (m *Mailbox) drain(l *lane, b *Batch, most int) {
 
 // deliver calls Receive with the batch and records waiting and service time.
 func (m *Mailbox) deliver(b *Batch) {
-	b.Started = Now()
+	b.Started = stamp()
 	m.busySince.Store(b.Started)
 	for i := 0; b.deferred > 0 && i < len(b.Enqueued); i++ {
 		if b.Enqueued[i] == 0 { // to wait was no delay
@@ -214,7 +214,7 @@ func (m *Mailbox) deliver(b *Batch) {
 	}
 	m.receive(b)
 	if m.services != nil {
-		end := Now()
+		end := stamp()
 		m.services.Record(end, end-b.Started)
 	}
 	m.busySince.Store(0)

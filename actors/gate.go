@@ -83,7 +83,7 @@ func (g *Gate) Clamp(lane int, c Cost) Cost {
 // TryEnter admits the caller, or returns ErrFull or ErrTooBig at once. It never
 // overtakes a waiting caller.
 func (g *Gate) TryEnter(lane int, c Cost) error {
-	now := Now()
+	now := stamp()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	l := &g.lanes[lane]
@@ -102,7 +102,7 @@ func (g *Gate) Enter(ctx context.Context, lane int, c Cost) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	now := Now()
+	now := stamp()
 	g.mu.Lock()
 	l := &g.lanes[lane]
 	err := l.admission(c)
@@ -135,7 +135,7 @@ func (g *Gate) Enter(ctx context.Context, lane int, c Cost) error {
 		}
 		// Admission came first; the caller will notice that ctx has ended.
 	}
-	admitted := Now()
+	admitted := stamp()
 	g.waits.Record(admitted, admitted-now)
 	return nil
 }
@@ -182,7 +182,7 @@ func (g *Gate) Waiting(lane int) int {
 // Stats returns the statistics in the form of a mailbox; the depth is the cost that
 // callers hold.
 func (g *Gate) Stats() MailboxStats {
-	now := Now()
+	now := stamp()
 	g.mu.Lock()
 	s := MailboxStats{}
 	for i := range g.lanes {
@@ -230,7 +230,7 @@ func (g *Gate) admit(l *gateLane) {
 	if l.first == nil {
 		return
 	}
-	now := Now()
+	now := stamp()
 	for w := l.first; w != nil && l.fits(w.cost); w = l.first {
 		l.unlink(w)
 		g.admitted(l, w.cost, now)

@@ -77,6 +77,9 @@ type histogramSlot struct {
 
 // Record counts v at time now, which is a reading of Now.
 func (h *Histogram) Record(now, v int64) {
+	if !statistics {
+		return
+	}
 	s := h.slot(now)
 	s.counts[bucketOf(v)].Add(1)
 	s.close(v, v)
@@ -85,6 +88,9 @@ func (h *Histogram) Record(now, v int64) {
 // recordSince counts now-t for every t. Neighbours in a batch have waited about equally
 // long, so runs of equal buckets are counted together.
 func (h *Histogram) recordSince(now int64, ts []int64) {
+	if !statistics {
+		return
+	}
 	s := h.slot(now)
 	var sum, top int64
 	run, in := uint32(0), -1

@@ -332,7 +332,7 @@ func (m *Mailbox) TryPost(lane int, msg any, c Cost) error {
 
 func (m *Mailbox) tryPost(lane int, msg any, c Cost, mayWait bool) error {
 	c = c.weighed()
-	now := Now()
+	now := stamp()
 	m.mu.Lock()
 	l := &m.lanes[lane]
 	if err := m.admission(l, c); err != nil {
@@ -395,7 +395,7 @@ func (m *Mailbox) mustPost(lane int, msg any, c Cost, mayWait bool) {
 // overflow impossible, so a full reserve is a broken invariant and panics. If the mailbox
 // is closed, the message goes to OnReject.
 func (m *Mailbox) MustPostReserved(lane int, msg any) {
-	now := Now()
+	now := stamp()
 	m.mu.Lock()
 	l := &m.lanes[lane]
 	switch {
@@ -424,7 +424,7 @@ func (m *Mailbox) Post(ctx context.Context, lane int, msg any, c Cost) error {
 		return err
 	}
 	c = c.weighed()
-	now := Now()
+	now := stamp()
 	m.mu.Lock()
 	l := &m.lanes[lane]
 	err := m.admission(l, c)

@@ -18,6 +18,9 @@ type rate struct {
 }
 
 func (r *rate) add(now int64, requests int) {
+	if !statistics {
+		return
+	}
 	if now >= r.boundary {
 		r.turn(now)
 	}

@@ -57,6 +57,9 @@ func NewTimeline() *Timeline { return new(Timeline) }
 // Note records a stage's times for the entry at index (from 1). An entry overwrites the one
 // 4096 before it; a note for an overwritten entry is ignored.
 func (t *Timeline) Note(stage int, index uint64, enqueued, started, ended int64) {
+	if !statistics {
+		return
+	}
 	if stage < 0 || stage >= timelineStages || index == 0 {
 		panic(fmt.Sprintf("actors: timeline note for stage %d, index %d", stage, index))
 	}

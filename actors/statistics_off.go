@@ -1,0 +1,5 @@
+//go:build nostatistics
+
+package actors
+
+const statistics = false
