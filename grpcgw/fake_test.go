@@ -282,11 +282,23 @@ func serve(t testing.TB, cfg Config) *grpc.ClientConn {
 // serveGateway runs a gateway on an in-memory listener. stop stops it.
 func serveGateway(t testing.TB, g *Gateway) (conn *grpc.ClientConn, stop func()) {
 	t.Helper()
+	return serveGatewayThrough(t, g, func(c net.Conn) net.Conn { return c })
+}
+
+// serveGatewayThrough is serveGateway with a wrapper around the client's connections.
+func serveGatewayThrough(t testing.TB, g *Gateway, wrap func(net.Conn) net.Conn) (conn *grpc.ClientConn, stop func()) {
+	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	conn, err := grpc.NewClient("passthrough:///gateway", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			c, err := l.DialContext(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return wrap(c), nil
+		}),
 		// Fixed windows bound what a client takes that reads nothing.
 		grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(1<<20),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30)))

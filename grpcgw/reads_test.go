@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -340,4 +341,58 @@ func TestTxnRanges(t *testing.T) {
 		t.Errorf("after the put: got %v", last)
 	}
 	await(t, "nothing is held", func() bool { return held(cfg.Reads) == 0 })
+}
+
+// slowConn is a client's end of a slow line that is read all the time.
+type slowConn struct{ net.Conn }
+
+func (c slowConn) Read(p []byte) (int, error) {
+	time.Sleep(5 * time.Millisecond)
+	return c.Conn.Read(p[:min(len(p), 32<<10)])
+}
+
+// serveSlow runs a gateway and returns a connection to it over a slow line.
+func serveSlow(t *testing.T, cfg Config) pb.KVClient {
+	t.Helper()
+	g, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, stop := serveGatewayThrough(t, g, func(c net.Conn) net.Conn { return slowConn{c} })
+	t.Cleanup(func() {
+		_ = conn.Close()
+		stop()
+	})
+	return pb.NewKVClient(conn)
+}
+
+// TestEvictSparesLargeValues: a client that reads a large value over a slow line is not
+// disconnected, because it reads pieces of the value in time.
+func TestEvictSparesLargeValues(t *testing.T) {
+	m := newFakeMember()
+	if _, err := m.store.Put(&pb.PutRequest{Key: []byte("k"), Value: make([]byte, 16<<20)}); err != nil {
+		t.Fatal(err)
+	}
+	m.publish()
+	cfg := testConfig(m)
+	cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 20 << 20}, time.Minute)
+	cfg.Reads.stall = stallTimeout / stallDivisorMax
+	kv := serveSlow(t, cfg)
+	read := make(chan error, 1)
+	go func() {
+		_, err := kv.Range(context.Background(), &pb.RangeRequest{Key: []byte("k")})
+		read <- err
+	}()
+	await(t, "the answer holds credit", func() bool { return lane(cfg.Reads, laneLarge).DepthRequests == 1 })
+	rd, err := cfg.Reads.begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rd.Hold(20 << 20); err != nil {
+		t.Fatalf("a read that needs all credit: %v", err)
+	}
+	rd.finish(false)
+	if err := <-read; err != nil {
+		t.Errorf("got %v, want no error", err)
+	}
 }

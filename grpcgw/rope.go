@@ -34,8 +34,9 @@ const (
 	// pieceBytes is the size of the buffers that large responses are encoded into: two
 	// frames of HTTP/2, and one of the sizes in gRPC's pool.
 	pieceBytes = 32 << 10
-	// referBytes is the size from which a record becomes a buffer of its own, which
-	// refers to the stored bytes: to copy a record of that size costs more than a buffer.
+	// referBytes is the size from which a record is not copied: its buffers, of at most
+	// pieceBytes, refer to the stored bytes. To copy a record of that size costs more than
+	// a buffer.
 	referBytes = 4 << 10
 )
 
@@ -109,7 +110,11 @@ type sending struct {
 func (r *rope) pieces(pool mem.BufferPool, rd *reading) mem.BufferSlice {
 	c := cutter{from: &sending{pool: pool, rd: rd}}
 	for _, p := range r.parts {
-		if len(p.bytes) > 0 {
+		switch {
+		case len(p.bytes) >= referBytes: // such as a previous pair in a transaction's response
+			c.end()
+			c.refer(p.bytes)
+		case len(p.bytes) > 0:
 			c.add(ropePart{bytes: p.bytes}, len(p.bytes))
 		}
 		c.addRecords(p.records)
@@ -171,7 +176,15 @@ func (c *cutter) end() {
 	}
 }
 
-func (c *cutter) refer(stored []byte) { c.emit(&piece{stored: stored, size: len(stored)}) }
+// refer emits bytes that need no encoding. They are cut like others, because a client makes
+// progress only when it has read a whole piece.
+func (c *cutter) refer(stored []byte) {
+	for len(stored) > 0 {
+		n := min(len(stored), pieceBytes)
+		c.emit(&piece{stored: stored[:n:n], size: n})
+		stored = stored[n:]
+	}
+}
 
 func (c *cutter) emit(p *piece) {
 	p.from = c.from

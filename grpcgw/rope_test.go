@@ -50,8 +50,8 @@ func TestPieces(t *testing.T) {
 		var got []byte
 		for i, b := range bufs {
 			data := b.ReadOnlyData()
-			if p := b.(*piece); len(data) != b.Len() || p.stored == nil && len(data) > pieceBytes {
-				t.Fatalf("piece %d: got %d bytes, want its length, %d", i, len(data), b.Len())
+			if p := b.(*piece); len(data) != p.Len() || len(data) > pieceBytes {
+				t.Fatalf("piece %d: got %d bytes, want its length, %d, and at most %d", i, len(data), b.Len(), pieceBytes)
 			}
 			got = append(got, data...)
 		}
