@@ -79,6 +79,9 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 func (c *codec) marshalRead(a readAnswer) (mem.BufferSlice, error) {
 	size, rd := a.size(), a.reading()
 	if size > smallAnswer {
+		if rd != nil {
+			rd.send()
+		}
 		bufs := a.rope().pieces(c.pool, rd)
 		c.metrics.Sent(bufs.Len())
 		return bufs, nil
@@ -96,6 +99,7 @@ func (c *codec) marshalRead(a readAnswer) (mem.BufferSlice, error) {
 	pooled := c.pool.Get(size)
 	*pooled = a.splice((*pooled)[:0])
 	rd.pool = c.pool
+	rd.send()
 	c.metrics.Sent(len(*pooled))
 	return mem.BufferSlice{mem.NewBuffer(pooled, rd)}, nil
 }

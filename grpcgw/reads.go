@@ -120,7 +120,8 @@ type reading struct {
 	lane     int   // of the credit
 	credit   int   // bytes held
 	unsent   int   // bytes of the answer that are not written; at least credit
-	progress int64 // actors.Now when the client last read a part of the answer
+	sending  bool  // set when the answer is encoded: until then there is nothing to read
+	progress int64 // actors.Now when sending was set, then when a part was last written
 }
 
 // place is what a reading has taken from the gate, beside credit.
@@ -261,8 +262,17 @@ func (rd *reading) hold(lane, credit, bytes int) {
 	r := rd.reads
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rd.lane, rd.credit, rd.unsent, rd.progress = lane, credit, bytes, actors.Now()
+	rd.lane, rd.credit, rd.unsent, rd.sending = lane, credit, bytes, false
 	r.holders[rd] = struct{}{}
+}
+
+// send records that the client can read the answer from now on. Until then the member
+// fetches records, which a client must not be disconnected for.
+func (rd *reading) send() {
+	r := rd.reads
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rd.sending, rd.progress = true, actors.Now()
 }
 
 // finish releases the place when the handler ends. If there is no answer to send, it
@@ -359,14 +369,14 @@ func (r *Reads) stallLimit() time.Duration {
 	return r.stall / time.Duration(min(max(waiting, 1), stallDivisorMax))
 }
 
-// evict closes the connections of clients that hold credit and have read nothing for
-// longer than stallLimit.
+// evict closes the connections of clients whose answers hold credit, and which have read
+// nothing of them for longer than stallLimit.
 func (r *Reads) evict() {
 	now, stallLimit := actors.Now(), int64(r.stallLimit())
 	var stalled []*conn
 	r.mu.Lock()
 	for rd := range r.holders {
-		if now-rd.progress > stallLimit {
+		if rd.sending && now-rd.progress > stallLimit {
 			if c := rd.conn(); c != nil {
 				stalled = append(stalled, c)
 			}

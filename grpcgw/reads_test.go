@@ -6,14 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -395,4 +399,39 @@ func TestEvictSparesLargeValues(t *testing.T) {
 	if err := <-read; err != nil {
 		t.Errorf("got %v, want no error", err)
 	}
+}
+
+// TestEvictSparesFetches: the connection of a client is not closed while the member still
+// fetches what its answer refers to.
+func TestEvictSparesFetches(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4)) // two turns
+	r := NewReads(actors.Limit{Requests: 100, Bytes: 1 << 20}, time.Minute)
+	r.stall = 50 * time.Millisecond
+	table := newConnTable(nil, r, NewMetrics(MetricsConfig{}), zerolog.Nop())
+	server, client := net.Pipe()
+	c := table.add(server, false)
+	fetching, err := r.begin(peer.NewContext(context.Background(), &peer.Peer{Addr: c.RemoteAddr()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fetching.Hold(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	waiting, err := r.begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	admitted := make(chan error, 1)
+	go func() { admitted <- waiting.Hold(1 << 20) }()
+	if err := client.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v from the connection, want it open", err)
+	}
+	fetching.finish(false)
+	if err := <-admitted; err != nil {
+		t.Error(err)
+	}
+	waiting.finish(false)
 }
