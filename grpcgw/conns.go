@@ -88,6 +88,10 @@ type conn struct {
 	// Guarded by table.mu.
 	served bool          // handed to a server, which closes it
 	place  *list.Element // in table.silent; nil when it is not silent
+
+	// progress is actors.Now when a part of an answer that holds credit was last written.
+	// Guarded by table.reads.mu.
+	progress int64
 }
 
 // Read returns the recorded head first. A client that sends faster than the server

@@ -35,8 +35,9 @@ import (
 //
 // The answer refers to stored records; a large one is encoded piece by piece as the
 // client reads it (see rope.go). So a client that does not read costs only references
-// and credit. While other reads wait for credit, a connection is closed if its client
-// has read nothing for stallTimeout, or for less if many reads wait.
+// and credit. While other reads wait for credit, a connection is closed if its client has
+// read nothing of an answer for stallTimeout, or, if many reads wait, nothing at all for
+// less. To read is to make room for a piece of an answer that has been encoded.
 type Reads struct {
 	gate  *actors.Gate
 	wait  time.Duration // bounds the wait for a turn or credit of a read without a deadline
@@ -63,9 +64,10 @@ const (
 	// takes more memory than that.
 	noCreditBytes = 1 << 10
 	// stallTimeout is how long a client may read nothing of an answer while other reads
-	// wait. It is divided by the number of waiting reads, but at most by stallDivisorMax: a
-	// client on a slow line still reads a piece of an answer in that time, and many
-	// clients that never read are disconnected before honest reads time out.
+	// wait. If it reads nothing of any answer on its connection, the time is divided by the
+	// number of waiting reads, but at most by stallDivisorMax: a client on a slow line
+	// still reads a piece of an answer in that time, and many clients that never read are
+	// disconnected before honest reads time out.
 	stallTimeout    = 5 * time.Second
 	stallDivisorMax = 10
 	// smallDivisor determines the credit of small answers: it is one smallDivisor-th of that
@@ -122,6 +124,7 @@ type reading struct {
 	unsent   int   // bytes of the answer that are not written; at least credit
 	sending  bool  // set when the answer is encoded: until then there is nothing to read
 	progress int64 // actors.Now when sending was set, then when a part was last written
+	client   *conn // set when credit is taken; nil if there is no connection
 }
 
 // place is what a reading has taken from the gate, beside credit.
@@ -259,10 +262,10 @@ func (rd *reading) holdSmall(bytes int) error {
 }
 
 func (rd *reading) hold(lane, credit, bytes int) {
-	r := rd.reads
+	r, client := rd.reads, rd.conn()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rd.lane, rd.credit, rd.unsent, rd.sending = lane, credit, bytes, false
+	rd.lane, rd.credit, rd.unsent, rd.sending, rd.client = lane, credit, bytes, false, client
 	r.holders[rd] = struct{}{}
 }
 
@@ -289,7 +292,7 @@ func (rd *reading) wrote(bytes int) {
 	r := rd.reads
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rd.progress = actors.Now()
+	rd.progressed()
 	rd.unsent -= bytes
 	rd.reduce(max(rd.unsent, 0))
 }
@@ -299,7 +302,20 @@ func (rd *reading) written() {
 	r := rd.reads
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	rd.progressed()
 	rd.reduce(0)
+}
+
+// progressed records that a part of the answer has been written, if it is being sent. The
+// caller holds reads.mu.
+func (rd *reading) progressed() {
+	if !rd.sending {
+		return
+	}
+	rd.progress = actors.Now()
+	if rd.client != nil {
+		rd.client.progress = rd.progress
+	}
 }
 
 // reduce releases all credit but the given bytes. The caller holds reads.mu.
@@ -333,7 +349,7 @@ func (r *Reads) dropConn(c *conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for rd := range r.holders {
-		if rd.conn() == c {
+		if rd.client == c {
 			rd.reduce(0)
 		}
 	}
@@ -363,27 +379,33 @@ func (r *Reads) evictUntil(done <-chan struct{}) {
 	}
 }
 
-// stallLimit returns how long a client may currently read nothing.
+// stallLimit returns how long a client may currently read nothing of all its answers.
 func (r *Reads) stallLimit() time.Duration {
 	waiting := r.gate.Waiting(laneScan) + r.gate.Waiting(laneLarge)
 	return r.stall / time.Duration(min(max(waiting, 1), stallDivisorMax))
 }
 
-// evict closes the connections of clients whose answers hold credit, and which have read
-// nothing of them for longer than stallLimit.
+// evict closes the connections of clients whose answers hold credit and are stalled.
 func (r *Reads) evict() {
 	now, stallLimit := actors.Now(), int64(r.stallLimit())
 	var stalled []*conn
 	r.mu.Lock()
 	for rd := range r.holders {
-		if rd.sending && now-rd.progress > stallLimit {
-			if c := rd.conn(); c != nil {
-				stalled = append(stalled, c)
-			}
+		if rd.client != nil && rd.stalled(now, stallLimit) {
+			stalled = append(stalled, rd.client)
 		}
 	}
 	r.mu.Unlock()
 	for _, c := range stalled {
 		_ = c.Close() // releases the credit
 	}
+}
+
+// stalled reports whether the client has read nothing of this answer for the full time, or
+// nothing of all its answers for stallLimit. Answers on one connection share its line, so a
+// client that reads many of them all the time reads little of each. The caller holds
+// reads.mu.
+func (rd *reading) stalled(now, stallLimit int64) bool {
+	return rd.sending &&
+		(now-max(rd.progress, rd.client.progress) > stallLimit || now-rd.progress > int64(rd.reads.stall))
 }

@@ -435,3 +435,56 @@ func TestEvictSparesFetches(t *testing.T) {
 	}
 	waiting.finish(false)
 }
+
+// TestEvictSparesManyAnswers: a client that reads many answers over one slow connection is
+// not disconnected, though each of them makes little progress.
+func TestEvictSparesManyAnswers(t *testing.T) {
+	cfg := testConfig(largeMember(t))
+	// Forty answers of 256 KiB: it takes 0.2 s until each has made progress.
+	cfg.Reads = NewReads(actors.Limit{Requests: 1000, Bytes: 10 << 20}, time.Minute)
+	cfg.Reads.stall = time.Second
+	kv := serveSlow(t, cfg)
+	const clients = 60
+	errs := make(chan error, clients)
+	for range clients {
+		go func() {
+			_, err := kv.Range(context.Background(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Limit: 500})
+			errs <- err
+		}()
+	}
+	failed := 0
+	var last error
+	for range clients {
+		if err := <-errs; err != nil {
+			failed, last = failed+1, err
+		}
+	}
+	if failed > 0 {
+		t.Errorf("got %d of %d ranges that failed, want none: %v", failed, clients, last)
+	}
+}
+
+// TestStalled: an answer is stalled if its client has read nothing of it for the full time,
+// or nothing from its connection for the shorter time, since the answer was encoded.
+func TestStalled(t *testing.T) {
+	r := NewReads(DefaultReads, time.Minute)
+	now, limit := int64(time.Hour), int64(stallTimeout/stallDivisorMax)
+	for name, c := range map[string]struct {
+		fetching     bool
+		answer, conn time.Duration // since each made progress
+		want         bool
+	}{
+		"both read":          {answer: 0, conn: 0},
+		"just encoded":       {answer: 0, conn: time.Minute},
+		"other answers":      {answer: stallTimeout - 1, conn: 0},
+		"only other answers": {answer: stallTimeout + 1, conn: 0, want: true},
+		"nothing":            {answer: time.Second, conn: time.Second, want: true},
+		"fetching":           {answer: time.Minute, conn: time.Minute, fetching: true},
+	} {
+		rd := &reading{reads: r, sending: !c.fetching, progress: now - int64(c.answer),
+			client: &conn{progress: now - int64(c.conn)}}
+		if got := rd.stalled(now, limit); got != c.want {
+			t.Errorf("%s: got stalled %v, want %v", name, got, c.want)
+		}
+	}
+}
