@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -42,6 +43,8 @@ type Reads struct {
 	gate  *actors.Gate
 	wait  time.Duration // bounds the wait for a turn or credit of a read without a deadline
 	stall time.Duration // stallTimeout, except in tests
+
+	evicted atomic.Int64 // actors.Now when evict last searched holders
 
 	mu      sync.Mutex
 	holders map[*reading]struct{} // the readings that hold credit
@@ -367,7 +370,7 @@ func (rd *reading) conn() *conn {
 
 // evictUntil calls evict periodically until done is closed.
 func (r *Reads) evictUntil(done <-chan struct{}) {
-	ticker := time.NewTicker(r.stall / (2 * stallDivisorMax))
+	ticker := time.NewTicker(r.evictPeriod())
 	defer ticker.Stop()
 	for {
 		select {
@@ -379,15 +382,25 @@ func (r *Reads) evictUntil(done <-chan struct{}) {
 	}
 }
 
+// evictPeriod is the least time between two searches for clients to disconnect: half the
+// shortest time that a client may read nothing.
+func (r *Reads) evictPeriod() time.Duration { return r.stall / (2 * stallDivisorMax) }
+
 // stallLimit returns how long a client may currently read nothing of all its answers.
 func (r *Reads) stallLimit() time.Duration {
 	waiting := r.gate.Waiting(laneScan) + r.gate.Waiting(laneLarge)
 	return r.stall / time.Duration(min(max(waiting, 1), stallDivisorMax))
 }
 
-// evict closes the connections of clients whose answers hold credit and are stalled.
+// evict closes the connections of clients whose answers hold credit and are stalled. It
+// does nothing if it has searched for them within evictPeriod: every small read that finds
+// no room calls it, and a search passes over all answers.
 func (r *Reads) evict() {
-	now, stallLimit := actors.Now(), int64(r.stallLimit())
+	now, last := actors.Now(), r.evicted.Load()
+	if now-last < int64(r.evictPeriod()) || !r.evicted.CompareAndSwap(last, now) {
+		return
+	}
+	stallLimit := int64(r.stallLimit())
 	var stalled []*conn
 	r.mu.Lock()
 	for rd := range r.holders {

@@ -488,3 +488,42 @@ func TestStalled(t *testing.T) {
 		}
 	}
 }
+
+// TestEvictPeriod: small reads that are refused scan the answers once in a period.
+func TestEvictPeriod(t *testing.T) {
+	r := NewReads(actors.Limit{Requests: 10, Bytes: 1 << 20}, time.Minute)
+	r.stall = time.Hour
+	r.evicted.Store(-int64(r.evictPeriod())) // long ago: the clock begins with the process
+	table := newConnTable(nil, r, NewMetrics(MetricsConfig{}), zerolog.Nop())
+	server, client := net.Pipe()
+	defer client.Close()
+	c := table.add(server, false)
+	idle, err := r.begin(peer.NewContext(context.Background(), &peer.Peer{Addr: c.RemoteAddr()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := int(lane(r, laneSmall).LimitBytes)
+	if err := r.gate.TryEnter(laneSmall, actors.Cost{Bytes: all}); err != nil {
+		t.Fatal(err)
+	}
+	idle.hold(laneSmall, all, all)
+	idle.send()
+	rd, err := r.begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rd.Hold(smallAnswer); !errors.Is(err, errReadsFull) {
+		t.Fatalf("got %v, want %v: the answer is not stalled", err, errReadsFull)
+	}
+	idle.progress -= 2 * int64(r.stall)
+	c.progress = idle.progress
+	if err := rd.Hold(smallAnswer); !errors.Is(err, errReadsFull) {
+		t.Fatalf("in the same period: got %v, want %v", err, errReadsFull)
+	}
+	r.evicted.Add(-int64(r.evictPeriod()))
+	if err := rd.Hold(smallAnswer); err != nil {
+		t.Fatalf("in the next period: got %v, want no error", err)
+	}
+	rd.finish(false)
+	idle.finish(false)
+}
