@@ -5,6 +5,7 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -89,9 +90,8 @@ type conn struct {
 	served bool          // handed to a server, which closes it
 	place  *list.Element // in table.silent; nil when it is not silent
 
-	// progress is actors.Now when a part of an answer that holds credit was last written.
-	// Guarded by table.reads.mu.
-	progress int64
+	// progress is actors.Now when a frame of an answer that holds credit was last written.
+	progress atomic.Int64
 }
 
 // Read returns the recorded head first. A client that sends faster than the server

@@ -120,6 +120,7 @@ type reading struct {
 	place  place
 	began  int64         // actors.Now when the turn began
 	waited time.Duration // for the turn, and for credit
+	client *conn         // set when credit is taken; nil if there is no connection
 
 	// Guarded by reads.mu.
 	lane     int   // of the credit
@@ -127,7 +128,6 @@ type reading struct {
 	unsent   int   // bytes of the answer that are not written; at least credit
 	sending  bool  // set when the answer is encoded: until then there is nothing to read
 	progress int64 // actors.Now when sending was set, then when a part was last written
-	client   *conn // set when credit is taken; nil if there is no connection
 }
 
 // place is what a reading has taken from the gate, beside credit.
@@ -265,10 +265,11 @@ func (rd *reading) holdSmall(bytes int) error {
 }
 
 func (rd *reading) hold(lane, credit, bytes int) {
-	r, client := rd.reads, rd.conn()
+	r := rd.reads
+	rd.client = rd.conn()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rd.lane, rd.credit, rd.unsent, rd.sending, rd.client = lane, credit, bytes, false, client
+	rd.lane, rd.credit, rd.unsent, rd.sending = lane, credit, bytes, false
 	r.holders[rd] = struct{}{}
 }
 
@@ -317,7 +318,7 @@ func (rd *reading) progressed() {
 	}
 	rd.progress = actors.Now()
 	if rd.client != nil {
-		rd.client.progress = rd.progress
+		rd.client.progress.Store(rd.progress)
 	}
 }
 
@@ -417,8 +418,8 @@ func (r *Reads) evict() {
 // stalled reports whether the client has read nothing of this answer for the full time, or
 // nothing of all its answers for stallLimit. Answers on one connection share its line, so a
 // client that reads many of them all the time reads little of each. The caller holds
-// reads.mu.
+// reads.mu, and the answer has a client.
 func (rd *reading) stalled(now, stallLimit int64) bool {
 	return rd.sending &&
-		(now-max(rd.progress, rd.client.progress) > stallLimit || now-rd.progress > int64(rd.reads.stall))
+		(now-max(rd.progress, rd.client.progress.Load()) > stallLimit || now-rd.progress > int64(rd.reads.stall))
 }

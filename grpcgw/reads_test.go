@@ -481,8 +481,8 @@ func TestStalled(t *testing.T) {
 		"nothing":            {answer: time.Second, conn: time.Second, want: true},
 		"fetching":           {answer: time.Minute, conn: time.Minute, fetching: true},
 	} {
-		rd := &reading{reads: r, sending: !c.fetching, progress: now - int64(c.answer),
-			client: &conn{progress: now - int64(c.conn)}}
+		rd := &reading{reads: r, client: new(conn), sending: !c.fetching, progress: now - int64(c.answer)}
+		rd.client.progress.Store(now - int64(c.conn))
 		if got := rd.stalled(now, limit); got != c.want {
 			t.Errorf("%s: got stalled %v, want %v", name, got, c.want)
 		}
@@ -516,7 +516,7 @@ func TestEvictPeriod(t *testing.T) {
 		t.Fatalf("got %v, want %v: the answer is not stalled", err, errReadsFull)
 	}
 	idle.progress -= 2 * int64(r.stall)
-	c.progress = idle.progress
+	c.progress.Store(idle.progress)
 	if err := rd.Hold(smallAnswer); !errors.Is(err, errReadsFull) {
 		t.Fatalf("in the same period: got %v, want %v", err, errReadsFull)
 	}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
 
@@ -195,8 +196,12 @@ func (c *cutter) emit(p *piece) {
 // Len implements mem.Buffer.
 func (p *piece) Len() int { return p.size }
 
-// ReadOnlyData implements mem.Buffer. The transport is the only reader.
+// ReadOnlyData implements mem.Buffer. The transport is the only reader, and calls it for each
+// frame that the client has room for.
 func (p *piece) ReadOnlyData() []byte {
+	if rd := p.from.rd; rd != nil && rd.client != nil {
+		rd.client.progress.Store(actors.Now())
+	}
 	if p.stored != nil {
 		return p.stored
 	}
