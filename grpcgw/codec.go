@@ -1,9 +1,12 @@
 package grpcgw
 
 import (
+	"context"
 	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -72,6 +75,22 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 	}
 	c.metrics.Sent(buf.Len())
 	return mem.BufferSlice{buf}, nil
+}
+
+// sendPlainIfLarge makes gRPC send a large answer uncompressed, even if the client compresses.
+// Otherwise gRPC would compress the whole answer at once and queue the copy, and the credit
+// would be released while the copy waits for the client.
+func sendPlainIfLarge(ctx context.Context, a readAnswer) {
+	if a.size() > smallAnswer {
+		sendPlain(ctx)
+	}
+}
+
+// sendPlain makes gRPC send the messages of a call uncompressed. It must be called before
+// the first one.
+func sendPlain(ctx context.Context) {
+	// It fails if the stream has ended, or if a test calls the handler without one.
+	_ = grpc.SetSendCompressor(ctx, encoding.Identity)
 }
 
 // marshalRead encodes a small answer at once, and leaves a large one to be encoded

@@ -3,17 +3,23 @@ package grpcgw
 import (
 	"bytes"
 	stdgzip "compress/gzip"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"runtime"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
 )
 
 // gzipName is the name of gRPC's package gzip. The tests do not import it, because its
@@ -58,6 +64,58 @@ func TestGzip(t *testing.T) {
 	}
 	if keys != 50 {
 		t.Errorf("got %d keys from the stream, want 50", keys)
+	}
+}
+
+// TestGzipCredit: the answer of a large read to a client that compresses holds credit until it
+// is read. A compressed copy, which gRPC would queue whole, would not.
+func TestGzipCredit(t *testing.T) {
+	m := newFakeMember()
+	rng := rand.NewChaCha8([32]byte{1})
+	put := func(key string, size int) {
+		t.Helper()
+		value := make([]byte, size)
+		_, _ = rng.Read(value) // never fails
+		if _, err := m.store.Put(&pb.PutRequest{Key: []byte(key), Value: value}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range largeKeys {
+		put(fmt.Sprint("k", i), largeValue)
+	}
+	put("large", 256<<10)
+	m.publish()
+	everyOp := &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: everyKey}}}}
+	for method, req := range map[string]proto.Message{
+		pb.KV_Range_FullMethodName:       everyKey,
+		pb.KV_Txn_FullMethodName:         everyOp,
+		pb.KV_RangeStream_FullMethodName: &pb.RangeRequest{Key: []byte("large")}, // one chunk
+	} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			cfg := testConfig(m)
+			cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 10 << 20}, time.Second)
+			conn := serve(t, cfg)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method, grpc.UseCompressor(gzipName))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(stream.SendMsg(req), stream.CloseSend()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Header(); err != nil { // which is sent when an answer is compressed
+				t.Fatal(err)
+			}
+			since := time.Now()
+			await(t, "an answer under way holds credit all the time", func() bool {
+				if held(cfg.Reads) < 100<<10 {
+					since = time.Now()
+				}
+				return time.Since(since) > 500*time.Millisecond
+			})
+		})
 	}
 }
 

@@ -90,7 +90,9 @@ func (k *kv) answerRange(ctx context.Context, r *pb.RangeRequest) (answer *range
 	if err != nil {
 		return nil, storeError(err)
 	}
-	return &rangeAnswer{header: k.header(result.Revision), result: result, rd: rd}, nil
+	answer = &rangeAnswer{header: k.header(result.Revision), result: result, rd: rd}
+	sendPlainIfLarge(ctx, answer)
+	return answer, nil
 }
 
 // scan calls read, and records how long it took and how long it waited.
@@ -167,7 +169,9 @@ func (k *kv) answerTxn(ctx context.Context, r *pb.TxnRequest) (answer any, err e
 	if len(results) == 0 {
 		return resp, nil
 	}
-	return &txnAnswer{response: resp, results: results, rd: rd}, nil
+	ranges := &txnAnswer{response: resp, results: results, rd: rd}
+	sendPlainIfLarge(ctx, ranges)
+	return ranges, nil
 }
 
 func (k *kv) txn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.TxnResponse, []*mvcc.RangeResult, error) {

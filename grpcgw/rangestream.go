@@ -39,6 +39,7 @@ func (k *kv) streamRange(ctx context.Context, r *pb.RangeRequest, send func(any)
 			return err
 		}
 	}
+	sendPlain(ctx) // the size of the chunks is not known yet
 	w := k.newWalk(r)
 	defer w.unpin()
 	for {
