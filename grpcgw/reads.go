@@ -24,15 +24,22 @@ import (
 //  1. begin admits it to the lane of small reads, without waiting. If the lane is
 //     full, the read is refused.
 //  2. Before the keyspace visits more than smallKeys keys, it calls Scan. The read
-//     then leaves the small lane and waits in the order of arrival for a turn. There
-//     are half as many turns as processors, so that writes always find a processor.
+//     then leaves the small lane and waits in the order of arrival, first for a place
+//     among the active large reads, then for a turn. There are half as many turns as
+//     processors, so that writes always find a processor.
 //  3. Between slices of the scan, Step ends the read if its caller has disconnected.
 //  4. Before the answer is allocated, Hold takes credit for its bytes. An answer of up
 //     to smallAnswer takes it from the small lane, without waiting. A larger one takes
-//     it from the lane of large answers, and waits until others have been written. A
-//     read that holds credit never waits for more, so there is no deadlock.
-//  5. finish releases the turn. The credit is released as the transport writes the
-//     answer, or when the stream or its connection ends.
+//     it from the lane of large answers. If there is not enough, the read gives up its
+//     turn, waits until other answers have been written, and then waits for a turn
+//     again. Meanwhile it keeps what it has found: 16 bytes for each key, and the
+//     records if it sorts by value. The places of step 2 bound how many reads do that.
+//  5. finish releases the turn and the place. The credit is released as the transport
+//     writes the answer, or when the stream or its connection ends.
+//
+// There is no deadlock: a read with a turn waits for nothing, one with credit for a large
+// answer waits only for a turn, one with a place waits only for a turn or credit, and none
+// waits for credit of the small lane.
 //
 // The answer refers to stored records; a large one is encoded piece by piece as the
 // client reads it (see rope.go). So a client that does not read costs only references
@@ -52,9 +59,10 @@ type Reads struct {
 
 // Lanes of the gate.
 const (
-	laneSmall = iota // small reads: those in progress, and their answers
-	laneScan         // turns to scan
-	laneLarge        // answers of large reads
+	laneSmall  = iota // small reads: those in progress, and their answers
+	laneScan          // turns to scan
+	laneLarge         // answers of large reads
+	laneActive        // large reads that scan, wait for credit, or fetch
 )
 
 const (
@@ -73,6 +81,9 @@ const (
 	// disconnected before honest reads time out.
 	stallTimeout    = 5 * time.Second
 	stallDivisorMax = 10
+	// activePerTurn is how many large reads are active for each turn. More of them let
+	// others scan while more answers wait for credit, and keep more keys in memory.
+	activePerTurn = 4
 	// smallDivisor determines the credit of small answers: it is one smallDivisor-th of that
 	// of large ones.
 	smallDivisor = 4
@@ -91,7 +102,8 @@ func NewReads(limit actors.Limit, wait time.Duration) *Reads {
 		gate: actors.NewGate(actors.EdgeReads,
 			actors.GateLane{Name: "small", Limit: actors.Limit{Requests: limit.Requests, Bytes: max(limit.Bytes/smallDivisor, smallAnswer)}},
 			actors.GateLane{Name: "scan", Limit: actors.Limit{Requests: turns, Bytes: 1}, Wait: limit.Requests},
-			actors.GateLane{Name: "large", Limit: limit, Wait: turns},
+			actors.GateLane{Name: "large", Limit: limit, Wait: limit.Requests},
+			actors.GateLane{Name: "active", Limit: actors.Limit{Requests: activePerTurn * turns, Bytes: 1}, Wait: limit.Requests},
 		),
 		wait:    wait,
 		stall:   stallTimeout,
@@ -118,6 +130,7 @@ type reading struct {
 	pool  mem.BufferPool // that the buffer of a small answer is returned to
 
 	place  place
+	active bool          // has a place in laneActive; kept until finish
 	began  int64         // actors.Now when the turn began
 	waited time.Duration // for the turn, and for credit
 	client *conn         // set when credit is taken; nil if there is no connection
@@ -175,9 +188,16 @@ func (r *Reads) Turn() (done func(), ok bool) {
 	}, true
 }
 
-// takeTurn makes the read a large one: it releases its place and waits for a turn.
+// takeTurn makes the read a large one: it releases its place among the small ones, and waits
+// for one among the active reads and for a turn.
 func (rd *reading) takeTurn() error {
 	rd.leave()
+	if !rd.active {
+		if err := rd.enter(laneActive, actors.Cost{Requests: 1}); err != nil {
+			return err
+		}
+		rd.active = true
+	}
 	if err := rd.enter(laneScan, actors.Cost{Requests: 1}); err != nil {
 		return err
 	}
@@ -239,14 +259,26 @@ func (rd *reading) Hold(bytes int) error {
 		}
 	}
 	cost := rd.reads.gate.Clamp(laneLarge, actors.Cost{Requests: 1, Bytes: bytes})
-	done := make(chan struct{})
-	defer close(done)
-	go rd.reads.evictUntil(done)
-	if err := rd.enter(laneLarge, cost); err != nil {
+	// If others wait already, TryEnter would fail, and count it as a refusal.
+	if rd.reads.gate.Waiting(laneLarge) == 0 && rd.reads.gate.TryEnter(laneLarge, cost) == nil {
+		rd.hold(laneLarge, cost.Bytes, bytes)
+		return nil
+	}
+	rd.leave() // others scan while this read waits
+	if err := rd.awaitCredit(cost); err != nil {
 		return err
 	}
 	rd.hold(laneLarge, cost.Bytes, bytes)
-	return nil
+	return rd.takeTurn()
+}
+
+// awaitCredit waits for the credit of a large answer, and disconnects stalled clients
+// meanwhile.
+func (rd *reading) awaitCredit(cost actors.Cost) error {
+	done := make(chan struct{})
+	defer close(done)
+	go rd.reads.evictUntil(done)
+	return rd.enter(laneLarge, cost)
 }
 
 func (rd *reading) holdSmall(bytes int) error {
@@ -282,10 +314,14 @@ func (rd *reading) send() {
 	rd.sending, rd.progress = true, actors.Now()
 }
 
-// finish releases the place when the handler ends. If there is no answer to send, it
+// finish releases the places when the handler ends. If there is no answer to send, it
 // releases the credit as well.
 func (rd *reading) finish(answered bool) {
 	rd.leave()
+	if rd.active {
+		rd.active = false
+		rd.reads.gate.Leave(laneActive, actors.Cost{Requests: 1})
+	}
 	if !answered {
 		rd.written()
 	}
@@ -389,7 +425,7 @@ func (r *Reads) evictPeriod() time.Duration { return r.stall / (2 * stallDivisor
 
 // stallLimit returns how long a client may currently read nothing of all its answers.
 func (r *Reads) stallLimit() time.Duration {
-	waiting := r.gate.Waiting(laneScan) + r.gate.Waiting(laneLarge)
+	waiting := r.gate.Waiting(laneActive) + r.gate.Waiting(laneScan) + r.gate.Waiting(laneLarge)
 	return r.stall / time.Duration(min(max(waiting, 1), stallDivisorMax))
 }
 

@@ -527,3 +527,51 @@ func TestEvictPeriod(t *testing.T) {
 	rd.finish(false)
 	idle.finish(false)
 }
+
+// TestTurnsAreFreeOfCredit: a read that waits for credit does not keep its turn, so that
+// other reads scan while a client reads a large answer slowly.
+func TestTurnsAreFreeOfCredit(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // one turn
+	r := NewReads(actors.Limit{Requests: 100, Bytes: 1 << 20}, time.Minute)
+	begin := func(ctx context.Context) *reading {
+		t.Helper()
+		rd, err := r.begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rd
+	}
+	slow := begin(context.Background())
+	if err := slow.Hold(900 << 10); err != nil {
+		t.Fatal(err)
+	}
+	slow.finish(true)
+
+	waiting := begin(context.Background())
+	admitted := make(chan error, 1)
+	go func() {
+		err := waiting.Hold(1 << 20)
+		waiting.finish(false)
+		admitted <- err
+	}()
+	await(t, "a read waits for credit", func() bool { return lane(r, laneLarge).Waiting == 1 })
+
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	scan := begin(ctx)
+	if err := scan.Scan(2 * smallKeys); err != nil {
+		t.Errorf("a scan: got %v, want no error", err)
+	}
+	slow.written()
+	await(t, "the first read has credit and waits for a turn", func() bool { return lane(r, laneScan).Waiting == 1 })
+	if err := scan.Hold(2 * smallAnswer); err != nil {
+		t.Errorf("a scan that gives up its turn: got %v, want no error", err)
+	}
+	scan.finish(false)
+	if err := <-admitted; err != nil {
+		t.Errorf("the first read: got %v, want no error", err)
+	}
+	if s := r.Gate().Stats(); s.DepthRequests != 0 || s.DepthBytes != 0 {
+		t.Errorf("got %+v, want nothing held", s.LaneStats)
+	}
+}
