@@ -136,11 +136,12 @@ type reading struct {
 	client *conn         // set when credit is taken; nil if there is no connection
 
 	// Guarded by reads.mu.
-	lane     int   // of the credit
-	credit   int   // bytes held
-	unsent   int   // bytes of the answer that are not written; at least credit
-	sending  bool  // set when the answer is encoded: until then there is nothing to read
-	progress int64 // actors.Now when sending was set, then when a part was last written
+	lane     int    // of the credit
+	credit   int    // bytes held
+	collect  func() // releases the hold of collector; set with credit
+	unsent   int    // bytes of the answer that are not written; at least credit
+	sending  bool   // set when the answer is encoded: until then there is nothing to read
+	progress int64  // actors.Now when sending was set, then when a part was last written
 }
 
 // place is what a reading has taken from the gate, beside credit.
@@ -299,8 +300,10 @@ func (rd *reading) holdSmall(bytes int) error {
 func (rd *reading) hold(lane, credit, bytes int) {
 	r := rd.reads
 	rd.client = rd.conn()
+	release := collector.hold(bytes)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	rd.collect = release
 	rd.lane, rd.credit, rd.unsent, rd.sending = lane, credit, bytes, false
 	r.holders[rd] = struct{}{}
 }
@@ -367,6 +370,7 @@ func (rd *reading) reduce(left int) {
 	rd.credit = left
 	if left == 0 {
 		delete(rd.reads.holders, rd)
+		rd.collect()
 		if rd.lane == laneLarge {
 			cost.Requests = 1
 		}
