@@ -251,7 +251,7 @@ var registry = []section{
 		{name: "small", state: works, value: "false", bind: func(p *parser) flag.Value { return boolean(&p.Node.Small) },
 			usage: "For machines with little disk and memory: smaller files, reserves and cache. May be given or not at each start."},
 		{name: "cache-bytes", state: works, value: "0", bind: func(p *parser) flag.Value { return limit(&p.Node.CacheBytes) },
-			usage: "Bytes of stored records to keep in memory. 0 is a sixteenth of memory, 128 MiB at most."},
+			usage: "Bytes of stored records to keep in memory. 0 is a sixteenth of memory, 256 MiB at most."},
 		{name: "scrub-period", state: works, value: "12h", bind: func(p *parser) flag.Value { return duration(&p.Node.ScrubPeriod) },
 			usage: "Time in which all stored data is read back once, to find damage early. 0 is never."},
 	}, mailboxFlags()...)},

@@ -146,8 +146,9 @@ const (
 	// The index, garbage and the requests in progress need more.
 	cacheShare = 16
 	// cacheBytesMax bounds the default size. A pack that is not in the cache is read from
-	// the page cache of the kernel, which takes all memory that is free.
-	cacheBytesMax = 128 << 20
+	// the page cache of the kernel, which takes all memory that is free. A history of
+	// 1M small revisions fits, so that watchers read it again at full speed.
+	cacheBytesMax = 256 << 20
 	// cacheBytesMin holds a few hundred packs.
 	cacheBytesMin = 8 << 20
 )

@@ -10,12 +10,12 @@ func TestLimitsByMemory(t *testing.T) {
 		small        bool
 		cache, reads int64
 	}{
-		{0, false, 128 << 20, 128 << 20}, // unknown
+		{0, false, 256 << 20, 128 << 20}, // unknown
 		{32 << 20, false, 8 << 20, 16 << 20},
 		{512 << 20, false, 32 << 20, 16 << 20},
 		{2 << 30, false, 128 << 20, 32 << 20},
-		{24 << 30, false, 128 << 20, 128 << 20},
-		{1<<64 - 1, false, 128 << 20, 128 << 20},
+		{24 << 30, false, 256 << 20, 128 << 20},
+		{1<<64 - 1, false, 256 << 20, 128 << 20},
 		{24 << 30, true, 8 << 20, 16 << 20},
 	} {
 		cfg := Config{Memory: c.memory, Small: c.small, Mailboxes: DefaultMailboxes()}
