@@ -182,7 +182,7 @@ func (g *Gate) Waiting(lane int) int {
 // Stats returns the statistics in the form of a mailbox; the depth is the cost that
 // callers hold.
 func (g *Gate) Stats() MailboxStats {
-	now := stamp()
+	now := Now()
 	g.mu.Lock()
 	s := MailboxStats{}
 	for i := range g.lanes {

@@ -55,7 +55,7 @@ func TestReplyRace(t *testing.T) {
 		got, err := r.Wait(ctx)
 		<-resolved
 		if received.Load() != (err == nil) || err == nil && got != 1 {
-			t.Fatalf("got %d (%v), and the actor was told %v", got, err, received.Load())
+			t.Fatalf("got %d (%v), and Resolve reported %v", got, err, received.Load())
 		}
 	}
 }

@@ -48,7 +48,7 @@ func (s *Store) DeleteRange(req *pb.DeleteRangeRequest) *pb.DeleteRangeResponse 
 // returns an error, nothing has changed. Errors: ErrKeyNotFound, ErrLeaseNotFound,
 // ErrCompacted, ErrFutureRevision.
 //
-// The responses to the ranges of the transaction are empty: whoever receives the response
+// The responses to the ranges of the transaction are empty: the receiver of the response
 // reads them from the TxnRanges, so that the writer does not spend time on them. TxnRanges
 // is nil if there are no ranges, or if awaited is false because nobody receives the
 // response.
