@@ -25,6 +25,64 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type MemberChangeKind int32
+
+const (
+	MemberChangeKind_MEMBER_UNKNOWN     MemberChangeKind = 0
+	MemberChangeKind_MEMBER_ADD         MemberChangeKind = 1
+	MemberChangeKind_MEMBER_ADD_LEARNER MemberChangeKind = 2
+	MemberChangeKind_MEMBER_PROMOTE     MemberChangeKind = 3
+	MemberChangeKind_MEMBER_UPDATE      MemberChangeKind = 4
+	MemberChangeKind_MEMBER_REMOVE      MemberChangeKind = 5
+)
+
+// Enum value maps for MemberChangeKind.
+var (
+	MemberChangeKind_name = map[int32]string{
+		0: "MEMBER_UNKNOWN",
+		1: "MEMBER_ADD",
+		2: "MEMBER_ADD_LEARNER",
+		3: "MEMBER_PROMOTE",
+		4: "MEMBER_UPDATE",
+		5: "MEMBER_REMOVE",
+	}
+	MemberChangeKind_value = map[string]int32{
+		"MEMBER_UNKNOWN":     0,
+		"MEMBER_ADD":         1,
+		"MEMBER_ADD_LEARNER": 2,
+		"MEMBER_PROMOTE":     3,
+		"MEMBER_UPDATE":      4,
+		"MEMBER_REMOVE":      5,
+	}
+)
+
+func (x MemberChangeKind) Enum() *MemberChangeKind {
+	p := new(MemberChangeKind)
+	*p = x
+	return p
+}
+
+func (x MemberChangeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MemberChangeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_applymsg_apply_proto_enumTypes[0].Descriptor()
+}
+
+func (MemberChangeKind) Type() protoreflect.EnumType {
+	return &file_applymsg_apply_proto_enumTypes[0]
+}
+
+func (x MemberChangeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MemberChangeKind.Descriptor instead.
+func (MemberChangeKind) EnumDescriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{0}
+}
+
 // Apply carries committed entries, contiguous and in order.
 type Apply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -339,10 +397,13 @@ func (*Request_LeaseCheckpoint) isRequest_Op() {}
 
 // MemberAttributes publishes a member's name and client URLs when it begins to serve.
 type MemberAttributes struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MemberId      uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	ClientUrls    []string               `protobuf:"bytes,3,rep,name=client_urls,json=clientUrls,proto3" json:"client_urls,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	MemberId   uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	Name       string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	ClientUrls []string               `protobuf:"bytes,3,rep,name=client_urls,json=clientUrls,proto3" json:"client_urls,omitempty"`
+	// The id of the member's data directory. A member whose data directory has another one
+	// has lost its data and must not take part.
+	DataId        uint64 `protobuf:"varint,4,opt,name=data_id,json=dataId,proto3" json:"data_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -396,6 +457,13 @@ func (x *MemberAttributes) GetClientUrls() []string {
 		return x.ClientUrls
 	}
 	return nil
+}
+
+func (x *MemberAttributes) GetDataId() uint64 {
+	if x != nil {
+		return x.DataId
+	}
+	return 0
 }
 
 // DiskAlarm raises or clears a member's alarm for low disk space. Unlike other alarms it
@@ -647,12 +715,14 @@ func (x *LeaseRemaining) GetTtl() int64 {
 // Member is a member of the cluster. It is also the context of the raft
 // configuration change that adds or updates it.
 type Member struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	PeerUrls      []string               `protobuf:"bytes,3,rep,name=peer_urls,json=peerUrls,proto3" json:"peer_urls,omitempty"`
-	ClientUrls    []string               `protobuf:"bytes,4,rep,name=client_urls,json=clientUrls,proto3" json:"client_urls,omitempty"`
-	IsLearner     bool                   `protobuf:"varint,5,opt,name=is_learner,json=isLearner,proto3" json:"is_learner,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name       string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	PeerUrls   []string               `protobuf:"bytes,3,rep,name=peer_urls,json=peerUrls,proto3" json:"peer_urls,omitempty"`
+	ClientUrls []string               `protobuf:"bytes,4,rep,name=client_urls,json=clientUrls,proto3" json:"client_urls,omitempty"`
+	IsLearner  bool                   `protobuf:"varint,5,opt,name=is_learner,json=isLearner,proto3" json:"is_learner,omitempty"`
+	// As in MemberAttributes; 0 until the member has published its attributes.
+	DataId        uint64 `protobuf:"varint,6,opt,name=data_id,json=dataId,proto3" json:"data_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -722,6 +792,77 @@ func (x *Member) GetIsLearner() bool {
 	return false
 }
 
+func (x *Member) GetDataId() uint64 {
+	if x != nil {
+		return x.DataId
+	}
+	return 0
+}
+
+// MemberChange is the context of a raft configuration change, except of those with which
+// a cluster begins: their context is a Member.
+type MemberChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in RequestBatch: the change settles and is answered like a batch with one request.
+	BatchId uint64           `protobuf:"varint,16,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	Kind    MemberChangeKind `protobuf:"varint,17,opt,name=kind,proto3,enum=troupe.applymsg.MemberChangeKind" json:"kind,omitempty"`
+	// The member to add; for an update, its id and new peer URLs; otherwise its id.
+	Member        *Member `protobuf:"bytes,18,opt,name=member,proto3" json:"member,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberChange) Reset() {
+	*x = MemberChange{}
+	mi := &file_applymsg_apply_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberChange) ProtoMessage() {}
+
+func (x *MemberChange) ProtoReflect() protoreflect.Message {
+	mi := &file_applymsg_apply_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
+func (*MemberChange) Descriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *MemberChange) GetBatchId() uint64 {
+	if x != nil {
+		return x.BatchId
+	}
+	return 0
+}
+
+func (x *MemberChange) GetKind() MemberChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return MemberChangeKind_MEMBER_UNKNOWN
+}
+
+func (x *MemberChange) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
 // Alarm is an active alarm.
 type Alarm struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -735,7 +876,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_applymsg_apply_proto_msgTypes[9]
+	mi := &file_applymsg_apply_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +888,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[9]
+	mi := &file_applymsg_apply_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +901,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Alarm) GetMemberId() uint64 {
@@ -811,12 +952,13 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\flease_revoke\x18\n" +
 	" \x01(\v2\x1c.troupe.applymsg.LeaseRevokeH\x00R\vleaseRevoke\x12M\n" +
 	"\x10lease_checkpoint\x18\v \x01(\v2 .troupe.applymsg.LeaseCheckpointH\x00R\x0fleaseCheckpointB\x04\n" +
-	"\x02op\"d\n" +
+	"\x02op\"}\n" +
 	"\x10MemberAttributes\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
 	"\vclient_urls\x18\x03 \x03(\tR\n" +
-	"clientUrls\"@\n" +
+	"clientUrls\x12\x17\n" +
+	"\adata_id\x18\x04 \x01(\x04R\x06dataId\"@\n" +
 	"\tDiskAlarm\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x16\n" +
 	"\x06raised\x18\x02 \x01(\bR\x06raised\"b\n" +
@@ -831,7 +973,7 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\x05as_of\x18\x03 \x01(\x04R\x04asOf\"2\n" +
 	"\x0eLeaseRemaining\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x10\n" +
-	"\x03ttl\x18\x02 \x01(\x03R\x03ttl\"\x89\x01\n" +
+	"\x03ttl\x18\x02 \x01(\x03R\x03ttl\"\xa2\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -839,11 +981,24 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\vclient_urls\x18\x04 \x03(\tR\n" +
 	"clientUrls\x12\x1d\n" +
 	"\n" +
-	"is_learner\x18\x05 \x01(\bR\tisLearner\"e\n" +
+	"is_learner\x18\x05 \x01(\bR\tisLearner\x12\x17\n" +
+	"\adata_id\x18\x06 \x01(\x04R\x06dataId\"\x91\x01\n" +
+	"\fMemberChange\x12\x19\n" +
+	"\bbatch_id\x18\x10 \x01(\x04R\abatchId\x125\n" +
+	"\x04kind\x18\x11 \x01(\x0e2!.troupe.applymsg.MemberChangeKindR\x04kind\x12/\n" +
+	"\x06member\x18\x12 \x01(\v2\x17.troupe.applymsg.MemberR\x06member\"e\n" +
 	"\x05Alarm\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12+\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x17.etcdserverpb.AlarmTypeR\x04type\x12\x12\n" +
-	"\x04disk\x18\x03 \x01(\bR\x04diskB,Z*github.com/troupe-db/troupe/proto/applymsgb\x06proto3"
+	"\x04disk\x18\x03 \x01(\bR\x04disk*\x88\x01\n" +
+	"\x10MemberChangeKind\x12\x12\n" +
+	"\x0eMEMBER_UNKNOWN\x10\x00\x12\x0e\n" +
+	"\n" +
+	"MEMBER_ADD\x10\x01\x12\x16\n" +
+	"\x12MEMBER_ADD_LEARNER\x10\x02\x12\x12\n" +
+	"\x0eMEMBER_PROMOTE\x10\x03\x12\x11\n" +
+	"\rMEMBER_UPDATE\x10\x04\x12\x11\n" +
+	"\rMEMBER_REMOVE\x10\x05B,Z*github.com/troupe-db/troupe/proto/applymsgb\x06proto3"
 
 var (
 	file_applymsg_apply_proto_rawDescOnce sync.Once
@@ -857,47 +1012,52 @@ func file_applymsg_apply_proto_rawDescGZIP() []byte {
 	return file_applymsg_apply_proto_rawDescData
 }
 
-var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_applymsg_apply_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_applymsg_apply_proto_goTypes = []any{
-	(*Apply)(nil),                           // 0: troupe.applymsg.Apply
-	(*RequestBatch)(nil),                    // 1: troupe.applymsg.RequestBatch
-	(*Request)(nil),                         // 2: troupe.applymsg.Request
-	(*MemberAttributes)(nil),                // 3: troupe.applymsg.MemberAttributes
-	(*DiskAlarm)(nil),                       // 4: troupe.applymsg.DiskAlarm
-	(*LeaseRevoke)(nil),                     // 5: troupe.applymsg.LeaseRevoke
-	(*LeaseCheckpoint)(nil),                 // 6: troupe.applymsg.LeaseCheckpoint
-	(*LeaseRemaining)(nil),                  // 7: troupe.applymsg.LeaseRemaining
-	(*Member)(nil),                          // 8: troupe.applymsg.Member
-	(*Alarm)(nil),                           // 9: troupe.applymsg.Alarm
-	(*raftpb.Entry)(nil),                    // 10: raftpb.Entry
-	(*etcdserverpb.PutRequest)(nil),         // 11: etcdserverpb.PutRequest
-	(*etcdserverpb.DeleteRangeRequest)(nil), // 12: etcdserverpb.DeleteRangeRequest
-	(*etcdserverpb.TxnRequest)(nil),         // 13: etcdserverpb.TxnRequest
-	(*etcdserverpb.CompactionRequest)(nil),  // 14: etcdserverpb.CompactionRequest
-	(*etcdserverpb.AlarmRequest)(nil),       // 15: etcdserverpb.AlarmRequest
-	(*etcdserverpb.LeaseGrantRequest)(nil),  // 16: etcdserverpb.LeaseGrantRequest
-	(etcdserverpb.AlarmType)(0),             // 17: etcdserverpb.AlarmType
+	(MemberChangeKind)(0),                   // 0: troupe.applymsg.MemberChangeKind
+	(*Apply)(nil),                           // 1: troupe.applymsg.Apply
+	(*RequestBatch)(nil),                    // 2: troupe.applymsg.RequestBatch
+	(*Request)(nil),                         // 3: troupe.applymsg.Request
+	(*MemberAttributes)(nil),                // 4: troupe.applymsg.MemberAttributes
+	(*DiskAlarm)(nil),                       // 5: troupe.applymsg.DiskAlarm
+	(*LeaseRevoke)(nil),                     // 6: troupe.applymsg.LeaseRevoke
+	(*LeaseCheckpoint)(nil),                 // 7: troupe.applymsg.LeaseCheckpoint
+	(*LeaseRemaining)(nil),                  // 8: troupe.applymsg.LeaseRemaining
+	(*Member)(nil),                          // 9: troupe.applymsg.Member
+	(*MemberChange)(nil),                    // 10: troupe.applymsg.MemberChange
+	(*Alarm)(nil),                           // 11: troupe.applymsg.Alarm
+	(*raftpb.Entry)(nil),                    // 12: raftpb.Entry
+	(*etcdserverpb.PutRequest)(nil),         // 13: etcdserverpb.PutRequest
+	(*etcdserverpb.DeleteRangeRequest)(nil), // 14: etcdserverpb.DeleteRangeRequest
+	(*etcdserverpb.TxnRequest)(nil),         // 15: etcdserverpb.TxnRequest
+	(*etcdserverpb.CompactionRequest)(nil),  // 16: etcdserverpb.CompactionRequest
+	(*etcdserverpb.AlarmRequest)(nil),       // 17: etcdserverpb.AlarmRequest
+	(*etcdserverpb.LeaseGrantRequest)(nil),  // 18: etcdserverpb.LeaseGrantRequest
+	(etcdserverpb.AlarmType)(0),             // 19: etcdserverpb.AlarmType
 }
 var file_applymsg_apply_proto_depIdxs = []int32{
-	10, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
-	2,  // 1: troupe.applymsg.RequestBatch.requests:type_name -> troupe.applymsg.Request
-	11, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
-	12, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
-	13, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
-	14, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
-	15, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
-	3,  // 7: troupe.applymsg.Request.member_attributes:type_name -> troupe.applymsg.MemberAttributes
-	4,  // 8: troupe.applymsg.Request.disk_alarm:type_name -> troupe.applymsg.DiskAlarm
-	16, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
-	5,  // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
-	6,  // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
-	7,  // 12: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
-	17, // 13: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	12, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
+	3,  // 1: troupe.applymsg.RequestBatch.requests:type_name -> troupe.applymsg.Request
+	13, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
+	14, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
+	15, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
+	16, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
+	17, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
+	4,  // 7: troupe.applymsg.Request.member_attributes:type_name -> troupe.applymsg.MemberAttributes
+	5,  // 8: troupe.applymsg.Request.disk_alarm:type_name -> troupe.applymsg.DiskAlarm
+	18, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
+	6,  // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
+	7,  // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
+	8,  // 12: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
+	0,  // 13: troupe.applymsg.MemberChange.kind:type_name -> troupe.applymsg.MemberChangeKind
+	9,  // 14: troupe.applymsg.MemberChange.member:type_name -> troupe.applymsg.Member
+	19, // 15: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_applymsg_apply_proto_init() }
@@ -922,13 +1082,14 @@ func file_applymsg_apply_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_applymsg_apply_proto_rawDesc), len(file_applymsg_apply_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   10,
+			NumEnums:      1,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_applymsg_apply_proto_goTypes,
 		DependencyIndexes: file_applymsg_apply_proto_depIdxs,
+		EnumInfos:         file_applymsg_apply_proto_enumTypes,
 		MessageInfos:      file_applymsg_apply_proto_msgTypes,
 	}.Build()
 	File_applymsg_apply_proto = out.File

@@ -539,6 +539,241 @@ func (x *RoleChanged) GetIsLeader() bool {
 	return false
 }
 
+// Forward carries batches of a follower's proposer to the proposer of the leader.
+type Forward struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The member whose proposer sends them.
+	From uint64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	// They may only enter the log while the receiver leads in this term.
+	Term uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// Drawn by the sending proposer at each boot.
+	Session uint64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	// The sequence number of the first batch. Within a session and a term, batches are
+	// numbered from 1, and sent again under the same number if the answer is lost.
+	First         uint64   `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
+	Batches       []*Batch `protobuf:"bytes,5,rep,name=batches,proto3" json:"batches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forward) Reset() {
+	*x = Forward{}
+	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forward) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forward) ProtoMessage() {}
+
+func (x *Forward) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forward.ProtoReflect.Descriptor instead.
+func (*Forward) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Forward) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Forward) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Forward) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *Forward) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Forward) GetBatches() []*Batch {
+	if x != nil {
+		return x.Batches
+	}
+	return nil
+}
+
+// Batch is the content of an entry: requests, or a change of the configuration.
+type Batch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// An encoded applymsg.RequestBatch.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// Set instead of data.
+	ConfChange *raftpb.ConfChange `protobuf:"bytes,3,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
+	// How many requests data has.
+	Requests      int64 `protobuf:"varint,4,opt,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Batch) Reset() {
+	*x = Batch{}
+	mi := &file_raftmsg_raft_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Batch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Batch) ProtoMessage() {}
+
+func (x *Batch) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Batch.ProtoReflect.Descriptor instead.
+func (*Batch) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Batch) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Batch) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Batch) GetConfChange() *raftpb.ConfChange {
+	if x != nil {
+		return x.ConfChange
+	}
+	return nil
+}
+
+func (x *Batch) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+// Forwarded answers a Forward.
+type Forwarded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The member that answers. Term and session are those of the Forward.
+	From    uint64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	Term    uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Session uint64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	// All batches up to this sequence number have been appended to the log of the leader.
+	Accepted uint64 `protobuf:"varint,4,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// The receiver does not lead in the term. The sender waits until it has applied an
+	// entry of a later term; what it has not seen by then is in no log.
+	NotLeader     bool `protobuf:"varint,5,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forwarded) Reset() {
+	*x = Forwarded{}
+	mi := &file_raftmsg_raft_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forwarded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forwarded) ProtoMessage() {}
+
+func (x *Forwarded) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forwarded.ProtoReflect.Descriptor instead.
+func (*Forwarded) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Forwarded) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Forwarded) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Forwarded) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *Forwarded) GetAccepted() uint64 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
+func (x *Forwarded) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
 // Settled returns window to the proposer.
 type Settled struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -552,7 +787,7 @@ type Settled struct {
 
 func (x *Settled) Reset() {
 	*x = Settled{}
-	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	mi := &file_raftmsg_raft_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +799,7 @@ func (x *Settled) String() string {
 func (*Settled) ProtoMessage() {}
 
 func (x *Settled) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	mi := &file_raftmsg_raft_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +812,7 @@ func (x *Settled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settled.ProtoReflect.Descriptor instead.
 func (*Settled) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{7}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Settled) GetBatches() []uint64 {
@@ -607,7 +842,7 @@ type ResultBatch struct {
 
 func (x *ResultBatch) Reset() {
 	*x = ResultBatch{}
-	mi := &file_raftmsg_raft_proto_msgTypes[8]
+	mi := &file_raftmsg_raft_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +854,7 @@ func (x *ResultBatch) String() string {
 func (*ResultBatch) ProtoMessage() {}
 
 func (x *ResultBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[8]
+	mi := &file_raftmsg_raft_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +867,7 @@ func (x *ResultBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultBatch.ProtoReflect.Descriptor instead.
 func (*ResultBatch) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{8}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ResultBatch) GetBatchId() uint64 {
@@ -678,7 +913,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_raftmsg_raft_proto_msgTypes[9]
+	mi := &file_raftmsg_raft_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +925,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[9]
+	mi := &file_raftmsg_raft_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +938,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{9}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Result) GetCode() Code {
@@ -870,7 +1105,26 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\vRoleChanged\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x1b\n" +
-	"\tis_leader\x18\x03 \x01(\bR\bisLeader\"=\n" +
+	"\tis_leader\x18\x03 \x01(\bR\bisLeader\"\x92\x01\n" +
+	"\aForward\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x12\x14\n" +
+	"\x05first\x18\x04 \x01(\x04R\x05first\x12/\n" +
+	"\abatches\x18\x05 \x03(\v2\x15.troupe.raftmsg.BatchR\abatches\"|\n" +
+	"\x05Batch\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x123\n" +
+	"\vconf_change\x18\x03 \x01(\v2\x12.raftpb.ConfChangeR\n" +
+	"confChange\x12\x1a\n" +
+	"\brequests\x18\x04 \x01(\x03R\brequests\"\x88\x01\n" +
+	"\tForwarded\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x12\x1a\n" +
+	"\baccepted\x18\x04 \x01(\x04R\baccepted\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x05 \x01(\bR\tnotLeader\"=\n" +
 	"\aSettled\x12\x18\n" +
 	"\abatches\x18\x01 \x03(\x04R\abatches\x12\x18\n" +
 	"\adropped\x18\x02 \x03(\x04R\adropped\"p\n" +
@@ -924,7 +1178,7 @@ func file_raftmsg_raft_proto_rawDescGZIP() []byte {
 }
 
 var file_raftmsg_raft_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftmsg_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_raftmsg_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_raftmsg_raft_proto_goTypes = []any{
 	(Code)(0),                                // 0: troupe.raftmsg.Code
 	(*Propose)(nil),                          // 1: troupe.raftmsg.Propose
@@ -934,39 +1188,45 @@ var file_raftmsg_raft_proto_goTypes = []any{
 	(*ReadIndex)(nil),                        // 5: troupe.raftmsg.ReadIndex
 	(*ReadIndexed)(nil),                      // 6: troupe.raftmsg.ReadIndexed
 	(*RoleChanged)(nil),                      // 7: troupe.raftmsg.RoleChanged
-	(*Settled)(nil),                          // 8: troupe.raftmsg.Settled
-	(*ResultBatch)(nil),                      // 9: troupe.raftmsg.ResultBatch
-	(*Result)(nil),                           // 10: troupe.raftmsg.Result
-	(*raftpb.ConfChangeV2)(nil),              // 11: raftpb.ConfChangeV2
-	(*raftpb.Message)(nil),                   // 12: raftpb.Message
-	(*raftpb.ConfState)(nil),                 // 13: raftpb.ConfState
-	(*etcdserverpb.PutResponse)(nil),         // 14: etcdserverpb.PutResponse
-	(*etcdserverpb.DeleteRangeResponse)(nil), // 15: etcdserverpb.DeleteRangeResponse
-	(*etcdserverpb.TxnResponse)(nil),         // 16: etcdserverpb.TxnResponse
-	(*etcdserverpb.CompactionResponse)(nil),  // 17: etcdserverpb.CompactionResponse
-	(*etcdserverpb.AlarmResponse)(nil),       // 18: etcdserverpb.AlarmResponse
-	(*etcdserverpb.LeaseGrantResponse)(nil),  // 19: etcdserverpb.LeaseGrantResponse
-	(*etcdserverpb.LeaseRevokeResponse)(nil), // 20: etcdserverpb.LeaseRevokeResponse
+	(*Forward)(nil),                          // 8: troupe.raftmsg.Forward
+	(*Batch)(nil),                            // 9: troupe.raftmsg.Batch
+	(*Forwarded)(nil),                        // 10: troupe.raftmsg.Forwarded
+	(*Settled)(nil),                          // 11: troupe.raftmsg.Settled
+	(*ResultBatch)(nil),                      // 12: troupe.raftmsg.ResultBatch
+	(*Result)(nil),                           // 13: troupe.raftmsg.Result
+	(*raftpb.ConfChangeV2)(nil),              // 14: raftpb.ConfChangeV2
+	(*raftpb.Message)(nil),                   // 15: raftpb.Message
+	(*raftpb.ConfState)(nil),                 // 16: raftpb.ConfState
+	(*raftpb.ConfChange)(nil),                // 17: raftpb.ConfChange
+	(*etcdserverpb.PutResponse)(nil),         // 18: etcdserverpb.PutResponse
+	(*etcdserverpb.DeleteRangeResponse)(nil), // 19: etcdserverpb.DeleteRangeResponse
+	(*etcdserverpb.TxnResponse)(nil),         // 20: etcdserverpb.TxnResponse
+	(*etcdserverpb.CompactionResponse)(nil),  // 21: etcdserverpb.CompactionResponse
+	(*etcdserverpb.AlarmResponse)(nil),       // 22: etcdserverpb.AlarmResponse
+	(*etcdserverpb.LeaseGrantResponse)(nil),  // 23: etcdserverpb.LeaseGrantResponse
+	(*etcdserverpb.LeaseRevokeResponse)(nil), // 24: etcdserverpb.LeaseRevokeResponse
 }
 var file_raftmsg_raft_proto_depIdxs = []int32{
-	11, // 0: troupe.raftmsg.Propose.conf_change:type_name -> raftpb.ConfChangeV2
-	12, // 1: troupe.raftmsg.Appended.responses:type_name -> raftpb.Message
-	11, // 2: troupe.raftmsg.Applied.conf_changes:type_name -> raftpb.ConfChangeV2
-	13, // 3: troupe.raftmsg.Persisted.conf_state:type_name -> raftpb.ConfState
-	10, // 4: troupe.raftmsg.ResultBatch.results:type_name -> troupe.raftmsg.Result
-	0,  // 5: troupe.raftmsg.Result.code:type_name -> troupe.raftmsg.Code
-	14, // 6: troupe.raftmsg.Result.put:type_name -> etcdserverpb.PutResponse
-	15, // 7: troupe.raftmsg.Result.delete_range:type_name -> etcdserverpb.DeleteRangeResponse
-	16, // 8: troupe.raftmsg.Result.txn:type_name -> etcdserverpb.TxnResponse
-	17, // 9: troupe.raftmsg.Result.compaction:type_name -> etcdserverpb.CompactionResponse
-	18, // 10: troupe.raftmsg.Result.alarm:type_name -> etcdserverpb.AlarmResponse
-	19, // 11: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
-	20, // 12: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	14, // 0: troupe.raftmsg.Propose.conf_change:type_name -> raftpb.ConfChangeV2
+	15, // 1: troupe.raftmsg.Appended.responses:type_name -> raftpb.Message
+	14, // 2: troupe.raftmsg.Applied.conf_changes:type_name -> raftpb.ConfChangeV2
+	16, // 3: troupe.raftmsg.Persisted.conf_state:type_name -> raftpb.ConfState
+	9,  // 4: troupe.raftmsg.Forward.batches:type_name -> troupe.raftmsg.Batch
+	17, // 5: troupe.raftmsg.Batch.conf_change:type_name -> raftpb.ConfChange
+	13, // 6: troupe.raftmsg.ResultBatch.results:type_name -> troupe.raftmsg.Result
+	0,  // 7: troupe.raftmsg.Result.code:type_name -> troupe.raftmsg.Code
+	18, // 8: troupe.raftmsg.Result.put:type_name -> etcdserverpb.PutResponse
+	19, // 9: troupe.raftmsg.Result.delete_range:type_name -> etcdserverpb.DeleteRangeResponse
+	20, // 10: troupe.raftmsg.Result.txn:type_name -> etcdserverpb.TxnResponse
+	21, // 11: troupe.raftmsg.Result.compaction:type_name -> etcdserverpb.CompactionResponse
+	22, // 12: troupe.raftmsg.Result.alarm:type_name -> etcdserverpb.AlarmResponse
+	23, // 13: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
+	24, // 14: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_raftmsg_raft_proto_init() }
@@ -974,7 +1234,7 @@ func file_raftmsg_raft_proto_init() {
 	if File_raftmsg_raft_proto != nil {
 		return
 	}
-	file_raftmsg_raft_proto_msgTypes[9].OneofWrappers = []any{
+	file_raftmsg_raft_proto_msgTypes[12].OneofWrappers = []any{
 		(*Result_Put)(nil),
 		(*Result_DeleteRange)(nil),
 		(*Result_Txn)(nil),
@@ -989,7 +1249,7 @@ func file_raftmsg_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftmsg_raft_proto_rawDesc), len(file_raftmsg_raft_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
