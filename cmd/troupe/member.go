@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/troupe-db/troupe/cmd/internal/config"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 )
 
 // startMember starts the member that a configuration describes. exit is called
 // when the member cannot go on; it ends the process.
 func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*node.Node, error) {
-	if err := cfg.Bootstrap(node.Exists(cfg.Node.DataDir)); err != nil {
+	if err := cfg.Bootstrap(core.DataDir{Path: cfg.Node.DataDir}.Exists()); err != nil {
 		return nil, err
 	}
 	clients, err := listen(cfg.ListenClientURLs, cfg.ReusePort)

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/troupe-db/troupe/cmd/internal/node"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
@@ -18,7 +18,7 @@ var errInUse = errors.New("a member is running on it; stop the member first")
 // dataDir is a locked data directory: no member can start on it until close.
 type dataDir struct {
 	path string
-	node.Layout
+	core.Layout
 	lock io.Closer // of the log's folder; nil if there is none
 }
 
@@ -33,7 +33,7 @@ func openDataDir(path, walDir string) (*dataDir, error) {
 	case !info.IsDir():
 		return nil, fmt.Errorf("%s is a file, not a data directory", path)
 	}
-	layout, err := node.LayoutOf(path, walDir)
+	layout, err := core.DataDir{Path: path, WAL: walDir}.Layout()
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor/backend"
@@ -79,7 +80,7 @@ func start(t *testing.T, dir string, memberID uint64, change func(*node.Config))
 		Listeners: []net.Listener{l},
 		Gateway:   grpcgw.DefaultConfig(),
 		Logger:    zerolog.Nop(),
-		Storage:   node.Storage{LogSegmentBytes: 64 << 10, MemTableBytes: 128 << 10, ValueLogBytes: 2 << 20},
+		Storage:   core.Storage{LogSegmentBytes: 64 << 10, MemTableBytes: 128 << 10, ValueLogBytes: 2 << 20},
 		Faults:    actors.NewFaults(),
 		Exit:      func(reason error) { t.Errorf("exit: %v", reason) },
 	}

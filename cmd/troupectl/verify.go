@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/troupe-db/troupe/cmd/internal/node"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -78,7 +78,7 @@ func verify(path, walDir string) (_ *report, err error) {
 type checker struct {
 	dir        *dataDir
 	report     report
-	id         *node.Identity   // nil if it cannot be read
+	id         *core.Identity   // nil if it cannot be read
 	state      *mvccmsg.Durable // nil if it is missing or damaged
 	noIdentity bool             // perhaps the first start was interrupted
 }
@@ -94,7 +94,7 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ":
 
 // identity checks the identity file.
 func (c *checker) identity() {
-	got, err := node.ReadIdentity(c.dir.Identity)
+	got, err := core.ReadIdentity(wal.OSFS{}, c.dir.Identity)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		c.noIdentity = true // together and missingStore decide whether that is damage

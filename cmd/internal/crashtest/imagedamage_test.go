@@ -21,7 +21,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 
-	"github.com/troupe-db/troupe/cmd/internal/node"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc/mvcctest"
 	"github.com/troupe-db/troupe/walactor/wal"
@@ -270,7 +270,7 @@ func damageOne(t *testing.T, state string, img *imageMember, n int, out *imageOu
 	case kind == "identity.json" && (errors.Is(err, wal.ErrWrongMember) || errors.Is(err, wal.ErrWrongCluster)):
 		// The identity is now another member's, and the error names the log's.
 		out.add(kind, written, "refused, because the log is another member's")
-	case img.looksUnfinished(target, at) && errors.Is(err, node.ErrStoreBehind):
+	case img.looksUnfinished(target, at) && errors.Is(err, core.ErrStoreBehind):
 		out.add(kind, written, "refused, because the log begins later")
 	case img.looksUnfinished(target, at) && imageNamed.MatchString(err.Error()):
 		out.add(kind, written, "refused, naming a file that does not fit what is left")

@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor/backend"
@@ -66,7 +67,7 @@ func powerConfig(dir string, log *powerLog, exit func(error)) node.Config {
 		Mailboxes: node.DefaultMailboxes(), CacheBytes: powerCacheBytes,
 		Gateway: grpcgw.DefaultConfig(),
 		Logger:  zerolog.New(log).Level(zerolog.InfoLevel),
-		Storage: node.Storage{LogSegmentBytes: powerSegmentBytes,
+		Storage: core.Storage{LogSegmentBytes: powerSegmentBytes,
 			MemTableBytes: powerMemTableBytes, ValueLogBytes: powerValueLogBytes},
 		FreeSpace: func(string) (uint64, error) { return powerFreeBytes, nil },
 		Exit:      exit,
@@ -84,7 +85,7 @@ func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember,
 		}
 	})
 	if fsys != nil {
-		cfg.WALDir, cfg.Storage.LogFS = powerLogDir, fsys
+		cfg.WALDir, cfg.FS = powerLogDir, fsys
 	} else {
 		// There is no power cut: use the ballast too.
 		cfg.FreeSpace = func(string) (uint64, error) { return 10 * powerFreeBytes, nil }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
@@ -70,8 +70,11 @@ type Config struct {
 
 	Logger zerolog.Logger
 	// Storage is how files are stored. Production uses the zero value.
-	Storage Storage
-	Faults  *actors.Faults // tests
+	Storage core.Storage
+	// FS is the file system of all files but those of the store; nil is that of the
+	// operating system.
+	FS     wal.FS
+	Faults *actors.Faults // tests
 	// FreeSpace returns the free bytes on the disk of a folder. If it is nil, the file
 	// system is asked.
 	FreeSpace func(dir string) (uint64, error)
@@ -83,36 +86,9 @@ type Config struct {
 	Exit func(reason error)
 }
 
-// Storage is how a member stores its files. The zero value uses the operating system's
-// file system and the usual sizes; tests use smaller sizes and inject faults.
-type Storage struct {
-	LogFS           wal.FS // of the log; nil is the operating system's
-	LogSegmentBytes int64  // zero is derived from Config.Small
-	// MemTableBytes and ValueLogBytes are those of backend.Config. If ValueLogBytes is
-	// zero, it is derived from Config.Small.
-	MemTableBytes, ValueLogBytes int64
-	// OpenStore opens the store; nil is backend.Open.
-	OpenStore func(backend.Config) (backend.Store, error)
-}
-
-func (s *Storage) complete(z *sizes) {
-	if s.LogSegmentBytes == 0 {
-		s.LogSegmentBytes = z.segment
-	}
-	if s.ValueLogBytes == 0 {
-		s.ValueLogBytes = z.valueLog
-	}
-	if s.LogFS == nil {
-		s.LogFS = wal.OSFS{}
-	}
-	if s.OpenStore == nil {
-		s.OpenStore = backend.Open
-	}
-}
-
 // Mailboxes are the limits of the stages' mailboxes.
 type Mailboxes struct {
-	Proposer, Raft, WAL, Apply, MVCC, Persister, Lease actors.Limit
+	core.Mailboxes
 	// Reads limits the reads in progress and the bytes of their answers; see
 	// grpcgw.Reads. If Bytes is zero, it is derived from Config.Memory.
 	Reads actors.Limit
@@ -120,7 +96,7 @@ type Mailboxes struct {
 
 // DefaultMailboxes returns the defaults of the flags.
 func DefaultMailboxes() Mailboxes {
-	return Mailboxes{
+	return Mailboxes{Mailboxes: core.Mailboxes{
 		// Requests that are accepted and not yet answered.
 		Proposer: actors.Limit{Requests: 10_000, Bytes: 64 << 20},
 		// The batches in the proposer's window.
@@ -134,12 +110,8 @@ func DefaultMailboxes() Mailboxes {
 		Persister: actors.Limit{Requests: 1024, Bytes: 64 << 20},
 		// Keep-alives that are accepted and not yet answered.
 		Lease: actors.Limit{Requests: 10_000, Bytes: 1 << 20},
-		Reads: actors.Limit{Requests: grpcgw.DefaultReads.Requests},
-	}
+	}, Reads: actors.Limit{Requests: grpcgw.DefaultReads.Requests}}
 }
-
-// requestOverhead bounds the bytes that the encoding adds to a request of the largest size.
-const requestOverhead = 64 << 10
 
 const (
 	// cacheShare determines the default size of the cache: one cacheShare-th of memory.
@@ -230,7 +202,7 @@ func (c *Config) validate() error {
 	switch {
 	case c.DataDir == "":
 		return fmt.Errorf("%w: no data directory", errConfig)
-	case !Exists(c.DataDir) && !c.bootstraps():
+	case !c.dir().Exists() && !c.bootstraps():
 		return fmt.Errorf("%w: no cluster with this member in it", errConfig)
 	case c.Heartbeat <= 0 || c.Election < 5*c.Heartbeat:
 		return fmt.Errorf("%w: election timeout %v must be at least five heartbeats of %v", errConfig, c.Election, c.Heartbeat)
@@ -241,7 +213,7 @@ func (c *Config) validate() error {
 	case c.Exit == nil:
 		return fmt.Errorf("%w: no way to exit", errConfig)
 	}
-	if err := c.Mailboxes.validate(int64(c.Gateway.MaxRequestBytes) + requestOverhead); err != nil {
+	if err := c.Mailboxes.validate(int64(c.Gateway.MaxRequestBytes) + core.RequestOverhead); err != nil {
 		return err
 	}
 	if c.FreeSpace == nil {
@@ -250,7 +222,12 @@ func (c *Config) validate() error {
 			return free, err
 		}
 	}
-	c.Storage.complete(c.sizes())
+	if c.Storage.LogSegmentBytes == 0 {
+		c.Storage.LogSegmentBytes = c.sizes().segment
+	}
+	if c.Storage.ValueLogBytes == 0 {
+		c.Storage.ValueLogBytes = c.sizes().valueLog
+	}
 	return nil
 }
 
@@ -262,14 +239,7 @@ func (c *Config) bootstraps() bool {
 	})
 }
 
-func (c *Config) walDir() string {
-	if c.WALDir != "" {
-		return c.WALDir
-	}
-	return filepath.Join(c.DataDir, "member", "wal")
-}
-
-func (c *Config) dbDir() string { return filepath.Join(c.DataDir, "member", "db") }
+func (c *Config) dir() core.DataDir { return core.DataDir{Path: c.DataDir, WAL: c.WALDir, FS: c.FS} }
 
 // requestTimeout returns etcd's timeout of a request: five seconds for queues, computation
 // and disk, and twice the election timeout for a possible leader change.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/troupe-db/troupe/applyactor/apply"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 const (
@@ -45,31 +45,34 @@ func (n *Node) room(bytes int64) bool {
 	return err == nil && free >= n.cfg.sizes().diskReserve+n.space.tables.Load()+2*uint64(bytes)
 }
 
-// persistRoom is room for the persister. It records the result in space.held.
-func (n *Node) persistRoom(bytes int) bool {
-	ok := n.room(int64(bytes))
-	n.space.held.Store(!ok)
+// disk is the core's interface to the free space.
+type disk struct{ n *Node }
+
+// PersistRoom implements core.Disk. It records the result in space.held.
+func (d disk) PersistRoom(bytes int) bool {
+	ok := d.n.room(int64(bytes))
+	d.n.space.held.Store(!ok)
 	return ok
 }
 
 // errDiskFull: the disk has not enough free space to open the store.
 var errDiskFull = errors.New("node: the disk is too full to open the store")
 
-// logFull reports whether a request must not be added to the log: the store has no room
-// for it, so the log cannot be truncated, and the log has no spare segment. The disk alarm
-// itself is always allowed.
-func (n *Node) logFull(req *applymsg.Request) bool {
+// LogFull implements core.Disk: the store has no room for the request, so the log cannot be
+// truncated, and the log has no spare segment. The disk alarm itself is always allowed.
+func (d disk) LogFull(req *applymsg.Request) bool {
+	n := d.n
 	if !n.space.held.Load() || req.GetDiskAlarm() != nil {
 		return false
 	}
-	c := n.current.Load()
-	return c != nil && c.log.Spares() == 0
+	c := n.host.Current()
+	return c != nil && c.Log.Spares() == 0
 }
 
-// closeStore closes the store. To close it writes to the disk, so if there is no room, it
-// waits while the core reboots. If the member stops, it leaves the store unclosed, as after
-// a kill.
-func (n *Node) closeStore(store backend.Store) error {
+// AwaitRoom implements core.Disk. It waits while the core reboots: to close the store
+// writes to the disk.
+func (d disk) AwaitRoom() bool {
+	n := d.n
 	for logged := false; !n.room(0); {
 		if !logged {
 			n.cfg.Logger.Warn().Msg("disk full: waiting for room to close the store")
@@ -77,17 +80,17 @@ func (n *Node) closeStore(store backend.Store) error {
 		}
 		select {
 		case <-n.stopping:
-			return nil
+			return false
 		case <-time.After(diskEvery):
 		}
 	}
-	return store.Close()
+	return true
 }
 
-// makeRoom ensures that there is enough space to open the store, which writes while it
-// recovers. If necessary, it releases the ballast.
-func (n *Node) makeRoom() error {
-	tables, err := backend.TableBytes(n.cfg.dbDir())
+// MakeRoom implements core.Disk. If necessary, it releases the ballast.
+func (d disk) MakeRoom() error {
+	n := d.n
+	tables, err := backend.TableBytes(n.cfg.dir().StoreDir())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // a new store
 	}
@@ -108,6 +111,14 @@ func (n *Node) makeRoom() error {
 	return n.diskFull(nil)
 }
 
+// Full implements core.Disk.
+func (d disk) Full(err error) error {
+	if errors.Is(err, wal.ErrNoSpace) || !d.n.room(0) {
+		return d.n.diskFull(err)
+	}
+	return err
+}
+
 // diskFull returns errDiskFull with the free space, joined with err.
 func (n *Node) diskFull(err error) error {
 	free, ferr := n.cfg.FreeSpace(n.cfg.DataDir)
@@ -116,7 +127,7 @@ func (n *Node) diskFull(err error) error {
 }
 
 func (n *Node) newBallast() *backend.Ballast {
-	return backend.NewBallast(filepath.Join(n.cfg.DataDir, "member", "ballast"), n.cfg.sizes().ballast)
+	return backend.NewBallast(n.cfg.dir().BallastPath(), n.cfg.sizes().ballast)
 }
 
 // diskGuard checks the free space. It raises and clears the disk alarm, and holds the
@@ -156,7 +167,7 @@ func (g *diskGuard) look(ctx context.Context) {
 	}
 	g.n.space.low.Store(low)
 	g.trim(free)
-	if v := g.n.published.View(); v != nil && g.due(v.Cluster.GetAlarms(), low) {
+	if v := g.n.host.Published.View(); v != nil && g.due(v.Cluster.GetAlarms(), low) {
 		g.propose(ctx, low, free, where)
 	}
 }
@@ -176,7 +187,7 @@ func (g *diskGuard) measureTables() {
 		return
 	}
 	g.measured = time.Now()
-	if tables, err := backend.TableBytes(g.n.cfg.dbDir()); err == nil {
+	if tables, err := backend.TableBytes(g.n.cfg.dir().StoreDir()); err == nil {
 		g.n.space.tables.Store(tables)
 	}
 }
@@ -184,7 +195,7 @@ func (g *diskGuard) measureTables() {
 // free returns the free space of the fuller disk in use, and its folder. It subtracts what
 // the store's tables may need, and does not add the ballast.
 func (g *diskGuard) free() (least uint64, where string, ok bool) {
-	for _, dir := range []string{g.n.cfg.DataDir, g.n.cfg.walDir()} {
+	for _, dir := range []string{g.n.cfg.DataDir, g.n.cfg.dir().LogDir()} {
 		free, err := g.n.cfg.FreeSpace(dir)
 		if err != nil {
 			g.n.cfg.Logger.Error().Err(err).Msg("failed to determine the free disk space")
@@ -235,7 +246,7 @@ func (g *diskGuard) propose(ctx context.Context, raise bool, free uint64, where 
 	event.Bool("raise", raise).Uint64("free", free).Str("dir", where).Msg("disk alarm")
 	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
 	defer cancel()
-	_, err := g.n.requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_DiskAlarm{
+	_, err := g.n.host.Requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_DiskAlarm{
 		DiskAlarm: &applymsg.DiskAlarm{MemberId: g.n.cfg.MemberID, Raised: raise}}})
 	if err != nil && ctx.Err() == nil {
 		g.n.cfg.Logger.Warn().Err(err).Msg("failed to propose the disk alarm")

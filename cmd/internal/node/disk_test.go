@@ -41,7 +41,7 @@ func TestDiskGuard(t *testing.T) {
 	dir := t.TempDir()
 	m := startMember(t, dir, func(c *Config) {
 		c.FreeSpace = func(string) (uint64, error) { return free.Load(), nil }
-		c.Storage = Storage{LogFS: fullDisk{free: &free}, LogSegmentBytes: 1 << 20}
+		c.FS, c.Storage.LogSegmentBytes = fullDisk{free: &free}, 1<<20
 	})
 	defer m.shut()
 	ballast := filepath.Join(dir, "member", "ballast")
@@ -50,7 +50,7 @@ func TestDiskGuard(t *testing.T) {
 		_, err := m.client.Put(context.Background(), "probe", "")
 		return errors.Is(err, rpctypes.ErrNoSpace)
 	}
-	spares := func() int { return m.current.Load().log.Spares() }
+	spares := func() int { return m.host.Current().Log.Spares() }
 	await := m.eventually
 	await("there is a ballast", exists)
 	await("the log has spare segments", func() bool { return spares() > 0 })
@@ -146,7 +146,7 @@ func TestRebootOnFullDisk(t *testing.T) {
 				c.FreeSpace = func(string) (uint64, error) { return free.Load(), nil }
 			})
 			m.put("a", "1")
-			m.eventually("the log has spare segments", func() bool { return m.current.Load().log.Spares() > 0 })
+			m.eventually("the log has spare segments", func() bool { return m.host.Current().Log.Spares() > 0 })
 			free.Store(1 << 20)
 			m.eventually("the alarm is raised", func() bool {
 				resp, err := m.client.AlarmList(context.Background())

@@ -45,7 +45,7 @@ func (f countingFile) Datasync() error {
 // commit index is written with the next put.
 func TestOneWritePerPut(t *testing.T) {
 	disk := countingDisk{syncs: new(atomic.Int64), writes: new(atomic.Int64)}
-	m := startMember(t, t.TempDir(), func(c *Config) { c.Storage.LogFS = disk })
+	m := startMember(t, t.TempDir(), func(c *Config) { c.FS = disk })
 	defer m.shut()
 	m.put("first", "v")
 	for m.prepareSpare() { // writes zeros to the same disk

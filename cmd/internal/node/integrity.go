@@ -84,8 +84,8 @@ func (n *Node) corrupt(err error) {
 // scrubLoop raises the alarm for damage that was found, and runs the scrubber.
 func (n *Node) scrubLoop(uint64) (actors.Stage, error) {
 	s := mvccactor.NewScrubber(mvccactor.ScrubberConfig{
-		Published: n.published, Core: n.currentCore, Period: n.cfg.ScrubPeriod, Corrupt: n.corrupt,
-		Metrics: n.metrics.mvcc, Logger: n.cfg.Logger,
+		Published: n.host.Published, Core: n.currentCore, Period: n.cfg.ScrubPeriod, Corrupt: n.corrupt,
+		Metrics: n.metrics.core.MVCC, Logger: n.cfg.Logger,
 	})
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeScrub, Every: s.Every(), Faults: n.cfg.Faults,
@@ -106,13 +106,13 @@ func (n *Node) raiseCorrupt(ctx context.Context) {
 	if !n.integrity.alarmDue() {
 		return
 	}
-	if apply.FindAlarm(n.published.View().Cluster.GetAlarms(), n.cfg.MemberID, pb.AlarmType_CORRUPT) >= 0 {
+	if apply.FindAlarm(n.host.Published.View().Cluster.GetAlarms(), n.cfg.MemberID, pb.AlarmType_CORRUPT) >= 0 {
 		n.integrity.raised()
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, corruptTimeout)
 	defer cancel()
-	_, err := n.requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
+	_, err := n.host.Requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
 		MemberID: n.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT}}})
 	if err != nil && ctx.Err() == nil {
 		n.cfg.Logger.Warn().Err(err).Msg("failed to propose the alarm CORRUPT")

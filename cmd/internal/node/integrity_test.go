@@ -46,7 +46,7 @@ func damage(t *testing.T, key int, change func(*Config)) *damaged {
 	}
 	d.eventually("the packs are in the store", func() bool {
 		d.put("tick", "") // publishes the new resident size
-		return d.published.View().Sizes.Resident < 256<<10
+		return d.host.Published.View().Sizes.Resident < 256<<10
 	})
 	d.flip([]byte(damagedValue(key)))
 	return d

@@ -31,7 +31,7 @@ func (m *testMember) grant(id, ttl int64) {
 	}
 }
 
-func (m *testMember) leaseCount() int { return m.published.View().Sizes.Leases }
+func (m *testMember) leaseCount() int { return m.host.Published.View().Sizes.Leases }
 
 func (m *testMember) wantTTL(id, low, high int64) {
 	m.t.Helper()
@@ -80,14 +80,14 @@ func TestLeasesRestart(t *testing.T) {
 		}
 	}
 	checkpointed := func(id int64) func() bool {
-		return func() bool { l, _ := m.published.View().Lease(id); return l.Remaining > 0 && l.Remaining <= 96 }
+		return func() bool { l, _ := m.host.Published.View().Lease(id); return l.Remaining > 0 && l.Remaining <= 96 }
 	}
 	m.eventually("a checkpoint", checkpointed(1))
 	m.eventually("a checkpoint", checkpointed(2))
 	if got, err := m.client.KeepAliveOnce(ctx, 2); err != nil || got.TTL != 100 {
 		t.Fatalf("%v %v", got, err)
 	}
-	if l, _ := m.published.View().Lease(2); l.Remaining != 0 {
+	if l, _ := m.host.Published.View().Lease(2); l.Remaining != 0 {
 		t.Errorf("got a checkpoint of %d s after the renewal, want none", l.Remaining)
 	}
 	if _, err := m.client.Delete(ctx, "3a"); err != nil {
@@ -105,7 +105,7 @@ func TestLeasesRestart(t *testing.T) {
 			t.Errorf("keys of %d: got %s, %v, want %v", id, got.Keys, err, want)
 		}
 	}
-	revision := m.published.View().Revision
+	revision := m.host.Published.View().Revision
 	if got, err := m.client.Revoke(ctx, 1); err != nil || got.Header.Revision != revision+1 {
 		t.Errorf("revoke: got %v, %v, want revision %d", got, err, revision+1)
 	}
@@ -182,7 +182,7 @@ func TestLeasesReboot(t *testing.T) {
 		}
 		m.Faults().Arm(actors.CoreLease, point, 1)
 		m.eventually("the panic at "+point, func() bool { return m.core.Restarts() == i+1 })
-		m.eventually("the lease has expired", func() bool { _, ok := m.published.View().Lease(id); return !ok })
+		m.eventually("the lease has expired", func() bool { _, ok := m.host.Published.View().Lease(id); return !ok })
 		m.eventually("a renewal", func() bool {
 			got, err := m.client.KeepAliveOnce(ctx, 1)
 			return err == nil && got.TTL == 100
@@ -214,7 +214,7 @@ func TestManyLeasesExpire(t *testing.T) {
 		wg.Go(func() {
 			for first := w * perTxn; first < leases; first += writers * perTxn {
 				txn := &pb.TxnRequest{}
-				written := &applymsg.LeaseCheckpoint{Term: m.raft.Leads(), AsOf: math.MaxUint64}
+				written := &applymsg.LeaseCheckpoint{Term: m.host.Raft.Leads(), AsOf: math.MaxUint64}
 				for id := int64(first) + 1; id <= int64(min(first+perTxn, leases)); id++ {
 					propose(&applymsg.Request{Op: &applymsg.Request_LeaseGrant{LeaseGrant: &pb.LeaseGrantRequest{ID: id, TTL: 1000}}})
 					txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{

@@ -202,7 +202,7 @@ func (p *promises) act() {
 	ids := slices.Sorted(maps.Keys(p.live))
 	if p.rng.IntN(8) == 0 {
 		for _, id := range ids {
-			if stored, _ := p.published.View().Lease(id); stored.Remaining > 0 && p.live[id].care > 0 {
+			if stored, _ := p.host.Published.View().Lease(id); stored.Remaining > 0 && p.live[id].care > 0 {
 				p.renewOne(id, p.live[id])
 				return
 			}
@@ -250,7 +250,7 @@ func (p *promises) mayBeOver(id int64, l *promise, found any) {
 func (p *promises) renewOne(id int64, l *promise) {
 	p.t.Helper()
 	began := p.clock.steady()
-	stored, _ := p.published.View().Lease(id)
+	stored, _ := p.host.Published.View().Lease(id)
 	ttl, code, err := p.Leases().Renew(p.t.Context(), id)
 	switch {
 	case err == nil && code == raftmsg.Code_LEASE_NOT_FOUND:
@@ -284,7 +284,7 @@ func (p *promises) revokeOne(id int64) {
 // gone checks that a lease and its key do not exist.
 func (p *promises) gone(id int64) {
 	p.t.Helper()
-	if _, there := p.published.View().Lease(id); there || p.count(leaseKey(id)) != 0 {
+	if _, there := p.host.Published.View().Lease(id); there || p.count(leaseKey(id)) != 0 {
 		p.t.Errorf("lease %d has ended: got %d keys, and that it exists: %t, want neither", id, p.count(leaseKey(id)), there)
 	}
 }
@@ -318,7 +318,7 @@ func (p *promises) checkLeft(id int64, l *promise) {
 // check compares the leases that exist with their promises.
 func (p *promises) check() {
 	p.t.Helper()
-	seen, view := p.clock.seen(), p.published.View()
+	seen, view := p.clock.seen(), p.host.Published.View()
 	for id, l := range p.live {
 		if _, there := view.Lease(id); !there {
 			p.mayBeOver(id, l, "it is gone")

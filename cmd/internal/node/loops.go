@@ -7,8 +7,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
-	"github.com/rs/zerolog"
-
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
@@ -36,8 +34,8 @@ func (n *Node) spareLoop(uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeSpares, Every: spareEvery, Faults: n.cfg.Faults,
 		Due: func() bool {
-			c := n.current.Load()
-			return c != nil && c.log.WantsSpare()
+			c := n.host.Current()
+			return c != nil && c.Log.WantsSpare()
 		},
 		Do: func(ctx context.Context, _ actors.Tick) {
 			for n.prepareSpare() {
@@ -53,11 +51,11 @@ func (n *Node) spareLoop(uint64) (actors.Stage, error) {
 
 // prepareSpare prepares a part of a segment, and reports whether there is more to do.
 func (n *Node) prepareSpare() (more bool) {
-	c := n.current.Load()
+	c := n.host.Current()
 	if c == nil {
 		return false
 	}
-	done, err := c.log.PrepareSpare(spareChunk)
+	done, err := c.Log.PrepareSpare(spareChunk)
 	full := errors.Is(err, wal.ErrNoSpace)
 	if n.trouble.noSpares.Swap(full) != full && full {
 		n.cfg.Logger.Warn().Err(err).Msg("failed to prepare a spare segment of the log")
@@ -71,12 +69,12 @@ func (n *Node) hashLoop(uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeHash, Every: hashEvery, Faults: n.cfg.Faults,
 		Do: func(ctx context.Context, _ actors.Tick) {
-			took, err := n.published.TakeHashes(pacer(ctx))
+			took, err := n.host.Published.TakeHashes(pacer(ctx))
 			if err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrClosed) {
 				n.cfg.Logger.Error().Err(err).Msg("failed to compute the hash of a compaction")
 			}
-			if c := n.current.Load(); took && c != nil {
-				_ = mvccactor.Continue(c.mvcc) // the next applied entry does the same
+			if c := n.host.Current(); took && c != nil {
+				_ = mvccactor.Continue(c.MVCC) // the next applied entry does the same
 			}
 		},
 	}), nil
@@ -111,15 +109,15 @@ func (n *Node) autoCompactLoop(uint64) (actors.Stage, error) {
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeAutoCompact, Every: auto.Every(), Faults: n.cfg.Faults,
 		Do: func(ctx context.Context, _ actors.Tick) {
-			v := n.published.View()
-			if v == nil || n.raft.Status().Leader != n.cfg.MemberID {
+			v := n.host.Published.View()
+			if v == nil || n.host.Raft.Status().Leader != n.cfg.MemberID {
 				return // the leader compacts
 			}
 			rev := auto.Poll(time.Now(), v.Revision)
 			if rev <= 0 {
 				return
 			}
-			out, err := n.requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Compaction{
+			out, err := n.host.Requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Compaction{
 				Compaction: &pb.CompactionRequest{Revision: rev}}})
 			if err == nil && (out.Result.Code == raftmsg.Code_OK || out.Result.Code == raftmsg.Code_COMPACTED) {
 				auto.Done(time.Now())
@@ -130,11 +128,3 @@ func (n *Node) autoCompactLoop(uint64) (actors.Stage, error) {
 		},
 	}), nil
 }
-
-// storeLogger is the store's interface to the member's log.
-type storeLogger struct{ log zerolog.Logger }
-
-func (l storeLogger) Debugf(format string, args ...any) { l.log.Debug().Msgf(format, args...) }
-func (l storeLogger) Infof(format string, args ...any)  { l.log.Info().Msgf(format, args...) }
-func (l storeLogger) Warnf(format string, args ...any)  { l.log.Warn().Msgf(format, args...) }
-func (l storeLogger) Errorf(format string, args ...any) { l.log.Error().Msgf(format, args...) }

@@ -14,7 +14,6 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
-	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/watchactor"
 )
 
@@ -27,41 +26,26 @@ func (n *Node) Identity() grpcgw.Identity {
 
 // Raft implements grpcgw.Member.
 func (n *Node) Raft() grpcgw.RaftStatus {
-	s := n.raft.Status()
+	s := n.host.Raft.Status()
 	return grpcgw.RaftStatus{Leader: s.Leader, Term: s.Term, Committed: s.Committed,
-		Applied: max(s.Applied, n.applied()), IsLearner: s.IsLearner}
+		Applied: max(s.Applied, n.host.Applied()), IsLearner: s.IsLearner}
 }
 
 // Keyspace implements grpcgw.Member.
-func (n *Node) Keyspace() *mvcc.Published { return n.published }
+func (n *Node) Keyspace() *mvcc.Published { return n.host.Published }
 
 // Requests implements grpcgw.Member.
-func (n *Node) Requests() grpcgw.Requests { return n.requests }
+func (n *Node) Requests() grpcgw.Requests { return n.host.Requests }
 
 // Leases implements grpcgw.Member.
-func (n *Node) Leases() grpcgw.Leases { return n.leases }
-
-// deliver passes the results of a batch to the callers, with the ranges of their
-// transactions that they have yet to read.
-func (n *Node) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
-	var rests []raftactor.Rest
-	if ranges != nil {
-		rests = make([]raftactor.Rest, len(ranges))
-	}
-	for i, r := range ranges {
-		if r != nil {
-			rests[i] = r
-		}
-	}
-	n.replies.Deliver(b, rests)
-}
+func (n *Node) Leases() grpcgw.Leases { return n.host.Leases }
 
 // errNotReady: a linearizable read does not succeed yet.
 var errNotReady = errors.New("node: not ready")
 
 // readable returns an error unless a linearizable read succeeds.
 func (n *Node) readable(ctx context.Context) error {
-	code, err := n.requests.ReadIndex(ctx)
+	code, err := n.host.Requests.ReadIndex(ctx)
 	if err == nil && code != raftmsg.Code_OK {
 		err = errNotReady
 	}
@@ -74,7 +58,7 @@ func (n *Node) publishAttributes(ctx context.Context) {
 	req := &applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{
 		MemberId: n.cfg.MemberID, Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs}}}
 	for !n.attributesKnown() {
-		out, err := n.requests.Propose(ctx, req)
+		out, err := n.host.Requests.Propose(ctx, req)
 		if err == nil && (out.Result.Code == raftmsg.Code_OK || out.Result.Code == raftmsg.Code_MEMBER_NOT_FOUND) {
 			return
 		}
@@ -87,7 +71,7 @@ func (n *Node) publishAttributes(ctx context.Context) {
 // attributesKnown reports whether the cluster has the attributes that publishAttributes
 // would propose.
 func (n *Node) attributesKnown() bool {
-	for _, m := range n.published.View().Cluster.GetMembers() {
+	for _, m := range n.host.Published.View().Cluster.GetMembers() {
 		if m.Id == n.cfg.MemberID {
 			return m.Name == n.cfg.Name && slices.Equal(m.ClientUrls, n.cfg.ClientURLs)
 		}
@@ -110,7 +94,7 @@ func (n *Node) wait(ctx context.Context) bool {
 
 // AwaitCompaction implements grpcgw.Member.
 func (n *Node) AwaitCompaction(ctx context.Context, revision int64) error {
-	return n.compacted.Await(ctx, revision)
+	return n.host.Compacted.Await(ctx, revision)
 }
 
 // Reclaim implements grpcgw.Member.
@@ -133,18 +117,18 @@ func (n *Node) storeError(err error) error {
 // newWatches returns the watch streams. Their hub is spawned with the edge.
 func (n *Node) newWatches() *watchactor.Streams {
 	w := watchactor.NewStreams(watchactor.Config{
-		Published: n.published,
+		Published: n.shared.Published,
 		Spawn:     func(c actors.Child) (*actors.Handle, error) { return n.edge.Spawn(c) },
 		Unpinned: func() {
-			if c := n.current.Load(); c != nil {
-				_ = mvccactor.Continue(c.mvcc) // the next applied entry does the same
+			if c := n.host.Current(); c != nil {
+				_ = mvccactor.Continue(c.MVCC) // the next applied entry does the same
 			}
 		},
 		Turn:   n.reads.Turn,
 		Reason: grpcgw.StoreErrorText,
 		Faults: n.cfg.Faults,
 	})
-	n.published.Notify(w.Wake)
+	n.shared.Published.Notify(w.Wake)
 	return w
 }
 
@@ -153,12 +137,12 @@ func (n *Node) Watches() *watchactor.Streams { return n.watches }
 
 // StoreHash implements grpcgw.Member.
 func (n *Node) StoreHash(ctx context.Context) (uint32, error) {
-	c := n.current.Load()
+	c := n.host.Current()
 	if c == nil {
 		return 0, mvcc.ErrClosed
 	}
 	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	err := c.store.State(func(e backend.Entry) error {
+	err := c.Store.State(func(e backend.Entry) error {
 		sum.Write([]byte(e.Key))
 		sum.Write(e.Value)
 		return ctx.Err()
@@ -166,7 +150,7 @@ func (n *Node) StoreHash(ctx context.Context) (uint32, error) {
 	if err != nil {
 		return 0, n.storeError(err)
 	}
-	err = c.store.Scan(func(id backend.PackID, value []byte) error {
+	err = c.Store.Scan(func(id backend.PackID, value []byte) error {
 		sum.Write([]byte(id.String()))
 		sum.Write(value)
 		return ctx.Err()
@@ -178,14 +162,14 @@ func (n *Node) StoreHash(ctx context.Context) (uint32, error) {
 func (n *Node) Actors() actors.Snapshot { return n.registry.Snapshot() }
 
 // Timeline implements grpcgw.Member.
-func (n *Node) Timeline() *actors.Timeline { return n.timeline }
+func (n *Node) Timeline() *actors.Timeline { return n.host.Timeline }
 
 // currentCore returns the parts of the running core that the compactor and the scrubber
 // use; ok is false if none is running.
 func (n *Node) currentCore() (core mvccactor.Core, ok bool) {
-	c := n.current.Load()
+	c := n.host.Current()
 	if c == nil {
 		return core, false
 	}
-	return mvccactor.Core{MVCC: c.mvcc, Store: c.store, Keyspace: c.keyspace}, true
+	return mvccactor.Core{MVCC: c.MVCC, Store: c.Store, Keyspace: c.Keyspace}, true
 }

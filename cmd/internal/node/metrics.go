@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/troupe-db/troupe/applyactor"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
@@ -14,11 +15,7 @@ import (
 // metrics has the metrics of the member's parts, in one registry. They outlive reboots of
 // the core.
 type metrics struct {
-	raft    *raftactor.Metrics
-	wal     *walactor.Metrics
-	apply   *applyactor.Metrics
-	mvcc    *mvccactor.Metrics
-	lease   *leaseactor.Metrics
+	core    core.Metrics
 	gateway *grpcgw.Metrics
 }
 
@@ -26,11 +23,13 @@ func (n *Node) newMetrics() metrics {
 	r := prometheus.NewRegistry()
 	r.MustRegister(n.registry, n.watches, memberCollector{n})
 	return metrics{
-		raft:  raftactor.NewMetrics(r, raftactor.MetricsConfig{Member: n.cfg.MemberID, State: n.raft, Applied: n.applied}),
-		wal:   walactor.NewMetrics(r),
-		apply: applyactor.NewMetrics(r, applyactor.MetricsConfig{Member: n.cfg.MemberID, View: n.published.View}),
-		lease: leaseactor.NewMetrics(r),
-		mvcc:  mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.published}),
+		core: core.Metrics{
+			Raft:  raftactor.NewMetrics(r, raftactor.MetricsConfig{Member: n.cfg.MemberID, State: n.shared.Raft, Applied: n.shared.Applied}),
+			WAL:   walactor.NewMetrics(r),
+			Apply: applyactor.NewMetrics(r, applyactor.MetricsConfig{Member: n.cfg.MemberID, View: n.shared.Published.View}),
+			Lease: leaseactor.NewMetrics(r),
+			MVCC:  mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.shared.Published}),
+		},
 		gateway: grpcgw.NewMetrics(grpcgw.MetricsConfig{
 			Registry: r, QuotaBytes: n.cfg.Gateway.QuotaBytes,
 			Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features,

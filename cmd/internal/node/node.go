@@ -15,12 +15,10 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
-	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
-	"github.com/troupe-db/troupe/mvccactor/mvcc"
-	"github.com/troupe-db/troupe/raftactor"
-	"github.com/troupe-db/troupe/walactor"
+	"github.com/troupe-db/troupe/raftactor/replica"
 	"github.com/troupe-db/troupe/watchactor"
 )
 
@@ -35,29 +33,17 @@ type Node struct {
 	loops   *mvccactor.Compactor
 	monitor *http.Server
 
-	// These outlive reboots of the core.
+	host      *core.Host
+	shared    core.Shared
 	registry  *actors.Registry
-	timeline  *actors.Timeline
-	published *mvcc.Published
-	replies   *raftactor.Replies
-	raft      *raftactor.State
-	requests  *raftactor.Client
-	leases    *leaseactor.Client
-	disk      *walactor.Disk
-	compacted *mvccactor.Compacted
 	watches   *watchactor.Streams
 	reads     *grpcgw.Reads
-	sequence  atomic.Uint64 // the last unique id that was assigned
-	current   atomic.Pointer[coreHandles]
 	trouble   trouble
 	space     space
 	integrity integrity
-	commit    actors.Stopwatch // runs during commits to the store
 	files     descriptors
 	hasher    atomic.Pointer[actors.Handle]
 	watchHub  atomic.Pointer[actors.Handle]
-
-	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
 
 	ready    chan struct{} // closed once the member serves
 	done     chan error    // receives an error if serving fails
@@ -75,53 +61,57 @@ func New(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkDescriptors(limit, cfg.dbDir(), cfg.walDir()); err != nil {
+	if err := checkDescriptors(limit, cfg.dir().StoreDir(), cfg.dir().LogDir()); err != nil {
 		return nil, err
 	}
-	if err := prepareDataDir(&cfg); err != nil {
+	id, stray, err := core.OpenDataDir(cfg.dir(), core.Identity{ClusterID: cfg.ClusterID, MemberID: cfg.MemberID,
+		Name: cfg.Name, PeerURLs: cfg.PeerURLs}, rand.Uint64)
+	if err != nil {
 		return nil, err
 	}
+	if stray != "" {
+		cfg.Logger.Warn().Str("file", stray).
+			Msg("etcd was started on this data directory and left a file, which is not used and may be removed")
+	}
+	cfg.ClusterID, cfg.MemberID = id.ClusterID, id.MemberID
 	n := &Node{
-		files:     descriptors{limit: limit, count: descriptorsUsed, now: time.Now},
-		cfg:       cfg,
-		registry:  actors.NewRegistry(),
-		timeline:  actors.NewTimeline(),
-		published: mvcc.NewPublished(),
-		replies:   raftactor.NewReplies(),
-		raft:      new(raftactor.State),
-		disk:      new(walactor.Disk),
-		compacted: mvccactor.NewCompacted(),
-		ready:     make(chan struct{}),
-		done:      make(chan error, 1),
-		stopping:  make(chan struct{}),
+		files:    descriptors{limit: limit, count: descriptorsUsed, now: time.Now},
+		cfg:      cfg,
+		shared:   core.NewShared(),
+		registry: actors.NewRegistry(),
+		ready:    make(chan struct{}),
+		done:     make(chan error, 1),
+		stopping: make(chan struct{}),
 	}
 	n.reads = grpcgw.NewReads(cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
 	n.registry.Add(n.reads.Gate())
 	n.watches = n.newWatches()
 	n.metrics = n.newMetrics()
-	n.requests = raftactor.NewClient(raftactor.ClientConfig{Timeout: cfg.requestTimeout(), State: n.raft,
-		Full: n.logFull, Metrics: n.metrics.raft})
-	n.leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.requestTimeout(),
-		ReadIndex: n.requests.ReadIndex, Alone: n.raft.Alone, Slow: cfg.SlowKeepAlive, Pause: n.wait})
-	// Ids are unique among members and boots, because the upper half is random.
-	n.sequence.Store((uint64(rand.Uint32())^cfg.MemberID>>32)<<32 | 1)
+	n.host = core.New(n.coreConfig(id), n.shared, n.wait)
 	if err := n.start(); err != nil {
 		return nil, err
 	}
 	return n, nil
 }
 
+func (n *Node) coreConfig(id core.Identity) core.Config {
+	cfg := &n.cfg
+	return core.Config{
+		Dir: cfg.dir(), Identity: id, Members: cfg.Members, Storage: cfg.Storage,
+		Heartbeat: cfg.Heartbeat, Election: cfg.Election, PreVote: cfg.PreVote,
+		Mailboxes: cfg.Mailboxes.Mailboxes, CacheBytes: cfg.CacheBytes,
+		RequestTimeout: cfg.requestTimeout(), MinLeaseTTL: cfg.minLeaseTTL(),
+		LeaseCheckpoint: cfg.LeaseCheckpoint, SlowKeepAlive: cfg.SlowKeepAlive, LeaseClock: cfg.LeaseClock,
+		Peers: replica.NoPeers{}, Disk: disk{n}, Metrics: n.metrics.core,
+		Corrupt: n.corrupt, Hash: n.wakeHash, Rand: rand.Uint64,
+		Exit: cfg.Exit, Logger: cfg.Logger, Faults: cfg.Faults,
+	}
+}
+
 func (n *Node) start() (err error) {
 	n.system = actors.NewSystem(n.cfg.Logger)
 	n.registry.Observe(n.system)
-	n.core, err = actors.StartCore(n.system, actors.CoreConfig{
-		Boot:     n.boot,
-		GiveUp:   n.giveUp,
-		Classify: n.classify,
-		OnReboot: n.onReboot,
-		Registry: n.registry,
-		Logger:   n.cfg.Logger,
-	})
+	n.core, err = actors.StartCore(n.system, n.host.CoreConfig(n.registry))
 	if err != nil {
 		return err
 	}
@@ -141,7 +131,7 @@ func (n *Node) startEdge() (err error) {
 		return err
 	}
 	n.loops = mvccactor.NewCompactor(mvccactor.CompactorConfig{
-		Published: n.published, Core: n.currentCore, Room: n.room, Corrupt: n.corrupt, Logger: n.cfg.Logger})
+		Published: n.host.Published, Core: n.currentCore, Room: n.room, Corrupt: n.corrupt, Logger: n.cfg.Logger})
 	children := []actors.Child{
 		{Name: actors.EdgeCompactor, New: func(uint64) (actors.Stage, error) { return n.loops.Stage(), nil }},
 		{Name: actors.EdgeSpares, New: n.spareLoop},
@@ -220,6 +210,7 @@ func (n *Node) Faults() *actors.Faults { return n.cfg.Faults }
 func (n *Node) Stop(ctx context.Context) (err error) {
 	n.stop.Do(func() {
 		close(n.stopping)
+		n.host.Stop()
 		err = errors.Join(
 			n.stopGateway(ctx),
 			n.monitor.Close(),
@@ -231,7 +222,7 @@ func (n *Node) Stop(ctx context.Context) (err error) {
 }
 
 func (n *Node) stopCore(ctx context.Context) error {
-	if err := n.core.Stop(ctx); !errors.Is(err, errStopping) {
+	if err := n.core.Stop(ctx); !errors.Is(err, core.ErrStopping) {
 		return err
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
@@ -195,19 +196,20 @@ func TestSettingsOfHTTP(t *testing.T) {
 func TestOtherMember(t *testing.T) {
 	dir := t.TempDir()
 	startMember(t, dir, nil).shut()
-	before, err := os.ReadFile(identityPath(dir))
+	before, err := os.ReadFile(filepath.Join(dir, "member", "identity.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{Name: "other", PeerURLs: []string{"http://localhost:7777"}, DataDir: dir}
-	if err := prepareDataDir(&cfg); !errors.Is(err, ErrOtherMember) {
-		t.Fatalf("another member's data: got %v, want %v", err, ErrOtherMember)
+	given := core.Identity{ClusterID: 1, MemberID: 3, Name: "other", PeerURLs: []string{"http://localhost:7777"}}
+	random := func() uint64 { return 5 }
+	if _, _, err := core.OpenDataDir(core.DataDir{Path: dir}, given, random); !errors.Is(err, core.ErrOtherMember) {
+		t.Fatalf("another member's data: got %v, want %v", err, core.ErrOtherMember)
 	}
-	cfg.PeerURLs = []string{"http://localhost:2380"}
-	if err := prepareDataDir(&cfg); err != nil || cfg.MemberID != 2 {
-		t.Fatalf("a member with a new name: got %v, id %d, want id 2", err, cfg.MemberID)
+	given.PeerURLs = []string{"http://localhost:2380"}
+	if id, _, err := core.OpenDataDir(core.DataDir{Path: dir}, given, random); err != nil || id.MemberID != 2 || id.DataID == 5 {
+		t.Fatalf("a member with a new name: got %v, %+v, want id 2 and its data id", err, id)
 	}
-	if after, err := os.ReadFile(identityPath(dir)); err != nil || string(after) != string(before) {
+	if after, err := os.ReadFile(filepath.Join(dir, "member", "identity.json")); err != nil || string(after) != string(before) {
 		t.Fatalf("identity: got %s (%v), want %s", after, err, before)
 	}
 }
@@ -223,11 +225,11 @@ func TestEtcdData(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(snap, "db"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refused := func(cfg Config, file string) {
+	refused := func(d core.DataDir, file string) {
 		t.Helper()
-		err := prepareDataDir(&cfg)
-		if !errors.Is(err, ErrEtcdData) {
-			t.Fatalf("got %v, want %v", err, ErrEtcdData)
+		_, _, err := core.OpenDataDir(d, core.Identity{ClusterID: 1, MemberID: 2}, func() uint64 { return 1 })
+		if !errors.Is(err, core.ErrEtcdData) {
+			t.Fatalf("got %v, want %v", err, core.ErrEtcdData)
 		}
 		for _, want := range []string{file, "etcdctl make-mirror"} {
 			if !strings.Contains(err.Error(), want) {
@@ -241,7 +243,7 @@ func TestEtcdData(t *testing.T) {
 			}
 		}
 	}
-	refused(Config{DataDir: dir}, filepath.Join(snap, "db"))
+	refused(core.DataDir{Path: dir}, filepath.Join(snap, "db"))
 	wal := t.TempDir()
 	// The first record of an etcd log: a frame of 4 bytes, and a checksum.
 	head := []byte{4, 0, 0, 0, 0, 0, 0, 0x84, 0x08, 0x04, 0x10, 0x00}
@@ -249,7 +251,7 @@ func TestEtcdData(t *testing.T) {
 	if err := os.WriteFile(segment, head, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refused(Config{DataDir: t.TempDir(), WALDir: wal}, segment)
+	refused(core.DataDir{Path: t.TempDir(), WAL: wal}, segment)
 }
 
 // TestStrayEtcdFile: a file that etcd creates when it is started on a member's directory
@@ -279,22 +281,22 @@ func TestStrayEtcdFile(t *testing.T) {
 	if !strings.Contains(log.String(), stray) {
 		t.Errorf("the log lacks %s:\n%s", stray, log.String())
 	}
-	if layout, err := LayoutOf(dir, logs); err != nil || layout.Stray != stray {
+	if layout, err := (core.DataDir{Path: dir, WAL: logs}).Layout(); err != nil || layout.Stray != stray {
 		t.Errorf("got %+v, %v, want %s as stray", layout, err, stray)
 	}
 
 	// As after a first start that was killed before it wrote the identity.
-	if err := os.Remove(identityPath(dir)); err != nil {
+	if err := os.Remove(filepath.Join(dir, "member", "identity.json")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LayoutOf(dir, logs); err != nil {
+	if _, err := (core.DataDir{Path: dir, WAL: logs}).Layout(); err != nil {
 		t.Errorf("with the member's log: got %v, want no error", err)
 	}
 	// Only etcd's file, as after its failed first start.
 	empty := t.TempDir()
 	stray = leave(empty)
-	if _, err := LayoutOf(empty, ""); !errors.Is(err, ErrEtcdData) || !strings.Contains(err.Error(), stray) {
-		t.Errorf("got %v, want %v with %s", err, ErrEtcdData, stray)
+	if _, err := (core.DataDir{Path: empty, WAL: ""}).Layout(); !errors.Is(err, core.ErrEtcdData) || !strings.Contains(err.Error(), stray) {
+		t.Errorf("got %v, want %v with %s", err, core.ErrEtcdData, stray)
 	}
 }
 
@@ -431,7 +433,7 @@ func TestOtherLog(t *testing.T) {
 		_ = n.Stop(t.Context())
 		t.Fatal("the member starts")
 	}
-	if !errors.Is(err, ErrLogBehind) || !strings.Contains(err.Error(), m.cfg.WALDir) {
-		t.Errorf("got %v, want %v with %s", err, ErrLogBehind, m.cfg.WALDir)
+	if !errors.Is(err, core.ErrLogBehind) || !strings.Contains(err.Error(), m.cfg.WALDir) {
+		t.Errorf("got %v, want %v with %s", err, core.ErrLogBehind, m.cfg.WALDir)
 	}
 }

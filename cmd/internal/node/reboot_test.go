@@ -315,7 +315,7 @@ func TestBadEntry(t *testing.T) {
 			dir := t.TempDir()
 			m := startMember(t, dir, func(c *Config) { c.Exit = func(reason error) { exit <- reason } })
 			m.put("a", "1")
-			bad := m.applied() + 1
+			bad := m.host.Applied() + 1
 			m.Faults().ArmEntry(stage, bad, 2)
 			if _, err := m.client.Put(t.Context(), "a", "2"); !errors.Is(err, rpctypes.ErrStopped) {
 				t.Errorf("put: got %v, want %v", err, rpctypes.ErrStopped)
@@ -409,7 +409,7 @@ func TestFailedWrite(t *testing.T) {
 			dir := t.TempDir()
 			m := startMember(t, dir, func(c *Config) {
 				c.Exit = func(reason error) { exit <- reason }
-				c.Storage.LogFS = disk
+				c.FS = disk
 				c.Storage.OpenStore = func(cfg backend.Config) (backend.Store, error) {
 					s, err := backend.Open(cfg)
 					return badStore{s, fail}, err
@@ -465,7 +465,7 @@ func TestHungFsync(t *testing.T) {
 			m := startMember(t, t.TempDir(), func(c *Config) {
 				c.Logger = newLogger(log)
 				c.Heartbeat, c.Election = 10*time.Millisecond, 100*time.Millisecond
-				c.Storage.LogFS = disk
+				c.FS = disk
 				c.Storage.OpenStore = func(cfg backend.Config) (backend.Store, error) {
 					s, err := backend.Open(cfg)
 					return hungStore{s, store}, err

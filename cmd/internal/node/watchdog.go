@@ -35,10 +35,10 @@ func (n *Node) Health() []grpcgw.Trouble {
 	// In a longer time, the other members would have elected a new leader if they had
 	// noticed.
 	late := 2 * n.cfg.Election
-	if d := n.disk.Outstanding(); d > late {
+	if d := n.host.Fsync.Outstanding(); d > late {
 		add(troubleFsync, "an fsync of the log has been under way for "+d.Round(time.Millisecond).String())
 	}
-	if d := n.commit.Outstanding(); d > late {
+	if d := n.host.Commit.Outstanding(); d > late {
 		add(troubleStore, "a commit to the store has been under way for "+d.Round(time.Millisecond).String())
 	}
 	if n.trouble.noSpares.Load() {

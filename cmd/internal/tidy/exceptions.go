@@ -7,12 +7,15 @@ var sideways = map[[2]string]string{
 
 	{"proto/mvccmsg", "proto/applymsg"}: "mvcc executes the requests that apply hears",
 	{"proto/mvccmsg", "proto/raftmsg"}:  "mvcc answers with raft's results",
+	{"proto/peerpb", "proto/raftmsg"}:   "proposals are forwarded between members",
 	{"proto/leasemsg", "proto/raftmsg"}: "the outcome of a proposal is one of raft's codes",
 
 	{"cmd/troupe", "cmd/internal/config"}:           "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/logging"}:          "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/node"}:             "cmd may import cmd/internal",
-	{"cmd/troupectl", "cmd/internal/node"}:          "cmd may import cmd/internal",
+	{"cmd/troupe", "cmd/internal/core"}:             "cmd may import cmd/internal",
+	{"cmd/troupectl", "cmd/internal/core"}:          "cmd may import cmd/internal",
+	{"cmd/internal/node", "cmd/internal/core"}:      "a node is a core with a gateway and loops",
 	{"cmd/internal/logging", "cmd/internal/config"}: "the log is configured by flags",
 	{"cmd/internal/config", "cmd/internal/node"}:    "a flag is stored where it has its effect",
 }
@@ -68,7 +71,7 @@ var topLevel = []string{
 // commands lists what cmd and cmd/internal may contain.
 var commands = map[string][]string{
 	"cmd":          {"bench", "internal", "troupe", "troupectl"},
-	"cmd/internal": {"config", "crashtest", "logging", "node", "tidy"},
+	"cmd/internal": {"config", "core", "crashtest", "logging", "node", "tidy"},
 }
 
 // Packages in which a banned identifier may be used.

@@ -1,10 +1,12 @@
-package node
+package core
 
 import (
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // FuzzIdentity: a file of any content is parsed or refused. If it is parsed, it is the same
@@ -30,10 +32,10 @@ func FuzzIdentity(f *testing.F) {
 		if id.ClusterID == 0 || id.MemberID == 0 {
 			t.Fatalf("got %+v, want both ids", id)
 		}
-		if err := writeIdentity(path, id); err != nil {
+		if err := writeIdentity(wal.OSFS{}, path, id); err != nil {
 			t.Fatal(err)
 		}
-		again, err := ReadIdentity(path)
+		again, err := ReadIdentity(wal.OSFS{}, path)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,274 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/rs/zerolog"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor"
+	"github.com/troupe-db/troupe/applyactor/apply"
+	"github.com/troupe-db/troupe/leaseactor"
+	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
+	"github.com/troupe-db/troupe/raftactor/replica"
+	"github.com/troupe-db/troupe/walactor"
+	"github.com/troupe-db/troupe/walactor/wal"
+)
+
+// boot opens log and store, and creates the stages with what they contain.
+func (h *Host) boot(uint64) (_ *actors.Incarnation, err error) {
+	if h.stopping.Load() {
+		return nil, ErrStopping
+	}
+	if err := h.cfg.Disk.MakeRoom(); err != nil {
+		return nil, err
+	}
+	log, rec, err := h.openLog()
+	if errors.Is(err, wal.ErrNoSpace) {
+		err = h.cfg.Disk.Full(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, log.Close())
+		}
+	}()
+	opened, err := mvccactor.Open(mvccactor.OpenConfig{
+		Backend: backend.Config{
+			Dir:           h.cfg.Dir.StoreDir(),
+			MustExist:     rec.Mark.Index > 0 || h.cfg.Dir.Exists(),
+			Logger:        storeLogger{h.cfg.Logger},
+			OnFailure:     h.cfg.Exit,
+			MemTableBytes: h.cfg.Storage.MemTableBytes,
+			ValueLogBytes: h.cfg.Storage.ValueLogBytes,
+			PackBytes:     largest(rec.Entries),
+		},
+		OpenBackend: h.cfg.Storage.OpenStore,
+		Check:       func(d *mvccmsg.Durable) error { return h.checkTogether(log, rec, d) },
+		CacheBytes:  h.cfg.CacheBytes,
+		Published:   h.Published,
+		Corrupt:     func(e *mvcc.CorruptError) { h.cfg.Corrupt(e) },
+	})
+	if err != nil {
+		return nil, h.cfg.Disk.Full(err) // it may have become full after MakeRoom
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, opened.Backend.Close())
+		}
+	}()
+	if opened.Durable == nil { // Check was not called
+		if err := h.checkTogether(log, rec, nil); err != nil {
+			return nil, err
+		}
+	}
+	if err := h.cfg.Dir.record(h.cfg.Identity); err != nil {
+		return nil, err
+	}
+	rep, err := h.newReplica(rec, opened.Durable)
+	if err != nil {
+		return nil, err
+	}
+	return h.assemble(log, rep, opened), nil
+}
+
+// RequestOverhead bounds the bytes that the encoding adds to a request of the largest size.
+const RequestOverhead = 64 << 10
+
+// largest returns a bound of the largest pack that the replay of entries may create: a
+// record is as large as its request, and a pack has at least one record.
+func largest(entries []*raftpb.Entry) (bytes int64) {
+	for _, e := range entries {
+		bytes = max(bytes, int64(len(e.Data))+RequestOverhead)
+	}
+	return bytes
+}
+
+func (h *Host) openLog() (*wal.Log, *wal.Recovered, error) {
+	dir := h.cfg.Dir.LogDir()
+	fsys := h.cfg.Dir.fs()
+	cfg := wal.Config{ClusterID: h.cfg.Identity.ClusterID, MemberID: h.cfg.Identity.MemberID, Rand: h.cfg.Rand,
+		SegmentBytes: h.cfg.Storage.LogSegmentBytes}
+	exists, err := wal.Exists(fsys, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !exists && h.cfg.Dir.Exists() {
+		return nil, nil, fmt.Errorf("%w: none in %s", ErrLogBehind, dir)
+	}
+	if !exists {
+		log, err := wal.Create(fsys, dir, cfg, wal.Batch{})
+		return log, &wal.Recovered{}, err
+	}
+	log, rec, err := wal.Open(fsys, dir, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	if t := rec.Torn; t != nil {
+		h.cfg.Logger.Warn().Str("file", t.File).Int64("offset", t.Offset).Int64("bytes", t.Bytes).
+			Msg("truncated an unfinished write at the end of the log")
+	}
+	for _, file := range rec.Resized {
+		h.cfg.Logger.Warn().Str("file", file).Msg("a file of the log was shortened or extended; nothing is missing")
+	}
+	return log, rec, nil
+}
+
+// checkTogether returns an error if store and log do not belong together. d is nil if the
+// store has never been written to.
+func (h *Host) checkTogether(log *wal.Log, rec *wal.Recovered, d *mvccmsg.Durable) error {
+	if d != nil && (d.ClusterId != h.cfg.Identity.ClusterID || d.MemberId != h.cfg.Identity.MemberID) {
+		return fmt.Errorf("%w: the store is of member %x in cluster %x, this is member %x in cluster %x",
+			ErrOtherMember, d.MemberId, d.ClusterId, h.cfg.Identity.MemberID, h.cfg.Identity.ClusterID)
+	}
+	applied := d.GetAppliedIndex()
+	if applied < rec.Mark.Index {
+		return fmt.Errorf("%w: in %s %d entries are applied, the log begins after %d",
+			ErrStoreBehind, h.cfg.Dir.StoreDir(), applied, rec.Mark.Index)
+	}
+	if last := log.LastIndex(); applied > last {
+		return fmt.Errorf("%w: %s ends with %d, in %s %d entries are applied",
+			ErrLogBehind, h.cfg.Dir.LogDir(), last, h.cfg.Dir.StoreDir(), applied)
+	}
+	return nil
+}
+
+func (h *Host) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Replica, error) {
+	cfg := replica.Config{
+		ID:             h.cfg.Identity.MemberID,
+		ElectionTicks:  int(h.cfg.Election / h.cfg.Heartbeat),
+		HeartbeatTicks: 1,
+		PreVote:        h.cfg.PreVote,
+		Logger:         &raftactor.Logger{Log: h.cfg.Logger},
+		MarkIndex:      rec.Mark.Index,
+		MarkTerm:       rec.Mark.Term,
+		Entries:        rec.Entries,
+		HardState:      rec.HardState,
+		Applied:        d.GetAppliedIndex(),
+		AppliedTerm:    d.GetAppliedTerm(),
+		ConfState:      d.GetConfState(),
+	}
+	if rec.HardState == nil && len(rec.Entries) == 0 && d == nil {
+		for _, m := range h.cfg.Members {
+			context, err := proto.Marshal(m)
+			if err != nil {
+				return nil, fmt.Errorf("core: member %x: %w", m.Id, err)
+			}
+			cfg.Bootstrap = append(cfg.Bootstrap, raft.Peer{ID: m.Id, Context: context})
+		}
+	}
+	return replica.New(cfg)
+}
+
+// assemble wires the stages. Their mailboxes are made from the last to the
+// first, because each stage posts to those behind it.
+func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened) *actors.Incarnation {
+	limits, faults := h.cfg.Mailboxes, h.cfg.Faults
+	d := o.Durable
+	raftBox := raftactor.NewMailbox(limits.Raft, faults)
+	persister, persisterStage := mvccactor.NewPersister(mvccactor.PersisterConfig{
+		Store: o.Backend, Limit: limits.Persister,
+		Raft: raftBox, RaftLane: raftactor.RaftLocal,
+		Fatal: h.cfg.Exit, Room: h.cfg.Disk.PersistRoom, Watch: h.Commit, Metrics: h.cfg.Metrics.MVCC, Faults: faults,
+	})
+	leaseStage := leaseactor.New(leaseactor.Config{
+		Limit:  limits.Lease,
+		MinTTL: h.cfg.MinLeaseTTL, Election: h.cfg.Election, Checkpoint: h.cfg.LeaseCheckpoint,
+		Term: h.Raft.Leads, View: h.Published.View, Propose: h.Requests.Post, Now: h.cfg.LeaseClock,
+		Metrics: h.cfg.Metrics.Lease, Faults: faults,
+	})
+	mvccStage := mvccactor.New(mvccactor.Config{
+		Store: o.Store, Limit: limits.MVCC,
+		State: mvccactor.State{
+			ClusterID: h.cfg.Identity.ClusterID, MemberID: h.cfg.Identity.MemberID,
+			AppliedIndex: d.GetAppliedIndex(), AppliedTerm: d.GetAppliedTerm(),
+			ConfState: d.GetConfState(), Cluster: d.GetCluster(),
+		},
+		Persister: persisterStage.Mailbox, Raft: raftBox, RaftLane: raftactor.RaftLocal,
+		Deliver: h.deliver, Awaited: h.Replies.Awaited, Compacted: h.Compacted,
+		Lease: leaseStage.Mailbox, LeaseLane: leaseactor.ChangesLane,
+		ReplayedTo: log.LastIndex(), Hash: h.cfg.Hash,
+		Timeline: h.Timeline, Metrics: h.cfg.Metrics.MVCC, Logger: h.cfg.Logger, Faults: faults,
+	})
+	persister.Connect(mvccStage.Mailbox)
+	applyStage := applyactor.New(applyactor.Config{
+		State: apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
+		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
+		Timeline: h.Timeline, Metrics: h.cfg.Metrics.Apply, Logger: h.cfg.Logger, Faults: faults,
+	})
+	walStage := walactor.New(walactor.Config{
+		Member: h.cfg.Identity.MemberID, Log: log, Limit: limits.WAL,
+		Raft: raftBox, RaftLane: raftactor.RaftLocal, Peers: h.cfg.Peers,
+		Disk: h.Fsync, Timeline: h.Timeline, Fatal: h.cfg.Exit, Metrics: h.cfg.Metrics.WAL, Faults: faults,
+	})
+	raftActor, raftStage := raftactor.New(raftactor.Config{
+		Replica: rep, Heartbeat: h.cfg.Heartbeat,
+		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: h.cfg.Peers,
+		State: h.Raft, Timeline: h.Timeline, Metrics: h.cfg.Metrics.Raft, Faults: faults,
+	}, raftBox)
+	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
+		Limit: limits.Proposer, Raft: raftBox, State: h.Raft,
+		Applied: h.Applied, NextID: h.nextID, Metrics: h.cfg.Metrics.Raft, Faults: faults,
+	})
+	proposerStage := raftactor.NewProposer(raftactor.ProposerConfig{
+		Limit: limits.Proposer, Replies: h.Replies, Raft: raftBox,
+		NextBatch: h.nextID, Fsync: h.Fsync.Fsync, Metrics: h.cfg.Metrics.Raft, Faults: faults,
+	})
+	raftActor.Connect(proposerStage.Mailbox, readStage.Mailbox)
+	return &actors.Incarnation{
+		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, leaseStage, persisterStage},
+		Started: func() {
+			h.current.Store(&Handles{Log: log, Store: o.Backend, Keyspace: o.Store, MVCC: mvccStage.Mailbox})
+			h.Requests.Connect(proposerStage.Mailbox, readStage.Mailbox)
+			h.Leases.Connect(leaseStage.Mailbox)
+		},
+		Halt: func() error {
+			h.Requests.Disconnect()
+			h.Leases.Disconnect()
+			h.current.Store(nil)
+			h.Raft.Reset()
+			h.Replies.FailAll(raftmsg.Code_STOPPED) // the calls that the stages did not answer
+			return errors.Join(h.closeStore(o.Backend), closeLog(log, rep.Unwritten()))
+		},
+	}
+}
+
+// closeLog closes the log. Before that it writes the hard state that no append contained,
+// so that the next start knows the commit index. All stages must have stopped.
+func closeLog(log *wal.Log, unwritten *raftpb.HardState) error {
+	var err error
+	if unwritten != nil {
+		if err = log.Append(wal.Batch{HardState: unwritten}); errors.Is(err, wal.ErrFailed) {
+			err = nil // reported when it failed
+		}
+	}
+	return errors.Join(err, log.Close())
+}
+
+// closeStore closes the store, unless the member stops while there is no room: it is then
+// left as after a kill.
+func (h *Host) closeStore(store backend.Store) error {
+	if !h.cfg.Disk.AwaitRoom() {
+		return nil
+	}
+	return store.Close()
+}
+
+// storeLogger is the store's interface to the member's log.
+type storeLogger struct{ log zerolog.Logger }
+
+func (l storeLogger) Debugf(format string, args ...any) { l.log.Debug().Msgf(format, args...) }
+func (l storeLogger) Infof(format string, args ...any)  { l.log.Info().Msgf(format, args...) }
+func (l storeLogger) Warnf(format string, args ...any)  { l.log.Warn().Msgf(format, args...) }
+func (l storeLogger) Errorf(format string, args ...any) { l.log.Error().Msgf(format, args...) }

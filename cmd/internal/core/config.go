@@ -1,0 +1,109 @@
+// Package core is the core of a member: its data directory, recovery from it, and the wiring
+// of the stages. It has no listeners, and no loops at the edge: package node adds them. A
+// simulation can run several cores in one process.
+//
+// In the order of a start:
+//
+//	OpenDataDir    refuses the data of another member, and finds out who this one is
+//	Host.boot      opens log and store, checks that they belong together, and creates the
+//	               replica with what they contain
+//	Host.assemble  creates the stages of an incarnation and connects their mailboxes
+package core
+
+import (
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor"
+	"github.com/troupe-db/troupe/leaseactor"
+	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/raftactor"
+	"github.com/troupe-db/troupe/raftactor/replica"
+	"github.com/troupe-db/troupe/walactor"
+)
+
+// Config describes the core of a member.
+type Config struct {
+	Dir DataDir
+	// Identity is what OpenDataDir returned.
+	Identity Identity
+	// Members are those of a new cluster. They are used only if the data directory is empty.
+	Members []*applymsg.Member
+	Storage Storage
+
+	Heartbeat, Election time.Duration
+	PreVote             bool
+	Mailboxes           Mailboxes
+	CacheBytes          int64 // of records of the keyspace that are kept in memory
+	// RequestTimeout bounds the requests of clients.
+	RequestTimeout time.Duration
+	// MinLeaseTTL and LeaseCheckpoint are those of leaseactor.Config, and SlowKeepAlive
+	// is leaseactor.ClientConfig.Slow.
+	MinLeaseTTL     int64
+	LeaseCheckpoint time.Duration
+	SlowKeepAlive   bool
+	// LeaseClock is the monotonic clock of leases in nanoseconds; nil is that of the
+	// process.
+	LeaseClock func() int64
+
+	Peers   replica.Peers
+	Disk    Disk
+	Metrics Metrics
+	// Corrupt is called when damage to the store is found; see mvcc.Config.
+	Corrupt func(error)
+	// Hash wakes the loop that computes the hashes of compactions.
+	Hash func()
+	// Rand returns random numbers: for the names of segments of the log and the ids of
+	// batches.
+	Rand func() uint64
+	// Exit ends the process when the member cannot continue. It does not return, except
+	// in tests.
+	Exit   func(reason error)
+	Logger zerolog.Logger
+	Faults *actors.Faults // tests
+}
+
+// Disk answers whether the disk has room. It outlives the incarnations of the core.
+type Disk interface {
+	// MakeRoom ensures that there is enough space to open the store, which writes while
+	// it recovers.
+	MakeRoom() error
+	// Full returns an error that says so if err may be due to a full disk, and otherwise
+	// err.
+	Full(err error) error
+	// AwaitRoom waits until the store may be closed, which writes. It returns false if the
+	// member stops meanwhile.
+	AwaitRoom() bool
+	// PersistRoom reports whether there is room to commit so many bytes to the store.
+	PersistRoom(bytes int) bool
+	// LogFull reports whether the log has no room for a request.
+	LogFull(*applymsg.Request) bool
+}
+
+// Metrics are those of the rooms.
+type Metrics struct {
+	Raft  *raftactor.Metrics
+	WAL   *walactor.Metrics
+	Lease *leaseactor.Metrics
+	MVCC  *mvccactor.Metrics
+	Apply *applyactor.Metrics
+}
+
+// Storage is how a member stores its files. The zero value uses the operating system's
+// file system and the usual sizes; tests use smaller sizes and inject faults.
+type Storage struct {
+	LogSegmentBytes int64 // zero is wal.DefaultSegmentBytes
+	// MemTableBytes and ValueLogBytes are those of backend.Config.
+	MemTableBytes, ValueLogBytes int64
+	// OpenStore opens the store; nil is backend.Open.
+	OpenStore func(backend.Config) (backend.Store, error)
+}
+
+// Mailboxes are the limits of the stages' mailboxes.
+type Mailboxes struct {
+	Proposer, Raft, WAL, Apply, MVCC, Persister, Lease actors.Limit
+}

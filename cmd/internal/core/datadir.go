@@ -1,0 +1,287 @@
+package core
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/troupe-db/troupe/walactor/wal"
+)
+
+// Errors of opening a data directory.
+var (
+	// ErrEtcdData: the directory belongs to a real etcd member.
+	ErrEtcdData = errors.New("core: the data directory belongs to an etcd member, whose files have another format; " +
+		"to migrate, start with a new data directory while etcd runs, and copy the keys with 'etcdctl make-mirror'")
+	// ErrStoreBehind: the store lacks entries that are not in the log any more.
+	ErrStoreBehind = errors.New("core: the store ends before the log begins")
+	// ErrLogBehind: the log lacks entries that the store has, or is another one.
+	ErrLogBehind = errors.New("core: the log ends before what was applied from it")
+	// ErrOtherMember: store and log do not belong to the same member, or not to this one.
+	ErrOtherMember = errors.New("core: the data directory belongs to another member")
+)
+
+// DataDir is where a member has its data.
+type DataDir struct {
+	Path string
+	// WAL, if set, is the folder of the write-ahead log instead of one in Path.
+	WAL string
+	// FS is the file system; nil is that of the operating system.
+	FS wal.FS
+}
+
+// Identity identifies the member that a data directory belongs to. It is stored in a file
+// of its own, which can be read without opening, and so changing, anything else.
+type Identity struct {
+	ClusterID uint64   `json:"cluster_id"`
+	MemberID  uint64   `json:"member_id"`
+	Name      string   `json:"name"`
+	PeerURLs  []string `json:"peer_urls"`
+	// DataID is drawn when the directory is created, and never changes. If the other
+	// members know this one by another id, it has lost its data. 0 in directories of
+	// versions without it, until their next start.
+	DataID uint64 `json:"data_id,omitempty"`
+}
+
+// Layout has the paths in a data directory.
+type Layout struct {
+	Identity string // the file
+	Log      string // the folder of the write-ahead log
+	Store    string // the folder of the store
+	// Stray is a file that etcd created when it was started on this directory and
+	// failed; empty if there is none. It is never read.
+	Stray string
+}
+
+func (d DataDir) fs() wal.FS {
+	if d.FS == nil {
+		return wal.OSFS{}
+	}
+	return d.FS
+}
+
+func (d DataDir) member() string { return filepath.Join(d.Path, "member") }
+
+func (d DataDir) identityPath() string { return filepath.Join(d.member(), "identity.json") }
+
+// LogDir returns the folder of the write-ahead log.
+func (d DataDir) LogDir() string {
+	if d.WAL != "" {
+		return d.WAL
+	}
+	return filepath.Join(d.member(), "wal")
+}
+
+// StoreDir returns the folder of the store.
+func (d DataDir) StoreDir() string { return filepath.Join(d.member(), "db") }
+
+// BallastPath returns the file that is deleted when the disk is full.
+func (d DataDir) BallastPath() string { return filepath.Join(d.member(), "ballast") }
+
+// Exists reports whether the directory has a member's data.
+func (d DataDir) Exists() bool { return exists(d.fs(), d.identityPath()) }
+
+func exists(fsys wal.FS, path string) bool {
+	f, err := fsys.Open(path, false)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
+}
+
+// Layout returns the layout of the directory. Error: ErrEtcdData with the file that shows
+// that it belongs to an etcd member.
+func (d DataDir) Layout() (Layout, error) {
+	l := Layout{Identity: d.identityPath(), Log: d.LogDir(), Store: d.StoreDir()}
+	if file, ok := etcdLog(d.fs(), l.Log); ok {
+		return l, fmt.Errorf("%w (%s)", ErrEtcdData, file)
+	}
+	stray := filepath.Join(d.member(), "snap", "db")
+	if !exists(d.fs(), stray) {
+		return l, nil
+	}
+	ours, err := wal.Exists(d.fs(), l.Log)
+	if err != nil {
+		return l, err
+	}
+	if !ours && !d.Exists() {
+		return l, fmt.Errorf("%w (%s)", ErrEtcdData, stray)
+	}
+	l.Stray = stray
+	return l, nil
+}
+
+// etcdLog returns a file of an etcd member's log in dir, if there is one. Such files have
+// the same names as ours, but begin with a frame whose record has type 4, a checksum.
+func etcdLog(fsys wal.FS, dir string) (file string, ok bool) {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return "", false
+	}
+	i := slices.IndexFunc(names, func(name string) bool { return strings.HasSuffix(name, ".wal") })
+	if i < 0 {
+		return "", false
+	}
+	file = filepath.Join(dir, names[i])
+	f, err := fsys.Open(file, false)
+	if err != nil {
+		return "", false
+	}
+	defer f.Close()
+	var head [10]byte
+	if _, err := f.ReadAt(head[:], 0); err != nil {
+		return "", false
+	}
+	return file, head[8] == 0x08 && head[9] == 0x04
+}
+
+// OpenDataDir creates the directory if it does not exist. It returns the identity of the
+// member whose data is in it, and if there is none, the given one with a new data id. Before
+// it changes anything, it refuses the data of etcd, and of another member: one that has
+// neither the name nor a peer URL of the given one. stray is Layout.Stray.
+func OpenDataDir(d DataDir, given Identity, random func() uint64) (id Identity, stray string, err error) {
+	layout, err := d.Layout()
+	if err != nil {
+		return id, "", err
+	}
+	for _, dir := range []string{d.member(), filepath.Dir(d.LogDir())} {
+		if err := mkdirAll(d.fs(), dir); err != nil {
+			return id, "", fmt.Errorf("core: data directory: %w", err)
+		}
+	}
+	id = given
+	old, err := ReadIdentity(d.fs(), layout.Identity)
+	switch {
+	case err == nil:
+		known := func(url string) bool { return slices.Contains(old.PeerURLs, url) }
+		if old.Name != given.Name && !slices.ContainsFunc(given.PeerURLs, known) {
+			return id, "", fmt.Errorf("%w: %s is of member %q at %v, this is member %q at %v",
+				ErrOtherMember, d.Path, old.Name, old.PeerURLs, given.Name, given.PeerURLs)
+		}
+		// The peer URLs stay those of the first start: the ids are derived from them.
+		id = old
+		id.Name = given.Name
+	case !errors.Is(err, fs.ErrNotExist):
+		return id, "", err
+	}
+	for id.DataID == 0 {
+		id.DataID = random()
+	}
+	return id, layout.Stray, nil
+}
+
+// mkdirAll creates a directory, and the missing ones above it, durably.
+func mkdirAll(fsys wal.FS, dir string) error {
+	if _, err := fsys.List(dir); err == nil {
+		return nil
+	}
+	err := fsys.Mkdir(dir)
+	above := filepath.Dir(dir)
+	if errors.Is(err, fs.ErrNotExist) && above != dir {
+		if err := mkdirAll(fsys, above); err != nil {
+			return err
+		}
+		err = fsys.Mkdir(dir)
+	}
+	if err != nil {
+		return err
+	}
+	return fsys.SyncDir(above)
+}
+
+// identityBytesMax bounds the identity file: a name and some URLs.
+const identityBytesMax = 1 << 20
+
+// ReadIdentity reads the file of Layout.Identity. Errors: fs.ErrNotExist until the first
+// start has succeeded; ErrOtherMember if the file has no ids.
+func ReadIdentity(fsys wal.FS, path string) (Identity, error) {
+	text, err := readFile(fsys, path, identityBytesMax)
+	if err != nil {
+		return Identity{}, fmt.Errorf("core: identity: %w", err)
+	}
+	id, err := parseIdentity(text)
+	if err != nil {
+		return Identity{}, fmt.Errorf("core: no identity in %s: %w", path, err)
+	}
+	return id, nil
+}
+
+func parseIdentity(text []byte) (id Identity, err error) {
+	if err := json.Unmarshal(text, &id); err != nil || id.MemberID == 0 || id.ClusterID == 0 {
+		return Identity{}, errors.Join(err, ErrOtherMember)
+	}
+	return id, nil
+}
+
+func readFile(fsys wal.FS, path string, limit int64) ([]byte, error) {
+	f, err := fsys.Open(path, false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	if size > limit {
+		return nil, fmt.Errorf("%s has %d bytes, the limit is %d", path, size, limit)
+	}
+	text := make([]byte, size)
+	if _, err := f.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return text, nil
+}
+
+// record writes the identity file, if it is missing or differs. It is called when the data
+// is open and so known to be this member's.
+func (d DataDir) record(id Identity) error {
+	old, err := ReadIdentity(d.fs(), d.identityPath())
+	switch {
+	case err == nil && old.Name == id.Name && old.DataID == id.DataID:
+		return nil
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return writeIdentity(d.fs(), d.identityPath(), id)
+}
+
+func writeIdentity(fsys wal.FS, path string, id Identity) error {
+	text, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return fmt.Errorf("core: identity: %w", err)
+	}
+	if err := replaceFile(fsys, path, append(text, '\n')); err != nil {
+		return fmt.Errorf("core: identity: %w", err)
+	}
+	return nil
+}
+
+// replaceFile replaces a file atomically: a crash leaves the old or the new one.
+func replaceFile(fsys wal.FS, path string, text []byte) error {
+	temporary := path + ".tmp"
+	if err := fsys.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := fsys.Create(temporary)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(text, 0)
+	if err == nil {
+		err = f.Datasync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := fsys.Rename(temporary, path); err != nil {
+		return err
+	}
+	return fsys.SyncDir(filepath.Dir(path))
+}
