@@ -47,6 +47,8 @@ type Failure struct {
 	Message any    // being handled at the panic; nil if none
 	Epoch   uint64
 	At      time.Time
+	// Planned is set if no stage failed: Core.Reboot was called.
+	Planned bool
 }
 
 // Error implements error.
@@ -190,6 +192,17 @@ func (c *Core) Stop(ctx context.Context) error {
 	}
 }
 
+// Reboot stops all stages at once and boots them again from disk, as after a failure, but
+// it does not count as one. If the core is not running, it does nothing: a reboot or a
+// stop is under way. It does not wait.
+func (c *Core) Reboot(reason error) {
+	select {
+	case <-c.done:
+	default:
+		c.sys.Root.Send(c.pid, coreReboot{reason})
+	}
+}
+
 // Done is closed when the core is permanently down: stopped, or given up.
 func (c *Core) Done() <-chan struct{} { return c.done }
 
@@ -222,6 +235,7 @@ func (c *Core) LastFailure() (Failure, bool) {
 //
 //	boot       Boot opens everything, the stages are spawned, the state is running
 //	failed     a stage failed: cancel and stop all stages; the state is stopping
+//	reboot     Reboot was called: as failed, without counting
 //	settle     the last stage has terminated: halt closes the files; then boot the
 //	           next epoch, or go down
 //	drain      Stop was called: stop the stages one after another, in order, and
@@ -240,8 +254,9 @@ const (
 // Messages of the supervisor to itself. A timer carries the turn in which it was
 // set, so that an outdated one is recognised and ignored.
 type (
-	coreStop  struct{}
-	coreTimer struct{ turn int }
+	coreStop   struct{}
+	coreReboot struct{ reason error }
+	coreTimer  struct{ turn int }
 )
 
 // coreActor is the supervisor's actor. It uses protoactor's own mailbox, because it
@@ -274,6 +289,13 @@ func (s *coreActor) Receive(ctx actor.Context) {
 			s.terminated(ctx, m.Who.Id)
 		case coreStop:
 			s.drain(ctx)
+		case coreReboot:
+			if s.state == coreRunning {
+				f := failureOf(CorePath, s.epoch, m.reason)
+				f.Planned = true
+				s.cause = &f
+				s.stopAll(ctx)
+			}
 		case coreTimer:
 			s.timeout(ctx, m)
 		}
@@ -479,16 +501,24 @@ func (s *coreActor) halt() (err error) {
 }
 
 func (s *coreActor) reboot(ctx actor.Context, f Failure) {
+	if f.Planned {
+		s.cfg.Logger.Info().Uint64("epoch", s.epoch+1).Interface("reason", fmt.Sprint(f.Reason)).Msg("rebooting the core from disk as planned")
+	} else {
+		s.countFailure(f)
+	}
+	if s.cfg.OnReboot != nil {
+		s.cfg.OnReboot(s.epoch+1, f)
+	}
+	s.boot(ctx)
+}
+
+func (s *coreActor) countFailure(f Failure) {
 	s.recent = append(s.recent, time.Now())
 	s.handle.mu.Lock()
 	s.handle.reboot++
 	s.handle.mu.Unlock()
 	s.cfg.Registry.countReboot()
 	s.cfg.Logger.Warn().Uint64("epoch", s.epoch+1).Str("after", f.Stage).Msg("rebooting the core from disk")
-	if s.cfg.OnReboot != nil {
-		s.cfg.OnReboot(s.epoch+1, f)
-	}
-	s.boot(ctx)
 }
 
 // giveUp calls GiveUp, or reports to StartCore during the first boot. If GiveUp

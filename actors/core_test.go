@@ -488,6 +488,34 @@ func TestCoreStuckStage(t *testing.T) {
 	})
 }
 
+// TestCorePlannedReboot: a planned reboot boots a new incarnation as often as it is asked for,
+// and is no failure. It is ignored while the core stops.
+func TestCorePlannedReboot(t *testing.T) {
+	withCore(t, nil, func(c *coreRig) {
+		const times = actors.DefaultReboots + 2
+		for range times {
+			c.core.Reboot(errors.New("a snapshot was received"))
+			synctest.Wait()
+		}
+		if c.core.Epoch() != times+1 || c.core.Restarts() != 0 {
+			t.Errorf("got epoch %d, restarts %d, want %d and 0", c.core.Epoch(), c.core.Restarts(), times+1)
+		}
+		if f, ok := c.core.LastFailure(); ok {
+			t.Errorf("got failure %v, want none", f)
+		}
+		c.post(actors.CoreRaft, 5)
+		if !strings.HasSuffix(c.entries(), "raft:5") {
+			t.Errorf("journal %s, want the last incarnation to work", c.entries())
+		}
+		wantErr(t, c.core.Stop(context.Background()), nil)
+		c.core.Reboot(errors.New("late"))
+		synctest.Wait()
+		if c.core.Epoch() != times+1 {
+			t.Errorf("got epoch %d after the stop, want %d", c.core.Epoch(), times+1)
+		}
+	})
+}
+
 func TestCoreStopDuringReboot(t *testing.T) {
 	withCore(t, nil, func(c *coreRig) {
 		c.post(actors.CoreRaft, time.Second) // delays its stop
