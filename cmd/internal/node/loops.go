@@ -103,18 +103,19 @@ func (n *Node) wakeHash() {
 	}
 }
 
-// autoCompactLoop proposes compactions, by period or by number of revisions.
+// autoCompactLoop proposes compactions, by period or by number of revisions. Every member
+// samples revisions, so that a new leader knows them; the leader compacts.
 func (n *Node) autoCompactLoop(uint64) (actors.Stage, error) {
 	auto := n.cfg.AutoCompact
 	return actors.NewLoop(actors.LoopConfig{
 		Name: actors.EdgeAutoCompact, Every: auto.Every(), Faults: n.cfg.Faults,
 		Do: func(ctx context.Context, _ actors.Tick) {
 			v := n.host.Published.View()
-			if v == nil || n.host.Raft.Status().Leader != n.cfg.MemberID {
-				return // the leader compacts
+			if v == nil {
+				return
 			}
 			rev := auto.Poll(time.Now(), v.Revision)
-			if rev <= 0 {
+			if rev <= 0 || !n.host.Raft.Status().IsLeader {
 				return
 			}
 			out, err := n.host.Requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Compaction{
