@@ -63,7 +63,7 @@ func (f Failure) Unwrap() error {
 }
 
 func failureOf(stage string, epoch uint64, reason any) Failure {
-	f := Failure{Stage: stage, Reason: reason, Epoch: epoch, At: time.Now()}
+	f := Failure{Stage: stage, Reason: reason, Epoch: epoch, At: wall()}
 	if p, ok := reason.(*Panic); ok {
 		f.Reason, f.Stack, f.Message, f.At = p.Value, p.Stack, p.Message, p.At
 	}
@@ -159,12 +159,14 @@ func StartCore(sys *actor.ActorSystem, cfg CoreConfig) (*Core, error) {
 	c := &Core{sys: sys, done: make(chan struct{})}
 	first := make(chan error, 1)
 	s := &coreActor{cfg: cfg, handle: c, first: first, alive: map[string]*actor.PID{}}
-	pid, err := sys.Root.SpawnNamed(actor.PropsFromProducer(func() actor.Actor { return s }), CorePath)
+	pid, err := sys.Root.SpawnNamed(actor.PropsFromProducer(func() actor.Actor { return s }, actor.WithDispatcher(supervisor(CorePath))), CorePath)
 	if err != nil {
 		return nil, fmt.Errorf("actors: spawn %s: %w", CorePath, err)
 	}
 	c.pid = pid
+	Park(func() bool { return len(first) > 0 })
 	if err := <-first; err != nil {
+		parkUntilClosed(c.done)
 		<-c.done
 		return nil, err
 	}
@@ -177,11 +179,10 @@ func StartCore(sys *actor.ActorSystem, cfg CoreConfig) (*Core, error) {
 // of an earlier GiveUp. If ctx ends first, it returns the error of ctx, and the stop
 // continues.
 func (c *Core) Stop(ctx context.Context) error {
-	select {
-	case <-c.done:
-	default:
+	if !isClosed(c.done) {
 		c.sys.Root.Send(c.pid, coreStop{})
 	}
+	Park(func() bool { return isClosed(c.done) || ctx.Err() != nil })
 	select {
 	case <-c.done:
 		c.mu.Lock()
@@ -276,7 +277,7 @@ type coreActor struct {
 	gaveUp      bool                  // GiveUp was called; never called twice
 	recent      []time.Time           // reboots within the window, at most Limit
 	turn        int                   // number of the latest timer; others are outdated
-	timer       *time.Timer
+	timer       Timer
 }
 
 // Receive implements actor.Actor.
@@ -399,7 +400,7 @@ func (s *coreActor) verdict(f Failure) error {
 			return err
 		}
 	}
-	horizon := time.Now().Add(-s.cfg.Window)
+	horizon := wall().Add(-s.cfg.Window)
 	s.recent = slices.DeleteFunc(s.recent, func(t time.Time) bool { return !t.After(horizon) })
 	if len(s.recent) >= s.cfg.Limit {
 		return fmt.Errorf("%w: %d in %v, then %w", ErrTooManyReboots, len(s.recent), s.cfg.Window, f)
@@ -413,10 +414,12 @@ func (s *coreActor) stopAll(ctx actor.Context) {
 	s.setTimer(ctx, s.cfg.StopTimeout)
 	// The stops are queued first: a stage that Cancel unblocks must find its stop, and
 	// not handle the message that is queued next.
-	for _, pid := range s.alive {
-		ctx.Stop(pid)
-	}
 	if s.incarnation != nil {
+		for _, stage := range s.incarnation.Stages {
+			if pid, alive := s.alive[stage.Name]; alive {
+				ctx.Stop(pid)
+			}
+		}
 		for _, stage := range s.incarnation.Stages {
 			stage.cancel()
 		}
@@ -513,7 +516,7 @@ func (s *coreActor) reboot(ctx actor.Context, f Failure) {
 }
 
 func (s *coreActor) countFailure(f Failure) {
-	s.recent = append(s.recent, time.Now())
+	s.recent = append(s.recent, wall())
 	s.handle.mu.Lock()
 	s.handle.reboot++
 	s.handle.mu.Unlock()
@@ -590,7 +593,7 @@ func (s *coreActor) setTimer(ctx actor.Context, d time.Duration) {
 	s.stopTimer()
 	s.turn++
 	root, self, m := ctx.ActorSystem().Root, ctx.Self(), coreTimer{s.turn}
-	s.timer = time.AfterFunc(d, func() { root.Send(self, m) })
+	s.timer = AfterFunc(d, func() { root.Send(self, m) })
 }
 
 func (s *coreActor) stopTimer() {

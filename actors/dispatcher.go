@@ -15,6 +15,22 @@ const sharedThroughput = 300
 // actor has no goroutine.
 func Shared() actor.Dispatcher { return actor.NewDefaultDispatcher(sharedThroughput) }
 
+// supervisor is the dispatcher of the supervisor at a path, which has protoactor's own
+// mailbox. It is Shared, except that a simulation runs the supervisor too.
+type supervisor string
+
+// Schedule runs fn.
+func (s supervisor) Schedule(fn func()) {
+	if replaced != nil {
+		replaced.Schedule(string(s), fn)
+		return
+	}
+	go fn() // ends with fn, when the mailbox is empty
+}
+
+// Throughput implements actor.Dispatcher.
+func (s supervisor) Throughput() int { return sharedThroughput }
+
 // Pinned gives one actor one goroutine for its whole life. Waking a parked goroutine
 // is four times cheaper than starting one, and the woken actor does not preempt its
 // producers, which lets batches form.

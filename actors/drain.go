@@ -3,7 +3,6 @@ package actors
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -96,7 +95,7 @@ func newPanic(value, message any) *Panic {
 		return p
 	}
 	stack := debug.Stack()
-	return &Panic{Value: value, Stack: stack[:min(len(stack), stackMax)], Message: message, At: time.Now()}
+	return &Panic{Value: value, Stack: stack[:min(len(stack), stackMax)], Message: message, At: wall()}
 }
 
 // run is the actor's loop. It runs from the wake-up until the mailbox is empty, and
@@ -134,13 +133,22 @@ func (m *Mailbox) run() {
 		case yield && m.taken.requests-m.deferred.requests > 1:
 			yield = false
 			m.mu.Unlock()
-			runtime.Gosched()
+			gosched()
 		default:
 			m.fill(&m.batch)
 			m.mu.Unlock()
 			m.deliver(&m.batch)
 		}
 	}
+}
+
+// schedule has run called, once, on a goroutine of the actor.
+func (m *Mailbox) schedule() {
+	if replaced != nil {
+		replaced.Schedule(m.cfg.Name, m.loop)
+		return
+	}
+	m.dispatcher.Schedule(m.loop)
 }
 
 // park ends run. It is called with mu held and releases it. If the actor has stopped,
@@ -327,7 +335,7 @@ func (m *Mailbox) PostUserMessage(message any) {
 	wake := m.wake()
 	m.mu.Unlock()
 	if wake {
-		m.dispatcher.Schedule(m.loop)
+		m.schedule()
 	}
 	if refusal != nil {
 		m.reject(msg, refusal)
@@ -342,7 +350,7 @@ func (m *Mailbox) PostSystemMessage(message any) {
 	wake := m.wake()
 	m.mu.Unlock()
 	if wake {
-		m.dispatcher.Schedule(m.loop)
+		m.schedule()
 	}
 }
 
@@ -362,7 +370,7 @@ func (m *Mailbox) Start() {
 	wake := m.wake()
 	m.mu.Unlock()
 	if wake {
-		m.dispatcher.Schedule(m.loop)
+		m.schedule()
 	}
 }
 

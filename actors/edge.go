@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,7 +44,7 @@ type EdgeConfig struct {
 	// failure, doubling up to Max, each shortened by a random amount of up to half. A
 	// child that ran for longer than Max starts again at Base. Zero means the default.
 	Base, Max time.Duration
-	// Jitter returns a number in [0, 1); nil means math/rand.
+	// Jitter returns a number in [0, 1); nil means Float64.
 	Jitter func() float64
 	// OnFailure, if set, is called for each failure, on the supervisor's goroutine.
 	// Failure.Epoch is the incarnation.
@@ -59,7 +60,7 @@ func (c *EdgeConfig) complete() error {
 		return fmt.Errorf("actors: edge backoff from %v to %v", c.Base, c.Max)
 	}
 	if c.Jitter == nil {
-		c.Jitter = rand.Float64
+		c.Jitter = Float64
 	}
 	return nil
 }
@@ -90,7 +91,7 @@ func StartEdge(sys *actor.ActorSystem, cfg EdgeConfig) (*Edge, error) {
 	}
 	e := &Edge{sys: sys, done: make(chan struct{})}
 	s := &edgeActor{cfg: cfg, handle: e, children: map[string]*edgeChild{}}
-	pid, err := sys.Root.SpawnNamed(actor.PropsFromProducer(func() actor.Actor { return s }), EdgePath)
+	pid, err := sys.Root.SpawnNamed(actor.PropsFromProducer(func() actor.Actor { return s }, actor.WithDispatcher(supervisor(EdgePath))), EdgePath)
 	if err != nil {
 		return nil, fmt.Errorf("actors: spawn %s: %w", EdgePath, err)
 	}
@@ -104,6 +105,7 @@ func StartEdge(sys *actor.ActorSystem, cfg EdgeConfig) (*Edge, error) {
 func (e *Edge) Spawn(c Child) (*Handle, error) {
 	answer := make(chan edgeSpawned, 1)
 	e.sys.Root.Send(e.pid, edgeSpawn{c, answer})
+	Park(func() bool { return len(answer) > 0 || isClosed(e.done) })
 	select {
 	case a := <-answer:
 		return a.handle, a.err
@@ -115,12 +117,11 @@ func (e *Edge) Spawn(c Child) (*Handle, error) {
 // Stop stops all children at once and then the supervisor. If ctx ends first, it
 // returns the error of ctx.
 func (e *Edge) Stop(ctx context.Context) error {
-	select {
-	case <-e.done:
+	if isClosed(e.done) {
 		return nil
-	default:
-		e.sys.Root.Send(e.pid, edgeStop{})
 	}
+	e.sys.Root.Send(e.pid, edgeStop{})
+	Park(func() bool { return isClosed(e.done) || ctx.Err() != nil })
 	select {
 	case <-e.done:
 		return nil
@@ -202,13 +203,13 @@ type edgeChild struct {
 	spec        Child
 	handle      *Handle
 	incarnation uint64
-	pid         *actor.PID  // set by incarnate; nil while no incarnation runs
-	stage       Stage       // of the current incarnation
-	started     time.Time   // of the current incarnation
-	failed      bool        // the current incarnation failed and is stopping
-	failures    int         // consecutive; reset after a run longer than Max
-	timer       *time.Timer // pending backoff; nil while an incarnation runs
-	ending      bool        // the child must not be replaced
+	pid         *actor.PID // set by incarnate; nil while no incarnation runs
+	stage       Stage      // of the current incarnation
+	started     time.Time  // of the current incarnation
+	failed      bool       // the current incarnation failed and is stopping
+	failures    int        // consecutive; reset after a run longer than Max
+	timer       Timer      // pending backoff; nil while an incarnation runs
+	ending      bool       // the child must not be replaced
 }
 
 // Receive implements actor.Actor.
@@ -297,7 +298,7 @@ func (s *edgeActor) incarnate(ctx actor.Context, c *edgeChild) error {
 	if !c.spec.Unlisted {
 		s.cfg.Registry.Add(stage.Mailbox)
 	}
-	c.pid, c.stage, c.started, c.failed = ref.PID, stage, time.Now(), false
+	c.pid, c.stage, c.started, c.failed = ref.PID, stage, wall(), false
 	c.handle.box.Store(stage.Mailbox)
 	return nil
 }
@@ -326,7 +327,7 @@ func (s *edgeActor) terminated(ctx actor.Context, path string) {
 		s.forget(ctx, c)
 		return
 	}
-	if time.Since(c.started) > s.cfg.Max {
+	if wall().Sub(c.started) > s.cfg.Max {
 		c.failures = 0
 	}
 	s.schedule(ctx, c)
@@ -335,7 +336,7 @@ func (s *edgeActor) terminated(ctx actor.Context, path string) {
 func (s *edgeActor) schedule(ctx actor.Context, c *edgeChild) {
 	c.failures++
 	root, self, m := ctx.ActorSystem().Root, ctx.Self(), edgeRetry{c, c.incarnation}
-	c.timer = time.AfterFunc(s.cfg.backoff(c.failures), func() { root.Send(self, m) })
+	c.timer = AfterFunc(s.cfg.backoff(c.failures), func() { root.Send(self, m) })
 }
 
 func (s *edgeActor) retry(ctx actor.Context, m edgeRetry) {
@@ -384,8 +385,8 @@ func (s *edgeActor) forget(ctx actor.Context, c *edgeChild) {
 
 func (s *edgeActor) stopAll(ctx actor.Context) {
 	s.stopping = true
-	for _, c := range s.children {
-		s.endChild(ctx, c)
+	for _, path := range slices.Sorted(maps.Keys(s.children)) {
+		s.endChild(ctx, s.children[path])
 	}
 	s.settle(ctx)
 }
@@ -395,9 +396,7 @@ func (s *edgeActor) settle(ctx actor.Context) {
 	if !s.stopping || len(s.children) > 0 {
 		return
 	}
-	select {
-	case <-s.handle.done: // closed by an earlier call in the same stopAll
-	default:
+	if !isClosed(s.handle.done) { // by an earlier call in the same stopAll
 		close(s.handle.done)
 		ctx.Stop(ctx.Self())
 	}

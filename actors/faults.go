@@ -117,6 +117,6 @@ func (f *Faults) delay(stage string) {
 	d := f.delays[stage]
 	f.mu.Unlock()
 	if d > 0 {
-		time.Sleep(d)
+		sleep(d)
 	}
 }

@@ -127,6 +127,9 @@ func (g *Gate) Enter(ctx context.Context, lane int, c Cost) error {
 	l.waiters++
 	l.blocked++
 	g.mu.Unlock()
+	if replaced != nil {
+		replaced.Park(func() bool { return isClosed(w.ready) || ctx.Err() != nil })
+	}
 	select {
 	case <-w.ready:
 	case <-ctx.Done():

@@ -350,7 +350,7 @@ func (m *Mailbox) tryPost(lane int, msg any, c Cost, mayWait bool) error {
 	wake := m.wake()
 	m.mu.Unlock()
 	if wake {
-		m.dispatcher.Schedule(m.loop)
+		m.schedule()
 	}
 	return nil
 }
@@ -413,7 +413,7 @@ func (m *Mailbox) MustPostReserved(lane int, msg any) {
 	wake := m.wake()
 	m.mu.Unlock()
 	if wake {
-		m.dispatcher.Schedule(m.loop)
+		m.schedule()
 	}
 }
 
@@ -433,7 +433,7 @@ func (m *Mailbox) Post(ctx context.Context, lane int, msg any, c Cost) error {
 		wake := m.wake()
 		m.mu.Unlock()
 		if wake {
-			m.dispatcher.Schedule(m.loop)
+			m.schedule()
 		}
 		return nil
 	}
@@ -460,6 +460,9 @@ func (m *Mailbox) MustPostWait(ctx context.Context, lane int, msg any, c Cost) {
 // await blocks until w is settled or ctx ends. If both happen at once, the settlement
 // wins, because the message is already queued.
 func (m *Mailbox) await(ctx context.Context, l *lane, w *waiter) error {
+	if replaced != nil {
+		replaced.Park(func() bool { return len(w.ready) > 0 || ctx.Err() != nil })
+	}
 	select {
 	case <-w.ready:
 		m.mu.Lock()
@@ -485,7 +488,7 @@ func (m *Mailbox) withdraw(l *lane, w *waiter, err error) error {
 	wake := m.wake()
 	m.mu.Unlock()
 	if wake {
-		m.dispatcher.Schedule(m.loop)
+		m.schedule()
 	}
 	return err
 }
@@ -504,7 +507,7 @@ func (m *Mailbox) ReleaseLane(lane int, c Cost) {
 	wake := m.wake()
 	m.mu.Unlock()
 	if wake {
-		m.dispatcher.Schedule(m.loop)
+		m.schedule()
 	}
 }
 

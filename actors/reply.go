@@ -49,6 +49,9 @@ func (r *Reply[T]) Resolve(value T) (received bool) {
 
 // Wait returns the answer, or the error of ctx. If both come at once, the answer wins.
 func (r *Reply[T]) Wait(ctx context.Context) (value T, err error) {
+	if replaced != nil {
+		replaced.Park(func() bool { return len(r.done) > 0 || ctx.Err() != nil })
+	}
 	select {
 	case <-r.done:
 	case <-ctx.Done():

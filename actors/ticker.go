@@ -43,8 +43,8 @@ type Ticker struct {
 	due      func() bool
 
 	mu      sync.Mutex
-	timer   *time.Timer // nil before the first Arm
-	armed   bool        // the timer is running
+	timer   Timer // nil before the first Arm
+	armed   bool  // the timer is running
 	stopped bool
 	seq     uint64
 }
@@ -90,10 +90,10 @@ func (t *Ticker) arm() {
 	t.armed = true
 	wait := t.every
 	if wait <= alignedMax {
-		wait -= time.Duration(time.Now().UnixNano()) % wait
+		wait -= time.Duration(wall().UnixNano()) % wait
 	}
 	if t.timer == nil {
-		t.timer = time.AfterFunc(wait, t.fire)
+		t.timer = AfterFunc(wait, t.fire)
 	} else {
 		t.timer.Reset(wait)
 	}

@@ -59,6 +59,7 @@ var implemented = map[string]string{
 	"NewMemory": "the store in memory is for tests", "Reopen": "the store in memory is for tests",
 	"FailCommit": "the store in memory is for tests", "Drop": "the store in memory is for tests",
 	"DurableIndex": "the model of the log compares it",
+	"SetRuntime":   "simulations replace the runtime",
 }
 
 // topLevel lists what the root may contain, besides what .gitignore names.
