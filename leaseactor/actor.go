@@ -1,6 +1,8 @@
 package leaseactor
 
 import (
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -345,7 +347,8 @@ func (a *Actor) list(c *ListCall) {
 
 func (a *Actor) tick(t *actors.Tick) {
 	a.paused = false
-	for id, calls := range a.waiting {
+	for _, id := range slices.Sorted(maps.Keys(a.waiting)) {
+		calls := a.waiting[id]
 		left := calls[:0]
 		for _, c := range calls {
 			if c.deadline > t.At {
@@ -474,7 +477,7 @@ func (a *Actor) revoked(p proposal, ok bool) {
 }
 
 func (a *Actor) failAll(code raftmsg.Code) {
-	for id := range a.waiting {
+	for _, id := range slices.Sorted(maps.Keys(a.waiting)) {
 		a.answerWaiting(id, 0, code)
 	}
 }

@@ -1,6 +1,9 @@
 package mvccactor
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -135,7 +138,8 @@ func (l *leases) addTo(b *backend.Batch) {
 	if l.buckets == nil {
 		return
 	}
-	for n, value := range l.buckets {
+	for _, n := range slices.Sorted(maps.Keys(l.buckets)) {
+		value := l.buckets[n]
 		if len(value) == 0 {
 			b.Unset = append(b.Unset, mvcc.BucketName(n))
 		} else {

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 )
 
@@ -30,7 +31,7 @@ const holdMax = time.Second
 type held struct {
 	pin      *mvcc.Pin
 	revision int64
-	timer    *time.Timer
+	timer    actors.Timer
 	expired  atomic.Bool // set before the pin is released
 }
 
@@ -48,7 +49,7 @@ func (s *stream) hold() *mvcc.View {
 // holdFor holds a pin until release or for holdMax.
 func (s *Streams) holdFor(pin *mvcc.Pin, revision int64) *held {
 	h := &held{pin: pin, revision: revision}
-	h.timer = time.AfterFunc(holdMax, func() {
+	h.timer = actors.AfterFunc(holdMax, func() {
 		h.expired.Store(true)
 		s.unpin(h)
 	})

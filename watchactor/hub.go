@@ -2,7 +2,9 @@ package watchactor
 
 import (
 	"errors"
+	"maps"
 	"runtime"
+	"slices"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -154,7 +156,7 @@ func (h *hub) postSome(v *mvcc.View) bool {
 		// Corruption, which the store has reported. Each stream will meet it when it
 		// reads the log, and cancel the watchers that need the damaged part.
 		h.fan.Discard()
-		for id := range h.boxes {
+		for _, id := range slices.Sorted(maps.Keys(h.boxes)) {
 			h.loseStream(id)
 		}
 		last = v.Revision

@@ -2,7 +2,6 @@ package watchactor
 
 import (
 	"errors"
-	"math/rand/v2"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -88,7 +87,7 @@ type stream struct {
 	table    *watch.Table
 	hub      uint64 // incarnation of the hub that the stream subscribes to; see resubscribe
 	ticker   *actors.Ticker
-	retry    *time.Timer
+	retry    actors.Timer
 	held     *held // nil unless a watcher waits for the hub; see hold.go
 	ended    bool
 	err      error // of Send; others read it once the actor has stopped
@@ -135,7 +134,7 @@ func (s *stream) Receive(ctx actor.Context) {
 	case *actor.Started:
 		if every := s.cfg.Progress; every > 0 {
 			// Up to a tenth more, so that streams do not notify all at once.
-			every += time.Duration(rand.Int64N(int64(every)/10 + 1))
+			every += time.Duration(actors.Float64() * float64(every) / 10)
 			s.ticker = actors.StartTicker(s.box, laneTick, every, nil)
 		}
 	case *actors.Batch:
@@ -343,7 +342,7 @@ func (s *stream) turn() {
 	case errors.Is(err, mvcc.ErrCompacted):
 		s.endOn(s.table.Compacted(s.streams.cfg.Published.View().CompactRevision, s.pinned(), s.send))
 	case errors.Is(err, mvcc.ErrClosed), errors.Is(err, errNoTurn):
-		s.retry = time.AfterFunc(retryAfter, s.nextTurn)
+		s.retry = actors.AfterFunc(retryAfter, s.nextTurn)
 	default:
 		s.endOn(s.table.Fail(s.streams.cfg.Reason(err), v.Revision, s.send))
 	}
@@ -355,8 +354,10 @@ var errNoTurn = errors.New("watchactor: no turn to scan")
 // read reads one part of the log for the lagging watchers. It waits while too many
 // other streams do the same, and for its turn among the large reads.
 func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
-	s.streams.readers <- struct{}{}
-	defer func() { <-s.streams.readers }()
+	readers := s.streams.readers
+	actors.Park(func() bool { return len(readers) < cap(readers) })
+	readers <- struct{}{}
+	defer func() { <-readers }()
 	if s.streams.cfg.Turn != nil {
 		done, ok := s.streams.cfg.Turn()
 		if !ok {

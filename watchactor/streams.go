@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -175,8 +176,8 @@ func (s *Streams) adopt(hub *actors.Mailbox, id uint64) (streams []*stream, post
 	defer s.mu.Unlock()
 	s.handOver()
 	s.hub.Store(&currentHub{hub, id})
-	for _, st := range s.open {
-		streams = append(streams, st)
+	for _, id := range slices.Sorted(maps.Keys(s.open)) {
+		streams = append(streams, s.open[id])
 	}
 	return streams, s.posted
 }

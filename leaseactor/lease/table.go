@@ -3,7 +3,9 @@ package lease
 import (
 	"container/heap"
 	"iter"
+	"maps"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -337,11 +339,11 @@ func (t *Table) Left(now, id int64) (ttl, left int64, ok bool) {
 	return l.ttl, l.deadline - now, true
 }
 
-// All yields the ids of all leases, with their remaining time in nanoseconds.
+// All yields the ids of all leases, in order, with their remaining time in nanoseconds.
 func (t *Table) All(now int64) iter.Seq2[int64, int64] {
 	return func(yield func(id, left int64) bool) {
-		for id, l := range t.leases {
-			if !yield(id, l.deadline-now) {
+		for _, id := range slices.Sorted(maps.Keys(t.leases)) {
+			if !yield(id, t.leases[id].deadline-now) {
 				return
 			}
 		}

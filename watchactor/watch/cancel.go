@@ -1,5 +1,10 @@
 package watch
 
+import (
+	"maps"
+	"slices"
+)
+
 // Cancellation by the server, of watchers that lag behind and cannot catch up.
 //
 // A turn of reading finds that a compaction overtook the oldest laggards (Compacted),
@@ -21,7 +26,8 @@ func (t *Table) Fail(reason string, present int64, emit Emit) error {
 }
 
 func (t *Table) fail(affected func(*watcher) bool, resp Response, emit Emit) error {
-	for id, w := range t.watchers {
+	for _, id := range slices.Sorted(maps.Keys(t.watchers)) {
+		w := t.watchers[id]
 		if !w.lagging || !affected(w) {
 			continue
 		}

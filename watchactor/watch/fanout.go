@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
@@ -100,7 +101,7 @@ func (f *Fanout) RemoveStream(stream uint64) {
 	if l == nil {
 		return
 	}
-	for id := range l.ranges {
+	for _, id := range slices.Sorted(maps.Keys(l.ranges)) {
 		f.unsubscribe(l, id)
 	}
 	delete(f.streams, stream)

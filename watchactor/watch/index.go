@@ -29,10 +29,15 @@ func (r Range) Contains(key []byte) bool {
 type Index[T any] struct {
 	keys   map[string]T
 	ranges map[Range]*node[T]
+	list   []*node[T] // the values of ranges; its order depends on the calls alone
 	tree   adt.IntervalTree
 }
 
-type node[T any] struct{ value T }
+type node[T any] struct {
+	Range
+	value T
+	place int // in list
+}
 
 // NewIndex returns an empty index.
 func NewIndex[T any]() *Index[T] {
@@ -65,8 +70,9 @@ func (x *Index[T]) Put(r Range, value T) {
 		n.value = value
 		return
 	}
-	n := &node[T]{value}
+	n := &node[T]{Range: r, value: value, place: len(x.list)}
 	x.ranges[r] = n
+	x.list = append(x.list, n)
 	x.tree.Insert(interval(r), n)
 }
 
@@ -76,8 +82,13 @@ func (x *Index[T]) Delete(r Range) {
 		delete(x.keys, r.Key)
 		return
 	}
-	if _, ok := x.ranges[r]; ok {
+	if n, ok := x.ranges[r]; ok {
 		delete(x.ranges, r)
+		last := len(x.list) - 1
+		x.list[n.place] = x.list[last]
+		x.list[n.place].place = n.place
+		x.list[last] = nil
+		x.list = x.list[:last]
 		x.tree.Delete(interval(r))
 	}
 }
@@ -86,14 +97,15 @@ func (x *Index[T]) Delete(r Range) {
 // faster than the tree, which needs an interval for each key; usually there is one.
 const fewRanges = 4
 
-// Visit calls fn for each range that contains a key.
+// Visit calls fn for each range that contains a key, in an order that depends on the
+// earlier calls of Put and Delete alone.
 func (x *Index[T]) Visit(key []byte, fn func(T)) {
 	if value, ok := x.keys[string(key)]; ok {
 		fn(value)
 	}
-	if len(x.ranges) <= fewRanges {
-		for r, n := range x.ranges {
-			if r.Contains(key) {
+	if len(x.list) <= fewRanges {
+		for _, n := range x.list {
+			if n.Contains(key) {
 				fn(n.value)
 			}
 		}

@@ -1,5 +1,10 @@
 package watch
 
+import (
+	"maps"
+	"slices"
+)
+
 // Progress: telling a client up to which revision it has everything.
 //
 // Only the hub knows how far everything was posted, so each notification takes a
@@ -30,7 +35,8 @@ func (t *Table) notify(emit Emit) error {
 		return nil
 	}
 	t.notifies = false
-	for _, w := range t.watchers {
+	for _, id := range slices.Sorted(maps.Keys(t.watchers)) {
+		w := t.watchers[id]
 		if !w.due {
 			continue
 		}
@@ -39,7 +45,7 @@ func (t *Table) notify(emit Emit) error {
 			continue
 		}
 		// A watcher that has read the log may be ahead of the hub.
-		if err := emit(&Response{Revision: max(t.posted, w.next-1), WatchID: w.id}); err != nil {
+		if err := emit(&Response{Revision: max(t.posted, w.next-1), WatchID: id}); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,11 @@
 package watch
 
-import "github.com/troupe-db/troupe/proto/watchmsg"
+import (
+	"maps"
+	"slices"
+
+	"github.com/troupe-db/troupe/proto/watchmsg"
+)
 
 // Subscriptions: what the hub knows of the groups.
 //
@@ -68,7 +73,8 @@ func (t *Table) Joined(revision int64, emit Emit) error {
 // Lost drops all subscriptions: the hub could not post an event, and has dropped them
 // too. It had posted everything up to this revision.
 func (t *Table) Lost(revision int64) {
-	for _, g := range t.groups {
+	for _, id := range slices.Sorted(maps.Keys(t.byID)) {
+		g := t.byID[id]
 		if g.state != subscribed {
 			continue
 		}
@@ -90,7 +96,8 @@ func (t *Table) Renewed(revision int64, contiguous bool) {
 	t.unanswered, t.askedGroups, t.add, t.remove = false, nil, nil, nil
 	t.ask = t.ask || t.manualAsked > 0
 	t.manual, t.manualAsked = t.manual+t.manualAsked, 0
-	for _, g := range t.groups {
+	for _, id := range slices.Sorted(maps.Keys(t.byID)) {
+		g := t.byID[id]
 		if contiguous && g.state == subscribed {
 			for _, w := range g.watchers {
 				if !w.lagging {
