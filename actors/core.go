@@ -166,8 +166,7 @@ func StartCore(sys *actor.ActorSystem, cfg CoreConfig) (*Core, error) {
 	c.pid = pid
 	Park(func() bool { return len(first) > 0 })
 	if err := <-first; err != nil {
-		parkUntilClosed(c.done)
-		<-c.done
+		_ = Wait(context.Background(), c.done)
 		return nil, err
 	}
 	return c, nil
@@ -182,15 +181,12 @@ func (c *Core) Stop(ctx context.Context) error {
 	if !isClosed(c.done) {
 		c.sys.Root.Send(c.pid, coreStop{})
 	}
-	Park(func() bool { return isClosed(c.done) || ctx.Err() != nil })
-	select {
-	case <-c.done:
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.result
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := Wait(ctx, c.done); err != nil {
+		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.result
 }
 
 // Reboot stops all stages at once and boots them again from disk, as after a failure, but

@@ -110,8 +110,12 @@ func (e *Edge) Spawn(c Child) (*Handle, error) {
 	case a := <-answer:
 		return a.handle, a.err
 	case <-e.done:
-		return nil, fmt.Errorf("actors: spawn %s: %w", c.Name, ErrGone)
 	}
+	if len(answer) > 0 { // both: the child was started, and has ended with the edge
+		a := <-answer
+		return a.handle, a.err
+	}
+	return nil, fmt.Errorf("actors: spawn %s: %w", c.Name, ErrGone)
 }
 
 // Stop stops all children at once and then the supervisor. If ctx ends first, it
@@ -121,13 +125,7 @@ func (e *Edge) Stop(ctx context.Context) error {
 		return nil
 	}
 	e.sys.Root.Send(e.pid, edgeStop{})
-	Park(func() bool { return isClosed(e.done) || ctx.Err() != nil })
-	select {
-	case <-e.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return Wait(ctx, e.done)
 }
 
 // Handle refers to a child across its incarnations.

@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -117,6 +118,6 @@ func (f *Faults) delay(stage string) {
 	d := f.delays[stage]
 	f.mu.Unlock()
 	if d > 0 {
-		sleep(d)
+		_ = Sleep(context.Background(), d)
 	}
 }

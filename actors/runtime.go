@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"math/rand/v2"
 	"runtime"
 	"time"
@@ -115,11 +116,18 @@ func Park(ready func() bool) {
 	}
 }
 
-// parkUntilClosed is Park for a channel that carries no values.
-func parkUntilClosed(done <-chan struct{}) {
-	if replaced != nil {
-		replaced.Park(func() bool { return isClosed(done) })
+// Wait waits until done is closed, and returns nil, or until ctx ends, and returns its error.
+// If both have happened it returns nil.
+func Wait(ctx context.Context, done <-chan struct{}) error {
+	Park(func() bool { return isClosed(done) || ctx.Err() != nil })
+	select {
+	case <-done:
+	case <-ctx.Done():
+		if !isClosed(done) {
+			return ctx.Err()
+		}
 	}
+	return nil
 }
 
 func isClosed(done <-chan struct{}) bool {
@@ -140,13 +148,9 @@ func gosched() {
 	runtime.Gosched()
 }
 
-// sleep delays the caller.
-func sleep(d time.Duration) {
-	if replaced == nil {
-		time.Sleep(d)
-		return
-	}
-	over := false
-	replaced.AfterFunc(d, func() { over = true })
-	replaced.Park(func() bool { return over })
+// Sleep delays the caller by d, or until ctx ends, and returns the error of ctx.
+func Sleep(ctx context.Context, d time.Duration) error {
+	over := make(chan struct{})
+	defer AfterFunc(d, func() { close(over) }).Stop()
+	return Wait(ctx, over)
 }

@@ -107,7 +107,7 @@ func ask[T any](ctx context.Context, box *actors.Mailbox, m any, c *call[T]) (va
 
 // attempt calls try until there is an actor of a leader, at most for the timeout.
 func attempt[T any](ctx context.Context, c *Client, try func(*actors.Mailbox) (T, raftmsg.Code, error)) (value T, code raftmsg.Code, err error) {
-	var timeout <-chan time.Time // created by the second attempt
+	var deadline int64 // as actors.Now; set by the second attempt
 	for {
 		code = raftmsg.Code_STOPPED
 		if box := c.box.Load(); box != nil {
@@ -116,13 +116,12 @@ func attempt[T any](ctx context.Context, c *Client, try func(*actors.Mailbox) (T
 		if err != nil || code != raftmsg.Code_STOPPED && code != raftmsg.Code_NO_LEADER {
 			return value, code, err
 		}
-		if timeout == nil {
-			timeout = time.After(c.cfg.Timeout)
+		now := actors.Now()
+		if deadline == 0 {
+			deadline = now + int64(c.cfg.Timeout)
 		}
-		select {
-		case <-timeout:
+		if now >= deadline {
 			return value, raftmsg.Code_TIMED_OUT, nil
-		default:
 		}
 		if !c.cfg.Pause(ctx) {
 			return value, raftmsg.Code_STOPPED, ctx.Err()

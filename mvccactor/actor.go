@@ -124,10 +124,8 @@ func (c *Compacted) Await(ctx context.Context, revision int64) error {
 		if done {
 			return nil
 		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := actors.Wait(ctx, changed); err != nil {
+			return err
 		}
 	}
 }

@@ -83,7 +83,7 @@ type Compactor struct {
 	cfg CompactorConfig
 
 	mu   sync.Mutex // held by whichever reclaims: the loop, or Reclaim
-	last time.Time  // end of the loop's last round over the files; guarded by mu
+	last int64      // end of the loop's last round over the files, as actors.Now; guarded by mu
 
 	// What due reads. filesAt is when the next round over the files is due, as
 	// actors.Now; files sets it. nothingDead is the last state in which no pack had dead
@@ -176,14 +176,14 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 	if !c.room() {
 		return nil // without room, rewritten packs would only fill the persister's mailbox
 	}
-	end := time.Now().Add(budget)
+	end := actors.Now() + int64(budget)
 	garbage := v.Garbage(reclaimPacks)
 	if len(garbage) == 0 {
 		state := stateOf(v)
 		c.nothingDead.Store(&state)
 	}
 	for _, g := range garbage {
-		if time.Now().After(end) {
+		if actors.Now() > end {
 			return nil
 		}
 		value, err := loadPack(core.Store, g.ID)
@@ -213,7 +213,7 @@ func (c *Compactor) deleted(id mvcc.Revision) bool { return !c.cfg.Published.Vie
 
 // files has the store rewrite its files if enough of them is garbage.
 func (c *Compactor) files(ctx context.Context) error {
-	if time.Since(c.last) < fileInterval {
+	if actors.Now()-c.last < int64(fileInterval) {
 		return nil
 	}
 	defer func() { c.filesAt.Store(actors.Now() + int64(fileInterval)) }()
@@ -221,13 +221,13 @@ func (c *Compactor) files(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	c.last = time.Now()
+	c.last = actors.Now()
 	sizes := core.Store.Sizes()
 	if sizes.GarbageBytes < fileMin || float64(sizes.GarbageBytes) < fileShare*float64(sizes.PackBytes+sizes.GarbageBytes) {
 		return nil
 	}
 	report, err := core.Store.Reclaim(ctx, backend.Budget{Garbage: fileShare, Room: c.cfg.Room})
-	c.last = time.Now()
+	c.last = actors.Now()
 	if err != nil {
 		return err
 	}
@@ -284,16 +284,11 @@ const (
 // advanced waits for a view with fewer stored bytes than before, and reports whether it
 // came.
 func (c *Compactor) advanced(ctx context.Context, before int64) bool {
-	poll := time.NewTicker(advancePoll)
-	defer poll.Stop()
-	end := time.Now().Add(advanceWait)
-	for time.Now().Before(end) {
+	for end := actors.Now() + int64(advanceWait); actors.Now() < end; {
 		if c.cfg.Published.View().Sizes.Stored < before {
 			return true
 		}
-		select {
-		case <-poll.C:
-		case <-ctx.Done():
+		if actors.Sleep(ctx, advancePoll) != nil {
 			return false
 		}
 	}

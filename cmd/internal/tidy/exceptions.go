@@ -30,6 +30,28 @@ var impure = map[string]string{
 	"mvccactor/backend": "adapter of badger",
 }
 
+// standIns are files of adapters that a simulation runs in place of the outside.
+var standIns = []string{"mvccactor/backend/memory.go"}
+
+// unsimulated is what CheckSimulated finds and permits, by file and finding, with the
+// reason.
+var unsimulated = map[[2]string]string{
+	{"actors/runtime.go", "time.Now"}:             "the runtime in production",
+	{"actors/runtime.go", "time.Since"}:           "the runtime in production",
+	{"actors/runtime.go", "time.AfterFunc"}:       "the runtime in production",
+	{"actors/runtime.go", "math/rand/v2.Float64"}: "the runtime in production",
+	{"actors/dispatcher.go", "go"}:                "the dispatchers in production",
+
+	{"actors/runtime.go", "select"}: "after Park; the outcome does not depend on the choice",
+	{"actors/edge.go", "select"}:    "after Park; the outcome does not depend on the choice",
+	{"actors/gate.go", "select"}:    "after Park; the outcome does not depend on the choice",
+	{"actors/mailbox.go", "select"}: "after Park; the outcome does not depend on the choice",
+	{"actors/reply.go", "select"}:   "after Park; the outcome does not depend on the choice",
+
+	{"mvccactor/metrics.go", "time.Now"}:   "statistics only",
+	{"walactor/wal/preparer.go", "select"}: "closes all files; their order has no effect",
+}
+
 // testSupport are packages that only tests import.
 var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/mvcc/mvcctest", "cmd/internal/crashtest"}
 

@@ -48,6 +48,8 @@ func TestContractsHold(t *testing.T)       { report(t, load(t, root(t)).CheckCon
 func TestNothingBannedIsUsed(t *testing.T) { report(t, load(t, root(t)).CheckBanned()) }
 func TestNothingIsUnused(t *testing.T)     { report(t, load(t, root(t)).CheckUnused()) }
 
+func TestSeedsDecide(t *testing.T) { report(t, load(t, root(t)).CheckSimulated()) }
+
 func TestArchitectureNamesWhatExists(t *testing.T) {
 	findings, err := load(t, root(t)).CheckDocument(root(t), "ARCHITECTURE.md")
 	if err != nil {
@@ -138,6 +140,7 @@ func TestPlanted(t *testing.T) {
 	cores := (*Tree).CheckCores
 	bans := (*Tree).CheckBanned
 	contracts := (*Tree).CheckContracts
+	simulated := (*Tree).CheckSimulated
 	for _, tc := range []struct {
 		name  string
 		check func(*Tree) []string
@@ -171,6 +174,31 @@ func TestPlanted(t *testing.T) {
 		{"core with actors", cores, map[string]string{"mvccactor/backend/a.go": `package backend; import _ "github.com/asynkron/protoactor-go/actor"`}, []string{"must not use actors"}},
 		{"adapter", cores, map[string]string{"mvccactor/backend/a.go": "package backend\nfunc f() { go f() }"}, nil},
 		{"shell", cores, map[string]string{"walactor/a.go": "package walactor\nfunc f() { go f() }"}, nil},
+
+		{"seeded", simulated, map[string]string{
+			"walactor/a.go": `package walactor
+				import ("math/rand/v2"; "time")
+				func f(a, b chan int, r *rand.Rand, d time.Duration) {
+					select { case <-a: default: }
+					_ = time.Duration(r.IntN(3)) + d
+				}`,
+			"cmd/troupe/a.go":        `package main; import "time"; var t = time.Now()`,
+			"mvccactor/backend/a.go": `package backend; func f() { go f() }`,
+			"actors/actorstest/a.go": `package actorstest; func f() { go f() }`,
+			"walactor/a_test.go":     `package walactor; func g() { go g() }`,
+		}, nil},
+		{"unseeded", simulated, map[string]string{"walactor/a.go": `package walactor
+			import ("context"; "crypto/rand"; dice "math/rand/v2"; "time")
+			func f(a, b chan int) {
+				go f(a, b)
+				select { case <-a: case <-b: }
+				time.Sleep(1)
+				_ = dice.IntN(3)
+				_ = rand.Reader
+				_, _ = context.WithTimeout(nil, 1)
+			}`, "mvccactor/backend/memory.go": `package backend; func f() { go f() }`},
+			[]string{"memory.go:1: go in code", "a.go:4: go", "a.go:5: select", "time.Sleep", "math/rand/v2.IntN", "crypto/rand.Reader", "context.WithTimeout"}},
+		{"old exception of a file", simulated, map[string]string{"actors/reply.go": `package actors`}, []string{"reply.go no longer has select"}},
 
 		{"banned function", bans, map[string]string{"walactor/a.go": `package walactor
 			import "github.com/asynkron/protoactor-go/actor"
@@ -288,7 +316,10 @@ func TestRank(t *testing.T) {
 
 // TestExceptionsExist: every folder and file that is excepted or expected exists.
 func TestExceptionsExist(t *testing.T) {
-	named := slices.Concat(slices.Collect(maps.Keys(impure)), testSupport, topLevel)
+	named := slices.Concat(slices.Collect(maps.Keys(impure)), testSupport, standIns, topLevel)
+	for key := range unsimulated {
+		named = append(named, key[0])
+	}
 	for dir, entries := range commands {
 		for _, e := range entries {
 			named = append(named, dir+"/"+e)
@@ -308,6 +339,9 @@ func TestExceptionsHaveReasons(t *testing.T) {
 		reasons = append(reasons, r)
 	}
 	for _, r := range impure {
+		reasons = append(reasons, r)
+	}
+	for _, r := range unsimulated {
 		reasons = append(reasons, r)
 	}
 	for _, b := range banned {
