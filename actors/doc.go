@@ -71,6 +71,21 @@
 // Actors start no goroutines: a panic on such a goroutine would crash the whole
 // process.
 //
+// # The runtime
+//
+// Clocks, timers, random numbers, goroutines and blocking are those of Go, and actors use
+// them through this package: Now, AfterFunc, Float64, Wait, Sleep, Ticker, and the
+// dispatchers. SetRuntime replaces them for the whole process, so that a simulation runs
+// members on one goroutine, in an order that a seed decides.
+//
+// Each wake-up of a mailbox is a task that runs until the mailbox is empty. A place that
+// blocks, such as Post to a full mailbox, calls Park first, where the simulation suspends
+// the task. IMPORTANT: an actor that blocks on a channel of its own must do so too, and
+// must hold no lock meanwhile; otherwise the simulation hangs.
+//
+// A test of the source tree bans time.Now, go statements and the like from the code that
+// a simulation runs. The order of messages, answers and writes must not be that of a map.
+//
 // # Observation
 //
 // Registry collects the statistics of all mailboxes by name, across reboots, for

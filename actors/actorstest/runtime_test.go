@@ -161,7 +161,7 @@ const (
 func (s *stage) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		if s.made == 0 && s.got == nil && s.ticks == nil && s.box.Name() == actors.CoreProposer {
+		if s.box.Name() == actors.CoreProposer {
 			s.ticks = actors.StartTicker(s.box, 0, 10*time.Millisecond, nil)
 		}
 	case *actor.Stopping:
@@ -196,8 +196,33 @@ func (s *stage) handle(msg any) {
 	}
 }
 
+// startEdge starts an edge with a loop whose first incarnation panics.
+func startEdge(t *testing.T, sys *actor.ActorSystem, sim *toy) (*actors.Edge, *actors.Handle) {
+	t.Helper()
+	edge, err := actors.StartEdge(sys, actors.EdgeConfig{Logger: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := actors.Child{Name: actors.EdgeDisk, New: func(incarnation uint64) (actors.Stage, error) {
+		return actors.NewLoop(actors.LoopConfig{Name: actors.EdgeDisk, Every: 7 * time.Millisecond, Do: func(ctx context.Context, _ actors.Tick) {
+			sim.note("run %d of the loop at %d", incarnation, sim.now)
+			if incarnation == 1 {
+				panic("first")
+			}
+			if err := actors.Sleep(ctx, time.Millisecond); err != nil {
+				sim.note("the loop ends: %v", err)
+			}
+		}}), nil
+	}}
+	h, err := edge.Spawn(child)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return edge, h
+}
+
 // simulate runs a core of three stages, whose mailboxes hold two messages, until the last
-// one has received all messages. It returns what happened.
+// one has received all messages, and an edge. It returns what happened.
 func simulate(t *testing.T, seed uint64) *toy {
 	t.Helper()
 	sim := newToy(seed)
@@ -227,7 +252,14 @@ func simulate(t *testing.T, seed uint64) *toy {
 	if err != nil {
 		t.Fatal(err)
 	}
+	edge, loop := startEdge(t, sys, sim)
 	sim.park(func() bool { return len(got) == messages })
+	if n := loop.Restarts(); n != 1 {
+		t.Errorf("seed %d: got %d restarts of the loop, want 1", seed, n)
+	}
+	if err := edge.Stop(t.Context()); err != nil {
+		t.Errorf("seed %d: stop the edge: %v", seed, err)
+	}
 	if err := core.Stop(t.Context()); err != nil {
 		t.Errorf("seed %d: stop: %v", seed, err)
 	}

@@ -55,6 +55,23 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// TestOrderOfAll: the list of leases has the order of their ids.
+func TestOrderOfAll(t *testing.T) {
+	table := NewTable(testConfig)
+	var want, got []int64
+	for id := int64(20); id > 0; id-- {
+		table.Grant(0, id, 10)
+		want = append(want, id)
+	}
+	slices.Reverse(want)
+	for id := range table.All(second) {
+		got = append(got, id)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 // TestOrderOfExpiry: leases of equal TTL expire in the order in which they were
 // granted or renewed, also those of one batch, which share a reading of the clock.
 func TestOrderOfExpiry(t *testing.T) {
