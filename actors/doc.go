@@ -74,8 +74,8 @@
 // # The runtime
 //
 // Clocks, timers, random numbers, goroutines and blocking are those of Go, and actors use
-// them through this package: Now, AfterFunc, Float64, Wait, Sleep, Ticker, and the
-// dispatchers. SetRuntime replaces them for the whole process, so that a simulation runs
+// them through this package: Now, AfterFunc, Float64, Wait, Sleep, Yield, Ticker,
+// and the dispatchers. SetRuntime replaces them for the whole process, so that a simulation runs
 // members on one goroutine, in an order that a seed decides.
 //
 // Each wake-up of a mailbox is a task that runs until the mailbox is empty. A place that

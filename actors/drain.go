@@ -133,7 +133,7 @@ func (m *Mailbox) run() {
 		case yield && m.taken.requests-m.deferred.requests > 1:
 			yield = false
 			m.mu.Unlock()
-			gosched()
+			Yield()
 		default:
 			m.fill(&m.batch)
 			m.mu.Unlock()

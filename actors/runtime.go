@@ -139,8 +139,8 @@ func isClosed(done <-chan struct{}) bool {
 	}
 }
 
-// gosched lets other goroutines run.
-func gosched() {
+// Yield lets other goroutines run. The caller holds no lock.
+func Yield() {
 	if replaced != nil {
 		replaced.Park(func() bool { return true })
 		return

@@ -3,7 +3,6 @@ package watchactor
 import (
 	"errors"
 	"maps"
-	"runtime"
 	"slices"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -184,7 +183,7 @@ func (h *hub) post(stream uint64, m *watchmsg.Matched) {
 	if err == nil {
 		if h.posts++; h.posts >= postsPerYield {
 			h.posts = 0
-			runtime.Gosched()
+			actors.Yield()
 		}
 		return
 	}

@@ -2,7 +2,6 @@ package watchactor
 
 import (
 	"errors"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -242,7 +241,7 @@ func (s *stream) endOn(err error) {
 func (s *stream) send(r *watch.Response) error {
 	if s.sends++; s.sends >= sendsPerYield {
 		s.sends = 0
-		runtime.Gosched()
+		actors.Yield()
 	}
 	s.sending.Store(actors.Now())
 	defer s.sending.Store(0)

@@ -89,7 +89,7 @@ func (s *Streams) Wake() {
 		// If the lane is full, the hub is about to read anyway. If the mailbox is
 		// closed, streams subscribe again at the next hub.
 		if hub.box.TryPost(hubWake, &watchmsg.Published{}, actors.Cost{Requests: 1}) == nil {
-			runtime.Gosched()
+			actors.Yield()
 		}
 	}
 }

@@ -16,7 +16,8 @@ import (
 	"github.com/troupe-db/troupe/actors"
 )
 
-// The test is alone in its package, because it replaces the runtime of its process.
+// The tests of this file are alone in their package, because they replace the runtime of
+// their process.
 
 // toy is the smallest simulation: it runs all tasks on one goroutine and draws the next
 // one from a seed. Time advances to the next timer when no task can run.
@@ -298,4 +299,59 @@ func TestRuntimeIsReplaceable(t *testing.T) {
 		}
 	}
 	t.Logf("%d simulations took %v", 2*len(seen), time.Since(begin))
+}
+
+// TestWaitsPark: a wait for a gate, a reply or a channel suspends its task, and ends when
+// another task provides what it waits for, or its context ends.
+func TestWaitsPark(t *testing.T) {
+	for seed := range uint64(20) {
+		sim := newToy(seed)
+		actors.SetRuntime(sim.runtime())
+		one := actors.Cost{Requests: 1}
+		gate := actors.NewGate("gate", actors.GateLane{Limit: actors.Limit{Requests: 1, Bytes: 1}, Wait: 3})
+		reply, late := actors.NewReply[int](), actors.NewReply[int]()
+		closed := make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		inside, ended := 0, 0
+		for i := range 4 {
+			sim.schedule(fmt.Sprint("caller ", i), func() {
+				if err := gate.Enter(ctx, 0, one); err != nil {
+					t.Errorf("seed %d: enter: %v", seed, err)
+				}
+				if inside++; inside != 1 {
+					t.Errorf("seed %d: got %d callers inside, want 1", seed, inside)
+				}
+				_ = actors.Sleep(ctx, time.Millisecond)
+				inside--
+				gate.Leave(0, one)
+				if ended++; ended == 4 {
+					reply.Resolve(ended)
+				}
+			})
+		}
+		sim.schedule("asker", func() {
+			if n, err := reply.Wait(ctx); n != 4 || err != nil {
+				t.Errorf("seed %d: got the reply %d, %v, want 4", seed, n, err)
+			}
+			close(closed)
+		})
+		sim.schedule("waiter", func() {
+			if err := actors.Wait(ctx, closed); err != nil {
+				t.Errorf("seed %d: wait: %v", seed, err)
+			}
+			cancel()
+		})
+		sim.schedule("late", func() {
+			if _, err := late.Wait(ctx); err != context.Canceled {
+				t.Errorf("seed %d: got the error %v of a wait whose context has ended, want %v", seed, err, context.Canceled)
+			}
+		})
+		for sim.step() {
+		}
+		if len(sim.tasks) > 0 {
+			t.Errorf("seed %d: %d tasks wait for ever", seed, len(sim.tasks))
+		}
+		actors.SetRuntime(nil)
+		cancel()
+	}
 }

@@ -38,6 +38,7 @@ var standIns = []string{"mvccactor/backend/memory.go"}
 var unsimulated = map[[2]string]string{
 	{"actors/runtime.go", "time.Now"}:             "the runtime in production",
 	{"actors/runtime.go", "time.Since"}:           "the runtime in production",
+	{"actors/runtime.go", "runtime.Gosched"}:      "the runtime in production",
 	{"actors/runtime.go", "time.AfterFunc"}:       "the runtime in production",
 	{"actors/runtime.go", "math/rand/v2.Float64"}: "the runtime in production",
 	{"actors/dispatcher.go", "go"}:                "the dispatchers in production",

@@ -14,9 +14,12 @@ import (
 // random among those that are ready. CheckSimulated finds it by syntax; see isSimulated
 // for where, and unsimulated for the exceptions.
 
-// realTimers are the functions that start timers of the process, besides those of
-// impurities, by the import path of their package.
-var realTimers = map[string][]string{"context": {"WithTimeout", "WithTimeoutCause", "WithDeadline", "WithDeadlineCause"}}
+// unscheduled are functions that start timers or goroutines of the process, or choose
+// among its goroutines, besides those of impurities, by the import path of their package.
+var unscheduled = map[string][]string{
+	"runtime": {"Gosched"},
+	"context": {"AfterFunc", "WithTimeout", "WithTimeoutCause", "WithDeadline", "WithDeadlineCause"},
+}
 
 // isSimulated reports whether a simulation runs the code of a file: the kit, the actors,
 // the pure cores, and of the adapters what stands in for the outside.
@@ -44,7 +47,7 @@ func (t *Tree) CheckSimulated() (findings []string) {
 			case unsimulated[key] != "":
 				used[key] = true
 			default:
-				findings = append(findings, fmt.Sprintf("%s: %s in code that a simulation runs: use actors.Now, AfterFunc, Sleep, Float64 or Park, or except it in cmd/internal/tidy/exceptions.go", t.at(n), what))
+				findings = append(findings, fmt.Sprintf("%s: %s in code that a simulation runs: use actors.Now, AfterFunc, Sleep, Yield, Float64 or Park, or except it in cmd/internal/tidy/exceptions.go", t.at(n), what))
 			}
 			return true
 		})
@@ -72,7 +75,7 @@ func (f *File) unseeded(n ast.Node) string {
 		}
 	case *ast.SelectorExpr:
 		p, name, ok := f.selector(n)
-		if ok && (slices.Contains(impurities[p], name) || slices.Contains(realTimers[p], name) || isUnseeded(p, name)) {
+		if ok && (slices.Contains(impurities[p], name) || slices.Contains(unscheduled[p], name) || isUnseeded(p, name)) {
 			return p + "." + name
 		}
 	}
