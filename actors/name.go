@@ -29,3 +29,8 @@ const (
 
 // EdgeWatch is the path of watch stream n.
 func EdgeWatch(n uint64) string { return EdgePath + "/watch/" + strconv.FormatUint(n, 10) }
+
+// EdgePeer is the path of the sender of a lane to another member.
+func EdgePeer(member uint64, lane string) string {
+	return EdgePath + "/peer/" + strconv.FormatUint(member, 16) + "/" + lane
+}

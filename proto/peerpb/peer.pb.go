@@ -25,6 +25,80 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RefusalReason says what the sender of a stream did wrong.
+type RefusalReason int32
+
+const (
+	RefusalReason_REFUSAL_UNKNOWN RefusalReason = 0
+	// The first frame is no Hello, or not in time.
+	RefusalReason_BAD_HELLO     RefusalReason = 1
+	RefusalReason_WRONG_CLUSTER RefusalReason = 2
+	// Hello.to is another member.
+	RefusalReason_WRONG_MEMBER RefusalReason = 3
+	// The sender was removed from the cluster.
+	RefusalReason_REMOVED RefusalReason = 4
+	// The data directory of one of them is not the one that the other knows.
+	RefusalReason_DATA_REPLACED      RefusalReason = 5
+	RefusalReason_NO_COMMON_PROTOCOL RefusalReason = 6
+	// The two were bootstrapped with different configurations.
+	RefusalReason_OTHER_BOOTSTRAP RefusalReason = 7
+	// A frame has a message that the sender must not send.
+	RefusalReason_BAD_FRAME RefusalReason = 8
+)
+
+// Enum value maps for RefusalReason.
+var (
+	RefusalReason_name = map[int32]string{
+		0: "REFUSAL_UNKNOWN",
+		1: "BAD_HELLO",
+		2: "WRONG_CLUSTER",
+		3: "WRONG_MEMBER",
+		4: "REMOVED",
+		5: "DATA_REPLACED",
+		6: "NO_COMMON_PROTOCOL",
+		7: "OTHER_BOOTSTRAP",
+		8: "BAD_FRAME",
+	}
+	RefusalReason_value = map[string]int32{
+		"REFUSAL_UNKNOWN":    0,
+		"BAD_HELLO":          1,
+		"WRONG_CLUSTER":      2,
+		"WRONG_MEMBER":       3,
+		"REMOVED":            4,
+		"DATA_REPLACED":      5,
+		"NO_COMMON_PROTOCOL": 6,
+		"OTHER_BOOTSTRAP":    7,
+		"BAD_FRAME":          8,
+	}
+)
+
+func (x RefusalReason) Enum() *RefusalReason {
+	p := new(RefusalReason)
+	*p = x
+	return p
+}
+
+func (x RefusalReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RefusalReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_peerpb_peer_proto_enumTypes[0].Descriptor()
+}
+
+func (RefusalReason) Type() protoreflect.EnumType {
+	return &file_peerpb_peer_proto_enumTypes[0]
+}
+
+func (x RefusalReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RefusalReason.Descriptor instead.
+func (RefusalReason) EnumDescriptor() ([]byte, []int) {
+	return file_peerpb_peer_proto_rawDescGZIP(), []int{0}
+}
+
 // Frame is a message of the streams. The first one of each direction is a Hello.
 type Frame struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -126,7 +200,9 @@ type Hello struct {
 	DataId   uint64 `protobuf:"varint,7,opt,name=data_id,json=dataId,proto3" json:"data_id,omitempty"`
 	ToDataId uint64 `protobuf:"varint,8,opt,name=to_data_id,json=toDataId,proto3" json:"to_data_id,omitempty"`
 	// Digest of the bootstrap configuration; 0 if the member joined a running cluster.
-	Bootstrap     uint64 `protobuf:"varint,9,opt,name=bootstrap,proto3" json:"bootstrap,omitempty"`
+	Bootstrap uint64 `protobuf:"varint,9,opt,name=bootstrap,proto3" json:"bootstrap,omitempty"`
+	// The peer URLs of the sender, for a receiver that does not know it yet.
+	PeerUrls      []string `protobuf:"bytes,10,rep,name=peer_urls,json=peerUrls,proto3" json:"peer_urls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -224,6 +300,59 @@ func (x *Hello) GetBootstrap() uint64 {
 	return 0
 }
 
+func (x *Hello) GetPeerUrls() []string {
+	if x != nil {
+		return x.PeerUrls
+	}
+	return nil
+}
+
+// Refusal is the detail of a gRPC status that ends a stream: why the receiver does not
+// talk to the sender.
+type Refusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        RefusalReason          `protobuf:"varint,1,opt,name=reason,proto3,enum=troupe.peerpb.RefusalReason" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_peerpb_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_peerpb_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_peerpb_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Refusal) GetReason() RefusalReason {
+	if x != nil {
+		return x.Reason
+	}
+	return RefusalReason_REFUSAL_UNKNOWN
+}
+
 var File_peerpb_peer_proto protoreflect.FileDescriptor
 
 const file_peerpb_peer_proto_rawDesc = "" +
@@ -236,7 +365,7 @@ const file_peerpb_peer_proto_rawDesc = "" +
 	"\aforward\x18\x03 \x01(\v2\x17.troupe.raftmsg.ForwardR\aforward\x127\n" +
 	"\tforwarded\x18\x04 \x01(\v2\x19.troupe.raftmsg.ForwardedR\tforwarded\x12\x12\n" +
 	"\x04ping\x18\x05 \x01(\x04R\x04ping\x12\x12\n" +
-	"\x04pong\x18\x06 \x01(\x04R\x04pong\"\x8c\x02\n" +
+	"\x04pong\x18\x06 \x01(\x04R\x04pong\"\xa9\x02\n" +
 	"\x05Hello\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x12\n" +
@@ -248,7 +377,21 @@ const file_peerpb_peer_proto_rawDesc = "" +
 	"\adata_id\x18\a \x01(\x04R\x06dataId\x12\x1c\n" +
 	"\n" +
 	"to_data_id\x18\b \x01(\x04R\btoDataId\x12\x1c\n" +
-	"\tbootstrap\x18\t \x01(\x04R\tbootstrap2\xfe\x01\n" +
+	"\tbootstrap\x18\t \x01(\x04R\tbootstrap\x12\x1b\n" +
+	"\tpeer_urls\x18\n" +
+	" \x03(\tR\bpeerUrls\"?\n" +
+	"\aRefusal\x124\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x1c.troupe.peerpb.RefusalReasonR\x06reason*\xb4\x01\n" +
+	"\rRefusalReason\x12\x13\n" +
+	"\x0fREFUSAL_UNKNOWN\x10\x00\x12\r\n" +
+	"\tBAD_HELLO\x10\x01\x12\x11\n" +
+	"\rWRONG_CLUSTER\x10\x02\x12\x10\n" +
+	"\fWRONG_MEMBER\x10\x03\x12\v\n" +
+	"\aREMOVED\x10\x04\x12\x11\n" +
+	"\rDATA_REPLACED\x10\x05\x12\x16\n" +
+	"\x12NO_COMMON_PROTOCOL\x10\x06\x12\x13\n" +
+	"\x0fOTHER_BOOTSTRAP\x10\a\x12\r\n" +
+	"\tBAD_FRAME\x10\b2\xfe\x01\n" +
 	"\x04Peer\x129\n" +
 	"\aControl\x12\x14.troupe.peerpb.Frame\x1a\x14.troupe.peerpb.Frame(\x010\x01\x125\n" +
 	"\x03Log\x12\x14.troupe.peerpb.Frame\x1a\x14.troupe.peerpb.Frame(\x010\x01\x129\n" +
@@ -267,34 +410,38 @@ func file_peerpb_peer_proto_rawDescGZIP() []byte {
 	return file_peerpb_peer_proto_rawDescData
 }
 
-var file_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_peerpb_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_peerpb_peer_proto_goTypes = []any{
-	(*Frame)(nil),             // 0: troupe.peerpb.Frame
-	(*Hello)(nil),             // 1: troupe.peerpb.Hello
-	(*raftpb.Message)(nil),    // 2: raftpb.Message
-	(*raftmsg.Forward)(nil),   // 3: troupe.raftmsg.Forward
-	(*raftmsg.Forwarded)(nil), // 4: troupe.raftmsg.Forwarded
-	(*SnapshotChunk)(nil),     // 5: troupe.peerpb.SnapshotChunk
-	(*SnapshotResult)(nil),    // 6: troupe.peerpb.SnapshotResult
+	(RefusalReason)(0),        // 0: troupe.peerpb.RefusalReason
+	(*Frame)(nil),             // 1: troupe.peerpb.Frame
+	(*Hello)(nil),             // 2: troupe.peerpb.Hello
+	(*Refusal)(nil),           // 3: troupe.peerpb.Refusal
+	(*raftpb.Message)(nil),    // 4: raftpb.Message
+	(*raftmsg.Forward)(nil),   // 5: troupe.raftmsg.Forward
+	(*raftmsg.Forwarded)(nil), // 6: troupe.raftmsg.Forwarded
+	(*SnapshotChunk)(nil),     // 7: troupe.peerpb.SnapshotChunk
+	(*SnapshotResult)(nil),    // 8: troupe.peerpb.SnapshotResult
 }
 var file_peerpb_peer_proto_depIdxs = []int32{
-	1, // 0: troupe.peerpb.Frame.hello:type_name -> troupe.peerpb.Hello
-	2, // 1: troupe.peerpb.Frame.messages:type_name -> raftpb.Message
-	3, // 2: troupe.peerpb.Frame.forward:type_name -> troupe.raftmsg.Forward
-	4, // 3: troupe.peerpb.Frame.forwarded:type_name -> troupe.raftmsg.Forwarded
-	0, // 4: troupe.peerpb.Peer.Control:input_type -> troupe.peerpb.Frame
-	0, // 5: troupe.peerpb.Peer.Log:input_type -> troupe.peerpb.Frame
-	0, // 6: troupe.peerpb.Peer.Forward:input_type -> troupe.peerpb.Frame
-	5, // 7: troupe.peerpb.Peer.Snapshot:input_type -> troupe.peerpb.SnapshotChunk
-	0, // 8: troupe.peerpb.Peer.Control:output_type -> troupe.peerpb.Frame
-	0, // 9: troupe.peerpb.Peer.Log:output_type -> troupe.peerpb.Frame
-	0, // 10: troupe.peerpb.Peer.Forward:output_type -> troupe.peerpb.Frame
-	6, // 11: troupe.peerpb.Peer.Snapshot:output_type -> troupe.peerpb.SnapshotResult
-	8, // [8:12] is the sub-list for method output_type
-	4, // [4:8] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	2, // 0: troupe.peerpb.Frame.hello:type_name -> troupe.peerpb.Hello
+	4, // 1: troupe.peerpb.Frame.messages:type_name -> raftpb.Message
+	5, // 2: troupe.peerpb.Frame.forward:type_name -> troupe.raftmsg.Forward
+	6, // 3: troupe.peerpb.Frame.forwarded:type_name -> troupe.raftmsg.Forwarded
+	0, // 4: troupe.peerpb.Refusal.reason:type_name -> troupe.peerpb.RefusalReason
+	1, // 5: troupe.peerpb.Peer.Control:input_type -> troupe.peerpb.Frame
+	1, // 6: troupe.peerpb.Peer.Log:input_type -> troupe.peerpb.Frame
+	1, // 7: troupe.peerpb.Peer.Forward:input_type -> troupe.peerpb.Frame
+	7, // 8: troupe.peerpb.Peer.Snapshot:input_type -> troupe.peerpb.SnapshotChunk
+	1, // 9: troupe.peerpb.Peer.Control:output_type -> troupe.peerpb.Frame
+	1, // 10: troupe.peerpb.Peer.Log:output_type -> troupe.peerpb.Frame
+	1, // 11: troupe.peerpb.Peer.Forward:output_type -> troupe.peerpb.Frame
+	8, // 12: troupe.peerpb.Peer.Snapshot:output_type -> troupe.peerpb.SnapshotResult
+	9, // [9:13] is the sub-list for method output_type
+	5, // [5:9] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_peerpb_peer_proto_init() }
@@ -308,13 +455,14 @@ func file_peerpb_peer_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peerpb_peer_proto_rawDesc), len(file_peerpb_peer_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   2,
+			NumEnums:      1,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_peerpb_peer_proto_goTypes,
 		DependencyIndexes: file_peerpb_peer_proto_depIdxs,
+		EnumInfos:         file_peerpb_peer_proto_enumTypes,
 		MessageInfos:      file_peerpb_peer_proto_msgTypes,
 	}.Build()
 	File_peerpb_peer_proto = out.File

@@ -22,7 +22,7 @@ func Rank(dir string) (int, bool) {
 		return 2, true
 	case first == "proto" && deeper:
 		return 0, true
-	case isRoom(first) && rest == "":
+	case isRoom(first) && (rest == "" || inner[dir] != ""):
 		return 3, true
 	case isRoom(first):
 		return 1, true

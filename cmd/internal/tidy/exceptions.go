@@ -10,6 +10,8 @@ var sideways = map[[2]string]string{
 	{"proto/peerpb", "proto/raftmsg"}:   "proposals are forwarded between members",
 	{"proto/leasemsg", "proto/raftmsg"}: "the outcome of a proposal is one of raft's codes",
 
+	{"proto/peerpb", "proto/raftmsg"}: "a frame carries proposals between proposers",
+
 	{"cmd/troupe", "cmd/internal/config"}:           "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/logging"}:          "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/node"}:             "cmd may import cmd/internal",
@@ -23,6 +25,12 @@ var sideways = map[[2]string]string{
 // viewCore is the only core that other cores may import: its View holds members and
 // leases as immutable messages.
 const viewCore = "mvccactor/mvcc"
+
+// inner are packages inside a room that have actors of their own, and so the rank of a
+// room.
+var inner = map[string]string{
+	"raftactor/peer": "the senders to other members, at the edge",
+}
 
 // impure are cores that are adapters to the outside, behind an interface that also has
 // an implementation in memory.
@@ -59,8 +67,8 @@ var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccact
 // implemented are names that CheckUnused skips, with the reason: methods that other
 // modules call through an interface, and functions that only tests use.
 var implemented = map[string]string{
-	"Unwrap": "errors.Is and errors.As",
-	"Pop":    "heap.Interface",
+	"Unwrap": "errors.Is and errors.As", "GRPCStatus": "package status of gRPC",
+	"Pop": "heap.Interface",
 
 	"HandleFailure": "actor.SupervisorStrategy", "Throughput": "actor.Dispatcher",
 	"PostUserMessage": "actor.Mailbox", "PostSystemMessage": "actor.Mailbox",
