@@ -2,8 +2,10 @@ package tidy
 
 // sideways are permitted imports that do not go down the ranks, with the reason.
 var sideways = map[[2]string]string{
-	{"actors/actorstest", "actors"}:          "test support of the kit",
-	{"walactor/wal/waltest", "walactor/wal"}: "test support of the core",
+	{"actors/actorstest", "actors"}:                  "test support of the kit",
+	{"walactor/wal/waltest", "walactor/wal"}:         "test support of the core",
+	{"raftactor/peer/peertest", "raftactor/peer"}:    "test support of the transport",
+	{"raftactor/peer/peertest", "raftactor/replica"}: "it stands in for the transport",
 
 	{"proto/mvccmsg", "proto/applymsg"}: "mvcc executes the requests that apply hears",
 	{"proto/mvccmsg", "proto/raftmsg"}:  "mvcc answers with raft's results",
@@ -62,7 +64,7 @@ var unsimulated = map[[2]string]string{
 }
 
 // testSupport are packages that only tests import.
-var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/mvcc/mvcctest", "cmd/internal/crashtest"}
+var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/mvcc/mvcctest", "raftactor/peer/peertest", "cmd/internal/crashtest"}
 
 // implemented are names that CheckUnused skips, with the reason: methods that other
 // modules call through an interface, and functions that only tests use.
