@@ -404,6 +404,7 @@ func (s *server) receive(in *inbound, stream grpc.ServerStream) error {
 		return err
 	}
 	s.enter(in)
+	t.introduce(first.Hello)
 	close(in.ready)
 	// SetMembers may have removed the peer after the check, and kicked its streams.
 	if err := t.check(first.Hello, 0); err != nil {
@@ -513,7 +514,14 @@ func (s *server) leave(in *inbound, err error) {
 	if s.inbound[key] == in {
 		delete(s.inbound, key)
 	}
+	last := true
+	for l := range lanes {
+		last = last && s.inbound[inboundKey{in.from, l}] == nil
+	}
 	s.mu.Unlock()
+	if last {
+		s.t.forget(in.from)
+	}
 	if !errors.Is(err, io.EOF) && !errors.Is(err, context.Canceled) {
 		s.t.cfg.Metrics.recvBad.WithLabelValues(hex(in.from)).Inc()
 	}

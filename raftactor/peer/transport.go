@@ -94,6 +94,9 @@ func (c *Config) validate() error {
 	return nil
 }
 
+// introducedMax bounds the peers that are not among the members.
+const introducedMax = 16
+
 // lingerHeartbeats is for how many heartbeat intervals a removed member still gets
 // what was queued for it, above all the commit of its removal.
 const lingerHeartbeats = 5
@@ -109,7 +112,12 @@ type Transport struct {
 	// an older or the same set. Both maps are immutable.
 	members atomic.Pointer[memberSet]
 	peers   atomic.Pointer[map[uint64]*remote]
-	changed chan struct{} // capacity 1; a token when members has changed
+	changed chan struct{} // capacity 1; a token when members or introduced has changed
+
+	mu sync.Mutex
+	// introduced are peers with an inbound stream that were not among the members when it
+	// began, with the URLs of their hello.
+	introduced map[uint64]Member
 
 	ctx    context.Context // of the transport's whole life
 	cancel context.CancelFunc
@@ -130,7 +138,7 @@ func New(cfg Config, listeners ...net.Listener) (*Transport, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	t := &Transport{cfg: cfg, changed: make(chan struct{}, 1)}
+	t := &Transport{cfg: cfg, changed: make(chan struct{}, 1), introduced: map[uint64]Member{}}
 	t.members.Store(&memberSet{})
 	t.peers.Store(&map[uint64]*remote{})
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -159,10 +167,57 @@ func (t *Transport) SetMembers(members []Member, removed []uint64) {
 		set.removed[id] = true
 	}
 	t.members.Store(set)
+	t.wake()
+}
+
+// wake has manage look at the members again.
+func (t *Transport) wake() {
 	select {
 	case t.changed <- struct{}{}:
-	default: // manage has yet to read the newest set
+	default: // manage has yet to look
 	}
+}
+
+// introduce makes a peer known that is not among the members: a member that lags behind may
+// have missed its addition, and can only catch up if it answers. It is forgotten when its
+// last stream ends.
+func (t *Transport) introduce(h *peerpb.Hello) {
+	if _, ok := t.members.Load().byID[h.From]; ok || len(h.PeerUrls) == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.introduced[h.From]; ok || len(t.introduced) >= introducedMax {
+		return
+	}
+	t.introduced[h.From] = Member{ID: h.From, PeerURLs: h.PeerUrls, DataID: h.DataId}
+	t.wake()
+}
+
+// forget removes a peer that was introduced.
+func (t *Transport) forget(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.introduced[id]; ok {
+		delete(t.introduced, id)
+		t.wake()
+	}
+}
+
+// wanted returns the peers that there have to be: the members, and those introduced that
+// are not removed. What the members say of a peer counts.
+func (t *Transport) wanted(set *memberSet) map[uint64]Member {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	wanted := map[uint64]Member{}
+	for id, m := range t.introduced {
+		if !set.removed[id] {
+			wanted[id] = m
+		}
+	}
+	maps.Copy(wanted, set.byID)
+	delete(wanted, t.cfg.ID)
+	return wanted
 }
 
 // manage makes the peers follow the members.
@@ -183,12 +238,9 @@ func (t *Transport) manage() {
 
 // follow adds, updates and removes peers.
 func (t *Transport) follow(set *memberSet, links map[uint64]context.CancelFunc) {
-	peers := maps.Clone(*t.peers.Load())
-	for _, id := range slices.Sorted(maps.Keys(set.byID)) {
-		m := set.byID[id]
-		if id == t.cfg.ID {
-			continue
-		}
+	peers, wanted := maps.Clone(*t.peers.Load()), t.wanted(set)
+	for _, id := range slices.Sorted(maps.Keys(wanted)) {
+		m := wanted[id]
 		if p := peers[id]; p != nil {
 			if old := p.member.Swap(&m); !sameURLs(*old, m) {
 				p.control.redial()
@@ -198,14 +250,19 @@ func (t *Transport) follow(set *memberSet, links map[uint64]context.CancelFunc) 
 		}
 		p, err := t.startPeer(m, links)
 		if err != nil {
-			// The edge has stopped, and so will this.
-			t.cfg.Logger.Warn().Err(err).Str("peer", hex(id)).Msg("cannot add peer")
+			if !errors.Is(err, actors.ErrGone) { // then the edge has stopped, and so will this
+				// The senders of an earlier peer with this id are still stopping.
+				time.AfterFunc(t.cfg.Heartbeat, t.wake)
+			}
+			if t.troubles.due(hex(id) + " spawn") {
+				t.cfg.Logger.Warn().Err(err).Str("peer", hex(id)).Msg("cannot add peer yet")
+			}
 			continue
 		}
 		peers[id] = p
 	}
 	for id, p := range peers {
-		if _, ok := set.byID[id]; !ok {
+		if _, ok := wanted[id]; !ok {
 			delete(peers, id)
 			t.removePeer(p, links[id])
 			delete(links, id)
@@ -248,6 +305,9 @@ func (t *Transport) removePeer(p *remote, cancel context.CancelFunc) {
 		case <-t.ctx.Done():
 		}
 		t.stopPeer(p, cancel)
+		if !t.members.Load().removed[p.id] {
+			return
+		}
 		t.server.kick(p.id, refuse(peerpb.RefusalReason_REMOVED, "member %x was removed from cluster %x", p.id, t.cfg.ClusterID))
 	})
 }

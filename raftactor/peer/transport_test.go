@@ -205,6 +205,28 @@ func TestARemovedMemberLearnsIt(t *testing.T) {
 	}
 }
 
+func TestAnUnknownMemberIsAnswered(t *testing.T) {
+	noLeak(t)
+	a, b := start(t, 1, nil), start(t, 2, nil)
+	a.SetMembers([]Member{a.as(), b.as()}, nil) // b has missed the addition of a
+	b.SetMembers([]Member{b.as()}, nil)
+	connected(t, a, 2)
+	connected(t, b, 1)
+	b.Send([]*raftpb.Message{heartbeat(2, 1, 3)})
+	actorstest.Await(t, "the answer", func() bool { return len(a.got.of(raftpb.MsgHeartbeat)) == 1 })
+	// It is forgotten when it has gone.
+	a.Stop()
+	actorstest.Await(t, "the end of the peer", func() bool { return len(b.Status()) == 0 })
+}
+
+func TestAPeerThatComesBackAtOnceIsAdded(t *testing.T) {
+	a, b := pair(t)
+	a.SetMembers([]Member{a.as()}, nil)
+	actorstest.Await(t, "the removal", func() bool { return a.peer(2) == nil || b.peer(1) == nil })
+	a.SetMembers([]Member{a.as(), b.as()}, nil) // the old senders still linger
+	connected(t, a, 2)
+}
+
 func TestStatus(t *testing.T) {
 	a, _ := pair(t)
 	actorstest.Await(t, "a round-trip time", func() bool { return a.Status()[0].RoundTrip > 0 })
