@@ -6,7 +6,6 @@ import (
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // registers the codec of all other messages
 	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/proto/peerpb"
 )
@@ -37,12 +36,12 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if !ok {
 		return c.other.Marshal(v)
 	}
-	f.size = proto.Size(f.Frame)
-	b, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(make([]byte, 0, f.size), f.Frame)
+	b, size, err := encodeFrame(f.Frame)
 	if err != nil {
 		return nil, fmt.Errorf("peer: encode a frame: %w", err)
 	}
-	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
+	f.size = size
+	return b, nil
 }
 
 // Unmarshal implements encoding.CodecV2.
@@ -52,7 +51,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return c.other.Unmarshal(data, v)
 	}
 	f.size = data.Len()
-	if err := proto.Unmarshal(data.Materialize(), &f.Frame); err != nil {
+	if err := decodeFrame(data.Materialize(), &f.Frame); err != nil {
 		return fmt.Errorf("peer: decode a frame: %w", err)
 	}
 	return nil
