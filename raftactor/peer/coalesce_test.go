@@ -19,6 +19,11 @@ func reject(term, index uint64) *raftpb.Message {
 	return m
 }
 
+func logTerm(m *raftpb.Message, term uint64) *raftpb.Message {
+	m.LogTerm = new(term)
+	return m
+}
+
 func commit(m *raftpb.Message, index uint64) *raftpb.Message {
 	m.Commit = new(index)
 	return m
@@ -43,6 +48,7 @@ func TestCoalesce(t *testing.T) {
 		{"a probe elsewhere", []*raftpb.Message{app(1, 2, 0), app(1, 4, 1)}, []*raftpb.Message{app(1, 2, 0), app(1, 4, 1)}},
 		{"a gap", []*raftpb.Message{app(1, 4, 1), app(1, 6, 1)}, []*raftpb.Message{app(1, 4, 1), app(1, 6, 1)}},
 		{"another term", []*raftpb.Message{app(1, 4, 1), app(2, 5, 1)}, []*raftpb.Message{app(1, 4, 1), app(2, 5, 1)}},
+		{"another log", []*raftpb.Message{logTerm(app(3, 4, 1), 1), logTerm(app(3, 5, 1), 2)}, []*raftpb.Message{logTerm(app(3, 4, 1), 1), logTerm(app(3, 5, 1), 2)}},
 		{"size", []*raftpb.Message{large, app(1, 2, 1)}, []*raftpb.Message{large, app(1, 2, 1)}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

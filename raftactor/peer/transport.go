@@ -68,8 +68,8 @@ type Config struct {
 	// ClientCredentials are for peers with https URLs.
 	ClientCredentials credentials.TransportCredentials
 	Receiver          Receiver
-	// ReceiveSnapshot serves the stream of a snapshot from a peer, and may block. nil
-	// refuses snapshots.
+	// ReceiveSnapshot serves the stream of a snapshot from a peer, and may block until ctx
+	// ends. nil refuses snapshots.
 	ReceiveSnapshot func(ctx context.Context, from uint64, stream peerpb.Peer_SnapshotServer) error
 	// Register, if set, adds services to the gRPC server of the peer port.
 	Register func(grpc.ServiceRegistrar)
@@ -132,8 +132,8 @@ type memberSet struct {
 
 var _ replica.Peers = (*Transport)(nil)
 
-// New returns a transport without peers. It serves the listeners, which may have TLS,
-// and closes them. The caller must Stop it.
+// New returns a transport without peers. It serves the listeners, and closes them. Those with
+// TLS must offer the protocols h2 and http/1.1. The caller must Stop the transport.
 func New(cfg Config, listeners ...net.Listener) (*Transport, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -148,8 +148,9 @@ func New(cfg Config, listeners ...net.Listener) (*Transport, error) {
 	return t, nil
 }
 
-// Stop closes all connections and waits until nothing of the transport runs, except that
-// senders may still be stopping. Nothing is received afterwards.
+// Stop closes all connections and waits until nothing of the transport runs. No method of
+// the Receiver is called afterwards, unless Send, Forward or Forwarded are. The edge must not
+// be waiting for the caller.
 func (t *Transport) Stop() {
 	t.cancel()
 	t.server.stop()
@@ -316,6 +317,9 @@ func (t *Transport) stopPeer(p *remote, cancel context.CancelFunc) {
 	cancel()
 	for _, o := range p.outlets {
 		o.handle.Stop()
+	}
+	for _, o := range p.outlets {
+		<-o.handle.Done() // no sender blocks: its session has ended
 	}
 }
 

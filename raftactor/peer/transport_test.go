@@ -3,9 +3,15 @@ package peer
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"strings"
@@ -14,6 +20,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -360,6 +367,41 @@ func TestOtherServicesShareTheControlConnection(t *testing.T) {
 	if err != nil || answer.Status != healthpb.HealthCheckResponse_SERVING {
 		t.Errorf("got %v, %v, want SERVING", answer, err)
 	}
+}
+
+func TestTLS(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	withTLS := func(id uint64) *member {
+		l := tls.NewListener(listen(t, "127.0.0.1:0"), &tls.Config{
+			Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, NextProtos: []string{"h2", "http/1.1"}})
+		return startAt(t, id, l, func(c *Config) { c.ClientCredentials = credentials.NewTLS(&tls.Config{RootCAs: pool}) })
+	}
+	a, b := withTLS(1), withTLS(2)
+	as := func(m *member) Member { return Member{ID: m.cfg.ID, PeerURLs: []string{"https://" + m.addr}} }
+	a.SetMembers([]Member{as(a), as(b)}, nil)
+	connected(t, a, 2)
+	a.Send([]*raftpb.Message{heartbeat(1, 2, 1)})
+	actorstest.Await(t, "the heartbeat", func() bool { return len(b.got.of(raftpb.MsgHeartbeat)) == 1 })
+	plain := start(t, 3, nil)
+	plain.SetMembers([]Member{as(b)}, nil)
+	actorstest.Await(t, "an error", func() bool {
+		s := plain.Status()
+		return len(s) == 1 && strings.Contains(s[0].LastError, "no certificates are configured")
+	})
 }
 
 func TestHTTPAndGarbageOnThePort(t *testing.T) {
