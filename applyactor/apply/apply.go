@@ -1,15 +1,16 @@
 // Package apply turns raft entries into operations on the keyspace, in log order. It owns
-// the replicated state beside the keyspace: members and alarms.
+// the replicated state beside the keyspace: members, alarms and the cluster's version.
 //
 // The result depends only on the log and on replicated state, so that all members come
 // to the same one. An entry passes these steps:
 //
-//	Apply       checks that the entry is the next one
-//	requests    decodes a normal entry into its requests
-//	decide      answers what concerns alarms and members, and what an alarm forbids;
-//	            everything else becomes an operation for mvccactor
-//	confChange  computes the new configuration by raft's rules, and updates members
-//	update      is the only place where members and alarms change
+//	Apply         checks that the entry is the next one
+//	requests      decodes a normal entry into its requests
+//	decide        answers what concerns alarms and members, and what an alarm forbids;
+//	              everything else becomes an operation for mvccactor
+//	confChange    computes the new configuration by raft's rules, and updates members
+//	memberChange  the same for a change that a member proposed, if it is valid
+//	update        is the only place where members and alarms change
 package apply
 
 import (
@@ -115,6 +116,9 @@ func (s *State) decide(req *applymsg.Request) *raftmsg.Result {
 		return &raftmsg.Result{}
 	case *applymsg.Request_MemberAttributes:
 		return &raftmsg.Result{Code: s.attributes(op.MemberAttributes)}
+	case *applymsg.Request_ClusterVersion:
+		s.version(op.ClusterVersion)
+		return &raftmsg.Result{}
 	}
 	if len(s.cluster.Alarms) == 0 {
 		return nil
@@ -210,20 +214,20 @@ func (s *State) find(id uint64) int {
 	return slices.IndexFunc(s.cluster.Members, func(m *applymsg.Member) bool { return m.Id == id })
 }
 
-func (s *State) attributes(req *applymsg.MemberAttributes) raftmsg.Code {
-	i := s.find(req.MemberId)
-	if i < 0 {
-		return raftmsg.Code_MEMBER_NOT_FOUND
-	}
-	s.update(func(c *mvccmsg.Cluster) { c.Members[i].Name, c.Members[i].ClientUrls = req.Name, req.ClientUrls })
-	return raftmsg.Code_OK
-}
-
 // confChange computes the configuration that raft will arrive at, and updates the members.
+// The context of a change with which a cluster begins is a Member, and that of any other a
+// MemberChange: their fields have different numbers, and only the latter has a batch id.
 func (s *State) confChange(e *raftpb.Entry, ops *mvccmsg.EntryOps) error {
 	cc, context, err := decodeConfChange(e)
 	if err != nil {
 		return err
+	}
+	change := new(applymsg.MemberChange)
+	if err := proto.Unmarshal(context, change); err != nil {
+		return err
+	}
+	if change.BatchId != 0 {
+		return s.memberChange(cc, change, e.GetIndex(), ops)
 	}
 	if s.conf, err = nextConf(s.conf, cc, e.GetIndex()); err != nil {
 		return err

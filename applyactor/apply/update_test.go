@@ -30,6 +30,8 @@ func fill(m protoreflect.Message) {
 			return protoreflect.ValueOfString("filled")
 		case protoreflect.BytesKind:
 			return protoreflect.ValueOfBytes([]byte("filled"))
+		case protoreflect.Uint32Kind:
+			return protoreflect.ValueOfUint32(7)
 		case protoreflect.Uint64Kind:
 			return protoreflect.ValueOfUint64(7)
 		case protoreflect.Int64Kind:
@@ -56,6 +58,7 @@ func TestUpdateKeepsEveryField(t *testing.T) {
 		c := new(mvccmsg.Cluster)
 		fill(c.ProtoReflect())
 		c.Alarms[0].Disk = false // else raising it again would change it
+		c.Removed[0] = 3         // 7 is a member
 		return c
 	}
 	conf := &raftpb.ConfState{Voters: []uint64{7}}
@@ -74,6 +77,12 @@ func TestUpdateKeepsEveryField(t *testing.T) {
 			func(c *mvccmsg.Cluster) { c.Alarms = c.Alarms[:1] }},
 		{"attributes", func(f *feeder) { f.requests(attributes(7, "new")) },
 			func(c *mvccmsg.Cluster) { c.Members[0].Name, c.Members[0].ClientUrls = "filled", []string{"filled"} }},
+		{"version", func(f *feeder) { f.requests(clusterVersion(8, 0)) },
+			func(c *mvccmsg.Cluster) { c.Version = filled().Version }},
+		{"member added", func(f *feeder) { f.memberChange(applymsg.MemberChangeKind_MEMBER_ADD, 8, "new") },
+			func(c *mvccmsg.Cluster) { c.Members = c.Members[:1] }},
+		{"member updated", func(f *feeder) { f.memberChange(applymsg.MemberChangeKind_MEMBER_UPDATE, 7, "new") },
+			func(c *mvccmsg.Cluster) { c.Members[0].PeerUrls = []string{"filled"} }},
 		{"add", func(f *feeder) { f.change(raftpb.ConfChangeAddNode, 8, "new") },
 			func(c *mvccmsg.Cluster) { c.Members = c.Members[:1] }},
 		{"update", func(f *feeder) { f.change(raftpb.ConfChangeUpdateNode, 7, newURL.PeerUrls[0]) },

@@ -199,6 +199,7 @@ type Request struct {
 	//	*Request_LeaseGrant
 	//	*Request_LeaseRevoke
 	//	*Request_LeaseCheckpoint
+	//	*Request_ClusterVersion
 	Op            isRequest_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -331,6 +332,15 @@ func (x *Request) GetLeaseCheckpoint() *LeaseCheckpoint {
 	return nil
 }
 
+func (x *Request) GetClusterVersion() *Version {
+	if x != nil {
+		if x, ok := x.Op.(*Request_ClusterVersion); ok {
+			return x.ClusterVersion
+		}
+	}
+	return nil
+}
+
 type isRequest_Op interface {
 	isRequest_Op()
 }
@@ -375,6 +385,10 @@ type Request_LeaseCheckpoint struct {
 	LeaseCheckpoint *LeaseCheckpoint `protobuf:"bytes,11,opt,name=lease_checkpoint,json=leaseCheckpoint,proto3,oneof"`
 }
 
+type Request_ClusterVersion struct {
+	ClusterVersion *Version `protobuf:"bytes,12,opt,name=cluster_version,json=clusterVersion,proto3,oneof"`
+}
+
 func (*Request_Put) isRequest_Op() {}
 
 func (*Request_DeleteRange) isRequest_Op() {}
@@ -394,6 +408,8 @@ func (*Request_LeaseGrant) isRequest_Op() {}
 func (*Request_LeaseRevoke) isRequest_Op() {}
 
 func (*Request_LeaseCheckpoint) isRequest_Op() {}
+
+func (*Request_ClusterVersion) isRequest_Op() {}
 
 // MemberAttributes publishes a member's name and client URLs when it begins to serve.
 type MemberAttributes struct {
@@ -466,6 +482,61 @@ func (x *MemberAttributes) GetDataId() uint64 {
 	return 0
 }
 
+// Version is a version of the API: major and minor version alone. As a request it sets the
+// version of the cluster, the lowest of its members' versions. A version below the current
+// one has no effect.
+type Version struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Major         uint32                 `protobuf:"varint,1,opt,name=major,proto3" json:"major,omitempty"`
+	Minor         uint32                 `protobuf:"varint,2,opt,name=minor,proto3" json:"minor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Version) Reset() {
+	*x = Version{}
+	mi := &file_applymsg_apply_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Version) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Version) ProtoMessage() {}
+
+func (x *Version) ProtoReflect() protoreflect.Message {
+	mi := &file_applymsg_apply_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Version.ProtoReflect.Descriptor instead.
+func (*Version) Descriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Version) GetMajor() uint32 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *Version) GetMinor() uint32 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
 // DiskAlarm raises or clears a member's alarm for low disk space. Unlike other alarms it
 // is cleared by the member that raised it, not by an operator.
 type DiskAlarm struct {
@@ -478,7 +549,7 @@ type DiskAlarm struct {
 
 func (x *DiskAlarm) Reset() {
 	*x = DiskAlarm{}
-	mi := &file_applymsg_apply_proto_msgTypes[4]
+	mi := &file_applymsg_apply_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +561,7 @@ func (x *DiskAlarm) String() string {
 func (*DiskAlarm) ProtoMessage() {}
 
 func (x *DiskAlarm) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[4]
+	mi := &file_applymsg_apply_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +574,7 @@ func (x *DiskAlarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskAlarm.ProtoReflect.Descriptor instead.
 func (*DiskAlarm) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{4}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DiskAlarm) GetMemberId() uint64 {
@@ -539,7 +610,7 @@ type LeaseRevoke struct {
 
 func (x *LeaseRevoke) Reset() {
 	*x = LeaseRevoke{}
-	mi := &file_applymsg_apply_proto_msgTypes[5]
+	mi := &file_applymsg_apply_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +622,7 @@ func (x *LeaseRevoke) String() string {
 func (*LeaseRevoke) ProtoMessage() {}
 
 func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[5]
+	mi := &file_applymsg_apply_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +635,7 @@ func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRevoke.ProtoReflect.Descriptor instead.
 func (*LeaseRevoke) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{5}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LeaseRevoke) GetIds() []int64 {
@@ -609,7 +680,7 @@ type LeaseCheckpoint struct {
 
 func (x *LeaseCheckpoint) Reset() {
 	*x = LeaseCheckpoint{}
-	mi := &file_applymsg_apply_proto_msgTypes[6]
+	mi := &file_applymsg_apply_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +692,7 @@ func (x *LeaseCheckpoint) String() string {
 func (*LeaseCheckpoint) ProtoMessage() {}
 
 func (x *LeaseCheckpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[6]
+	mi := &file_applymsg_apply_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +705,7 @@ func (x *LeaseCheckpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseCheckpoint.ProtoReflect.Descriptor instead.
 func (*LeaseCheckpoint) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{6}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LeaseCheckpoint) GetLeases() []*LeaseRemaining {
@@ -670,7 +741,7 @@ type LeaseRemaining struct {
 
 func (x *LeaseRemaining) Reset() {
 	*x = LeaseRemaining{}
-	mi := &file_applymsg_apply_proto_msgTypes[7]
+	mi := &file_applymsg_apply_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +753,7 @@ func (x *LeaseRemaining) String() string {
 func (*LeaseRemaining) ProtoMessage() {}
 
 func (x *LeaseRemaining) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[7]
+	mi := &file_applymsg_apply_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +766,7 @@ func (x *LeaseRemaining) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRemaining.ProtoReflect.Descriptor instead.
 func (*LeaseRemaining) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{7}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LeaseRemaining) GetId() int64 {
@@ -729,7 +800,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_applymsg_apply_proto_msgTypes[8]
+	mi := &file_applymsg_apply_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +812,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[8]
+	mi := &file_applymsg_apply_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +825,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{8}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Member) GetId() uint64 {
@@ -807,14 +878,17 @@ type MemberChange struct {
 	BatchId uint64           `protobuf:"varint,16,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
 	Kind    MemberChangeKind `protobuf:"varint,17,opt,name=kind,proto3,enum=troupe.applymsg.MemberChangeKind" json:"kind,omitempty"`
 	// The member to add; for an update, its id and new peer URLs; otherwise its id.
-	Member        *Member `protobuf:"bytes,18,opt,name=member,proto3" json:"member,omitempty"`
+	Member *Member `protobuf:"bytes,18,opt,name=member,proto3" json:"member,omitempty"`
+	// For MEMBER_ADD_LEARNER, how many learners the cluster may have with it. It is a setting
+	// of the member that proposes the change, which the outcome must not depend on elsewhere.
+	MaxLearners   uint32 `protobuf:"varint,19,opt,name=max_learners,json=maxLearners,proto3" json:"max_learners,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_applymsg_apply_proto_msgTypes[9]
+	mi := &file_applymsg_apply_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +900,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[9]
+	mi := &file_applymsg_apply_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +913,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MemberChange) GetBatchId() uint64 {
@@ -863,6 +937,13 @@ func (x *MemberChange) GetMember() *Member {
 	return nil
 }
 
+func (x *MemberChange) GetMaxLearners() uint32 {
+	if x != nil {
+		return x.MaxLearners
+	}
+	return 0
+}
+
 // Alarm is an active alarm.
 type Alarm struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -876,7 +957,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_applymsg_apply_proto_msgTypes[10]
+	mi := &file_applymsg_apply_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +969,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[10]
+	mi := &file_applymsg_apply_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +982,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{10}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Alarm) GetMemberId() uint64 {
@@ -935,7 +1016,7 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\aentries\x18\x01 \x03(\v2\r.raftpb.EntryR\aentries\"T\n" +
 	"\fRequestBatch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x124\n" +
-	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\x8e\x05\n" +
+	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\xd3\x05\n" +
 	"\aRequest\x12,\n" +
 	"\x03put\x18\x02 \x01(\v2\x18.etcdserverpb.PutRequestH\x00R\x03put\x12E\n" +
 	"\fdelete_range\x18\x03 \x01(\v2 .etcdserverpb.DeleteRangeRequestH\x00R\vdeleteRange\x12,\n" +
@@ -951,14 +1032,18 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"leaseGrant\x12A\n" +
 	"\flease_revoke\x18\n" +
 	" \x01(\v2\x1c.troupe.applymsg.LeaseRevokeH\x00R\vleaseRevoke\x12M\n" +
-	"\x10lease_checkpoint\x18\v \x01(\v2 .troupe.applymsg.LeaseCheckpointH\x00R\x0fleaseCheckpointB\x04\n" +
+	"\x10lease_checkpoint\x18\v \x01(\v2 .troupe.applymsg.LeaseCheckpointH\x00R\x0fleaseCheckpoint\x12C\n" +
+	"\x0fcluster_version\x18\f \x01(\v2\x18.troupe.applymsg.VersionH\x00R\x0eclusterVersionB\x04\n" +
 	"\x02op\"}\n" +
 	"\x10MemberAttributes\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
 	"\vclient_urls\x18\x03 \x03(\tR\n" +
 	"clientUrls\x12\x17\n" +
-	"\adata_id\x18\x04 \x01(\x04R\x06dataId\"@\n" +
+	"\adata_id\x18\x04 \x01(\x04R\x06dataId\"5\n" +
+	"\aVersion\x12\x14\n" +
+	"\x05major\x18\x01 \x01(\rR\x05major\x12\x14\n" +
+	"\x05minor\x18\x02 \x01(\rR\x05minor\"@\n" +
 	"\tDiskAlarm\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x16\n" +
 	"\x06raised\x18\x02 \x01(\bR\x06raised\"b\n" +
@@ -982,11 +1067,12 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"clientUrls\x12\x1d\n" +
 	"\n" +
 	"is_learner\x18\x05 \x01(\bR\tisLearner\x12\x17\n" +
-	"\adata_id\x18\x06 \x01(\x04R\x06dataId\"\x91\x01\n" +
+	"\adata_id\x18\x06 \x01(\x04R\x06dataId\"\xb4\x01\n" +
 	"\fMemberChange\x12\x19\n" +
 	"\bbatch_id\x18\x10 \x01(\x04R\abatchId\x125\n" +
 	"\x04kind\x18\x11 \x01(\x0e2!.troupe.applymsg.MemberChangeKindR\x04kind\x12/\n" +
-	"\x06member\x18\x12 \x01(\v2\x17.troupe.applymsg.MemberR\x06member\"e\n" +
+	"\x06member\x18\x12 \x01(\v2\x17.troupe.applymsg.MemberR\x06member\x12!\n" +
+	"\fmax_learners\x18\x13 \x01(\rR\vmaxLearners\"e\n" +
 	"\x05Alarm\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12+\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x17.etcdserverpb.AlarmTypeR\x04type\x12\x12\n" +
@@ -1013,51 +1099,53 @@ func file_applymsg_apply_proto_rawDescGZIP() []byte {
 }
 
 var file_applymsg_apply_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_applymsg_apply_proto_goTypes = []any{
 	(MemberChangeKind)(0),                   // 0: troupe.applymsg.MemberChangeKind
 	(*Apply)(nil),                           // 1: troupe.applymsg.Apply
 	(*RequestBatch)(nil),                    // 2: troupe.applymsg.RequestBatch
 	(*Request)(nil),                         // 3: troupe.applymsg.Request
 	(*MemberAttributes)(nil),                // 4: troupe.applymsg.MemberAttributes
-	(*DiskAlarm)(nil),                       // 5: troupe.applymsg.DiskAlarm
-	(*LeaseRevoke)(nil),                     // 6: troupe.applymsg.LeaseRevoke
-	(*LeaseCheckpoint)(nil),                 // 7: troupe.applymsg.LeaseCheckpoint
-	(*LeaseRemaining)(nil),                  // 8: troupe.applymsg.LeaseRemaining
-	(*Member)(nil),                          // 9: troupe.applymsg.Member
-	(*MemberChange)(nil),                    // 10: troupe.applymsg.MemberChange
-	(*Alarm)(nil),                           // 11: troupe.applymsg.Alarm
-	(*raftpb.Entry)(nil),                    // 12: raftpb.Entry
-	(*etcdserverpb.PutRequest)(nil),         // 13: etcdserverpb.PutRequest
-	(*etcdserverpb.DeleteRangeRequest)(nil), // 14: etcdserverpb.DeleteRangeRequest
-	(*etcdserverpb.TxnRequest)(nil),         // 15: etcdserverpb.TxnRequest
-	(*etcdserverpb.CompactionRequest)(nil),  // 16: etcdserverpb.CompactionRequest
-	(*etcdserverpb.AlarmRequest)(nil),       // 17: etcdserverpb.AlarmRequest
-	(*etcdserverpb.LeaseGrantRequest)(nil),  // 18: etcdserverpb.LeaseGrantRequest
-	(etcdserverpb.AlarmType)(0),             // 19: etcdserverpb.AlarmType
+	(*Version)(nil),                         // 5: troupe.applymsg.Version
+	(*DiskAlarm)(nil),                       // 6: troupe.applymsg.DiskAlarm
+	(*LeaseRevoke)(nil),                     // 7: troupe.applymsg.LeaseRevoke
+	(*LeaseCheckpoint)(nil),                 // 8: troupe.applymsg.LeaseCheckpoint
+	(*LeaseRemaining)(nil),                  // 9: troupe.applymsg.LeaseRemaining
+	(*Member)(nil),                          // 10: troupe.applymsg.Member
+	(*MemberChange)(nil),                    // 11: troupe.applymsg.MemberChange
+	(*Alarm)(nil),                           // 12: troupe.applymsg.Alarm
+	(*raftpb.Entry)(nil),                    // 13: raftpb.Entry
+	(*etcdserverpb.PutRequest)(nil),         // 14: etcdserverpb.PutRequest
+	(*etcdserverpb.DeleteRangeRequest)(nil), // 15: etcdserverpb.DeleteRangeRequest
+	(*etcdserverpb.TxnRequest)(nil),         // 16: etcdserverpb.TxnRequest
+	(*etcdserverpb.CompactionRequest)(nil),  // 17: etcdserverpb.CompactionRequest
+	(*etcdserverpb.AlarmRequest)(nil),       // 18: etcdserverpb.AlarmRequest
+	(*etcdserverpb.LeaseGrantRequest)(nil),  // 19: etcdserverpb.LeaseGrantRequest
+	(etcdserverpb.AlarmType)(0),             // 20: etcdserverpb.AlarmType
 }
 var file_applymsg_apply_proto_depIdxs = []int32{
-	12, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
+	13, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
 	3,  // 1: troupe.applymsg.RequestBatch.requests:type_name -> troupe.applymsg.Request
-	13, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
-	14, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
-	15, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
-	16, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
-	17, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
+	14, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
+	15, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
+	16, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
+	17, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
+	18, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
 	4,  // 7: troupe.applymsg.Request.member_attributes:type_name -> troupe.applymsg.MemberAttributes
-	5,  // 8: troupe.applymsg.Request.disk_alarm:type_name -> troupe.applymsg.DiskAlarm
-	18, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
-	6,  // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
-	7,  // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
-	8,  // 12: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
-	0,  // 13: troupe.applymsg.MemberChange.kind:type_name -> troupe.applymsg.MemberChangeKind
-	9,  // 14: troupe.applymsg.MemberChange.member:type_name -> troupe.applymsg.Member
-	19, // 15: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	6,  // 8: troupe.applymsg.Request.disk_alarm:type_name -> troupe.applymsg.DiskAlarm
+	19, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
+	7,  // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
+	8,  // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
+	5,  // 12: troupe.applymsg.Request.cluster_version:type_name -> troupe.applymsg.Version
+	9,  // 13: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
+	0,  // 14: troupe.applymsg.MemberChange.kind:type_name -> troupe.applymsg.MemberChangeKind
+	10, // 15: troupe.applymsg.MemberChange.member:type_name -> troupe.applymsg.Member
+	20, // 16: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_applymsg_apply_proto_init() }
@@ -1076,6 +1164,7 @@ func file_applymsg_apply_proto_init() {
 		(*Request_LeaseGrant)(nil),
 		(*Request_LeaseRevoke)(nil),
 		(*Request_LeaseCheckpoint)(nil),
+		(*Request_ClusterVersion)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1083,7 +1172,7 @@ func file_applymsg_apply_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_applymsg_apply_proto_rawDesc), len(file_applymsg_apply_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -78,12 +78,13 @@ type EntryOps struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Term  uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
-	// Identifies the batch to its proposer, which answers the callers. 0 if the entry has
-	// no requests.
+	// Identifies the batch to its proposer, which answers the callers. A configuration change
+	// counts as a batch of one request. 0 if the entry has no requests.
 	BatchId uint64 `protobuf:"varint,3,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
 	Ops     []*Op  `protobuf:"bytes,4,rep,name=ops,proto3" json:"ops,omitempty"`
 	// Set if this entry changed the raft configuration: the new configuration, and the
-	// change that raft must take over before the entry counts as applied.
+	// change that raft must take over before the entry counts as applied. Unset for a change
+	// that was invalid: raft must not hear of it.
 	ConfState  *raftpb.ConfState    `protobuf:"bytes,5,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
 	ConfChange *raftpb.ConfChangeV2 `protobuf:"bytes,6,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
 	// Set if this entry changed the members or alarms: all of them, after the change.
@@ -242,7 +243,9 @@ type Cluster struct {
 	Members []*applymsg.Member     `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
 	Alarms  []*applymsg.Alarm      `protobuf:"bytes,2,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	// Ids of removed members, which must never be used again.
-	Removed       []uint64 `protobuf:"varint,3,rep,packed,name=removed,proto3" json:"removed,omitempty"`
+	Removed []uint64 `protobuf:"varint,3,rep,packed,name=removed,proto3" json:"removed,omitempty"`
+	// Unset until the leader has set it first.
+	Version       *applymsg.Version `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -294,6 +297,13 @@ func (x *Cluster) GetAlarms() []*applymsg.Alarm {
 func (x *Cluster) GetRemoved() []uint64 {
 	if x != nil {
 		return x.Removed
+	}
+	return nil
+}
+
+func (x *Cluster) GetVersion() *applymsg.Version {
+	if x != nil {
+		return x.Version
 	}
 	return nil
 }
@@ -1114,11 +1124,12 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\x05bytes\x18\b \x01(\x03R\x05bytes\"h\n" +
 	"\x02Op\x122\n" +
 	"\arequest\x18\x01 \x01(\v2\x18.troupe.applymsg.RequestR\arequest\x12.\n" +
-	"\x06answer\x18\x02 \x01(\v2\x16.troupe.raftmsg.ResultR\x06answer\"\x86\x01\n" +
+	"\x06answer\x18\x02 \x01(\v2\x16.troupe.raftmsg.ResultR\x06answer\"\xba\x01\n" +
 	"\aCluster\x121\n" +
 	"\amembers\x18\x01 \x03(\v2\x17.troupe.applymsg.MemberR\amembers\x12.\n" +
 	"\x06alarms\x18\x02 \x03(\v2\x16.troupe.applymsg.AlarmR\x06alarms\x12\x18\n" +
-	"\aremoved\x18\x03 \x03(\x04R\aremoved\"h\n" +
+	"\aremoved\x18\x03 \x03(\x04R\aremoved\x122\n" +
+	"\aversion\x18\x04 \x01(\v2\x18.troupe.applymsg.VersionR\aversion\"h\n" +
 	"\tPersisted\x12#\n" +
 	"\rapplied_index\x18\x01 \x01(\x04R\fappliedIndex\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x1a\n" +
@@ -1210,6 +1221,7 @@ var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*raftmsg.Result)(nil),      // 19: troupe.raftmsg.Result
 	(*applymsg.Member)(nil),     // 20: troupe.applymsg.Member
 	(*applymsg.Alarm)(nil),      // 21: troupe.applymsg.Alarm
+	(*applymsg.Version)(nil),    // 22: troupe.applymsg.Version
 }
 var file_mvccmsg_mvcc_proto_depIdxs = []int32{
 	1,  // 0: troupe.mvccmsg.Execute.entries:type_name -> troupe.mvccmsg.EntryOps
@@ -1221,23 +1233,24 @@ var file_mvccmsg_mvcc_proto_depIdxs = []int32{
 	19, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
 	20, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
 	21, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
-	13, // 9: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
-	14, // 10: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
-	12, // 11: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
-	15, // 12: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
-	8,  // 13: troupe.mvccmsg.Persist.leases:type_name -> troupe.mvccmsg.StoredLeases
-	9,  // 14: troupe.mvccmsg.StoredLeases.buckets:type_name -> troupe.mvccmsg.StoredBucket
-	11, // 15: troupe.mvccmsg.LeaseList.leases:type_name -> troupe.mvccmsg.Lease
-	13, // 16: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
-	14, // 17: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
-	13, // 18: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
-	16, // 19: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
-	3,  // 20: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	22, // 9: troupe.mvccmsg.Cluster.version:type_name -> troupe.applymsg.Version
+	13, // 10: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
+	14, // 11: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
+	12, // 12: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
+	15, // 13: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
+	8,  // 14: troupe.mvccmsg.Persist.leases:type_name -> troupe.mvccmsg.StoredLeases
+	9,  // 15: troupe.mvccmsg.StoredLeases.buckets:type_name -> troupe.mvccmsg.StoredBucket
+	11, // 16: troupe.mvccmsg.LeaseList.leases:type_name -> troupe.mvccmsg.Lease
+	13, // 17: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
+	14, // 18: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
+	13, // 19: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
+	16, // 20: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
+	3,  // 21: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_mvccmsg_mvcc_proto_init() }

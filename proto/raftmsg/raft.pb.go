@@ -45,6 +45,18 @@ const (
 	Code_TOO_MANY_REQUESTS   Code = 15
 	Code_LEASE_EXISTS        Code = 16
 	Code_LEASE_TTL_TOO_LARGE Code = 17
+	Code_MEMBER_EXISTS       Code = 40
+	Code_PEER_URL_EXISTS     Code = 41
+	Code_MEMBER_NOT_LEARNER  Code = 42
+	Code_TOO_MANY_LEARNERS   Code = 43
+	// Without the member, or with one more, too few of the voters would be running.
+	Code_TOO_FEW_STARTED   Code = 44
+	Code_LEARNER_NOT_READY Code = 45
+	// The target of a leadership transfer is no voter.
+	Code_BAD_TRANSFEREE     Code = 46
+	Code_TRANSFER_TIMED_OUT Code = 47
+	// The member's data directory is not the one that the cluster knows.
+	Code_DATA_REPLACED Code = 48
 )
 
 // Enum value maps for Code.
@@ -65,6 +77,15 @@ var (
 		15: "TOO_MANY_REQUESTS",
 		16: "LEASE_EXISTS",
 		17: "LEASE_TTL_TOO_LARGE",
+		40: "MEMBER_EXISTS",
+		41: "PEER_URL_EXISTS",
+		42: "MEMBER_NOT_LEARNER",
+		43: "TOO_MANY_LEARNERS",
+		44: "TOO_FEW_STARTED",
+		45: "LEARNER_NOT_READY",
+		46: "BAD_TRANSFEREE",
+		47: "TRANSFER_TIMED_OUT",
+		48: "DATA_REPLACED",
 	}
 	Code_value = map[string]int32{
 		"OK":                  0,
@@ -82,6 +103,15 @@ var (
 		"TOO_MANY_REQUESTS":   15,
 		"LEASE_EXISTS":        16,
 		"LEASE_TTL_TOO_LARGE": 17,
+		"MEMBER_EXISTS":       40,
+		"PEER_URL_EXISTS":     41,
+		"MEMBER_NOT_LEARNER":  42,
+		"TOO_MANY_LEARNERS":   43,
+		"TOO_FEW_STARTED":     44,
+		"LEARNER_NOT_READY":   45,
+		"BAD_TRANSFEREE":      46,
+		"TRANSFER_TIMED_OUT":  47,
+		"DATA_REPLACED":       48,
 	}
 )
 
@@ -906,6 +936,7 @@ type Result struct {
 	//	*Result_Alarm
 	//	*Result_LeaseGrant
 	//	*Result_LeaseRevoke
+	//	*Result_Members
 	Response      isResult_Response `protobuf_oneof:"response"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1025,6 +1056,15 @@ func (x *Result) GetLeaseRevoke() *etcdserverpb.LeaseRevokeResponse {
 	return nil
 }
 
+func (x *Result) GetMembers() *etcdserverpb.MemberListResponse {
+	if x != nil {
+		if x, ok := x.Response.(*Result_Members); ok {
+			return x.Members
+		}
+	}
+	return nil
+}
+
 type isResult_Response interface {
 	isResult_Response()
 }
@@ -1057,6 +1097,11 @@ type Result_LeaseRevoke struct {
 	LeaseRevoke *etcdserverpb.LeaseRevokeResponse `protobuf:"bytes,9,opt,name=lease_revoke,json=leaseRevoke,proto3,oneof"`
 }
 
+type Result_Members struct {
+	// The members after a change of them.
+	Members *etcdserverpb.MemberListResponse `protobuf:"bytes,10,opt,name=members,proto3,oneof"`
+}
+
 func (*Result_Put) isResult_Response() {}
 
 func (*Result_DeleteRange) isResult_Response() {}
@@ -1070,6 +1115,8 @@ func (*Result_Alarm) isResult_Response() {}
 func (*Result_LeaseGrant) isResult_Response() {}
 
 func (*Result_LeaseRevoke) isResult_Response() {}
+
+func (*Result_Members) isResult_Response() {}
 
 var File_raftmsg_raft_proto protoreflect.FileDescriptor
 
@@ -1131,7 +1178,7 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\vResultBatch\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\x04R\abatchId\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x120\n" +
-	"\aresults\x18\x03 \x03(\v2\x16.troupe.raftmsg.ResultR\aresults\"\x86\x04\n" +
+	"\aresults\x18\x03 \x03(\v2\x16.troupe.raftmsg.ResultR\aresults\"\xc4\x04\n" +
 	"\x06Result\x12(\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x14.troupe.raftmsg.CodeR\x04code\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12-\n" +
@@ -1144,9 +1191,11 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\x05alarm\x18\a \x01(\v2\x1b.etcdserverpb.AlarmResponseH\x00R\x05alarm\x12C\n" +
 	"\vlease_grant\x18\b \x01(\v2 .etcdserverpb.LeaseGrantResponseH\x00R\n" +
 	"leaseGrant\x12F\n" +
-	"\flease_revoke\x18\t \x01(\v2!.etcdserverpb.LeaseRevokeResponseH\x00R\vleaseRevokeB\n" +
+	"\flease_revoke\x18\t \x01(\v2!.etcdserverpb.LeaseRevokeResponseH\x00R\vleaseRevoke\x12<\n" +
+	"\amembers\x18\n" +
+	" \x01(\v2 .etcdserverpb.MemberListResponseH\x00R\amembersB\n" +
 	"\n" +
-	"\bresponse*\x8c\x02\n" +
+	"\bresponse*\xce\x03\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x11\n" +
 	"\rKEY_NOT_FOUND\x10\x01\x12\x13\n" +
@@ -1163,7 +1212,16 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\tNO_LEADER\x10\x0e\x12\x15\n" +
 	"\x11TOO_MANY_REQUESTS\x10\x0f\x12\x10\n" +
 	"\fLEASE_EXISTS\x10\x10\x12\x17\n" +
-	"\x13LEASE_TTL_TOO_LARGE\x10\x11B+Z)github.com/troupe-db/troupe/proto/raftmsgb\x06proto3"
+	"\x13LEASE_TTL_TOO_LARGE\x10\x11\x12\x11\n" +
+	"\rMEMBER_EXISTS\x10(\x12\x13\n" +
+	"\x0fPEER_URL_EXISTS\x10)\x12\x16\n" +
+	"\x12MEMBER_NOT_LEARNER\x10*\x12\x15\n" +
+	"\x11TOO_MANY_LEARNERS\x10+\x12\x13\n" +
+	"\x0fTOO_FEW_STARTED\x10,\x12\x15\n" +
+	"\x11LEARNER_NOT_READY\x10-\x12\x12\n" +
+	"\x0eBAD_TRANSFEREE\x10.\x12\x16\n" +
+	"\x12TRANSFER_TIMED_OUT\x10/\x12\x11\n" +
+	"\rDATA_REPLACED\x100B+Z)github.com/troupe-db/troupe/proto/raftmsgb\x06proto3"
 
 var (
 	file_raftmsg_raft_proto_rawDescOnce sync.Once
@@ -1205,6 +1263,7 @@ var file_raftmsg_raft_proto_goTypes = []any{
 	(*etcdserverpb.AlarmResponse)(nil),       // 22: etcdserverpb.AlarmResponse
 	(*etcdserverpb.LeaseGrantResponse)(nil),  // 23: etcdserverpb.LeaseGrantResponse
 	(*etcdserverpb.LeaseRevokeResponse)(nil), // 24: etcdserverpb.LeaseRevokeResponse
+	(*etcdserverpb.MemberListResponse)(nil),  // 25: etcdserverpb.MemberListResponse
 }
 var file_raftmsg_raft_proto_depIdxs = []int32{
 	14, // 0: troupe.raftmsg.Propose.conf_change:type_name -> raftpb.ConfChangeV2
@@ -1222,11 +1281,12 @@ var file_raftmsg_raft_proto_depIdxs = []int32{
 	22, // 12: troupe.raftmsg.Result.alarm:type_name -> etcdserverpb.AlarmResponse
 	23, // 13: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
 	24, // 14: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	25, // 15: troupe.raftmsg.Result.members:type_name -> etcdserverpb.MemberListResponse
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_raftmsg_raft_proto_init() }
@@ -1242,6 +1302,7 @@ func file_raftmsg_raft_proto_init() {
 		(*Result_Alarm)(nil),
 		(*Result_LeaseGrant)(nil),
 		(*Result_LeaseRevoke)(nil),
+		(*Result_Members)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
