@@ -34,6 +34,9 @@ type Config struct {
 	Metrics *Metrics
 	Logger  zerolog.Logger
 
+	// Reconfig changes the members of the cluster; nil refuses to.
+	Reconfig *Reconfig
+
 	// MaxRequestBytes bounds the encoded size of a write, in bytes. gRPC accepts
 	// messages of 512 KiB more.
 	MaxRequestBytes int

@@ -22,6 +22,17 @@ var (
 // not handle.
 var errAlarmAction = status.Error(codes.InvalidArgument, "etcdserver: unknown alarm action")
 
+// errTransferTimeout is etcd's error of a leadership transfer that took too long.
+var errTransferTimeout = status.Error(codes.Unknown, "etcdserver: request timed out, leader transfer took too long")
+
+// errDataReplaced is the error of a member whose data directory is not the one that the
+// cluster knows. Clients never get it.
+var errDataReplaced = status.Error(codes.FailedPrecondition,
+	"etcdserver: the data of the member was replaced; remove the member and add it again")
+
+// errNoReconfig is the error of a gateway that cannot change the members.
+var errNoReconfig = status.Error(codes.Unimplemented, "etcdserver: the members cannot be changed here")
+
 // errPanic is the error of a request whose handler panicked.
 var errPanic = status.Error(codes.Internal, "etcdserver: internal error")
 
@@ -43,6 +54,16 @@ var codeErrors = map[raftmsg.Code]error{
 	raftmsg.Code_TIMED_OUT:           rpctypes.ErrGRPCTimeout,
 	raftmsg.Code_LEADER_CHANGED:      rpctypes.ErrGRPCLeaderChanged,
 	raftmsg.Code_NO_LEADER:           rpctypes.ErrGRPCNoLeader,
+	raftmsg.Code_MEMBER_EXISTS:       rpctypes.ErrGRPCMemberExist,
+	raftmsg.Code_PEER_URL_EXISTS:     rpctypes.ErrGRPCPeerURLExist,
+	raftmsg.Code_MEMBER_NOT_LEARNER:  rpctypes.ErrGRPCMemberNotLearner,
+	raftmsg.Code_TOO_MANY_LEARNERS:   rpctypes.ErrGRPCTooManyLearners,
+	raftmsg.Code_LEARNER_NOT_READY:   rpctypes.ErrGRPCLearnerNotReady,
+	raftmsg.Code_BAD_TRANSFEREE:      rpctypes.ErrGRPCBadLeaderTransferee,
+	raftmsg.Code_TRANSFER_TIMED_OUT:  errTransferTimeout,
+	raftmsg.Code_DATA_REPLACED:       errDataReplaced,
+	// As in etcd, this is not the gRPC error of the same name.
+	raftmsg.Code_TOO_FEW_STARTED: rpctypes.ErrMemberNotEnoughStarted,
 	// This is not the gRPC error of the same name: etcd sends it with code Unknown, and
 	// clients identify it by its text.
 	raftmsg.Code_TOO_MANY_REQUESTS: rpctypes.ErrTooManyRequests,

@@ -54,6 +54,7 @@ type Gateway struct {
 	slow     *slowLog
 	reads    *Reads
 	panics   *lineLimit
+	leaders  *leaderMonitor
 
 	grpc   *grpc.Server
 	http   *http.Server
@@ -91,6 +92,7 @@ func New(cfg Config) (*Gateway, error) {
 		httpConns: newConnQueue(),
 		listeners: make(map[net.Listener]struct{}),
 		reads:     cfg.Reads,
+		leaders:   newLeaderMonitor(),
 		conns:     newConnTable(cfg.MaxConnections, cfg.Reads, cfg.Metrics, cfg.Logger),
 	}
 	g.envelope = envelopeBytes(g.identity.MemberID)
@@ -171,9 +173,13 @@ func (g *Gateway) Serve(listeners ...net.Listener) error {
 		}
 	}
 	g.serving.Do(func() {
-		// Both return only when their queue is closed, by Stop.
+		// These return only when their queue is closed, by Stop; the monitor ends then too.
 		go func() { _ = g.grpc.Serve(g.grpcConns) }()
 		go func() { _ = g.http.Serve(g.httpConns) }()
+		if g.cfg.Election > 0 {
+			hasLeader := func() bool { return g.member.Raft().Leader != 0 }
+			go g.leaders.watch(g.cfg.Election, hasLeader, g.stopping)
+		}
 	})
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {

@@ -42,7 +42,7 @@ const clusterVersionPatch = ".0"
 func NewHTTPHandler(cfg HTTPConfig) http.Handler {
 	mux := http.NewServeMux()
 	addMonitoring(mux, &cfg)
-	mux.HandleFunc("/version", get(serveVersion))
+	mux.HandleFunc("/version", get(versionHandler(cfg.Member)))
 	mux.HandleFunc("/debug/vars", get(cfg.serveVars))
 	mux.HandleFunc("/debug/actors", get(cfg.serveActors))
 	if cfg.Pprof {
@@ -89,9 +89,21 @@ func get(h http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-func serveVersion(w http.ResponseWriter, _ *http.Request) {
-	cluster := version.Cluster(version.Version) + clusterVersionPatch
-	writeJSON(w, version.Versions{Server: version.Version, Cluster: cluster, Storage: cluster})
+// versionHandler serves the version of the API, and that of the cluster: the lowest of its
+// members' versions, which its leader sets. A lone member need not wait for that.
+func versionHandler(m Member) http.HandlerFunc {
+	own := version.Cluster(version.Version) + clusterVersionPatch
+	return func(w http.ResponseWriter, _ *http.Request) {
+		v := version.Versions{Server: version.Version, Cluster: own, Storage: own}
+		if view := m.Keyspace().View(); view != nil {
+			if set := view.Cluster.GetVersion(); set != nil {
+				v.Cluster = fmt.Sprintf("%d.%d%s", set.Major, set.Minor, clusterVersionPatch)
+			} else if len(view.Cluster.GetMembers()) > 1 {
+				v.Cluster = "not_decided"
+			}
+		}
+		writeJSON(w, v)
+	}
 }
 
 // writeJSON answers with v, which must be of a type whose values can always be

@@ -102,8 +102,10 @@ func (g *Gateway) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerI
 	if raft.IsLearner && info.FullMethod != pb.Maintenance_Snapshot_FullMethodName {
 		err = rpctypes.ErrGRPCNotSupportedForLearner
 	} else if err = g.admit(raft, version, requireLeader); err == nil {
-		err = g.guard(info.FullMethod, func() error {
-			return handler(srv, g.cfg.Metrics.CountStream(info.FullMethod, ss))
+		err = g.leaders.run(ss, requireLeader, func(ss grpc.ServerStream) error {
+			return g.guard(info.FullMethod, func() error {
+				return handler(srv, g.cfg.Metrics.CountStream(info.FullMethod, ss))
+			})
 		})
 	}
 	g.cfg.Metrics.Handled(info.FullMethod, KindStream, err, time.Since(start))

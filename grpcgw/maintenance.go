@@ -126,35 +126,3 @@ func (m *maintenance) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.Hash
 		HashRevision:    h.HashRevision,
 	}, nil
 }
-
-// cluster is the Cluster service.
-type cluster struct {
-	*Gateway
-	pb.UnimplementedClusterServer
-}
-
-// MemberList lists the members in the order of their ids. As in etcd, the header has no
-// revision.
-func (c *cluster) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
-	if r.Linearizable {
-		if err := c.linearize(ctx); err != nil {
-			return nil, err
-		}
-	}
-	resp := &pb.MemberListResponse{Header: &pb.ResponseHeader{
-		ClusterId: c.identity.ClusterID,
-		MemberId:  c.identity.MemberID,
-		RaftTerm:  c.member.Raft().Term,
-	}}
-	for _, m := range c.keyspace.View().Cluster.GetMembers() {
-		resp.Members = append(resp.Members, &pb.Member{
-			ID:         m.Id,
-			Name:       m.Name,
-			PeerURLs:   m.PeerUrls,
-			ClientURLs: m.ClientUrls,
-			IsLearner:  m.IsLearner,
-		})
-	}
-	slices.SortFunc(resp.Members, func(a, b *pb.Member) int { return cmp.Compare(a.ID, b.ID) })
-	return resp, nil
-}

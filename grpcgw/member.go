@@ -2,6 +2,7 @@ package grpcgw
 
 import (
 	"context"
+	"time"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/leaseactor"
@@ -62,6 +63,25 @@ type RaftStatus struct {
 type Requests interface {
 	Propose(ctx context.Context, req *applymsg.Request) (raftactor.Answer, error)
 	ReadIndex(ctx context.Context) (raftmsg.Code, error)
+}
+
+// Peers is the gateway's interface to the other members, and to raft's view of them. All
+// methods are safe for concurrent use, and return while the core reboots too.
+type Peers interface {
+	// ProposeMemberChange proposes a change of the members, whose batch id it sets, and
+	// waits for the outcome. It answers as Requests.Propose does; the result of a change
+	// that was made has the members after it.
+	ProposeMemberChange(ctx context.Context, change *applymsg.MemberChange) (raftactor.Answer, error)
+	// MoveLeader makes another voter the leader, and returns when this member knows it as
+	// such. It is called on the leader. Codes: TRANSFER_TIMED_OUT, STOPPED; NO_LEADER if
+	// this member leads no longer. The error is that of ctx.
+	MoveLeader(ctx context.Context, target uint64) (raftmsg.Code, error)
+	// ActiveSince returns since when this member has been connected to another one without
+	// interruption; ok is false if it is not connected.
+	ActiveSince(id uint64) (since time.Time, ok bool)
+	// Match returns up to which index the logs of all members, the own one included, are
+	// known to equal that of the leader. It is nil unless this member is the leader.
+	Match() map[uint64]uint64
 }
 
 // Leases is the gateway's interface to leaseactor.Client.

@@ -47,6 +47,8 @@ type Metrics struct {
 	healthcheck                          *prometheus.GaugeVec
 	healthchecks                         *prometheus.CounterVec
 	hash, hashRevision, defrag, snapshot prometheus.Observer
+	promoted                             prometheus.Counter
+	notPromoted                          *prometheus.CounterVec // by reason
 	watches                              watchMetrics
 	conns                                connMetrics
 }
@@ -60,6 +62,7 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.rpc = newRPCMetrics(m.registry, cfg.Extensive)
 	m.addStorage()
 	m.addHealth()
+	m.addPromotions()
 	m.addWatches()
 	m.addConnections()
 	m.addConstants()

@@ -40,10 +40,6 @@ func watchDesc() *grpc.ServiceDesc {
 	return &desc
 }
 
-// leaderChecksMax is the number of consecutive checks without a leader after which a stream
-// that requires one is cancelled, as in etcd. The checks are an election timeout apart.
-const leaderChecksMax = 3
-
 // closeTimeout bounds how long the handler waits for the stream's actor to stop. A send in
 // progress ends at the latest when the handler returns.
 const closeTimeout = time.Second
@@ -109,14 +105,6 @@ func (w *watchService) receive(ctx context.Context, ss grpc.ServerStream, st *wa
 
 // await waits for a reason to end the stream, and returns its status.
 func (w *watchService) await(ctx context.Context, st *watchactor.Stream, received chan error) error {
-	_, requireLeader := clientMetadata(ctx)
-	var checkLeader <-chan time.Time
-	if requireLeader && w.cfg.Election > 0 {
-		t := time.NewTicker(w.cfg.Election)
-		defer t.Stop()
-		checkLeader = t.C
-	}
-	missed := 0
 	for {
 		select {
 		case err := <-received:
@@ -136,13 +124,6 @@ func (w *watchService) await(ctx context.Context, st *watchactor.Stream, receive
 			return ended(ctx)
 		case <-w.stopping:
 			return rpctypes.ErrGRPCStopped
-		case <-checkLeader:
-			if missed++; w.member.Raft().Leader != 0 {
-				missed = 0
-			}
-			if missed >= leaderChecksMax {
-				return rpctypes.ErrGRPCNoLeader
-			}
 		}
 	}
 }

@@ -52,14 +52,12 @@ func NewMetrics(r prometheus.Registerer, cfg MetricsConfig) *Metrics {
 	return m
 }
 
-// declarePeers declares etcd's metrics of heartbeats, learners and raft snapshots. They
+// declarePeers declares etcd's metrics of heartbeats and raft snapshots. They
 // stay at zero: the member of a cluster of one sends no heartbeats, and receives and saves
 // no snapshots.
 func declarePeers(f promauto.Factory) {
 	f.NewCounter(prometheus.CounterOpts{Namespace: "etcd", Subsystem: "server", Name: "heartbeat_send_failures_total",
 		Help: "Heartbeats that this leader could not send in time."})
-	f.NewCounter(prometheus.CounterOpts{Namespace: "etcd", Subsystem: "server", Name: "learner_promote_successes",
-		Help: "Learners promoted while this member was the leader."})
 	f.NewGauge(prometheus.GaugeOpts{Namespace: "etcd", Subsystem: "server", Name: "snapshot_apply_in_progress_total",
 		Help: "1 while a snapshot from the leader is applied."})
 	for _, h := range []struct {

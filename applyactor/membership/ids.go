@@ -6,7 +6,9 @@ import (
 	"crypto/sha1"
 	"encoding/binary"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // MemberID derives the id of a member of an initial cluster: the first eight bytes of the
@@ -15,6 +17,13 @@ import (
 func MemberID(peerURLs []string, token string) uint64 {
 	sorted := slices.Sorted(slices.Values(peerURLs))
 	return hash64([]byte(strings.Join(sorted, "") + token))
+}
+
+// AddedMemberID derives the id of a member that is added to a cluster: as MemberID, with
+// the time in seconds in place of the token, so that a member which returns under its old
+// URLs has another id.
+func AddedMemberID(peerURLs []string, now time.Time) uint64 {
+	return MemberID(peerURLs, strconv.FormatInt(now.Unix(), 10))
 }
 
 // ClusterID derives the id of a cluster from the ids of its initial members: the first

@@ -82,7 +82,9 @@ var implemented = map[string]string{
 
 	"LeaseTimeToLive": "etcdserverpb.LeaseServer", "LeaseLeases": "etcdserverpb.LeaseServer",
 	"LeaseKeepAlive": "etcdserverpb.LeaseServer", "Defragment": "etcdserverpb.MaintenanceServer",
-	"MemberList": "etcdserverpb.ClusterServer",
+	"MemberList": "etcdserverpb.ClusterServer", "MemberAdd": "etcdserverpb.ClusterServer",
+	"MemberRemove": "etcdserverpb.ClusterServer", "MemberUpdate": "etcdserverpb.ClusterServer",
+	"MemberPromote": "etcdserverpb.ClusterServer",
 
 	"IsBoolFlag": "package flag", "Println": "promhttp.Logger", "Describe": "prometheus.Collector",
 	"Slice": "mem.Buffer", "Network": "net.Addr",
