@@ -504,6 +504,10 @@ func TestLeaderMonitor(t *testing.T) {
 			return
 		}
 		pass(time.Second)
+		if len(required) == 0 {
+			t.Error("after three checks: got no end, want one")
+			return
+		}
 		if err := <-required; err != rpctypes.ErrGRPCNoLeader || len(other) != 0 {
 			t.Errorf("after three checks: got %v and %d ends of the other, want %v and none", err, len(other), rpctypes.ErrGRPCNoLeader)
 		}
