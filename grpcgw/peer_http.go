@@ -51,7 +51,7 @@ func peerMembers(members []*pb.Member) []PeerMember {
 // PeerConfig configures the HTTP of the peer port.
 type PeerConfig struct {
 	Member   Member
-	Reconfig *Reconfig
+	Reconfig *Reconfig // nil refuses promotions
 	Logger   zerolog.Logger
 }
 
@@ -101,7 +101,10 @@ func (cfg *PeerConfig) servePromote(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, errNotReady.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	members, err := cfg.Reconfig.promoteHere(r.Context(), id)
+	var members []*pb.Member
+	if err = errNoReconfig; cfg.Reconfig != nil {
+		members, err = cfg.Reconfig.promoteHere(r.Context(), id)
+	}
 	if err == nil {
 		serveJSONLine(w, peerMembers(members))
 		return

@@ -19,37 +19,40 @@ import (
 // startMember starts the member that a configuration describes. exit is called
 // when the member cannot go on; it ends the process.
 func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (*node.Node, error) {
-	if err := cfg.Bootstrap(core.DataDir{Path: cfg.Node.DataDir}.Exists()); err != nil {
+	exists := core.DataDir{Path: cfg.Node.DataDir}.Exists()
+	if err := cfg.Bootstrap(context.Background(), exists, config.NewNetwork()); err != nil {
 		return nil, err
 	}
-	clients, err := listen(cfg.ListenClientURLs, cfg.ReusePort)
-	if err != nil {
-		return nil, err
-	}
-	monitors, err := listen(cfg.ListenMetricsURLs, cfg.ReusePort)
-	if err != nil {
-		closeAll(clients)
-		return nil, err
+	var all []net.Listener
+	lists := make([][]net.Listener, 3)
+	for i, urls := range [][]url.URL{cfg.ListenPeerURLs, cfg.ListenClientURLs, cfg.ListenMetricsURLs} {
+		var err error
+		if lists[i], err = listen(urls, cfg.ReusePort); err != nil {
+			closeAll(all)
+			return nil, err
+		}
+		all = append(all, lists[i]...)
 	}
 	nc := cfg.Node
-	nc.Listeners, nc.MetricsListeners = clients, monitors
+	nc.PeerListeners, nc.Listeners, nc.MetricsListeners = lists[0], lists[1], lists[2]
 	nc.Logger, nc.Exit = logger, exit
 	nc.Memory = availableMemory()
 	n, err := node.New(nc)
 	if err != nil {
-		closeAll(append(clients, monitors...))
+		closeAll(all)
 		return nil, err
 	}
-	logListeners(logger, "grpc+http", clients)
-	logListeners(logger, "metrics", monitors)
+	logListeners(logger, "serving peer traffic", "peer", nc.PeerListeners)
+	logListeners(logger, "serving client traffic", "grpc+http", nc.Listeners)
+	logListeners(logger, "serving client traffic", "metrics", nc.MetricsListeners)
 	return n, nil
 }
 
 // logListeners logs the addresses of the listeners: with port 0, the kernel chooses
 // the port.
-func logListeners(logger zerolog.Logger, traffic string, listeners []net.Listener) {
+func logListeners(logger zerolog.Logger, text, traffic string, listeners []net.Listener) {
 	for _, l := range listeners {
-		logger.Info().Str("traffic", traffic).Str("address", l.Addr().String()).Msg("serving client traffic")
+		logger.Info().Str("traffic", traffic).Str("address", l.Addr().String()).Msg(text)
 	}
 }
 

@@ -35,7 +35,7 @@ func TestReusePort(t *testing.T) {
 // the port. A start that is refused leaves the addresses free and the disk unchanged.
 func TestStartMember(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
-	args := []string{"--small", "--data-dir", dir, "--listen-client-urls=http://127.0.0.1:0", "--advertise-client-urls=http://127.0.0.1:1",
+	args := []string{"--small", "--data-dir", dir, "--listen-client-urls=http://127.0.0.1:0", "--advertise-client-urls=http://127.0.0.1:1", "--listen-peer-urls=http://127.0.0.1:0",
 		"--listen-metrics-urls=unix://" + filepath.Join(t.TempDir(), "metrics"), "--socket-reuse-port"}
 	parse := func(more ...string) *config.Config {
 		t.Helper()

@@ -23,6 +23,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/troupe-db/troupe/applyactor/membership"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
@@ -35,7 +36,7 @@ type Config struct {
 	Node node.Config
 
 	ListenClientURLs    []url.URL
-	ListenPeerURLs      []url.URL // only checked: nothing listens there
+	ListenPeerURLs      []url.URL
 	ListenMetricsURLs   []url.URL // none by default
 	AdvertiseClientURLs []url.URL
 	AdvertisePeerURLs   []url.URL
@@ -256,7 +257,7 @@ func (p *parser) derive() error {
 	if p.given["listen-client-urls"] && !p.given["advertise-client-urls"] {
 		p.AdvertiseClientURLs = nil
 	}
-	n.PeerURLs, n.ClientURLs = urlStrings(p.AdvertisePeerURLs), urlStrings(p.AdvertiseClientURLs)
+	n.PeerURLs, n.ClientURLs = membership.URLStrings(p.AdvertisePeerURLs), membership.URLStrings(p.AdvertiseClientURLs)
 	// If only a name is given, the initial cluster is that member.
 	if n.Name != defaultName && p.InitialCluster == defaultInitialCluster {
 		p.InitialCluster = pairs(n.Name, n.PeerURLs)

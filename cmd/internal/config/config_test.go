@@ -2,8 +2,12 @@ package config
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"math"
+	"net"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -11,6 +15,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor/membership"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
@@ -43,14 +48,14 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	for name, urls := range map[string]string{
-		"http://localhost:2379": strings.Join(urlStrings(c.ListenClientURLs), ",") + strings.Join(urlStrings(c.ListenMetricsURLs), ","),
-		"http://localhost:2380": strings.Join(urlStrings(c.ListenPeerURLs), ","),
+		"http://localhost:2379": strings.Join(membership.URLStrings(c.ListenClientURLs), ",") + strings.Join(membership.URLStrings(c.ListenMetricsURLs), ","),
+		"http://localhost:2380": strings.Join(membership.URLStrings(c.ListenPeerURLs), ","),
 	} {
 		if urls != name {
 			t.Errorf("listens on %q, want %q", urls, name)
 		}
 	}
-	if err := c.Bootstrap(false); err != nil || c.Node.MemberID != 0x8e9e05c52164694d || c.Node.ClusterID != 0xcdf818194e3a8c32 || len(c.Node.Members) != 1 {
+	if err := c.Bootstrap(t.Context(), false, offline(t)); err != nil || c.Node.MemberID != 0x8e9e05c52164694d || c.Node.ClusterID != 0xcdf818194e3a8c32 || len(c.Node.Members) != 1 {
 		t.Errorf("bootstrap %+v, %v", c.Node.Members, err)
 	}
 	if c.Effective["data-dir"] != "default.etcd" || c.Effective["listen-client-urls"] != "http://localhost:2379" {
@@ -74,7 +79,7 @@ func TestForms(t *testing.T) {
 		{"last wins", []string{"--name", "a", "--name=b"}, nil, func(c *Config) bool { return c.Node.Name == "b" }},
 		{"last urls win", []string{"--listen-metrics-urls", "http://127.0.0.1:1", "--listen-metrics-urls", "http://127.0.0.1:2"}, nil,
 			func(c *Config) bool {
-				return slices.Equal(urlStrings(c.ListenMetricsURLs), []string{"http://127.0.0.1:2"})
+				return slices.Equal(membership.URLStrings(c.ListenMetricsURLs), []string{"http://127.0.0.1:2"})
 			}},
 		{"boolean without value", []string{"--enable-pprof"}, nil, func(c *Config) bool { return c.Node.Pprof }},
 		{"boolean with value", []string{"--pre-vote=false"}, nil, func(c *Config) bool { return !c.Node.PreVote }},
@@ -86,7 +91,7 @@ func TestForms(t *testing.T) {
 		}},
 		{"urls", []string{"--listen-client-urls", "http://localhost:2, unix://s:1,http://localhost:2", "--advertise-client-urls", "http://h:1"}, nil,
 			func(c *Config) bool {
-				return slices.Equal(urlStrings(c.ListenClientURLs), []string{"http://localhost:2", "unix://s:1"})
+				return slices.Equal(membership.URLStrings(c.ListenClientURLs), []string{"http://localhost:2", "unix://s:1"})
 			}},
 		{"hours", []string{"--auto-compaction-retention=5"}, nil, func(c *Config) bool { return reflect.DeepEqual(c.Node.AutoCompact, mvccactor.KeepPeriod(5*time.Hour)) }},
 		{"duration", []string{"--auto-compaction-retention=5m"}, nil, func(c *Config) bool {
@@ -263,26 +268,56 @@ func TestHelpAndVersion(t *testing.T) {
 	}
 }
 
+// offline is a network without peers, on which each name has an address.
+func offline(t testing.TB) Network {
+	return Network{
+		Client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			return nil, errors.New("connection refused")
+		})},
+		Resolve: func(_ context.Context, hostport string) (string, error) {
+			host, port, err := net.SplitHostPort(hostport)
+			if net.ParseIP(host) != nil {
+				return hostport, err
+			}
+			return "10.0.0.9:" + port, err
+		},
+	}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
 func TestBootstrap(t *testing.T) {
 	three := "--initial-cluster=a=http://10.0.0.1:2380,b=http://10.0.0.2:2380,c=http://10.0.0.3:2380"
-	c, _ := mustParse(t, []string{"--name=b", "--initial-advertise-peer-urls=http://10.0.0.2:2380", three})
-	if err := c.Bootstrap(false); !errors.Is(err, errSeveral) {
-		t.Errorf("three members: got %v, want %v", err, errSeveral)
+	for _, exists := range []bool{false, true} {
+		c, _ := mustParse(t, []string{"--name=b", "--initial-advertise-peer-urls=http://10.0.0.2:2380", "--initial-cluster-token=tok", three})
+		err := c.Bootstrap(t.Context(), exists, offline(t))
+		var ids []string
+		for _, m := range c.Node.Members {
+			ids = append(ids, fmt.Sprintf("%s=%x", m.Name, m.Id))
+		}
+		want := []string{"b=61b046c1789d11d8", "c=7aa181191753809e", "a=98521e8c6c48c6da"}
+		if err != nil || c.Node.MemberID != 0x61b046c1789d11d8 || c.Node.ClusterID != 0x8e67f3b977698ab3 || !slices.Equal(ids, want) || c.Node.Join {
+			t.Errorf("three members, data %v: got member %x of %v in cluster %x, error %v, want %v in order of ids", exists,
+				c.Node.MemberID, ids, c.Node.ClusterID, err, want)
+		}
 	}
-	if err := c.Bootstrap(true); !errors.Is(err, errSeveral) {
-		t.Errorf("three members and data: got %v, want %v", err, errSeveral)
-	}
-	c, _ = mustParse(t, []string{"--name=b", "--initial-advertise-peer-urls=http://10.0.0.2:2380", "--initial-cluster-token=tok"})
-	if err := c.Bootstrap(false); err != nil || c.Node.MemberID != 0x61b046c1789d11d8 || len(c.Node.Members) != 1 || c.Node.Members[0].Name != "b" {
+	c, _ := mustParse(t, []string{"--name=b", "--initial-advertise-peer-urls=http://10.0.0.2:2380", "--initial-cluster-token=tok"})
+	if err := c.Bootstrap(t.Context(), false, offline(t)); err != nil || c.Node.MemberID != 0x61b046c1789d11d8 || len(c.Node.Members) != 1 || c.Node.Members[0].Name != "b" {
 		t.Errorf("got %+v, %v, want member 61b046c1789d11d8", c.Node.Members, err)
 	}
-	c, _ = mustParse(t, []string{"--initial-cluster-state=existing", "--data-dir=d"})
-	want := `cannot fetch cluster info from peer urls: --initial-cluster-state is "existing", there is no data of a member in d, and joining a cluster is not implemented`
-	if err := c.Bootstrap(false); err == nil || err.Error() != want || c.Node.ClusterID != 0 {
+	c, _ = mustParse(t, []string{"--initial-cluster-state=existing"})
+	want := "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
+	if err := c.Bootstrap(t.Context(), false, offline(t)); err == nil || err.Error() != want || c.Node.Join {
 		t.Errorf("existing without data: got %v, want %s", err, want)
 	}
-	if err := c.Bootstrap(true); err != nil || c.Node.ClusterID == 0 {
-		t.Errorf("existing with data: got %v and cluster %x, want the cluster's id", err, c.Node.ClusterID)
+	if err := c.Bootstrap(t.Context(), true, noNetwork); err != nil || !c.Node.Join {
+		t.Errorf("existing with data: got error %v and join %v, want it to join", err, c.Node.Join)
+	}
+	c, _ = mustParse(t, []string{"--initial-cluster=default=http://host:2380", "--initial-advertise-peer-urls=http://10.0.0.9:2380"})
+	if err := c.Bootstrap(t.Context(), false, offline(t)); err != nil {
+		t.Errorf("a name and its address: got %v, want no error", err)
 	}
 	for _, tc := range []struct {
 		args []string
@@ -290,20 +325,21 @@ func TestBootstrap(t *testing.T) {
 	}{
 		{[]string{"--name=m1", "--initial-cluster=m2=http://localhost:2380"}, `couldn't find local name "m1" in the initial cluster configuration`},
 		{[]string{"--initial-advertise-peer-urls=http://10.1.1.1:2380"},
-			"--initial-cluster has default=http://localhost:2380 but missing from --initial-advertise-peer-urls=http://10.1.1.1:2380"},
+			"--initial-cluster has default=http://localhost:2380 but missing from --initial-advertise-peer-urls=http://10.1.1.1:2380 " +
+				`(resolved urls: "http://10.1.1.1:2380" != "http://localhost:2380")`},
 		{[]string{"--initial-advertise-peer-urls=http://10.1.1.1:1,http://localhost:2380"},
 			"--initial-advertise-peer-urls has http://10.1.1.1:1 but missing from --initial-cluster=default=http://localhost:2380"},
 		{[]string{"--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"},
-			"initial cluster default=http://localhost:2380,b=http://localhost:2380 has duplicate url"},
+			"initial cluster b=http://localhost:2380,default=http://localhost:2380 has duplicate url"},
 		{[]string{"--initial-cluster=default=localhost:2380"},
 			"--initial-cluster: URL scheme must be http, https, unix, or unixs: localhost:2380"},
 		{[]string{"--initial-cluster="}, `couldn't find local name "default" in the initial cluster configuration`},
 	} {
 		c, _ := mustParse(t, tc.args)
-		if err := c.Bootstrap(false); err == nil || err.Error() != tc.text {
+		if err := c.Bootstrap(t.Context(), false, offline(t)); err == nil || err.Error() != tc.text {
 			t.Errorf("%q: got %v, want %s", tc.args, err, tc.text)
 		}
-		if err := c.Bootstrap(true); err != nil || c.Node.ClusterID != 0 {
+		if err := c.Bootstrap(t.Context(), true, noNetwork); err != nil || c.Node.ClusterID != 0 {
 			t.Errorf("%q with data: got %v, want the flags ignored", tc.args, err)
 		}
 	}
@@ -316,7 +352,9 @@ func FuzzParse(f *testing.F) {
 	f.Add("--cors=,\x00--log-outputs=,", "=")
 	f.Fuzz(func(t *testing.T, args, environ string) {
 		if c, _, err := Parse(strings.Split(args, "\x00"), strings.Split(environ, "\x00")); err == nil {
-			_ = c.Bootstrap(false)
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			_ = c.Bootstrap(ctx, false, offline(f))
 		}
 	})
 }

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/troupe-db/troupe/applyactor/membership"
 )
 
 // ErrAdvertiseClientURLs means that the URLs to listen on are given, and the URLs to
@@ -67,11 +69,11 @@ func (p *parser) checkURLs() error {
 	}
 	if err := checkHosts(c.AdvertisePeerURLs); err != nil {
 		return fmt.Errorf(`--initial-advertise-peer-urls %q must be "host:port" (%w)`,
-			strings.Join(urlStrings(c.AdvertisePeerURLs), ","), err)
+			strings.Join(membership.URLStrings(c.AdvertisePeerURLs), ","), err)
 	}
 	if err := checkHosts(c.AdvertiseClientURLs); err != nil {
 		return fmt.Errorf(`--advertise-client-urls %q must be in the format "host:port", "unix:/path/to/socket" or "unixs:/path/to/socket" (%w)`,
-			strings.Join(urlStrings(c.AdvertiseClientURLs), ","), err)
+			strings.Join(membership.URLStrings(c.AdvertiseClientURLs), ","), err)
 	}
 	return nil
 }

@@ -5,12 +5,13 @@ import (
 	"flag"
 	"fmt"
 	"math"
-	"net"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/troupe-db/troupe/applyactor/membership"
 )
 
 // value is a flag.Value that parses the text and stores the result in *p.
@@ -193,8 +194,8 @@ func origins(p *[]string) flag.Value {
 		if s == "" || s == "*" {
 			return []string{"*"}, nil
 		}
-		urls, err := parseURLs(strings.Split(s, ","))
-		return slices.Compact(urlStrings(urls)), err
+		urls, err := membership.ParseURLs(strings.Split(s, ","))
+		return slices.Compact(membership.URLStrings(urls)), err
 	}, func(list []string) string { return strings.Join(list, ",") }}
 }
 
@@ -205,52 +206,9 @@ func urls(p *[]url.URL) flag.Value {
 		if s == "" {
 			return *p, nil
 		}
-		list, err := parseURLs(strings.Split(s, ","))
+		list, err := membership.ParseURLs(strings.Split(s, ","))
 		return slices.CompactFunc(list, func(a, b url.URL) bool { return a.String() == b.String() }), err
-	}, func(list []url.URL) string { return strings.Join(urlStrings(list), ",") }}
-}
-
-func urlStrings(urls []url.URL) []string {
-	var s []string
-	for i := range urls {
-		s = append(s, urls[i].String())
-	}
-	return s
-}
-
-// parseURLs checks and sorts URLs. http and https need a port and have no path;
-// unix and unixs name a socket.
-func parseURLs(list []string) ([]url.URL, error) {
-	urls := make([]url.URL, 0, len(list))
-	for _, s := range list {
-		s = strings.TrimSpace(s)
-		u, err := url.Parse(s)
-		if err != nil {
-			return nil, err
-		}
-		if err := checkURL(u, s); err != nil {
-			return nil, err
-		}
-		urls = append(urls, *u)
-	}
-	slices.SortFunc(urls, func(a, b url.URL) int { return strings.Compare(a.String(), b.String()) })
-	return urls, nil
-}
-
-func checkURL(u *url.URL, s string) error {
-	switch u.Scheme {
-	case "http", "https":
-		if _, _, err := net.SplitHostPort(u.Host); err != nil {
-			return fmt.Errorf(`URL address does not have the form "host:port": %s`, s)
-		}
-		if u.Path != "" {
-			return fmt.Errorf("URL must not contain a path: %s", s)
-		}
-	case "unix", "unixs":
-	default:
-		return fmt.Errorf("URL scheme must be http, https, unix, or unixs: %s", s)
-	}
-	return nil
+	}, func(list []url.URL) string { return strings.Join(membership.URLStrings(list), ",") }}
 }
 
 // ignored accepts any value, or none, for flags that etcd has removed. They take a

@@ -27,6 +27,16 @@ type Config struct {
 	// Used by a new member only. A member that has data takes them from the data.
 	ClusterID, MemberID uint64
 	Members             []*applymsg.Member // of the cluster, this one among them
+	// Join means that a new member joins a cluster that has it among its members already,
+	// instead of creating one.
+	Join bool
+	// ForceNewCluster removes all other members at the start.
+	ForceNewCluster bool
+	// StrictReconfig refuses changes of the members after which the cluster might have no
+	// quorum.
+	StrictReconfig bool
+	// MaxLearners bounds the learners of the cluster.
+	MaxLearners int
 	// ClientURLs are the URLs that the member advertises to clients.
 	ClientURLs []string
 
@@ -38,7 +48,15 @@ type Config struct {
 
 	Heartbeat, Election time.Duration
 	PreVote             bool
-	Mailboxes           Mailboxes
+	// ElectionTickAdvance makes a member that has started wait only a heartbeat for a leader
+	// before its election timeout ends.
+	ElectionTickAdvance bool
+	// SnapshotCatchUpEntries is how many applied entries the log keeps at least for members
+	// that are behind.
+	SnapshotCatchUpEntries int64
+	// SnapshotSendRate bounds the bytes per second of a snapshot that is sent; 0 is no limit.
+	SnapshotSendRate int64
+	Mailboxes        Mailboxes
 	// Memory is the number of bytes of memory that the process may use; 0 if unknown. The
 	// defaults of CacheBytes and Mailboxes.Reads.Bytes are derived from it.
 	Memory uint64
@@ -58,6 +76,8 @@ type Config struct {
 
 	// Listeners are for clients: gRPC and HTTP.
 	Listeners []net.Listener
+	// PeerListeners are for other members.
+	PeerListeners []net.Listener
 	// MetricsListeners serve metrics and health only.
 	MetricsListeners []net.Listener
 	Gateway          grpcgw.Config // New sets Member, HTTP, Metrics, Logger and others

@@ -32,6 +32,7 @@ type Node struct {
 	edge    *actors.Edge
 	loops   *mvccactor.Compactor
 	monitor *http.Server
+	peers   *http.Server
 
 	host      *core.Host
 	shared    core.Shared
@@ -186,6 +187,14 @@ func (n *Node) startGateway() (err error) {
 			}
 		}()
 	}
+	n.peers = grpcgw.NewHTTPServer(grpcgw.NewPeerHandler(grpcgw.PeerConfig{Member: n, Logger: n.cfg.Logger}))
+	for _, l := range n.cfg.PeerListeners {
+		go func() { // ends when Stop closes the server
+			if err := n.peers.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				n.fail(fmt.Errorf("node: serve peers: %w", err))
+			}
+		}()
+	}
 	return nil
 }
 
@@ -214,6 +223,7 @@ func (n *Node) Stop(ctx context.Context) (err error) {
 		err = errors.Join(
 			n.stopGateway(ctx),
 			n.monitor.Close(),
+			n.peers.Close(),
 			n.edge.Stop(ctx),
 			n.stopCore(ctx),
 		)
