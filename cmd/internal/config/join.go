@@ -216,8 +216,11 @@ func (n Network) compatible(ctx context.Context, members []grpcgw.PeerMember, se
 	}
 	found := false
 	for _, m := range members {
+		if m.ID == self {
+			continue
+		}
 		v, ok := n.clusterVersion(ctx, m.PeerURLs)
-		if m.ID == self || !ok {
+		if !ok {
 			continue
 		}
 		if v.less(lowest) || highest.less(v) {

@@ -60,6 +60,7 @@ func TestJoin(t *testing.T) {
 		{"joins by name", "--initial-cluster=a=http://10.0.0.1:1,b=http://host:1", with("http://10.0.0.1:1/members", strings.ReplaceAll(twoMembers, "10.0.0.2", "10.0.0.9")), ""},
 		{"one url more", cluster + ",a=http://10.0.0.8:1", one,
 			"error validating peerURLs " + existing + `: PeerURLs: no match found for existing member (5, [http://10.0.0.1:1]), last resolver error (len(["http://10.0.0.1:1"]) != len(["http://10.0.0.1:1" "http://10.0.0.8:1"]))`},
+		{"own version", cluster, with("http://10.0.0.2:1/version", `{"etcdcluster":"3.8.0"}`), ""},
 		{"nobody", cluster, nil, "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"},
 		{"no cluster id", cluster, with("http://10.0.0.1:1/members", "!"+twoMembers), "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"},
 		{"garbage", cluster, with("http://10.0.0.1:1/members", "x"), "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"},
