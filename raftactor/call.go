@@ -3,6 +3,7 @@ package raftactor
 import (
 	"time"
 
+	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -14,10 +15,13 @@ import (
 // Call is one request from the gateway to the proposer, with its answer. It is not a
 // protobuf message, because it never leaves the process.
 type Call struct {
-	encoded  []byte // the request as a field of a RequestBatch
+	encoded  []byte // the request as a field of a RequestBatch, or the context of change
+	posted   int64  // actors.Now at which it was made
 	deadline int64  // actors.Now at which it is answered at the latest
-	reply    actors.Reply[Answer]
-	notify   func(Answer) // if set, receives the answer instead of reply
+	// change is set for a change of the configuration, without the context.
+	change *raftpb.ConfChange
+	reply  actors.Reply[Answer]
+	notify func(Answer) // if set, receives the answer instead of reply
 }
 
 // Answer is the outcome of a call.
@@ -41,6 +45,9 @@ const (
 	fieldRequests = 2
 )
 
+// fieldChangeBatch is the field number of applymsg.MemberChange.batch_id.
+const fieldChangeBatch = 16
+
 // newCall returns a call for a request, which it encodes. So requests are encoded on the
 // goroutines of the callers, and not all on that of the proposer.
 func newCall(req *applymsg.Request, timeout time.Duration) *Call {
@@ -52,7 +59,33 @@ func newCall(req *applymsg.Request, timeout time.Duration) *Call {
 	if err != nil {
 		panic("raftactor: " + err.Error()) // cannot happen: gRPC has checked the strings
 	}
-	return &Call{encoded: buf, deadline: actors.Now() + int64(timeout), reply: actors.NewReply[Answer]()}
+	now := actors.Now()
+	return &Call{encoded: buf, posted: now, deadline: now + int64(timeout), reply: actors.NewReply[Answer]()}
+}
+
+// changeTypes has raft's type of each kind of change. Raft promotes a learner by adding it
+// as a voter.
+var changeTypes = map[applymsg.MemberChangeKind]raftpb.ConfChangeType{
+	applymsg.MemberChangeKind_MEMBER_ADD:         raftpb.ConfChangeAddNode,
+	applymsg.MemberChangeKind_MEMBER_ADD_LEARNER: raftpb.ConfChangeAddLearnerNode,
+	applymsg.MemberChangeKind_MEMBER_PROMOTE:     raftpb.ConfChangeAddNode,
+	applymsg.MemberChangeKind_MEMBER_UPDATE:      raftpb.ConfChangeUpdateNode,
+	applymsg.MemberChangeKind_MEMBER_REMOVE:      raftpb.ConfChangeRemoveNode,
+}
+
+// newChange returns a call for a change of the members.
+func newChange(change *applymsg.MemberChange, timeout time.Duration) *Call {
+	kind, ok := changeTypes[change.Kind]
+	if !ok {
+		panic("raftactor: change of members of kind " + change.Kind.String())
+	}
+	context, err := proto.Marshal(change)
+	if err != nil {
+		panic("raftactor: " + err.Error()) // cannot happen: gRPC has checked the strings
+	}
+	now := actors.Now()
+	return &Call{encoded: context, posted: now, deadline: now + int64(timeout), reply: actors.NewReply[Answer](),
+		change: &raftpb.ConfChange{Type: kind.Enum(), NodeId: new(change.Member.GetId())}}
 }
 
 // newNotice returns a call for a request of a stage, which cannot wait. notify receives the

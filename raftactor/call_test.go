@@ -30,7 +30,7 @@ func TestRest(t *testing.T) {
 	}
 	var noticed Answer
 	waiting, left, notice := put(nil), put(nil), put(func(a Answer) { noticed = a })
-	replies.register(1, []*Call{waiting, left, notice, nil}, func(actors.Cost) {})
+	replies.register(1, 1, []*Call{waiting, left, notice, nil}, func(actors.Cost) {})
 	if !replies.Awaited(1) || replies.Awaited(2) {
 		t.Fatalf("awaited: got %v and %v, want true and false", replies.Awaited(1), replies.Awaited(2))
 	}

@@ -3,8 +3,11 @@ package raftactor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/proto/applymsg"
@@ -29,14 +32,14 @@ type Client struct {
 }
 
 // clientCore has the mailboxes of one incarnation of the core.
-type clientCore struct{ proposer, readIndex *actors.Mailbox }
+type clientCore struct{ raft, proposer, readIndex *actors.Mailbox }
 
 // NewClient returns a client without a core.
 func NewClient(cfg ClientConfig) *Client { return &Client{cfg: cfg} }
 
 // Connect makes the client use the stages of a core that has started.
-func (c *Client) Connect(proposer, readIndex *actors.Mailbox) {
-	c.core.Store(&clientCore{proposer, readIndex})
+func (c *Client) Connect(raft, proposer, readIndex *actors.Mailbox) {
+	c.core.Store(&clientCore{raft, proposer, readIndex})
 }
 
 // Disconnect makes the client answer STOPPED. It is called when the core stops.
@@ -52,10 +55,27 @@ func (c *Client) Propose(ctx context.Context, req *applymsg.Request) (Answer, er
 	if core == nil {
 		return c.refused(raftmsg.Code_STOPPED), nil
 	}
+	if c.cfg.State.Behind() {
+		return c.refused(raftmsg.Code_TOO_MANY_REQUESTS), nil
+	}
 	if c.cfg.Full(req) {
 		return c.refused(raftmsg.Code_NO_SPACE), nil
 	}
-	call := newCall(req, c.cfg.Timeout)
+	return c.propose(ctx, core, newCall(req, c.cfg.Timeout))
+}
+
+// ProposeMemberChange proposes a change of the members and waits for the answer, like
+// Propose. Its validity is checked where it is applied. It sets nothing in change, whose
+// batch id must be 0.
+func (c *Client) ProposeMemberChange(ctx context.Context, change *applymsg.MemberChange) (Answer, error) {
+	core := c.core.Load()
+	if core == nil {
+		return c.refused(raftmsg.Code_STOPPED), nil
+	}
+	return c.propose(ctx, core, newChange(change, c.cfg.Timeout))
+}
+
+func (c *Client) propose(ctx context.Context, core *clientCore, call *Call) (Answer, error) {
 	if code := postCode(postCall(core.proposer, call)); code != raftmsg.Code_OK {
 		return c.refused(code), nil
 	}
@@ -71,7 +91,7 @@ func (c *Client) Propose(ctx context.Context, req *applymsg.Request) (Answer, er
 // proposer accepted the request; if not, done is not called.
 func (c *Client) Post(req *applymsg.Request, done func(raftmsg.Code)) bool {
 	core := c.core.Load()
-	if core == nil || c.cfg.Full(req) {
+	if core == nil || c.cfg.State.Behind() || c.cfg.Full(req) {
 		return false
 	}
 	call := newNotice(req, c.cfg.Timeout, func(a Answer) { done(a.Result.Code) })
@@ -94,6 +114,47 @@ func (c *Client) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
 		return code, nil
 	}
 	return call.reply.Wait(ctx)
+}
+
+// TransferLeadership transfers leadership to a voter and waits until that member leads. It
+// returns OK then; otherwise NOT_LEADER, BAD_TRANSFEREE, STOPPED, or
+// TRANSFER_TIMED_OUT if raft gave up after an election timeout, another transfer was
+// begun, or another member was elected. The error is that of ctx.
+func (c *Client) TransferLeadership(ctx context.Context, to uint64) (raftmsg.Code, error) {
+	core := c.core.Load()
+	if core == nil {
+		return raftmsg.Code_STOPPED, nil
+	}
+	call := &transferCall{to: to, reply: actors.NewReply[raftmsg.Code]()}
+	if code := postCode(core.raft.TryPost(raftPeers, call, actors.Cost{Requests: 1})); code != raftmsg.Code_OK {
+		return code, nil
+	}
+	return call.reply.Wait(ctx)
+}
+
+// Receive passes on what came from another member: a *raftpb.Message, *raftmsg.Forward or
+// *raftmsg.Forwarded; or a report on one: *raftmsg.Unreachable, *raftmsg.LeaderRefused or
+// *raftmsg.SnapshotStatus. It never blocks. Errors: those of actors.Mailbox.TryPost; the
+// message is lost then. A SnapshotStatus that is refused because the mailbox is full must
+// be sent again.
+func (c *Client) Receive(msg any) error {
+	core := c.core.Load()
+	if core == nil {
+		return actors.ErrClosed
+	}
+	switch m := msg.(type) {
+	case *raftpb.Message:
+		return postPeer(core.raft, m)
+	case *raftmsg.Forward:
+		return core.proposer.TryPost(proposerForwards, m, forwardCost(m))
+	case *raftmsg.Forwarded:
+		return core.proposer.TryPost(proposerAnswers, m, actors.Cost{Requests: 1})
+	case *raftmsg.Unreachable, *raftmsg.LeaderRefused:
+		return core.raft.TryPost(raftPeers, m, actors.Cost{Requests: 1})
+	case *raftmsg.SnapshotStatus:
+		return core.raft.TryPost(raftLocal, m, actors.Cost{Requests: 1})
+	}
+	panic(fmt.Sprintf("raftactor: message %T from a peer", msg))
 }
 
 func (c *Client) refused(code raftmsg.Code) Answer {

@@ -52,7 +52,7 @@ func TestClient(t *testing.T) {
 				Fsync: func() time.Duration { return 0 }, Metrics: metrics}))
 			readIndex = actorstest.Spawn(t, sys, NewReadIndex(ReadIndexConfig{Limit: limit,
 				Raft: probe.Mailbox, State: raft, Applied: func() uint64 { return 1 }, Metrics: metrics}))
-			c.Connect(proposer.Mailbox, readIndex.Mailbox)
+			c.Connect(probe.Mailbox, proposer.Mailbox, readIndex.Mailbox)
 			return proposer, readIndex
 		}
 		proposer, readIndex := start(actors.Limit{Requests: 1, Bytes: 1 << 20})

@@ -77,7 +77,7 @@ func Example() {
 	client := raftactor.NewClient(raftactor.ClientConfig{
 		Timeout: time.Minute, State: &state, Full: func(*applymsg.Request) bool { return false }, Metrics: metrics,
 	})
-	client.Connect(proposer.Mailbox, readIndex.Mailbox)
+	client.Connect(box, proposer.Mailbox, readIndex.Mailbox)
 
 	// until answers appends and applies until an entry is applied, and returns the entry.
 	until := func(index uint64) (last *raftpb.Entry) {

@@ -27,7 +27,8 @@ func newRaftProbe(t *testing.T, sys *actor.ActorSystem) *actorstest.Probe {
 		return actors.Lane{Name: name, Class: actors.Credit, Limit: actors.Limit{Requests: 1 << 20, Bytes: 1 << 30}}
 	}
 	return actorstest.NewProbeWith(t, sys, actors.MailboxConfig{Name: actors.CoreRaft, Lanes: []actors.Lane{
-		raftLocal: lane("local"), raftPeers: lane("peers"), raftTicks: lane("ticks"), raftProposals: lane("proposals")}})
+		raftLocal: lane("local"), raftPeers: lane("peers"),
+		raftAppends: lane("appends"), raftTicks: lane("ticks"), raftProposals: lane("proposals")}})
 }
 
 // news returns the new messages of a type.
@@ -55,17 +56,17 @@ func put(key string, n int) *applymsg.Request {
 }
 
 // keys returns the keys of the puts in a proposal.
-func keys(t *testing.T, p *raftmsg.Propose) []string {
+func keys(t *testing.T, p *raftmsg.Batch) []string {
 	t.Helper()
 	batch := new(applymsg.RequestBatch)
-	if err := proto.Unmarshal(p.Data, batch); err != nil {
+	if err := proto.Unmarshal(p.GetData(), batch); err != nil {
 		t.Fatal(err)
 	}
-	if batch.Id != p.BatchId || int(p.Requests) != len(batch.Requests) {
-		t.Fatalf("got batch %d with %d requests, want batch %d with %d", batch.Id, len(batch.Requests), p.BatchId, p.Requests)
+	if batch.Id != p.Id || int(p.Requests) != len(batch.Requests) {
+		t.Fatalf("got batch %d with %d requests, want batch %d with %d", batch.Id, len(batch.Requests), p.Id, p.Requests)
 	}
-	if id, err := batchID(p.Data); err != nil || id != p.BatchId {
-		t.Fatalf("got id %d (%v) in the entry, want %d", id, err, p.BatchId)
+	if id, err := batchID(newEntry(p)); err != nil || id != p.Id {
+		t.Fatalf("got id %d (%v) in the entry, want %d", id, err, p.Id)
 	}
 	var found []string
 	for _, r := range batch.Requests {

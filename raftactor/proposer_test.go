@@ -3,8 +3,10 @@ package raftactor
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -20,29 +22,71 @@ import (
 // These tests run the proposer with callers and a probe in the place of raft, in fake time.
 
 type proposerRig struct {
-	t       *testing.T
-	sys     *actor.ActorSystem
-	ref     actors.Ref
-	replies *Replies
-	fsync   atomic.Int64
-	ids     atomic.Uint64
-	faults  *actors.Faults
-	news[*raftmsg.Propose]
+	t         *testing.T
+	sys       *actor.ActorSystem
+	ref       actors.Ref
+	replies   *Replies
+	fsync     atomic.Int64
+	ids       atomic.Uint64
+	faults    *actors.Faults
+	proposals news[*raftmsg.Propose]
+	mu        sync.Mutex           // guards what the proposer's functions write
+	forwarded []*raftmsg.Forward   // to the leader
+	answers   []*raftmsg.Forwarded // to followers
+	last      *raftmsg.Forward     // to lastTo
+	lastTo    uint64
+	rtt       time.Duration
+	connected bool
 }
 
 var roomy = actors.Limit{Requests: 10_000, Bytes: 64 << 20}
 
 func newProposerRig(t *testing.T, limit actors.Limit) *proposerRig {
-	r := &proposerRig{t: t, sys: actorstest.NewSystem(t), replies: NewReplies(), faults: actors.NewFaults()}
-	r.probe = newRaftProbe(t, r.sys)
+	r := &proposerRig{t: t, sys: actorstest.NewSystem(t), replies: NewReplies(), faults: actors.NewFaults(), connected: true}
+	r.proposals.probe = newRaftProbe(t, r.sys)
 	r.ref = actorstest.Spawn(t, r.sys, NewProposer(ProposerConfig{
-		Limit: limit, Replies: r.replies, Raft: r.probe.Mailbox,
+		Limit: limit, Replies: r.replies, Raft: r.proposals.probe.Mailbox,
 		NextBatch: func() uint64 { return r.ids.Add(1) },
 		Fsync:     func() time.Duration { return time.Duration(r.fsync.Load()) },
 		Metrics:   NewMetrics(nil, MetricsConfig{}),
 		Faults:    r.faults,
+		Member:    1, Election: time.Second,
+		Forward: func(to uint64, f *raftmsg.Forward) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.forwarded = append(r.forwarded, f)
+			r.last, r.lastTo = f, to
+		},
+		Answer: func(_ uint64, f *raftmsg.Forwarded) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.answers = append(r.answers, f)
+		},
+		RTT:       func(uint64) time.Duration { return r.rtt },
+		Connected: func(uint64, int64) bool { return r.connected },
 	}))
 	return r
+}
+
+// next returns the batches that were passed to raft or sent to the leader since.
+func (r *proposerRig) next() (batches []*raftmsg.Batch) {
+	for _, p := range r.proposals.next() {
+		batches = append(batches, p.Batches...)
+	}
+	for _, f := range r.takeForwarded() {
+		batches = append(batches, f.Batches...)
+	}
+	return batches
+}
+
+// takeForwarded returns the messages to the leader since.
+func (r *proposerRig) takeForwarded() []*raftmsg.Forward {
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	sent := r.forwarded
+	r.forwarded = nil
+	return sent
 }
 
 func (r *proposerRig) post(key string, size int) *Call {
@@ -60,6 +104,27 @@ func (r *proposerRig) role(leader uint64, isLeader bool) {
 	synctest.Wait()
 }
 
+func (r *proposerRig) termRole(term, leader uint64, isLeader bool) {
+	r.ref.MustPost(proposerControl, &raftmsg.RoleChanged{Term: term, Leader: leader, IsLeader: isLeader}, one)
+	synctest.Wait()
+}
+
+// applied tells the proposer that an entry of a term is applied.
+func (r *proposerRig) applied(term uint64) {
+	r.ref.MustPost(proposerControl, &raftmsg.TermApplied{Term: term}, one)
+	synctest.Wait()
+}
+
+// answer answers a follower in the place of its leader.
+func (r *proposerRig) answer(accepted, received uint64) { r.answerGap(accepted, received, false) }
+
+func (r *proposerRig) answerGap(accepted, received uint64, gap bool) {
+	f := r.last
+	m := &raftmsg.Forwarded{From: r.lastTo, Term: f.Term, Session: f.Session, Accepted: accepted, Received: received, Gap: gap}
+	must(r.ref.Mailbox.TryPost(proposerAnswers, m, one))
+	synctest.Wait()
+}
+
 func (r *proposerRig) lead() { r.role(1, true) }
 
 func (r *proposerRig) settle(ids ...uint64) {
@@ -73,16 +138,16 @@ func (r *proposerRig) drop(ids ...uint64) {
 }
 
 // deliver answers a batch, in the place of mvcc.
-func (r *proposerRig) deliver(p *raftmsg.Propose) {
+func (r *proposerRig) deliver(p *raftmsg.Batch) {
 	results := make([]*raftmsg.Result, p.Requests)
 	for i := range results {
-		results[i] = &raftmsg.Result{Revision: int64(100*p.BatchId) + int64(i)}
+		results[i] = &raftmsg.Result{Revision: int64(100*p.Id) + int64(i)}
 	}
-	r.replies.Deliver(&raftmsg.ResultBatch{BatchId: p.BatchId, Index: 10 + p.BatchId, Results: results}, nil)
+	r.replies.Deliver(&raftmsg.ResultBatch{BatchId: p.Id, Index: 10 + p.Id, Results: results}, nil)
 }
 
 // one returns the only new proposal.
-func (r *proposerRig) one(want ...string) *raftmsg.Propose {
+func (r *proposerRig) one(want ...string) *raftmsg.Batch {
 	r.t.Helper()
 	got := r.next()
 	if len(got) != 1 {
@@ -117,12 +182,12 @@ func TestFastDiskHasOneEntryUnderWay(t *testing.T) {
 			r.post(k, 10)
 		}
 		r.none()
-		r.settle(first.BatchId)
+		r.settle(first.Id)
 		second := r.one("b", "c", "d")
-		if first.BatchId == second.BatchId {
+		if first.Id == second.Id {
 			t.Fatal("two batches have the same id")
 		}
-		r.settle(first.BatchId) // again
+		r.settle(first.Id) // again
 		r.post("e", 10)
 		r.none()
 	})
@@ -133,7 +198,7 @@ func TestSlowDiskHasFourEntriesUnderWay(t *testing.T) {
 		r := newProposerRig(t, roomy)
 		r.fsync.Store(int64(slowFsync))
 		r.lead()
-		var under []*raftmsg.Propose
+		var under []*raftmsg.Batch
 		for i := range windowMax {
 			k := fmt.Sprint(i)
 			r.post(k, 10)
@@ -142,11 +207,11 @@ func TestSlowDiskHasFourEntriesUnderWay(t *testing.T) {
 		r.post("x", 10)
 		r.post("y", 10)
 		r.none()
-		r.settle(under[2].BatchId)
+		r.settle(under[2].Id)
 		r.one("x", "y")
 		r.post("z", 10)
 		r.none()
-		r.settle(under[0].BatchId, under[1].BatchId)
+		r.settle(under[0].Id, under[1].Id)
 		r.one("z")
 	})
 }
@@ -162,7 +227,7 @@ func TestSlowDiskHasFourMegabytesUnderWay(t *testing.T) {
 		r.one("b")
 		r.post("c", 10)
 		r.none()
-		r.settle(a.BatchId)
+		r.settle(a.Id)
 		r.one("c")
 	})
 }
@@ -189,7 +254,7 @@ func TestPacks(t *testing.T) {
 					t.Errorf("%d requests in an entry of %d bytes", p.Requests, len(p.Data))
 				}
 				entries = append(entries, keys(t, p))
-				r.settle(p.BatchId)
+				r.settle(p.Id)
 			}
 		}
 		if all := slices.Concat(entries...); !slices.Equal(all, want) {
@@ -214,7 +279,7 @@ func TestPackIsAMegabyteExactly(t *testing.T) {
 		if len(got) != 1 || got[0].Requests != 1024 || len(got[0].Data) < packBytesMax {
 			t.Fatalf("%d requests in %d bytes", got[0].Requests, len(got[0].Data))
 		}
-		r.settle(got[0].BatchId)
+		r.settle(got[0].Id)
 		r.one("z")
 	})
 }
@@ -229,10 +294,10 @@ func TestLimitHolds(t *testing.T) {
 			t.Fatalf("over the limit: got %v, want %v", err, actors.ErrFull)
 		}
 	}
-	for name, answer := range map[string]func(*proposerRig, *raftmsg.Propose){
-		"delivered": func(r *proposerRig, p *raftmsg.Propose) { r.deliver(p) },
-		"failed":    func(r *proposerRig, _ *raftmsg.Propose) { r.replies.FailAll(raftmsg.Code_STOPPED) },
-		"timed out": func(*proposerRig, *raftmsg.Propose) { time.Sleep(timeout + 2*proposerTick) },
+	for name, answer := range map[string]func(*proposerRig, *raftmsg.Batch){
+		"delivered": func(r *proposerRig, p *raftmsg.Batch) { r.deliver(p) },
+		"failed":    func(r *proposerRig, _ *raftmsg.Batch) { r.replies.FailAll(raftmsg.Code_STOPPED) },
+		"timed out": func(*proposerRig, *raftmsg.Batch) { time.Sleep(timeout + 2*proposerTick) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -242,7 +307,7 @@ func TestLimitHolds(t *testing.T) {
 				p := r.one("a")
 				calls := []*Call{r.post("b", 1), r.post("c", 1)}
 				full(t, r)
-				r.settle(p.BatchId)
+				r.settle(p.Id)
 				p = r.one("b", "c")
 				full(t, r) // durable is not answered
 				if name == "failed" || name == "timed out" {
@@ -309,7 +374,7 @@ func TestAnswersInOrder(t *testing.T) {
 		r.deliver(p)
 		for i, c := range calls {
 			a, ok := outcome(t, c)
-			if !ok || a.Index != 10+p.BatchId || a.Result.Revision != int64(100*p.BatchId)+int64(i) {
+			if !ok || a.Index != 10+p.Id || a.Result.Revision != int64(100*p.Id)+int64(i) {
 				t.Fatalf("call %d: %+v, %v", i, a, ok)
 			}
 		}
@@ -335,7 +400,7 @@ func TestDropped(t *testing.T) {
 				a := r.post("a", 1)
 				first := r.one("a")
 				b := r.post("b", 1)
-				r.drop(first.BatchId)
+				r.drop(first.Id)
 				r.none()
 				c := r.post("c", 1)
 				r.none()
@@ -344,10 +409,10 @@ func TestDropped(t *testing.T) {
 				}
 				move(r)
 				again := r.one("a", "b", "c")
-				if again.BatchId == first.BatchId {
+				if again.Id == first.Id {
 					t.Fatal("proposed again under the same id")
 				}
-				r.settle(first.BatchId)
+				r.settle(first.Id)
 				r.deliver(first)
 				wantNone(t, a)
 				r.deliver(again)
@@ -363,7 +428,7 @@ func TestDropped(t *testing.T) {
 }
 
 // TestNeverTwice: requests that raft accepted are not proposed again after a change of
-// leader, because they may be in the log.
+// leader, because they may be in the log; not even if their term is applied.
 func TestNeverTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newProposerRig(t, roomy)
@@ -371,8 +436,9 @@ func TestNeverTwice(t *testing.T) {
 		a := r.post("a", 1)
 		r.one("a")
 		r.role(0, false)
-		r.role(2, false)
-		r.lead()
+		r.termRole(2, 2, false)
+		r.termRole(3, 1, true)
+		r.applied(1)
 		r.none()
 		b := r.post("b", 1)
 		r.one("b") // the window is open again
@@ -380,6 +446,41 @@ func TestNeverTwice(t *testing.T) {
 		r.none()
 		wantCode(t, a, raftmsg.Code_TIMED_OUT)
 		wantCode(t, b, raftmsg.Code_TIMED_OUT)
+	})
+}
+
+// TestAgainInALaterTerm: when an entry of a later term is applied, batches without results
+// are proposed again, oldest first, before newer calls. No call fails.
+func TestAgainInALaterTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.fsync.Store(int64(time.Millisecond))
+		r.lead()
+		a := r.post("a", 1)
+		first := r.one("a")
+		b := r.post("b", 1)
+		r.one("b")
+		r.termRole(2, 2, false)
+		c := r.post("c", 1)
+		r.one("c") // forwarded to the new leader
+		d := r.post("d", 1)
+		r.none()
+		r.deliver(first) // it was committed
+		r.applied(2)
+		r.none() // the window is closed
+		r.answer(1, 1)
+		r.deliver(r.one("b", "d"))
+		r.applied(2) // no later term
+		r.none()
+		r.termRole(3, 3, false)
+		r.applied(3)
+		r.deliver(r.one("c"))
+		for _, call := range []*Call{a, b, c, d} {
+			wantCode(t, call, raftmsg.Code_OK)
+		}
+		if r.held() != 0 {
+			t.Fatalf("got %d requests held, want none", r.held())
+		}
 	})
 }
 
@@ -418,7 +519,7 @@ func TestOldAndYoungTogether(t *testing.T) {
 			t.Fatalf("got %d requests held, %d without an answer", r.held(), r.replies.requests())
 		}
 		r.deliver(p)
-		if a, ok := outcome(t, young); !ok || a.Result.Revision != int64(100*p.BatchId)+1 {
+		if a, ok := outcome(t, young); !ok || a.Result.Revision != int64(100*p.Id)+1 {
 			t.Fatalf("answer %+v, %v", a, ok)
 		}
 		if r.held() != 0 {
@@ -438,24 +539,9 @@ func TestDroppedAfterPartWasAnswered(t *testing.T) {
 		p := r.one("old", "young")
 		time.Sleep(10 * proposerTick)
 		wantCode(t, old, raftmsg.Code_TIMED_OUT)
-		r.drop(p.BatchId)
+		r.drop(p.Id)
 		time.Sleep(proposerTick)
 		r.one("young")
-	})
-}
-
-// TestForwardedAndLost: a batch that a follower forwards and that is lost never settles. When
-// its calls have timed out, the follower proposes the next one.
-func TestForwardedAndLost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newProposerRig(t, roomy)
-		r.role(2, false)
-		lost := r.post("lost", 1)
-		r.one("lost")
-		time.Sleep(timeout + 2*proposerTick)
-		wantCode(t, lost, raftmsg.Code_TIMED_OUT)
-		r.post("next", 1)
-		r.one("next")
 	})
 }
 
@@ -470,7 +556,7 @@ func TestLeadersWindowStaysShut(t *testing.T) {
 		time.Sleep(timeout + 2*proposerTick)
 		next := r.post("next", 1)
 		r.none()
-		r.settle(p.BatchId)
+		r.settle(p.Id)
 		r.deliver(r.one("next"))
 		wantCode(t, next, raftmsg.Code_OK)
 	})
@@ -542,21 +628,36 @@ func anyOrder(t *testing.T, rng *rand.Rand) {
 	limit := actors.Limit{Requests: 20, Bytes: 4 << 20}
 	r := newProposerRig(t, limit)
 	var calls []*Call
-	var under []*raftmsg.Propose
-	live := map[string]bool{} // keys that raft took
+	var under []*raftmsg.Batch
+	live := map[string]uint64{}    // the term in which a key was proposed
+	taken := map[uint64]uint64{}   // the term of each batch
+	forwarded := map[uint64]bool{} // to a leader
+	term := uint64(1)
 	codes := map[raftmsg.Code]int{}
 	take := func() {
+		synctest.Wait()
+		r.mu.Lock()
+		for _, f := range r.forwarded {
+			for _, b := range f.Batches {
+				forwarded[b.Id] = true
+			}
+		}
+		r.mu.Unlock()
 		for _, p := range r.next() {
+			if taken[p.Id] != 0 {
+				continue // sent again
+			}
+			taken[p.Id] = term
 			for _, k := range keys(t, p) {
-				if live[k] {
+				if live[k] != 0 {
 					t.Fatalf("%s was proposed twice", k)
 				}
-				live[k] = true
+				live[k] = term
 			}
 			under = append(under, p)
 		}
 	}
-	any := func() *raftmsg.Propose {
+	any := func() *raftmsg.Batch {
 		if len(under) == 0 {
 			return nil
 		}
@@ -576,24 +677,34 @@ func anyOrder(t *testing.T, rng *rand.Rand) {
 			}
 		case 8, 9, 10:
 			if p := any(); p != nil {
-				r.settle(p.BatchId)
+				r.settle(p.Id)
 				take()
 				r.deliver(p)
 			}
 		case 11, 12:
-			if p := any(); p != nil {
+			if p := any(); p != nil && !forwarded[p.Id] {
 				for _, k := range keys(t, p) {
 					delete(live, k)
 				}
-				r.drop(p.BatchId)
+				r.drop(p.Id)
 			}
 		case 13:
-			r.role(uint64(rng.IntN(3)), rng.IntN(2) == 0)
+			leader := uint64(rng.IntN(3))
+			term++
+			r.termRole(term, leader, leader == 1)
+			take()
+			if rng.IntN(2) == 0 {
+				continue
+			}
+			// An entry of the term is applied: what is of earlier terms is lost.
+			under = slices.DeleteFunc(under, func(b *raftmsg.Batch) bool { return taken[b.Id] < term })
+			maps.DeleteFunc(live, func(_ string, in uint64) bool { return in < term })
+			r.applied(term)
 		case 14:
 			r.fsync.Store(int64(rng.IntN(2)) * int64(time.Millisecond))
 		case 15:
 			if p := any(); p != nil {
-				r.settle(p.BatchId) // durable, and never heard of again
+				r.settle(p.Id) // durable, and never heard of again
 			}
 		case 16:
 			if rng.IntN(5) == 0 {

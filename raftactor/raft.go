@@ -1,6 +1,8 @@
 package raftactor
 
 import (
+	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -17,20 +19,24 @@ import (
 
 // How raft handles a batch of messages, in the order of the data:
 //
-//	Propose    goes into the replica; raft remembers when it came
+//	Message    from a peer, goes into the replica
+//	Propose    goes into the replica if it leads in the term; raft remembers when it came
 //	ready      takes the replica's outputs one after another, while there is credit:
 //	           appends go to the WAL, applies to applyactor, messages to peers
 //	Appended   an append is durable: the replica gets its responses, and the proposer
 //	           learns that the batches in it are settled
 //	Applied    the view contains the entries: the replica may hand out more, and readers
-//	           may continue
+//	           may continue; the proposer learns of the first entry of each term
 //	Persisted  the store has the entries: the replica drops them, and the log is trimmed
 //	publish    makes the status visible to other goroutines, at the end of each batch
 
 // Lanes of raft's mailbox, in the order in which the messages of a batch are handled.
 const (
 	raftLocal = iota
+	// raftPeers has the peers' messages other than MsgApp, and reports on peers; raftAppends
+	// has MsgApp: a flood of entries displaces no heartbeat and no vote.
 	raftPeers
+	raftAppends
 	raftTicks
 	raftProposals
 )
@@ -48,6 +54,10 @@ var (
 	// localLimit bounds the answers to appends and applies. At most OutstandingMax of
 	// each are outstanding.
 	localLimit = actors.Limit{Requests: 4 * OutstandingMax, Bytes: 64 << 20}
+	// peersLimit bounds the peers' messages without entries, of some 100 bytes each.
+	peersLimit = actors.Limit{Requests: 4096, Bytes: 8 << 20}
+	// appendsLimit bounds the peers' entries: what two leaders may have in flight.
+	appendsLimit = actors.Limit{Requests: 4096, Bytes: 64 << 20}
 	// tickLimit bounds queued ticks. If raft is so late that two are queued, further ones
 	// are dropped.
 	tickLimit = actors.Limit{Requests: 2, Bytes: 2}
@@ -65,6 +75,13 @@ const (
 	// even if the replica has dropped no entries. A mark costs a record of the log, and
 	// allows segments to be removed.
 	markEvery = 1024
+	// campaignDelayMin and campaignDelayMax bound the random delay of a campaign after the
+	// leader's process has ended: long enough that one candidate usually wins.
+	campaignDelayMin = 20 * time.Millisecond
+	campaignDelayMax = 150 * time.Millisecond
+	// gapMax is the number of entries that may be committed and not applied before calls
+	// are refused. etcd's limit is the same.
+	gapMax = 5000
 )
 
 // Config is what the raft actor needs.
@@ -78,6 +95,11 @@ type Config struct {
 	Timeline  *actors.Timeline
 	Faults    *actors.Faults
 	Metrics   *Metrics
+	// Removed reports whether a member was removed from the cluster: its votes and
+	// requests to vote are dropped. nil means that none was.
+	Removed func(id uint64) bool
+	// Random returns a random number in [0, n); nil means math/rand's.
+	Random func(n int64) int64
 }
 
 // State is raft's status, for other goroutines. The raft actor writes it at the end of each
@@ -94,6 +116,13 @@ type State struct {
 	// readers is set by readindex while readers wait for an index to be applied. raft
 	// then passes Applied on to it.
 	readers atomic.Bool
+	// behind is set while more than gapMax entries are committed and not applied.
+	behind atomic.Bool
+	// appendSince and applySince are when the oldest append and apply that are not answered
+	// became the oldest, as actors.Now; 0 if there are none.
+	appendSince, applySince atomic.Int64
+	// transferring is set while leadership is being transferred from this member.
+	transferring atomic.Bool
 }
 
 // Status returns the newest status.
@@ -111,12 +140,30 @@ func (s *State) Alone() bool { return s.alone.Load() }
 // it is not, or has not.
 func (s *State) Leads() (term uint64) { return s.leads.Load() }
 
+// Behind reports whether apply is so late that new calls are refused.
+func (s *State) Behind() bool { return s.behind.Load() }
+
+// Waiting returns since when the oldest append has been waiting for the log, and the oldest
+// apply for the view, as actors.Now; 0 for none. A leader for which either is longer ago
+// than a second should transfer its leadership.
+func (s *State) Waiting() (appendSince, applySince int64) {
+	return s.appendSince.Load(), s.applySince.Load()
+}
+
+// Transferring reports whether leadership is being transferred from this member. A leader
+// must not renew leases then.
+func (s *State) Transferring() bool { return s.transferring.Load() }
+
 // Reset clears what only holds for an incarnation of the core. It is called when one has
 // stopped.
 func (s *State) Reset() {
 	s.alone.Store(false)
 	s.solitary.Store(false)
 	s.leads.Store(0)
+	s.behind.Store(false)
+	s.appendSince.Store(0)
+	s.applySince.Store(0)
+	s.transferring.Store(false)
 }
 
 // Raft is the actor that owns the replica.
@@ -133,8 +180,7 @@ type Raft struct {
 	waiting []uint64
 	// proposals has the proposals that are in no append yet, by batch; enqueued has when
 	// each was posted. dispatchAppend removes them, and so does a change of role.
-	proposals map[uint64]*raftmsg.Propose
-	enqueued  map[uint64]int64
+	proposals map[uint64]proposal
 	underway  [][]uint64 // batches in each append that is not durable, oldest first
 	leader    uint64     // as of the last change of role; 0 for none
 	isLeader  bool
@@ -142,6 +188,33 @@ type Raft struct {
 	started   int64  // when the current batch was started
 	awaited   uint64 // largest index that was sent to readindex; it only grows
 	deferring bool   // the last argument of box.Defer
+
+	appliedTerm uint64        // as last sent to the proposer
+	transfer    *transferCall // in progress; nil for none
+	campaign    *time.Timer   // of a campaign after LeaderRefused; nil before the first
+	// The heads of the pending appends and applies since when publish has seen them; both
+	// count what was completed before.
+	appendsDone, appendsSeen uint64
+	appliedSeen              uint64
+}
+
+// proposal is when a batch was taken, begun and finished by the proposer, and posted to raft.
+type proposal struct{ enqueued, started, ended, posted int64 }
+
+// transferCall asks for a transfer of leadership. It is not a protobuf message, because it
+// never leaves the process.
+type transferCall struct {
+	to    uint64
+	reply actors.Reply[raftmsg.Code]
+}
+
+// postPeer posts a peer's message to the raft actor, in the lane of its type. Errors: those
+// of actors.Mailbox.TryPost; the message is lost then.
+func postPeer(box *actors.Mailbox, m *raftpb.Message) error {
+	if m.GetType() == raftpb.MsgApp {
+		return box.TryPost(raftAppends, m, entriesCost(m.Entries))
+	}
+	return box.TryPost(raftPeers, m, actors.Cost{Requests: 1, Bytes: len(m.Context)})
 }
 
 // NewMailbox returns raft's mailbox. It is created before the other stages, which post to
@@ -151,9 +224,15 @@ func NewMailbox(proposals actors.Limit, faults *actors.Faults) *actors.Mailbox {
 		Name: actors.CoreRaft,
 		Lanes: []actors.Lane{
 			raftLocal:     {Name: "local", Class: actors.Credit, Limit: localLimit},
-			raftPeers:     {Name: "peers", Class: actors.Lossy, Limit: actors.Limit{Requests: 4096, Bytes: 64 << 20}},
+			raftPeers:     {Name: "peers", Class: actors.Lossy, Limit: peersLimit},
+			raftAppends:   {Name: "appends", Class: actors.Lossy, Limit: appendsLimit},
 			raftTicks:     {Name: "ticks", Class: actors.Lossy, Limit: tickLimit},
 			raftProposals: {Name: "proposals", Class: actors.Credit, Limit: proposals},
+		},
+		OnReject: func(msg any, _ error) {
+			if c, ok := msg.(*transferCall); ok {
+				c.reply.Resolve(raftmsg.Code_STOPPED)
+			}
 		},
 		Faults: faults,
 	})
@@ -161,8 +240,10 @@ func NewMailbox(proposals actors.Limit, faults *actors.Faults) *actors.Mailbox {
 
 // New returns the raft stage. IMPORTANT: call Connect before the stage starts.
 func New(cfg Config, box *actors.Mailbox) (*Raft, actors.Stage) {
-	r := &Raft{cfg: cfg, box: box,
-		proposals: make(map[uint64]*raftmsg.Propose), enqueued: make(map[uint64]int64)}
+	if cfg.Random == nil {
+		cfg.Random = rand.Int64N
+	}
+	r := &Raft{cfg: cfg, box: box, proposals: make(map[uint64]proposal), appliedTerm: cfg.Replica.AppliedTerm()}
 	return r, actors.Stage{Name: actors.CoreRaft, Actor: r, Mailbox: box}
 }
 
@@ -183,6 +264,10 @@ func (r *Raft) Receive(ctx actor.Context) {
 		r.batch(m)
 	case *actor.Stopping:
 		r.ticker.Stop()
+		if r.campaign != nil {
+			r.campaign.Stop()
+		}
+		r.endTransfer(raftmsg.Code_STOPPED)
 	}
 }
 
@@ -198,18 +283,109 @@ func (r *Raft) batch(b *actors.Batch) {
 		case *raftmsg.Persisted:
 			r.persisted(m)
 		case *raftpb.Message:
-			// A message that raft refuses counts as lost.
-			_ = r.cfg.Replica.Step(m)
+			r.step(m)
 		case *actors.Tick:
 			r.tick()
 		case *raftmsg.Propose:
 			r.propose(m, b.Enqueued[b.Done])
 		case *raftmsg.ReadIndex:
 			r.readIndexed(m)
+		default:
+			r.peer(m)
 		}
 	}
 	r.cfg.Faults.Point(actors.CoreRaft, "batch")
 	r.ready()
+}
+
+// step passes a message of a peer to the replica. A message that raft refuses counts as
+// lost.
+func (r *Raft) step(m *raftpb.Message) {
+	switch m.GetType() {
+	case raftpb.MsgVote, raftpb.MsgPreVote, raftpb.MsgVoteResp, raftpb.MsgPreVoteResp, raftpb.MsgTimeoutNow:
+		if r.cfg.Removed != nil && r.cfg.Removed(m.GetFrom()) {
+			return
+		}
+	}
+	_ = r.cfg.Replica.Step(m)
+}
+
+// peer handles reports on peers, and requests that concern the leadership.
+func (r *Raft) peer(msg any) {
+	switch m := msg.(type) {
+	case *raftmsg.Unreachable:
+		r.cfg.Replica.ReportUnreachable(m.Id)
+		if m.Id == r.leader {
+			// If the mailbox is full, the proposer resends with its next tick.
+			_ = r.proposer.TryPost(proposerControl, m, actors.Cost{Requests: 1})
+		}
+	case *raftmsg.SnapshotStatus:
+		r.cfg.Replica.ReportSnapshot(m.Id, m.Ok)
+	case *raftmsg.LeaderRefused:
+		r.leaderRefused(m)
+	case *raftmsg.Campaign:
+		if s := r.cfg.Replica.Status(); s.Term == m.Term && s.Leader == 0 {
+			_ = r.cfg.Replica.Campaign() // refused while a configuration change is not applied
+		}
+	case *transferCall:
+		r.beginTransfer(m)
+	}
+}
+
+// leaderRefused forgets a leader whose process has ended, and campaigns after a random
+// delay unless another member is faster. Elections stay safe; they only start sooner.
+func (r *Raft) leaderRefused(m *raftmsg.LeaderRefused) {
+	s := r.cfg.Replica.Status()
+	if m.Id == 0 || m.Id != s.Leader || s.IsLeader {
+		return
+	}
+	must(r.cfg.Replica.ForgetLeader())
+	if r.campaign != nil {
+		r.campaign.Stop()
+	}
+	box, campaign := r.box, &raftmsg.Campaign{Term: s.Term}
+	delay := campaignDelayMin + time.Duration(r.cfg.Random(int64(campaignDelayMax-campaignDelayMin)))
+	r.campaign = time.AfterFunc(delay, func() {
+		// If the mailbox is full, the election timeout does it.
+		_ = box.TryPost(raftPeers, campaign, actors.Cost{Requests: 1})
+	})
+}
+
+// beginTransfer begins a transfer of leadership, if this member leads and the other is a
+// voter. An earlier transfer ends without success.
+func (r *Raft) beginTransfer(c *transferCall) {
+	s := r.cfg.Replica.Status()
+	switch {
+	case !s.IsLeader:
+		c.reply.Resolve(raftmsg.Code_NOT_LEADER)
+	case s.Leader == c.to:
+		c.reply.Resolve(raftmsg.Code_OK)
+	case !r.cfg.Replica.Voter(c.to):
+		c.reply.Resolve(raftmsg.Code_BAD_TRANSFEREE)
+	default:
+		r.endTransfer(raftmsg.Code_TRANSFER_TIMED_OUT)
+		r.transfer = c
+		r.cfg.State.transferring.Store(true)
+		r.cfg.Replica.Transfer(c.to)
+		r.proposer.MustPost(proposerControl, &raftmsg.Transferring{Active: true}, actors.Cost{Requests: 1})
+	}
+}
+
+// checkTransfer ends a transfer that raft has given up.
+func (r *Raft) checkTransfer() {
+	if r.transfer != nil && r.isLeader && r.cfg.Replica.Transferee() == 0 {
+		r.endTransfer(raftmsg.Code_TRANSFER_TIMED_OUT)
+		r.proposer.MustPost(proposerControl, &raftmsg.Transferring{}, actors.Cost{Requests: 1})
+	}
+}
+
+// endTransfer answers the transfer in progress, if there is one.
+func (r *Raft) endTransfer(code raftmsg.Code) {
+	if r.transfer != nil {
+		r.transfer.reply.Resolve(code)
+		r.transfer = nil
+		r.cfg.State.transferring.Store(false)
+	}
 }
 
 func must(err error) {
@@ -225,6 +401,7 @@ func (r *Raft) appended(m *raftmsg.Appended) {
 		batches = append(batches, ids...)
 	}
 	r.underway = r.underway[m.Appends:]
+	r.appendsDone += uint64(m.Appends)
 	if len(batches) > 0 {
 		r.proposer.MustPostDeferrable(proposerControl, &raftmsg.Settled{Batches: batches}, actors.Cost{Requests: 1})
 	}
@@ -232,6 +409,11 @@ func (r *Raft) appended(m *raftmsg.Appended) {
 
 func (r *Raft) applied(m *raftmsg.Applied) {
 	must(r.cfg.Replica.Applied(m.Index, m.ConfChanges))
+	if term := r.cfg.Replica.AppliedTerm(); term != r.appliedTerm {
+		// The results of earlier entries were delivered before Applied was posted.
+		r.appliedTerm = term
+		r.proposer.MustPost(proposerControl, &raftmsg.TermApplied{Term: term}, actors.Cost{Requests: 1})
+	}
 	if r.cfg.State.readers.Load() {
 		_ = r.readIndex.TryPost(readControl, m, actors.Cost{Requests: 1}) // readindex checks with each tick as well
 	}
@@ -255,6 +437,7 @@ func (r *Raft) persisted(m *raftmsg.Persisted) {
 func (r *Raft) tick() {
 	r.cfg.Replica.Tick()
 	r.campaignAlone()
+	r.checkTransfer()
 }
 
 // campaignAlone lets a lone voter campaign at once: there are no other candidates.
@@ -267,22 +450,35 @@ func (r *Raft) campaignAlone() {
 }
 
 func (r *Raft) propose(m *raftmsg.Propose, enqueued int64) {
-	var err error
-	if m.ConfChange != nil {
-		err = r.cfg.Replica.ProposeConfChange(m.ConfChange)
-	} else {
-		err = r.cfg.Replica.Propose(m.Data)
+	entries := make([]*raftpb.Entry, len(m.Batches))
+	for i, b := range m.Batches {
+		entries[i] = newEntry(b)
 	}
-	switch {
-	case err == nil:
-		// A proposal that is forwarded to the leader settles when its entry arrives.
-		r.proposals[m.BatchId], r.enqueued[m.BatchId] = m, enqueued
-		m.Data = nil // the replica has it; a forwarded proposal that is lost stays in proposals
-	default:
-		// There is no leader, the leader is stepping down, or too much is uncommitted. The
-		// proposer tries again after a change of role or a tick.
-		r.proposer.MustPost(proposerControl, &raftmsg.Settled{Dropped: []uint64{m.BatchId}}, actors.Cost{Requests: 1})
+	held, err := r.cfg.Replica.Propose(m.Term, entries)
+	var dropped []uint64
+	for i, b := range m.Batches {
+		if err != nil || slices.Contains(held, i) {
+			// This member does not lead in the term, leadership is being transferred, too much
+			// is uncommitted, or another configuration change is not applied yet. The proposer
+			// decides what happens to the batch.
+			dropped = append(dropped, b.Id)
+			continue
+		}
+		r.proposals[b.Id] = proposal{m.Enqueued, m.Started, m.Ended, enqueued}
 	}
+	if len(dropped) > 0 {
+		r.proposer.MustPost(proposerControl, &raftmsg.Settled{Dropped: dropped}, actors.Cost{Requests: 1})
+	}
+}
+
+// newEntry returns the entry of a batch, without term and index.
+func newEntry(b *raftmsg.Batch) *raftpb.Entry {
+	if b.ConfChange == nil {
+		return &raftpb.Entry{Type: raftpb.EntryNormal.Enum(), Data: b.Data}
+	}
+	data, err := proto.Marshal(b.ConfChange)
+	must(err) // cannot happen: it has no strings
+	return &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data}
 }
 
 func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
@@ -361,16 +557,21 @@ func (r *Raft) dispatchAppend(a replica.Append) {
 	var ids []uint64
 	now := actors.Now()
 	for _, e := range a.Message.Entries {
-		id, err := batchID(e.Data)
-		if err != nil || r.proposals[id] == nil {
+		if len(r.proposals) == 0 {
+			break
+		}
+		id, err := batchID(e)
+		if err != nil {
+			continue
+		}
+		p, ok := r.proposals[id]
+		if !ok {
 			continue
 		}
 		ids = append(ids, id)
-		p := r.proposals[id]
-		r.cfg.Timeline.Note(actors.TimelineProposer, e.GetIndex(), p.Enqueued, p.Started, p.Ended)
-		r.cfg.Timeline.Note(actors.TimelineRaft, e.GetIndex(), r.enqueued[id], r.started, now)
+		r.cfg.Timeline.Note(actors.TimelineProposer, e.GetIndex(), p.enqueued, p.started, p.ended)
+		r.cfg.Timeline.Note(actors.TimelineRaft, e.GetIndex(), p.posted, r.started, now)
 		delete(r.proposals, id)
-		delete(r.enqueued, id)
 	}
 	r.underway = append(r.underway, ids)
 }
@@ -392,8 +593,14 @@ func (r *Raft) roleChanged() {
 	}
 	r.leader, r.isLeader = s.Leader, s.IsLeader
 	clear(r.proposals)
-	clear(r.enqueued)
 	r.waiting = nil
+	switch {
+	case r.transfer == nil || s.Leader == 0 || s.IsLeader:
+	case s.Leader == r.transfer.to:
+		r.endTransfer(raftmsg.Code_OK)
+	default:
+		r.endTransfer(raftmsg.Code_TRANSFER_TIMED_OUT)
+	}
 	m := &raftmsg.RoleChanged{Term: s.Term, Leader: s.Leader, IsLeader: s.IsLeader}
 	r.proposer.MustPost(proposerControl, proto.CloneOf(m), actors.Cost{Requests: 1})
 	r.readIndex.MustPost(readControl, m, actors.Cost{Requests: 1})
@@ -411,6 +618,8 @@ func (r *Raft) publish() {
 		term = s.Term
 	}
 	r.cfg.State.leads.Store(term)
+	r.cfg.State.behind.Store(s.Committed > s.Applied+gapMax)
+	r.publishWaiting(s)
 	if !s.Alone {
 		return
 	}
@@ -418,4 +627,23 @@ func (r *Raft) publish() {
 		r.answerRead(id, s.Committed)
 	}
 	r.waiting = nil
+}
+
+// publishWaiting publishes since when the oldest append and apply have been waiting.
+func (r *Raft) publishWaiting(s replica.Status) {
+	appends, applies := r.cfg.Replica.Outstanding()
+	switch {
+	case appends == 0:
+		r.cfg.State.appendSince.Store(0)
+	case r.appendsSeen != r.appendsDone || r.cfg.State.appendSince.Load() == 0:
+		r.cfg.State.appendSince.Store(max(r.started, 1))
+	}
+	r.appendsSeen = r.appendsDone
+	switch {
+	case applies == 0 || s.Alone: // Applied may be deferred on a lone voter
+		r.cfg.State.applySince.Store(0)
+	case r.appliedSeen != s.Applied || r.cfg.State.applySince.Load() == 0:
+		r.cfg.State.applySince.Store(max(r.started, 1))
+	}
+	r.appliedSeen = s.Applied
 }

@@ -172,8 +172,14 @@ func (r *raftRig) settle() {
 
 func (r *raftRig) propose(id uint64) {
 	data := encodeBatch(id, []*Call{newCall(put(fmt.Sprint(id), 10), timeout)}, 0)
-	r.ref.MustPost(raftProposals, &raftmsg.Propose{Data: data, BatchId: id, Requests: 1}, one)
+	r.post(&raftmsg.Batch{Data: data, Id: id, Requests: 1})
 	synctest.Wait()
+}
+
+// post proposes a batch in the current term.
+func (r *raftRig) post(b *raftmsg.Batch) {
+	p := &raftmsg.Propose{Term: r.state.Status().Term, Batches: []*raftmsg.Batch{b}}
+	r.ref.MustPost(raftProposals, p, one)
 }
 
 func (r *raftRig) readIndexed(id uint64) {
@@ -184,7 +190,7 @@ func (r *raftRig) readIndexed(id uint64) {
 // batches returns the ids of the applied batches.
 func (r *raftRig) batches() (ids []uint64) {
 	for _, e := range r.applied {
-		if id, err := batchID(e.Data); err == nil && e.GetType() == raftpb.EntryNormal {
+		if id, err := batchID(e); err == nil && e.GetType() == raftpb.EntryNormal {
 			ids = append(ids, id)
 		}
 	}
@@ -407,8 +413,7 @@ func TestSecondVoterEndsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, replicaConfig(true))
 		r.settle()
-		r.ref.MustPost(raftProposals, &raftmsg.Propose{BatchId: 100, ConfChange: &raftpb.ConfChangeV2{
-			Changes: []*raftpb.ConfChangeSingle{{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(uint64(2))}}}}, one)
+		r.post(&raftmsg.Batch{Id: 100, ConfChange: &raftpb.ConfChange{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(uint64(2))}})
 		r.settle()
 		if r.state.Alone() {
 			t.Fatal("alone among two")
@@ -468,7 +473,7 @@ func TestAppliedOfHeldBack(t *testing.T) {
 		r.propose(1)
 		r.settle()
 		large := encodeBatch(100, []*Call{newCall(put("k", 17<<20), timeout)}, 0)
-		r.ref.MustPost(raftProposals, &raftmsg.Propose{Data: large, BatchId: 100, Requests: 1}, one)
+		r.post(&raftmsg.Batch{Data: large, Id: 100, Requests: 1})
 		r.collect()
 		r.durable(1) // raft sends it to apply
 		r.propose(101)
@@ -549,7 +554,7 @@ func TestPersistedLargeEntries(t *testing.T) {
 		r.settle()
 		for id := range uint64(20) {
 			data := encodeBatch(100+id, []*Call{newCall(put("k", 200<<10), timeout)}, 0)
-			r.ref.MustPost(raftProposals, &raftmsg.Propose{Data: data, BatchId: 100 + id, Requests: 1}, one)
+			r.post(&raftmsg.Batch{Data: data, Id: 100 + id, Requests: 1})
 			r.settle()
 		}
 		last := uint64(len(r.applied))

@@ -1,6 +1,8 @@
 package raftactor
 
 import (
+	"cmp"
+	"fmt"
 	"math"
 	"slices"
 	"sync"
@@ -14,6 +16,7 @@ import (
 type Replies struct {
 	mu      sync.Mutex
 	batches map[uint64]*proposed
+	ordered uint64 // order of the newest batch
 }
 
 // proposed is a batch without results. It is guarded by Replies.mu until take removes it.
@@ -22,18 +25,22 @@ type proposed struct {
 	deadline int64   // of the call that times out next
 	cost     actors.Cost
 	release  func(actors.Cost)
+	term     uint64 // the batch is an entry of this term, or in no log
+	order    uint64 // batches were registered in this order
 }
 
 // NewReplies returns an empty table.
 func NewReplies() *Replies { return &Replies{batches: make(map[uint64]*proposed)} }
 
-// register adds the calls of a batch. release is called with their cost in the mailbox
+// register adds the calls of a batch that is proposed in a term. release is called with their cost in the mailbox
 // when they are answered.
-func (r *Replies) register(id uint64, calls []*Call, release func(actors.Cost)) {
-	p := &proposed{calls: calls, release: release}
+func (r *Replies) register(id, term uint64, calls []*Call, release func(actors.Cost)) {
+	p := &proposed{calls: calls, release: release, term: term}
 	p.tally()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.ordered++
+	p.order = r.ordered
 	r.batches[id] = p
 }
 
@@ -71,6 +78,25 @@ func (r *Replies) recall(id uint64) []*Call {
 	return nil
 }
 
+// recallBefore removes the batches of earlier terms than term. It returns their calls, in
+// the order in which they were registered.
+func (r *Replies) recallBefore(term uint64) (calls []*Call) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var lost []*proposed
+	for id, p := range r.batches {
+		if p.term < term {
+			lost = append(lost, p)
+			delete(r.batches, id)
+		}
+	}
+	slices.SortFunc(lost, func(a, b *proposed) int { return cmp.Compare(a.order, b.order) })
+	for _, p := range lost {
+		calls = append(calls, p.waiting()...)
+	}
+	return calls
+}
+
 // Awaited reports whether calls on this member wait for the results of a batch. They may
 // time out at any moment.
 func (r *Replies) Awaited(id uint64) bool {
@@ -79,11 +105,14 @@ func (r *Replies) Awaited(id uint64) bool {
 	return r.batches[id] != nil
 }
 
-// Deliver answers the calls of a batch. A batch of another member has none, and neither has
-// one whose calls have all timed out. rests has the work that is left by result, nil for
+// Deliver answers the calls of a batch. A batch of another member or of an earlier boot has
+// none, and neither has one whose calls have all timed out. rests has the work that is left by result, nil for
 // none; rests is nil if there is none at all.
 func (r *Replies) Deliver(b *raftmsg.ResultBatch, rests []Rest) {
 	p := r.take(b.BatchId)
+	if p != nil && len(b.Results) != len(p.calls) {
+		panic(fmt.Sprintf("raftactor: %d results for the %d calls of batch %x", len(b.Results), len(p.calls), b.BatchId))
+	}
 	if p != nil {
 		p.release(p.cost)
 	}
@@ -121,10 +150,9 @@ func (r *Replies) Waiting() bool {
 	return len(r.batches) > 0
 }
 
-// expire answers the calls whose deadline has passed with a code. It returns the batches
-// that have no calls left. It visits all batches; there are at most as many as the
-// proposer's mailbox admits requests, and usually one.
-func (r *Replies) expire(now int64, code raftmsg.Code) (ended []uint64) {
+// expire answers the calls whose deadline has passed with a code. It visits all batches;
+// there are at most as many as the proposer's mailbox admits requests, and usually one.
+func (r *Replies) expire(now int64, code func(*Call) raftmsg.Code) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, p := range r.batches {
@@ -135,15 +163,13 @@ func (r *Replies) expire(now int64, code raftmsg.Code) (ended []uint64) {
 		for i, c := range p.calls {
 			if c != nil && c.deadline <= now {
 				p.calls[i] = nil
-				c.Fail(code)
+				c.Fail(code(c))
 			}
 		}
 		p.tally()
 		p.release(actors.Cost{Requests: before.Requests - p.cost.Requests, Bytes: before.Bytes - p.cost.Bytes})
 		if p.cost.Requests == 0 {
 			delete(r.batches, id)
-			ended = append(ended, id)
 		}
 	}
-	return ended
 }

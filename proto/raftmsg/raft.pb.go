@@ -45,10 +45,16 @@ const (
 	Code_TOO_MANY_REQUESTS   Code = 15
 	Code_LEASE_EXISTS        Code = 16
 	Code_LEASE_TTL_TOO_LARGE Code = 17
-	Code_MEMBER_EXISTS       Code = 40
-	Code_PEER_URL_EXISTS     Code = 41
-	Code_MEMBER_NOT_LEARNER  Code = 42
-	Code_TOO_MANY_LEARNERS   Code = 43
+	// The deadline passed, and a leader was lost while the call waited.
+	Code_TIMED_OUT_LEADER_FAIL Code = 20
+	// The deadline passed, and this member lost the leader's connection, or those of a quorum,
+	// while the call waited.
+	Code_TIMED_OUT_CONNECTION_LOST Code = 21
+	Code_NOT_LEADER                Code = 22
+	Code_MEMBER_EXISTS             Code = 40
+	Code_PEER_URL_EXISTS           Code = 41
+	Code_MEMBER_NOT_LEARNER        Code = 42
+	Code_TOO_MANY_LEARNERS         Code = 43
 	// Without the member, or with one more, too few of the voters would be running.
 	Code_TOO_FEW_STARTED   Code = 44
 	Code_LEARNER_NOT_READY Code = 45
@@ -77,6 +83,9 @@ var (
 		15: "TOO_MANY_REQUESTS",
 		16: "LEASE_EXISTS",
 		17: "LEASE_TTL_TOO_LARGE",
+		20: "TIMED_OUT_LEADER_FAIL",
+		21: "TIMED_OUT_CONNECTION_LOST",
+		22: "NOT_LEADER",
 		40: "MEMBER_EXISTS",
 		41: "PEER_URL_EXISTS",
 		42: "MEMBER_NOT_LEARNER",
@@ -88,30 +97,33 @@ var (
 		48: "DATA_REPLACED",
 	}
 	Code_value = map[string]int32{
-		"OK":                  0,
-		"KEY_NOT_FOUND":       1,
-		"LEASE_NOT_FOUND":     2,
-		"COMPACTED":           3,
-		"FUTURE_REVISION":     4,
-		"NO_SPACE":            5,
-		"CORRUPT":             6,
-		"MEMBER_NOT_FOUND":    10,
-		"STOPPED":             11,
-		"TIMED_OUT":           12,
-		"LEADER_CHANGED":      13,
-		"NO_LEADER":           14,
-		"TOO_MANY_REQUESTS":   15,
-		"LEASE_EXISTS":        16,
-		"LEASE_TTL_TOO_LARGE": 17,
-		"MEMBER_EXISTS":       40,
-		"PEER_URL_EXISTS":     41,
-		"MEMBER_NOT_LEARNER":  42,
-		"TOO_MANY_LEARNERS":   43,
-		"TOO_FEW_STARTED":     44,
-		"LEARNER_NOT_READY":   45,
-		"BAD_TRANSFEREE":      46,
-		"TRANSFER_TIMED_OUT":  47,
-		"DATA_REPLACED":       48,
+		"OK":                        0,
+		"KEY_NOT_FOUND":             1,
+		"LEASE_NOT_FOUND":           2,
+		"COMPACTED":                 3,
+		"FUTURE_REVISION":           4,
+		"NO_SPACE":                  5,
+		"CORRUPT":                   6,
+		"MEMBER_NOT_FOUND":          10,
+		"STOPPED":                   11,
+		"TIMED_OUT":                 12,
+		"LEADER_CHANGED":            13,
+		"NO_LEADER":                 14,
+		"TOO_MANY_REQUESTS":         15,
+		"LEASE_EXISTS":              16,
+		"LEASE_TTL_TOO_LARGE":       17,
+		"TIMED_OUT_LEADER_FAIL":     20,
+		"TIMED_OUT_CONNECTION_LOST": 21,
+		"NOT_LEADER":                22,
+		"MEMBER_EXISTS":             40,
+		"PEER_URL_EXISTS":           41,
+		"MEMBER_NOT_LEARNER":        42,
+		"TOO_MANY_LEARNERS":         43,
+		"TOO_FEW_STARTED":           44,
+		"LEARNER_NOT_READY":         45,
+		"BAD_TRANSFEREE":            46,
+		"TRANSFER_TIMED_OUT":        47,
+		"DATA_REPLACED":             48,
 	}
 )
 
@@ -142,21 +154,18 @@ func (Code) EnumDescriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{0}
 }
 
-// Propose asks the raft loop to append one entry.
+// Propose asks the raft loop to append entries, one for each batch. raft accepts them only
+// while this member leads in the term, so that a batch enters the log with this term or
+// not at all.
 type Propose struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// An encoded applymsg.RequestBatch.
-	Data    []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
-	BatchId uint64 `protobuf:"varint,2,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
-	// How many requests the entry carries.
-	Requests int64 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"`
-	// Set instead of data for a change of the raft configuration.
-	ConfChange *raftpb.ConfChangeV2 `protobuf:"bytes,4,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Term    uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	Batches []*Batch               `protobuf:"bytes,2,rep,name=batches,proto3" json:"batches,omitempty"`
 	// When the proposer took the oldest of the requests, began and finished the
 	// batch; see actors.Now.
-	Enqueued      int64 `protobuf:"varint,5,opt,name=enqueued,proto3" json:"enqueued,omitempty"`
-	Started       int64 `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
-	Ended         int64 `protobuf:"varint,7,opt,name=ended,proto3" json:"ended,omitempty"`
+	Enqueued      int64 `protobuf:"varint,3,opt,name=enqueued,proto3" json:"enqueued,omitempty"`
+	Started       int64 `protobuf:"varint,4,opt,name=started,proto3" json:"started,omitempty"`
+	Ended         int64 `protobuf:"varint,5,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -191,30 +200,16 @@ func (*Propose) Descriptor() ([]byte, []int) {
 	return file_raftmsg_raft_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *Propose) GetData() []byte {
+func (x *Propose) GetTerm() uint64 {
 	if x != nil {
-		return x.Data
-	}
-	return nil
-}
-
-func (x *Propose) GetBatchId() uint64 {
-	if x != nil {
-		return x.BatchId
+		return x.Term
 	}
 	return 0
 }
 
-func (x *Propose) GetRequests() int64 {
+func (x *Propose) GetBatches() []*Batch {
 	if x != nil {
-		return x.Requests
-	}
-	return 0
-}
-
-func (x *Propose) GetConfChange() *raftpb.ConfChangeV2 {
-	if x != nil {
-		return x.ConfChange
+		return x.Batches
 	}
 	return nil
 }
@@ -409,6 +404,197 @@ func (x *Persisted) GetConfState() *raftpb.ConfState {
 	return nil
 }
 
+// Unreachable reports that messages to a member were lost. It goes to the raft loop, and on
+// to the proposer if the member is the leader.
+type Unreachable struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unreachable) Reset() {
+	*x = Unreachable{}
+	mi := &file_raftmsg_raft_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unreachable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unreachable) ProtoMessage() {}
+
+func (x *Unreachable) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
+func (*Unreachable) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Unreachable) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// SnapshotStatus reports how the transfer of a snapshot to a member ended. It is sent
+// exactly once for each MsgSnap that raft has handed out.
+type SnapshotStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Ok            bool                   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotStatus) Reset() {
+	*x = SnapshotStatus{}
+	mi := &file_raftmsg_raft_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotStatus) ProtoMessage() {}
+
+func (x *SnapshotStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotStatus.ProtoReflect.Descriptor instead.
+func (*SnapshotStatus) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SnapshotStatus) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SnapshotStatus) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+// LeaderRefused reports that a member refuses connections: its process has ended. If the
+// member is the leader, the raft loop need not wait for the election timeout.
+type LeaderRefused struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaderRefused) Reset() {
+	*x = LeaderRefused{}
+	mi := &file_raftmsg_raft_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaderRefused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaderRefused) ProtoMessage() {}
+
+func (x *LeaderRefused) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaderRefused.ProtoReflect.Descriptor instead.
+func (*LeaderRefused) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *LeaderRefused) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// Campaign starts an election if there still is no leader in the term.
+type Campaign struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Campaign) Reset() {
+	*x = Campaign{}
+	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Campaign) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Campaign) ProtoMessage() {}
+
+func (x *Campaign) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Campaign.ProtoReflect.Descriptor instead.
+func (*Campaign) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Campaign) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
 // ReadIndex asks for a read index under an id that is used once.
 type ReadIndex struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -419,7 +605,7 @@ type ReadIndex struct {
 
 func (x *ReadIndex) Reset() {
 	*x = ReadIndex{}
-	mi := &file_raftmsg_raft_proto_msgTypes[4]
+	mi := &file_raftmsg_raft_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +617,7 @@ func (x *ReadIndex) String() string {
 func (*ReadIndex) ProtoMessage() {}
 
 func (x *ReadIndex) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[4]
+	mi := &file_raftmsg_raft_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +630,7 @@ func (x *ReadIndex) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndex.ProtoReflect.Descriptor instead.
 func (*ReadIndex) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{4}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReadIndex) GetId() uint64 {
@@ -465,7 +651,7 @@ type ReadIndexed struct {
 
 func (x *ReadIndexed) Reset() {
 	*x = ReadIndexed{}
-	mi := &file_raftmsg_raft_proto_msgTypes[5]
+	mi := &file_raftmsg_raft_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +663,7 @@ func (x *ReadIndexed) String() string {
 func (*ReadIndexed) ProtoMessage() {}
 
 func (x *ReadIndexed) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[5]
+	mi := &file_raftmsg_raft_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +676,7 @@ func (x *ReadIndexed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexed.ProtoReflect.Descriptor instead.
 func (*ReadIndexed) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{5}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReadIndexed) GetId() uint64 {
@@ -520,7 +706,7 @@ type RoleChanged struct {
 
 func (x *RoleChanged) Reset() {
 	*x = RoleChanged{}
-	mi := &file_raftmsg_raft_proto_msgTypes[6]
+	mi := &file_raftmsg_raft_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +718,7 @@ func (x *RoleChanged) String() string {
 func (*RoleChanged) ProtoMessage() {}
 
 func (x *RoleChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[6]
+	mi := &file_raftmsg_raft_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +731,7 @@ func (x *RoleChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoleChanged.ProtoReflect.Descriptor instead.
 func (*RoleChanged) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{6}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RoleChanged) GetTerm() uint64 {
@@ -569,6 +755,99 @@ func (x *RoleChanged) GetIsLeader() bool {
 	return false
 }
 
+// TermApplied tells the proposer that this member has applied an entry of a term. The
+// results of everything before it were delivered. Terms never decrease in the log, so every
+// entry of an earlier term that will ever be committed has been applied.
+type TermApplied struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TermApplied) Reset() {
+	*x = TermApplied{}
+	mi := &file_raftmsg_raft_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TermApplied) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TermApplied) ProtoMessage() {}
+
+func (x *TermApplied) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TermApplied.ProtoReflect.Descriptor instead.
+func (*TermApplied) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TermApplied) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+// Transferring tells the proposer that a transfer of leadership has begun, or has ended
+// while this member still leads. raft drops proposals in between.
+type Transferring struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Active        bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Transferring) Reset() {
+	*x = Transferring{}
+	mi := &file_raftmsg_raft_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Transferring) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Transferring) ProtoMessage() {}
+
+func (x *Transferring) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmsg_raft_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Transferring.ProtoReflect.Descriptor instead.
+func (*Transferring) Descriptor() ([]byte, []int) {
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Transferring) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
 // Forward carries batches of a follower's proposer to the proposer of the leader.
 type Forward struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -588,7 +867,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	mi := &file_raftmsg_raft_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +879,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[7]
+	mi := &file_raftmsg_raft_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +892,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{7}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Forward) GetFrom() uint64 {
@@ -657,7 +936,7 @@ type Batch struct {
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// An encoded applymsg.RequestBatch.
 	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	// Set instead of data.
+	// Set instead of data. Its context is an applymsg.MemberChange.
 	ConfChange *raftpb.ConfChange `protobuf:"bytes,3,opt,name=conf_change,json=confChange,proto3" json:"conf_change,omitempty"`
 	// How many requests data has.
 	Requests      int64 `protobuf:"varint,4,opt,name=requests,proto3" json:"requests,omitempty"`
@@ -667,7 +946,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_raftmsg_raft_proto_msgTypes[8]
+	mi := &file_raftmsg_raft_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +958,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[8]
+	mi := &file_raftmsg_raft_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +971,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{8}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Batch) GetId() uint64 {
@@ -730,18 +1009,26 @@ type Forwarded struct {
 	From    uint64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
 	Term    uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	Session uint64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
-	// All batches up to this sequence number have been appended to the log of the leader.
+	// The receiver has passed all batches up to this sequence number to raft. This opens the
+	// window of the sender. The receiver proposes them again if raft drops them while it
+	// leads in the term.
 	Accepted uint64 `protobuf:"varint,4,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	// The receiver does not lead in the term. The sender waits until it has applied an
-	// entry of a later term; what it has not seen by then is in no log.
-	NotLeader     bool `protobuf:"varint,5,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	// The receiver does not lead in the term. This is informative: an earlier transmission
+	// may have been accepted. The sender waits until it has applied an entry of a later term;
+	// what it has not seen by then is in no log.
+	NotLeader bool `protobuf:"varint,5,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	// All batches up to this sequence number have arrived. The sender need not send them
+	// again in this term.
+	Received uint64 `protobuf:"varint,6,opt,name=received,proto3" json:"received,omitempty"`
+	// A batch after received was skipped, because one before it is missing.
+	Gap           bool `protobuf:"varint,7,opt,name=gap,proto3" json:"gap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Forwarded) Reset() {
 	*x = Forwarded{}
-	mi := &file_raftmsg_raft_proto_msgTypes[9]
+	mi := &file_raftmsg_raft_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +1040,7 @@ func (x *Forwarded) String() string {
 func (*Forwarded) ProtoMessage() {}
 
 func (x *Forwarded) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[9]
+	mi := &file_raftmsg_raft_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +1053,7 @@ func (x *Forwarded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forwarded.ProtoReflect.Descriptor instead.
 func (*Forwarded) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{9}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Forwarded) GetFrom() uint64 {
@@ -804,6 +1091,20 @@ func (x *Forwarded) GetNotLeader() bool {
 	return false
 }
 
+func (x *Forwarded) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *Forwarded) GetGap() bool {
+	if x != nil {
+		return x.Gap
+	}
+	return false
+}
+
 // Settled returns window to the proposer.
 type Settled struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -817,7 +1118,7 @@ type Settled struct {
 
 func (x *Settled) Reset() {
 	*x = Settled{}
-	mi := &file_raftmsg_raft_proto_msgTypes[10]
+	mi := &file_raftmsg_raft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1130,7 @@ func (x *Settled) String() string {
 func (*Settled) ProtoMessage() {}
 
 func (x *Settled) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[10]
+	mi := &file_raftmsg_raft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1143,7 @@ func (x *Settled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settled.ProtoReflect.Descriptor instead.
 func (*Settled) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{10}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Settled) GetBatches() []uint64 {
@@ -872,7 +1173,7 @@ type ResultBatch struct {
 
 func (x *ResultBatch) Reset() {
 	*x = ResultBatch{}
-	mi := &file_raftmsg_raft_proto_msgTypes[11]
+	mi := &file_raftmsg_raft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1185,7 @@ func (x *ResultBatch) String() string {
 func (*ResultBatch) ProtoMessage() {}
 
 func (x *ResultBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[11]
+	mi := &file_raftmsg_raft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1198,7 @@ func (x *ResultBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultBatch.ProtoReflect.Descriptor instead.
 func (*ResultBatch) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{11}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResultBatch) GetBatchId() uint64 {
@@ -944,7 +1245,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_raftmsg_raft_proto_msgTypes[12]
+	mi := &file_raftmsg_raft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1257,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmsg_raft_proto_msgTypes[12]
+	mi := &file_raftmsg_raft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1270,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_raftmsg_raft_proto_rawDescGZIP(), []int{12}
+	return file_raftmsg_raft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Result) GetCode() Code {
@@ -1123,16 +1424,13 @@ var File_raftmsg_raft_proto protoreflect.FileDescriptor
 const file_raftmsg_raft_proto_rawDesc = "" +
 	"\n" +
 	"\x12raftmsg/raft.proto\x12\x0etroupe.raftmsg\x1a\n" +
-	"raft.proto\x1a\trpc.proto\"\xd7\x01\n" +
+	"raft.proto\x1a\trpc.proto\"\x9a\x01\n" +
 	"\aPropose\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\x12\x19\n" +
-	"\bbatch_id\x18\x02 \x01(\x04R\abatchId\x12\x1a\n" +
-	"\brequests\x18\x03 \x01(\x03R\brequests\x125\n" +
-	"\vconf_change\x18\x04 \x01(\v2\x14.raftpb.ConfChangeV2R\n" +
-	"confChange\x12\x1a\n" +
-	"\benqueued\x18\x05 \x01(\x03R\benqueued\x12\x18\n" +
-	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x14\n" +
-	"\x05ended\x18\a \x01(\x03R\x05ended\"S\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12/\n" +
+	"\abatches\x18\x02 \x03(\v2\x15.troupe.raftmsg.BatchR\abatches\x12\x1a\n" +
+	"\benqueued\x18\x03 \x01(\x03R\benqueued\x12\x18\n" +
+	"\astarted\x18\x04 \x01(\x03R\astarted\x12\x14\n" +
+	"\x05ended\x18\x05 \x01(\x03R\x05ended\"S\n" +
 	"\bAppended\x12-\n" +
 	"\tresponses\x18\x01 \x03(\v2\x0f.raftpb.MessageR\tresponses\x12\x18\n" +
 	"\aappends\x18\x02 \x01(\x03R\aappends\"X\n" +
@@ -1143,7 +1441,16 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\rapplied_index\x18\x01 \x01(\x04R\fappliedIndex\x12!\n" +
 	"\fapplied_term\x18\x02 \x01(\x04R\vappliedTerm\x120\n" +
 	"\n" +
-	"conf_state\x18\x03 \x01(\v2\x11.raftpb.ConfStateR\tconfState\"\x1b\n" +
+	"conf_state\x18\x03 \x01(\v2\x11.raftpb.ConfStateR\tconfState\"\x1d\n" +
+	"\vUnreachable\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"0\n" +
+	"\x0eSnapshotStatus\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x0e\n" +
+	"\x02ok\x18\x02 \x01(\bR\x02ok\"\x1f\n" +
+	"\rLeaderRefused\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\x1e\n" +
+	"\bCampaign\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\"\x1b\n" +
 	"\tReadIndex\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"3\n" +
 	"\vReadIndexed\x12\x0e\n" +
@@ -1152,7 +1459,11 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\vRoleChanged\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x1b\n" +
-	"\tis_leader\x18\x03 \x01(\bR\bisLeader\"\x92\x01\n" +
+	"\tis_leader\x18\x03 \x01(\bR\bisLeader\"!\n" +
+	"\vTermApplied\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\"&\n" +
+	"\fTransferring\x12\x16\n" +
+	"\x06active\x18\x01 \x01(\bR\x06active\"\x92\x01\n" +
 	"\aForward\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
@@ -1164,14 +1475,16 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x123\n" +
 	"\vconf_change\x18\x03 \x01(\v2\x12.raftpb.ConfChangeR\n" +
 	"confChange\x12\x1a\n" +
-	"\brequests\x18\x04 \x01(\x03R\brequests\"\x88\x01\n" +
+	"\brequests\x18\x04 \x01(\x03R\brequests\"\xb6\x01\n" +
 	"\tForwarded\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x1a\n" +
 	"\baccepted\x18\x04 \x01(\x04R\baccepted\x12\x1d\n" +
 	"\n" +
-	"not_leader\x18\x05 \x01(\bR\tnotLeader\"=\n" +
+	"not_leader\x18\x05 \x01(\bR\tnotLeader\x12\x1a\n" +
+	"\breceived\x18\x06 \x01(\x04R\breceived\x12\x10\n" +
+	"\x03gap\x18\a \x01(\bR\x03gap\"=\n" +
 	"\aSettled\x12\x18\n" +
 	"\abatches\x18\x01 \x03(\x04R\abatches\x12\x18\n" +
 	"\adropped\x18\x02 \x03(\x04R\adropped\"p\n" +
@@ -1195,7 +1508,7 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\amembers\x18\n" +
 	" \x01(\v2 .etcdserverpb.MemberListResponseH\x00R\amembersB\n" +
 	"\n" +
-	"\bresponse*\xce\x03\n" +
+	"\bresponse*\x98\x04\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x11\n" +
 	"\rKEY_NOT_FOUND\x10\x01\x12\x13\n" +
@@ -1212,7 +1525,11 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\tNO_LEADER\x10\x0e\x12\x15\n" +
 	"\x11TOO_MANY_REQUESTS\x10\x0f\x12\x10\n" +
 	"\fLEASE_EXISTS\x10\x10\x12\x17\n" +
-	"\x13LEASE_TTL_TOO_LARGE\x10\x11\x12\x11\n" +
+	"\x13LEASE_TTL_TOO_LARGE\x10\x11\x12\x19\n" +
+	"\x15TIMED_OUT_LEADER_FAIL\x10\x14\x12\x1d\n" +
+	"\x19TIMED_OUT_CONNECTION_LOST\x10\x15\x12\x0e\n" +
+	"\n" +
+	"NOT_LEADER\x10\x16\x12\x11\n" +
 	"\rMEMBER_EXISTS\x10(\x12\x13\n" +
 	"\x0fPEER_URL_EXISTS\x10)\x12\x16\n" +
 	"\x12MEMBER_NOT_LEARNER\x10*\x12\x15\n" +
@@ -1236,52 +1553,58 @@ func file_raftmsg_raft_proto_rawDescGZIP() []byte {
 }
 
 var file_raftmsg_raft_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftmsg_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_raftmsg_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_raftmsg_raft_proto_goTypes = []any{
 	(Code)(0),                                // 0: troupe.raftmsg.Code
 	(*Propose)(nil),                          // 1: troupe.raftmsg.Propose
 	(*Appended)(nil),                         // 2: troupe.raftmsg.Appended
 	(*Applied)(nil),                          // 3: troupe.raftmsg.Applied
 	(*Persisted)(nil),                        // 4: troupe.raftmsg.Persisted
-	(*ReadIndex)(nil),                        // 5: troupe.raftmsg.ReadIndex
-	(*ReadIndexed)(nil),                      // 6: troupe.raftmsg.ReadIndexed
-	(*RoleChanged)(nil),                      // 7: troupe.raftmsg.RoleChanged
-	(*Forward)(nil),                          // 8: troupe.raftmsg.Forward
-	(*Batch)(nil),                            // 9: troupe.raftmsg.Batch
-	(*Forwarded)(nil),                        // 10: troupe.raftmsg.Forwarded
-	(*Settled)(nil),                          // 11: troupe.raftmsg.Settled
-	(*ResultBatch)(nil),                      // 12: troupe.raftmsg.ResultBatch
-	(*Result)(nil),                           // 13: troupe.raftmsg.Result
-	(*raftpb.ConfChangeV2)(nil),              // 14: raftpb.ConfChangeV2
-	(*raftpb.Message)(nil),                   // 15: raftpb.Message
-	(*raftpb.ConfState)(nil),                 // 16: raftpb.ConfState
-	(*raftpb.ConfChange)(nil),                // 17: raftpb.ConfChange
-	(*etcdserverpb.PutResponse)(nil),         // 18: etcdserverpb.PutResponse
-	(*etcdserverpb.DeleteRangeResponse)(nil), // 19: etcdserverpb.DeleteRangeResponse
-	(*etcdserverpb.TxnResponse)(nil),         // 20: etcdserverpb.TxnResponse
-	(*etcdserverpb.CompactionResponse)(nil),  // 21: etcdserverpb.CompactionResponse
-	(*etcdserverpb.AlarmResponse)(nil),       // 22: etcdserverpb.AlarmResponse
-	(*etcdserverpb.LeaseGrantResponse)(nil),  // 23: etcdserverpb.LeaseGrantResponse
-	(*etcdserverpb.LeaseRevokeResponse)(nil), // 24: etcdserverpb.LeaseRevokeResponse
-	(*etcdserverpb.MemberListResponse)(nil),  // 25: etcdserverpb.MemberListResponse
+	(*Unreachable)(nil),                      // 5: troupe.raftmsg.Unreachable
+	(*SnapshotStatus)(nil),                   // 6: troupe.raftmsg.SnapshotStatus
+	(*LeaderRefused)(nil),                    // 7: troupe.raftmsg.LeaderRefused
+	(*Campaign)(nil),                         // 8: troupe.raftmsg.Campaign
+	(*ReadIndex)(nil),                        // 9: troupe.raftmsg.ReadIndex
+	(*ReadIndexed)(nil),                      // 10: troupe.raftmsg.ReadIndexed
+	(*RoleChanged)(nil),                      // 11: troupe.raftmsg.RoleChanged
+	(*TermApplied)(nil),                      // 12: troupe.raftmsg.TermApplied
+	(*Transferring)(nil),                     // 13: troupe.raftmsg.Transferring
+	(*Forward)(nil),                          // 14: troupe.raftmsg.Forward
+	(*Batch)(nil),                            // 15: troupe.raftmsg.Batch
+	(*Forwarded)(nil),                        // 16: troupe.raftmsg.Forwarded
+	(*Settled)(nil),                          // 17: troupe.raftmsg.Settled
+	(*ResultBatch)(nil),                      // 18: troupe.raftmsg.ResultBatch
+	(*Result)(nil),                           // 19: troupe.raftmsg.Result
+	(*raftpb.Message)(nil),                   // 20: raftpb.Message
+	(*raftpb.ConfChangeV2)(nil),              // 21: raftpb.ConfChangeV2
+	(*raftpb.ConfState)(nil),                 // 22: raftpb.ConfState
+	(*raftpb.ConfChange)(nil),                // 23: raftpb.ConfChange
+	(*etcdserverpb.PutResponse)(nil),         // 24: etcdserverpb.PutResponse
+	(*etcdserverpb.DeleteRangeResponse)(nil), // 25: etcdserverpb.DeleteRangeResponse
+	(*etcdserverpb.TxnResponse)(nil),         // 26: etcdserverpb.TxnResponse
+	(*etcdserverpb.CompactionResponse)(nil),  // 27: etcdserverpb.CompactionResponse
+	(*etcdserverpb.AlarmResponse)(nil),       // 28: etcdserverpb.AlarmResponse
+	(*etcdserverpb.LeaseGrantResponse)(nil),  // 29: etcdserverpb.LeaseGrantResponse
+	(*etcdserverpb.LeaseRevokeResponse)(nil), // 30: etcdserverpb.LeaseRevokeResponse
+	(*etcdserverpb.MemberListResponse)(nil),  // 31: etcdserverpb.MemberListResponse
 }
 var file_raftmsg_raft_proto_depIdxs = []int32{
-	14, // 0: troupe.raftmsg.Propose.conf_change:type_name -> raftpb.ConfChangeV2
-	15, // 1: troupe.raftmsg.Appended.responses:type_name -> raftpb.Message
-	14, // 2: troupe.raftmsg.Applied.conf_changes:type_name -> raftpb.ConfChangeV2
-	16, // 3: troupe.raftmsg.Persisted.conf_state:type_name -> raftpb.ConfState
-	9,  // 4: troupe.raftmsg.Forward.batches:type_name -> troupe.raftmsg.Batch
-	17, // 5: troupe.raftmsg.Batch.conf_change:type_name -> raftpb.ConfChange
-	13, // 6: troupe.raftmsg.ResultBatch.results:type_name -> troupe.raftmsg.Result
+	15, // 0: troupe.raftmsg.Propose.batches:type_name -> troupe.raftmsg.Batch
+	20, // 1: troupe.raftmsg.Appended.responses:type_name -> raftpb.Message
+	21, // 2: troupe.raftmsg.Applied.conf_changes:type_name -> raftpb.ConfChangeV2
+	22, // 3: troupe.raftmsg.Persisted.conf_state:type_name -> raftpb.ConfState
+	15, // 4: troupe.raftmsg.Forward.batches:type_name -> troupe.raftmsg.Batch
+	23, // 5: troupe.raftmsg.Batch.conf_change:type_name -> raftpb.ConfChange
+	19, // 6: troupe.raftmsg.ResultBatch.results:type_name -> troupe.raftmsg.Result
 	0,  // 7: troupe.raftmsg.Result.code:type_name -> troupe.raftmsg.Code
-	18, // 8: troupe.raftmsg.Result.put:type_name -> etcdserverpb.PutResponse
-	19, // 9: troupe.raftmsg.Result.delete_range:type_name -> etcdserverpb.DeleteRangeResponse
-	20, // 10: troupe.raftmsg.Result.txn:type_name -> etcdserverpb.TxnResponse
-	21, // 11: troupe.raftmsg.Result.compaction:type_name -> etcdserverpb.CompactionResponse
-	22, // 12: troupe.raftmsg.Result.alarm:type_name -> etcdserverpb.AlarmResponse
-	23, // 13: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
-	24, // 14: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
-	25, // 15: troupe.raftmsg.Result.members:type_name -> etcdserverpb.MemberListResponse
+	24, // 8: troupe.raftmsg.Result.put:type_name -> etcdserverpb.PutResponse
+	25, // 9: troupe.raftmsg.Result.delete_range:type_name -> etcdserverpb.DeleteRangeResponse
+	26, // 10: troupe.raftmsg.Result.txn:type_name -> etcdserverpb.TxnResponse
+	27, // 11: troupe.raftmsg.Result.compaction:type_name -> etcdserverpb.CompactionResponse
+	28, // 12: troupe.raftmsg.Result.alarm:type_name -> etcdserverpb.AlarmResponse
+	29, // 13: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
+	30, // 14: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
+	31, // 15: troupe.raftmsg.Result.members:type_name -> etcdserverpb.MemberListResponse
 	16, // [16:16] is the sub-list for method output_type
 	16, // [16:16] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
@@ -1294,7 +1617,7 @@ func file_raftmsg_raft_proto_init() {
 	if File_raftmsg_raft_proto != nil {
 		return
 	}
-	file_raftmsg_raft_proto_msgTypes[12].OneofWrappers = []any{
+	file_raftmsg_raft_proto_msgTypes[18].OneofWrappers = []any{
 		(*Result_Put)(nil),
 		(*Result_DeleteRange)(nil),
 		(*Result_Txn)(nil),
@@ -1310,7 +1633,7 @@ func file_raftmsg_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftmsg_raft_proto_rawDesc), len(file_raftmsg_raft_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -164,7 +164,7 @@ func (c *cluster) check(m *member, e *raftpb.Entry) {
 func (c *cluster) propose(m *member) (data string, ok bool) {
 	data = fmt.Sprintf("%d of %d", c.proposed, m.id)
 	c.proposed++
-	err := m.rep.Propose([]byte(data))
+	err := propose(m.rep, []byte(data))
 	c.ready(m)
 	return data, err == nil
 }
@@ -297,8 +297,7 @@ func (c *cluster) busy() bool {
 	return n > 0
 }
 
-// agreed reports whether all members know the leader of the newest term, so that proposals
-// that they forward arrive.
+// agreed reports whether all members know the leader of the newest term.
 func (c *cluster) agreed() bool {
 	first := c.members[0].rep.Status()
 	for _, m := range c.members {
@@ -323,7 +322,8 @@ func TestCluster(t *testing.T) {
 				if !c.agreed() {
 					return false
 				}
-				if data, ok := c.propose(c.members[len(want)%3]); ok {
+				leader := c.members[c.members[0].rep.Status().Leader-1]
+				if data, ok := c.propose(leader); ok {
 					want[data] = true
 				}
 				return false

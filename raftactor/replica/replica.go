@@ -8,13 +8,16 @@
 package replica
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 )
 
 // The life of an entry on the leader, in the order of the data:
@@ -42,10 +45,16 @@ const (
 	// inflightMax and inflightBytesMax bound the appends in flight to one peer.
 	inflightMax      = 512
 	inflightBytesMax = 32 << 20
-	// tailBytesMax bounds the applied entries kept in memory for peers that lag;
+	// tailBytesDefault bounds the entries kept in memory for peers that lag;
 	// tailBytesAlone bounds them if there are no peers.
-	tailBytesMax   = 64 << 20
-	tailBytesAlone = 1 << 20
+	tailBytesDefault = 64 << 20
+	tailBytesAlone   = 1 << 20
+	// holdBytesMax bounds the entries kept for peers that receive a snapshot: what arrives
+	// during the last rounds of the transfer, at 100 MB/s for two seconds.
+	holdBytesMax = 256 << 20
+	// unappliedBytesMax bounds the entries of a follower that are not applied. A follower
+	// whose apply is slower than the leader does not accept more.
+	unappliedBytesMax = 128 << 20
 )
 
 // Config is what a Replica is started with.
@@ -55,9 +64,16 @@ type Config struct {
 	ElectionTicks, HeartbeatTicks int
 	PreVote                       bool
 	Logger                        raft.Logger
+	// TailBytes bounds the entries kept in memory for peers that lag, in bytes; 0 means
+	// 64 MiB. TailEntries is how many of the newest are kept for peers that are not
+	// connected, within TailBytes.
+	TailBytes   int
+	TailEntries uint64
 
-	// The log has Entries, which begin after MarkIndex, and HardState. The store has the
-	// effect of those up to Applied, and the configuration ConfState as of then.
+	// The log has Entries, which begin after MarkIndex, and HardState. MarkTerm is the term
+	// of the entry at MarkIndex. The store has the effect of those up to Applied, and the
+	// configuration ConfState as of then. Entries may begin below Applied: peers that lag
+	// then need no snapshot.
 	MarkIndex, MarkTerm uint64
 	Entries             []*raftpb.Entry
 	HardState           *raftpb.HardState
@@ -105,7 +121,37 @@ type Replica struct {
 	durableTerm uint64
 	durableConf *raftpb.ConfState
 
-	tailBytes int // data of the entries in memory
+	tail         int    // bound of tailBytes
+	tailEntries  uint64 // kept for peers that are not connected
+	tailBytes    int    // data of the entries in memory
+	appendBytes  int    // data of the entries in appends
+	appliedBytes int    // data of the entries in memory up to appliedTo
+	appliedTo    uint64 // last index of the applies that were completed
+
+	// terms has the first index of each term in applies that is newer than appliedTerm,
+	// oldest first; Applied moves them to appliedTerm.
+	terms       []termStart
+	handedTerm  uint64 // of the last entry in applies
+	appliedTerm uint64 // of the last applied entry
+
+	// A leader has at most one configuration change that is not applied. changeProposed is
+	// set from its proposal until its append is returned by Ready; changeIndex is the index
+	// of the last one.
+	changeProposed bool
+	changeIndex    uint64
+
+	// holds has the peers that receive a snapshot. Ready adds them with their MsgSnap, and
+	// Persisted removes them when they have caught up.
+	holds map[uint64]hold
+}
+
+// termStart is the index of the first entry of a term.
+type termStart struct{ index, term uint64 }
+
+// hold keeps the entries after index for a peer that receives a snapshot.
+type hold struct {
+	index    uint64
+	reported bool // the transfer has ended
 }
 
 // pendingAppend is an append that is not durable.
@@ -117,6 +163,7 @@ type pendingAppend struct {
 // pendingApply has the messages to step when all entries up to last are applied.
 type pendingApply struct {
 	last      uint64
+	bytes     int // data of the entries
 	responses []*raftpb.Message
 }
 
@@ -133,6 +180,11 @@ func New(cfg Config) (*Replica, error) {
 	r := &Replica{
 		id: cfg.ID, memory: raft.NewMemoryStorage(), applied: cfg.Applied,
 		durable: cfg.Applied, durableTerm: cfg.AppliedTerm, durableConf: cfg.ConfState,
+		appliedTo: cfg.Applied, appliedTerm: cfg.AppliedTerm, handedTerm: cfg.AppliedTerm,
+		tail: cfg.TailBytes, tailEntries: cfg.TailEntries, holds: make(map[uint64]hold),
+	}
+	if r.tail == 0 {
+		r.tail = tailBytesDefault
 	}
 	if err := r.restore(cfg); err != nil {
 		return nil, err
@@ -152,6 +204,8 @@ func New(cfg Config) (*Replica, error) {
 		CheckQuorum:               true,
 		PreVote:                   cfg.PreVote,
 		StepDownOnRemoval:         true,
+		// The proposer forwards, and knows in which term.
+		DisableProposalForwarding: true,
 		Logger:                    cfg.Logger,
 	})
 	if err != nil {
@@ -184,6 +238,12 @@ func (r *Replica) restore(cfg Config) error {
 	}
 	if err := r.append(cfg.Entries); err != nil {
 		return err
+	}
+	for _, e := range cfg.Entries {
+		if e.GetIndex() > cfg.Applied {
+			break
+		}
+		r.appliedBytes += len(e.Data)
 	}
 	if cfg.HardState == nil {
 		return nil
@@ -251,7 +311,7 @@ func (s storage) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
 }
 
 // Snapshot returns the metadata of what the store has durably. Its data is not sent through
-// raft.
+// raft. It is temporarily unavailable while the store has nothing.
 func (s storage) Snapshot() (*raftpb.Snapshot, error) {
 	if s.r.durable == 0 {
 		return nil, raft.ErrSnapshotTemporarilyUnavailable
@@ -273,13 +333,114 @@ func (r *Replica) Campaign() error {
 	return r.node.Campaign()
 }
 
-// Propose appends an entry, or forwards it to the leader. If it returns an error, the entry
-// is in no log and may be proposed again.
-func (r *Replica) Propose(data []byte) error { return r.node.Propose(data) }
+// ErrNotLeader: this member does not lead in the term of a proposal.
+var ErrNotLeader = errors.New("replica: not the leader in this term")
 
-// ProposeConfChange proposes a change of the configuration.
-func (r *Replica) ProposeConfChange(cc *raftpb.ConfChangeV2) error {
-	return r.node.ProposeConfChange(cc)
+// Propose appends entries if this member is the leader in the term. If it returns an error,
+// none of them is in a log, and they may be proposed again. Errors: ErrNotLeader, and
+// raft.ErrProposalDropped if too much is uncommitted or leadership is being transferred.
+//
+// held has the positions of configuration changes that were not proposed, because an
+// earlier one may not be applied; raft would replace them by empty entries.
+func (r *Replica) Propose(term uint64, entries []*raftpb.Entry) (held []int, err error) {
+	s := r.node.BasicStatus()
+	if s.RaftState != raft.StateLeader || s.GetTerm() != term {
+		return nil, ErrNotLeader
+	}
+	accepted, changes := entries, 0
+	for i, e := range entries {
+		if e.GetType() == raftpb.EntryNormal {
+			continue
+		}
+		if r.changeReady(s.Applied) && changes == 0 {
+			changes++
+			continue
+		}
+		held = append(held, i)
+	}
+	if len(held) > 0 {
+		accepted = nil
+		for i, e := range entries {
+			if !slices.Contains(held, i) {
+				accepted = append(accepted, e)
+			}
+		}
+	}
+	if len(accepted) == 0 {
+		return held, nil
+	}
+	if err := r.node.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(r.id), Entries: accepted}); err != nil {
+		return nil, err
+	}
+	r.changeProposed = r.changeProposed || changes > 0
+	return held, nil
+}
+
+// changeReady reports whether a configuration change may be proposed: raft has applied
+// every earlier one, in its own count of applied entries.
+func (r *Replica) changeReady(applied uint64) bool {
+	return !r.changeProposed && r.termStart > 0 && applied >= max(r.termStart, r.changeIndex)
+}
+
+// ReportUnreachable tells raft that messages to a peer were lost.
+func (r *Replica) ReportUnreachable(id uint64) { r.node.ReportUnreachable(id) }
+
+// ReportSnapshot tells raft that the transfer of a snapshot to a peer has ended.
+func (r *Replica) ReportSnapshot(id uint64, ok bool) {
+	if h, found := r.holds[id]; found {
+		if h.reported = true; ok {
+			r.holds[id] = h
+		} else {
+			delete(r.holds, id)
+		}
+	}
+	status := raft.SnapshotFailure
+	if ok {
+		status = raft.SnapshotFinish
+	}
+	r.node.ReportSnapshot(id, status)
+}
+
+// ForgetLeader makes a follower forget its leader, so that it grants votes at once.
+func (r *Replica) ForgetLeader() error { return r.node.ForgetLeader() }
+
+// Transfer begins to transfer leadership to a voter. It ends with a change of role, or
+// after an election timeout.
+func (r *Replica) Transfer(to uint64) { r.node.TransferLeader(to) }
+
+// Transferee returns the member to which leadership is being transferred; 0 for none.
+func (r *Replica) Transferee() uint64 { return r.node.BasicStatus().LeadTransferee }
+
+// Voter reports whether a member is a voter.
+func (r *Replica) Voter(id uint64) bool {
+	_, ok := r.voters[id]
+	return ok
+}
+
+// PeerProgress is what a leader knows of a peer.
+type PeerProgress struct {
+	ID, Match, Next uint64
+	State           string // StateProbe, StateReplicate or StateSnapshot
+	InFlight        int    // appends that are not acknowledged
+	RecentActive    bool   // it answered within the last election timeout
+	IsLearner       bool
+	PendingSnapshot uint64 // index of the snapshot that it receives; 0 for none
+}
+
+// Progress returns the progress of all peers, by id; nil unless this member is the leader.
+func (r *Replica) Progress() (peers []PeerProgress) {
+	if !r.isLeader {
+		return nil
+	}
+	for id, p := range r.node.Status().Progress {
+		if id != r.id {
+			peers = append(peers, PeerProgress{ID: id, Match: p.Match, Next: p.Next, State: p.State.String(),
+				InFlight: p.Inflights.Count(), RecentActive: p.RecentActive, IsLearner: p.IsLearner,
+				PendingSnapshot: p.PendingSnapshot})
+		}
+	}
+	slices.SortFunc(peers, func(a, b PeerProgress) int { return cmp.Compare(a.ID, b.ID) })
+	return peers
 }
 
 // ReadIndex requests a read index. Ready returns it as a ReadState with the same id, or
@@ -288,8 +449,28 @@ func (r *Replica) ReadIndex(id uint64) {
 	r.node.ReadIndex(binary.BigEndian.AppendUint64(nil, id))
 }
 
-// Step handles a message from a peer.
+// Errors of Step.
+var (
+	// ErrSnapshotMessage: the content of a snapshot travels beside raft, and its
+	// installation is a start of the replica.
+	ErrSnapshotMessage = errors.New("replica: snapshot from the network")
+	// ErrApplyBehind: too much is not applied to accept more entries.
+	ErrApplyBehind = errors.New("replica: too many bytes are not applied")
+)
+
+// Step handles a message from a peer. A message that is refused with an error counts as
+// lost.
 func (r *Replica) Step(m *raftpb.Message) error {
+	switch m.GetType() {
+	case raftpb.MsgSnap:
+		return ErrSnapshotMessage
+	case raftpb.MsgProp:
+		return fmt.Errorf("replica: proposal from %x", m.GetFrom())
+	case raftpb.MsgApp:
+		if len(m.Entries) > 0 && r.unappliedBytes() > unappliedBytesMax {
+			return ErrApplyBehind
+		}
+	}
 	if raft.IsLocalMsg(m.GetType()) || raft.IsLocalMsgTarget(m.GetFrom()) {
 		return fmt.Errorf("replica: local message %v from the network", m.GetType())
 	}
@@ -300,6 +481,7 @@ func (r *Replica) Step(m *raftpb.Message) error {
 // responses are their responses to this member, in order.
 func (r *Replica) Appended(appends int, responses []*raftpb.Message) error {
 	for _, p := range r.appends[:appends] {
+		r.appendBytes -= dataBytes(p.entries)
 		if err := r.append(p.entries); err != nil {
 			return err
 		}
@@ -328,8 +510,14 @@ func (r *Replica) Applied(index uint64, changes []*raftpb.ConfChangeV2) error {
 	for _, cc := range changes {
 		r.setConf(r.node.ApplyConfChange(cc))
 	}
+	for len(r.terms) > 0 && r.terms[0].index <= index {
+		r.appliedTerm = r.terms[0].term
+		r.terms = r.terms[1:]
+	}
 	for len(r.applies) > 0 && r.applies[0].last <= index {
 		responses := r.applies[0].responses
+		r.appliedTo = r.applies[0].last
+		r.appliedBytes += r.applies[0].bytes
 		r.applies = r.applies[1:]
 		if err := r.stepAll(responses); err != nil {
 			return err
@@ -338,6 +526,13 @@ func (r *Replica) Applied(index uint64, changes []*raftpb.ConfChangeV2) error {
 	r.applied = max(r.applied, index)
 	return nil
 }
+
+// AppliedTerm returns the term of the last applied entry.
+func (r *Replica) AppliedTerm() uint64 { return r.appliedTerm }
+
+// unappliedBytes returns the data of the entries that are in the log or on the way to it,
+// and not applied.
+func (r *Replica) unappliedBytes() int { return r.tailBytes + r.appendBytes - r.appliedBytes }
 
 func (r *Replica) setConf(conf *raftpb.ConfState) {
 	r.voters = make(map[uint64]struct{})
@@ -358,8 +553,8 @@ func (r *Replica) setConf(conf *raftpb.ConfState) {
 // the oldest applied entries from memory if they exceed the bound for peers that lag.
 func (r *Replica) Persisted(index, term uint64, conf *raftpb.ConfState) error {
 	r.durable, r.durableTerm, r.durableConf = index, term, conf
-	budget := tailBytesMax
-	if len(r.voters) < 2 {
+	budget := r.tail
+	if len(r.voters) < 2 && !r.learners {
 		budget = tailBytesAlone
 	}
 	if r.tailBytes <= budget {
@@ -369,23 +564,63 @@ func (r *Replica) Persisted(index, term uint64, conf *raftpb.ConfState) error {
 	if err != nil {
 		return err
 	}
-	entries, err := r.memory.Entries(first, min(index, r.applied)+1, uint64(r.tailBytes))
+	last, err := r.memory.LastIndex()
+	if err != nil {
+		return err
+	}
+	entries, err := r.memory.Entries(first, min(index, r.appliedTo)+1, math.MaxUint64)
 	if err != nil {
 		return fmt.Errorf("replica: compact: %w", err)
 	}
+	lagging, held := r.needed()
 	drop := uint64(0)
 	for _, e := range entries {
-		// Go down to half of the budget, because each Compact copies what is left.
-		if r.tailBytes <= budget/2 {
+		i := e.GetIndex()
+		// Go down to half of the budget, because each Compact copies what is left. Entries
+		// that a peer needs may take the whole budget, or more during a snapshot.
+		if r.tailBytes <= budget/2 ||
+			r.tailBytes <= budget && (i > lagging || last-i < r.tailEntries) ||
+			r.tailBytes <= holdBytesMax && i > held {
 			break
 		}
 		r.tailBytes -= len(e.Data)
-		drop = e.GetIndex()
+		r.appliedBytes -= len(e.Data)
+		drop = i
 	}
 	if drop == 0 {
 		return nil
 	}
 	return r.memory.Compact(drop)
+}
+
+// needed returns the indexes above which entries are needed: by the slowest peer that is
+// connected, and by peers that receive a snapshot. It removes holds of peers that have
+// caught up, or are gone.
+func (r *Replica) needed() (lagging, held uint64) {
+	lagging, held = math.MaxUint64, math.MaxUint64
+	if !r.isLeader {
+		clear(r.holds)
+		return lagging, held
+	}
+	peers := make(map[uint64]tracker.Progress)
+	r.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		if id == r.id {
+			return
+		}
+		peers[id] = p
+		if p.RecentActive {
+			lagging = min(lagging, p.Match)
+		}
+	})
+	for id, h := range r.holds {
+		p, ok := peers[id]
+		if !ok || h.reported && (p.Match >= h.index || !p.RecentActive) {
+			delete(r.holds, id)
+			continue
+		}
+		held = min(held, h.index)
+	}
+	return lagging, held
 }
 
 // FirstIndex returns the index of the first entry in memory. The log below it may be
@@ -438,9 +673,13 @@ func (r *Replica) Ready() (out Output, ok bool) {
 		case raft.LocalApplyThread:
 			out.Applies = append(out.Applies, m)
 			last := m.Entries[len(m.Entries)-1].GetIndex()
-			r.applies = append(r.applies, pendingApply{last, m.Responses})
+			r.noteTerms(m.Entries)
+			r.applies = append(r.applies, pendingApply{last, dataBytes(m.Entries), m.Responses})
 			r.committed = max(r.committed, last)
 		default:
+			if m.GetType() == raftpb.MsgSnap {
+				r.holds[m.GetTo()] = hold{index: m.GetSnapshot().GetMetadata().GetIndex()}
+			}
 			out.Peers = append(out.Peers, m)
 		}
 	}
@@ -449,6 +688,19 @@ func (r *Replica) Ready() (out Output, ok bool) {
 	}
 	out.RoleChanged = r.updateRole(rd)
 	return out, true
+}
+
+// noteTerms notes where terms begin in entries that are handed to apply.
+func (r *Replica) noteTerms(entries []*raftpb.Entry) {
+	if entries[len(entries)-1].GetTerm() == r.handedTerm {
+		return
+	}
+	for _, e := range entries {
+		if t := e.GetTerm(); t > r.handedTerm {
+			r.handedTerm = t
+			r.terms = append(r.terms, termStart{e.GetIndex(), t})
+		}
+	}
 }
 
 // addAppend adds an append to those that are pending. It merges the unwritten hard state into
@@ -472,6 +724,10 @@ func (r *Replica) addAppend(m *raftpb.Message) Append {
 	if r.isLeader && r.termStart == 0 && len(m.Entries) > 0 {
 		r.findTermStart(m.Entries)
 	}
+	if r.changeProposed {
+		r.findChange(m.Entries)
+	}
+	r.appendBytes += dataBytes(m.Entries)
 	r.appends = append(r.appends, p)
 	return a
 }
@@ -502,6 +758,15 @@ func (r *Replica) completeLocally(m *raftpb.Message) (peers []*raftpb.Message) {
 // clean stop writes it, so that the next start knows the commit index.
 func (r *Replica) Unwritten() *raftpb.HardState { return r.unwritten }
 
+// findChange notes the index of the configuration change that was proposed.
+func (r *Replica) findChange(entries []*raftpb.Entry) {
+	for _, e := range entries {
+		if e.GetType() != raftpb.EntryNormal && e.GetTerm() == r.term {
+			r.changeIndex, r.changeProposed = e.GetIndex(), false
+		}
+	}
+}
+
 func (r *Replica) findTermStart(entries []*raftpb.Entry) {
 	for _, e := range entries {
 		if e.GetTerm() == r.term {
@@ -523,7 +788,7 @@ func (r *Replica) updateRole(rd raft.Ready) bool {
 		changed = true
 	}
 	if changed {
-		r.termStart = 0
+		r.termStart, r.changeProposed = 0, false
 		if r.isLeader {
 			for _, m := range rd.Messages {
 				if m.GetTo() == raft.LocalAppendThread {

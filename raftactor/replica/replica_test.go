@@ -37,6 +37,25 @@ func config(id uint64) Config {
 	return Config{ID: id, ElectionTicks: 10, HeartbeatTicks: 1, PreVote: true, Logger: newQuiet()}
 }
 
+// propose proposes an entry in the current term.
+func propose(r *Replica, data []byte) error {
+	_, err := r.Propose(r.term, []*raftpb.Entry{{Type: raftpb.EntryNormal.Enum(), Data: data}})
+	return err
+}
+
+// proposeChange proposes a change of the configuration.
+func proposeChange(r *Replica, cc *raftpb.ConfChangeV2) error {
+	data, err := proto.Marshal(cc)
+	if err != nil {
+		return err
+	}
+	held, err := r.Propose(r.term, []*raftpb.Entry{{Type: raftpb.EntryConfChangeV2.Enum(), Data: data}})
+	if err == nil && len(held) > 0 {
+		return errors.New("the change is held")
+	}
+	return err
+}
+
 func mustNew(t testing.TB, cfg Config) *Replica {
 	t.Helper()
 	r, err := New(cfg)
@@ -220,12 +239,12 @@ func TestAloneNeedsAnEntryOfItsTerm(t *testing.T) {
 
 func TestProposeAndCommit(t *testing.T) {
 	b := newAlone(t)
-	if err := b.r.Propose([]byte("early")); !errors.Is(err, raft.ErrProposalDropped) {
+	if err := propose(b.r, []byte("early")); !errors.Is(err, ErrNotLeader) {
 		t.Fatalf("without a leader: %v", err)
 	}
 	b.elect()
 	for i := range 10 {
-		must(t, b.r.Propose(fmt.Appendf(nil, "p%d", i)))
+		must(t, propose(b.r, fmt.Appendf(nil, "p%d", i)))
 	}
 	b.take()
 	if n, _ := b.r.Outstanding(); n != len(b.appends) || n == 0 {
@@ -260,7 +279,7 @@ func TestProposeAndCommit(t *testing.T) {
 func TestCommitAloneNeedsNoWrite(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
-	must(t, b.r.Propose([]byte("x")))
+	must(t, propose(b.r, []byte("x")))
 	b.take()
 	commit := b.r.Status().Committed + 1
 	b.durable(len(b.appends))
@@ -274,7 +293,7 @@ func TestCommitAloneNeedsNoWrite(t *testing.T) {
 		t.Fatalf("unwritten commit index: got %d, want %d", got, commit)
 	}
 	b.apply(1)
-	must(t, b.r.Propose([]byte("y")))
+	must(t, propose(b.r, []byte("y")))
 	b.take()
 	if len(b.appends) != 1 || len(b.appends[0].Message.Entries) != 1 || b.appends[0].Message.GetCommit() != commit {
 		t.Fatalf("got appends %+v, want one with the entry and commit index %d", b.appends, commit)
@@ -292,9 +311,9 @@ func TestCommitAloneNeedsNoWrite(t *testing.T) {
 func TestCommitBehindEntriesGoesToTheLog(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
-	must(t, b.r.Propose([]byte("x")))
+	must(t, propose(b.r, []byte("x")))
 	b.take()
-	must(t, b.r.Propose([]byte("y")))
+	must(t, propose(b.r, []byte("y")))
 	b.take()
 	if len(b.appends) != 2 {
 		t.Fatalf("got %d appends, want 2", len(b.appends))
@@ -348,7 +367,7 @@ func TestRestart(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
 	for i := range 8 {
-		must(t, b.r.Propose(fmt.Appendf(nil, "p%d", i)))
+		must(t, propose(b.r, fmt.Appendf(nil, "p%d", i)))
 		b.settle()
 	}
 	last := len(b.applied)
@@ -382,7 +401,7 @@ func TestRestartFromMark(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
 	for i := range 8 {
-		must(t, b.r.Propose(fmt.Appendf(nil, "p%d", i)))
+		must(t, propose(b.r, fmt.Appendf(nil, "p%d", i)))
 		b.settle()
 	}
 	mark := b.applied[4]
@@ -427,7 +446,7 @@ func TestLogBehind(t *testing.T) {
 func TestConfChangeBeforeApplyResponse(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
-	must(t, b.r.ProposeConfChange(&raftpb.ConfChangeV2{
+	must(t, proposeChange(b.r, &raftpb.ConfChangeV2{
 		Transition: raftpb.ConfChangeTransitionJointImplicit.Enum(),
 		Changes: []*raftpb.ConfChangeSingle{
 			{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(uint64(2))},
@@ -463,7 +482,7 @@ func TestConfChangeBeforeApplyResponse(t *testing.T) {
 func TestSecondVoterEndsAlone(t *testing.T) {
 	b := newAlone(t)
 	b.elect()
-	must(t, b.r.ProposeConfChange(&raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
+	must(t, proposeChange(b.r, &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
 		{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(uint64(2))}}}))
 	b.settle()
 	if b.r.Status().Alone || b.r.OnlyVoter() {
@@ -506,7 +525,7 @@ func TestCompactsByBytes(t *testing.T) {
 	const size = 100 << 10
 	propose := func(n int) {
 		for range n {
-			must(t, b.r.Propose(make([]byte, size)))
+			must(t, propose(b.r, make([]byte, size)))
 			b.settle()
 		}
 	}
@@ -544,7 +563,7 @@ func TestReplacedEntriesDoNotCount(t *testing.T) {
 	cfg.Applied, cfg.AppliedTerm = 1, 1
 	b := &bench{t: t, r: mustNew(t, cfg)}
 	data := make([]byte, 1<<20)
-	for i := range tailBytesMax>>20 + 2 {
+	for i := range tailBytesDefault>>20 + 2 {
 		term := uint64(i + 2)
 		must(t, b.r.Step(&raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(2 + term%2), To: new(uint64(1)), Term: new(term),
 			Index: new(uint64(1)), LogTerm: new(uint64(1)), Commit: new(uint64(1)),

@@ -230,7 +230,7 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 		Stages: []actors.Stage{proposerStage, readStage, raftStage, walStage, applyStage, mvccStage, leaseStage, persisterStage},
 		Started: func() {
 			h.current.Store(&Handles{Log: log, Store: o.Backend, Keyspace: o.Store, MVCC: mvccStage.Mailbox})
-			h.Requests.Connect(proposerStage.Mailbox, readStage.Mailbox)
+			h.Requests.Connect(raftBox, proposerStage.Mailbox, readStage.Mailbox)
 			h.Leases.Connect(leaseStage.Mailbox)
 		},
 		Halt: func() error {
