@@ -97,7 +97,7 @@ func (c *groups) start(id uint64, peers []raft.Peer) {
 		RTT:     func(uint64) time.Duration { return 10 * time.Millisecond },
 	})
 	readIndex := NewReadIndex(ReadIndexConfig{Limit: roomy, Metrics: metrics, Raft: g.raft, State: &g.state,
-		Applied: g.applied.Load, NextID: next})
+		Applied: g.applied.Load, NextID: next, RTT: func() time.Duration { return 10 * time.Millisecond }})
 	g.proposer = proposer.Mailbox
 	r.Connect(proposer.Mailbox, readIndex.Mailbox)
 	c.members[id] = g

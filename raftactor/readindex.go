@@ -1,6 +1,7 @@
 package raftactor
 
 import (
+	"slices"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -14,7 +15,8 @@ import (
 //	queued    readers wait for the next attempt
 //	attempt   raft is asked for a read index, under an id of its own; readers that come
 //	          later wait for the next attempt. If there is no answer, the attempt is
-//	          repeated under a new id
+//	          repeated under a new id. On a slow network the next attempt follows before
+//	          the answer
 //	settled   the attempt has an index; its readers wait until that is applied
 //	release   answers the readers
 
@@ -29,6 +31,14 @@ const (
 	readTick = 100 * time.Millisecond
 	// readRetry is the time after which an attempt without an answer counts as lost.
 	readRetry = 500 * time.Millisecond
+	// slowRTT is the round-trip time to the other members from which several attempts are
+	// outstanding, one after each readPace-th part of it. On a faster network one is better,
+	// because each attempt costs a heartbeat to every member.
+	slowRTT  = 300 * time.Microsecond
+	readPace = 8
+	// attemptsMax bounds the outstanding attempts; raft's own lists have no bound. raft waits
+	// with as many before the first entry of a term.
+	attemptsMax = waitingReadsMax
 )
 
 // ReadCall is one reader that waits until the view is linearizable.
@@ -57,6 +67,9 @@ type ReadIndexConfig struct {
 	State   *State
 	Applied func() uint64 // index of the newest view
 	NextID  func() uint64 // an id that is never used twice
+	// RTT returns the recent round-trip time to a quorum, of a leader, or to the leader; nil
+	// for a lone member.
+	RTT     func() time.Duration
 	Metrics *Metrics
 	Faults  *actors.Faults
 }
@@ -66,14 +79,20 @@ type ReadIndex struct {
 	cfg ReadIndexConfig
 	box *actors.Mailbox
 
-	leader  uint64      // 0 for none
-	queued  []*ReadCall // readers of the next attempt
-	attempt []*ReadCall // readers of the current attempt; empty if there is none
-	id      uint64      // of the current attempt
-	sent    int64       // when the attempt was sent, as actors.Now
-	slow    bool        // the attempt was counted as slow
-	settled []readWait  // readers whose index is not applied, in the order of their indexes
-	ticker  *actors.Ticker
+	leader   uint64      // 0 for none
+	queued   []*ReadCall // readers of the next attempt
+	attempts []*attempt  // without an answer, oldest first
+	asked    int64       // when the newest attempt was begun, as actors.Now
+	settled  []readWait  // readers whose index is not applied, in the order of their indexes
+	ticker   *actors.Ticker
+}
+
+// attempt is a request for a read index with its readers.
+type attempt struct {
+	id    uint64 // of the latest request
+	sent  int64  // when it was sent, as actors.Now
+	slow  bool   // counted as slow
+	calls []*ReadCall
 }
 
 type readWait struct {
@@ -128,7 +147,7 @@ func (r *ReadIndex) batch(b *actors.Batch) {
 	}
 	r.ask()
 	r.release()
-	if len(r.queued)+len(r.attempt)+len(r.settled) > 0 {
+	if len(r.queued)+len(r.attempts)+len(r.settled) > 0 {
 		r.ticker.Arm()
 	}
 }
@@ -139,27 +158,49 @@ func (r *ReadIndex) answer(c *ReadCall, code raftmsg.Code) {
 	c.resolve(code)
 }
 
-// ask starts an attempt for all queued readers, unless there is one already.
+// ask starts an attempt for all queued readers, if another one may be outstanding.
 func (r *ReadIndex) ask() {
-	if len(r.attempt) > 0 || len(r.queued) == 0 || r.leader == 0 {
+	if len(r.queued) == 0 || r.leader == 0 || !r.mayAsk() {
 		return
 	}
-	r.attempt, r.queued = r.queued, nil
-	r.slow = false
-	r.send()
+	a := &attempt{calls: r.queued}
+	r.attempts, r.queued = append(r.attempts, a), nil
+	r.send(a)
+	r.asked = a.sent
 }
 
-func (r *ReadIndex) send() {
-	r.id, r.sent = r.cfg.NextID(), actors.Now()
-	r.cfg.Raft.MustPost(raftProposals, &raftmsg.ReadIndex{Id: r.id}, actors.Cost{Requests: 1})
+// mayAsk reports whether one more attempt may be outstanding. It is checked whenever a
+// reader comes and an attempt is answered, which is often enough to need no timer.
+func (r *ReadIndex) mayAsk() bool {
+	n := len(r.attempts)
+	if n == 0 {
+		return true
+	}
+	if n >= attemptsMax || r.cfg.RTT == nil {
+		return false
+	}
+	rtt := r.cfg.RTT()
+	return rtt >= slowRTT && actors.Now()-r.asked >= int64(rtt/readPace)
+}
+
+func (r *ReadIndex) send(a *attempt) {
+	a.id, a.sent = r.cfg.NextID(), actors.Now()
+	r.cfg.Raft.MustPost(raftProposals, &raftmsg.ReadIndex{Id: a.id}, actors.Cost{Requests: 1})
 }
 
 func (r *ReadIndex) readIndexed(m *raftmsg.ReadIndexed) {
-	if m.Id != r.id || len(r.attempt) == 0 {
+	i := slices.IndexFunc(r.attempts, func(a *attempt) bool { return a.id == m.Id })
+	if i < 0 {
 		return
 	}
-	r.settled = append(r.settled, readWait{m.Index, r.attempt})
-	r.attempt = nil
+	w := readWait{m.Index, r.attempts[i].calls}
+	r.attempts = slices.Delete(r.attempts, i, i+1)
+	// Answers come in the order of their indexes, except after a retry.
+	at := len(r.settled)
+	for at > 0 && r.settled[at-1].index > w.index {
+		at--
+	}
+	r.settled = slices.Insert(r.settled, at, w)
 }
 
 // release answers the readers whose index is applied.
@@ -175,27 +216,37 @@ func (r *ReadIndex) release() {
 	r.cfg.State.readers.Store(len(r.settled) > 0)
 }
 
+// roleChanged fails the attempts, which the new leader does not know. As in etcd, the client
+// asks again.
 func (r *ReadIndex) roleChanged(m *raftmsg.RoleChanged) {
 	r.leader = m.Leader
-	for _, c := range r.attempt {
-		r.cfg.Metrics.failedReads.Inc()
-		r.answer(c, raftmsg.Code_LEADER_CHANGED)
+	for _, a := range r.attempts {
+		for _, c := range a.calls {
+			r.cfg.Metrics.failedReads.Inc()
+			r.answer(c, raftmsg.Code_LEADER_CHANGED)
+		}
 	}
-	r.attempt = nil
+	r.attempts = nil
 }
 
 func (r *ReadIndex) tick(t *actors.Tick) {
 	r.queued = r.expire(r.queued, t.At)
-	r.attempt = r.expire(r.attempt, t.At)
 	for i := range r.settled {
 		r.settled[i].calls = r.expire(r.settled[i].calls, t.At)
 	}
-	if len(r.attempt) > 0 && t.At-r.sent > int64(readRetry) {
-		if !r.slow {
-			r.slow = true
+	for _, a := range r.attempts {
+		a.calls = r.expire(a.calls, t.At)
+	}
+	r.attempts = slices.DeleteFunc(r.attempts, func(a *attempt) bool { return len(a.calls) == 0 })
+	for _, a := range r.attempts {
+		if t.At-a.sent <= int64(readRetry) {
+			continue
+		}
+		if !a.slow {
+			a.slow = true
 			r.cfg.Metrics.slowReads.Inc()
 		}
-		r.send()
+		r.send(a)
 	}
 }
 
@@ -214,13 +265,15 @@ func (r *ReadIndex) expire(calls []*ReadCall, now int64) []*ReadCall {
 }
 
 func (r *ReadIndex) failAll(code raftmsg.Code) {
+	calls := r.queued
 	for _, w := range r.settled {
-		r.queued = append(r.queued, w.calls...)
+		calls = append(calls, w.calls...)
 	}
-	for _, calls := range [][]*ReadCall{r.queued, r.attempt} {
-		for _, c := range calls {
-			r.answer(c, code)
-		}
+	for _, a := range r.attempts {
+		calls = append(calls, a.calls...)
 	}
-	r.queued, r.attempt, r.settled = nil, nil, nil
+	for _, c := range calls {
+		r.answer(c, code)
+	}
+	r.queued, r.attempts, r.settled = nil, nil, nil
 }

@@ -27,6 +27,7 @@ type readRig struct {
 	applied atomic.Uint64
 	ids     atomic.Uint64
 	metrics *prometheus.Registry
+	rtt     atomic.Int64
 	news[*raftmsg.ReadIndex]
 }
 
@@ -36,6 +37,7 @@ func newReadRig(t *testing.T, limit actors.Limit) *readRig {
 	r.ref = actorstest.Spawn(t, r.sys, NewReadIndex(ReadIndexConfig{
 		Limit: limit, Raft: r.probe.Mailbox, State: &r.state,
 		Applied: r.applied.Load, NextID: func() uint64 { return r.ids.Add(1) },
+		RTT:     func() time.Duration { return time.Duration(r.rtt.Load()) },
 		Metrics: NewMetrics(r.metrics, MetricsConfig{State: &r.state, Applied: r.applied.Load}),
 	}))
 	return r
@@ -136,6 +138,52 @@ func TestReadersShareAnAttempt(t *testing.T) {
 		r.want(raftmsg.Code_OK, b, c)
 		if got := r.next(); len(got) != 0 {
 			t.Fatalf("got attempt %v without readers, want none", got)
+		}
+	})
+}
+
+// TestPacedAttempts: on a slow network a further attempt follows after an eighth of the
+// round-trip time, up to sixteen. Each has its own index, also if they are answered out of
+// order.
+func TestPacedAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.role(1)
+		r.rtt.Store(int64(slowRTT - 1))
+		a := r.read()
+		first := r.attempt()
+		time.Sleep(slowRTT)
+		b := r.read()
+		if got := r.next(); len(got) > 0 {
+			t.Fatalf("fast network: got the attempts %v, want none", got)
+		}
+		r.rtt.Store(int64(slowRTT))
+		c := r.read()
+		second := r.attempt()
+		d := r.read()
+		if got := r.next(); len(got) > 0 {
+			t.Fatalf("too early: got the attempts %v, want none", got)
+		}
+		time.Sleep(slowRTT / readPace)
+		e := r.read()
+		third := r.attempt()
+		r.answer(third, 30)
+		r.answer(first, 10)
+		r.answer(second, 20)
+		r.apply(10)
+		r.want(raftmsg.Code_OK, a)
+		r.waits(b, c, d, e)
+		r.apply(20)
+		r.want(raftmsg.Code_OK, b, c)
+		r.waits(d, e)
+		r.apply(30)
+		r.want(raftmsg.Code_OK, d, e)
+		for range 2 * attemptsMax {
+			time.Sleep(slowRTT)
+			r.read()
+		}
+		if got := len(r.next()); got != attemptsMax {
+			t.Fatalf("got %d attempts, want %d", got, attemptsMax)
 		}
 	})
 }
