@@ -43,13 +43,15 @@ type cluster struct {
 	committed []*raftpb.Entry // by index-1, as the first member applied it
 	seen      map[string]uint64
 	proposed  int
+	proposals map[string]uint64 // the term of each accepted one
+	changes   int               // applied
 	terms     map[uint64]uint64 // leader by term
 	reads     map[uint64]uint64 // lowest index a read may return, by id
 }
 
 func newCluster(t *testing.T, seed uint64) *cluster {
 	c := &cluster{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), lossy: true,
-		seen: map[string]uint64{}, terms: map[uint64]uint64{}, reads: map[uint64]uint64{}}
+		seen: map[string]uint64{}, proposals: map[string]uint64{}, terms: map[uint64]uint64{}, reads: map[uint64]uint64{}}
 	peers := []raft.Peer{{ID: 1}, {ID: 2}, {ID: 3}}
 	for _, p := range peers {
 		cfg := config(p.ID)
@@ -152,6 +154,15 @@ func (c *cluster) check(m *member, e *raftpb.Entry) {
 		}
 		return
 	}
+	switch data := string(e.Data); {
+	case data != "" && i > 3 && c.proposals[data] != e.GetTerm():
+		c.fatalf("%q, proposed in term %d, is an entry of term %d", data, c.proposals[data], e.GetTerm())
+	case data == "" && c.committed[i-2].GetTerm() == e.GetTerm():
+		c.fatalf("entry %d is empty, and not the first of its term: raft has replaced a change", i)
+	}
+	if e.GetType() == raftpb.EntryConfChange {
+		c.changes++
+	}
 	c.committed = append(c.committed, e)
 	if e.GetType() == raftpb.EntryNormal && len(e.Data) > 0 {
 		if at, twice := c.seen[string(e.Data)]; twice {
@@ -164,9 +175,28 @@ func (c *cluster) check(m *member, e *raftpb.Entry) {
 func (c *cluster) propose(m *member) (data string, ok bool) {
 	data = fmt.Sprintf("%d of %d", c.proposed, m.id)
 	c.proposed++
-	err := propose(m.rep, []byte(data))
+	return data, c.accept(m, &raftpb.Entry{Type: raftpb.EntryNormal.Enum(), Data: []byte(data)})
+}
+
+// change proposes a change that has no effect on the configuration.
+func (c *cluster) change(m *member) {
+	data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeUpdateNode.Enum(), NodeId: new(uint64(1)),
+		Context: fmt.Append(nil, c.proposed)})
+	must(c.t, err)
+	c.proposed++
+	c.accept(m, &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data})
+}
+
+// accept reports whether an entry was proposed.
+func (c *cluster) accept(m *member, e *raftpb.Entry) bool {
+	term := m.rep.Status().Term
+	held, err := m.rep.Propose(term, []*raftpb.Entry{e})
+	if err != nil || len(held) > 0 {
+		return false
+	}
+	c.proposals[string(e.Data)] = term
 	c.ready(m)
-	return data, err == nil
+	return true
 }
 
 func (c *cluster) read(m *member) {
@@ -242,8 +272,10 @@ func (c *cluster) step() {
 		if k := len(m.applies); k > 0 {
 			c.apply(m, 1+c.rng.IntN(k))
 		}
-	case n < 980:
+	case n < 970:
 		c.propose(m)
+	case n < 980:
+		c.change(m)
 	case n < 995:
 		c.read(m)
 	case n < 996:
@@ -309,7 +341,7 @@ func (c *cluster) agreed() bool {
 }
 
 func TestCluster(t *testing.T) {
-	leaders, committed := 0, 0
+	leaders, committed, changes := 0, 0, 0
 	for seed := range uint64(60) {
 		c := newCluster(t, seed)
 		for range 6000 {
@@ -342,9 +374,10 @@ func TestCluster(t *testing.T) {
 		})
 		leaders += len(c.terms)
 		committed += len(c.seen)
+		changes += c.changes
 	}
-	t.Logf("%d leaders, %d proposals committed", leaders, committed)
-	if leaders < 100 || committed < 1000 {
-		t.Errorf("the test is too tame: %d leaders, %d proposals committed", leaders, committed)
+	t.Logf("%d leaders, %d proposals and %d changes committed", leaders, committed, changes)
+	if leaders < 100 || committed < 1000 || changes < 300 {
+		t.Errorf("the test is too tame: %d leaders, %d proposals and %d changes committed", leaders, committed, changes)
 	}
 }
