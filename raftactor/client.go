@@ -12,6 +12,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor/replica"
 )
 
 // ClientConfig is what a client needs.
@@ -128,6 +129,23 @@ func (c *Client) TransferLeadership(ctx context.Context, to uint64) (raftmsg.Cod
 	call := &transferCall{to: to, reply: actors.NewReply[raftmsg.Code]()}
 	if code := postCode(core.raft.TryPost(raftPeers, call, actors.Cost{Requests: 1})); code != raftmsg.Code_OK {
 		return code, nil
+	}
+	return call.reply.Wait(ctx)
+}
+
+// Progress returns what this member, as the leader, knows of its peers; nil if it does not
+// lead, or there is no core. Errors: actors.ErrFull, and that of ctx.
+func (c *Client) Progress(ctx context.Context) ([]replica.PeerProgress, error) {
+	core := c.core.Load()
+	if core == nil {
+		return nil, nil
+	}
+	call := &progressCall{reply: actors.NewReply[[]replica.PeerProgress]()}
+	switch err := core.raft.TryPost(raftPeers, call, actors.Cost{Requests: 1}); {
+	case errors.Is(err, actors.ErrClosed):
+		return nil, nil
+	case err != nil:
+		return nil, err
 	}
 	return call.reply.Wait(ctx)
 }

@@ -43,6 +43,9 @@ func TestClient(t *testing.T) {
 			}
 		}
 		want("no core", raftmsg.Code_STOPPED, raftmsg.Code_STOPPED)
+		if code, err := c.TransferLeadership(ctx, 2); err != nil || code != raftmsg.Code_STOPPED {
+			t.Errorf("no core: transfer: got %v (%v), want STOPPED", code, err)
+		}
 
 		replies := NewReplies()
 		probe := newRaftProbe(t, sys)
@@ -78,6 +81,10 @@ func TestClient(t *testing.T) {
 			t.Error("full log: the request of a stage was accepted")
 		}
 		full = false
+		change := &applymsg.MemberChange{Kind: applymsg.MemberChangeKind_MEMBER_REMOVE, Member: &applymsg.Member{Id: 2}}
+		if out, err := c.ProposeMemberChange(ctx, change); err != nil || out.Result.Code != raftmsg.Code_TOO_MANY_REQUESTS {
+			t.Errorf("change with a full mailbox: got %+v (%v), want TOO_MANY_REQUESTS", out, err)
+		}
 		raft.alone.Store(true)
 		if code, err := c.ReadIndex(ctx); err != nil || code != raftmsg.Code_OK {
 			t.Errorf("lone voter: got %v (%v), want OK", code, err)
@@ -92,6 +99,15 @@ func TestClient(t *testing.T) {
 		if a := <-answers; a.Index != 5 || a.Result.Revision != 7 || failed() != before {
 			t.Errorf("got %+v and %v failures, want index 5, revision 7 and none", a, failed()-before)
 		}
+		raft.behind.Store(true)
+		if out, err := c.Propose(ctx, put("k", 1)); err != nil || out.Result.Code != raftmsg.Code_TOO_MANY_REQUESTS {
+			t.Errorf("apply far behind: got %+v (%v), want TOO_MANY_REQUESTS", out, err)
+		}
+		if c.Post(put("k", 1), func(raftmsg.Code) {}) {
+			t.Error("apply far behind: the request of a stage was accepted")
+		}
+		raft.behind.Store(false)
+		before = failed()
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
 		if a, err := c.Propose(ended, put("k", 1)); !errors.Is(err, context.Canceled) || failed() != before+1 {

@@ -27,6 +27,7 @@
 //	LeaderRefused  raft: the process of a member has ended
 //	Campaign      raft: start an election, some time after LeaderRefused
 //	transferCall  raft: transfer leadership
+//	progressCall  raft: what it knows of the peers
 //	Tick          all: time passes; sent only while one needs it
 //	ReadCall      readindex: one reader of the gateway
 //	ReadIndexed   readindex: the answer to a ReadIndex

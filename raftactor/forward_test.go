@@ -227,6 +227,35 @@ func TestLeaderReceives(t *testing.T) {
 	})
 }
 
+// TestProposeIsBounded: a Propose has up to 2 MiB; a larger batch is passed alone.
+func TestProposeIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newProposerRig(t, roomy)
+		r.lead()
+		f := forwardOf(1, 1, 101)
+		for id := uint64(102); id < 108; id++ {
+			size := proposeBytesMax / 2
+			if id == 105 {
+				size = proposeBytesMax + 1
+			}
+			f.Batches = append(f.Batches, &raftmsg.Batch{Id: id, Data: make([]byte, size), Requests: 1})
+		}
+		first := &raftmsg.Forward{From: 2, Term: 1, Session: 77, First: 1, Batches: f.Batches[:1]}
+		r.receives(first)
+		f.First, f.Batches = 2, f.Batches[1:]
+		r.receives(f)
+		r.settle(101)
+		r.settle(102, 103)
+		r.settle(104)
+		r.settle(105)
+		r.settle(106, 107)
+		want := []string{"[101]", "[102 103]", "[104]", "[105]", "[106 107]"}
+		if got := r.proposed(); !slices.Equal(got, want) {
+			t.Fatalf("got the proposals %q, want %q", got, want)
+		}
+	})
+}
+
 // TestTransferHolds: while leadership is being transferred, nothing is passed to raft.
 func TestTransferHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -293,17 +322,19 @@ func TestTimeoutCodes(t *testing.T) {
 		connected bool
 		lead      func(*proposerRig)
 		want      raftmsg.Code
+		asked     []uint64 // connections to members; 0 for a quorum
 	}{
-		{"no leader", true, func(*proposerRig) {}, raftmsg.Code_TIMED_OUT},
-		{"no leader, no connection", false, func(*proposerRig) {}, raftmsg.Code_TIMED_OUT},
-		{"follower, no connection to the leader", false, func(r *proposerRig) { r.role(2, false) }, raftmsg.Code_TIMED_OUT_CONNECTION_LOST},
-		{"leader, no quorum", false, func(r *proposerRig) { r.lead() }, raftmsg.Code_TIMED_OUT_CONNECTION_LOST},
-		{"leader", true, func(r *proposerRig) { r.lead() }, raftmsg.Code_TIMED_OUT},
+		{"no leader", true, func(*proposerRig) {}, raftmsg.Code_TIMED_OUT, nil},
+		{"no leader, no connection", false, func(*proposerRig) {}, raftmsg.Code_TIMED_OUT, nil},
+		{"follower, no connection to the leader", false, func(r *proposerRig) { r.role(2, false) },
+			raftmsg.Code_TIMED_OUT_CONNECTION_LOST, []uint64{2}},
+		{"leader, no quorum", false, func(r *proposerRig) { r.lead() }, raftmsg.Code_TIMED_OUT_CONNECTION_LOST, []uint64{0}},
+		{"leader", true, func(r *proposerRig) { r.lead() }, raftmsg.Code_TIMED_OUT, []uint64{0}},
 		{"a new leader", true, func(r *proposerRig) {
 			time.AfterFunc(time.Second, func() {
 				r.ref.MustPost(proposerControl, &raftmsg.RoleChanged{Term: 2, Leader: 3}, one)
 			})
-		}, raftmsg.Code_TIMED_OUT_LEADER_FAIL},
+		}, raftmsg.Code_TIMED_OUT_LEADER_FAIL, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -314,6 +345,9 @@ func TestTimeoutCodes(t *testing.T) {
 				call := r.post("a", 1)
 				time.Sleep(timeout + 2*proposerTick)
 				wantCode(t, call, c.want)
+				if !slices.Equal(r.askedFor, c.asked) {
+					t.Errorf("got questions for the connections to %v, want %v", r.askedFor, c.asked)
+				}
 			})
 		})
 	}

@@ -37,6 +37,7 @@ type proposerRig struct {
 	lastTo    uint64
 	rtt       time.Duration
 	connected bool
+	askedFor  []uint64 // members in calls of Connected
 }
 
 var roomy = actors.Limit{Requests: 10_000, Bytes: 64 << 20}
@@ -62,8 +63,13 @@ func newProposerRig(t *testing.T, limit actors.Limit) *proposerRig {
 			defer r.mu.Unlock()
 			r.answers = append(r.answers, f)
 		},
-		RTT:       func(uint64) time.Duration { return r.rtt },
-		Connected: func(uint64, int64) bool { return r.connected },
+		RTT: func(uint64) time.Duration { return r.rtt },
+		Connected: func(peer uint64, _ int64) bool {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.askedFor = append(r.askedFor, peer)
+			return r.connected
+		},
 	}))
 	return r
 }

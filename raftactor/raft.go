@@ -208,6 +208,11 @@ type transferCall struct {
 	reply actors.Reply[raftmsg.Code]
 }
 
+// progressCall asks for the progress of the peers. Like transferCall, it stays in the process.
+type progressCall struct {
+	reply actors.Reply[[]replica.PeerProgress]
+}
+
 // postPeer posts a peer's message to the raft actor, in the lane of its type. Errors: those
 // of actors.Mailbox.TryPost; the message is lost then.
 func postPeer(box *actors.Mailbox, m *raftpb.Message) error {
@@ -230,8 +235,11 @@ func NewMailbox(proposals actors.Limit, faults *actors.Faults) *actors.Mailbox {
 			raftProposals: {Name: "proposals", Class: actors.Credit, Limit: proposals},
 		},
 		OnReject: func(msg any, _ error) {
-			if c, ok := msg.(*transferCall); ok {
+			switch c := msg.(type) {
+			case *transferCall:
 				c.reply.Resolve(raftmsg.Code_STOPPED)
+			case *progressCall:
+				c.reply.Resolve(nil)
 			}
 		},
 		Faults: faults,
@@ -306,6 +314,12 @@ func (r *Raft) step(m *raftpb.Message) {
 		if r.cfg.Removed != nil && r.cfg.Removed(m.GetFrom()) {
 			return
 		}
+	case raftpb.MsgReadIndex:
+		// raft of an only voter answers at once, also before it has committed an entry of its
+		// term; see readIndexed.
+		if r.cfg.Replica.OnlyVoter() && !r.cfg.Replica.Status().Alone {
+			return
+		}
 	}
 	_ = r.cfg.Replica.Step(m)
 }
@@ -329,6 +343,8 @@ func (r *Raft) peer(msg any) {
 		}
 	case *transferCall:
 		r.beginTransfer(m)
+	case *progressCall:
+		m.reply.Resolve(r.cfg.Replica.Progress())
 	}
 }
 

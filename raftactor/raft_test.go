@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,7 +38,8 @@ type raftRig struct {
 	hard    *raftpb.HardState
 	applied []*raftpb.Entry
 	metrics *prometheus.Registry
-	sent    []*raftpb.Message // to peers
+	sentMu  sync.Mutex
+	sent    []*raftpb.Message // to peers; guarded by sentMu
 
 	wal   news[*walmsg.Append]
 	trims news[*walmsg.Trim]
@@ -55,7 +57,11 @@ type raftRig struct {
 }
 
 // Send implements Peers.
-func (r *raftRig) Send(ms []*raftpb.Message) { r.sent = append(r.sent, ms...) }
+func (r *raftRig) Send(ms []*raftpb.Message) {
+	r.sentMu.Lock()
+	defer r.sentMu.Unlock()
+	r.sent = append(r.sent, ms...)
+}
 
 func replicaConfig(boot bool) replica.Config {
 	cfg := replica.Config{ID: 1, ElectionTicks: 10, HeartbeatTicks: 1, PreVote: true, Logger: &Logger{zerolog.Nop()}}
@@ -67,6 +73,11 @@ func replicaConfig(boot bool) replica.Config {
 
 func newRaftRig(t *testing.T, cfg replica.Config) *raftRig {
 	t.Helper()
+	return newRaftRigWith(t, cfg, func(*Config) {})
+}
+
+func newRaftRigWith(t *testing.T, cfg replica.Config, set func(*Config)) *raftRig {
+	t.Helper()
 	r := &raftRig{t: t, sys: actorstest.NewSystem(t), metrics: prometheus.NewRegistry()}
 	rep, err := replica.New(cfg)
 	if err != nil {
@@ -76,11 +87,13 @@ func newRaftRig(t *testing.T, cfg replica.Config) *raftRig {
 	apply := actorstest.NewProbe(t, r.sys, actors.CoreApply)
 	r.wal.probe, r.trims.probe, r.apply.probe = wal, wal, apply
 	box := NewMailbox(roomy, nil)
-	a, stage := New(Config{
+	raftCfg := Config{
 		Replica: rep, Heartbeat: heartbeat, WAL: wal.Mailbox, Apply: apply.Mailbox,
 		Peers: r, State: &r.state, Timeline: actors.NewTimeline(),
 		Metrics: NewMetrics(r.metrics, MetricsConfig{Member: 1, State: &r.state, Applied: func() uint64 { return 5 }}),
-	}, box)
+	}
+	set(&raftCfg)
+	a, stage := New(raftCfg, box)
 	proposer := actorstest.NewProbe(t, r.sys, actors.CoreProposer)
 	readIndex := actorstest.NewProbe(t, r.sys, actors.CoreReadIndex)
 	r.settled.probe, r.role.probe = proposer, proposer
