@@ -31,6 +31,9 @@ var (
 	// ErrTooLarge: the batch exceeds a limit of the format. Nothing was written,
 	// and the log stays usable.
 	ErrTooLarge = errors.New("wal: batch too large")
+	// ErrStaleMark: a snapshot is older than one that the log has a mark of, or is not
+	// of this log. Nothing was written, and the log stays usable.
+	ErrStaleMark = errors.New("wal: snapshot does not continue the log")
 	// ErrClosed: the log was closed.
 	ErrClosed = errors.New("wal: log is closed")
 )

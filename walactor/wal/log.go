@@ -45,6 +45,10 @@ type Config struct {
 	// Spares is the number of zero-filled segments that PrepareSpare keeps ready. 0
 	// means DefaultSpares.
 	Spares int
+	// TailBytes bounds the data of Recovered.Tail and Recovered.Entries together:
+	// Open returns entries at and below the mark as far as they fit beside those after
+	// it. 0 returns none.
+	TailBytes int64
 }
 
 func (c *Config) validate() error {
@@ -60,6 +64,8 @@ func (c *Config) validate() error {
 	case c.SegmentBytes < MinSegmentBytes || c.SegmentBytes > segmentBytesMax || c.SegmentBytes%headerBytes != 0:
 		return fmt.Errorf("wal: SegmentBytes %d is not a multiple of %d between %d and %d",
 			c.SegmentBytes, headerBytes, MinSegmentBytes, segmentBytesMax)
+	case c.TailBytes < 0:
+		return fmt.Errorf("wal: TailBytes %d is negative", c.TailBytes)
 	case c.Spares < 1 || c.Spares > MaxSpares:
 		return fmt.Errorf("wal: Spares %d is not between 1 and %d", c.Spares, MaxSpares)
 	}
@@ -101,6 +107,14 @@ type Recovered struct {
 	// Entries are those after Mark.Index, without a gap, to the end of the log. The
 	// caller owns their data.
 	Entries []*raftpb.Entry
+	// Tail are the entries up to Mark.Index that are still in the segments, as far as
+	// Config.TailBytes allows: applied, and kept for peers that lag. They end with the
+	// entry at Mark.Index, without a gap. The caller owns their data. Empty if the mark
+	// replaced the log.
+	Tail []*raftpb.Entry
+	// TailIndex and TailTerm are those of the entry before Tail, or of the mark if Tail
+	// is empty. Raft's memory begins after that entry.
+	TailIndex, TailTerm uint64
 	// Torn describes what was truncated. It is nil if the log ended cleanly.
 	Torn *TornTail
 	// Resized names the segments whose files did not have the size in their header,
@@ -284,11 +298,12 @@ func (l *Log) open() (*Recovered, error) {
 	if err := r.run(); err != nil {
 		return nil, err
 	}
-	c := &collector{after: r.st.mark.index}
+	c := &collector{after: r.st.mark.index, tail: tail{budget: l.cfg.TailBytes}}
 	r.visit = c.visit
 	if err := r.run(); err != nil {
 		return nil, err
 	}
+	before := c.finish(r.st.mark)
 	if uint64(len(c.entries)) != r.st.last-r.st.mark.index {
 		panic(fmt.Sprintf("wal: collected %d entries between mark %d and last index %d",
 			len(c.entries), r.st.mark.index, r.st.last))
@@ -297,7 +312,8 @@ func (l *Log) open() (*Recovered, error) {
 		return nil, err
 	}
 	return &Recovered{ClusterID: l.cfg.ClusterID, MemberID: l.cfg.MemberID,
-		HardState: l.st.hardState(), Mark: l.st.snapshotMark(), Entries: c.entries, Torn: r.torn, Resized: r.resized()}, nil
+		HardState: l.st.hardState(), Mark: l.st.snapshotMark(), Entries: c.entries,
+		Tail: c.tail.entries, TailIndex: before.index, TailTerm: before.term, Torn: r.torn, Resized: r.resized()}, nil
 }
 
 // checkIDs compares the ids of the log with those in the configuration, and sets those
@@ -665,6 +681,39 @@ func (l *Log) writeMetadata(fill int) error {
 	l.beginBatch(int64(recordHeaderBytes + metadataFixedBytes + fill))
 	l.buf = appendMetadata(l.buf, l.cfg.ClusterID, l.cfg.MemberID, fill)
 	return l.writeBatch(1)
+}
+
+// Install makes the log continue from a snapshot that the store is about to be replaced
+// by: one synced batch of the mark and of the hard state that goes with it. If the log has
+// the entry that the mark names, it is kept; otherwise it is discarded. When Install returns
+// nil, the snapshot is installed: the next Open returns the mark, so IMPORTANT: the store of
+// the snapshot must be complete and durable before.
+//
+// The error is ErrStaleMark if the mark is below the previous one, or contradicts what the
+// log knows to be committed; nothing was written, and the log stays usable. Other errors are
+// those of AppendAll.
+func (l *Log) Install(m Mark) error {
+	if l.err != nil {
+		return l.err
+	}
+	conf, err := encodeConf(m.ConfState)
+	if err != nil {
+		return err
+	}
+	hs := l.st.hard
+	if m.Term > hs.term {
+		hs.term, hs.vote = m.Term, 0
+	}
+	hs.commit = max(hs.commit, m.Index)
+	// setMark changes nothing but these fields and replaces runs, so a shallow copy with
+	// its own runs is enough to try it on.
+	try := l.st
+	try.runs = slices.Clone(l.st.runs)
+	if err := try.setMark(markState{m.Index, m.Term, conf}, try.replaces(m.Index, m.Term)); err != nil {
+		return fmt.Errorf("%w: %w", ErrStaleMark, err)
+	}
+	return l.Append(Batch{Mark: &m, Sync: true,
+		HardState: &raftpb.HardState{Term: &hs.term, Vote: &hs.vote, Commit: &hs.commit}})
 }
 
 // Trim removes segments, oldest first, whose entries are all at or below both index and

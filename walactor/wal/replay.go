@@ -405,11 +405,12 @@ func provesDurable(buf []byte, nonce, seq uint64) uint64 {
 	return 0
 }
 
-// collector collects the entries after a mark.
+// collector collects the entries after a mark, and the last ones up to it.
 type collector struct {
 	after   uint64 // index of the mark
 	entries []*raftpb.Entry
 	slab    []entrySlot // allocated and not used yet
+	tail    tail
 }
 
 // entrySlot holds an entry and the fields that it points to. Slots are allocated in
@@ -427,13 +428,86 @@ func (c *collector) visit(r *Record) error {
 	switch {
 	case r.Kind == KindMark && r.Replaces:
 		c.entries = nil
+		c.tail.clear()
 	case r.Kind == KindEntry:
 		c.truncate(r.Index)
+		c.tail.truncate(r.Index)
 		if r.Index > c.after {
 			c.entries = append(c.entries, c.entry(r))
+		} else if c.tail.budget > 0 {
+			c.tail.add(c.entry(r))
 		}
 	}
 	return nil
+}
+
+// finish completes the collection. The mark is that of the whole log. It returns the entry
+// before the tail, or the mark if the tail is empty.
+func (c *collector) finish(mark markState) entryID {
+	for _, e := range c.entries {
+		c.tail.bytes += int64(len(e.Data))
+	}
+	return c.tail.finish(entryID{mark.index, mark.term})
+}
+
+// entryID is the index and term of an entry.
+type entryID struct{ index, term uint64 }
+
+// tail has the last entries of a log, without a gap, as far as their data fits a budget. The
+// first one serves only to know the term before the others: finish drops it, unless it is
+// the first entry of all.
+type tail struct {
+	budget, bytes int64
+	entries       []*raftpb.Entry
+}
+
+// tailOverhead is what an entry without data counts for, in bytes: about what it takes in
+// memory.
+const tailOverhead = 160
+
+func tailSize(e *raftpb.Entry) int64 { return int64(len(e.Data)) + tailOverhead }
+
+func (t *tail) add(e *raftpb.Entry) {
+	t.entries = append(t.entries, e)
+	t.bytes += tailSize(e)
+	t.evict()
+}
+
+// evict drops the oldest entries until the rest fits the budget. One is always kept.
+func (t *tail) evict() {
+	for len(t.entries) > 1 && t.bytes-tailSize(t.entries[0]) > t.budget {
+		t.bytes -= tailSize(t.entries[0])
+		t.entries[0] = nil
+		t.entries = t.entries[1:]
+	}
+}
+
+func (t *tail) clear() { t.entries, t.bytes = nil, 0 }
+
+// truncate discards the entries at and above index.
+func (t *tail) truncate(index uint64) {
+	for n := len(t.entries); n > 0 && t.entries[n-1].GetIndex() >= index; n-- {
+		t.bytes -= tailSize(t.entries[n-1])
+		t.entries[n-1] = nil
+		t.entries = t.entries[:n-1]
+	}
+}
+
+// finish returns the entry before the tail, for which it drops the first one. If the entries
+// do not lead to the mark, there is no tail, and finish returns the mark.
+func (t *tail) finish(mark entryID) entryID {
+	t.evict()
+	n := len(t.entries)
+	if n == 0 || t.entries[n-1].GetIndex() != mark.index {
+		t.clear()
+		return mark
+	}
+	if t.entries[0].GetIndex() == 1 {
+		return entryID{}
+	}
+	before := entryID{t.entries[0].GetIndex(), t.entries[0].GetTerm()}
+	t.entries = t.entries[1:]
+	return before
 }
 
 // truncate discards the entries at and above index.
