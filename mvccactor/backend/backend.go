@@ -103,6 +103,14 @@ type Store interface {
 	// deleted during the scan may be visited or not. fn may use the store. Scan
 	// returns the first error of fn unchanged and ends with it.
 	Scan(fn func(PackID, []byte) error) error
+	// Snapshot describes the store between two commits: its fingerprint, and the packs
+	// from an id on. If their values have fewer than copyBytes bytes together, it has
+	// copies of them and of the state as well. Commit blocks meanwhile.
+	Snapshot(from PackID, copyBytes int64) (*Snapshot, error)
+	// LoadStored returns a copy of the value of a listed pack, with its envelope; in buf
+	// if that is large enough. The error wraps ErrChanged if the pack was replaced or
+	// deleted since it was listed, and is otherwise that of Load.
+	LoadStored(p PackInfo, buf []byte) ([]byte, error)
 	// Sizes returns the sizes. It makes one system call per file of the directory.
 	Sizes() Sizes
 	// Reclaim frees the disk space of garbage while the store is in use. It ends

@@ -497,20 +497,28 @@ func (s *store) State(fn func(Entry) error) error {
 	defer s.leave()
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	r := s.reader()
 	for _, name := range s.table.entryNames() {
-		value, m, err := r.retry(stateKey(name))
-		if err == nil && m != s.table.names[name] {
-			err = errors.New("value has another checksum in the catalogue")
-		}
+		value, err := s.loadState(name)
 		if err != nil {
-			return &CorruptError{Reason: fmt.Sprintf("state %q: %v", name, err)}
+			return err
 		}
 		if err := fn(Entry{Key: name, Value: value[headerLen:]}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// loadState reads a state entry, with its envelope, and checks it. The caller holds commit.
+func (s *store) loadState(name string) ([]byte, error) {
+	value, m, err := s.reader().retry(stateKey(name))
+	if err == nil && m != s.table.names[name] {
+		err = errors.New("value has another checksum in the catalogue")
+	}
+	if err != nil {
+		return nil, &CorruptError{Reason: fmt.Sprintf("state %q: %v", name, err)}
+	}
+	return value, nil
 }
 
 // Scan implements Store.

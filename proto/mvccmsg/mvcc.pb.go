@@ -472,6 +472,52 @@ func (x *Reclaim) GetValue() []byte {
 	return nil
 }
 
+// Hold asks to be notified when everything that was reclaimed before is durable. From
+// before this message is posted until the hold ends, nothing more is reclaimed.
+type Hold struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hold) Reset() {
+	*x = Hold{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hold) ProtoMessage() {}
+
+func (x *Hold) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hold.ProtoReflect.Descriptor instead.
+func (*Hold) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Hold) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 // Persist has packs, and the state that covers them, to be made durable together.
 type Persist struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -493,7 +539,7 @@ type Persist struct {
 
 func (x *Persist) Reset() {
 	*x = Persist{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +551,7 @@ func (x *Persist) String() string {
 func (*Persist) ProtoMessage() {}
 
 func (x *Persist) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +564,7 @@ func (x *Persist) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Persist.ProtoReflect.Descriptor instead.
 func (*Persist) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{7}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Persist) GetPacks() []*Pack {
@@ -576,7 +622,7 @@ type StoredLeases struct {
 
 func (x *StoredLeases) Reset() {
 	*x = StoredLeases{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +634,7 @@ func (x *StoredLeases) String() string {
 func (*StoredLeases) ProtoMessage() {}
 
 func (x *StoredLeases) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +647,7 @@ func (x *StoredLeases) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredLeases.ProtoReflect.Descriptor instead.
 func (*StoredLeases) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StoredLeases) GetLog() uint64 {
@@ -651,7 +697,7 @@ type StoredBucket struct {
 
 func (x *StoredBucket) Reset() {
 	*x = StoredBucket{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +709,7 @@ func (x *StoredBucket) String() string {
 func (*StoredBucket) ProtoMessage() {}
 
 func (x *StoredBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +722,7 @@ func (x *StoredBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredBucket.ProtoReflect.Descriptor instead.
 func (*StoredBucket) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StoredBucket) GetBucket() uint32 {
@@ -703,7 +749,7 @@ type LeaseList struct {
 
 func (x *LeaseList) Reset() {
 	*x = LeaseList{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +761,7 @@ func (x *LeaseList) String() string {
 func (*LeaseList) ProtoMessage() {}
 
 func (x *LeaseList) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +774,7 @@ func (x *LeaseList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseList.ProtoReflect.Descriptor instead.
 func (*LeaseList) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LeaseList) GetLeases() []*Lease {
@@ -755,7 +801,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +813,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +826,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{11}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Lease) GetId() int64 {
@@ -823,7 +869,7 @@ type Reclaimed struct {
 
 func (x *Reclaimed) Reset() {
 	*x = Reclaimed{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +881,7 @@ func (x *Reclaimed) String() string {
 func (*Reclaimed) ProtoMessage() {}
 
 func (x *Reclaimed) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +894,7 @@ func (x *Reclaimed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reclaimed.ProtoReflect.Descriptor instead.
 func (*Reclaimed) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{12}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Reclaimed) GetId() *PackID {
@@ -877,7 +923,7 @@ type PackID struct {
 
 func (x *PackID) Reset() {
 	*x = PackID{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +935,7 @@ func (x *PackID) String() string {
 func (*PackID) ProtoMessage() {}
 
 func (x *PackID) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +948,7 @@ func (x *PackID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackID.ProtoReflect.Descriptor instead.
 func (*PackID) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{13}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PackID) GetMain() int64 {
@@ -934,7 +980,7 @@ type Pack struct {
 
 func (x *Pack) Reset() {
 	*x = Pack{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +992,7 @@ func (x *Pack) String() string {
 func (*Pack) ProtoMessage() {}
 
 func (x *Pack) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1005,7 @@ func (x *Pack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pack.ProtoReflect.Descriptor instead.
 func (*Pack) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{14}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Pack) GetId() *PackID {
@@ -1012,7 +1058,7 @@ type Durable struct {
 
 func (x *Durable) Reset() {
 	*x = Durable{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1070,7 @@ func (x *Durable) String() string {
 func (*Durable) ProtoMessage() {}
 
 func (x *Durable) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1083,7 @@ func (x *Durable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Durable.ProtoReflect.Descriptor instead.
 func (*Durable) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{15}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Durable) GetFormat() uint32 {
@@ -1138,7 +1184,9 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\x06resume\x18\x01 \x01(\bR\x06resume\"G\n" +
 	"\aReclaim\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\xed\x01\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\x16\n" +
+	"\x04Hold\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\xed\x01\n" +
 	"\aPersist\x12*\n" +
 	"\x05packs\x18\x01 \x03(\v2\x14.troupe.mvccmsg.PackR\x05packs\x127\n" +
 	"\treclaimed\x18\x02 \x03(\v2\x19.troupe.mvccmsg.ReclaimedR\treclaimed\x121\n" +
@@ -1197,7 +1245,7 @@ func file_mvccmsg_mvcc_proto_rawDescGZIP() []byte {
 	return file_mvccmsg_mvcc_proto_rawDescData
 }
 
-var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*Execute)(nil),             // 0: troupe.mvccmsg.Execute
 	(*EntryOps)(nil),            // 1: troupe.mvccmsg.EntryOps
@@ -1206,45 +1254,46 @@ var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*Persisted)(nil),           // 4: troupe.mvccmsg.Persisted
 	(*CompactStep)(nil),         // 5: troupe.mvccmsg.CompactStep
 	(*Reclaim)(nil),             // 6: troupe.mvccmsg.Reclaim
-	(*Persist)(nil),             // 7: troupe.mvccmsg.Persist
-	(*StoredLeases)(nil),        // 8: troupe.mvccmsg.StoredLeases
-	(*StoredBucket)(nil),        // 9: troupe.mvccmsg.StoredBucket
-	(*LeaseList)(nil),           // 10: troupe.mvccmsg.LeaseList
-	(*Lease)(nil),               // 11: troupe.mvccmsg.Lease
-	(*Reclaimed)(nil),           // 12: troupe.mvccmsg.Reclaimed
-	(*PackID)(nil),              // 13: troupe.mvccmsg.PackID
-	(*Pack)(nil),                // 14: troupe.mvccmsg.Pack
-	(*Durable)(nil),             // 15: troupe.mvccmsg.Durable
-	(*raftpb.ConfState)(nil),    // 16: raftpb.ConfState
-	(*raftpb.ConfChangeV2)(nil), // 17: raftpb.ConfChangeV2
-	(*applymsg.Request)(nil),    // 18: troupe.applymsg.Request
-	(*raftmsg.Result)(nil),      // 19: troupe.raftmsg.Result
-	(*applymsg.Member)(nil),     // 20: troupe.applymsg.Member
-	(*applymsg.Alarm)(nil),      // 21: troupe.applymsg.Alarm
-	(*applymsg.Version)(nil),    // 22: troupe.applymsg.Version
+	(*Hold)(nil),                // 7: troupe.mvccmsg.Hold
+	(*Persist)(nil),             // 8: troupe.mvccmsg.Persist
+	(*StoredLeases)(nil),        // 9: troupe.mvccmsg.StoredLeases
+	(*StoredBucket)(nil),        // 10: troupe.mvccmsg.StoredBucket
+	(*LeaseList)(nil),           // 11: troupe.mvccmsg.LeaseList
+	(*Lease)(nil),               // 12: troupe.mvccmsg.Lease
+	(*Reclaimed)(nil),           // 13: troupe.mvccmsg.Reclaimed
+	(*PackID)(nil),              // 14: troupe.mvccmsg.PackID
+	(*Pack)(nil),                // 15: troupe.mvccmsg.Pack
+	(*Durable)(nil),             // 16: troupe.mvccmsg.Durable
+	(*raftpb.ConfState)(nil),    // 17: raftpb.ConfState
+	(*raftpb.ConfChangeV2)(nil), // 18: raftpb.ConfChangeV2
+	(*applymsg.Request)(nil),    // 19: troupe.applymsg.Request
+	(*raftmsg.Result)(nil),      // 20: troupe.raftmsg.Result
+	(*applymsg.Member)(nil),     // 21: troupe.applymsg.Member
+	(*applymsg.Alarm)(nil),      // 22: troupe.applymsg.Alarm
+	(*applymsg.Version)(nil),    // 23: troupe.applymsg.Version
 }
 var file_mvccmsg_mvcc_proto_depIdxs = []int32{
 	1,  // 0: troupe.mvccmsg.Execute.entries:type_name -> troupe.mvccmsg.EntryOps
 	2,  // 1: troupe.mvccmsg.EntryOps.ops:type_name -> troupe.mvccmsg.Op
-	16, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
-	17, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
+	17, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
+	18, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
 	3,  // 4: troupe.mvccmsg.EntryOps.cluster:type_name -> troupe.mvccmsg.Cluster
-	18, // 5: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
-	19, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
-	20, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
-	21, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
-	22, // 9: troupe.mvccmsg.Cluster.version:type_name -> troupe.applymsg.Version
-	13, // 10: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
-	14, // 11: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
-	12, // 12: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
-	15, // 13: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
-	8,  // 14: troupe.mvccmsg.Persist.leases:type_name -> troupe.mvccmsg.StoredLeases
-	9,  // 15: troupe.mvccmsg.StoredLeases.buckets:type_name -> troupe.mvccmsg.StoredBucket
-	11, // 16: troupe.mvccmsg.LeaseList.leases:type_name -> troupe.mvccmsg.Lease
-	13, // 17: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
-	14, // 18: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
-	13, // 19: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
-	16, // 20: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
+	19, // 5: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
+	20, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
+	21, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
+	22, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
+	23, // 9: troupe.mvccmsg.Cluster.version:type_name -> troupe.applymsg.Version
+	14, // 10: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
+	15, // 11: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
+	13, // 12: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
+	16, // 13: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
+	9,  // 14: troupe.mvccmsg.Persist.leases:type_name -> troupe.mvccmsg.StoredLeases
+	10, // 15: troupe.mvccmsg.StoredLeases.buckets:type_name -> troupe.mvccmsg.StoredBucket
+	12, // 16: troupe.mvccmsg.LeaseList.leases:type_name -> troupe.mvccmsg.Lease
+	14, // 17: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
+	15, // 18: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
+	14, // 19: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
+	17, // 20: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
 	3,  // 21: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
 	22, // [22:22] is the sub-list for method output_type
 	22, // [22:22] is the sub-list for method input_type
@@ -1264,7 +1313,7 @@ func file_mvccmsg_mvcc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mvccmsg_mvcc_proto_rawDesc), len(file_mvccmsg_mvcc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -22,13 +22,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// SnapshotChunk is a part of a snapshot: one begin, packs in the order of their ids in
-// one or more rounds, one end.
+// SnapshotChunk is a part of a snapshot. A snapshot is one begin, all packs in the order of
+// their ids, all state in the order of the names, and one end. Each of them is in a chunk of
+// its own, or in one with what follows or precedes it. A chunk has at most 1 MiB, unless a
+// single pack or state entry is larger.
 type SnapshotChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Begin         *SnapshotBegin         `protobuf:"bytes,1,opt,name=begin,proto3" json:"begin,omitempty"`
 	Packs         []*SnapshotPack        `protobuf:"bytes,2,rep,name=packs,proto3" json:"packs,omitempty"`
 	End           *SnapshotEnd           `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+	State         []*SnapshotState       `protobuf:"bytes,4,rep,name=state,proto3" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -84,14 +87,22 @@ func (x *SnapshotChunk) GetEnd() *SnapshotEnd {
 	return nil
 }
 
+func (x *SnapshotChunk) GetState() []*SnapshotState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
 type SnapshotBegin struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId uint64                 `protobuf:"varint,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	From      uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
 	To        uint64                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
-	// Bytes of the store when the transfer begins, to check for room and to show progress.
+	// Bytes of the store's packs when the transfer begins, to check for room and to show
+	// progress. The packs that are sent may have more: those of what is written meanwhile.
 	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// The version of the store's format.
+	// The version of the store's format, and of the messages of a snapshot.
 	Format        uint32 `protobuf:"varint,5,opt,name=format,proto3" json:"format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -225,12 +236,14 @@ func (x *SnapshotPack) GetValue() []byte {
 
 // SnapshotEnd completes a snapshot. It replaces the state of the receiver.
 type SnapshotEnd struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Index     uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	Term      uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
-	ConfState *raftpb.ConfState      `protobuf:"bytes,3,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
-	State     []*SnapshotState       `protobuf:"bytes,4,rep,name=state,proto3" json:"state,omitempty"`
-	// The fingerprint of all packs that make up the snapshot.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Applied index and term, and the configuration, of the state that was sent: those of
+	// the end of the transfer.
+	Index     uint64            `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term      uint64            `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	ConfState *raftpb.ConfState `protobuf:"bytes,3,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"`
+	// The fingerprint of all packs and state that make up the snapshot, as the catalogue of
+	// the sender's store has it.
 	Fingerprint   []byte `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -287,13 +300,6 @@ func (x *SnapshotEnd) GetConfState() *raftpb.ConfState {
 	return nil
 }
 
-func (x *SnapshotEnd) GetState() []*SnapshotState {
-	if x != nil {
-		return x.State
-	}
-	return nil
-}
-
 func (x *SnapshotEnd) GetFingerprint() []byte {
 	if x != nil {
 		return x.Fingerprint
@@ -301,10 +307,12 @@ func (x *SnapshotEnd) GetFingerprint() []byte {
 	return nil
 }
 
+// SnapshotState is a named piece of state: leases, members, the applied index.
 type SnapshotState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The content with its envelope, as the store has it.
+	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -403,11 +411,12 @@ var File_peerpb_snapshot_proto protoreflect.FileDescriptor
 const file_peerpb_snapshot_proto_rawDesc = "" +
 	"\n" +
 	"\x15peerpb/snapshot.proto\x12\rtroupe.peerpb\x1a\n" +
-	"raft.proto\"\xa4\x01\n" +
+	"raft.proto\"\xd8\x01\n" +
 	"\rSnapshotChunk\x122\n" +
 	"\x05begin\x18\x01 \x01(\v2\x1c.troupe.peerpb.SnapshotBeginR\x05begin\x121\n" +
 	"\x05packs\x18\x02 \x03(\v2\x1b.troupe.peerpb.SnapshotPackR\x05packs\x12,\n" +
-	"\x03end\x18\x03 \x01(\v2\x1a.troupe.peerpb.SnapshotEndR\x03end\"\x80\x01\n" +
+	"\x03end\x18\x03 \x01(\v2\x1a.troupe.peerpb.SnapshotEndR\x03end\x122\n" +
+	"\x05state\x18\x04 \x03(\v2\x1c.troupe.peerpb.SnapshotStateR\x05state\"\x80\x01\n" +
 	"\rSnapshotBegin\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x12\n" +
@@ -418,14 +427,13 @@ const file_peerpb_snapshot_proto_rawDesc = "" +
 	"\fSnapshotPack\x12\x12\n" +
 	"\x04main\x18\x01 \x01(\x03R\x04main\x12\x10\n" +
 	"\x03sub\x18\x02 \x01(\x03R\x03sub\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\fR\x05value\"\xbf\x01\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\"\x91\x01\n" +
 	"\vSnapshotEnd\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x120\n" +
 	"\n" +
-	"conf_state\x18\x03 \x01(\v2\x11.raftpb.ConfStateR\tconfState\x122\n" +
-	"\x05state\x18\x04 \x03(\v2\x1c.troupe.peerpb.SnapshotStateR\x05state\x12 \n" +
-	"\vfingerprint\x18\x05 \x01(\fR\vfingerprint\"9\n" +
+	"conf_state\x18\x03 \x01(\v2\x11.raftpb.ConfStateR\tconfState\x12 \n" +
+	"\vfingerprint\x18\x05 \x01(\fR\vfingerprintJ\x04\b\x04\x10\x05\"9\n" +
 	"\rSnapshotState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\"&\n" +
@@ -458,8 +466,8 @@ var file_peerpb_snapshot_proto_depIdxs = []int32{
 	1, // 0: troupe.peerpb.SnapshotChunk.begin:type_name -> troupe.peerpb.SnapshotBegin
 	2, // 1: troupe.peerpb.SnapshotChunk.packs:type_name -> troupe.peerpb.SnapshotPack
 	3, // 2: troupe.peerpb.SnapshotChunk.end:type_name -> troupe.peerpb.SnapshotEnd
-	6, // 3: troupe.peerpb.SnapshotEnd.conf_state:type_name -> raftpb.ConfState
-	4, // 4: troupe.peerpb.SnapshotEnd.state:type_name -> troupe.peerpb.SnapshotState
+	4, // 3: troupe.peerpb.SnapshotChunk.state:type_name -> troupe.peerpb.SnapshotState
+	6, // 4: troupe.peerpb.SnapshotEnd.conf_state:type_name -> raftpb.ConfState
 	5, // [5:5] is the sub-list for method output_type
 	5, // [5:5] is the sub-list for method input_type
 	5, // [5:5] is the sub-list for extension type_name
