@@ -83,6 +83,8 @@ type Config struct {
 	Lease     *actors.Mailbox
 	LeaseLane int
 	Compacted *Compacted
+	// Holds stop reclaiming; nil if there are none.
+	Holds *Holds
 	// ReplayedTo is the last index in the log at boot. Compactions up to it were made
 	// in an earlier incarnation, and their hashes are not computed again.
 	ReplayedTo uint64
@@ -168,6 +170,9 @@ type Actor struct {
 	// TakeDirty whose result is durable: that of Open, and one per answered Persist.
 	unanswered   int
 	takesDurable int64
+	// holds wait to be granted. The Hold message adds one without a target; the end of
+	// that batch sets the target, after it has sent what changed to the persister.
+	holds []pendingHold
 
 	// Collected by execute for finish, which empties them. undelivered has the ranges
 	// of results; if the actor stops before they are delivered, it releases them.
@@ -223,6 +228,7 @@ func (a *Actor) Receive(ctx actor.Context) {
 	case *actors.Batch:
 		a.batch(m)
 	case *actor.Stopping: // after a panic as well
+		a.cfg.Holds.void(a.box)
 		for _, r := range a.undelivered {
 			r.Release()
 		}
@@ -241,6 +247,8 @@ func (a *Actor) batch(b *actors.Batch) {
 			a.compactStep(m)
 		case *mvccmsg.Reclaim:
 			a.reclaim(m)
+		case *mvccmsg.Hold:
+			a.holds = append(a.holds, pendingHold{id: m.Id})
 		}
 	}
 	a.cfg.Faults.Point(actors.CoreMVCC, "batch")
@@ -250,9 +258,10 @@ func (a *Actor) batch(b *actors.Batch) {
 	if a.cleaned {
 		a.publish() // without an entry too: the compactor and dashboards read its sizes
 	}
-	if a.dirty && (a.unanswered == 0 || a.unpersisted >= persistBytes) {
+	if a.dirty && (a.unanswered == 0 || a.unpersisted >= persistBytes || a.holdAsked()) {
 		a.persist()
 	}
+	a.grantHolds()
 }
 
 // finish publishes the executed entries, and then sends their outcome.
@@ -484,6 +493,9 @@ func (a *Actor) compactStep(m *mvccmsg.CompactStep) {
 }
 
 func (a *Actor) reclaim(m *mvccmsg.Reclaim) {
+	if a.cfg.Holds.blocked() {
+		return // the compactor posts it again
+	}
 	start := actors.Now()
 	if err := a.store.Reclaim(mvcc.RevisionOf(m.Id), m.Value); err != nil {
 		panic(err)

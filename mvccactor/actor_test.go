@@ -531,7 +531,7 @@ func TestReplayTakesNoHashes(t *testing.T) {
 }
 
 func (r *rig) compactor() *Compactor {
-	return NewCompactor(CompactorConfig{Published: r.pub, Logger: zerolog.Nop(), Core: r.core,
+	return NewCompactor(CompactorConfig{Published: r.pub, Logger: zerolog.Nop(), Core: r.core, Holds: r.holds,
 		Corrupt: func(err error) { r.t.Errorf("the compactor found corruption: %v", err) }})
 }
 

@@ -73,6 +73,8 @@ type CompactorConfig struct {
 	// Room reports whether the disk has room for so many bytes more. Nil means that
 	// there is always room.
 	Room func(bytes int64) bool
+	// Holds stop the reclaiming of packs; nil if there are none.
+	Holds *Holds
 	// Corrupt is called when the compactor finds corruption. It must not block.
 	Corrupt func(error)
 	Logger  zerolog.Logger
@@ -170,7 +172,7 @@ func (c *Compactor) report(err error) {
 // if more than share of the stored bytes is dead.
 func (c *Compactor) packs(ctx context.Context, share float64, budget time.Duration) error {
 	core, v, ok := withView(c.cfg.Core, c.cfg.Published)
-	if !ok || !overShare(v, share) {
+	if !ok || !overShare(v, share) || c.cfg.Holds.blocked() {
 		return nil
 	}
 	if !c.room() {
@@ -260,8 +262,8 @@ func (c *Compactor) Reclaim(ctx context.Context) error {
 		if err := c.packs(ctx, 0, time.Second); err != nil {
 			return err
 		}
-		if !c.advanced(ctx, before) {
-			break // the rest is in packs that are not settled yet
+		if c.cfg.Holds.blocked() || !c.advanced(ctx, before) {
+			break // the rest is held, or in packs that are not settled yet
 		}
 	}
 	core, ok := c.cfg.Core()

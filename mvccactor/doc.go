@@ -9,7 +9,8 @@
 //	Execute      mvcc: committed entries, in log order
 //	Persisted    mvcc: how much of the keyspace is durable
 //	CompactStep  mvcc, from itself: mark more superseded versions dead
-//	Reclaim      mvcc: remove the dead records of a pack
+//	Reclaim      mvcc: remove the dead records of a pack, unless there is a hold
+//	Hold         mvcc: notify when everything that was reclaimed is durable
 //	Persist      persister: packs and state, to be made durable together
 //	Tick         persister: time to write what it has
 //
@@ -22,6 +23,7 @@
 //	Persisted    to mvcc, and to raft
 //	CompactStep  to mvcc itself
 //	Reclaim      to mvcc, from the compactor
+//	Hold         to mvcc, from the sender of a snapshot
 //
 // # Mailbox
 //
@@ -43,6 +45,8 @@
 //  2. The store's applied index advances in the same transaction as the last of the
 //     records that it covers.
 //  3. Content is never evicted from memory before it is durable.
+//  4. While a hold is in effect, no pack in the store changes but the last one, and none is
+//     deleted.
 //
 // # Blocks
 //

@@ -101,6 +101,7 @@ type rig struct {
 	*Opened
 	pub       *mvcc.Published
 	compacted *Compacted
+	holds     *Holds
 	faults    *actors.Faults
 	raft      *actorstest.Probe
 	lease     *actorstest.Probe
@@ -123,7 +124,7 @@ const compactions = "etcd_debugging_mvcc_db_compaction_total_duration_millisecon
 
 func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	t.Helper()
-	r := &rig{t: t, sys: sys, pub: cfg.published, compacted: NewCompacted(), faults: actors.NewFaults()}
+	r := &rig{t: t, sys: sys, pub: cfg.published, compacted: NewCompacted(), holds: NewHolds(), faults: actors.NewFaults()}
 	if r.pub == nil {
 		r.pub = mvcc.NewPublished()
 	}
@@ -168,7 +169,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 		State: State{ClusterID: 1, MemberID: 2, AppliedIndex: r.Durable.GetAppliedIndex(), AppliedTerm: r.Durable.GetAppliedTerm(),
 			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster()},
 		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Awaited: func(uint64) bool { return true }, Lease: cfg.lease,
-		Compacted: r.compacted, ReplayedTo: cfg.replayedTo, Hash: func() { r.mu.Lock(); defer r.mu.Unlock(); r.hashes++ },
+		Compacted: r.compacted, Holds: r.holds, ReplayedTo: cfg.replayedTo, Hash: func() { r.mu.Lock(); defer r.mu.Unlock(); r.hashes++ },
 		Timeline: actors.NewTimeline(), Metrics: r.metrics, Logger: zerolog.New(cfg.log), Faults: r.faults,
 	})
 	persister.Connect(r.stage.Mailbox)
