@@ -66,11 +66,7 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		if err := proto.Unmarshal(e.Value, o.Durable); err != nil {
 			return fmt.Errorf("mvccactor: decode the state in the store: %w", err)
 		}
-		if o.Durable.Format > storeFormat {
-			return fmt.Errorf("mvccactor: the store has format %d, this version knows %d: %w",
-				o.Durable.Format, storeFormat, backend.ErrNewer)
-		}
-		if err := checkRevisions(o.Durable); err != nil {
+		if err := CheckState(o.Durable); err != nil {
 			return err
 		}
 		// Entries are visited in the order of their names, and those of leases come
@@ -101,6 +97,16 @@ func Open(cfg OpenConfig) (*Opened, error) {
 }
 
 var errNoState = errors.New("mvccactor: the store has leases but no state")
+
+// CheckState returns an error if Open would refuse the state of a store, such as one that was
+// received as a snapshot. The error wraps backend.ErrNewer if a later version wrote it.
+func CheckState(d *mvccmsg.Durable) error {
+	if d.Format > storeFormat {
+		return fmt.Errorf("mvccactor: the store has format %d, this version knows %d: %w",
+			d.Format, storeFormat, backend.ErrNewer)
+	}
+	return checkRevisions(d)
+}
 
 // checkRevisions refuses revisions that no keyspace can have. Restoring with them would
 // discard or compact records that are valid.

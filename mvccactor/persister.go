@@ -12,6 +12,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
@@ -52,7 +53,7 @@ const (
 	// mvcc/FORMAT.md.
 	storeFormat = 2
 	// stateName is the name of Durable in the store.
-	stateName = "state"
+	stateName = snapshot.StateName
 )
 
 // PersisterConfig is what the persister needs.

@@ -267,3 +267,6 @@ func (m *Memory) LoadStored(p PackInfo, buf []byte) ([]byte, error) {
 	}
 	return append(buf[:0], have.value...), nil
 }
+
+// SamePacks reports whether the packs are the same, whatever the state is.
+func (f Fingerprint) SamePacks(g Fingerprint) bool { return f.packs == g.packs }

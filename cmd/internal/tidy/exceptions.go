@@ -7,6 +7,8 @@ var sideways = map[[2]string]string{
 	{"raftactor/peer/peertest", "raftactor/peer"}:    "test support of the transport",
 	{"raftactor/peer/peertest", "raftactor/replica"}: "it stands in for the transport",
 
+	{"mvccactor/snapshot", "mvccactor/backend"}: "a snapshot is read from a store and written to one",
+
 	{"proto/mvccmsg", "proto/applymsg"}: "mvcc executes the requests that apply hears",
 	{"proto/mvccmsg", "proto/raftmsg"}:  "mvcc answers with raft's results",
 	{"proto/peerpb", "proto/raftmsg"}:   "proposals are forwarded between members",
@@ -37,7 +39,8 @@ var inner = map[string]string{
 // impure are cores that are adapters to the outside, behind an interface that also has
 // an implementation in memory.
 var impure = map[string]string{
-	"mvccactor/backend": "adapter of badger",
+	"mvccactor/backend":  "adapter of badger",
+	"mvccactor/snapshot": "adapter of the folders of stores",
 }
 
 // standIns are files of adapters that a simulation runs in place of the outside.
