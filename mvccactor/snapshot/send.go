@@ -36,7 +36,7 @@ const (
 	// chunkOverhead is what a value takes in a chunk beside its bytes, at most, without
 	// its name.
 	chunkOverhead = 48
-	// lastRoundBytes is from how many bytes on another round is made. The last round is
+	// lastRoundBytes is from how many bytes of packs on another round is made. The last round is
 	// copied to memory while commits to the store wait.
 	lastRoundBytes = 8 << 20
 	// roundsMax bounds the rounds, and lateRoundBytes what is copied after so many: the
@@ -71,6 +71,10 @@ type SendConfig struct {
 	// of all bytes.
 	Progress func(sent, total uint64)
 	Metrics  *Metrics
+
+	// ChunkBytes and LastRoundBytes are the size of a chunk, and from how many bytes of
+	// packs on another round is made; 0 means 1 MiB and 8 MiB. Tests use less.
+	ChunkBytes, LastRoundBytes int
 }
 
 // Sent is what Send sent.
@@ -94,6 +98,12 @@ func Send(ctx context.Context, cfg SendConfig, stream Stream) (sent *Sent, err e
 		}
 		end(err)
 	}()
+	if cfg.ChunkBytes == 0 {
+		cfg.ChunkBytes = chunkBytes
+	}
+	if cfg.LastRoundBytes == 0 {
+		cfg.LastRoundBytes = lastRoundBytes
+	}
 	s := &sender{ctx: ctx, cfg: cfg, stream: stream, start: time.Now()}
 	sent, err = s.run()
 	done = true
@@ -120,7 +130,7 @@ type sender struct {
 func (s *sender) run() (*Sent, error) {
 	s.chunk = new(peerpb.SnapshotChunk)
 	var next backend.PackID
-	limit := int64(lastRoundBytes)
+	limit := int64(s.cfg.LastRoundBytes)
 	for round := 0; ; round++ {
 		snap, err := s.cfg.Store.Snapshot(next, limit)
 		if err != nil {
@@ -238,7 +248,7 @@ func (s *sender) state(e backend.Entry) error {
 
 // room sends the chunk if n bytes more do not fit it.
 func (s *sender) room(n int) error {
-	if s.size > 0 && s.size+n+chunkOverhead > chunkBytes-chunkOverhead {
+	if s.size > 0 && s.size+n+chunkOverhead > s.cfg.ChunkBytes-chunkOverhead {
 		if err := s.flush(); err != nil {
 			return err
 		}
