@@ -192,7 +192,7 @@ func TestReceiveFails(t *testing.T) {
 		"repeated state":      {func(p *tape, _ *ReceiveConfig) { last(p).State[1] = last(p).State[0] }, ErrStream, "after state"},
 		"pack after state": {func(p *tape, _ *ReceiveConfig) {
 			p.chunks[4].State = []*peerpb.SnapshotState{last(p).State[0]}
-		}, ErrStream, "after state"},
+		}, ErrStream, ": pack "},
 		"no begin":         {func(p *tape, _ *ReceiveConfig) { p.chunks = p.chunks[1:] }, ErrStream, "begin"},
 		"two begins":       {func(p *tape, _ *ReceiveConfig) { p.chunks[2] = p.chunks[0] }, ErrStream, "begin"},
 		"empty chunk":      {func(p *tape, _ *ReceiveConfig) { p.chunks[2] = new(peerpb.SnapshotChunk) }, ErrStream, "empty"},

@@ -26,6 +26,9 @@
 //     [CorruptError] that names where the damage is. Only data that was never
 //     acknowledged is truncated ([TornTail]).
 //
+//  7. After Install of a snapshot, Open returns its mark; before, the one that was there. A
+//     crash leaves one of the two.
+//
 // An append that breaks rules 2 to 4 is a bug of the caller and panics. A file that
 // breaks them is reported as a CorruptError.
 package wal
