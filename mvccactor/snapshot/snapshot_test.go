@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -381,6 +382,78 @@ func TestRate(t *testing.T) {
 			t.Errorf("got %v, want DeadlineExceeded while waiting", err)
 		}
 	})
+}
+
+// write appends packs to a store, with ids from and below to, until it is stopped: the last
+// one grows, and then the next one begins. Its state has the number of commits.
+func write(store backend.Store, from, to int64, stop <-chan struct{}) error {
+	d := &mvccmsg.Durable{Format: 2, ClusterId: 1, MemberId: 2, AppliedTerm: 5, AppliedIndex: uint64(3 * from)}
+	for id := from; id < to; id++ {
+		for n := 1; n <= 3; n++ {
+			select {
+			case <-stop:
+				return nil
+			default:
+			}
+			d.AppliedIndex++
+			d.Revision = id
+			state, err := proto.Marshal(d)
+			if err != nil {
+				return err
+			}
+			if err := store.Commit(backend.Batch{
+				Put: []backend.Pack{{ID: backend.PackID{Main: id}, Parts: [][]byte{make([]byte, n<<10)}}},
+				Set: []backend.Entry{{Key: StateName, Value: state}}}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// From disk to disk, while the source is written and its files are rewritten.
+func TestTransferBesideWrites(t *testing.T) {
+	store, err := backend.Open(backend.Config{Dir: t.TempDir(), ValueLogBytes: 1 << 20})
+	must(t, err)
+	defer store.Close()
+	stop, stopped := make(chan struct{}), make(chan error, 2)
+	must(t, write(store, 1, 50, nil))
+	go func() { stopped <- write(store, 50, math.MaxInt64, stop) }()
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+			}
+			if _, err := store.Reclaim(context.Background(), backend.Budget{Duty: 1, Garbage: 0.05}); err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	cfg := sendConfig(store)
+	cfg.LastRoundBytes = 64 << 10
+	var last uint64
+	for range 4 {
+		p := new(tape)
+		sent, err := Send(context.Background(), cfg, p)
+		must(t, err)
+		if sent.Index <= last {
+			t.Errorf("got a snapshot at %d after one at %d", sent.Index, last)
+		}
+		last = sent.Index
+		got, err := Receive(context.Background(), receiveConfig(t), p)
+		must(t, err)
+		if got.Index != sent.Index {
+			t.Errorf("received index %d, sent %d", got.Index, sent.Index)
+		}
+	}
+	close(stop)
+	for range 2 {
+		must(t, <-stopped)
+	}
 }
 
 // A pack that is too large for the files of the receiver's store makes it open with others.

@@ -25,7 +25,6 @@
 //  6. Data that is known to have been durable is returned, or Open fails with a
 //     [CorruptError] that names where the damage is. Only data that was never
 //     acknowledged is truncated ([TornTail]).
-//
 //  7. After Install of a snapshot, Open returns its mark; before, the one that was there. A
 //     crash leaves one of the two.
 //

@@ -20,7 +20,7 @@ import (
 const dir = "/wal"
 
 func config(seed uint64) wal.Config {
-	return wal.Config{ClusterID: 0xc1, MemberID: 0xa1, SegmentBytes: wal.MinSegmentBytes, Spares: 1,
+	return wal.Config{ClusterID: 0xc1, MemberID: 0xa1, SegmentBytes: wal.MinSegmentBytes, Spares: 1, TailBytes: 8 << 10,
 		Rand: rand.New(rand.NewPCG(seed, 9)).Uint64}
 }
 
