@@ -860,3 +860,63 @@ func TestPersistInPieces(t *testing.T) {
 		}
 	})
 }
+
+// An installed snapshot has a history of its own: pins do not keep what it lacks, and the
+// hashes that wait are dropped.
+func TestInstalledKeyspace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sender := newRig(t, actorstest.NewSystem(t), rigConfig{replayedTo: 1 << 20})
+		for range 10 { // the member has these too
+			sender.do(put("k", "v"))
+		}
+		sender.do(del("k", ""))
+		for range 40 {
+			sender.do(put("last", strings.Repeat("v", 1<<10)))
+		}
+		sender.flush()
+		sender.do(compaction(30))
+		sender.reclaimAll()
+		sender.stop()
+		member := newRig(t, sender.sys, rigConfig{})
+		for range 10 {
+			member.do(put("k", "v"))
+		}
+		v, pin := member.pub.PinHistory()
+		defer pin.Release()
+		member.do(compaction(5)) // its hash waits
+		member.flush()
+		member.stop()
+		member.pub.Installed(20) // takes effect at once, on the old view
+		if _, err := v.Events(6, func(mvcc.Event) bool { return false }); !errors.Is(err, mvcc.ErrCompacted) {
+			t.Errorf("events from 6 before the store was opened: got %v, want ErrCompacted", err)
+		}
+		o, err := Open(OpenConfig{OpenBackend: openMemory(sender.disk.Memory, func(m *backend.Memory) backend.Store { return m }),
+			CacheBytes: 1 << 20, Published: member.pub, Installed: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := o.Durable
+		o.Store.Publish(mvcc.Applied{Index: d.AppliedIndex, Term: d.AppliedTerm})
+		if got := pin.Revision(); got != 30 {
+			t.Errorf("got a pin at %d, want 30", got)
+		}
+		now := member.pub.View()
+		if now.Revision != d.Revision {
+			t.Fatalf("got a view at %d, want %d", now.Revision, d.Revision)
+		}
+		for _, view := range []*mvcc.View{v, now} {
+			if _, err := view.Events(6, func(mvcc.Event) bool { return false }); !errors.Is(err, mvcc.ErrCompacted) {
+				t.Errorf("events from 6: got %v, want ErrCompacted", err)
+			}
+		}
+		if last, err := now.Events(30, func(mvcc.Event) bool { return false }); err != nil || last != now.Revision {
+			t.Errorf("events from 30: got them up to %d, %v, want %d", last, err, now.Revision)
+		}
+		if took, err := member.pub.TakeHashes(unpaced); took || err != nil {
+			t.Errorf("got a hash: %v, %v, want none that waits", took, err)
+		}
+		if !o.Store.CompactDone() {
+			t.Error("the compaction of the snapshot is held back")
+		}
+	})
+}

@@ -31,6 +31,10 @@ type OpenConfig struct {
 	// Check, if set, may refuse the state of the store, before anything in the store
 	// is changed.
 	Check func(*mvccmsg.Durable) error
+	// Installed is set if the store is one that was received as a snapshot and is opened
+	// for the first time since: what was pinned or published of an earlier store may not
+	// be in it.
+	Installed bool
 	// Corrupt is mvcc.Config's.
 	Corrupt func(*mvcc.CorruptError)
 }
@@ -84,6 +88,9 @@ func Open(cfg OpenConfig) (*Opened, error) {
 		return nil, err
 	}
 	if o.Durable != nil {
+		if cfg.Installed {
+			cfg.Published.Installed(o.Durable.CompactRevision)
+		}
 		o.Store.Restored(o.Durable.Revision, o.Durable.CompactRevision)
 	} else if !leases.Empty() {
 		return nil, errors.Join(errNoState, o.Backend.Close())

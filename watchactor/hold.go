@@ -72,12 +72,13 @@ func (s *stream) pinned() int64 {
 	return min(s.held.from(), s.streams.handedOver.Load().from())
 }
 
-// from returns the pinned revision, the largest possible one if h is nil or has expired.
+// from returns the pinned revision, the largest possible one if h is nil or has expired. It is
+// that of the pin, which moves if the keyspace is replaced by a snapshot.
 func (h *held) from() int64 {
 	if h == nil || h.expired.Load() {
 		return math.MaxInt64
 	}
-	return h.revision
+	return max(h.revision, h.pin.Revision())
 }
 
 // handOver turns the pin of a hub that panicked into one of all streams. Called with mu

@@ -229,10 +229,24 @@ func (h *hashes) next() (hashJob, bool) {
 	return h.jobs[0], true
 }
 
-func (h *hashes) done() {
+// done removes a job, unless drop did.
+func (h *hashes) done(job hashJob) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.jobs = h.jobs[1:]
+	if len(h.jobs) > 0 && h.jobs[0] == job {
+		h.jobs = h.jobs[1:]
+	}
+}
+
+// drop removes all jobs.
+func (h *hashes) drop() {
+	h.mu.Lock()
+	jobs := h.jobs
+	h.jobs = nil
+	h.mu.Unlock()
+	for _, job := range jobs {
+		job.pin.Release()
+	}
 }
 
 // ScheduleHash schedules the hash at the compaction that was just made; previous is the
@@ -273,7 +287,7 @@ func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 		if err == nil {
 			p.hashes.keep(h)
 		}
-		p.hashes.done()
+		p.hashes.done(job)
 		job.pin.Release()
 		took = true
 		if err != nil {

@@ -148,6 +148,29 @@ func (pin *Pin) Move(revision int64) {
 	pin.revision = max(pin.revision, revision)
 }
 
+// Revision returns the revision that the pin keeps readable. It is higher than the one that was
+// pinned if the keyspace was replaced since; see Published.Installed.
+func (pin *Pin) Revision() int64 {
+	pin.published.mu.Lock()
+	defer pin.published.mu.Unlock()
+	return pin.revision
+}
+
+// Installed must be called when the keyspace is replaced by that of a snapshot, before it is
+// restored. The member that sent it may have reclaimed what was compacted, whatever is pinned
+// here: so the floor becomes the compact revision of the snapshot, pins below it move there,
+// and the scheduled hashes, which need what was compacted, are dropped. Readers of older
+// revisions find that compaction has passed them.
+func (p *Published) Installed(compactRevision int64) {
+	p.mu.Lock()
+	for pin := range p.pins {
+		pin.revision = max(pin.revision, compactRevision)
+	}
+	p.floor.Store(max(p.floor.Load(), compactRevision))
+	p.mu.Unlock()
+	p.hashes.drop()
+}
+
 // Release removes the pin. It may be called more than once. It does not resume a
 // compaction that the pin held back.
 func (pin *Pin) Release() {
