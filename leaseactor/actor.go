@@ -21,6 +21,8 @@ import (
 //	changed   mvccactor applied a grant: the table starts its timer
 //	renew     a keep-alive restarts the timer, without raft. If the lease has a
 //	          checkpoint, the call waits until a proposal has reset that
+//	confirm   at the end of each batch: answer the renewals, if the leadership is
+//	          confirmed; hold them otherwise
 //	propose   at the end of each batch: revokes for expired leases, checkpoints for
 //	          long ones, and resets, each a bounded number at a time
 //	proposed  the outcome: retry what failed, answer the calls that waited
@@ -80,6 +82,19 @@ type Config struct {
 	// it does not lead. It is a function rather than a message: loading an atomic is
 	// cheaper, and a renewal never relies on a message that is still queued.
 	Term func() uint64
+	// Transferring reports whether a transfer of the leadership has begun. Nil means
+	// never.
+	Transferring func() bool
+	// Heard returns a time of actors.Now such that a quorum has acknowledged messages
+	// that this member sent as the leader at that time or later. Renewals are answered
+	// and leases revoked only if it is less than Election ago; see confirm.
+	//
+	// IMPORTANT: it must be the time at which the messages were sent. The arrival of the
+	// acknowledgements proves nothing: a process that was stopped finds old ones in its
+	// sockets.
+	//
+	// Nil means that this member alone is a quorum.
+	Heard func() int64
 	// View returns the newest view.
 	View func() *mvcc.View
 	// Propose proposes a request. It does not wait, and reports whether the request
@@ -131,8 +146,15 @@ type Actor struct {
 	paused   bool       // a proposal was refused; cleared by the next tick
 
 	waiting  map[int64][]*RenewCall // for a revoke or a reset, by lease
-	renewed  int                    // in this batch
+	ready    []unconfirmed          // of this batch; emptied by confirm
+	held     []*RenewCall           // renewed, but without confirmation; by arrival
 	released actors.Cost            // of the calls answered in this batch
+}
+
+// unconfirmed is a lease that the table has renewed, and whose call is not answered yet.
+type unconfirmed struct {
+	call *RenewCall
+	ttl  int64 // seconds
 }
 
 // New returns the stage.
@@ -204,13 +226,10 @@ func (a *Actor) batch(b *actors.Batch) {
 		}
 	}
 	a.cfg.Faults.Point(actors.CoreLease, "batch")
+	a.confirm()
 	a.propose()
-	a.busy.Store(a.paused || a.table.Len()+len(a.waiting)+len(a.inFlight) > 0)
+	a.busy.Store(a.paused || a.table.Len()+len(a.waiting)+len(a.inFlight)+len(a.held) > 0)
 	a.seenTerm.Store(a.term)
-	if a.renewed > 0 {
-		a.cfg.Metrics.renewed.Add(float64(a.renewed))
-		a.renewed = 0
-	}
 	if a.released.Requests > 0 {
 		a.box.ReleaseLane(laneCalls, a.released)
 		a.released = actors.Cost{}
@@ -279,10 +298,72 @@ func (a *Actor) answerWaiting(id, ttl int64, code raftmsg.Code) {
 	delete(a.waiting, id)
 	for _, c := range calls {
 		if code == raftmsg.Code_OK {
-			a.renewed++
+			a.ready = append(a.ready, unconfirmed{c, ttl})
+		} else {
+			a.answer(c, 0, code)
 		}
-		a.answer(c, ttl, code)
 	}
+}
+
+// confirm answers the renewals of this batch. Without a recent confirmation by a quorum it
+// holds them until there is one. The table renews them again at each tick, so that no lease
+// expires whose holder waits for an answer.
+//
+// A renewal promises that the lease lives for its TTL from the moment b at which this batch
+// began, which is after the holder sent the keep-alive. This leader L keeps the promise; so
+// does each later leader N, even if L is stopped or cut off at any moment:
+//
+//	b   L reads the clock. The lease expires at b + TTL at L.
+//	k   L reads the clock again, here. It finds h > k - Election, where a quorum has
+//	    acknowledged what L sent at h or later. So h > b - Election.
+//	v   A voter of that quorum votes for N. It has not acknowledged anything to L
+//	    after that, so v is after h.
+//	p   N has won the election and applied an entry of its term, so p is after v. N gives
+//	    every lease its TTL, or its checkpointed remaining TTL, from p + Election
+//	    (lease.Table.Begin). A renewed lease has no checkpoint.
+//
+// Together: at N the lease expires at p + Election + TTL, which is after b + TTL. If L is
+// stopped between k and the answer, the answer arrives late, and the holder cannot tell
+// this from a slow network: a holder that counts the TTL from the moment at which it sent
+// the keep-alive is right in both cases. If L is stopped between b and k, h is too old at k.
+//
+// The argument needs the same Election and minimum TTL at all members, and clocks that run
+// at the same rate; a difference counts against TTL and Election alike. A virtual machine
+// whose monotonic clock stands still while it is paused escapes the check at k.
+func (a *Actor) confirm() {
+	if len(a.ready) == 0 {
+		return
+	}
+	// The term is read after Heard: if it is still the one of the table, what was heard
+	// is not of a later term.
+	heard := a.heard()
+	leads := a.leads()
+	switch {
+	case !leads:
+		a.failReady(raftmsg.Code_NO_LEADER)
+	case !heard:
+		for _, r := range a.ready {
+			a.held = append(a.held, r.call)
+		}
+	default:
+		a.cfg.Metrics.renewed.Add(float64(len(a.ready)))
+		for _, r := range a.ready {
+			a.answer(r.call, r.ttl, raftmsg.Code_OK)
+		}
+	}
+	clear(a.ready)
+	a.ready = a.ready[:0]
+}
+
+// heard reports whether a quorum has confirmed this leader within the election timeout.
+func (a *Actor) heard() bool {
+	return a.cfg.Heard == nil || actors.Now()-a.cfg.Heard() < int64(a.cfg.Election)
+}
+
+// leads reports whether this member still leads in the term of the table, and is not
+// handing over.
+func (a *Actor) leads() bool {
+	return a.term != 0 && a.cfg.Term() == a.term && (a.cfg.Transferring == nil || !a.cfg.Transferring())
 }
 
 func (a *Actor) renew(c *RenewCall) {
@@ -296,8 +377,7 @@ func (a *Actor) renew(c *RenewCall) {
 	}
 	switch verdict {
 	case lease.Renewed:
-		a.renewed++
-		a.answer(c, ttl, raftmsg.Code_OK)
+		a.ready = append(a.ready, unconfirmed{c, ttl})
 	case lease.Missing:
 		a.answer(c, 0, raftmsg.Code_LEASE_NOT_FOUND)
 	default:
@@ -361,10 +441,20 @@ func (a *Actor) tick(t *actors.Tick) {
 			delete(a.waiting, id)
 		}
 	}
+	held := a.held
+	a.held = nil
+	for _, c := range held {
+		if c.deadline > t.At {
+			a.renew(c)
+		} else {
+			a.answer(c, 0, raftmsg.Code_TIMED_OUT)
+		}
+	}
 }
 
 // propose proposes what is due, within inFlightMax. Resets, for which holders wait, come
-// first.
+// first. A leader that is not confirmed revokes nothing, because holders may be renewing
+// their leases at a later leader; the entry would be void in any case, as its term is.
 func (a *Actor) propose() {
 	if a.term == 0 {
 		return
@@ -377,7 +467,7 @@ func (a *Actor) propose() {
 		}
 		a.start(proposal{kind: reset, leases: leasesOf(ids)})
 	}
-	for a.open(revoke) {
+	for a.open(revoke) && a.heard() && a.leads() {
 		ids := a.table.Revokes(revokeMax)
 		if len(ids) == 0 {
 			break
@@ -479,5 +569,17 @@ func (a *Actor) revoked(p proposal, ok bool) {
 func (a *Actor) failAll(code raftmsg.Code) {
 	for _, id := range slices.Sorted(maps.Keys(a.waiting)) {
 		a.answerWaiting(id, 0, code)
+	}
+	for _, c := range a.held {
+		a.answer(c, 0, code)
+	}
+	a.held = nil
+	a.failReady(code)
+	a.ready = nil
+}
+
+func (a *Actor) failReady(code raftmsg.Code) {
+	for _, r := range a.ready {
+		a.answer(r.call, 0, code)
 	}
 }
