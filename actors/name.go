@@ -17,6 +17,7 @@ const (
 
 	EdgePath        = "edge"
 	EdgeReads       = EdgePath + "/reads"
+	EdgeLeases      = EdgePath + "/leases"
 	EdgeWatchHub    = EdgePath + "/watch/hub"
 	EdgeCompactor   = EdgePath + "/compactor"
 	EdgeHash        = EdgePath + "/hash"

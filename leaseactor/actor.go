@@ -38,6 +38,9 @@ const (
 	laneTicks
 )
 
+// laneForward is the only lane of the forwarder.
+const laneForward = 0
+
 // ChangesLane is the lane that mvccactor posts Changed to.
 const ChangesLane = laneChanges
 
@@ -182,12 +185,8 @@ func New(cfg Config) actors.Stage {
 			laneTicks:    {Name: "ticks", Class: actors.Lossy, Limit: tickLimit},
 		},
 		MaxBatch: batchLimit,
-		OnReject: func(msg any, _ error) {
-			if c, ok := msg.(interface{ fail(raftmsg.Code) }); ok {
-				c.fail(raftmsg.Code_STOPPED)
-			}
-		},
-		Faults: cfg.Faults,
+		OnReject: rejectCall,
+		Faults:   cfg.Faults,
 	})
 	return actors.Stage{Name: actors.CoreLease, Actor: a, Mailbox: a.box}
 }

@@ -46,6 +46,8 @@ type TimeCall struct {
 	id int64
 }
 
+func newTimeCall(id int64) *TimeCall { return &TimeCall{call: newCall[Time](), id: id} }
+
 // Time is the time of a lease.
 type Time struct {
 	ID int64
@@ -62,8 +64,21 @@ type ListCall struct{ call[[]Time] }
 // callCost is the cost of a call in the mailbox.
 var callCost = actors.Cost{Requests: 1, Bytes: 64}
 
-func post(box *actors.Mailbox, m any) raftmsg.Code {
-	switch err := box.TryPost(laneCalls, m, callCost); err {
+// rejectCall fails a call that its actor will not handle.
+func rejectCall(msg any, _ error) {
+	if c, ok := msg.(interface{ fail(raftmsg.Code) }); ok {
+		c.fail(raftmsg.Code_STOPPED)
+	}
+}
+
+// target is the actor that a call goes to.
+type target struct {
+	box  *actors.Mailbox // nil if there is none
+	lane int             // laneForward or laneCalls
+}
+
+func (t target) post(m any) raftmsg.Code {
+	switch err := t.box.TryPost(t.lane, m, callCost); err {
 	case nil:
 		return raftmsg.Code_OK
 	case actors.ErrClosed:
@@ -71,4 +86,12 @@ func post(box *actors.Mailbox, m any) raftmsg.Code {
 	default:
 		return raftmsg.Code_TOO_MANY_REQUESTS
 	}
+}
+
+// ask posts m to an actor and waits for the answer to its call c.
+func ask[T any](ctx context.Context, to target, m any, c *call[T]) (value T, code raftmsg.Code, err error) {
+	if code := to.post(m); code != raftmsg.Code_OK {
+		return value, code, nil
+	}
+	return c.wait(ctx)
 }
