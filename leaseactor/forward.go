@@ -51,17 +51,16 @@ type ForwarderConfig struct {
 
 // forwarder passes the calls of this member's clients to the leader.
 type forwarder struct {
-	cfg    ForwarderConfig
-	box    *actors.Mailbox
-	ctx    context.Context // of the actor's whole life
-	cancel context.CancelFunc
+	cfg ForwarderConfig
+	box *actors.Mailbox
+	ctx context.Context // ends when the actor is to stop
 }
 
 // NewForwarder returns the forwarder, as an edge actor: a new incarnation can replace it at
 // any time, since the client attempts lost calls again.
 func NewForwarder(cfg ForwarderConfig) actors.Stage {
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &forwarder{cfg: cfg, ctx: ctx, cancel: cancel}
+	f := &forwarder{cfg: cfg, ctx: ctx}
 	f.box = actors.NewMailbox(actors.MailboxConfig{
 		Name: actors.EdgeLeases, Class: actors.Refuse, Limit: cfg.Limit, Hold: true,
 		MaxBatch: actors.BatchLimit{Messages: forwardMax, Bytes: int64(forwardMax * callCost.Bytes)},
@@ -72,11 +71,8 @@ func NewForwarder(cfg ForwarderConfig) actors.Stage {
 
 // Receive implements actor.Actor.
 func (f *forwarder) Receive(ctx actor.Context) {
-	switch m := ctx.Message().(type) {
-	case *actors.Batch:
-		f.batch(m)
-	case *actor.Stopping:
-		f.cancel()
+	if b, ok := ctx.Message().(*actors.Batch); ok {
+		f.batch(b)
 	}
 }
 
