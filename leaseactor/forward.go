@@ -108,7 +108,8 @@ func (f *forwarder) batch(b *actors.Batch) {
 	f.box.ReleaseLane(laneForward, released)
 }
 
-// first splits off the first answer; nil, which means retry, if there is none.
+// first splits off the first answer; nil, which means retry, if there is none. The leader
+// may be of a version that leaves some out.
 func first(answers []*peerpb.LeaseAnswer) (*peerpb.LeaseAnswer, []*peerpb.LeaseAnswer) {
 	if len(answers) == 0 {
 		return nil, nil
@@ -131,7 +132,7 @@ func (f *forwarder) forward(req *peerpb.LeaseRequest) *peerpb.LeaseResponse {
 	ctx, cancel := withTimeout(f.ctx, f.cfg.Election+2*forwardHold)
 	defer cancel()
 	resp, err := peerpb.NewLeasesClient(conn).Forward(ctx, req)
-	if err != nil || len(resp.Renewed) != len(req.Renew) || len(resp.Times) != len(req.Time) {
+	if err != nil || resp.NotLeader {
 		return nil
 	}
 	return resp

@@ -36,6 +36,7 @@ type pair struct {
 	// What the follower believes, and whether it is connected.
 	leader, believed atomic.Uint64
 	connected        atomic.Bool
+	truncate         atomic.Bool // responses have one renewal only
 
 	metrics *prometheus.Registry // of the follower
 
@@ -116,7 +117,11 @@ func (p *pair) intercept(ctx context.Context, req any, _ *grpc.UnaryServerInfo, 
 			return nil, ctx.Err()
 		}
 	}
-	return handle(ctx, req)
+	resp, err := handle(ctx, req)
+	if r, ok := resp.(*peerpb.LeaseResponse); ok && p.truncate.Load() {
+		r.Renewed = r.Renewed[:1]
+	}
+	return resp, err
 }
 
 // close makes the leader hold its responses, until open is called.
@@ -485,6 +490,45 @@ func TestServerRefusesOversized(t *testing.T) {
 				t.Errorf("%d calls: got %v, want an error only above %d", n, err, forwardMax)
 			}
 		}
+	})
+}
+
+// TestServerAnswersAsLeader: a server answers only while its member leads in the term of the
+// request.
+func TestServerAnswersAsLeader(t *testing.T) {
+	bubblePair(t, nil, func(p *pair) {
+		p.grant(1, 10)
+		for _, tc := range []struct {
+			leader, term uint64 // as the server knows them
+			want         bool
+		}{{leaderID, 1, true}, {leaderID, 2, false}, {followerID, 1, false}, {0, 1, false}} {
+			p.rig.client.cfg.Leader = func() (uint64, uint64) { return tc.leader, tc.term }
+			resp, err := NewServer(p.rig.client).Forward(context.Background(), &peerpb.LeaseRequest{Term: 1, Renew: []int64{1}})
+			if err != nil || resp.NotLeader == tc.want || (len(resp.Renewed) == 1) != tc.want {
+				t.Errorf("member %d leads in term %d: got %v, %v; want an answer: %t", tc.leader, tc.term, resp, err, tc.want)
+			}
+		}
+	})
+}
+
+// TestShortResponse: calls that a response leaves out are attempted again.
+func TestShortResponse(t *testing.T) {
+	bubblePair(t, nil, func(p *pair) {
+		p.grant(1, 10)
+		open := p.close()
+		p.renewal(1)
+		kept := []*renewal{p.renewal(1), p.renewal(1)}
+		p.truncate.Store(true)
+		open()
+		if got := kept[0].String() + ", " + kept[1].String(); got != "OK 10, waits" {
+			t.Errorf("got %s; want OK 10, waits", got)
+		}
+		p.truncate.Store(false)
+		p.sleep(time.Second)
+		if got := kept[1].String(); got != "OK 10" {
+			t.Errorf("after the next attempt: got %s, want OK 10", got)
+		}
+		p.wantFree()
 	})
 }
 
