@@ -127,7 +127,7 @@ func (f *forwarder) forward(req *peerpb.LeaseRequest) *peerpb.LeaseResponse {
 	if !ok {
 		return nil
 	}
-	req.Term = term
+	req.To, req.Term = leader, term
 	f.cfg.Metrics.forwarded.Add(float64(len(req.Renew)))
 	ctx, cancel := withTimeout(f.ctx, f.cfg.Election+2*forwardHold)
 	defer cancel()

@@ -484,7 +484,7 @@ func TestServerRefusesOversized(t *testing.T) {
 	bubblePair(t, nil, func(p *pair) {
 		s := NewServer(p.rig.client)
 		for n, want := range map[int]bool{forwardMax: true, forwardMax + 1: false} {
-			req := &peerpb.LeaseRequest{Term: 1, Renew: make([]int64, n-1), Time: make([]int64, 1)}
+			req := &peerpb.LeaseRequest{To: leaderID, Term: 1, Renew: make([]int64, n-1), Time: make([]int64, 1)}
 			_, err := s.Forward(context.Background(), req)
 			if (err == nil) != want {
 				t.Errorf("%d calls: got %v, want an error only above %d", n, err, forwardMax)
@@ -499,13 +499,15 @@ func TestServerAnswersAsLeader(t *testing.T) {
 	bubblePair(t, nil, func(p *pair) {
 		p.grant(1, 10)
 		for _, tc := range []struct {
+			to           uint64
 			leader, term uint64 // as the server knows them
 			want         bool
-		}{{leaderID, 1, true}, {leaderID, 2, false}, {followerID, 1, false}, {0, 1, false}} {
+		}{{leaderID, leaderID, 1, true}, {3, leaderID, 1, false}, {leaderID, leaderID, 2, false},
+			{leaderID, followerID, 1, false}, {followerID, followerID, 1, false}, {leaderID, 0, 1, false}} {
 			p.rig.client.cfg.Leader = func() (uint64, uint64) { return tc.leader, tc.term }
-			resp, err := NewServer(p.rig.client).Forward(context.Background(), &peerpb.LeaseRequest{Term: 1, Renew: []int64{1}})
+			resp, err := NewServer(p.rig.client).Forward(context.Background(), &peerpb.LeaseRequest{To: tc.to, Term: 1, Renew: []int64{1}})
 			if err != nil || resp.NotLeader == tc.want || (len(resp.Renewed) == 1) != tc.want {
-				t.Errorf("member %d leads in term %d: got %v, %v; want an answer: %t", tc.leader, tc.term, resp, err, tc.want)
+				t.Errorf("to %d, member %d leads in term %d: got %v, %v; want an answer: %t", tc.to, tc.leader, tc.term, resp, err, tc.want)
 			}
 		}
 	})

@@ -28,7 +28,7 @@ func (s *Server) Forward(ctx context.Context, req *peerpb.LeaseRequest) (*peerpb
 	}
 	leader, term := s.client.cfg.Leader()
 	to := s.client.local()
-	if leader != s.client.cfg.Self || term != req.Term || to.box == nil {
+	if self := s.client.cfg.Self; req.To != self || leader != self || term != req.Term || to.box == nil {
 		return &peerpb.LeaseResponse{NotLeader: true}, nil
 	}
 	resp := &peerpb.LeaseResponse{

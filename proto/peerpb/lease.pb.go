@@ -83,12 +83,14 @@ func (LeaseStatus) EnumDescriptor() ([]byte, []int) {
 // LeaseRequest has what clients of a follower requested since its last LeaseRequest.
 type LeaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The term in which the sender believes the receiver to lead.
-	Term uint64 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	// The member that the sender believes to lead, and in which term. Another receiver
+	// refuses: there is no handshake here, and a peer URL may have changed hands.
+	To   uint64 `protobuf:"varint,1,opt,name=to,proto3" json:"to,omitempty"`
+	Term uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	// Leases to renew. One that is listed twice is renewed twice.
-	Renew []int64 `protobuf:"fixed64,2,rep,packed,name=renew,proto3" json:"renew,omitempty"`
+	Renew []int64 `protobuf:"fixed64,3,rep,packed,name=renew,proto3" json:"renew,omitempty"`
 	// Leases whose remaining time is requested.
-	Time          []int64 `protobuf:"fixed64,3,rep,packed,name=time,proto3" json:"time,omitempty"`
+	Time          []int64 `protobuf:"fixed64,4,rep,packed,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -123,6 +125,13 @@ func (*LeaseRequest) Descriptor() ([]byte, []int) {
 	return file_peerpb_lease_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *LeaseRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 func (x *LeaseRequest) GetTerm() uint64 {
 	if x != nil {
 		return x.Term
@@ -147,7 +156,7 @@ func (x *LeaseRequest) GetTime() []int64 {
 // LeaseResponse answers a LeaseRequest.
 type LeaseResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The receiver does not lead in the term; all else is empty.
+	// The receiver is another member, or does not lead in the term; all else is empty.
 	NotLeader bool `protobuf:"varint,1,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
 	// An answer for each lease of renew and of time, in the same order.
 	Renewed       []*LeaseAnswer `protobuf:"bytes,2,rep,name=renewed,proto3" json:"renewed,omitempty"`
@@ -275,11 +284,12 @@ var File_peerpb_lease_proto protoreflect.FileDescriptor
 
 const file_peerpb_lease_proto_rawDesc = "" +
 	"\n" +
-	"\x12peerpb/lease.proto\x12\rtroupe.peerpb\"L\n" +
-	"\fLeaseRequest\x12\x12\n" +
-	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
-	"\x05renew\x18\x02 \x03(\x10R\x05renew\x12\x12\n" +
-	"\x04time\x18\x03 \x03(\x10R\x04time\"\x96\x01\n" +
+	"\x12peerpb/lease.proto\x12\rtroupe.peerpb\"\\\n" +
+	"\fLeaseRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\x04R\x02to\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05renew\x18\x03 \x03(\x10R\x05renew\x12\x12\n" +
+	"\x04time\x18\x04 \x03(\x10R\x04time\"\x96\x01\n" +
 	"\rLeaseResponse\x12\x1d\n" +
 	"\n" +
 	"not_leader\x18\x01 \x01(\bR\tnotLeader\x124\n" +
