@@ -1,6 +1,7 @@
 package leaseactor
 
 import (
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -216,4 +217,50 @@ func TestHeldEndsWithTerm(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestPromiseOutlivesLeader: what a leader promises with a renewal holds at the next leader,
+// however long the old one goes on without learning of it.
+func TestPromiseOutlivesLeader(t *testing.T) {
+	const ttl = 5
+	for seed := range uint64(20) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		q := new(quorum)
+		bubble(t, q.config, func(old *rig) {
+			next := newRig(old.t, nil)
+			next.term.Store(0)
+			old.grant(1, ttl)
+			next.grant(1, ttl)
+			vote := time.Now().Add(time.Duration(random.IntN(3000)) * time.Millisecond)
+			promoted := vote.Add(time.Duration(random.IntN(100)) * time.Millisecond)
+			var promised time.Time
+			var late int // renewals that the old leader answered after the vote
+			for time.Since(promoted) < 3*time.Second {
+				now := time.Now()
+				if now.Before(vote) {
+					q.hear()
+				}
+				if !now.Before(promoted) {
+					next.term.Store(2)
+				}
+				if old.start(1).String() == "OK 5" {
+					if promised = now.Add(ttl * time.Second); now.After(vote) {
+						late++
+					}
+				}
+				old.sleep(time.Duration(10+random.IntN(90)) * time.Millisecond)
+			}
+			if late == 0 {
+				t.Errorf("seed %d: the old leader answered nothing after the vote, so the test shows nothing", seed)
+			}
+			for time.Until(promised) > 0 {
+				if p, ok := next.take(); ok {
+					t.Fatalf("seed %d: the next leader proposed %v, %v before the promise ends", seed, p.req, time.Until(promised))
+				}
+				next.sleep(10 * time.Millisecond)
+			}
+			next.sleep(2 * time.Second) // the election timeout, and more
+			next.mustTake()
+		})
+	}
 }
