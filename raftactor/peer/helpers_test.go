@@ -173,7 +173,7 @@ func connected(t *testing.T, m *member, to uint64) {
 	t.Helper()
 	actorstest.Await(t, "a connection", func() bool {
 		p := m.peer(to)
-		return p != nil && p.control.up.Load() && p.log.up.Load()
+		return p != nil && p.control.up.Load() && p.appends.up.Load()
 	})
 }
 

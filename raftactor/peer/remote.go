@@ -16,7 +16,7 @@ type remote struct {
 
 	outlets [lanes]*outlet
 	control *link
-	log     *link
+	appends *link
 
 	// reported is when the peer was last reported as unreachable, in Unix nanoseconds.
 	reported atomic.Int64
@@ -35,10 +35,10 @@ func newRemote(t *Transport, m Member) *remote {
 	p := &remote{t: t, id: m.ID, disconnectedSince: time.Now()}
 	p.member.Store(&m)
 	for l := range lanes {
-		p.outlets[l] = &outlet{peer: p, lane: l}
+		p.outlets[l] = newOutlet(p, l)
 	}
 	p.control = newLink(p, laneControl, laneForward)
-	p.log = newLink(p, laneLog)
+	p.appends = newLink(p, laneLog)
 	return p
 }
 
@@ -54,7 +54,7 @@ func (p *remote) unreachable() {
 // refused reports that the peer's process is gone: its connection was up, is lost, and
 // another one was refused.
 func (p *remote) refused() {
-	if !p.control.up.Load() && !p.log.up.Load() && p.wasUp.Swap(false) {
+	if !p.control.up.Load() && !p.appends.up.Load() && p.wasUp.Swap(false) {
 		p.t.cfg.Logger.Info().Str("peer", hex(p.id)).Msg("peer refuses connections")
 		p.t.cfg.Receiver.Refused(p.id)
 	}
@@ -82,11 +82,16 @@ func (p *remote) deactivate(err error) {
 	p.t.cfg.Logger.Warn().Str("peer", hex(p.id)).Err(err).Msg("peer disconnected")
 }
 
-// trouble logs an error of the peer, the same one once in a while.
+// trouble notes and logs why a connection failed.
 func (p *remote) trouble(what string, err error) {
 	p.mu.Lock()
 	p.lastError = err.Error()
 	p.mu.Unlock()
+	p.log(what, err)
+}
+
+// log logs an error of the peer, the same one once in a while.
+func (p *remote) log(what string, err error) {
 	// The text of other errors has ports that change.
 	key := hex(p.id) + " " + what
 	if r, ok := refusalOf(err); ok {

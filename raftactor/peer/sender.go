@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/grpc"
 
@@ -77,7 +78,19 @@ type outlet struct {
 	handle  *actors.Handle
 	stream  atomic.Pointer[outStream] // nil while there is no connection
 	dropped atomic.Uint64
+
+	// Counters of Metrics, with the labels of this lane.
+	sentBytes, failed, lost prometheus.Counter
 }
+
+func newOutlet(p *remote, l lane) *outlet {
+	m, id := p.t.cfg.Metrics, hex(p.id)
+	return &outlet{peer: p, lane: l, sentBytes: m.sentBytes.WithLabelValues(id),
+		failed: m.sentFailed.WithLabelValues(id), lost: m.dropped.WithLabelValues(id, l.String())}
+}
+
+// errOverflow is logged when a queue is full.
+var errOverflow = errors.New("the peer does not read fast enough: messages are dropped")
 
 // post queues a message, or drops it. It does not block.
 func (o *outlet) post(msg any, bytes int) bool {
@@ -91,7 +104,7 @@ func (o *outlet) post(msg any, bytes int) bool {
 	}
 	o.drop(1)
 	if errors.Is(err, actors.ErrFull) {
-		o.peer.trouble(o.lane.String()+" overflow", errors.New("the peer does not read fast enough: messages are dropped"))
+		o.peer.log(o.lane.String()+" overflow", errOverflow)
 	}
 	return false
 }
@@ -99,9 +112,8 @@ func (o *outlet) post(msg any, bytes int) bool {
 // drop counts messages that were not sent, and reports the peer as unreachable.
 func (o *outlet) drop(n int) {
 	o.dropped.Add(uint64(n))
-	m, id := o.peer.t.cfg.Metrics, hex(o.peer.id)
-	m.dropped.WithLabelValues(id, o.lane.String()).Add(float64(n))
-	m.sentFailed.WithLabelValues(id).Add(float64(n))
+	o.lost.Add(float64(n))
+	o.failed.Add(float64(n))
 	o.peer.unreachable()
 }
 
@@ -237,7 +249,7 @@ func (s *sender) write(out *outStream, f *peerpb.Frame, n int) bool {
 		s.drop(n)
 		return false
 	}
-	s.peer.t.cfg.Metrics.sentBytes.WithLabelValues(hex(s.peer.id)).Add(float64(o.size))
+	s.sentBytes.Add(float64(o.size))
 	return true
 }
 

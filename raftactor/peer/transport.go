@@ -245,7 +245,7 @@ func (t *Transport) follow(set *memberSet, links map[uint64]context.CancelFunc) 
 		if p := peers[id]; p != nil {
 			if old := p.member.Swap(&m); !sameURLs(*old, m) {
 				p.control.redial()
-				p.log.redial()
+				p.appends.redial()
 			}
 			continue
 		}
@@ -287,7 +287,7 @@ func (t *Transport) startPeer(m Member, links map[uint64]context.CancelFunc) (*r
 	ctx, cancel := context.WithCancel(t.ctx)
 	links[m.ID] = cancel
 	t.wg.Go(func() { p.control.run(ctx) })
-	t.wg.Go(func() { p.log.run(ctx) })
+	t.wg.Go(func() { p.appends.run(ctx) })
 	t.cfg.Metrics.known.WithLabelValues(hex(t.cfg.ID), hex(m.ID)).Set(1)
 	t.cfg.Metrics.disconnected.WithLabelValues(hex(t.cfg.ID), hex(m.ID)) // exists from now on
 	p.logger(t.cfg.Logger.Info()).Msg("peer added")
@@ -398,8 +398,8 @@ type Status struct {
 	// ActiveSince is when the control connection was established, and DisconnectedSince
 	// when it was lost. One of them is zero.
 	ActiveSince, DisconnectedSince time.Time
-	// LastError is why the last attempt failed or the last connection ended; empty while the
-	// control connection is up.
+	// LastError is why the last attempt to connect failed or the last connection ended. A new
+	// control connection clears it.
 	LastError string
 	// RoundTrip is the smoothed round-trip time; 0 if unknown.
 	RoundTrip time.Duration
