@@ -15,6 +15,8 @@
 // sides log. The goroutines that keep the connections are not actors: each waits for one
 // connection, and owns nothing else.
 //
+// The peer port tells gRPC from HTTP/1 by the first bytes of a connection. HTTP/2 is gRPC.
+//
 // # Hears
 //
 //	Message    a sender: one message of raft to the peer

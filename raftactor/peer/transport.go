@@ -133,7 +133,8 @@ type memberSet struct {
 var _ replica.Peers = (*Transport)(nil)
 
 // New returns a transport without peers. It serves the listeners, and closes them. Those with
-// TLS must offer the protocols h2 and http/1.1. The caller must Stop the transport.
+// TLS must negotiate http/1.1 with clients that offer it, and h2 with the others: HTTP/2 is
+// served as gRPC alone, whose clients offer nothing else. The caller must Stop the transport.
 func New(cfg Config, listeners ...net.Listener) (*Transport, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
