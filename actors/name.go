@@ -35,3 +35,6 @@ func EdgeWatch(n uint64) string { return EdgePath + "/watch/" + strconv.FormatUi
 func EdgePeer(member uint64, lane string) string {
 	return EdgePath + "/peer/" + strconv.FormatUint(member, 16) + "/" + lane
 }
+
+// EdgeSnapshot is the path of the i-th sender of snapshots.
+func EdgeSnapshot(i int) string { return EdgePath + "/snapshot/" + strconv.Itoa(i) }

@@ -23,10 +23,13 @@ type Config struct {
 	Limit    actors.Limit
 	MVCC     *actors.Mailbox // of mvccactor
 	MVCCLane int
-	Timeline *actors.Timeline
-	Metrics  *Metrics
-	Logger   zerolog.Logger
-	Faults   *actors.Faults
+	// MembersChanged is called for each entry that changes members or alarms, in order; nil
+	// is not. It must not block.
+	MembersChanged func(*mvccmsg.Cluster)
+	Timeline       *actors.Timeline
+	Metrics        *Metrics
+	Logger         zerolog.Logger
+	Faults         *actors.Faults
 }
 
 // Actor is the apply actor.
@@ -87,6 +90,9 @@ func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 	}
 	if ops.Cluster != nil {
 		a.logAlarms(ops.Cluster.Alarms)
+		if a.cfg.MembersChanged != nil {
+			a.cfg.MembersChanged(ops.Cluster)
+		}
 	}
 	a.cfg.Metrics.committed.Add(float64(len(ops.Ops)))
 	return ops

@@ -45,19 +45,16 @@ func NewMetrics(r prometheus.Registerer, cfg MetricsConfig) *Metrics {
 		slowReads:     counter("slow_read_indexes_total", "Read indexes that came too late or timed out."),
 		failedReads:   counter("read_indexes_failed_total", "Read indexes that failed."),
 	}
-	declarePeers(f)
+	declareSnapshots(f)
 	if r != nil {
 		r.MustRegister(m)
 	}
 	return m
 }
 
-// declarePeers declares etcd's metrics of heartbeats and raft snapshots. They
-// stay at zero: the member of a cluster of one sends no heartbeats, and receives and saves
-// no snapshots.
-func declarePeers(f promauto.Factory) {
-	f.NewCounter(prometheus.CounterOpts{Namespace: "etcd", Subsystem: "server", Name: "heartbeat_send_failures_total",
-		Help: "Heartbeats that this leader could not send in time."})
+// declareSnapshots declares etcd's metrics of raft snapshots that stay at zero: the data of a
+// snapshot does not pass through raft.
+func declareSnapshots(f promauto.Factory) {
 	f.NewGauge(prometheus.GaugeOpts{Namespace: "etcd", Subsystem: "server", Name: "snapshot_apply_in_progress_total",
 		Help: "1 while a snapshot from the leader is applied."})
 	for _, h := range []struct {
@@ -65,8 +62,6 @@ func declarePeers(f promauto.Factory) {
 		start                 float64 // seconds
 		count                 int
 	}{
-		{"etcd", "db_fsync_duration_seconds", "Time to fsync a backend received as a snapshot.", 0.001, 14},
-		{"etcd", "db_save_total_duration_seconds", "Time to save a backend received as a snapshot.", 0.1, 10},
 		{"etcd", "fsync_duration_seconds", "Time to fsync a raft snapshot.", 0.001, 14},
 		{"etcd_debugging", "save_marshalling_duration_seconds", "Time to encode a raft snapshot.", 0.001, 14},
 		{"etcd_debugging", "save_total_duration_seconds", "Time to save a raft snapshot.", 0.001, 14},

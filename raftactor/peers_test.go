@@ -214,7 +214,7 @@ func TestTransferLeadership(t *testing.T) {
 		want("no leader", r.transferTo(2), raftmsg.Code_NOT_LEADER)
 		r.win()
 		want("to itself", r.transferTo(1), raftmsg.Code_OK)
-		want("to no voter", r.transferTo(9), raftmsg.Code_BAD_LEADER_TRANSFEREE)
+		want("to no voter", r.transferTo(9), raftmsg.Code_BAD_TRANSFEREE)
 		if got := holds.next(); len(got) > 0 || r.state.Transferring() {
 			t.Fatalf("got %v, want no transfer", got)
 		}
@@ -232,7 +232,7 @@ func TestTransferLeadership(t *testing.T) {
 			r.from(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum(), Term: new(r.state.Status().Term)})
 			time.Sleep(heartbeat)
 		}
-		want("lost", lost, raftmsg.Code_TIMED_OUT_LEADER_TRANSFER)
+		want("lost", lost, raftmsg.Code_TRANSFER_TIMED_OUT)
 		if got := holds.next(); len(got) != 2 || !got[0].Active || got[1].Active || r.state.Transferring() {
 			t.Fatalf("got %v, want the proposer to hold and to go on", got)
 		}

@@ -121,6 +121,7 @@ type State struct {
 	// appendSince and applySince are when the oldest append and apply that are not answered
 	// became the oldest, as actors.Now; 0 if there are none.
 	appendSince, applySince atomic.Int64
+	heard                   heard
 	// transferring is set while leadership is being transferred from this member.
 	transferring atomic.Bool
 }
@@ -157,6 +158,7 @@ func (s *State) Transferring() bool { return s.transferring.Load() }
 // Reset clears what only holds for an incarnation of the core. It is called when one has
 // stopped.
 func (s *State) Reset() {
+	s.heard.at.Store(0)
 	s.alone.Store(false)
 	s.solitary.Store(false)
 	s.leads.Store(0)
@@ -196,6 +198,7 @@ type Raft struct {
 	// count what was completed before.
 	appendsDone, appendsSeen uint64
 	appliedSeen              uint64
+	evidence                 evidence // that this member still leads
 }
 
 // proposal is when a batch was taken, begun and finished by the proposer, and posted to raft.
@@ -454,6 +457,7 @@ func (r *Raft) tick() {
 	r.cfg.Replica.Tick()
 	r.campaignAlone()
 	r.checkTransfer()
+	r.probe()
 }
 
 // campaignAlone lets a lone voter campaign at once: there are no other candidates.
@@ -500,6 +504,7 @@ func newEntry(b *raftmsg.Batch) *raftpb.Entry {
 func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
 	switch {
 	case !r.cfg.Replica.OnlyVoter():
+		r.sawRead(m.Id)
 		r.cfg.Replica.ReadIndex(m.Id)
 	case r.cfg.Replica.Status().Alone:
 		r.answerRead(m.Id, r.cfg.Replica.Status().Committed)
@@ -563,13 +568,18 @@ func (r *Raft) dispatch(out replica.Output) {
 		r.cfg.Apply.MustPost(0, &applymsg.Apply{Entries: m.Entries}, entriesCost(m.Entries))
 	}
 	for _, rs := range out.Reads {
-		r.answerRead(rs.ID, rs.Index)
+		if !r.readAnswered(rs.ID) {
+			r.answerRead(rs.ID, rs.Index)
+		}
 	}
 }
 
 func (r *Raft) dispatchAppend(a replica.Append) {
 	r.cfg.WAL.MustPost(0, &walmsg.Append{Message: a.Message, MustSync: a.MustSync},
 		entriesCost(a.Message.Entries))
+	if n := len(a.Message.Entries); n > 0 {
+		r.sawEntry(a.Message.Entries[n-1].GetIndex())
+	}
 	var ids []uint64
 	now := actors.Now()
 	for _, e := range a.Message.Entries {
@@ -608,6 +618,7 @@ func (r *Raft) roleChanged() {
 		r.cfg.Metrics.leaderChanges.Inc() // losing the leader does not count
 	}
 	r.leader, r.isLeader = s.Leader, s.IsLeader
+	r.forgetHeard()
 	clear(r.proposals)
 	r.waiting = nil
 	switch {
@@ -636,6 +647,7 @@ func (r *Raft) publish() {
 	r.cfg.State.leads.Store(term)
 	r.cfg.State.behind.Store(s.Committed > s.Applied+gapMax)
 	r.publishWaiting(s)
+	r.checkCommit(s)
 	if !s.Alone {
 		return
 	}

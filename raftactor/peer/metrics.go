@@ -10,7 +10,7 @@ import (
 // Metrics counts what goes between members. Labels are member ids in hexadecimal, and a
 // member that was removed keeps its counters, as in etcd.
 type Metrics struct {
-	active, known          *prometheus.GaugeVec   // Local, Remote
+	active                 *prometheus.GaugeVec   // Local, Remote
 	disconnected           *prometheus.CounterVec // Local, Remote
 	sentBytes, sentFailed  *prometheus.CounterVec // To
 	receivedBytes, recvBad *prometheus.CounterVec // From
@@ -26,12 +26,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return f.NewCounterVec(prometheus.CounterOpts{Namespace: "etcd", Subsystem: "network", Name: name, Help: help}, labels)
 	}
-	gauges := func(name, help string) *prometheus.GaugeVec {
-		return f.NewGaugeVec(prometheus.GaugeOpts{Namespace: "etcd", Subsystem: "network", Name: name, Help: help}, []string{"Local", "Remote"})
-	}
 	return &Metrics{
-		active:        gauges("active_peers", "1 while the control connection to a peer is up."),
-		known:         gauges("known_peers", "1 for each peer among the members."),
+		active: f.NewGaugeVec(prometheus.GaugeOpts{Namespace: "etcd", Subsystem: "network", Name: "active_peers",
+			Help: "1 while the control connection to a peer is up."}, []string{"Local", "Remote"}),
 		disconnected:  counters("disconnected_peers_total", "How often the control connection to a peer was lost.", "Local", "Remote"),
 		sentBytes:     counters("peer_sent_bytes_total", "Bytes of frames sent to peers.", "To"),
 		receivedBytes: counters("peer_received_bytes_total", "Bytes of frames received from peers.", "From"),

@@ -289,7 +289,6 @@ func (t *Transport) startPeer(m Member, links map[uint64]context.CancelFunc) (*r
 	links[m.ID] = cancel
 	t.wg.Go(func() { p.control.run(ctx) })
 	t.wg.Go(func() { p.appends.run(ctx) })
-	t.cfg.Metrics.known.WithLabelValues(hex(t.cfg.ID), hex(m.ID)).Set(1)
 	t.cfg.Metrics.disconnected.WithLabelValues(hex(t.cfg.ID), hex(m.ID)) // exists from now on
 	p.logger(t.cfg.Logger.Info()).Msg("peer added")
 	return p, nil
@@ -297,7 +296,6 @@ func (t *Transport) startPeer(m Member, links map[uint64]context.CancelFunc) (*r
 
 // removePeer stops a peer a little later. Until then the last messages go out.
 func (t *Transport) removePeer(p *remote, cancel context.CancelFunc) {
-	t.cfg.Metrics.known.DeleteLabelValues(hex(t.cfg.ID), hex(p.id))
 	p.logger(t.cfg.Logger.Info()).Msg("peer removed")
 	t.wg.Go(func() {
 		timer := time.NewTimer(lingerHeartbeats * t.cfg.Heartbeat)

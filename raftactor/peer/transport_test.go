@@ -244,9 +244,6 @@ func TestStatus(t *testing.T) {
 	if n := actorstest.Metric(t, a.registry, "etcd_network_active_peers", "1", "2"); n != 1 {
 		t.Errorf("got %v active peers, want 1", n)
 	}
-	if n := actorstest.Metric(t, a.registry, "etcd_network_known_peers", "1", "2"); n != 1 {
-		t.Errorf("got %v known peers, want 1", n)
-	}
 }
 
 func TestAConnectionWithoutAnswersIsGivenUp(t *testing.T) {

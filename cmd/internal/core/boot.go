@@ -3,6 +3,7 @@ package core
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/rs/zerolog"
 	"go.etcd.io/raft/v3"
@@ -44,16 +45,13 @@ func (h *Host) boot(uint64) (_ *actors.Incarnation, err error) {
 			err = errors.Join(err, log.Close())
 		}
 	}()
+	store := h.backendConfig(largest(rec.Entries))
+	store.MustExist = rec.Mark.Index > 0 || h.cfg.Dir.Exists()
+	if store.Dir, err = h.chooseStore(rec.Mark.Index); err != nil {
+		return nil, h.cfg.Disk.Full(err)
+	}
 	opened, err := mvccactor.Open(mvccactor.OpenConfig{
-		Backend: backend.Config{
-			Dir:           h.cfg.Dir.StoreDir(),
-			MustExist:     rec.Mark.Index > 0 || h.cfg.Dir.Exists(),
-			Logger:        storeLogger{h.cfg.Logger},
-			OnFailure:     h.cfg.Exit,
-			MemTableBytes: h.cfg.Storage.MemTableBytes,
-			ValueLogBytes: h.cfg.Storage.ValueLogBytes,
-			PackBytes:     largest(rec.Entries),
-		},
+		Backend:     store,
 		OpenBackend: h.cfg.Storage.OpenStore,
 		Check:       func(d *mvccmsg.Durable) error { return h.checkTogether(log, rec, d) },
 		CacheBytes:  h.cfg.CacheBytes,
@@ -80,6 +78,13 @@ func (h *Host) boot(uint64) (_ *actors.Incarnation, err error) {
 	if err != nil {
 		return nil, err
 	}
+	switch removed, err := h.stores.Clean(); {
+	case err != nil:
+		h.cfg.Logger.Warn().Err(err).Msg("failed to remove stores that are no longer used")
+	case len(removed) > 0:
+		h.cfg.Logger.Info().Strs("folders", removed).Msg("removed stores that are no longer used")
+	}
+	h.membersChanged(opened.Durable.GetCluster())
 	return h.assemble(log, rep, opened), nil
 }
 
@@ -95,11 +100,15 @@ func largest(entries []*raftpb.Entry) (bytes int64) {
 	return bytes
 }
 
+// tailBytes bounds the entries that a start reads from the log for members that lag. It is
+// replica's default bound of what it keeps in memory.
+const tailBytes = 64 << 20
+
 func (h *Host) openLog() (*wal.Log, *wal.Recovered, error) {
 	dir := h.cfg.Dir.LogDir()
 	fsys := h.cfg.Dir.fs()
 	cfg := wal.Config{ClusterID: h.cfg.Identity.ClusterID, MemberID: h.cfg.Identity.MemberID, Rand: h.cfg.Rand,
-		SegmentBytes: h.cfg.Storage.LogSegmentBytes}
+		SegmentBytes: h.cfg.Storage.LogSegmentBytes, TailBytes: tailBytes}
 	exists, err := wal.Exists(fsys, dir)
 	if err != nil {
 		return nil, nil, err
@@ -151,15 +160,16 @@ func (h *Host) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Repl
 		HeartbeatTicks: 1,
 		PreVote:        h.cfg.PreVote,
 		Logger:         &raftactor.Logger{Log: h.cfg.Logger},
-		MarkIndex:      rec.Mark.Index,
-		MarkTerm:       rec.Mark.Term,
-		Entries:        rec.Entries,
+		TailEntries:    h.cfg.CatchUpEntries,
+		MarkIndex:      rec.TailIndex,
+		MarkTerm:       rec.TailTerm,
+		Entries:        slices.Concat(rec.Tail, rec.Entries),
 		HardState:      rec.HardState,
 		Applied:        d.GetAppliedIndex(),
 		AppliedTerm:    d.GetAppliedTerm(),
 		ConfState:      d.GetConfState(),
 	}
-	if rec.HardState == nil && len(rec.Entries) == 0 && d == nil {
+	if rec.HardState == nil && len(rec.Entries) == 0 && d == nil && !h.cfg.Join {
 		for _, m := range h.cfg.Members {
 			context, err := proto.Marshal(m)
 			if err != nil {
@@ -185,7 +195,7 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 	leaseStage := leaseactor.New(leaseactor.Config{
 		Limit:  limits.Lease,
 		MinTTL: h.cfg.MinLeaseTTL, Election: h.cfg.Election, Checkpoint: h.cfg.LeaseCheckpoint,
-		Term: h.Raft.Leads, View: h.Published.View, Propose: h.Requests.Post, Now: h.cfg.LeaseClock,
+		Term: h.Raft.Leads, Transferring: h.Raft.Transferring, Heard: h.Raft.Heard, View: h.Published.View, Propose: h.Requests.Post, Now: h.cfg.LeaseClock,
 		Metrics: h.cfg.Metrics.Lease, Faults: faults,
 	})
 	mvccStage := mvccactor.New(mvccactor.Config{
@@ -198,32 +208,38 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 		Persister: persisterStage.Mailbox, Raft: raftBox, RaftLane: raftactor.RaftLocal,
 		Deliver: h.deliver, Awaited: h.Replies.Awaited, Compacted: h.Compacted,
 		Lease: leaseStage.Mailbox, LeaseLane: leaseactor.ChangesLane,
-		ReplayedTo: log.LastIndex(), Hash: h.cfg.Hash,
+		Holds: h.Holds, ReplayedTo: log.LastIndex(), Hash: h.cfg.Hash,
 		Timeline: h.Timeline, Metrics: h.cfg.Metrics.MVCC, Logger: h.cfg.Logger, Faults: faults,
 	})
 	persister.Connect(mvccStage.Mailbox)
 	applyStage := applyactor.New(applyactor.Config{
-		State: apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
-		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
+		State:          apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
+		MembersChanged: h.membersChanged,
+		Limit:          limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
 		Timeline: h.Timeline, Metrics: h.cfg.Metrics.Apply, Logger: h.cfg.Logger, Faults: faults,
 	})
 	walStage := walactor.New(walactor.Config{
 		Member: h.cfg.Identity.MemberID, Log: log, Limit: limits.WAL,
-		Raft: raftBox, RaftLane: raftactor.RaftLocal, Peers: h.cfg.Peers,
+		Raft: raftBox, RaftLane: raftactor.RaftLocal, Peers: h.cfg.Network,
 		Disk: h.Fsync, Timeline: h.Timeline, Fatal: h.cfg.Exit, Metrics: h.cfg.Metrics.WAL, Faults: faults,
 	})
 	raftActor, raftStage := raftactor.New(raftactor.Config{
 		Replica: rep, Heartbeat: h.cfg.Heartbeat,
-		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: h.cfg.Peers,
+		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: h.cfg.Network,
 		State: h.Raft, Timeline: h.Timeline, Metrics: h.cfg.Metrics.Raft, Faults: faults,
+		Removed: h.isRemoved, Random: func(n int64) int64 { return int64(h.cfg.Rand() % uint64(n)) },
 	}, raftBox)
 	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
 		Limit: limits.Proposer, Raft: raftBox, State: h.Raft,
-		Applied: h.Applied, NextID: h.nextID, Metrics: h.cfg.Metrics.Raft, Faults: faults,
+		Applied: h.Applied, NextID: h.nextID, RTT: h.quorumRoundTrip, Metrics: h.cfg.Metrics.Raft, Faults: faults,
 	})
 	proposerStage := raftactor.NewProposer(raftactor.ProposerConfig{
 		Limit: limits.Proposer, Replies: h.Replies, Raft: raftBox,
 		NextBatch: h.nextID, Fsync: h.Fsync.Fsync, Metrics: h.cfg.Metrics.Raft, Faults: faults,
+		Member: h.cfg.Identity.MemberID, Election: h.cfg.Election,
+		Forward: func(to uint64, m *raftmsg.Forward) { h.cfg.Network.Forward(to, m) },
+		Answer:  func(to uint64, m *raftmsg.Forwarded) { h.cfg.Network.Forwarded(to, m) },
+		RTT:     h.roundTrip, Connected: h.connected,
 	})
 	raftActor.Connect(proposerStage.Mailbox, readStage.Mailbox)
 	return &actors.Incarnation{
@@ -239,19 +255,23 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 			h.current.Store(nil)
 			h.Raft.Reset()
 			h.Replies.FailAll(raftmsg.Code_STOPPED) // the calls that the stages did not answer
-			return errors.Join(h.closeStore(o.Backend), closeLog(log, rep.Unwritten()))
+			return h.close(log, rep.Unwritten(), o.Backend)
 		},
 	}
 }
 
-// closeLog closes the log. Before that it writes the hard state that no append contained,
-// so that the next start knows the commit index. All stages must have stopped.
-func closeLog(log *wal.Log, unwritten *raftpb.HardState) error {
-	var err error
+// close closes log and store, and installs a snapshot that was received. Before that it writes
+// the hard state that no append contained, so that the next start knows the commit index. All
+// stages must have stopped.
+func (h *Host) close(log *wal.Log, unwritten *raftpb.HardState, store backend.Store) error {
+	err := h.closeStore(store)
 	if unwritten != nil {
-		if err = log.Append(wal.Batch{HardState: unwritten}); errors.Is(err, wal.ErrFailed) {
-			err = nil // reported when it failed
+		if werr := log.Append(wal.Batch{HardState: unwritten}); !errors.Is(werr, wal.ErrFailed) { // reported when it failed
+			err = errors.Join(err, werr)
 		}
+	}
+	if err == nil {
+		err = h.install(log)
 	}
 	return errors.Join(err, log.Close())
 }

@@ -20,9 +20,9 @@ import (
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/raftactor"
-	"github.com/troupe-db/troupe/raftactor/replica"
 	"github.com/troupe-db/troupe/walactor"
 )
 
@@ -50,9 +50,23 @@ type Config struct {
 	// process.
 	LeaseClock func() int64
 
-	Peers   replica.Peers
+	// Join means that the members of a running cluster have added this one: it creates no
+	// cluster of its own.
+	Join    bool
+	Network Network
 	Disk    Disk
 	Metrics Metrics
+	// CatchUpEntries and SnapshotSendRate are replica.Config.TailEntries and
+	// snapshot.SendConfig.BytesPerSecond.
+	CatchUpEntries   uint64
+	SnapshotSendRate int64
+	// Reboot reboots the core; see actors.Core.Reboot.
+	Reboot func(reason error)
+	// Removed is called when the member learns that it was removed from the cluster; more
+	// than once, perhaps. It must not block.
+	Removed func(reason string)
+	// LeaseForwarder returns the mailbox of leaseactor's forwarder.
+	LeaseForwarder func() *actors.Mailbox
 	// Corrupt is called when damage to the store is found; see mvcc.Config.
 	Corrupt func(error)
 	// Hash wakes the loop that computes the hashes of compactions.
@@ -80,17 +94,20 @@ type Disk interface {
 	AwaitRoom() bool
 	// PersistRoom reports whether there is room to commit so many bytes to the store.
 	PersistRoom(bytes int) bool
+	// Room reports whether there is room for so many bytes more.
+	Room(bytes int64) bool
 	// LogFull reports whether the log has no room for a request.
 	LogFull(*applymsg.Request) bool
 }
 
 // Metrics are those of the rooms.
 type Metrics struct {
-	Raft  *raftactor.Metrics
-	WAL   *walactor.Metrics
-	Lease *leaseactor.Metrics
-	MVCC  *mvccactor.Metrics
-	Apply *applyactor.Metrics
+	Raft     *raftactor.Metrics
+	WAL      *walactor.Metrics
+	Lease    *leaseactor.Metrics
+	MVCC     *mvccactor.Metrics
+	Apply    *applyactor.Metrics
+	Snapshot *snapshot.Metrics
 }
 
 // Storage is how a member stores its files. The zero value uses the operating system's

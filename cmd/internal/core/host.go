@@ -11,6 +11,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/walactor"
@@ -52,8 +53,15 @@ type Host struct {
 	Requests *raftactor.Client
 	Leases   *leaseactor.Client
 
+	// Holds stop reclaiming while snapshots are sent.
+	Holds *mvccactor.Holds
+
 	cfg       Config
-	sequence  atomic.Uint64 // the last unique id that was assigned
+	stores    *snapshot.Stores
+	transfers transfers
+	received  atomic.Pointer[snapshot.Received] // a snapshot to install at the next reboot
+	removed   atomic.Pointer[[]uint64]          // ids of removed members
+	sequence  atomic.Uint64                     // the last unique id that was assigned
 	current   atomic.Pointer[Handles]
 	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
 	stopping  atomic.Bool
@@ -74,14 +82,23 @@ func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
 	if cfg.Storage.OpenStore == nil {
 		cfg.Storage.OpenStore = backend.Open
 	}
-	h := &Host{Shared: shared, cfg: cfg}
+	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: snapshot.NewStores(cfg.Dir.member())}
 	h.Requests = raftactor.NewClient(raftactor.ClientConfig{Timeout: cfg.RequestTimeout, State: h.Raft,
 		Full: cfg.Disk.LogFull, Metrics: cfg.Metrics.Raft})
 	h.Leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.RequestTimeout,
-		ReadIndex: h.Requests.ReadIndex, Alone: h.Raft.Alone, Slow: cfg.SlowKeepAlive, Pause: wait})
+		ReadIndex: h.Requests.ReadIndex, Alone: h.Raft.Alone, Slow: cfg.SlowKeepAlive, Pause: wait,
+		Self: cfg.Identity.MemberID, Leader: h.leader, Forwarder: cfg.LeaseForwarder})
 	// Ids are unique among members and boots, because the upper half is random.
 	h.sequence.Store((cfg.Rand()^cfg.Identity.MemberID)&^(1<<32-1) | 1)
 	return h
+}
+
+// Connect sets the network. IMPORTANT: it must be called before the core starts.
+func (h *Host) Connect(n Network) { h.cfg.Network = n }
+
+func (h *Host) leader() (id, term uint64) {
+	s := h.Raft.Status()
+	return s.Leader, s.Term
 }
 
 func (h *Host) nextID() uint64 { return h.sequence.Add(1) }

@@ -55,6 +55,9 @@ func (d disk) PersistRoom(bytes int) bool {
 	return ok
 }
 
+// Room implements core.Disk.
+func (d disk) Room(bytes int64) bool { return d.n.room(bytes / 2) } // which is counted twice there
+
 // errDiskFull: the disk has not enough free space to open the store.
 var errDiskFull = errors.New("node: the disk is too full to open the store")
 

@@ -56,7 +56,7 @@ func (n *Node) readable(ctx context.Context) error {
 // them.
 func (n *Node) publishAttributes(ctx context.Context) {
 	req := &applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{
-		MemberId: n.cfg.MemberID, Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs}}}
+		MemberId: n.cfg.MemberID, Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs, DataId: n.id.DataID}}}
 	for !n.attributesKnown() {
 		out, err := n.host.Requests.Propose(ctx, req)
 		if err == nil && (out.Result.Code == raftmsg.Code_OK || out.Result.Code == raftmsg.Code_MEMBER_NOT_FOUND) {
@@ -73,7 +73,7 @@ func (n *Node) publishAttributes(ctx context.Context) {
 func (n *Node) attributesKnown() bool {
 	for _, m := range n.host.Published.View().Cluster.GetMembers() {
 		if m.Id == n.cfg.MemberID {
-			return m.Name == n.cfg.Name && slices.Equal(m.ClientUrls, n.cfg.ClientURLs)
+			return m.Name == n.cfg.Name && slices.Equal(m.ClientUrls, n.cfg.ClientURLs) && m.DataId == n.id.DataID
 		}
 	}
 	return false

@@ -8,7 +8,9 @@ import (
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/raftactor"
+	"github.com/troupe-db/troupe/raftactor/peer"
 	"github.com/troupe-db/troupe/walactor"
 )
 
@@ -16,6 +18,7 @@ import (
 // the core.
 type metrics struct {
 	core    core.Metrics
+	peers   *peer.Metrics
 	gateway *grpcgw.Metrics
 }
 
@@ -24,12 +27,14 @@ func (n *Node) newMetrics() metrics {
 	r.MustRegister(n.registry, n.watches, memberCollector{n})
 	return metrics{
 		core: core.Metrics{
-			Raft:  raftactor.NewMetrics(r, raftactor.MetricsConfig{Member: n.cfg.MemberID, State: n.shared.Raft, Applied: n.shared.Applied}),
-			WAL:   walactor.NewMetrics(r),
-			Apply: applyactor.NewMetrics(r, applyactor.MetricsConfig{Member: n.cfg.MemberID, View: n.shared.Published.View}),
-			Lease: leaseactor.NewMetrics(r),
-			MVCC:  mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.shared.Published}),
+			Raft:     raftactor.NewMetrics(r, raftactor.MetricsConfig{Member: n.cfg.MemberID, State: n.shared.Raft, Applied: n.shared.Applied}),
+			WAL:      walactor.NewMetrics(r),
+			Apply:    applyactor.NewMetrics(r, applyactor.MetricsConfig{Member: n.cfg.MemberID, View: n.shared.Published.View}),
+			Lease:    leaseactor.NewMetrics(r),
+			Snapshot: snapshot.NewMetrics(r),
+			MVCC:     mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.shared.Published}),
 		},
+		peers: peer.NewMetrics(r),
 		gateway: grpcgw.NewMetrics(grpcgw.MetricsConfig{
 			Registry: r, QuotaBytes: n.cfg.Gateway.QuotaBytes,
 			Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features,

@@ -18,21 +18,23 @@ import (
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
-	"github.com/troupe-db/troupe/raftactor/replica"
+	"github.com/troupe-db/troupe/raftactor/peer"
 	"github.com/troupe-db/troupe/watchactor"
 )
 
 // Node is a running member.
 type Node struct {
-	cfg     Config
-	metrics metrics
-	gateway *grpcgw.Gateway
-	system  *actor.ActorSystem
-	core    *actors.Core
-	edge    *actors.Edge
-	loops   *mvccactor.Compactor
-	monitor *http.Server
-	peers   *http.Server
+	cfg      Config
+	id       core.Identity
+	metrics  metrics
+	gateway  *grpcgw.Gateway
+	system   *actor.ActorSystem
+	core     *actors.Core
+	edge     *actors.Edge
+	loops    *mvccactor.Compactor
+	monitor  *http.Server
+	peers    *peer.Transport
+	reconfig *grpcgw.Reconfig
 
 	host      *core.Host
 	shared    core.Shared
@@ -44,8 +46,10 @@ type Node struct {
 	integrity integrity
 	files     descriptors
 	hasher    atomic.Pointer[actors.Handle]
+	forwarder atomic.Pointer[actors.Handle]
 	watchHub  atomic.Pointer[actors.Handle]
 
+	leaving  atomic.Bool   // removed was called
 	ready    chan struct{} // closed once the member serves
 	done     chan error    // receives an error if serving fails
 	stop     sync.Once
@@ -78,6 +82,7 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{
 		files:    descriptors{limit: limit, count: descriptorsUsed, now: time.Now},
 		cfg:      cfg,
+		id:       id,
 		shared:   core.NewShared(),
 		registry: actors.NewRegistry(),
 		ready:    make(chan struct{}),
@@ -103,7 +108,9 @@ func (n *Node) coreConfig(id core.Identity) core.Config {
 		Mailboxes: cfg.Mailboxes.Mailboxes, CacheBytes: cfg.CacheBytes,
 		RequestTimeout: cfg.requestTimeout(), MinLeaseTTL: cfg.minLeaseTTL(),
 		LeaseCheckpoint: cfg.LeaseCheckpoint, SlowKeepAlive: cfg.SlowKeepAlive, LeaseClock: cfg.LeaseClock,
-		Peers: replica.NoPeers{}, Disk: disk{n}, Metrics: n.metrics.core,
+		Join: cfg.Join, Disk: disk{n}, Metrics: n.metrics.core,
+		CatchUpEntries: uint64(cfg.SnapshotCatchUpEntries), SnapshotSendRate: cfg.SnapshotSendRate,
+		Reboot: func(reason error) { n.core.Reboot(reason) }, Removed: n.removed, LeaseForwarder: n.forwarderBox,
 		Corrupt: n.corrupt, Hash: n.wakeHash, Rand: rand.Uint64,
 		Exit: cfg.Exit, Logger: cfg.Logger, Faults: cfg.Faults,
 	}
@@ -112,27 +119,29 @@ func (n *Node) coreConfig(id core.Identity) core.Config {
 func (n *Node) start() (err error) {
 	n.system = actors.NewSystem(n.cfg.Logger)
 	n.registry.Observe(n.system)
-	n.core, err = actors.StartCore(n.system, n.host.CoreConfig(n.registry))
+	n.edge, err = actors.StartEdge(n.system, actors.EdgeConfig{Registry: n.registry, Logger: n.cfg.Logger})
 	if err != nil {
 		return err
 	}
+	if err := n.startPeers(); err != nil {
+		return errors.Join(err, n.edge.Stop(context.Background()))
+	}
+	if n.core, err = actors.StartCore(n.system, n.host.CoreConfig(n.registry)); err != nil {
+		return errors.Join(err, n.stopPeers(), n.edge.Stop(context.Background()))
+	}
 	if err := n.startEdge(); err != nil {
-		return errors.Join(err, n.core.Stop(context.Background()))
+		return errors.Join(err, n.stopPeers(), n.core.Stop(context.Background()))
 	}
 	if err := n.startGateway(); err != nil {
-		return errors.Join(err, n.edge.Stop(context.Background()), n.core.Stop(context.Background()))
+		return errors.Join(err, n.stopPeers(), n.edge.Stop(context.Background()), n.core.Stop(context.Background()))
 	}
 	go n.announce() // ends when the member is ready, or with the core
 	return nil
 }
 
 func (n *Node) startEdge() (err error) {
-	n.edge, err = actors.StartEdge(n.system, actors.EdgeConfig{Registry: n.registry, Logger: n.cfg.Logger})
-	if err != nil {
-		return err
-	}
 	n.loops = mvccactor.NewCompactor(mvccactor.CompactorConfig{
-		Published: n.host.Published, Core: n.currentCore, Room: n.room, Corrupt: n.corrupt, Logger: n.cfg.Logger})
+		Published: n.host.Published, Core: n.currentCore, Room: n.room, Holds: n.host.Holds, Corrupt: n.corrupt, Logger: n.cfg.Logger})
 	children := []actors.Child{
 		{Name: actors.EdgeCompactor, New: func(uint64) (actors.Stage, error) { return n.loops.Stage(), nil }},
 		{Name: actors.EdgeSpares, New: n.spareLoop},
@@ -141,7 +150,9 @@ func (n *Node) startEdge() (err error) {
 		{Name: actors.EdgeScrub, New: n.scrubLoop},
 		{Name: actors.EdgeWatchdog, New: n.watchdogLoop},
 		{Name: actors.EdgeWatchHub, New: n.watches.Hub},
+		{Name: actors.EdgeLeases, New: n.leaseForwarder},
 	}
+	children = append(children, n.host.Senders()...)
 	if n.cfg.AutoCompact != nil {
 		children = append(children, actors.Child{Name: actors.EdgeAutoCompact, New: n.autoCompactLoop})
 	}
@@ -155,6 +166,8 @@ func (n *Node) startEdge() (err error) {
 			n.hasher.Store(h)
 		case actors.EdgeWatchHub:
 			n.watchHub.Store(h)
+		case actors.EdgeLeases:
+			n.forwarder.Store(h)
 		}
 	}
 	return nil
@@ -171,6 +184,7 @@ func (n *Node) startGateway() (err error) {
 	cfg.HTTP = grpcgw.NewHTTPHandler(httpConfig)
 	cfg.Election = n.cfg.Election
 	cfg.Reads = n.reads
+	cfg.Reconfig = n.reconfig
 	if n.gateway, err = grpcgw.New(cfg); err != nil {
 		return err
 	}
@@ -184,14 +198,6 @@ func (n *Node) startGateway() (err error) {
 		go func() { // ends when Stop closes the server
 			if err := n.monitor.Serve(n.gateway.Limit(l)); !errors.Is(err, http.ErrServerClosed) {
 				n.fail(fmt.Errorf("node: serve metrics: %w", err))
-			}
-		}()
-	}
-	n.peers = grpcgw.NewHTTPServer(grpcgw.NewPeerHandler(grpcgw.PeerConfig{Member: n, Logger: n.cfg.Logger}))
-	for _, l := range n.cfg.PeerListeners {
-		go func() { // ends when Stop closes the server
-			if err := n.peers.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				n.fail(fmt.Errorf("node: serve peers: %w", err))
 			}
 		}()
 	}
@@ -218,12 +224,13 @@ func (n *Node) Faults() *actors.Faults { return n.cfg.Faults }
 // accepted are answered before, unless ctx ends.
 func (n *Node) Stop(ctx context.Context) (err error) {
 	n.stop.Do(func() {
+		n.handOver(ctx)
 		close(n.stopping)
 		n.host.Stop()
 		err = errors.Join(
 			n.stopGateway(ctx),
 			n.monitor.Close(),
-			n.peers.Close(),
+			n.stopPeers(),
 			n.edge.Stop(ctx),
 			n.stopCore(ctx),
 		)

@@ -36,11 +36,12 @@ var inner = map[string]string{
 	"raftactor/peer": "the senders to other members, at the edge",
 }
 
-// impure are cores that are adapters to the outside, behind an interface that also has
-// an implementation in memory.
+// impure are packages inside a room that are adapters to the outside, behind an interface
+// that also has an implementation in memory.
 var impure = map[string]string{
 	"mvccactor/backend":  "adapter of badger",
 	"mvccactor/snapshot": "adapter of the folders of stores",
+	"raftactor/peer":     "adapter of the network",
 }
 
 // standIns are files of adapters that a simulation runs in place of the outside.

@@ -316,7 +316,7 @@ func TestRank(t *testing.T) {
 
 // TestExceptionsExist: every folder and file that is excepted or expected exists.
 func TestExceptionsExist(t *testing.T) {
-	named := slices.Concat(slices.Collect(maps.Keys(impure)), testSupport, standIns, topLevel)
+	named := slices.Concat(slices.Collect(maps.Keys(impure)), slices.Collect(maps.Keys(inner)), testSupport, standIns, topLevel)
 	for key := range unsimulated {
 		named = append(named, key[0])
 	}
@@ -336,6 +336,9 @@ func TestExceptionsExist(t *testing.T) {
 func TestExceptionsHaveReasons(t *testing.T) {
 	var reasons []string
 	for _, r := range sideways {
+		reasons = append(reasons, r)
+	}
+	for _, r := range inner {
 		reasons = append(reasons, r)
 	}
 	for _, r := range impure {

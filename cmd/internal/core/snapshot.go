@@ -1,0 +1,309 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/snapshot"
+	"github.com/troupe-db/troupe/proto/peerpb"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/walactor/wal"
+)
+
+// The way of a snapshot, in the order of time:
+//
+//	MsgSnap    raft of the leader wants a member to have one; sendSnapshot passes it to a
+//	           sender that is idle
+//	send       a sender at the edge holds reclaiming, and streams the store
+//	status     raft learns once, however the transfer ended, and continues with the log
+//	receive    the member writes a store of its own, and asks for a planned reboot
+//	install    while the stages are stopped, the log gets the mark, and CURRENT names the
+//	           new store; the next boot opens it
+
+// sendersMax bounds the snapshots that a member sends at a time, because each reads the whole
+// store.
+const sendersMax = 2
+
+// statusRetry is the pause after which a status that raft's mailbox has refused is posted
+// again.
+const statusRetry = 100 * time.Millisecond
+
+// Transfer is a snapshot in progress, for the debug page.
+type Transfer struct {
+	Peer        uint64
+	Receiving   bool
+	Bytes, Size uint64 // so far, and an estimate of all
+	Since       time.Time
+}
+
+// transfers are the snapshots in progress.
+type transfers struct {
+	mu      sync.Mutex
+	active  map[transferKey]*Transfer
+	senders [sendersMax]*actors.Mailbox // of the senders; nil until they have started
+}
+
+type transferKey struct {
+	peer      uint64
+	receiving bool
+}
+
+// begin adds a transfer. It returns false if there is one with this peer, or if it would be
+// the third one that is sent.
+func (t *transfers) begin(k transferKey) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sending := 0
+	for other := range t.active {
+		if !other.receiving {
+			sending++
+		}
+	}
+	if t.active[k] != nil || !k.receiving && sending == sendersMax {
+		return false
+	}
+	if t.active == nil {
+		t.active = make(map[transferKey]*Transfer)
+	}
+	t.active[k] = &Transfer{Peer: k.peer, Receiving: k.receiving, Since: time.Now()}
+	return true
+}
+
+func (t *transfers) progress(k transferKey) func(done, size uint64) {
+	return func(done, size uint64) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if a := t.active[k]; a != nil {
+			a.Bytes, a.Size = done, size
+		}
+	}
+}
+
+func (t *transfers) end(k transferKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.active, k)
+}
+
+// Transfers returns the snapshots in progress, in no particular order.
+func (h *Host) Transfers() (list []Transfer) {
+	h.transfers.mu.Lock()
+	defer h.transfers.mu.Unlock()
+	for _, t := range h.transfers.active {
+		list = append(list, *t)
+	}
+	return list
+}
+
+// Senders returns the actors at the edge that send snapshots.
+func (h *Host) Senders() []actors.Child {
+	var children []actors.Child
+	for i := range sendersMax {
+		name := actors.EdgeSnapshot(i)
+		children = append(children, actors.Child{Name: name, New: func(uint64) (actors.Stage, error) {
+			ctx, cancel := context.WithCancel(context.Background())
+			box := actors.NewMailbox(actors.MailboxConfig{Name: name, Class: actors.Refuse,
+				Limit: actors.Limit{Requests: 1, Bytes: 1}, Hold: true, Faults: h.cfg.Faults,
+				OnReject: func(msg any, _ error) { h.sent(msg.(*sendCall).to, false) }})
+			h.transfers.mu.Lock()
+			h.transfers.senders[i] = box
+			h.transfers.mu.Unlock()
+			return actors.Stage{Name: name, Actor: &sender{h: h, ctx: ctx, box: box}, Mailbox: box,
+				Dispatcher: actors.Shared(), Cancel: cancel}, nil
+		}})
+	}
+	return children
+}
+
+// sendSnapshot passes a request of raft to an idle sender. If there is none, raft learns that
+// the transfer failed, and asks again later.
+func (h *Host) sendSnapshot(to uint64) {
+	k := transferKey{peer: to}
+	if !h.transfers.begin(k) {
+		if h.transfers.sending(to) {
+			return // the transfer in progress will be reported
+		}
+		h.report(to, false)
+		return
+	}
+	h.transfers.mu.Lock()
+	senders := h.transfers.senders
+	h.transfers.mu.Unlock()
+	for _, box := range senders {
+		if box != nil && box.TryPost(0, &sendCall{to}, actors.Cost{Requests: 1}) == nil {
+			return
+		}
+	}
+	h.sent(to, false)
+}
+
+func (t *transfers) sending(to uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.active[transferKey{peer: to}] != nil
+}
+
+// sent ends a transfer and reports it to raft.
+func (h *Host) sent(to uint64, ok bool) {
+	h.transfers.end(transferKey{peer: to})
+	h.report(to, ok)
+}
+
+// report posts the end of a transfer to raft. It must not be lost: raft sends nothing to the
+// member until then. If there is no core, the next one does not wait for it.
+func (h *Host) report(to uint64, ok bool) {
+	err := h.Requests.Receive(&raftmsg.SnapshotStatus{Id: to, Ok: ok})
+	if errors.Is(err, actors.ErrFull) {
+		actors.AfterFunc(statusRetry, func() { h.report(to, ok) })
+	}
+}
+
+// sendCall asks a sender for a snapshot to a member.
+type sendCall struct{ to uint64 }
+
+// sender sends one snapshot after another.
+type sender struct {
+	h   *Host
+	ctx context.Context // ends when the actor is to stop
+	box *actors.Mailbox
+}
+
+// Receive implements actor.Actor.
+func (s *sender) Receive(ctx actor.Context) {
+	b, ok := ctx.Message().(*actors.Batch)
+	if !ok {
+		return
+	}
+	for ; b.Done < len(b.Msgs); b.Done++ {
+		s.send(b.Msgs[b.Done].(*sendCall).to)
+		s.box.ReleaseLane(0, actors.Cost{Requests: 1})
+	}
+}
+
+func (s *sender) send(to uint64) {
+	h, sent := s.h, false
+	defer func() { h.sent(to, sent) }() // also if it panics
+	log := h.cfg.Logger.With().Str("to", fmt.Sprintf("%x", to)).Logger()
+	log.Info().Msg("sending a snapshot")
+	began := time.Now()
+	got, err := s.stream(to)
+	if err != nil {
+		log.Warn().Err(err).Dur("took", time.Since(began)).Msg("failed to send a snapshot")
+		return
+	}
+	sent = true
+	log.Info().Uint64("index", got.Index).Uint64("bytes", got.Bytes).Dur("took", time.Since(began)).Msg("sent a snapshot")
+}
+
+func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
+	h := s.h
+	c := h.current.Load()
+	if c == nil {
+		return nil, actors.ErrClosed
+	}
+	hold, err := h.Holds.Acquire(s.ctx, mvccactor.Core{MVCC: c.MVCC, Store: c.Store, Keyspace: c.Keyspace})
+	if err != nil {
+		return nil, err
+	}
+	defer hold.Release()
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	stream, err := h.cfg.Network.OpenSnapshot(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	sent, err := snapshot.Send(ctx, snapshot.SendConfig{
+		ClusterID: h.cfg.Identity.ClusterID, From: h.cfg.Identity.MemberID, To: to,
+		Store: c.Store, Hold: hold, BytesPerSecond: h.cfg.SnapshotSendRate,
+		Progress: h.transfers.progress(transferKey{peer: to}), Metrics: h.cfg.Metrics.Snapshot,
+	}, stream)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		if _, reason := stream.CloseAndRecv(); reason != nil {
+			err = errors.Join(err, reason) // what the receiver says about it
+		}
+		return nil, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := stream.CloseAndRecv(); err != nil {
+		return nil, err
+	}
+	return sent, nil
+}
+
+// ReceiveSnapshot receives a snapshot from a member, and begins to install it.
+func (h *Host) ReceiveSnapshot(ctx context.Context, from uint64, stream peerpb.Peer_SnapshotServer) error {
+	k := transferKey{peer: from, receiving: true}
+	if !h.transfers.begin(k) {
+		return snapshot.ErrBusy
+	}
+	defer h.transfers.end(k)
+	log := h.cfg.Logger.With().Str("from", fmt.Sprintf("%x", from)).Logger()
+	log.Info().Msg("receiving a snapshot")
+	began := time.Now()
+	got, err := snapshot.Receive(ctx, snapshot.ReceiveConfig{
+		ClusterID: h.cfg.Identity.ClusterID, Member: h.cfg.Identity.MemberID, From: from,
+		Stores: h.stores, Backend: h.backendConfig(0), OpenBackend: h.cfg.Storage.OpenStore,
+		Room: h.cfg.Disk.Room, Check: mvccactor.CheckState,
+		Progress: h.transfers.progress(k), Metrics: h.cfg.Metrics.Snapshot,
+	}, stream)
+	if err != nil {
+		log.Warn().Err(err).Dur("took", time.Since(began)).Msg("failed to receive a snapshot")
+		return err
+	}
+	log.Info().Uint64("index", got.Index).Uint64("bytes", got.Bytes).Dur("took", time.Since(began)).
+		Msg("received a snapshot: rebooting the core to install it")
+	if old := h.received.Swap(got); old != nil {
+		return errors.Join(snapshot.ErrBusy, h.stores.Discard(got.Index))
+	}
+	h.cfg.Reboot(fmt.Errorf("core: a snapshot of index %d was received from member %x", got.Index, from))
+	return stream.SendAndClose(&peerpb.SnapshotResult{Index: got.Index})
+}
+
+// install makes the received snapshot, if there is one, the state of the next incarnation. All
+// stages have stopped, and the store is closed; the log is still open.
+func (h *Host) install(log *wal.Log) error {
+	got := h.received.Swap(nil)
+	if got == nil {
+		return nil
+	}
+	err := h.stores.Check(got.Index)
+	if err == nil {
+		err = log.Install(wal.Mark{Index: got.Index, Term: got.Term, ConfState: got.ConfState})
+	}
+	if errors.Is(err, wal.ErrStaleMark) {
+		h.cfg.Logger.Info().Err(err).Msg("the received snapshot is not newer than the log, and is discarded")
+		return h.stores.Discard(got.Index)
+	}
+	if err != nil {
+		return err
+	}
+	h.cfg.Logger.Info().Uint64("index", got.Index).Msg("installed a snapshot")
+	return h.stores.Switch(got.Index)
+}
+
+// chooseStore returns the folder of the store to open.
+func (h *Host) chooseStore(mark uint64) (string, error) {
+	return h.stores.Choose(mark, func(path string) (uint64, error) {
+		cfg := h.backendConfig(0)
+		cfg.Dir = path
+		return snapshot.AppliedIndex(cfg, h.cfg.Storage.OpenStore)
+	})
+}
+
+func (h *Host) backendConfig(packBytes int64) backend.Config {
+	return backend.Config{
+		Logger: storeLogger{h.cfg.Logger}, OnFailure: h.cfg.Exit,
+		MemTableBytes: h.cfg.Storage.MemTableBytes, ValueLogBytes: h.cfg.Storage.ValueLogBytes,
+		PackBytes: packBytes,
+	}
+}

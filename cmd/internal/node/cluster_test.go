@@ -1,0 +1,375 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/applyactor/membership"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/proto/applymsg"
+)
+
+// testCluster has members on loopback ports, which they keep over restarts, and a client
+// of each.
+type testCluster struct {
+	t       *testing.T
+	members []*clusterMember
+	change  func(i int, c *Config)
+}
+
+type clusterMember struct {
+	*Node // nil while it is stopped
+	c       *testCluster
+	i       int
+	id      uint64
+	dir     string
+	peerURL string
+	addr    string // for clients
+	client  *clientv3.Client
+	initial []*applymsg.Member
+	cluster uint64
+}
+
+// startCluster starts n members. change may change the configuration of the i-th.
+func startCluster(t *testing.T, n int, change func(i int, c *Config)) *testCluster {
+	t.Helper()
+	c := &testCluster{t: t, change: change}
+	var initial []*applymsg.Member
+	var ids []uint64
+	var listeners []net.Listener
+	for i := range n {
+		m := c.newMember(i)
+		listeners = append(listeners, listen(t, "127.0.0.1:0"))
+		m.peerURL = "http://" + listeners[i].Addr().String()
+		m.id = membership.MemberID([]string{m.peerURL}, "token")
+		ids = append(ids, m.id)
+		initial = append(initial, &applymsg.Member{Id: m.id, Name: fmt.Sprint("m", i), PeerUrls: []string{m.peerURL}})
+	}
+	cluster := membership.ClusterID(ids)
+	var wait sync.WaitGroup
+	for i, m := range c.members {
+		m.initial, m.cluster = initial, cluster
+		wait.Go(func() { m.start(listeners[i]) })
+	}
+	wait.Wait()
+	t.Cleanup(c.shut)
+	for _, m := range c.members {
+		m.awaitReady()
+	}
+	return c
+}
+
+func (c *testCluster) newMember(i int) *clusterMember {
+	m := &clusterMember{c: c, i: i, dir: c.t.TempDir()}
+	c.members = append(c.members, m)
+	return m
+}
+
+func listen(t *testing.T, addr string) net.Listener {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		l, err := net.Listen("tcp", addr)
+		if err == nil {
+			return l
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// start starts the member. peers is nil if it listens again where it did.
+func (m *clusterMember) start(peers net.Listener) {
+	t := m.c.t
+	if peers == nil {
+		peers = listen(t, m.peerURL[len("http://"):])
+	}
+	clients := listen(t, cmpOr(m.addr, "127.0.0.1:0"))
+	m.addr = clients.Addr().String()
+	cfg := Config{
+		Name: fmt.Sprint("m", m.i), PeerURLs: []string{m.peerURL}, ClusterID: m.cluster, MemberID: m.id,
+		Members: m.initial, ClientURLs: []string{"http://" + m.addr}, DataDir: m.dir,
+		Heartbeat: 20 * time.Millisecond, Election: 200 * time.Millisecond, PreVote: true,
+		Mailboxes: DefaultMailboxes(), CacheBytes: 16 << 20,
+		Listeners: []net.Listener{clients}, PeerListeners: []net.Listener{peers},
+		Gateway: grpcgw.DefaultConfig(),
+		Logger:  zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel).With().Int("m", m.i).Logger(),
+		Faults:  actors.NewFaults(),
+		Exit:    func(reason error) { t.Errorf("m%d: exit: %v", m.i, reason) },
+	}
+	if m.c.change != nil {
+		m.c.change(m.i, &cfg)
+	}
+	n, err := New(cfg)
+	if err != nil {
+		t.Errorf("m%d: %v", m.i, err)
+		return
+	}
+	m.Node = n
+	if m.client == nil {
+		m.client, err = clientv3.New(clientv3.Config{Endpoints: []string{m.addr}, DialTimeout: 5 * time.Second})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func cmpOr(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+func (m *clusterMember) awaitReady() {
+	m.c.t.Helper()
+	if m.Node == nil {
+		m.c.t.Fatalf("m%d did not start", m.i)
+	}
+	select {
+	case <-m.Ready():
+	case <-time.After(20 * time.Second):
+		m.c.t.Fatalf("m%d is not ready", m.i)
+	}
+}
+
+func (m *clusterMember) stop() {
+	m.c.t.Helper()
+	if m.Node == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := m.Stop(ctx); err != nil {
+		m.c.t.Errorf("m%d: stop: %v", m.i, err)
+	}
+	m.Node = nil
+}
+
+func (c *testCluster) shut() {
+	var wait sync.WaitGroup
+	for _, m := range c.members {
+		wait.Go(m.stop)
+		if m.client != nil {
+			m.client.Close()
+		}
+	}
+	wait.Wait()
+}
+
+// leader returns the member that leads, and a follower.
+func (c *testCluster) leader() (leader, follower *clusterMember) {
+	c.t.Helper()
+	c.eventually("there is a leader", func() bool {
+		leader, follower = nil, nil
+		for _, m := range c.members {
+			if m.Node == nil {
+				continue
+			}
+			if m.host.Raft.Status().IsLeader {
+				leader = m
+			} else {
+				follower = m
+			}
+		}
+		return leader != nil && follower != nil && follower.host.Raft.Status().Leader == leader.id
+	})
+	return leader, follower
+}
+
+func (c *testCluster) eventually(what string, ok func() bool) {
+	c.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			c.t.Fatalf("timed out waiting until %s", what)
+		}
+	}
+}
+
+func (m *clusterMember) mustPut(key, value string) {
+	m.c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := m.client.Put(ctx, key, value); err != nil {
+		m.c.t.Fatalf("m%d: put %s: %v", m.i, key, err)
+	}
+}
+
+func (m *clusterMember) wantGet(key, want string) {
+	m.c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	resp, err := m.client.Get(ctx, key)
+	if err != nil {
+		m.c.t.Fatalf("m%d: get %s: %v", m.i, key, err)
+	}
+	got := ""
+	if len(resp.Kvs) > 0 {
+		got = string(resp.Kvs[0].Value)
+	}
+	if got != want {
+		m.c.t.Fatalf("m%d: %s: got %q, want %q", m.i, key, got, want)
+	}
+}
+
+// wantEqual waits until all running members have the same keyspace, and compares its hash.
+func (c *testCluster) wantEqual() {
+	c.t.Helper()
+	leader, _ := c.leader()
+	rev := leader.host.Published.View().Revision
+	var first uint32
+	for i, m := range c.members {
+		if m.Node == nil {
+			continue
+		}
+		c.eventually(fmt.Sprintf("m%d has revision %d", i, rev), func() bool {
+			v := m.host.Published.View()
+			return v != nil && v.Revision >= rev
+		})
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		resp, err := m.client.HashKV(ctx, m.addr, rev)
+		cancel()
+		if err != nil {
+			c.t.Fatalf("m%d: hash at %d: %v", i, rev, err)
+		}
+		if first == 0 {
+			first = resp.Hash
+		}
+		if resp.Hash != first {
+			c.t.Errorf("m%d: hash at revision %d: got %x, want %x", i, rev, resp.Hash, first)
+		}
+	}
+}
+
+// TestClusterReplicates: writes through any member are seen by linearizable reads on all,
+// also after members restart.
+func TestClusterReplicates(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	for i := range 30 {
+		c.members[i%3].mustPut("k", fmt.Sprint(i))
+		for _, m := range c.members {
+			m.wantGet("k", fmt.Sprint(i))
+		}
+	}
+	c.wantEqual()
+	for i, m := range c.members {
+		m.stop()
+		c.members[(i+1)%3].mustPut("k", fmt.Sprint("without ", i))
+		m.start(nil)
+		m.awaitReady()
+		m.wantGet("k", fmt.Sprint("without ", i))
+	}
+	c.wantEqual()
+	for _, m := range c.members {
+		m.stop()
+	}
+	for _, m := range c.members {
+		m.start(nil)
+	}
+	for _, m := range c.members {
+		m.awaitReady()
+		m.wantGet("k", "without 2")
+	}
+}
+
+// TestClusterSurvivesItsLeader: writes through the surviving members do not fail when the
+// leader stops, and none is applied twice.
+func TestClusterSurvivesItsLeader(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	for round := range 3 {
+		leader, _ := c.leader()
+		ctx, cancel := context.WithCancel(context.Background())
+		var wait sync.WaitGroup
+		for _, m := range c.members {
+			if m == leader {
+				continue
+			}
+			for w := range 4 {
+				wait.Go(func() {
+					for i := 0; ctx.Err() == nil; i++ {
+						key := fmt.Sprintf("%d/%d/%d/%d", round, m.i, w, i)
+						_, err := m.client.Put(context.Background(), key, key)
+						if err != nil {
+							t.Errorf("m%d: put %s: %v", m.i, key, err)
+							return
+						}
+					}
+				})
+			}
+		}
+		for _, m := range c.members { // writes are under way
+			if m != leader {
+				c.eventually("there are writes", func() bool {
+					resp, err := m.client.Get(ctx, fmt.Sprintf("%d/%d/", round, m.i), clientv3.WithPrefix(), clientv3.WithCountOnly())
+					return err == nil && resp.Count > 10
+				})
+			}
+		}
+		leader.stop()
+		var term uint64
+		c.eventually("another member leads", func() bool {
+			for _, m := range c.members {
+				if m.Node != nil && m.host.Raft.Leads() > 0 {
+					term = m.host.Raft.Leads()
+					return true
+				}
+			}
+			return false
+		})
+		_ = term
+		cancel()
+		wait.Wait()
+		leader.start(nil)
+		leader.awaitReady()
+		resp, err := leader.client.Get(context.Background(), fmt.Sprintf("%d/", round), clientv3.WithPrefix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kv := range resp.Kvs {
+			if kv.Version != 1 {
+				t.Errorf("%s was applied %d times", kv.Key, kv.Version)
+			}
+		}
+		c.wantEqual()
+	}
+}
+
+// TestClusterWithoutQuorum: without a quorum writes time out with etcd's error, and
+// serializable reads are served. When members return, writes are again accepted.
+func TestClusterWithoutQuorum(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	c.members[0].mustPut("k", "1")
+	c.wantEqual()
+	c.members[1].stop()
+	c.members[2].stop()
+	m := c.members[0]
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	if _, err := m.client.Put(ctx, "k", "2"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("put without a quorum: got %v, want %v", err, context.DeadlineExceeded)
+	}
+	resp, err := m.client.Get(context.Background(), "k", clientv3.WithSerializable())
+	if err != nil || len(resp.Kvs) != 1 {
+		t.Errorf("serializable read without a quorum: got %v, %v", resp, err)
+	}
+	c.members[1].start(nil)
+	c.eventually("writes are accepted", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err := m.client.Put(ctx, "k", "3")
+		return err == nil
+	})
+	c.members[1].wantGet("k", "3")
+}
+
+var _ = pb.AlarmType_NONE

@@ -1,0 +1,180 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"hash/fnv"
+	"net/http"
+	"strconv"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/version"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/leaseactor"
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/peerpb"
+	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
+	"github.com/troupe-db/troupe/raftactor/peer"
+)
+
+// errRemoved: the member was removed from the cluster.
+var errRemoved = errors.New("node: the member has been removed from the cluster")
+
+// startPeers starts the transport to the other members.
+func (n *Node) startPeers() (err error) {
+	n.reconfig = grpcgw.NewReconfig(grpcgw.ReconfigConfig{
+		Member: n, Peers: peers{n}, Metrics: n.metrics.gateway, Logger: n.cfg.Logger,
+		Strict: n.cfg.StrictReconfig, MaxLearners: n.cfg.MaxLearners, Timeout: n.cfg.requestTimeout(),
+		Client: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+	})
+	n.peers, err = peer.New(peer.Config{
+		ClusterID: n.id.ClusterID, ID: n.id.MemberID, DataID: n.id.DataID, Bootstrap: n.bootstrapDigest(),
+		ServerVersion: version.Version, Heartbeat: n.cfg.Heartbeat, Election: n.cfg.Election,
+		Receiver: n.host.Receiver(), ReceiveSnapshot: n.host.ReceiveSnapshot,
+		Register: func(r grpc.ServiceRegistrar) {
+			peerpb.RegisterLeasesServer(r, leaseactor.NewServer(n.host.Leases))
+		},
+		HTTP:  grpcgw.NewPeerHandler(grpcgw.PeerConfig{Member: n, Reconfig: n.reconfig, Logger: n.cfg.Logger}),
+		Spawn: n.edge.Spawn, Metrics: n.metrics.peers, Logger: n.cfg.Logger, Faults: n.cfg.Faults,
+	}, n.cfg.PeerListeners...)
+	if err != nil {
+		return err
+	}
+	n.host.Connect(n.peers)
+	return nil
+}
+
+func (n *Node) stopPeers() error {
+	n.peers.Stop()
+	return nil
+}
+
+// bootstrapDigest returns a digest of the members of a new cluster, on which they must agree;
+// 0 if this member does not create one.
+func (n *Node) bootstrapDigest() uint64 {
+	if n.cfg.Join || n.cfg.dir().Exists() {
+		return 0
+	}
+	h := fnv.New64a()
+	for _, m := range n.cfg.Members {
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+		if err != nil {
+			return 0 // New has refused it
+		}
+		h.Write(b)
+	}
+	return h.Sum64()
+}
+
+// leaseForwarder forwards the calls about leases to the leader.
+func (n *Node) leaseForwarder(uint64) (actors.Stage, error) {
+	return leaseactor.NewForwarder(leaseactor.ForwarderConfig{
+		Limit: n.cfg.Mailboxes.Lease, Election: n.cfg.Election, Self: n.id.MemberID,
+		Leader: func() (id, term uint64) { s := n.host.Raft.Status(); return s.Leader, s.Term },
+		Conn:   n.peers.Conn, Metrics: n.metrics.core.Lease, Faults: n.cfg.Faults,
+	}), nil
+}
+
+func (n *Node) forwarderBox() *actors.Mailbox {
+	if h := n.forwarder.Load(); h != nil {
+		return h.Mailbox()
+	}
+	return nil
+}
+
+// removedGrace is the time, in heartbeats, that a removed member has to tell the others that
+// it knows: a leader that was removed sends the commit of its removal.
+const removedGrace = 5
+
+// removed stops the member because it was removed from the cluster.
+func (n *Node) removed(reason string) {
+	if n.leaving.Swap(true) {
+		return
+	}
+	n.cfg.Logger.Error().Str("reason", reason).Msg("the member was removed from the cluster and stops")
+	time.AfterFunc(removedGrace*n.cfg.Heartbeat, func() { n.fail(errRemoved) })
+}
+
+// handOver transfers the leadership to another member before a stop. It does not take longer
+// than an election would.
+func (n *Node) handOver(ctx context.Context) {
+	if !n.host.Raft.Status().IsLeader || n.host.Raft.Alone() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.Election)
+	defer cancel()
+	to := n.successor(ctx)
+	if to == 0 {
+		return
+	}
+	code, err := n.host.Requests.TransferLeadership(ctx, to)
+	n.cfg.Logger.Info().Str("to", strconv.FormatUint(to, 16)).Stringer("result", code).AnErr("error", err).Msg("transferred leadership")
+}
+
+// successor returns the voter whose log is the longest of those that are connected; 0 if
+// there is none.
+func (n *Node) successor(ctx context.Context) (best uint64) {
+	progress, err := n.host.Requests.Progress(ctx)
+	if err != nil {
+		return 0
+	}
+	most := uint64(0)
+	for _, p := range progress {
+		if p.ID != n.id.MemberID && !p.IsLearner && n.peers.Connected(p.ID) && (best == 0 || p.Match > most) {
+			best, most = p.ID, p.Match
+		}
+	}
+	return best
+}
+
+// peers is the gateway's interface to the other members.
+type peers struct{ n *Node }
+
+var _ grpcgw.Peers = peers{}
+
+// ProposeMemberChange implements grpcgw.Peers.
+func (p peers) ProposeMemberChange(ctx context.Context, change *applymsg.MemberChange) (raftactor.Answer, error) {
+	return p.n.host.Requests.ProposeMemberChange(ctx, change)
+}
+
+// MoveLeader implements grpcgw.Peers.
+func (p peers) MoveLeader(ctx context.Context, target uint64) (raftmsg.Code, error) {
+	code, err := p.n.host.Requests.TransferLeadership(ctx, target)
+	if code == raftmsg.Code_NOT_LEADER {
+		code = raftmsg.Code_NO_LEADER
+	}
+	return code, err
+}
+
+// ActiveSince implements grpcgw.Peers.
+func (p peers) ActiveSince(id uint64) (since time.Time, ok bool) {
+	for _, s := range p.n.peers.Status() {
+		if s.ID == id {
+			return s.ActiveSince, !s.ActiveSince.IsZero()
+		}
+	}
+	return since, false
+}
+
+// matchTimeout bounds the wait for raft, which answers between two batches.
+const matchTimeout = time.Second
+
+// Match implements grpcgw.Peers.
+func (p peers) Match() map[uint64]uint64 {
+	ctx, cancel := context.WithTimeout(context.Background(), matchTimeout)
+	defer cancel()
+	progress, err := p.n.host.Requests.Progress(ctx)
+	if err != nil || progress == nil {
+		return nil
+	}
+	match := make(map[uint64]uint64, len(progress))
+	for _, s := range progress {
+		match[s.ID] = s.Match
+	}
+	return match
+}
