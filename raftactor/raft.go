@@ -1,7 +1,6 @@
 package raftactor
 
 import (
-	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -98,8 +97,8 @@ type Config struct {
 	// Removed reports whether a member was removed from the cluster: its votes and
 	// requests to vote are dropped. nil means that none was.
 	Removed func(id uint64) bool
-	// Random returns a random number in [0, n); nil means math/rand's.
-	Random func(n int64) int64
+	// Random returns a random number in [0, 1); nil means actors.Float64.
+	Random func() float64
 }
 
 // State is raft's status, for other goroutines. The raft actor writes it at the end of each
@@ -193,7 +192,7 @@ type Raft struct {
 
 	appliedTerm uint64        // as last sent to the proposer
 	transfer    *transferCall // in progress; nil for none
-	campaign    *time.Timer   // of a campaign after LeaderRefused; nil before the first
+	campaign    actors.Timer  // of a campaign after LeaderRefused; nil before the first
 	// The heads of the pending appends and applies since when publish has seen them; both
 	// count what was completed before.
 	appendsDone, appendsSeen uint64
@@ -252,7 +251,7 @@ func NewMailbox(proposals actors.Limit, faults *actors.Faults) *actors.Mailbox {
 // New returns the raft stage. IMPORTANT: call Connect before the stage starts.
 func New(cfg Config, box *actors.Mailbox) (*Raft, actors.Stage) {
 	if cfg.Random == nil {
-		cfg.Random = rand.Int64N
+		cfg.Random = actors.Float64
 	}
 	r := &Raft{cfg: cfg, box: box, proposals: make(map[uint64]proposal), appliedTerm: cfg.Replica.AppliedTerm()}
 	return r, actors.Stage{Name: actors.CoreRaft, Actor: r, Mailbox: box}
@@ -363,8 +362,8 @@ func (r *Raft) leaderRefused(m *raftmsg.LeaderRefused) {
 		r.campaign.Stop()
 	}
 	box, campaign := r.box, &raftmsg.Campaign{Term: s.Term}
-	delay := campaignDelayMin + time.Duration(r.cfg.Random(int64(campaignDelayMax-campaignDelayMin)))
-	r.campaign = time.AfterFunc(delay, func() {
+	delay := campaignDelayMin + time.Duration(r.cfg.Random()*float64(campaignDelayMax-campaignDelayMin))
+	r.campaign = actors.AfterFunc(delay, func() {
 		// If the mailbox is full, the election timeout does it.
 		_ = box.TryPost(raftPeers, campaign, actors.Cost{Requests: 1})
 	})
