@@ -58,13 +58,14 @@ func NewHolds() *Holds { return &Holds{holds: make(map[uint64]*Hold)} }
 
 // Hold stops reclaiming until it ends.
 type Hold struct {
-	of      *Holds
-	id      uint64
-	box     *actors.Mailbox // of the incarnation that it holds
-	since   int64           // as actors.Now
-	granted chan struct{}   // closed by grant
-	ended   chan struct{}   // closed by end, after err is set
-	err     error
+	of       *Holds
+	id       uint64
+	box      *actors.Mailbox // of the incarnation that it holds
+	since    int64           // as actors.Now
+	granted  bool            // set by grant; guarded by of.mu
+	answered chan struct{}   // closed by grant, or by end without one
+	ended    chan struct{}   // closed by end, after err is set
+	err      error
 }
 
 // Acquire stops reclaiming in an incarnation of the core, and returns when everything that
@@ -79,15 +80,14 @@ func (h *Holds) Acquire(ctx context.Context, core Core) (*Hold, error) {
 		hold.Release()
 		return nil, err
 	}
-	select {
-	case <-hold.granted:
-		return hold, nil
-	case <-hold.ended:
-		return nil, hold.err
-	case <-ctx.Done():
+	if err := actors.Wait(ctx, hold.answered); err != nil {
 		hold.Release()
-		return nil, ctx.Err()
+		return nil, err
 	}
+	if err := hold.Err(); err != nil {
+		return nil, err
+	}
+	return hold, nil
 }
 
 func (h *Holds) register(box *actors.Mailbox) (*Hold, error) {
@@ -102,7 +102,7 @@ func (h *Holds) register(box *actors.Mailbox) (*Hold, error) {
 	}
 	h.next++
 	hold := &Hold{of: h, id: h.next, box: box, since: actors.Now(),
-		granted: make(chan struct{}), ended: make(chan struct{})}
+		answered: make(chan struct{}), ended: make(chan struct{})}
 	h.holds[hold.id] = hold
 	return hold, nil
 }
@@ -133,6 +133,9 @@ func (h *Holds) end(hold *Hold, err error) {
 	delete(h.holds, hold.id)
 	hold.err = err
 	close(hold.ended)
+	if !hold.granted {
+		close(hold.answered)
+	}
 }
 
 // expire ends the holds that are too old. The caller holds mu.
@@ -164,7 +167,8 @@ func (h *Holds) grant(id uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if hold, ok := h.holds[id]; ok {
-		close(hold.granted)
+		hold.granted = true
+		close(hold.answered)
 	}
 }
 
