@@ -52,6 +52,7 @@ func (h *Host) boot(uint64) (_ *actors.Incarnation, err error) {
 	}
 	opened, err := mvccactor.Open(mvccactor.OpenConfig{
 		Backend:     store,
+		Installed:   h.installed.Swap(false),
 		OpenBackend: h.cfg.Storage.OpenStore,
 		Check:       func(d *mvccmsg.Durable) error { return h.checkTogether(log, rec, d) },
 		CacheBytes:  h.cfg.CacheBytes,
@@ -227,7 +228,7 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 		Replica: rep, Heartbeat: h.cfg.Heartbeat,
 		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: h.cfg.Network,
 		State: h.Raft, Timeline: h.Timeline, Metrics: h.cfg.Metrics.Raft, Faults: faults,
-		Removed: h.isRemoved, Random: func(n int64) int64 { return int64(h.cfg.Rand() % uint64(n)) },
+		Removed: h.isRemoved,
 	}, raftBox)
 	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
 		Limit: limits.Proposer, Raft: raftBox, State: h.Raft,

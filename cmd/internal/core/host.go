@@ -60,6 +60,7 @@ type Host struct {
 	stores    *snapshot.Stores
 	transfers transfers
 	received  atomic.Pointer[snapshot.Received] // a snapshot to install at the next reboot
+	installed atomic.Bool                       // the next boot opens an installed store
 	removed   atomic.Pointer[[]uint64]          // ids of removed members
 	sequence  atomic.Uint64                     // the last unique id that was assigned
 	current   atomic.Pointer[Handles]

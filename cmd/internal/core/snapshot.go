@@ -288,6 +288,7 @@ func (h *Host) install(log *wal.Log) error {
 		return err
 	}
 	h.cfg.Logger.Info().Uint64("index", got.Index).Msg("installed a snapshot")
+	h.installed.Store(true)
 	return h.stores.Switch(got.Index)
 }
 

@@ -28,7 +28,7 @@ type testCluster struct {
 }
 
 type clusterMember struct {
-	*Node // nil while it is stopped
+	*Node   // nil while it is stopped
 	c       *testCluster
 	i       int
 	id      uint64

@@ -172,7 +172,7 @@ func (p peers) Match() map[uint64]uint64 {
 	if err != nil || progress == nil {
 		return nil
 	}
-	match := make(map[uint64]uint64, len(progress))
+	match := map[uint64]uint64{p.n.id.MemberID: p.n.host.Raft.Status().Committed} // at least
 	for _, s := range progress {
 		match[s.ID] = s.Match
 	}
