@@ -2,6 +2,7 @@ package applyactor
 
 import (
 	"context"
+	"slices"
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/rs/zerolog"
@@ -34,15 +35,15 @@ type Config struct {
 
 // Actor is the apply actor.
 type Actor struct {
-	cfg    Config
-	alarms []*applymsg.Alarm // active as of the last entry; never changed in place
-	ctx    context.Context   // cancelled when the stage is stopped
-	cancel context.CancelFunc
+	cfg     Config
+	cluster *mvccmsg.Cluster // as of the last entry; never changed in place
+	ctx     context.Context  // cancelled when the stage is stopped
+	cancel  context.CancelFunc
 }
 
 // New returns the stage.
 func New(cfg Config) actors.Stage {
-	a := &Actor{cfg: cfg, alarms: cfg.State.Alarms()}
+	a := &Actor{cfg: cfg, cluster: cfg.State.Cluster()}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return actors.Stage{
 		Name:  actors.CoreApply,
@@ -90,6 +91,8 @@ func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 	}
 	if ops.Cluster != nil {
 		a.logAlarms(ops.Cluster.Alarms)
+		a.logMembers(ops.Cluster.Members)
+		a.cluster = ops.Cluster
 		if a.cfg.MembersChanged != nil {
 			a.cfg.MembersChanged(ops.Cluster)
 		}
@@ -107,7 +110,37 @@ func (a *Actor) logAlarms(now []*applymsg.Alarm) {
 			}
 		}
 	}
-	write("alarm raised", now, a.alarms)
-	write("alarm disarmed", a.alarms, now)
-	a.alarms = now
+	write("alarm raised", now, a.cluster.Alarms)
+	write("alarm disarmed", a.cluster.Alarms, now)
+}
+
+// logMembers logs each member that an entry added, removed, promoted or gave other peer URLs,
+// with etcd's texts.
+func (a *Actor) logMembers(now []*applymsg.Member) {
+	before := a.cluster.Members
+	write := func(m *applymsg.Member, text string) {
+		a.cfg.Logger.Info().Str("member-id", hexID(m.Id)).Strs("peer-urls", m.PeerUrls).Bool("is-learner", m.IsLearner).Msg(text)
+	}
+	for _, m := range now {
+		switch old := findMember(before, m.Id); {
+		case old == nil:
+			write(m, "added member")
+		case old.IsLearner && !m.IsLearner:
+			write(m, "promote member")
+		case !slices.Equal(old.PeerUrls, m.PeerUrls):
+			write(m, "updated member")
+		}
+	}
+	for _, m := range before {
+		if findMember(now, m.Id) == nil {
+			write(m, "removed member")
+		}
+	}
+}
+
+func findMember(members []*applymsg.Member, id uint64) *applymsg.Member {
+	if i := slices.IndexFunc(members, func(m *applymsg.Member) bool { return m.Id == id }); i >= 0 {
+		return members[i]
+	}
+	return nil
 }

@@ -165,6 +165,47 @@ func TestAlarmsAreLogged(t *testing.T) {
 	})
 }
 
+// TestMembersAreLogged: each change of a member writes one line.
+func TestMembersAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := actorstest.NewSystem(t)
+		r := newRig(t, sys, actorstest.NewProbe(t, sys, actors.CoreMVCC).Mailbox)
+		line := func(text, url string, learner bool) string {
+			return fmt.Sprintf(`{"level":"info","member-id":"ab","peer-urls":["%s"],"is-learner":%t,"message":"%s"}`+"\n", url, learner, text)
+		}
+		for i, step := range []struct {
+			typ  raftpb.ConfChangeType
+			id   uint64
+			url  string
+			want string
+		}{
+			{raftpb.ConfChangeAddNode, 0x1, "t", strings.Replace(line("added member", "t", false), `"ab"`, `"1"`, 1)},
+			{raftpb.ConfChangeAddLearnerNode, 0xab, "u", line("added member", "u", true)},
+			{raftpb.ConfChangeUpdateNode, 0xab, "v", line("updated member", "v", true)},
+			{raftpb.ConfChangeUpdateNode, 0xab, "v", ""},
+			{raftpb.ConfChangeAddNode, 0xab, "v", line("promote member", "v", false)},
+			{raftpb.ConfChangeAddNode, 0xcd, "w", strings.Replace(line("added member", "w", false), `"ab"`, `"cd"`, 1)},
+			{raftpb.ConfChangeRemoveNode, 0xab, "", line("removed member", "v", false)},
+		} {
+			context, err := proto.Marshal(&applymsg.Member{PeerUrls: []string{step.url}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := proto.Marshal(&raftpb.ConfChange{Type: step.typ.Enum(), NodeId: new(step.id), Context: context})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.index++
+			r.post(&raftpb.Entry{Index: new(r.index), Term: new(uint64(1)), Type: raftpb.EntryConfChange.Enum(), Data: data})
+			synctest.Wait()
+			if got := r.log.String(); got != step.want {
+				t.Errorf("step %d: logged %q, want %q", i, got, step.want)
+			}
+			r.log.Reset()
+		}
+	})
+}
+
 // TestHoldsBack: while mvccactor's mailbox is full, the actor waits and loses nothing;
 // when the core stops, the wait ends.
 func TestHoldsBack(t *testing.T) {

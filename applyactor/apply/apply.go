@@ -34,7 +34,10 @@ import (
 // was corrupted before it was committed. The member must stop.
 var ErrEntry = errors.New("apply: entry cannot be decoded")
 
-var errUnknown = errors.New("unknown kind of request")
+var (
+	errUnknown    = errors.New("unknown kind of request")
+	errTransition = errors.New("unknown transition between configurations")
+)
 
 // State is the replicated state beside the keyspace. It is not safe for concurrent use.
 type State struct {
@@ -55,8 +58,9 @@ func NewState(index uint64, conf *raftpb.ConfState, cluster *mvccmsg.Cluster) *S
 	return &State{index: index, conf: conf, cluster: cluster}
 }
 
-// Alarms returns the active alarms. Read only.
-func (s *State) Alarms() []*applymsg.Alarm { return s.cluster.Alarms }
+// Cluster returns the members, alarms and version of the cluster. It is never changed: a
+// change replaces it.
+func (s *State) Cluster() *mvccmsg.Cluster { return s.cluster }
 
 // Apply decodes an entry and returns the operations for the keyspace. It panics if the
 // entry does not follow the last one. Error: ErrEntry.
@@ -255,6 +259,9 @@ func decodeConfChange(e *raftpb.Entry) (cc *raftpb.ConfChangeV2, context []byte,
 	cc = new(raftpb.ConfChangeV2)
 	if err := proto.Unmarshal(e.Data, cc); err != nil {
 		return nil, nil, err
+	}
+	if _, known := raftpb.ConfChangeTransition_name[int32(cc.GetTransition())]; !known {
+		return nil, nil, errTransition // raft would panic
 	}
 	return cc, cc.Context, nil
 }

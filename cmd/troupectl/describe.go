@@ -93,15 +93,24 @@ func describeEntry(r *wal.Record, values bool) (string, error) {
 }
 
 func describeChange(c *raftpb.ConfChangeV2, context []byte) (string, error) {
-	m := new(applymsg.Member)
-	if err := proto.Unmarshal(context, m); err != nil {
+	change := new(applymsg.MemberChange)
+	if err := proto.Unmarshal(context, change); err != nil {
 		return "", err
 	}
 	var parts []string
+	m := change.Member
+	if change.BatchId == 0 { // one of those with which a cluster begins
+		m = new(applymsg.Member)
+		if err := proto.Unmarshal(context, m); err != nil {
+			return "", err
+		}
+	} else {
+		parts = append(parts, fmt.Sprintf("id=%x %s", change.BatchId, change.Kind))
+	}
 	for _, s := range c.Changes {
 		parts = append(parts, fmt.Sprintf("%s=%x", s.GetType(), s.GetNodeId()))
 	}
-	if len(m.PeerUrls) > 0 {
+	if len(m.GetPeerUrls()) > 0 {
 		parts = append(parts, "peer-urls="+strings.Join(m.PeerUrls, ","))
 	}
 	return strings.Join(parts, " "), nil
@@ -125,6 +134,8 @@ func describeRequest(req *applymsg.Request, values bool) string {
 		return fmt.Sprintf("MemberAttributes member=%x name=%q client-urls=%s", a.GetMemberId(), a.GetName(), strings.Join(a.GetClientUrls(), ","))
 	case *applymsg.Request_DiskAlarm:
 		return fmt.Sprintf("DiskAlarm member=%x raised=%t", op.DiskAlarm.GetMemberId(), op.DiskAlarm.GetRaised())
+	case *applymsg.Request_ClusterVersion:
+		return fmt.Sprintf("ClusterVersion %d.%d", op.ClusterVersion.GetMajor(), op.ClusterVersion.GetMinor())
 	case *applymsg.Request_LeaseGrant:
 		return fmt.Sprintf("LeaseGrant id=%x ttl=%d", op.LeaseGrant.GetID(), op.LeaseGrant.GetTTL())
 	case *applymsg.Request_LeaseRevoke:

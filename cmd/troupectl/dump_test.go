@@ -151,6 +151,8 @@ func TestDescribe(t *testing.T) {
 			`DiskAlarm member=ab raised=true`},
 		{&applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{MemberId: 1, Name: "n", ClientUrls: []string{"http://a", "http://b"}}}},
 			`MemberAttributes member=1 name="n" client-urls=http://a,http://b`},
+		{&applymsg.Request{Op: &applymsg.Request_ClusterVersion{ClusterVersion: &applymsg.Version{Major: 3, Minor: 7}}},
+			`ClusterVersion 3.7`},
 		{&applymsg.Request{Op: &applymsg.Request_LeaseGrant{LeaseGrant: &pb.LeaseGrantRequest{ID: 0xab, TTL: 60}}},
 			`LeaseGrant id=ab ttl=60`},
 		{&applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{0xab}}}},
@@ -174,5 +176,24 @@ func TestDescribe(t *testing.T) {
 	got := describeRecord(&wal.Record{Kind: wal.KindEntry, Index: 4, Term: 2, EntryType: raftpb.EntryConfChangeV2, Data: data}, false)
 	if want := "entry term=2 index=4 type=confchange2 ConfChangeRemoveNode=ab"; got != want {
 		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// TestDescribeMemberChange: a change that a member proposed, and one with which a cluster
+// begins.
+func TestDescribeMemberChange(t *testing.T) {
+	m := &applymsg.Member{Id: 0xab, PeerUrls: []string{"http://a", "http://b"}}
+	cc := (&raftpb.ConfChange{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(uint64(0xab))}).AsV2()
+	for want, context := range map[string]proto.Message{
+		"ConfChangeAddLearnerNode=ab peer-urls=http://a,http://b":                          m,
+		"id=cd MEMBER_ADD_LEARNER ConfChangeAddLearnerNode=ab peer-urls=http://a,http://b": &applymsg.MemberChange{BatchId: 0xcd, Kind: applymsg.MemberChangeKind_MEMBER_ADD_LEARNER, Member: m},
+	} {
+		data, err := proto.Marshal(context)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := describeChange(cc, data); err != nil || got != want {
+			t.Errorf("got %q and error %v, want %q", got, err, want)
+		}
 	}
 }
