@@ -102,8 +102,12 @@ func New(cfg Config) (*Node, error) {
 
 func (n *Node) coreConfig(id core.Identity) core.Config {
 	cfg := &n.cfg
+	members := cfg.Members
+	if cfg.Join {
+		members = nil // the cluster exists, and the member gets its log from the leader
+	}
 	return core.Config{
-		Dir: cfg.dir(), Identity: id, Members: cfg.Members, Storage: cfg.Storage,
+		Dir: cfg.dir(), Identity: id, Members: members, Storage: cfg.Storage,
 		Heartbeat: cfg.Heartbeat, Election: cfg.Election, PreVote: cfg.PreVote,
 		Mailboxes: cfg.Mailboxes.Mailboxes, CacheBytes: cfg.CacheBytes,
 		RequestTimeout: cfg.requestTimeout(), MinLeaseTTL: cfg.minLeaseTTL(),
