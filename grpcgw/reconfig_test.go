@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -97,16 +98,24 @@ func (p *fakePeers) ProposeMemberChange(_ context.Context, change *applymsg.Memb
 }
 
 func (p *fakePeers) MoveLeader(_ context.Context, target uint64) (raftmsg.Code, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.moved = append(p.moved, target)
 	return p.code, p.err
 }
 
 func (p *fakePeers) ActiveSince(id uint64) (time.Time, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	since, ok := p.active[id]
 	return since, ok
 }
 
-func (p *fakePeers) Match() map[uint64]uint64 { return p.match }
+func (p *fakePeers) Match() map[uint64]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.match)
+}
 
 func (p *fakePeers) reconfig(strict bool) *Reconfig {
 	return NewReconfig(ReconfigConfig{Member: p, Peers: p, Strict: strict, MaxLearners: 1, Timeout: time.Minute, Client: http.DefaultClient})
@@ -396,7 +405,6 @@ func TestPeerHandler(t *testing.T) {
 	check("POST", "/members/promote/77", 404, "membership: ID not found\n")
 	check("POST", "/members/promote/10276657743932975437", 412, "membership: can only promote a learner member\n")
 	check("POST", "/members/promote/5", 412, "etcdserver: can only promote a learner member which is in sync with leader\n")
-	p.match[5] = 100
 	check("GET", "/version", 200, `{"etcdserver":"3.7.3","etcdcluster":"not_decided","storage":"3.7.0"}`)
 	p.set(func() { p.match = nil })
 	check("POST", "/members/promote/5", 500, `{"message":"Internal Server Error"}`)
