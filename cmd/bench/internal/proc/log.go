@@ -35,6 +35,14 @@ func (l *logTail) expect(needle string) <-chan struct{} {
 	return l.found
 }
 
+// clear removes the kept lines.
+func (l *logTail) clear() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.lines)
+	l.partial = l.partial[:0]
+}
+
 // Write never fails.
 func (l *logTail) Write(p []byte) (int, error) {
 	l.mu.Lock()

@@ -1,9 +1,10 @@
 // Package proc runs a server with etcd's flags as a child process on loopback: it
-// finds free ports, creates a data folder, waits until the server is ready, stops or
-// kills it, restarts it on the same data, and reads its resource usage.
+// finds free ports, creates a data folder, waits until the server is ready, stops,
+// pauses or kills it, restarts it on the same data, and reads its resource usage.
 package proc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ import (
 
 // Sentinel errors of Start, Restart and Terminate.
 var (
+	// ErrAddressInUse means that another process listens on one of the server's ports.
+	ErrAddressInUse = errors.New("proc: the server's port is in use")
 	// ErrExited means that the process ended before it was ready.
 	ErrExited = errors.New("proc: the server exited before it was ready")
 	// ErrNotReady means that the ready line was not printed in time.
@@ -47,6 +50,15 @@ type Config struct {
 	Args    []string // flags, which take precedence over those that proc sets
 	Name    string   // the member's name
 	Dir     string   // parent of the data folder; empty means the system's temporary folder
+
+	// Of a member of a cluster.
+
+	Client, Peer   string // ports to listen on, as host:port; if empty, free ones are chosen
+	AdvertisedPeer string // the address at which other members reach the peer port; empty means Peer
+	InitialCluster string // all members as name=URL, separated by commas; empty means this one alone
+	Join           bool   // join a cluster that exists
+	// Started, if set, is called with the id of each new process, before it is ready.
+	Started func(pid int)
 }
 
 // Server is a child process and its data folder, which is kept over restarts.
@@ -63,7 +75,9 @@ type Server struct {
 }
 
 // Start runs the server on free ports with a fresh data folder and returns once it is
-// ready. IMPORTANT: the caller must close the server.
+// ready, which a member of a cluster is only when there is a leader. If the ports are
+// given and in use, the error is ErrAddressInUse. IMPORTANT: the caller must close the
+// server.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	root, err := os.MkdirTemp(cfg.Dir, "bench-"+cfg.Name+"-")
 	if err != nil {
@@ -71,15 +85,18 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	var last error
 	for range portAttempts {
-		s := &Server{cfg: cfg, root: root, log: newLogTail()}
-		if s.client, s.peer, err = freePorts(); err != nil {
-			last = err
-			break
+		s := &Server{cfg: cfg, root: root, log: newLogTail(), client: cfg.Client, peer: cfg.Peer}
+		chosen := cfg.Client == "" || cfg.Peer == ""
+		if chosen {
+			if s.client, s.peer, err = freePorts(); err != nil {
+				last = err
+				break
+			}
 		}
 		if last = s.launch(ctx); last == nil {
 			return s, nil
 		}
-		if !strings.Contains(s.log.String(), "address already in use") {
+		if !chosen || !errors.Is(last, ErrAddressInUse) {
 			break
 		}
 		if err := os.RemoveAll(s.DataDir()); err != nil {
@@ -116,6 +133,9 @@ func (s *Server) launch(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("proc: start %s: %w", s.cfg.Name, err)
 	}
+	if s.cfg.Started != nil {
+		s.cfg.Started(cmd.Process.Pid)
+	}
 	exited := make(chan struct{})
 	go func() {
 		_ = cmd.Wait() // the exit status is read from cmd.ProcessState
@@ -131,6 +151,9 @@ func (s *Server) launch(ctx context.Context) error {
 		return nil
 	case <-exited:
 		err = ErrExited
+		if strings.Contains(s.log.String(), "address already in use") {
+			err = ErrAddressInUse
+		}
 	case <-timeout.C:
 		err = ErrNotReady
 	case <-ctx.Done():
@@ -141,6 +164,7 @@ func (s *Server) launch(ctx context.Context) error {
 }
 
 func (s *Server) arguments() []string {
+	advertised := "http://" + cmp.Or(s.cfg.AdvertisedPeer, s.peer)
 	args := append([]string{}, s.cfg.Command...)
 	args = append(args,
 		"--name", s.cfg.Name,
@@ -148,9 +172,12 @@ func (s *Server) arguments() []string {
 		"--listen-client-urls", s.ClientURL(),
 		"--advertise-client-urls", s.ClientURL(),
 		"--listen-peer-urls", s.PeerURL(),
-		"--initial-advertise-peer-urls", s.PeerURL(),
-		"--initial-cluster", s.cfg.Name+"="+s.PeerURL(),
+		"--initial-advertise-peer-urls", advertised,
+		"--initial-cluster", cmp.Or(s.cfg.InitialCluster, s.cfg.Name+"="+advertised),
 	)
+	if s.cfg.Join {
+		args = append(args, "--initial-cluster-state", "existing")
+	}
 	return append(args, s.cfg.Args...)
 }
 
@@ -186,6 +213,19 @@ func (s *Server) Kill() {
 	<-s.exited
 }
 
+// Pause stops the process by SIGSTOP until Resume.
+func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
+
+// Resume lets a paused process continue.
+func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig syscall.Signal) error {
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("proc: %s to %s: %w", sig, s.cfg.Name, err)
+	}
+	return nil
+}
+
 // Terminate sends SIGTERM to the process and waits for it. It returns ErrStuck if it
 // had to kill the process, and an error if the process ended neither with status 0 nor
 // by SIGTERM.
@@ -214,8 +254,28 @@ func (s *Server) Terminate(ctx context.Context) error {
 	return nil
 }
 
-// Restart starts a stopped server again, on the same ports and data.
-func (s *Server) Restart(ctx context.Context) error { return s.launch(ctx) }
+// restartPause is the time between two attempts of Restart.
+const restartPause = 200 * time.Millisecond
+
+// Restart starts a stopped server again, on the same ports and data. If a port is in use
+// it tries a few times, because a connection of another process may have had it as its
+// own port for a moment.
+func (s *Server) Restart(ctx context.Context) error {
+	var last error
+	for range portAttempts {
+		// The log of the previous start must not be taken for this one's.
+		s.log.clear()
+		if last = s.launch(ctx); !errors.Is(last, ErrAddressInUse) {
+			return last
+		}
+		select {
+		case <-time.After(restartPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return last
+}
 
 // Close kills the process if it still runs and removes its data.
 func (s *Server) Close() error {
