@@ -45,6 +45,7 @@ var groups = []group{
 		{"fanout", "measure the effect of watchers that stop reading", runFanout},
 		{"replay", "measure a watch over a long history", runReplay},
 		{"lease-storm", "measure a second in which very many leases expire", runLeaseStorm},
+		{"failover", "measure the time without writes when the leader fails", runFailover},
 	}},
 }
 

@@ -1,0 +1,163 @@
+package failover
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
+	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
+)
+
+func TestGaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gaps
+		ack := func(after time.Duration) {
+			sent := time.Now()
+			time.Sleep(after)
+			g.ack(sent)
+		}
+		ack(0)
+		ack(time.Second)
+		time.Sleep(30 * time.Millisecond)
+		g.begin()
+		ack(10 * time.Millisecond) // the gap that was open at begin counts in full
+		ack(20 * time.Millisecond)
+		if got, want := g.longest(), 40*time.Millisecond; got != want {
+			t.Errorf("got a gap of %v, want %v", got, want)
+		}
+		time.Sleep(50 * time.Millisecond)
+		if got, want := g.longest(), 50*time.Millisecond; got != want {
+			t.Errorf("got a gap of %v, want the open one of %v", got, want)
+		}
+	})
+}
+
+// Only an acknowledgement of a write that was sent after the fault shows that the cluster
+// works again.
+func TestAwaitAck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gaps
+		before := time.Now()
+		time.Sleep(time.Second)
+		g.begin()
+		done := make(chan error, 1)
+		go func() { done <- g.awaitAck(t.Context()) }()
+		g.ack(before)
+		synctest.Wait()
+		if len(done) != 0 {
+			t.Error("a write that was sent before the fault counted")
+		}
+		time.Sleep(time.Second)
+		g.ack(time.Now())
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := g.awaitAck(t.Context()); err == nil {
+			t.Error("got no error without acknowledgements, want one")
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	o := &writer{prefix: "w", acked: []bool{true, true, true, true, false, false}}
+	right := stored{version: 1, right: true}
+	store := map[string]stored{
+		string(o.key(0)): right,
+		string(o.key(1)): {version: 2, right: true},
+		string(o.key(2)): {version: 1},
+		// Write 3 was acknowledged and is lost. Write 4 was not and is there; 5 neither.
+		string(o.key(4)): right,
+		"other":          right,
+	}
+	var got Check
+	o.check(store, &got)
+	if want := (Check{Acknowledged: 4, Lost: 1, Twice: 1, Wrong: 1}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if len(store) != 1 {
+		t.Errorf("got %d keys of no writer, want 1", len(store))
+	}
+}
+
+func TestErrors(t *testing.T) {
+	var e, none Errors
+	e.Merge(none)
+	e.Add(status.Error(codes.Unavailable, "dial tcp 127.0.0.1:1234: refused"))
+	e.Add(status.Error(codes.Unavailable, "dial tcp 127.0.0.1:5678: refused"))
+	e.Add(errors.New("other"))
+	if got, want := e.String(), "2 × Unavailable: dial tcp ADDRESS refused; 1 × Unknown: other"; got != want || e.Count() != 3 {
+		t.Errorf("got %q of %d, want %q of 3", got, e.Count(), want)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	const ms = time.Millisecond
+	good := Check{Acknowledged: 5}
+	gaps := func(all ...time.Duration) []Round {
+		var rounds []Round
+		for _, g := range all {
+			rounds = append(rounds, Round{Gap: g, Writes: good})
+		}
+		return rounds
+	}
+	for name, c := range map[string]struct {
+		kind   Kind
+		rounds []Round
+		want   string // the beginning of the only failure; empty for none
+	}{
+		"sigterm":         {Terminated, gaps(30*ms, 20*ms, 200*ms), ""},
+		"sigterm median":  {Terminated, gaps(31*ms, 31*ms, 31*ms), "troupe: median gap"},
+		"sigterm max":     {Terminated, gaps(1*ms, 1*ms, 201*ms), "troupe: no gap above 200ms"},
+		"sigkill":         {Killed, gaps(400*ms, 400*ms, 9000*ms), ""},
+		"sigkill median":  {Killed, gaps(401 * ms), "troupe: median gap"},
+		"partition":       {Partitioned, gaps(2000 * ms), ""},
+		"partition max":   {Partitioned, gaps(1*ms, 2001*ms), "troupe: no gap above 2s"},
+		"failed":          {Killed, []Round{{Writes: good, Failed: Errors{"x": 1}}}, "troupe: no write through a surviving"},
+		"on the leader":   {Killed, []Round{{Writes: good, OnLeader: 7}}, ""},
+		"lost":            {Killed, []Round{{Writes: Check{Acknowledged: 1, Lost: 1}}}, "troupe: no acknowledged write"},
+		"nothing written": {Killed, []Round{{}}, "troupe: no acknowledged write"},
+		"twice":           {Killed, []Round{{Writes: Check{Acknowledged: 1, Twice: 1}}}, "troupe: no write is applied twice"},
+		"wrong":           {Killed, []Round{{Writes: Check{Acknowledged: 1, Wrong: 1}}}, "troupe: every key"},
+	} {
+		cfg := Config{Kind: c.kind, Servers: []servers.Server{{Name: "etcd"}, {Name: "troupe"}}}
+		failed := benchtest.Failed(judge(cfg, [][]Round{gaps(time.Hour), c.rounds}))
+		if c.want == "" && len(failed) == 0 {
+			continue
+		}
+		if len(failed) != 1 || c.want == "" || !strings.HasPrefix(failed[0], c.want) {
+			t.Errorf("%s: got failures %q, want %q", name, failed, c.want)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	if (Config{Kind: "flood", Servers: make([]servers.Server, 1), Rounds: 1, Members: 3, Writers: 1}).validate() == nil {
+		t.Error("an unknown kind was accepted")
+	}
+	if (Config{Kind: Killed, Servers: make([]servers.Server, 1), Rounds: 1, Members: 2, Writers: 1}).validate() == nil {
+		t.Error("two members were accepted: without one of them there is no leader")
+	}
+}
+
+// A short form with etcd, whose leader is cut off.
+func TestSmall(t *testing.T) {
+	var table strings.Builder
+	rounds, err := run(t.Context(), Config{
+		Servers: []servers.Server{{Name: "etcd", Binary: benchtest.Program(t, tools.Etcd)}}, Kind: Partitioned, Rounds: 1, Members: 3, Writers: 1,
+		Args: []string{"--unsafe-no-fsync", "--heartbeat-interval=20", "--election-timeout=200"}, Dir: t.TempDir(), Out: &table,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rounds[0][0]
+	if r.Gap < 100*time.Millisecond || r.Elected < 100*time.Millisecond || r.Writes.Acknowledged == 0 || r.Writes.Lost+r.Writes.Twice+r.Writes.Wrong != 0 {
+		t.Errorf("got %+v, want a gap of about an election timeout, and all writes once\n%s", r, table.String())
+	}
+}
