@@ -12,6 +12,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
+	"github.com/troupe-db/troupe/cmd/bench/measure/ledger"
 )
 
 // Kind is what happens to the leader.
@@ -55,17 +56,9 @@ type Round struct {
 	Gap      time.Duration // the longest time without an acknowledged write since the fault
 	Elected  time.Duration // from the fault until all surviving members report another leader
 	Returned time.Duration // from the restart, or the restored links, until the member has caught up
-	Writes   Check
+	Writes   ledger.Balance
 	Failed   Errors // of writers on surviving members
 	OnLeader int    // failed writes on the old leader
-}
-
-// Check is what became of the writes of one round.
-type Check struct {
-	Acknowledged int
-	Lost         int // acknowledged writes that are not in the store
-	Twice        int // writes that were applied more than once
-	Wrong        int // keys with another value than the one written, or that nobody wrote
 }
 
 // Run measures all servers and returns the verdicts.
@@ -136,7 +129,7 @@ func round(ctx context.Context, cfg Config, c *cluster.Cluster, n int) (Round, e
 		}
 	}
 	// Any member has all writes; ask the one that missed some.
-	r.Writes, err = load.check(ctx, c.Members[leader].Conn)
+	r.Writes, err = load.compare(ctx, c.Members[leader].Conn)
 	return r, err
 }
 

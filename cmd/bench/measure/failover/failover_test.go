@@ -13,6 +13,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
+	"github.com/troupe-db/troupe/cmd/bench/measure/ledger"
 )
 
 func TestGaps(t *testing.T) {
@@ -65,27 +66,6 @@ func TestAwaitAck(t *testing.T) {
 	})
 }
 
-func TestCheck(t *testing.T) {
-	o := &writer{prefix: "w", acked: []bool{true, true, true, true, false, false}}
-	right := stored{version: 1, right: true}
-	store := map[string]stored{
-		string(o.key(0)): right,
-		string(o.key(1)): {version: 2, right: true},
-		string(o.key(2)): {version: 1},
-		// Write 3 was acknowledged and is lost. Write 4 was not and is there; 5 neither.
-		string(o.key(4)): right,
-		"other":          right,
-	}
-	var got Check
-	o.check(store, &got)
-	if want := (Check{Acknowledged: 4, Lost: 1, Twice: 1, Wrong: 1}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-	if len(store) != 1 {
-		t.Errorf("got %d keys of no writer, want 1", len(store))
-	}
-}
-
 func TestErrors(t *testing.T) {
 	var e, none Errors
 	e.Merge(none)
@@ -99,7 +79,7 @@ func TestErrors(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	const ms = time.Millisecond
-	good := Check{Acknowledged: 5}
+	good := ledger.Balance{Acknowledged: 5}
 	gaps := func(all ...time.Duration) []Round {
 		var rounds []Round
 		for _, g := range all {
@@ -121,10 +101,10 @@ func TestJudge(t *testing.T) {
 		"partition max":   {Partitioned, gaps(1*ms, 2001*ms), "troupe: no gap above 2s"},
 		"failed":          {Killed, []Round{{Writes: good, Failed: Errors{"x": 1}}}, "troupe: no write through a surviving"},
 		"on the leader":   {Killed, []Round{{Writes: good, OnLeader: 7}}, ""},
-		"lost":            {Killed, []Round{{Writes: Check{Acknowledged: 1, Lost: 1}}}, "troupe: no acknowledged write"},
+		"lost":            {Killed, []Round{{Writes: ledger.Balance{Acknowledged: 1, Lost: 1}}}, "troupe: no acknowledged write"},
 		"nothing written": {Killed, []Round{{}}, "troupe: no acknowledged write"},
-		"twice":           {Killed, []Round{{Writes: Check{Acknowledged: 1, Twice: 1}}}, "troupe: no write is applied twice"},
-		"wrong":           {Killed, []Round{{Writes: Check{Acknowledged: 1, Wrong: 1}}}, "troupe: every key"},
+		"twice":           {Killed, []Round{{Writes: ledger.Balance{Acknowledged: 1, Twice: 1}}}, "troupe: no write is applied twice"},
+		"wrong":           {Killed, []Round{{Writes: ledger.Balance{Acknowledged: 1, Wrong: 1}}}, "troupe: every key"},
 	} {
 		cfg := Config{Kind: c.kind, Servers: []servers.Server{{Name: "etcd"}, {Name: "troupe"}}}
 		failed := benchtest.Failed(judge(cfg, [][]Round{gaps(time.Hour), c.rounds}))

@@ -7,6 +7,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
+	"github.com/troupe-db/troupe/cmd/bench/measure/ledger"
 )
 
 // bound is the limits of the gap between acknowledged writes; 0 for no limit.
@@ -24,7 +25,7 @@ var bounds = map[Kind]bound{
 // summary is all rounds of one server.
 type summary struct {
 	gaps, elected, returned stats.Summary // in ms
-	writes                  Check
+	writes                  ledger.Balance
 	failed                  Errors
 	onLeader                int
 }
@@ -36,10 +37,7 @@ func summarise(rounds []Round) summary {
 		gaps = append(gaps, stats.Milliseconds(r.Gap))
 		elected = append(elected, stats.Milliseconds(r.Elected))
 		returned = append(returned, stats.Milliseconds(r.Returned))
-		s.writes.Acknowledged += r.Writes.Acknowledged
-		s.writes.Lost += r.Writes.Lost
-		s.writes.Twice += r.Writes.Twice
-		s.writes.Wrong += r.Writes.Wrong
+		s.writes.Add(r.Writes)
 		s.failed.Merge(r.Failed)
 		s.onLeader += r.OnLeader
 	}

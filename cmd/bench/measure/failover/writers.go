@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
+	"github.com/troupe-db/troupe/cmd/bench/measure/ledger"
 )
 
 const (
@@ -30,14 +31,10 @@ const (
 	// probesMax bounds the probes of a member that are in flight: more than are sent in
 	// writeTimeout at probeEvery.
 	probesMax = 4000
-	// valueBytes is the size of a value.
-	valueBytes = 256
 	// writesMax bounds the writes of one writer in a round: a minute at 2000/s.
 	writesMax = 120_000
 	// ackTimeout is how long the cluster may take to acknowledge a write after a fault.
 	ackTimeout = time.Minute
-	// pageKeys is the number of keys that the check reads at a time.
-	pageKeys = 5000
 )
 
 // Errors counts failed writes by code and text.
@@ -164,13 +161,12 @@ type writers struct {
 
 // writer is one client.
 type writer struct {
-	prefix string
+	record *ledger.Writer
 	kv     pb.KVClient
 	load   *writers
 	first  chan struct{} // closed after the first acknowledged write
 
 	mu     sync.Mutex // guards the rest
-	acked  []bool     // by number: whether the write was acknowledged
 	failed Errors
 }
 
@@ -186,7 +182,7 @@ func startWriters(ctx context.Context, endpoints []string, n int, prefix string)
 		w.conns = append(w.conns, conn)
 		w.all = append(w.all, nil)
 		for j := range n + 1 {
-			one := &writer{prefix: fmt.Sprintf("%s%d-%d-", prefix, i, j), kv: pb.NewKVClient(conn), load: w, first: make(chan struct{})}
+			one := &writer{record: ledger.NewWriter(fmt.Sprintf("%s%d-%d-", prefix, i, j)), kv: pb.NewKVClient(conn), load: w, first: make(chan struct{})}
 			w.all[i] = append(w.all[i], one)
 			run := one.run
 			if j == n {
@@ -244,14 +240,11 @@ func (o *writer) probe(ctx context.Context) {
 
 // put puts a new key and records the result.
 func (o *writer) put(ctx context.Context) error {
-	o.mu.Lock()
-	n := len(o.acked)
-	o.acked = append(o.acked, false)
-	o.mu.Unlock()
+	n, request := o.record.Next()
 	sent := time.Now()
 	call, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	_, err := o.kv.Put(call, &pb.PutRequest{Key: o.key(n), Value: value(o.key(n))})
+	_, err := o.kv.Put(call, request)
 	if err == nil {
 		o.load.gaps.ack(sent)
 	}
@@ -259,7 +252,7 @@ func (o *writer) put(ctx context.Context) error {
 	defer o.mu.Unlock()
 	switch {
 	case err == nil:
-		o.acked[n] = true
+		o.record.Acknowledge(n)
 		select {
 		case <-o.first:
 		default:
@@ -269,17 +262,6 @@ func (o *writer) put(ctx context.Context) error {
 		o.failed.Add(err)
 	}
 	return err
-}
-
-func (o *writer) key(n int) []byte { return fmt.Appendf(nil, "%s%08d", o.prefix, n) }
-
-// value returns the value of a key: the key, repeated.
-func value(key []byte) []byte {
-	v := make([]byte, 0, valueBytes+len(key))
-	for len(v) < valueBytes {
-		v = append(v, key...)
-	}
-	return v[:valueBytes]
 }
 
 // awaitAll waits until every writer has had a write acknowledged.
@@ -321,60 +303,13 @@ func (w *writers) failures() []Errors {
 	return list
 }
 
-// check compares the store with the writes. The writers must have stopped.
-func (w *writers) check(ctx context.Context, conn *grpc.ClientConn) (Check, error) {
-	store := map[string]stored{}
-	kv := pb.NewKVClient(conn)
-	end := []byte(w.prefix)
-	end[len(end)-1]++
-	for from := []byte(w.prefix); ; {
-		call, cancel := context.WithTimeout(ctx, writeTimeout)
-		page, err := kv.Range(call, &pb.RangeRequest{Key: from, RangeEnd: end, Limit: pageKeys})
-		cancel()
-		if err != nil {
-			return Check{}, fmt.Errorf("read the writes: %w", err)
-		}
-		for _, p := range page.Kvs {
-			store[string(p.Key)] = stored{version: p.Version, right: string(p.Value) == string(value(p.Key))}
-		}
-		if !page.More || len(page.Kvs) == 0 {
-			break
-		}
-		from = append(slices.Clone(page.Kvs[len(page.Kvs)-1].Key), 0)
-	}
-	var c Check
+// compare compares the writes with the store. The writers must have stopped.
+func (w *writers) compare(ctx context.Context, conn *grpc.ClientConn) (ledger.Balance, error) {
+	var records []*ledger.Writer
 	for _, member := range w.all {
 		for _, one := range member {
-			one.check(store, &c)
+			records = append(records, one.record)
 		}
 	}
-	c.Wrong += len(store) // keys that no writer has sent
-	return c, nil
-}
-
-// stored is a key of the store.
-type stored struct {
-	version int64
-	right   bool // it has the value that was written
-}
-
-// check removes the writer's keys from store.
-func (o *writer) check(store map[string]stored, c *Check) {
-	for n, acked := range o.acked {
-		key := string(o.key(n))
-		found, exists := store[key]
-		delete(store, key)
-		if acked {
-			c.Acknowledged++
-			if !exists {
-				c.Lost++
-			}
-		}
-		if exists && found.version != 1 {
-			c.Twice++
-		}
-		if exists && !found.right {
-			c.Wrong++
-		}
-	}
+	return ledger.Compare(ctx, conn, w.prefix, records)
 }
