@@ -38,6 +38,8 @@ const (
 	startAttempts = 5
 	// pollEvery is the interval at which leaders are requested.
 	pollEvery = 10 * time.Millisecond
+	// changePause is the pause before a change of the members is requested again.
+	changePause = 100 * time.Millisecond
 	// callTimeout is the timeout of a single call to a member.
 	callTimeout = 5 * time.Second
 	// healthyTimeout is the time for a cluster to elect a leader and for a member to
@@ -395,9 +397,12 @@ func (c *Cluster) AddLearner(ctx context.Context, via int) (*Member, error) {
 	}
 	s := seats[0]
 	s.name = c.nextName()
-	call, cancel := context.WithTimeout(ctx, healthyTimeout)
-	defer cancel()
-	_, err = pb.NewClusterClient(c.Members[via].Conn).MemberAdd(call, &pb.MemberAddRequest{PeerURLs: []string{s.url()}, IsLearner: true})
+	err = c.change(ctx, via, func(ctx context.Context, stub pb.ClusterClient) error {
+		_, err := stub.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: []string{s.url()}, IsLearner: true})
+		return err
+	}, func(list []*pb.Member) bool {
+		return slices.ContainsFunc(list, func(m *pb.Member) bool { return slices.Contains(m.PeerURLs, s.url()) })
+	})
 	if err != nil {
 		return nil, fmt.Errorf("cluster: add %s: %w", s.name, err)
 	}
@@ -416,38 +421,30 @@ func (c *Cluster) AddLearner(ctx context.Context, via int) (*Member, error) {
 // Promote makes a learner a voter, through the member via. It retries while the learner
 // has not caught up.
 func (c *Cluster) Promote(ctx context.Context, learner *Member, via int) error {
-	ctx, cancel := context.WithTimeout(ctx, healthyTimeout)
-	defer cancel()
-	for {
-		_, err := pb.NewClusterClient(c.Members[via].Conn).MemberPromote(ctx, &pb.MemberPromoteRequest{ID: learner.ID})
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-time.After(10 * pollEvery):
-		case <-ctx.Done():
-			return fmt.Errorf("cluster: promote %s: %w", learner.Name, err)
-		}
+	err := c.change(ctx, via, func(ctx context.Context, stub pb.ClusterClient) error {
+		_, err := stub.MemberPromote(ctx, &pb.MemberPromoteRequest{ID: learner.ID})
+		return err
+	}, func(list []*pb.Member) bool {
+		return slices.ContainsFunc(list, func(m *pb.Member) bool { return m.ID == learner.ID && !m.IsLearner })
+	})
+	if err != nil {
+		return fmt.Errorf("cluster: promote %s: %w", learner.Name, err)
 	}
+	return nil
 }
 
 // Remove removes the i-th member through another one, and stops its process, which may
 // have ended by itself.
 func (c *Cluster) Remove(ctx context.Context, i, via int) error {
 	m := c.Members[i]
-	call, cancel := context.WithTimeout(ctx, healthyTimeout)
-	defer cancel()
-	for {
-		_, err := pb.NewClusterClient(c.Members[via].Conn).MemberRemove(call, &pb.MemberRemoveRequest{ID: m.ID})
-		if err == nil {
-			break
-		}
-		// Refused while a member has not been connected for long enough.
-		select {
-		case <-time.After(10 * pollEvery):
-		case <-call.Done():
-			return fmt.Errorf("cluster: remove %s: %w", m.Name, err)
-		}
+	err := c.change(ctx, via, func(ctx context.Context, stub pb.ClusterClient) error {
+		_, err := stub.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: m.ID})
+		return err
+	}, func(list []*pb.Member) bool {
+		return !slices.ContainsFunc(list, func(other *pb.Member) bool { return other.ID == m.ID })
+	})
+	if err != nil {
+		return fmt.Errorf("cluster: remove %s: %w", m.Name, err)
 	}
 	c.Members = slices.Delete(c.Members, i, i+1)
 	if m.Running() {
@@ -455,6 +452,29 @@ func (c *Cluster) Remove(ctx context.Context, i, via int) error {
 		_ = m.Terminate(ctx)
 	}
 	return m.close()
+}
+
+// change requests a change of the members through one of them until it is done. A request
+// is refused while a member is not ready or has not been connected for long enough, and one
+// that failed may have been applied.
+func (c *Cluster) change(ctx context.Context, via int, request func(context.Context, pb.ClusterClient) error, done func([]*pb.Member) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, healthyTimeout)
+	defer cancel()
+	m := c.Members[via]
+	for {
+		err := request(ctx, pb.NewClusterClient(m.Conn))
+		if err == nil {
+			return nil
+		}
+		if list, failed := m.list(ctx); failed == nil && done(list.Members) {
+			return nil
+		}
+		select {
+		case <-time.After(changePause):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // Close kills all members and removes their data.

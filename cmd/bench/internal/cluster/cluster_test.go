@@ -99,6 +99,9 @@ func TestReplaceAMember(t *testing.T) {
 	if err := c.Remove(t.Context(), 0, 1); err != nil {
 		t.Fatal(err)
 	}
+	if err := learner.Sync(t.Context()); err != nil { // until it leads
+		t.Fatal(err)
+	}
 	list, err := pb.NewClusterClient(learner.Conn).MemberList(t.Context(), &pb.MemberListRequest{Linearizable: true})
 	if err != nil || len(list.Members) != 1 || list.Members[0].ID != learner.ID || list.Members[0].IsLearner {
 		t.Errorf("got %v, %v; want only the new member, as a voter", list, err)

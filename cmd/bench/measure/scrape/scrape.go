@@ -47,6 +47,37 @@ func Metric(ctx context.Context, endpoint, name string) (value int64, err error)
 	return value, err
 }
 
+// Sum reads the sum of a counter over all its labels from the metrics of the server at
+// endpoint; 0 if it has none yet.
+func Sum(ctx context.Context, endpoint, name string) (sum int64, err error) {
+	err = Get(ctx, "http://"+endpoint+"/metrics", "text/plain", func(r io.Reader) (err error) {
+		sum, err = parseSum(r, name)
+		return err
+	})
+	return sum, err
+}
+
+// parseSum reads Prometheus' text format.
+func parseSum(r io.Reader, name string) (int64, error) {
+	var sum float64
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		rest, found := strings.CutPrefix(lines.Text(), name)
+		if !found || !strings.HasPrefix(rest, "{") && !strings.HasPrefix(rest, " ") {
+			continue
+		}
+		v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
+		if err != nil {
+			return 0, fmt.Errorf("scrape: metric %s: %w", name, err)
+		}
+		sum += v
+	}
+	if err := lines.Err(); err != nil {
+		return 0, fmt.Errorf("scrape: %w", err)
+	}
+	return int64(sum), nil
+}
+
 // parseMetric reads Prometheus' text format.
 func parseMetric(r io.Reader, name string) (int64, error) {
 	lines := bufio.NewScanner(r)

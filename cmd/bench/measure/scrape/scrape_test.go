@@ -28,3 +28,15 @@ func TestMetric(t *testing.T) {
 		t.Error("status 404 was accepted")
 	}
 }
+
+func TestParseSum(t *testing.T) {
+	const text = "# TYPE x counter\nx{To=\"a b\"} 2\nx{To=\"c\"} 3e1\nx_total 100\ny 7\n"
+	for name, want := range map[string]int64{"x": 32, "y": 7, "z": 0} {
+		if got, err := parseSum(strings.NewReader(text), name); err != nil || got != want {
+			t.Errorf("%s: got %d, %v; want %d", name, got, err, want)
+		}
+	}
+	if _, err := parseSum(strings.NewReader("x{} many\n"), "x"); err == nil {
+		t.Error("got no error for a value that is no number")
+	}
+}
