@@ -7,12 +7,17 @@ DEADCODE    ?= $(GO) run golang.org/x/tools/cmd/deadcode@v0.44.0
 BENCH       := cmd/bench
 FUZZTIME    ?= 60s
 
-.PHONY: build generate test test-long test-durable bench fuzz \
+.PHONY: build cluster generate test test-long test-durable bench fuzz \
 	check-format check-vet check-static check-dead check-generated check-tidy test-unit test-bench
 
 # The server and the operator's tool, as bin/troupe and bin/troupectl.
 build:
 	$(GO) build -o bin/ ./cmd/troupe ./cmd/troupectl
+
+# Three members on loopback until Ctrl-C, their data in CLUSTER_DIR, or in a temporary
+# folder that is removed. BIN is another binary with the same flags.
+cluster: $(if $(BIN),,build)
+	cmd/troupe/cluster.sh $(or $(BIN),bin/troupe) $(CLUSTER_DIR)
 
 # The Go code of all .proto files.
 generate:
