@@ -84,10 +84,10 @@ func WatchLatency(w Watchers) Command {
 // Load is a command with its sizes.
 type Load struct {
 	Binary   string // the load generator
-	Endpoint string
-	Clients  int // concurrent clients, each with one request at a time
-	Conns    int // connections that they share
-	Total    int // requests; of the watch commands, puts
+	Endpoint string // or several, separated by commas, over which connections are spread
+	Clients  int    // concurrent clients, each with one request at a time
+	Conns    int    // connections that they share
+	Total    int    // requests; of the watch commands, puts
 	Command  Command
 }
 

@@ -44,7 +44,7 @@ func (b bound) applies(l Load) bool {
 	return b.load == l.Name && (b.clients == 0 || b.clients == l.Clients) && (b.conns == 0 || b.conns == l.Conns)
 }
 
-// bounds lists the bounds that Judge checks. Loads without one are only measured.
+// bounds lists the bounds of a single member that Judge checks. Loads without one are only measured.
 var bounds = []bound{
 	{load: PutLoad, clients: 1, conns: 1, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.85}}},
 	{load: PutLoad, clients: 1, conns: 1, figure: requestRate, anyOf: []limit{{against: "etcd", ratio: 1.05, least: true}}},
@@ -55,12 +55,26 @@ var bounds = []bound{
 	{load: LeaseKeepAliveLoad, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.75}, {against: "echo", ratio: 1.3}}},
 }
 
+// clusterBounds lists the bounds of several members, whichever of them the clients use.
+// CPU is that of all members.
+var clusterBounds = []bound{
+	{load: PutLoad, clients: 1, conns: 1, figure: requestRate, anyOf: []limit{{against: "etcd", ratio: 1.0, least: true}}},
+	{load: PutLoad, clients: 1000, conns: 100, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.5}}},
+	{load: PutLoad, clients: 1000, conns: 100, figure: requestRate, anyOf: []limit{{against: "etcd", ratio: 1.6, least: true}}},
+	{load: GetLoad, clients: 1000, conns: 100, figure: requestCPU, anyOf: []limit{{against: "etcd", ratio: 0.55}}},
+	{load: GetUnderPutLoad, figure: p99, anyOf: []limit{{against: "etcd", ratio: 0.4}}},
+}
+
 // Judge checks the results of each load against its bounds, if it has any. If the
 // contestant of a bound was not measured, the bound does not hold.
 func Judge(cfg Config, r Results) []verdict.Verdict {
 	var verdicts []verdict.Verdict
+	list := bounds
+	if cfg.clustered() {
+		list = clusterBounds
+	}
 	for _, load := range cfg.Loads {
-		for _, b := range bounds {
+		for _, b := range list {
 			if b.applies(load) {
 				verdicts = append(verdicts, b.judge(r[load.Name]))
 			}

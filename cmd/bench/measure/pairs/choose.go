@@ -34,10 +34,14 @@ func ChooseLoads(names string, sizes Load) ([]Load, error) {
 // echoName is the contestant with constant replies, which this program serves itself.
 const echoName = "echo"
 
-// Contestants resolves a comma-separated list of servers.
-func Contestants(ctx context.Context, names string) ([]Contestant, error) {
+// Contestants resolves a comma-separated list of servers. The one with constant replies is
+// left out if there are several members.
+func Contestants(ctx context.Context, names string, members int) ([]Contestant, error) {
 	var contestants []Contestant
 	for _, name := range strings.Split(names, ",") {
+		if name == echoName && members > 1 {
+			continue
+		}
 		if name == echoName {
 			self, err := os.Executable()
 			if err != nil {
@@ -45,7 +49,7 @@ func Contestants(ctx context.Context, names string) ([]Contestant, error) {
 			}
 			contestants = append(contestants, Contestant{
 				Server: servers.Server{Name: echoName, Binary: self, Command: []string{echoName}},
-				Lacks:  []string{RangeLoad, WatchLoad, WatchLatencyLoad},
+				Lacks:  []string{RangeLoad, WatchLoad, WatchLatencyLoad, GetUnderPutLoad},
 			})
 			continue
 		}

@@ -16,6 +16,7 @@ const (
 	WatchLoad          = "watch"
 	WatchLatencyLoad   = "watch-latency"
 	LeaseKeepAliveLoad = "lease-keepalive"
+	GetUnderPutLoad    = "get-under-put"
 )
 
 // Load is a load with its sizes.
@@ -24,7 +25,7 @@ type Load struct {
 	Clients  int
 	Conns    int
 	Total    int               // requests; of the watch loads, puts
-	Watchers loadtool.Watchers // of the watch loads only
+	Watchers loadtool.Watchers // of the watch loads; of get-under-put, the rate of the puts
 }
 
 // kind defines a load.
@@ -90,6 +91,12 @@ var kinds = []kind{
 		command: func(Load) loadtool.Command { return loadtool.LeaseKeepAlive() },
 		rows:    []quantity{requestRate, p50, p99, requestCPU, rss, peakRSS},
 	},
+	{
+		// Open loops; the latency of a request counts from the moment at which it was due.
+		Load:    Load{Name: GetUnderPutLoad, Clients: 1000, Conns: 30, Total: 5000, Watchers: loadtool.Watchers{PutRate: 9000}},
+		prepare: putProbe,
+		rows:    []quantity{p50, p99, requestRate, putP50, putP99, putRate, rss, peakRSS},
+	},
 }
 
 // find looks for a load by its name.
@@ -136,6 +143,9 @@ func (l Load) validate() error {
 	if l.Clients < 1 || l.Conns < 1 || l.Total < 1 {
 		return fmt.Errorf("pairs: %s: clients, connections and a total are needed", l.Name)
 	}
+	if l.Name == GetUnderPutLoad && (l.Clients < 2 || l.Watchers.PutRate < 1) {
+		return fmt.Errorf("pairs: %s: two clients and a rate of puts are needed", l.Name)
+	}
 	if k.watch && (l.Watchers.Streams < 1 || l.Watchers.PerStream < 1 || l.Watchers.PutRate < 0) {
 		return fmt.Errorf("pairs: %s: streams, watchers and a rate are needed", l.Name)
 	}
@@ -154,6 +164,9 @@ func (l Load) count() int {
 // String describes the sizes of the load.
 func (l Load) String() string {
 	text := fmt.Sprintf("%d clients, %d connections, ", l.Clients, l.Conns)
+	if l.Name == GetUnderPutLoad {
+		return text + fmt.Sprintf("%d gets at %d a second, beside %d puts a second", l.Total, getRate, l.Watchers.PutRate)
+	}
 	if !l.kind().watch {
 		return text + fmt.Sprintf("%d requests", l.Total)
 	}

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
@@ -28,9 +30,20 @@ type Config struct {
 	Rounds      int
 	Loads       []Load // in this order, each on the data that the previous one left
 	Benchmark   string // the load generator's binary
+	Members     int    // of each contestant; 0 and 1 for a single member
+	Target      Target // of the load, if there are several members
 	Dir         string
 	Progress    io.Writer
 }
+
+// Target is the members that the load generator connects to.
+type Target string
+
+// The targets.
+const (
+	OnLeader Target = "leader"
+	OnAll    Target = "all" // connections are spread over all members
+)
 
 const (
 	// probeValueBytes is the size of the values that the get and range loads read, and
@@ -44,6 +57,9 @@ func (c Config) validate() error {
 	if len(c.Contestants) == 0 || c.Rounds < 1 || c.Benchmark == "" {
 		return errors.New("pairs: contestants, rounds and the load generator are needed")
 	}
+	if c.clustered() && c.Target != OnLeader && c.Target != OnAll {
+		return fmt.Errorf("pairs: unknown target %q: want %s or %s", c.Target, OnLeader, OnAll)
+	}
 	for _, l := range c.Loads {
 		if err := l.validate(); err != nil {
 			return err
@@ -52,12 +68,14 @@ func (c Config) validate() error {
 	return nil
 }
 
+func (c Config) clustered() bool { return c.Members > 1 }
+
 // Sample has the results of one server under one load in one round.
 type Sample struct {
 	loadtool.Report                 // of the requests or the events
-	Puts            loadtool.Report // the puts that caused the events; of the watch-latency load only
-	CPU             time.Duration   // of the server, user and system, per request or event
-	RSS, PeakRSS    int64           // bytes, after the load
+	Puts            loadtool.Report // the puts that caused the events, or that run besides the gets
+	CPU             time.Duration   // of all members, user and system, per request or event
+	RSS, PeakRSS    int64           // bytes of all members, after the load
 }
 
 // Results holds the samples by load and contestant, in order of the rounds.
@@ -93,27 +111,68 @@ func Run(ctx context.Context, cfg Config) (Results, error) {
 	return results, nil
 }
 
+// subject is what a turn measures: one server, or a cluster.
+type subject struct {
+	leader string // endpoint of the leader
+	others []string
+	target Target
+	usage  func() (proc.Usage, error)
+	close  func() error
+}
+
+// endpoints lists the endpoints that the load generator connects to.
+func (s subject) endpoints() []string {
+	if s.target == OnLeader {
+		return []string{s.leader}
+	}
+	return append([]string{s.leader}, s.others...)
+}
+
+// start starts a contestant on fresh data folders.
+func start(ctx context.Context, cfg Config, who Contestant) (subject, error) {
+	if !cfg.clustered() {
+		server, err := who.Start(ctx, cfg.Dir)
+		if err != nil {
+			return subject{}, err
+		}
+		return subject{leader: server.Endpoint(), target: OnLeader, usage: server.Usage, close: server.Close}, nil
+	}
+	c, err := cluster.Start(ctx, cluster.Config{Server: who.Server, Members: cfg.Members, Dir: cfg.Dir})
+	if err != nil {
+		return subject{}, err
+	}
+	leader, err := c.AwaitLeader(ctx)
+	if err != nil {
+		return subject{}, errors.Join(err, c.Close())
+	}
+	endpoints := c.Endpoints()
+	return subject{
+		leader: endpoints[leader], others: slices.Delete(slices.Clone(endpoints), leader, leader+1),
+		target: cfg.Target, usage: c.Usage, close: c.Close,
+	}, nil
+}
+
 // turn runs one server through all loads that it can serve. during, if set, is
-// called with the endpoint while each load runs.
-func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx context.Context, load, endpoint string) error) (samples map[string]Sample, err error) {
+// called with the subject while each load runs.
+func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx context.Context, load string, s subject) error) (samples map[string]Sample, err error) {
 	loads := slices.DeleteFunc(slices.Clone(cfg.Loads), func(l Load) bool { return slices.Contains(who.Lacks, l.Name) })
 	if len(loads) == 0 {
 		return nil, nil
 	}
-	server, err := who.Start(ctx, cfg.Dir)
+	under, err := start(ctx, cfg, who)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, server.Close()) }()
+	defer func() { err = errors.Join(err, under.close()) }()
 	samples = make(map[string]Sample)
 	for _, load := range loads {
 		observed := make(chan error, 1)
 		if during == nil {
 			observed <- nil
 		} else {
-			go func() { observed <- during(ctx, load.Name, server.Endpoint()) }()
+			go func() { observed <- during(ctx, load.Name, under) }()
 		}
-		s, err := measure(ctx, cfg.Benchmark, server, load)
+		s, err := measure(ctx, cfg.Benchmark, under, load)
 		if err = errors.Join(err, <-observed); err != nil {
 			return nil, fmt.Errorf("%s: %w", load.Name, err)
 		}
@@ -122,29 +181,38 @@ func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx conte
 	return samples, nil
 }
 
-// measure runs one load. The server's CPU time counts from before the load generator
-// connects until it has exited.
-func measure(ctx context.Context, benchmark string, server *proc.Server, load Load) (Sample, error) {
+// measure runs one load. CPU time counts from before the load generator connects until
+// it has exited.
+func measure(ctx context.Context, benchmark string, under subject, load Load) (Sample, error) {
 	if prepare := load.kind().prepare; prepare != nil {
-		if err := prepare(ctx, server.Endpoint()); err != nil {
+		if err := prepare(ctx, under.leader); err != nil {
 			return Sample{}, fmt.Errorf("prepare: %w", err)
 		}
 	}
-	before, err := server.Usage()
+	before, err := under.usage()
 	if err != nil {
 		return Sample{}, err
 	}
-	reports, err := loadtool.Load{
-		Binary: benchmark, Endpoint: server.Endpoint(), Clients: load.Clients, Conns: load.Conns, Total: load.Total, Command: load.kind().command(load),
-	}.Run(ctx)
+	reports, err := load.run(ctx, benchmark, under.endpoints())
 	if err != nil {
 		return Sample{}, err
 	}
-	after, err := server.Usage()
+	after, err := under.usage()
 	if err != nil {
 		return Sample{}, err
 	}
 	return newSample(load, reports, before, after)
+}
+
+// run runs the load and returns its reports, of which the last is on the requests or
+// events.
+func (l Load) run(ctx context.Context, benchmark string, endpoints []string) ([]loadtool.Report, error) {
+	if l.Name == GetUnderPutLoad {
+		return getUnderPut(ctx, l, endpoints)
+	}
+	return loadtool.Load{
+		Binary: benchmark, Endpoint: strings.Join(endpoints, ","), Clients: l.Clients, Conns: l.Conns, Total: l.Total, Command: l.kind().command(l),
+	}.Run(ctx)
 }
 
 // newSample makes a sample of a load's reports and the server's usage. The last report
@@ -155,10 +223,15 @@ func newSample(load Load, reports []loadtool.Report, before, after proc.Usage) (
 		Report: reports[len(reports)-1],
 		CPU:    (after.CPU - before.CPU) / time.Duration(count), RSS: after.RSS, PeakRSS: after.PeakRSS,
 	}
-	if s.Count != count {
+	if load.Name == GetUnderPutLoad {
+		// Some requests are in flight at the end of an open loop.
+		if s.Count < count*9/10 {
+			return Sample{}, fmt.Errorf("want %d gets, %d were answered in time", count, s.Count)
+		}
+	} else if s.Count != count {
 		return Sample{}, fmt.Errorf("want %d requests or events, the report has %d", count, s.Count)
 	}
-	if load.Name == WatchLatencyLoad {
+	if load.Name == WatchLatencyLoad || load.Name == GetUnderPutLoad {
 		s.Puts = reports[0]
 	}
 	return s, nil

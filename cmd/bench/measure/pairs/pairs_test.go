@@ -1,6 +1,7 @@
 package pairs
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +114,55 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// Several members have bounds of their own.
+func TestJudgeClusters(t *testing.T) {
+	sample := func(perSecond float64, cpu, p99 time.Duration) []Sample {
+		return []Sample{{Report: loadtool.Report{PerSecond: perSecond, P99: p99}, CPU: cpu}}
+	}
+	for name, c := range map[string]struct {
+		load   Load
+		troupe []Sample
+		failed int
+		bounds int
+	}{
+		"puts":            {Load{Name: PutLoad, Clients: 1000, Conns: 100}, sample(160, 50, 0), 0, 2},
+		"expensive puts":  {Load{Name: PutLoad, Clients: 1000, Conns: 100}, sample(160, 51, 0), 1, 2},
+		"slow puts":       {Load{Name: PutLoad, Clients: 1000, Conns: 100}, sample(159, 50, 0), 1, 2},
+		"one client":      {Load{Name: PutLoad, Clients: 1, Conns: 1}, sample(100, 999, 0), 0, 1},
+		"slow client":     {Load{Name: PutLoad, Clients: 1, Conns: 1}, sample(99, 1, 0), 1, 1},
+		"gets":            {Load{Name: GetLoad, Clients: 1000, Conns: 100}, sample(1, 55, 0), 0, 1},
+		"expensive gets":  {Load{Name: GetLoad, Clients: 1000, Conns: 100}, sample(999, 56, 0), 1, 1},
+		"gets under puts": {Load{Name: GetUnderPutLoad}, sample(1, 999, 40), 0, 1},
+		"late under puts": {Load{Name: GetUnderPutLoad}, sample(1, 1, 41), 1, 1},
+		"only measured":   {Load{Name: RangeLoad}, sample(1, 999, 999), 0, 0},
+	} {
+		got := Judge(Config{Members: 3, Loads: []Load{c.load}}, Results{c.load.Name: {"etcd": sample(100, 100, 100), "troupe": c.troupe}})
+		failed := 0
+		for _, v := range got {
+			if !v.OK {
+				failed++
+			}
+		}
+		if failed != c.failed || len(got) != c.bounds {
+			t.Errorf("%s: got %v, want %d of %d bounds to fail", name, got, c.failed, c.bounds)
+		}
+	}
+}
+
+func TestEndpoints(t *testing.T) {
+	s := subject{leader: "b", others: []string{"a", "c"}, target: OnLeader}
+	if got := strings.Join(s.endpoints(), ","); got != "b" {
+		t.Errorf("clients on the leader: got %s, want b", got)
+	}
+	s.target = OnAll
+	if got := strings.Join(s.endpoints(), ","); got != "b,a,c" {
+		t.Errorf("clients on all: got %s, want b,a,c", got)
+	}
+	if s.endpoint(leader) != "b" || s.endpoint(follower) != "a" || s.endpoint(single) != "b" {
+		t.Errorf("got profiles of %s, %s, %s; want b, a, b", s.endpoint(leader), s.endpoint(follower), s.endpoint(single))
+	}
+}
+
 func TestNewSample(t *testing.T) {
 	before, after := proc.Usage{CPU: time.Second}, proc.Usage{CPU: 3 * time.Second, RSS: 5, PeakRSS: 6}
 	puts, events := loadtool.Report{Count: 10, P99: time.Second}, loadtool.Report{Count: 1000, P99: time.Minute}
@@ -148,7 +198,7 @@ func TestDefaultLoads(t *testing.T) {
 	if _, err := DefaultLoad("sing"); err == nil {
 		t.Error("unknown load accepted")
 	}
-	for _, b := range bounds {
+	for _, b := range slices.Concat(bounds, clusterBounds) {
 		if _, ok := find(b.load); !ok {
 			t.Errorf("a bound for an unknown load: %s", b.load)
 		}
@@ -161,11 +211,12 @@ func TestValidate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*Config){
-		"unknown load":  func(c *Config) { c.Loads[0].Name = "sing" },
-		"no rounds":     func(c *Config) { c.Rounds = 0 },
-		"no requests":   func(c *Config) { c.Loads[0].Total = 0 },
-		"no watchers":   func(c *Config) { c.Loads[0].Watchers.PerStream = 0 },
-		"negative rate": func(c *Config) { c.Loads[0].Watchers.PutRate = -1 },
+		"unknown load":   func(c *Config) { c.Loads[0].Name = "sing" },
+		"no rounds":      func(c *Config) { c.Rounds = 0 },
+		"no requests":    func(c *Config) { c.Loads[0].Total = 0 },
+		"unknown target": func(c *Config) { c.Members, c.Target = 3, "moon" },
+		"no watchers":    func(c *Config) { c.Loads[0].Watchers.PerStream = 0 },
+		"negative rate":  func(c *Config) { c.Loads[0].Watchers.PutRate = -1 },
 	} {
 		bad := good
 		bad.Loads = []Load{good.Loads[0]}

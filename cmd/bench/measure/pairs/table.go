@@ -20,6 +20,7 @@ var (
 	eventRate   = quantity{"events/s", 0, perSecond}
 	p50         = quantity{"p50, ms", 2, func(s Sample) float64 { return stats.Milliseconds(s.P50) }}
 	p99         = quantity{"p99, ms", 2, func(s Sample) float64 { return stats.Milliseconds(s.P99) }}
+	putRate     = quantity{"puts/s", 0, func(s Sample) float64 { return s.Puts.PerSecond }}
 	putP50      = quantity{"p50 of the puts, ms", 2, func(s Sample) float64 { return stats.Milliseconds(s.Puts.P50) }}
 	putP99      = quantity{"p99 of the puts, ms", 2, func(s Sample) float64 { return stats.Milliseconds(s.Puts.P99) }}
 	requestCPU  = quantity{"server CPU, µs a request", 1, cpuMicroseconds}
