@@ -16,25 +16,37 @@ import (
 // fastElections keeps restarts short; both sides get these flags.
 const fastElections = "--heartbeat-interval=10 --election-timeout=100"
 
+// clusterElections are slower, because an election while nothing restarts would make
+// differences. etcd's strict check of changes of members depends on how long connections
+// have existed.
+const clusterElections = "--heartbeat-interval=50 --election-timeout=500 --strict-reconfig-check=false"
+
 func runDiff(ctx context.Context, args []string) error {
 	s := scenario.New("diff", args)
 	flags := s.Flags
 	var (
 		left      = flags.String("left", "etcd", "the reference: etcd, troupe, or the path of a binary")
 		right     = flags.String("right", "troupe", "the server under test, likewise")
-		both      = flags.String("args", fastElections, "flags for both servers")
+		members   = flags.Int("members", 1, "members of each side")
+		both      = flags.String("args", "", "flags for both servers (default: those that make restarts short)")
 		leftArgs  = flags.String("left-args", "--unsafe-no-fsync", "further flags for the reference")
 		rightArgs = flags.String("right-args", "", "further flags for the server under test")
 		seed      = flags.Uint64("seed", 1, "the first seed")
 		seeds     = flags.Int("seeds", 1, "number of seeds")
 		steps     = flags.Int("steps", 2000, "calls per seed")
-		parallel  = flags.Int("parallel", runtime.NumCPU(), "seeds at a time; each runs two servers")
+		parallel  = flags.Int("parallel", runtime.NumCPU(), "seeds at a time; each runs two servers or clusters")
 		maxDiffs  = flags.Int("max-diffs", 20, "stop after so many differences")
 		least     = flags.Int("min-coverage", 0, "fail when a call, option or error was exercised less often")
 		table     = flags.Bool("table", true, "print the coverage table and the exempt fields")
 	)
 	if err := s.Parse(); err != nil {
 		return err
+	}
+	if *both == "" {
+		*both = fastElections
+		if *members > 1 {
+			*both = clusterElections
+		}
 	}
 	leftBinary, err := servers.Binary(ctx, *left)
 	if err != nil {
@@ -48,10 +60,10 @@ func runDiff(ctx context.Context, args []string) error {
 	result, err := differ.Run(ctx, differ.Config{
 		Left:      differ.Side{Binary: leftBinary, Args: append(strings.Fields(*both), strings.Fields(*leftArgs)...)},
 		Right:     differ.Side{Binary: rightBinary, Args: append(strings.Fields(*both), strings.Fields(*rightArgs)...)},
-		FirstSeed: *seed, Seeds: *seeds, Steps: *steps, Parallel: *parallel, MaxDiffs: *maxDiffs, Dir: s.Dir, Out: os.Stdout,
+		FirstSeed: *seed, Seeds: *seeds, Steps: *steps, Members: *members, Parallel: *parallel, MaxDiffs: *maxDiffs, Dir: s.Dir, Out: os.Stdout,
 		Rerun: func(seed uint64) string {
-			return fmt.Sprintf("go run . diff -seed %d -seeds 1 -steps %d -left %s -right %s -args '%s' -left-args '%s' -right-args '%s'",
-				seed, *steps, *left, *right, *both, *leftArgs, *rightArgs)
+			return fmt.Sprintf("go run . diff -seed %d -seeds 1 -steps %d -members %d -left %s -right %s -args '%s' -left-args '%s' -right-args '%s'",
+				seed, *steps, *members, *left, *right, *both, *leftArgs, *rightArgs)
 		},
 	})
 	if err != nil {

@@ -32,6 +32,11 @@ const (
 	Defragment  Method = "Defragment"
 	MemberList  Method = "MemberList"
 
+	MemberAdd     Method = "MemberAdd"
+	MemberRemove  Method = "MemberRemove"
+	MemberUpdate  Method = "MemberUpdate"
+	MemberPromote Method = "MemberPromote"
+
 	LeaseGrant      Method = "LeaseGrant"
 	LeaseRevoke     Method = "LeaseRevoke"
 	LeaseTimeToLive Method = "LeaseTimeToLive"
@@ -53,6 +58,7 @@ type Call struct {
 	Method  Method
 	Request proto.Message // nil for a restart and for WatchSync
 	Stream  int           // the watch stream, for its methods
+	Member  int           // the member that gets the call, or that is restarted; set by the runner
 }
 
 // Reply is the reply of one side.
@@ -84,6 +90,11 @@ var unary = map[Method]struct {
 	Alarm:       {pb.Maintenance_Alarm_FullMethodName, func() proto.Message { return new(pb.AlarmResponse) }},
 	Defragment:  {pb.Maintenance_Defragment_FullMethodName, func() proto.Message { return new(pb.DefragmentResponse) }},
 	MemberList:  {pb.Cluster_MemberList_FullMethodName, func() proto.Message { return new(pb.MemberListResponse) }},
+
+	MemberAdd:     {pb.Cluster_MemberAdd_FullMethodName, func() proto.Message { return new(pb.MemberAddResponse) }},
+	MemberRemove:  {pb.Cluster_MemberRemove_FullMethodName, func() proto.Message { return new(pb.MemberRemoveResponse) }},
+	MemberUpdate:  {pb.Cluster_MemberUpdate_FullMethodName, func() proto.Message { return new(pb.MemberUpdateResponse) }},
+	MemberPromote: {pb.Cluster_MemberPromote_FullMethodName, func() proto.Message { return new(pb.MemberPromoteResponse) }},
 
 	LeaseGrant:      {pb.Lease_LeaseGrant_FullMethodName, func() proto.Message { return new(pb.LeaseGrantResponse) }},
 	LeaseRevoke:     {pb.Lease_LeaseRevoke_FullMethodName, func() proto.Message { return new(pb.LeaseRevokeResponse) }},

@@ -107,6 +107,8 @@ func options(c Call) []string {
 		tags.add(r.Keys, "keys")
 	case *pb.WatchCreateRequest:
 		tags.addWatch(r)
+	case *pb.MemberAddRequest:
+		tags.add(r.IsLearner, "learner")
 	case *pb.MemberListRequest:
 		tags.add(r.Linearizable, "linearizable")
 	}

@@ -30,7 +30,7 @@ func etcdSide(t *testing.T) Side {
 
 func config(t *testing.T, left, right Side, seeds, steps int) Config {
 	return Config{
-		Left: left, Right: right, FirstSeed: 1, Seeds: seeds, Steps: steps, Parallel: 2, MaxDiffs: 10,
+		Left: left, Right: right, FirstSeed: 1, Seeds: seeds, Steps: steps, Members: 1, Parallel: 2, MaxDiffs: 10,
 		Dir: t.TempDir(), Out: t.Output(),
 		Rerun: func(seed uint64) string {
 			return "go run . diff -seed " + strconv.FormatUint(seed, 10) + " -steps " + strconv.Itoa(steps)
@@ -86,5 +86,23 @@ func TestPlantedFaultIsFound(t *testing.T) {
 		if !strings.Contains(report.String(), want) {
 			t.Errorf("the report lacks %q:\n%s", want, report.String())
 		}
+	}
+}
+
+// With several members, calls and restarts go to all of them. BENCH_DIFF_CLUSTER_RIGHT is
+// compared with etcd; without it, etcd is compared with itself.
+func TestClusters(t *testing.T) {
+	flags := []string{"--unsafe-no-fsync", "--heartbeat-interval=50", "--election-timeout=500", "--strict-reconfig-check=false"}
+	left := Side{Binary: server(t, "BENCH_DIFF_LEFT", tools.Etcd), Args: flags}
+	right := Side{Binary: server(t, "BENCH_DIFF_CLUSTER_RIGHT", tools.Etcd), Args: flags}
+	const seeds, steps = 1, 250
+	cfg := config(t, left, right, seeds, steps)
+	cfg.Members = 3
+	result := run(t, cfg)
+	if len(result.Differences) != 0 || result.Seeds != seeds || result.Calls < seeds*steps {
+		t.Fatalf("%d differences in %d seeds and %d calls", len(result.Differences), result.Seeds, result.Calls)
+	}
+	if result.Coverage["call MemberAdd"] == 0 {
+		t.Error("the sequence adds no members")
 	}
 }

@@ -2,6 +2,7 @@ package differ
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -16,11 +17,76 @@ type identity struct {
 	term      uint64
 	peerURL   string
 	clientURL string
+	all       *roster // nil for a single member
+}
+
+// roster is all members of a side.
+type roster struct {
+	members []identity
+	added   []uint64 // ids of the members that the sequence has added, in order
 }
 
 // placeholder replaces values that may differ between the sides in compared messages.
 // In the requests of a sequence it stands for the id of the side's own member.
 const placeholder = 0x5e1f
+
+// Of several members, the i-th has placeholder+i, and its peer URL ownURL(i). The k-th
+// member that the sequence has added has addedPlaceholder+k.
+const addedPlaceholder = placeholder + 0x100
+
+// ownURL stands for the peer URL of the i-th member in requests.
+func ownURL(i int) string { return fmt.Sprint("own", i) }
+
+// mask returns the placeholder of a member's id; other ids remain.
+func (id identity) mask(member uint64) uint64 {
+	if id.all == nil {
+		if member == id.member {
+			return placeholder
+		}
+		return member
+	}
+	for i, m := range id.all.members {
+		if m.member == member {
+			return placeholder + uint64(i)
+		}
+	}
+	if k := slices.Index(id.all.added, member); k >= 0 {
+		return addedPlaceholder + uint64(k)
+	}
+	return member
+}
+
+// real returns the id that a placeholder stands for; other ids remain.
+func (id identity) real(symbol uint64) uint64 {
+	switch {
+	case symbol == placeholder && id.all == nil:
+		return id.member
+	case id.all == nil:
+	case symbol >= placeholder && symbol < placeholder+uint64(len(id.all.members)):
+		return id.all.members[symbol-placeholder].member
+	case symbol >= addedPlaceholder && symbol < addedPlaceholder+uint64(len(id.all.added)):
+		return id.all.added[symbol-addedPlaceholder]
+	}
+	return symbol
+}
+
+// realURLs replaces the placeholders of URLs.
+func (id identity) realURLs(urls []string) {
+	for i, u := range urls {
+		for j, m := range id.all.members {
+			if u == ownURL(j) {
+				urls[i] = m.peerURL
+			}
+		}
+	}
+}
+
+// maskTerm replaces a term. That of a cluster grows at any time.
+func (id identity) maskTerm(term *uint64) {
+	if *term == id.term || id.all != nil && *term > id.term {
+		*term = placeholder
+	}
+}
 
 // Exemption is a field that is not compared as it is.
 type Exemption struct {
@@ -39,15 +105,15 @@ var Exemptions = []Exemption{
 	{"header.member_id", "derived from the peer URLs",
 		"constant while the data folder lives", exemptHeader(func(id identity, h *pb.ResponseHeader) { mask(&h.MemberId, id.member) })},
 	{"header.raft_term", "the number of elections in a restart depends on timing",
-		"constant between restarts", exemptHeader(func(id identity, h *pb.ResponseHeader) { mask(&h.RaftTerm, id.term) })},
+		"constant between restarts; does not fall if there are several members", exemptHeader(func(id identity, h *pb.ResponseHeader) { id.maskTerm(&h.RaftTerm) })},
 	{"AlarmResponse.alarms", "memberID as above; etcd lists several alarms in random order",
 		"the member's own id; the same set", exemptAlarms},
-	{"MemberListResponse.members", "ID as above; URLs hold the ports",
-		"the member's own id and URLs", exemptMembers},
+	{"members in the replies of the Cluster service", "ID as above, so that the order is random, too; URLs hold the ports",
+		"the members' own ids and URLs, and those that the sequence added", exemptMembers},
 	{"HashResponse.hash", "covers the backend's own layout and its private records",
 		"none", exemptHash},
 	{"StatusResponse.leader, raftTerm", "as the header's fields",
-		"the member's own id and term", exemptStatusIdentity},
+		"the id of a member, and the own term", exemptStatusIdentity},
 	{"StatusResponse.raftIndex, raftAppliedIndex", "count the consensus log's own entries too",
 		"positive, and applied is not above committed", exemptStatusIndex},
 	{"StatusResponse.dbSize, dbSizeInUse", "properties of the storage engine",
@@ -112,7 +178,7 @@ func exemptAlarms(id identity, m proto.Message) {
 		return
 	}
 	for _, a := range r.Alarms {
-		mask(&a.MemberID, id.member)
+		a.MemberID = id.mask(a.MemberID)
 	}
 	slices.SortFunc(r.Alarms, func(a, b *pb.AlarmMember) int {
 		return cmp.Or(cmp.Compare(a.MemberID, b.MemberID), cmp.Compare(a.Alarm, b.Alarm))
@@ -120,21 +186,41 @@ func exemptAlarms(id identity, m proto.Message) {
 }
 
 func exemptMembers(id identity, m proto.Message) {
-	r, ok := m.(*pb.MemberListResponse)
+	r, ok := m.(interface{ GetMembers() []*pb.Member })
 	if !ok {
 		return
 	}
-	for _, member := range r.Members {
-		mask(&member.ID, id.member)
-		maskURL(member.PeerURLs, id.peerURL)
-		maskURL(member.ClientURLs, id.clientURL)
+	if added, ok := m.(*pb.MemberAddResponse); ok {
+		exemptMember(id, added.Member)
+	}
+	for _, member := range r.GetMembers() {
+		exemptMember(id, member)
+	}
+	slices.SortFunc(r.GetMembers(), func(a, b *pb.Member) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), slices.Compare(a.PeerURLs, b.PeerURLs))
+	})
+}
+
+func exemptMember(id identity, member *pb.Member) {
+	if member == nil {
+		return
+	}
+	member.ID = id.mask(member.ID)
+	if id.all == nil {
+		maskURL(member.PeerURLs, id.peerURL, "own")
+		maskURL(member.ClientURLs, id.clientURL, "own")
+		return
+	}
+	for i, m := range id.all.members {
+		maskURL(member.PeerURLs, m.peerURL, ownURL(i))
+		maskURL(member.ClientURLs, m.clientURL, ownURL(i))
 	}
 }
 
-func maskURL(urls []string, own string) {
+func maskURL(urls []string, own, symbol string) {
 	for i, u := range urls {
 		if u == own {
-			urls[i] = "own"
+			urls[i] = symbol
 		}
 	}
 }
@@ -147,8 +233,10 @@ func exemptHash(_ identity, m proto.Message) {
 
 func exemptStatusIdentity(id identity, m proto.Message) {
 	if r, ok := m.(*pb.StatusResponse); ok {
-		mask(&r.Leader, id.member)
-		mask(&r.RaftTerm, id.term)
+		if id.mask(r.Leader) != r.Leader {
+			r.Leader = placeholder // any of the members
+		}
+		id.maskTerm(&r.RaftTerm)
 	}
 }
 
@@ -185,13 +273,27 @@ func exemptStatusErrors(id identity, m proto.Message) {
 	for i, text := range r.Errors {
 		words := strings.Fields(text)
 		for j, word := range words {
-			if word == memberWord(id.member) {
-				words[j] = memberWord(placeholder)
+			for _, own := range id.everyone() {
+				if word == memberWord(own) {
+					words[j] = memberWord(id.mask(own))
+				}
 			}
 		}
 		r.Errors[i] = strings.Join(words, " ")
 	}
 	slices.Sort(r.Errors)
+}
+
+// everyone lists the ids of the side's members.
+func (id identity) everyone() []uint64 {
+	if id.all == nil {
+		return []uint64{id.member}
+	}
+	var list []uint64
+	for _, m := range id.all.members {
+		list = append(list, m.member)
+	}
+	return list
 }
 
 // memberWord returns the part of an alarm's text that names the member.

@@ -94,3 +94,63 @@ func TestSuccession(t *testing.T) {
 		}
 	}
 }
+
+// Of several members each has its own placeholder, in whatever order a side lists them.
+func TestMembersOfAClusterDoNotDiffer(t *testing.T) {
+	side := func(first uint64, port string, term uint64) identity {
+		everyone := &roster{added: []uint64{first + 7}}
+		for i := range uint64(2) {
+			m := identity{cluster: 1, member: first + i, term: term, peerURL: "http://p" + port, clientURL: "http://c" + port}
+			m.peerURL, m.clientURL = m.peerURL+string('0'+rune(i)), m.clientURL+string('0'+rune(i))
+			everyone.members = append(everyone.members, m)
+		}
+		id := everyone.members[1]
+		id.all = everyone
+		return id
+	}
+	left, right := side(100, "1", 3), side(200, "2", 5)
+	list := func(id identity, backwards bool) proto.Message {
+		r := &pb.MemberListResponse{Header: header(id, 0)}
+		r.Header.RaftTerm++ // an election
+		for i, m := range id.all.members {
+			r.Members = append(r.Members, &pb.Member{Name: string('a' + rune(i)), ID: m.member, PeerURLs: []string{m.peerURL}, ClientURLs: []string{m.clientURL}})
+		}
+		r.Members = append(r.Members, &pb.Member{ID: id.all.added[0], PeerURLs: []string{firstNewURL}})
+		if backwards {
+			r.Members[0], r.Members[2] = r.Members[2], r.Members[0]
+		}
+		return r
+	}
+	l, r := normalise(left, Reply{Message: list(left, false)}), normalise(right, Reply{Message: list(right, true)})
+	if !same(l, r) {
+		t.Errorf("the members:\n%s\n%s", l, r)
+	}
+	swapped := list(right, false).(*pb.MemberListResponse)
+	swapped.Members[0].ID, swapped.Members[1].ID = swapped.Members[1].ID, swapped.Members[0].ID
+	if r := normalise(right, Reply{Message: swapped}); same(l, r) {
+		t.Error("members with each other's ids: not seen")
+	}
+	early := list(right, false).(*pb.MemberListResponse)
+	early.Header.RaftTerm = 4
+	if r := normalise(right, Reply{Message: early}); same(l, r) {
+		t.Error("a term that fell: not seen")
+	}
+	leaders := func(id identity, leader uint64) Reply {
+		return normalise(id, Reply{Message: &pb.StatusResponse{Leader: leader}})
+	}
+	if !same(leaders(left, 100), leaders(right, 201)) || same(leaders(left, 100), leaders(right, 999)) {
+		t.Error("want any member as the leader, and nobody else")
+	}
+	for symbol, want := range map[uint64]uint64{placeholder: 200, placeholder + 1: 201, addedPlaceholder: 207, addedPlaceholder + 1: addedPlaceholder + 1, 5: 5} {
+		if got := right.real(symbol); got != want {
+			t.Errorf("placeholder %x: got %d, want %d", symbol, got, want)
+		}
+		if want != symbol && right.mask(want) != symbol {
+			t.Errorf("id %d: got %x, want %x", want, right.mask(want), symbol)
+		}
+	}
+	urls := []string{ownURL(1), firstNewURL}
+	if right.realURLs(urls); urls[0] != "http://p21" || urls[1] != firstNewURL {
+		t.Errorf("got %q", urls)
+	}
+}

@@ -22,11 +22,12 @@ import (
 //     removes the put's record, and the next read of it crashes the server;
 //   - an Alarm request with an unknown action: it panics.
 type Generator struct {
-	rng   *rand.Rand
-	steps int
-	made  int
-	keys  []string // the key pool, most used first
-	world world
+	rng     *rand.Rand
+	steps   int
+	members int
+	made    int
+	keys    []string // the key pool, most used first
+	world   world
 
 	// queue holds the planned calls, which are made before the next plan. It is bounded
 	// by the longest plan, about a dozen calls.
@@ -51,6 +52,7 @@ type world struct {
 	// one had. HashKV and Compact are therefore preceded by a call that waits for it.
 	unsettled bool
 	alarms    []*pb.AlarmRequest // activations in effect
+	added     int                // members added so far
 	watchers  [watchStreams][]int64
 	// steady holds the ids of watchers that never lag, so that only a cancel ends them;
 	// nextWatcher makes ids that were never used.
@@ -60,13 +62,15 @@ type world struct {
 
 const noCompaction = -1
 
-// NewGenerator returns the sequence of a seed with about steps calls.
-func NewGenerator(seed uint64, steps int) *Generator {
+// NewGenerator returns the sequence of a seed with about steps calls. With several members
+// it also adds and removes members that never start.
+func NewGenerator(seed uint64, steps, members int) *Generator {
 	g := &Generator{
-		rng:   rand.New(rand.NewPCG(seed, 0x7472_6f75_7065)),
-		steps: steps,
-		keys:  keyPool(),
-		world: world{revision: 1, compacted: noCompaction},
+		rng:     rand.New(rand.NewPCG(seed, 0x7472_6f75_7065)),
+		steps:   steps,
+		members: members,
+		keys:    keyPool(),
+		world:   world{revision: 1, compacted: noCompaction},
 	}
 	// Each seed uses other keys most; the absent keys stay at the end.
 	g.rng.Shuffle(keyCount-absentKeys, func(i, j int) { g.keys[i], g.keys[j] = g.keys[j], g.keys[i] })
@@ -118,6 +122,10 @@ func (g *Generator) Observe(c Call, r Reply) {
 		g.world.watchers, g.world.steady = [watchStreams][]int64{}, [watchStreams][]int64{}
 	}
 	switch req := c.Request.(type) {
+	case *pb.MemberAddRequest:
+		if r.Message != nil {
+			g.world.added++
+		}
 	case *pb.CompactionRequest:
 		if r.Message != nil {
 			g.world.compacted = req.Revision
@@ -171,6 +179,10 @@ func (g *Generator) plan() bool {
 	}
 	if len(g.world.alarms) > 0 && g.made >= g.alarmEnd {
 		g.queue = g.liftAlarms()
+		return true
+	}
+	if g.members > 1 && len(g.world.alarms) == 0 && g.rare(membershipPerMille) {
+		g.queue = g.membership()
 		return true
 	}
 	g.queue = g.random()
@@ -519,7 +531,8 @@ func (g *Generator) compaction() []Call {
 const strangerMember = 12345 // an id that no member has
 
 func (g *Generator) member() uint64 {
-	return []uint64{placeholder, placeholder, placeholder, strangerMember, 0}[g.rng.IntN(5)]
+	own := placeholder + uint64(g.rng.IntN(g.members))
+	return []uint64{own, own, own, strangerMember, 0}[g.rng.IntN(5)]
 }
 
 // idleAlarm draws an Alarm request that raises no alarm.

@@ -42,7 +42,7 @@ func (s *dumbServer) reply(c Call) Reply {
 
 // sequence runs a seed against the dumb server, which is deterministic.
 func sequence(seed uint64, steps int, each func(*Generator, Call)) {
-	g := NewGenerator(seed, steps)
+	g := NewGenerator(seed, steps, 1)
 	s := &dumbServer{rng: rand.New(rand.NewPCG(1, 1)), rev: 1}
 	for {
 		c, more := g.Next()
@@ -222,5 +222,38 @@ func TestCoverageTable(t *testing.T) {
 	var out bytes.Buffer
 	if err := c.Print(&out); err != nil || !strings.Contains(out.String(), "1  option Put: prev_kv") {
 		t.Errorf("table: %v\n%s", err, out.String())
+	}
+}
+
+// A plan that changes the members ends with the members as before, so that a restart never
+// meets one that does not run.
+func TestMembershipRestoresTheMembers(t *testing.T) {
+	for seed := range uint64(50) {
+		g := NewGenerator(seed, 100, 3)
+		calls := g.membership()
+		first, ok := calls[0].Request.(*pb.MemberAddRequest)
+		if !ok || len(first.PeerURLs) != 1 {
+			t.Fatalf("seed %d begins with %v", seed, calls[0])
+		}
+		removed := 0
+		for _, c := range calls {
+			switch r := c.Request.(type) {
+			case *pb.MemberRemoveRequest:
+				if r.ID == addedPlaceholder {
+					removed++
+				} else if r.ID != strangerMember {
+					t.Errorf("seed %d removes %x", seed, r.ID)
+				}
+			case *pb.MemberUpdateRequest:
+				for _, u := range r.PeerURLs {
+					if slices.ContainsFunc(badURLs, func(bad []string) bool { return len(bad) == 1 && bad[0] == u }) {
+						t.Errorf("seed %d updates to %q, which ends etcd", seed, u)
+					}
+				}
+			}
+		}
+		if removed != 2 {
+			t.Errorf("seed %d removes the new member %d times, want 2", seed, removed)
+		}
 	}
 }

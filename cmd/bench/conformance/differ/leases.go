@@ -115,13 +115,18 @@ func masked(id int64) int64 {
 }
 
 // exemptLeaseIDs masks ids that the server chose.
-func exemptLeaseIDs(_ identity, m proto.Message) {
+func exemptLeaseIDs(id identity, m proto.Message) {
 	switch r := m.(type) {
 	case *pb.LeaseGrantResponse:
 		r.ID = masked(r.ID)
 	case *pb.LeaseLeasesResponse:
 		for _, l := range r.Leases {
 			l.ID = masked(l.ID)
+		}
+		if id.all != nil {
+			// A follower of etcd does not know when leases expire, and lists them in
+			// random order.
+			slices.SortFunc(r.Leases, func(a, b *pb.LeaseStatus) int { return cmp.Compare(a.ID, b.ID) })
 		}
 	}
 }

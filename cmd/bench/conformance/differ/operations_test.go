@@ -38,7 +38,7 @@ func TestOperationsAreCountedLikeEtcd(t *testing.T) {
 	}
 	for name, side := range sides {
 		t.Run(name, func(t *testing.T) {
-			r, err := begin(t.Context(), side, t.TempDir())
+			r, err := begin(t.Context(), side, 1, t.TempDir())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -50,7 +50,7 @@ func TestOperationsAreCountedLikeEtcd(t *testing.T) {
 					continue
 				}
 				want, c := parseOperation(t, line)
-				invoke(t.Context(), r.conn, c) // it may fail
+				invoke(t.Context(), r.members[0].conn, c) // it may fail
 				after := operationCounts(t, r)
 				var got [5]int64
 				for i := range got {
@@ -73,7 +73,7 @@ func operationCounts(t *testing.T, r *running) (counts [5]int64) {
 	t.Helper()
 	for i, name := range operationMetrics {
 		var err error
-		if counts[i], err = scrape.Metric(context.Background(), r.server.Endpoint(), name); err != nil {
+		if counts[i], err = scrape.Metric(context.Background(), r.members[0].server.Endpoint(), name); err != nil {
 			t.Fatal(err)
 		}
 	}

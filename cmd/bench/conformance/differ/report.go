@@ -42,8 +42,8 @@ func (r Result) Print(w io.Writer, tables bool, least int, took time.Duration) (
 // report prints a sequence's differences.
 func report(cfg Config, found Result) error {
 	for _, d := range found.Differences {
-		_, err := fmt.Fprintf(cfg.Out, "\nDIFFERENCE in seed %d at step %d: %s\n--- request\n%s\n--- left\n%s\n--- right\n%s\n%sto run this seed again: %s\n",
-			d.Seed, d.Step, d.Call.Method, describe(d.Call.Request), d.Left, d.Right, d.Logs, cfg.Rerun(d.Seed))
+		_, err := fmt.Fprintf(cfg.Out, "\nDIFFERENCE in seed %d at step %d: %s on member %d\n--- request\n%s\n--- left\n%s\n--- right\n%s\n%sto run this seed again: %s\n",
+			d.Seed, d.Step, d.Call.Method, d.Call.Member, describe(d.Call.Request), d.Left, d.Right, d.Logs, cfg.Rerun(d.Seed))
 		if err != nil {
 			return fmt.Errorf("differ: %w", err)
 		}

@@ -24,6 +24,7 @@ type Config struct {
 	FirstSeed   uint64 // the seeds are FirstSeed, FirstSeed+1, …
 	Seeds       int
 	Steps       int    // calls a seed
+	Members     int    // of each side; calls go to them in turn
 	Parallel    int    // seeds at a time; each runs two servers
 	MaxDiffs    int    // differences after which no new seed begins
 	Dir         string // parent of the data folders; empty means the system's temporary folder
@@ -33,8 +34,8 @@ type Config struct {
 }
 
 func (c Config) validate() error {
-	if c.Left.Binary == "" || c.Right.Binary == "" || c.Seeds < 1 || c.Steps < 1 || c.Parallel < 1 || c.MaxDiffs < 1 {
-		return errors.New("differ: both binaries and at least 1 seed, step, sequence at a time and difference are needed")
+	if c.Left.Binary == "" || c.Right.Binary == "" || c.Seeds < 1 || c.Steps < 1 || c.Members < 1 || c.Parallel < 1 || c.MaxDiffs < 1 {
+		return errors.New("differ: both binaries and at least 1 seed, step, member, sequence at a time and difference are needed")
 	}
 	return nil
 }
@@ -112,18 +113,23 @@ func (r *Result) add(other Result) {
 // runSeed runs one sequence on two fresh servers.
 func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err error) {
 	result = Result{Coverage: make(Coverage)}
-	left, err := begin(ctx, cfg.Left, cfg.Dir)
+	left, err := begin(ctx, cfg.Left, cfg.Members, cfg.Dir)
 	if err != nil {
 		return result, err
 	}
 	defer func() { err = errors.Join(err, left.end()) }()
-	right, err := begin(ctx, cfg.Right, cfg.Dir)
+	right, err := begin(ctx, cfg.Right, cfg.Members, cfg.Dir)
 	if err != nil {
 		return result, err
 	}
 	defer func() { err = errors.Join(err, right.end()) }()
 
-	sequence := NewGenerator(seed, cfg.Steps)
+	sequence := NewGenerator(seed, cfg.Steps, cfg.Members)
+	if cfg.Members > 1 {
+		for _, name := range wantedOfClusters() {
+			result.Coverage[name] += 0 // so that the table shows if it is never exercised
+		}
+	}
 	leases := make(leaseTimes)
 	for ctx.Err() == nil {
 		call, more := sequence.Next()
@@ -131,6 +137,7 @@ func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err e
 			result.Seeds = 1
 			return result, nil
 		}
+		call.Member = result.Calls % cfg.Members
 		began := time.Now()
 		l, r := both(ctx, call, left, right)
 		ended := time.Now()
@@ -141,12 +148,12 @@ func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err e
 		result.Calls++
 		result.Coverage.Add(call, l)
 		leases.observe(call, l, r, began, ended)
-		l, r = normalise(left.id, leases.arranged(l)), normalise(right.id, leases.arranged(r))
+		l, r = normalise(left.identity(call), leases.arranged(l)), normalise(right.identity(call), leases.arranged(r))
 		if same(l, r) && !broken(call, l) {
 			continue
 		}
 		result.Differences = append(result.Differences, Difference{seed, result.Calls, call, l, r, logs(left, right)})
-		if len(result.Differences) >= perSeedMax || !left.server.Running() || !right.server.Running() {
+		if len(result.Differences) >= perSeedMax || !left.alive() || !right.alive() {
 			result.Seeds = 1
 			return result, nil
 		}
@@ -181,8 +188,10 @@ func both(ctx context.Context, c Call, left, right *running) (l, r Reply) {
 func logs(sides ...*running) string {
 	var b strings.Builder
 	for _, s := range sides {
-		if !s.server.Running() {
-			fmt.Fprintf(&b, "%s has ended; its last lines:\n%s\n", s.side.Binary, s.server.Log())
+		for _, m := range s.members {
+			if !m.server.Running() {
+				fmt.Fprintf(&b, "%s has ended; its last lines:\n%s\n", s.side.Binary, m.server.Log())
+			}
 		}
 	}
 	return b.String()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -12,7 +13,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 )
 
 // callTimeout is the timeout of a call. It is longer than a server's own timeout of a
@@ -31,36 +34,76 @@ type Side struct {
 
 // running is the state of one side in one sequence.
 type running struct {
-	side   Side
-	server *proc.Server
-	conn   *grpc.ClientConn
+	side    Side
+	cluster *cluster.Cluster
+	members []*member
+	added   []uint64 // ids of the members that the sequence has added, in order
 
 	watches [watchStreams]*watchStream
-	stop    func()
-	id      identity
 }
 
-// begin starts a side with a fresh data folder.
-func begin(ctx context.Context, side Side, dir string) (*running, error) {
-	server, err := proc.Start(ctx, proc.Config{Binary: side.Binary, Args: side.Args, Name: "member", Dir: dir})
+// member is one member of a side.
+type member struct {
+	server *proc.Server
+	conn   *grpc.ClientConn
+	stop   func() // of Intercept
+	id     identity
+}
+
+// begin starts a side with fresh data folders.
+func begin(ctx context.Context, side Side, members int, dir string) (*running, error) {
+	c, err := cluster.Start(ctx, cluster.Config{
+		Server: servers.Server{Name: "member", Binary: side.Binary}, Members: members, Args: side.Args, Dir: dir,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("differ: %w", err)
 	}
-	r := &running{side: side, server: server}
+	r := &running{side: side, cluster: c}
+	for _, m := range c.Members {
+		r.members = append(r.members, &member{server: m.Server, stop: func() {}})
+	}
 	if err := r.connect(ctx); err != nil {
 		return nil, errors.Join(err, r.end())
 	}
 	return r, nil
 }
 
-// connect opens a connection and the watch streams to a server that is ready, and
-// requests its identity.
+// connect opens connections and the watch streams to members that are ready, and
+// requests their identities.
 func (r *running) connect(ctx context.Context) error {
-	r.stop = func() {}
-	through := r.server.Endpoint()
-	if r.side.Intercept != nil {
+	if err := r.cluster.Sync(ctx); err != nil {
+		return fmt.Errorf("differ: %w", err)
+	}
+	for _, m := range r.members {
+		if err := m.connect(ctx, r.side); err != nil {
+			return err
+		}
+	}
+	if len(r.members) > 1 {
+		everyone := new(roster)
+		for _, m := range r.members {
+			everyone.members = append(everyone.members, m.id)
+			m.id.all = everyone
+		}
+	}
+	for i := range r.watches {
 		var err error
-		if through, r.stop, err = r.side.Intercept(through); err != nil {
+		if r.watches[i], err = watch(ctx, r.watched(i).conn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// watched returns the member that serves a watch stream.
+func (r *running) watched(stream int) *member { return r.members[(stream+1)%len(r.members)] }
+
+// connect opens a connection and requests the member's identity.
+func (m *member) connect(ctx context.Context, side Side) error {
+	through := m.server.Endpoint()
+	if side.Intercept != nil {
+		var err error
+		if through, m.stop, err = side.Intercept(through); err != nil {
 			return fmt.Errorf("differ: intercept: %w", err)
 		}
 	}
@@ -70,24 +113,19 @@ func (r *running) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("differ: connect: %w", err)
 	}
-	r.conn = conn
+	m.conn = conn
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	list, err := pb.NewClusterClient(conn).MemberList(ctx, &pb.MemberListRequest{Linearizable: true}, grpc.WaitForReady(true))
 	if err != nil {
 		return fmt.Errorf("differ: learn the member's identity: %w", err)
 	}
-	for i := range r.watches {
-		if r.watches[i], err = watch(ctx, conn); err != nil {
-			return err
-		}
-	}
-	before := r.id
-	r.id = identity{
+	before := m.id
+	m.id = identity{
 		cluster: list.Header.GetClusterId(), member: list.Header.GetMemberId(), term: list.Header.GetRaftTerm(),
-		peerURL: r.server.PeerURL(), clientURL: r.server.ClientURL(),
+		peerURL: m.server.PeerURL(), clientURL: m.server.ClientURL(),
 	}
-	return checkSuccession(before, r.id)
+	return checkSuccession(before, m.id)
 }
 
 // checkSuccession returns an error if a restarted member is not the same as before.
@@ -112,55 +150,141 @@ func (r *running) disconnect() {
 			r.watches[i] = nil
 		}
 	}
-	if r.conn != nil {
-		_ = r.conn.Close() // fails only when closed before
-		r.conn = nil
+	for _, m := range r.members {
+		if m.conn != nil {
+			_ = m.conn.Close() // fails only when closed before
+			m.conn = nil
+		}
+		m.stop()
+		m.stop = func() {}
 	}
-	r.stop()
 }
 
 // end stops the side and removes its data.
 func (r *running) end() error {
 	r.disconnect()
-	return r.server.Close()
+	return r.cluster.Close()
+}
+
+// alive reports whether all members run.
+func (r *running) alive() bool {
+	return !slices.ContainsFunc(r.members, func(m *member) bool { return !m.server.Running() })
+}
+
+// identity returns what the side's replies to a call are normalised by.
+func (r *running) identity(c Call) identity {
+	id := r.members[c.Member].id
+	switch c.Method {
+	case WatchCreate, WatchCancel, WatchSync:
+		id = r.watched(c.Stream).id
+	}
+	if id.all != nil {
+		id.all.added = r.added
+	}
+	return id
 }
 
 // do performs one step and returns the reply unchanged.
 func (r *running) do(ctx context.Context, c Call) Reply {
 	if c.Method == Terminate || c.Method == Kill {
-		if err := r.restart(ctx, c.Method); err != nil {
+		if err := r.restart(ctx, c); err != nil {
 			return Reply{Irregular: err.Error()}
 		}
 		return Reply{}
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	if err := r.catchUp(ctx, c); err != nil {
+		return failure(err)
+	}
 	switch c.Method {
 	case WatchCreate, WatchCancel, WatchSync:
 		return r.doWatch(ctx, c)
 	}
-	return invoke(ctx, r.conn, r.own(c))
+	reply := invoke(ctx, r.members[c.Member].conn, r.own(c))
+	if added, ok := reply.Message.(*pb.MemberAddResponse); ok {
+		r.added = append(r.added, added.Member.GetID())
+	}
+	r.settle(ctx, c)
+	return reply
 }
 
-// own replaces the placeholder in a call by the side's own member id.
+// catchUp waits, before a call whose reply depends on how much a member has applied, until
+// it has applied everything that was acknowledged before.
+func (r *running) catchUp(ctx context.Context, c Call) error {
+	if len(r.members) == 1 {
+		return nil
+	}
+	behind := []*member{r.members[c.Member]}
+	switch c.Method {
+	case Put, DeleteRange, Compact, Alarm, LeaseGrant, LeaseRevoke:
+		return nil // applied by all members in order
+	case Range:
+		if !c.Request.(*pb.RangeRequest).Serializable {
+			return nil
+		}
+	case WatchCreate, WatchCancel, WatchSync:
+		behind[0] = r.watched(c.Stream)
+	case MemberAdd, MemberRemove, MemberUpdate, MemberPromote:
+		behind = r.members // the leader checks some of these before they are replicated
+	}
+	for _, m := range behind {
+		// It is a linearizable read that no alarm refuses.
+		if _, err := pb.NewClusterClient(m.conn).MemberList(ctx, &pb.MemberListRequest{Linearizable: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle waits for the compaction of the other members if the call has waited for that of
+// its own.
+func (r *running) settle(ctx context.Context, c Call) {
+	if req, ok := c.Request.(*pb.CompactionRequest); ok && req.Physical {
+		for i, m := range r.members {
+			if i != c.Member {
+				invoke(ctx, m.conn, c) // refused, as done already, after the wait
+			}
+		}
+	}
+}
+
+// own replaces the placeholders in a call by the side's own ids and URLs.
 func (r *running) own(c Call) Call {
-	if a, ok := c.Request.(*pb.AlarmRequest); ok && a.MemberID == placeholder {
-		a = proto.CloneOf(a)
-		a.MemberID = r.id.member
-		c.Request = a
+	id := r.identity(c)
+	switch req := c.Request.(type) {
+	case *pb.AlarmRequest:
+		req = proto.CloneOf(req)
+		req.MemberID = id.real(req.MemberID)
+		c.Request = req
+	case *pb.MemberAddRequest:
+		req = proto.CloneOf(req)
+		id.realURLs(req.PeerURLs)
+		c.Request = req
+	case *pb.MemberUpdateRequest:
+		req = proto.CloneOf(req)
+		req.ID = id.real(req.ID)
+		id.realURLs(req.PeerURLs)
+		c.Request = req
+	case *pb.MemberRemoveRequest:
+		c.Request = &pb.MemberRemoveRequest{ID: id.real(req.ID)}
+	case *pb.MemberPromoteRequest:
+		c.Request = &pb.MemberPromoteRequest{ID: id.real(req.ID)}
 	}
 	return c
 }
 
-func (r *running) restart(ctx context.Context, how Method) error {
+// restart restarts one member. All watch streams begin anew.
+func (r *running) restart(ctx context.Context, c Call) error {
 	r.disconnect()
+	server := r.members[c.Member].server
 	var stopped error
-	if how == Terminate {
-		stopped = r.server.Terminate(ctx)
+	if c.Method == Terminate {
+		stopped = server.Terminate(ctx)
 	} else {
-		r.server.Kill()
+		server.Kill()
 	}
-	if err := r.server.Restart(ctx); err != nil {
+	if err := server.Restart(ctx); err != nil {
 		return err
 	}
 	return errors.Join(stopped, r.connect(ctx))

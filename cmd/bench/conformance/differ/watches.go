@@ -276,7 +276,7 @@ func (w *watchStream) transcripts() (all []proto.Message, violation string) {
 func (r *running) sync(ctx context.Context, stream int) Reply {
 	w := r.watches[stream]
 	// The put makes a revision that no earlier progress notification has.
-	resp, err := pb.NewKVClient(r.conn).Put(ctx, &pb.PutRequest{Key: []byte(anchorKey)})
+	resp, err := pb.NewKVClient(r.watched(stream).conn).Put(ctx, &pb.PutRequest{Key: []byte(anchorKey)})
 	switch {
 	case err != nil:
 	case stream == pastStream:
