@@ -53,6 +53,7 @@ type world struct {
 	unsettled bool
 	alarms    []*pb.AlarmRequest // activations in effect
 	added     int                // members added so far
+	urls      int                // the number of the last new peer URL
 	watchers  [watchStreams][]int64
 	// steady holds the ids of watchers that never lag, so that only a cancel ends them;
 	// nextWatcher makes ids that were never used.

@@ -1,6 +1,7 @@
 package differ
 
 import (
+	"fmt"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -10,11 +11,19 @@ import (
 // membershipPerMille is how many of a thousand plans change the members.
 const membershipPerMille = 12
 
-// Peer URLs of members that never start: nothing listens on these ports.
-const firstNewURL, secondNewURL, thirdNewURL = "http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3"
+// newURLs bounds the distinct peer URLs of members that never start. They have ports below
+// 1024, on which nothing listens.
+const newURLs = 1000
+
+// newURL returns a peer URL that was not used before. The id of an added member is derived
+// from its URLs and the current second, so that the same URL may have the same id again.
+func (g *Generator) newURL() string {
+	g.world.urls = g.world.urls%newURLs + 1
+	return fmt.Sprint("http://127.0.0.1:", g.world.urls)
+}
 
 // badURLs are refused as peer URLs.
-var badURLs = [][]string{nil, {""}, {"127.0.0.1:1"}, {"http://127.0.0.1"}, {"ftp://127.0.0.1:1"}, {"http://127.0.0.1:1/path"}, {firstNewURL, "http://"}}
+var badURLs = [][]string{nil, {""}, {"127.0.0.1:1"}, {"http://127.0.0.1"}, {"ftp://127.0.0.1:1"}, {"http://127.0.0.1:1/path"}, {"http://127.0.0.1:1", "http://"}}
 
 // membership adds a member that never starts, makes other changes in random order, most of
 // which are refused, and removes the member again. So no restart happens while the member
@@ -32,19 +41,20 @@ func (g *Generator) membership() []Call {
 	remove := func(id uint64) Call { return call(MemberRemove, &pb.MemberRemoveRequest{ID: id}) }
 	list := call(MemberList, &pb.MemberListRequest{Linearizable: true})
 
+	first, second, third, fourth := g.newURL(), g.newURL(), g.newURL(), g.newURL()
 	added := addedPlaceholder + uint64(g.world.added)
 	own := g.rng.IntN(g.members)
 	learner := g.chance(60)
 	middle := []Call{
-		add(true, firstNewURL),
+		add(true, first, third),
 		add(false, ownURL(own)),
 		add(g.chance(50), badURLs[g.rng.IntN(len(badURLs))]...),
 		promote(added),
 		promote(placeholder + uint64(own)),
 		promote(strangerMember),
-		update(added, firstNewURL, secondNewURL),
+		update(added, first, second),
 		update(added, ownURL(own)),
-		update(strangerMember, thirdNewURL),
+		update(strangerMember, third),
 		update(placeholder+uint64(own), ownURL(own)),
 		remove(strangerMember),
 		list,
@@ -53,13 +63,13 @@ func (g *Generator) membership() []Call {
 		call(Put, g.putRequest()),
 	}
 	if learner {
-		middle = append(middle, add(true, thirdNewURL)) // one learner is the limit
+		middle = append(middle, add(true, fourth)) // one learner is the limit
 	}
 	g.rng.Shuffle(len(middle), func(i, j int) { middle[i], middle[j] = middle[j], middle[i] })
 	middle = middle[:len(middle)/2+g.rng.IntN(len(middle)/2)]
 	return slices.Concat(
-		[]Call{add(learner, firstNewURL), list}, middle,
-		[]Call{remove(added), remove(added), promote(added), update(added, firstNewURL), list})
+		[]Call{add(learner, first), list}, middle,
+		[]Call{remove(added), remove(added), promote(added), update(added, first), list})
 }
 
 // wantedOfClusters lists what a long run with several members must exercise besides Wanted.
