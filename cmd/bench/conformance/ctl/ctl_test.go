@@ -1,6 +1,5 @@
 // Package ctl tests that real etcdctl prints the same for etcd and for Troupe. It leaves
-// out what Troupe does not implement yet: snapshots, users and roles, changes of members,
-// downgrades and transfers of leadership.
+// out what Troupe does not implement yet: snapshots, users and roles, and downgrades.
 package ctl
 
 import (
@@ -20,20 +19,22 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
-	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
+	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
+	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
 // timeout is the most time for a command, or for the next line of its output.
 const timeout = 20 * time.Second
 
-// side is a server and the state of its etcdctl commands.
+// side is a server or a cluster and the state of its etcdctl commands.
 type side struct {
-	name   string
-	server *proc.Server
-	ctl    string            // etcdctl's executable
-	vars   map[string]string // values of {name} in arguments
-	ids    map[string]string // placeholders of ids, numbered in order of appearance
+	name    string
+	cluster *cluster.Cluster
+	via     []int             // the members whose endpoints commands get
+	ctl     string            // etcdctl's executable
+	vars    map[string]string // values of {name} in arguments
+	ids     map[string]string // placeholders of ids, numbered in order of appearance
 }
 
 // pair has both sides.
@@ -44,29 +45,43 @@ type pair struct {
 
 func newPair(t *testing.T) *pair {
 	t.Helper()
-	ctl := benchtest.Program(t, tools.Etcdctl)
 	// Short election timeouts make starts short. Progress notifications are sent every
 	// half second.
 	args := []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms"}
+	return startPair(t, 1, benchtest.Program(t, tools.Troupe), args)
+}
+
+// startPair starts etcd and another server.
+func startPair(t *testing.T, members int, right string, args []string) *pair {
+	t.Helper()
+	ctl := benchtest.Program(t, tools.Etcdctl)
 	p := &pair{T: t}
-	for i, cfg := range []proc.Config{
-		{Binary: benchtest.Program(t, tools.Etcd), Args: append([]string{"--unsafe-no-fsync"}, args...)},
-		{Binary: benchtest.Program(t, tools.Troupe), Args: args},
+	for i, s := range []servers.Server{
+		{Name: "etcd", Binary: benchtest.Program(t, tools.Etcd), Args: []string{"--unsafe-no-fsync"}},
+		{Name: "troupe", Binary: right},
 	} {
-		cfg.Name, cfg.Dir = "ctl", t.TempDir()
-		server, err := proc.Start(t.Context(), cfg)
+		c, err := cluster.Start(t.Context(), cluster.Config{Server: s, Members: members, Args: args, Dir: t.TempDir()})
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = server.Close() }) // the test removes the folder
-		p.sides[i] = &side{name: [...]string{"etcd", "troupe"}[i], server: server, ctl: ctl, vars: map[string]string{}, ids: map[string]string{}}
+		t.Cleanup(func() { _ = c.Close() }) // the test removes the folder
+		p.sides[i] = &side{name: s.Name, cluster: c, via: []int{0}, ctl: ctl, vars: map[string]string{}, ids: map[string]string{}}
 	}
 	return p
 }
 
+// endpoints lists the endpoints that commands get.
+func (s *side) endpoints() string {
+	var list []string
+	for _, i := range s.via {
+		list = append(list, s.cluster.Members[i].Endpoint())
+	}
+	return strings.Join(list, ",")
+}
+
 // command returns an etcdctl command for this side.
 func (s *side) command(ctx context.Context, args []string) *exec.Cmd {
-	full := []string{"--endpoints", s.server.Endpoint()}
+	full := []string{"--endpoints", s.endpoints()}
 	for _, a := range args {
 		for name, value := range s.vars {
 			a = strings.ReplaceAll(a, "{"+name+"}", value)
@@ -95,7 +110,14 @@ var (
 
 // normalise replaces the parts of an output that may differ.
 func (s *side) normalise(text string) string {
-	text = strings.NewReplacer(s.server.Endpoint(), "ENDPOINT", s.server.PeerURL(), "PEER").Replace(text)
+	var addresses []string
+	for i, m := range s.cluster.Members {
+		addresses = append(addresses, m.Endpoint(), fmt.Sprint("ENDPOINT", i), m.Server.PeerURL(), fmt.Sprint("PEER", i))
+	}
+	text = strings.NewReplacer(addresses...).Replace(text)
+	if len(s.cluster.Members) > 1 {
+		text = arranged(text)
+	}
 	text = idPattern.ReplaceAllStringFunc(text, func(id string) string {
 		if s.ids[id] == "" {
 			s.ids[id] = fmt.Sprint("ID", len(s.ids))
@@ -166,10 +188,15 @@ func (p *pair) feed(stdin string, args ...string) string {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 		err := cmd.Run()
 		shown[i] = s.show(stdout.String(), stderr.String(), err)
+		if m := addedPattern.FindStringSubmatch(stdout.String()); m != nil {
+			s.vars["added"] = m[1]
+		}
 		s.vars["lease"] = cmp(s.granted(stdout.String()), s.vars["lease"])
 	})
 	return p.compare(args, shown)
 }
+
+var addedPattern = regexp.MustCompile(`Member ([0-9a-f]+) added`)
 
 var grantedPattern = regexp.MustCompile(`lease ([0-9a-f]+) granted`)
 
@@ -560,7 +587,7 @@ func mirror(p *pair) {
 	p.run("put", "m/1", "one")
 	p.run("put", "m/2", "two")
 	for _, s := range p.sides {
-		s.vars["endpoint"] = s.server.Endpoint()
+		s.vars["endpoint"] = s.endpoints()
 	}
 	copies := p.start("make-mirror", "--prefix=m/", "--dest-prefix=copy/", "{endpoint}")
 	p.waiting("copy/", 2)
