@@ -207,6 +207,8 @@ var (
 	tookColumn    = regexp.MustCompile(`("took":"|"Took" : |│ +)[0-9.]+(?:ms|µs|s)`)
 	statusFields  = regexp.MustCompile(`("(?:RaftAppliedIndex|DBSizeInUse)" : )\d+|("StorageVersion" : )"[0-9.]*"`)
 	initialMember = regexp.MustCompile(`ETCD_INITIAL_CLUSTER="([^"]*)"`)
+	// etcdctl pads ids to 16 digits.
+	paddedID = regexp.MustCompile(`(Member|cluster) +([0-9a-f]+)`)
 	// A line of a list: of members, or of endpoints.
 	listLine = regexp.MustCompile(`^(?:[0-9a-f]{12,16}, |(?:http://)?ENDPOINT\d)`)
 )
@@ -215,6 +217,7 @@ var (
 // of replies, and replaces further parts that may differ between members.
 func arranged(text string) string {
 	text = tookColumn.ReplaceAllString(text, "${1}TIME")
+	text = paddedID.ReplaceAllString(text, "$1 $2")
 	text = statusFields.ReplaceAllString(text, "$1$2:N")
 	text = initialMember.ReplaceAllStringFunc(text, func(m string) string {
 		items := strings.Split(initialMember.FindStringSubmatch(m)[1], ",")
@@ -303,6 +306,7 @@ func TestArranged(t *testing.T) {
 		"aaaaaaaaaaaa, started, m2, PEER1\nbbbbbbbbbbbb, started, m1, PEER0\n": "bbbbbbbbbbbb, started, m1, PEER0\naaaaaaaaaaaa, started, m2, PEER1\n",
 		"http://ENDPOINT1 is healthy\nhttp://ENDPOINT0 is healthy\n":           "http://ENDPOINT0 is healthy\nhttp://ENDPOINT1 is healthy\n",
 		"b\na\n": "b\na\n",
+		"Member 1234567890abcdef added to cluster   abcdef1234567890\n":                                          "Member 1234567890abcdef added to cluster abcdef1234567890\n",
 		`{"members":[{"ID":111111111111111111,"name":"b"},{"ID":222222222222222222,"name":"a"}]}` + "\n":         `{"members":[{"ID":222222222222222222,"name":"a"},{"ID":111111111111111111,"name":"b"}]}` + "\n",
 		`[{"endpoint":"b","took":"1.5ms"},{"endpoint":"a","took":"20µs"}]` + "\n":                                `[{"endpoint":"a","took":"TIME"},{"endpoint":"b","took":"TIME"}]` + "\n",
 		"ETCD_INITIAL_CLUSTER=\"b=2,a=1\"\n":                                                                     "ETCD_INITIAL_CLUSTER=a=1,b=2\n",

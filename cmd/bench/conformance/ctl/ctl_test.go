@@ -196,7 +196,7 @@ func (p *pair) feed(stdin string, args ...string) string {
 	return p.compare(args, shown)
 }
 
-var addedPattern = regexp.MustCompile(`Member ([0-9a-f]+) added`)
+var addedPattern = regexp.MustCompile(`Member +([0-9a-f]+) added`)
 
 var grantedPattern = regexp.MustCompile(`lease ([0-9a-f]+) granted`)
 
