@@ -50,6 +50,7 @@ func TestAwaitAck(t *testing.T) {
 		g.begin()
 		done := make(chan error, 1)
 		go func() { done <- g.awaitAck(t.Context()) }()
+		synctest.Wait()
 		g.ack(before)
 		synctest.Wait()
 		if len(done) != 0 {
