@@ -100,9 +100,9 @@ type Config struct {
 	Heard func() int64
 	// View returns the newest view.
 	View func() *mvcc.View
-	// Propose proposes a request. It does not wait, and reports whether the request
-	// was accepted; if so, done is called once, on any goroutine.
-	Propose func(req *applymsg.Request, done func(raftmsg.Code)) bool
+	// Propose proposes a request. It does not wait. It returns OK if the request was
+	// accepted; then done is called once, on any goroutine. Otherwise it returns the reason.
+	Propose func(req *applymsg.Request, done func(raftmsg.Code)) raftmsg.Code
 	// Now is a monotonic clock in nanoseconds; nil means actors.Now.
 	Now     func() int64
 	Metrics *Metrics
@@ -500,12 +500,12 @@ func (a *Actor) start(p proposal) {
 	a.inFlight[id] = p
 	a.count[p.kind]++
 	a.cfg.Faults.Point(actors.CoreLease, "middle")
-	accepted := a.cfg.Propose(p.request(a.asOf), func(code raftmsg.Code) {
+	code := a.cfg.Propose(p.request(a.asOf), func(code raftmsg.Code) {
 		a.box.MustPost(laneOutcomes, &leasemsg.Proposed{Id: id, Code: code}, actors.Cost{Requests: 1})
 	})
-	if !accepted {
+	if code != raftmsg.Code_OK {
 		a.paused = true
-		a.finish(id, raftmsg.Code_TOO_MANY_REQUESTS)
+		a.finish(id, code)
 	}
 }
 

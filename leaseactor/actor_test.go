@@ -96,13 +96,14 @@ func (r *rig) expired() float64 {
 	return actorstest.Metric(r.t, r.metrics, "etcd_debugging_server_lease_expired_total")
 }
 
-func (r *rig) propose(req *applymsg.Request, done func(raftmsg.Code)) bool {
+func (r *rig) propose(req *applymsg.Request, done func(raftmsg.Code)) raftmsg.Code {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.refuse {
-		r.proposals = append(r.proposals, proposedRequest{req, done})
+	if r.refuse {
+		return raftmsg.Code_TOO_MANY_REQUESTS
 	}
-	return !r.refuse
+	r.proposals = append(r.proposals, proposedRequest{req, done})
+	return raftmsg.Code_OK
 }
 
 // take removes and returns the oldest proposal.

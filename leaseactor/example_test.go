@@ -25,9 +25,9 @@ func Example() {
 	ref, err := actors.Spawn(system.Root, leaseactor.New(leaseactor.Config{
 		Limit: actors.Limit{Requests: 100, Bytes: 1 << 20}, MinTTL: 1,
 		Term: func() uint64 { return 1 }, View: published.View, Metrics: leaseactor.NewMetrics(nil),
-		Propose: func(req *applymsg.Request, _ func(raftmsg.Code)) bool {
+		Propose: func(req *applymsg.Request, _ func(raftmsg.Code)) raftmsg.Code {
 			proposed <- req
-			return true
+			return raftmsg.Code_OK
 		},
 	}))
 	if err != nil {

@@ -46,7 +46,7 @@ func TestOverPeerTransport(t *testing.T) {
 	lease := actorstest.Spawn(t, sys, leaseactor.New(leaseactor.Config{
 		Limit: actors.Limit{Requests: 100, Bytes: 1 << 20}, MinTTL: 1, Election: time.Second,
 		Term: func() uint64 { return 5 }, View: published.View, Metrics: leaseactor.NewMetrics(nil),
-		Propose: func(*applymsg.Request, func(raftmsg.Code)) bool { return false },
+		Propose: func(*applymsg.Request, func(raftmsg.Code)) raftmsg.Code { return raftmsg.Code_STOPPED },
 	}))
 	edge, err := actors.StartEdge(sys, actors.EdgeConfig{})
 	if err != nil {

@@ -87,16 +87,21 @@ func (c *Client) propose(ctx context.Context, core *clientCore, call *Call) (Ans
 	return answer, err
 }
 
-// Post proposes a request for a stage, which cannot wait. done receives the code of the
-// result. It is called on any goroutine and must not block. Post reports whether the
-// proposer accepted the request; if not, done is not called.
-func (c *Client) Post(req *applymsg.Request, done func(raftmsg.Code)) bool {
+// Post proposes a request for a stage, which cannot wait. It returns OK if the proposer has
+// accepted the request; done then receives the code of the result, on any goroutine, and must
+// not block. Otherwise Post returns the reason, and done is not called.
+func (c *Client) Post(req *applymsg.Request, done func(raftmsg.Code)) raftmsg.Code {
 	core := c.core.Load()
-	if core == nil || c.cfg.State.Behind() || c.cfg.Full(req) {
-		return false
+	switch {
+	case core == nil:
+		return raftmsg.Code_STOPPED
+	case c.cfg.State.Behind():
+		return raftmsg.Code_TOO_MANY_REQUESTS
+	case c.cfg.Full(req):
+		return raftmsg.Code_NO_SPACE
 	}
 	call := newNotice(req, c.cfg.Timeout, func(a Answer) { done(a.Result.Code) })
-	return postCall(core.proposer, call) == nil
+	return postCode(postCall(core.proposer, call))
 }
 
 // ReadIndex waits until a read of the newest view is linearizable: the view contains every

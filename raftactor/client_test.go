@@ -38,7 +38,7 @@ func TestClient(t *testing.T) {
 			if code, err := c.ReadIndex(ctx); err != nil || code != read {
 				t.Errorf("%s: read: got %v (%v), want %v", when, code, err, read)
 			}
-			if c.Post(put("k", 1), func(raftmsg.Code) { t.Errorf("%s: got a notice, want none", when) }) {
+			if c.Post(put("k", 1), func(raftmsg.Code) { t.Errorf("%s: got a notice, want none", when) }) == raftmsg.Code_OK {
 				t.Errorf("%s: the request of a stage was accepted", when)
 			}
 		}
@@ -77,7 +77,7 @@ func TestClient(t *testing.T) {
 		if out, _ := c.Propose(ctx, put("k", 1)); out.Result.Code != raftmsg.Code_NO_SPACE {
 			t.Errorf("full log: got %v, want NO_SPACE", out.Result)
 		}
-		if c.Post(put("k", 1), func(raftmsg.Code) { t.Error("full log: got a notice, want none") }) {
+		if c.Post(put("k", 1), func(raftmsg.Code) { t.Error("full log: got a notice, want none") }) == raftmsg.Code_OK {
 			t.Error("full log: the request of a stage was accepted")
 		}
 		full = false
@@ -103,7 +103,7 @@ func TestClient(t *testing.T) {
 		if out, err := c.Propose(ctx, put("k", 1)); err != nil || out.Result.Code != raftmsg.Code_TOO_MANY_REQUESTS {
 			t.Errorf("apply far behind: got %+v (%v), want TOO_MANY_REQUESTS", out, err)
 		}
-		if c.Post(put("k", 1), func(raftmsg.Code) {}) {
+		if c.Post(put("k", 1), func(raftmsg.Code) {}) == raftmsg.Code_OK {
 			t.Error("apply far behind: the request of a stage was accepted")
 		}
 		raft.behind.Store(false)

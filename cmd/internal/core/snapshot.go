@@ -36,18 +36,15 @@ const sendersMax = 2
 // again.
 const statusRetry = 100 * time.Millisecond
 
-// Transfer is a snapshot in progress, for the debug page.
-type Transfer struct {
-	Peer        uint64
-	Receiving   bool
-	Bytes, Size uint64 // so far, and an estimate of all
-	Since       time.Time
+// transfer is a snapshot in progress.
+type transfer struct {
+	bytes, size uint64 // so far, and an estimate of all
 }
 
 // transfers are the snapshots in progress.
 type transfers struct {
 	mu      sync.Mutex
-	active  map[transferKey]*Transfer
+	active  map[transferKey]*transfer
 	senders [sendersMax]*actors.Mailbox // of the senders; nil until they have started
 }
 
@@ -71,9 +68,9 @@ func (t *transfers) begin(k transferKey) bool {
 		return false
 	}
 	if t.active == nil {
-		t.active = make(map[transferKey]*Transfer)
+		t.active = make(map[transferKey]*transfer)
 	}
-	t.active[k] = &Transfer{Peer: k.peer, Receiving: k.receiving, Since: time.Now()}
+	t.active[k] = new(transfer)
 	return true
 }
 
@@ -82,7 +79,7 @@ func (t *transfers) progress(k transferKey) func(done, size uint64) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if a := t.active[k]; a != nil {
-			a.Bytes, a.Size = done, size
+			a.bytes, a.size = done, size
 		}
 	}
 }
@@ -91,16 +88,6 @@ func (t *transfers) end(k transferKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.active, k)
-}
-
-// Transfers returns the snapshots in progress, in no particular order.
-func (h *Host) Transfers() (list []Transfer) {
-	h.transfers.mu.Lock()
-	defer h.transfers.mu.Unlock()
-	for _, t := range h.transfers.active {
-		list = append(list, *t)
-	}
-	return list
 }
 
 // Senders returns the actors at the edge that send snapshots.
