@@ -124,7 +124,6 @@ type sender struct {
 	sent  uint64                // bytes of values and names
 	total uint64                // estimate
 	print backend.Fingerprint   // of what was sent
-	count int                   // packs sent
 }
 
 func (s *sender) run() (*Sent, error) {
