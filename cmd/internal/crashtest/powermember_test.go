@@ -85,7 +85,7 @@ func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember,
 		}
 	})
 	if fsys != nil {
-		cfg.WALDir, cfg.FS = powerLogDir, fsys
+		cfg.WALDir, cfg.FS = powerLogDir, splitFS{memory: fsys}
 	} else {
 		// There is no power cut: use the ballast too.
 		cfg.FreeSpace = func(string) (uint64, error) { return 10 * powerFreeBytes, nil }
