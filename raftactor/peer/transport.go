@@ -391,6 +391,29 @@ func (t *Transport) Connected(id uint64) bool {
 	return p != nil && p.control.up.Load()
 }
 
+// RoundTrip returns the smoothed round-trip time to a peer; 0 if it is unknown.
+func (t *Transport) RoundTrip(id uint64) time.Duration {
+	p := t.peer(id)
+	if p == nil {
+		return 0
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.roundTrip
+}
+
+// ActiveSince returns when the control connection to a peer was established; zero if it is
+// down.
+func (t *Transport) ActiveSince(id uint64) (since time.Time) {
+	p := t.peer(id)
+	if p == nil {
+		return since
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.activeSince
+}
+
 // Status is the state of the connections to a peer.
 type Status struct {
 	ID uint64

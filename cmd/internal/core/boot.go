@@ -240,7 +240,7 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 		Member: h.cfg.Identity.MemberID, Election: h.cfg.Election,
 		Forward: func(to uint64, m *raftmsg.Forward) { h.cfg.Network.Forward(to, m) },
 		Answer:  func(to uint64, m *raftmsg.Forwarded) { h.cfg.Network.Forwarded(to, m) },
-		RTT:     h.roundTrip, Connected: h.connected,
+		RTT:     h.cfg.Network.RoundTrip, Connected: h.connected,
 	})
 	raftActor.Connect(proposerStage.Mailbox, readStage.Mailbox)
 	return &actors.Incarnation{

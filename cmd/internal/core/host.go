@@ -62,6 +62,7 @@ type Host struct {
 	received  atomic.Pointer[snapshot.Received] // a snapshot to install at the next reboot
 	installed atomic.Bool                       // the next boot opens an installed store
 	removed   atomic.Pointer[[]uint64]          // ids of removed members
+	otherIDs  atomic.Pointer[[]uint64]          // ids of the other members
 	sequence  atomic.Uint64                     // the last unique id that was assigned
 	current   atomic.Pointer[Handles]
 	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked

@@ -27,8 +27,11 @@ type Network interface {
 	// Conn returns the control connection to a member.
 	Conn(id uint64) (grpc.ClientConnInterface, bool)
 	OpenSnapshot(ctx context.Context, to uint64) (peerpb.Peer_SnapshotClient, error)
-	// Status returns the state of the connections to the other members.
-	Status() []peer.Status
+	// RoundTrip returns the recent round-trip time to a member; 0 if it is unknown.
+	RoundTrip(id uint64) time.Duration
+	// ActiveSince returns since when there has been a connection to a member; zero if there
+	// is none.
+	ActiveSince(id uint64) time.Time
 }
 
 var (
@@ -76,6 +79,13 @@ func (h *Host) membersChanged(c *mvccmsg.Cluster) {
 	}
 	removed := c.GetRemoved()
 	h.removed.Store(&removed)
+	var others []uint64
+	for _, m := range members {
+		if m.Id != h.cfg.Identity.MemberID {
+			others = append(others, m.Id)
+		}
+	}
+	h.otherIDs.Store(&others)
 	h.cfg.Network.SetMembers(peerMembers(members), removed)
 	if slices.Contains(removed, h.cfg.Identity.MemberID) {
 		h.cfg.Removed("the member has been permanently removed from the cluster")
@@ -96,14 +106,12 @@ func (h *Host) isRemoved(id uint64) bool {
 	return removed != nil && slices.Contains(*removed, id)
 }
 
-// roundTrip returns the recent round-trip time to a member; 0 if it is unknown.
-func (h *Host) roundTrip(member uint64) time.Duration {
-	for _, s := range h.cfg.Network.Status() {
-		if s.ID == member {
-			return s.RoundTrip
-		}
+// others returns the ids of the other members, as far as this one knows them.
+func (h *Host) others() []uint64 {
+	if others := h.otherIDs.Load(); others != nil {
+		return *others
 	}
-	return 0
+	return nil
 }
 
 // quorumRoundTrip returns the recent round-trip time to the leader, or on the leader to the
@@ -111,15 +119,16 @@ func (h *Host) roundTrip(member uint64) time.Duration {
 func (h *Host) quorumRoundTrip() time.Duration {
 	s := h.Raft.Status()
 	if !s.IsLeader {
-		return h.roundTrip(s.Leader)
+		return h.cfg.Network.RoundTrip(s.Leader)
 	}
-	var times []time.Duration
-	for _, p := range h.cfg.Network.Status() {
-		times = append(times, p.RoundTrip)
+	others := h.others()
+	times := make([]time.Duration, len(others))
+	for i, id := range others {
+		times[i] = h.cfg.Network.RoundTrip(id)
 	}
 	slices.Sort(times)
-	if others := (len(times) + 1) / 2; others > 0 {
-		return times[others-1]
+	if n := (len(times) + 1) / 2; n > 0 {
+		return times[n-1]
 	}
 	return 0
 }
@@ -127,19 +136,19 @@ func (h *Host) quorumRoundTrip() time.Duration {
 // connected reports whether this member has been connected to another one since a time, as
 // actors.Now; for member 0, to as many as make a quorum with it.
 func (h *Host) connected(member uint64, since int64) bool {
-	now, ago := time.Now(), time.Duration(actors.Now()-since)
-	others, up := 0, 0
-	for _, s := range h.cfg.Network.Status() {
-		if member != 0 && s.ID != member {
-			continue
-		}
-		others++
-		if !s.ActiveSince.IsZero() && now.Sub(s.ActiveSince) >= ago {
-			up++
-		}
+	ago := time.Duration(actors.Now() - since)
+	up := func(id uint64) bool {
+		active := h.cfg.Network.ActiveSince(id)
+		return !active.IsZero() && time.Since(active) >= ago
 	}
 	if member != 0 {
-		return up > 0
+		return up(member)
 	}
-	return up >= (others+1)/2
+	n := 0
+	for _, id := range h.others() {
+		if up(id) {
+			n++
+		}
+	}
+	return n >= (len(h.others())+1)/2
 }

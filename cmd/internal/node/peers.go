@@ -153,12 +153,8 @@ func (p peers) MoveLeader(ctx context.Context, target uint64) (raftmsg.Code, err
 
 // ActiveSince implements grpcgw.Peers.
 func (p peers) ActiveSince(id uint64) (since time.Time, ok bool) {
-	for _, s := range p.n.peers.Status() {
-		if s.ID == id {
-			return s.ActiveSince, !s.ActiveSince.IsZero()
-		}
-	}
-	return since, false
+	since = p.n.peers.ActiveSince(id)
+	return since, !since.IsZero()
 }
 
 // matchTimeout bounds the wait for raft, which answers between two batches.
