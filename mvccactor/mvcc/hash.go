@@ -3,6 +3,7 @@ package mvcc
 import (
 	"errors"
 	"hash/crc32"
+	"slices"
 	"sync"
 )
 
@@ -22,6 +23,9 @@ type HashKV struct {
 	CompactRevision int64
 	// HashRevision is the revision of the hash, and Revision the current one.
 	HashRevision, Revision int64
+	// OfCompaction means that the hash was computed at a compaction. keptByCompaction
+	// explains why it may differ from one that was not, at equal revisions.
+	OfCompaction bool
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -205,6 +209,16 @@ func (h *hashes) find(rev int64) (HashKV, bool) {
 	return HashKV{}, false
 }
 
+// CompactionHashes returns the hashes of the last compactions that TakeHashes has computed,
+// newest first. Their Revision is that of the time they were computed.
+func (p *Published) CompactionHashes() []HashKV {
+	p.hashes.mu.Lock()
+	defer p.hashes.mu.Unlock()
+	kept := slices.Clone(p.hashes.kept)
+	slices.Reverse(kept)
+	return kept
+}
+
 func (h *hashes) keep(k HashKV) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -302,5 +316,7 @@ func (v *View) compactionHash(job hashJob, pause func() error) (HashKV, error) {
 	if err != nil {
 		return HashKV{}, err
 	}
-	return v.hash(job.revision, job.previous, v.keeper(job.revision, job.previous, any), pause)
+	h, err := v.hash(job.revision, job.previous, v.keeper(job.revision, job.previous, any), pause)
+	h.OfCompaction = true
+	return h, err
 }

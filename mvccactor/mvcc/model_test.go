@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -385,6 +386,15 @@ func (h *harness) compact() {
 	got, err := h.pub.HashKV(rev, func() error { return nil })
 	if err != nil || got.Hash != wantHash || got.CompactRevision != previous {
 		h.t.Fatalf("hash at compaction %d: %+v (%v), want %08x", rev, got, err, wantHash)
+	}
+	got.Revision = 0
+	kept := h.pub.CompactionHashes()
+	for i := range kept {
+		kept[i].Revision = 0
+	}
+	newestFirst := slices.IsSortedFunc(kept, func(a, b HashKV) int { return cmp.Compare(b.HashRevision, a.HashRevision) })
+	if !got.OfCompaction || kept[0] != got || !newestFirst || len(kept) > hashesKept {
+		h.t.Fatalf("hashes of compactions: %+v, want at most %d, newest first, the first %+v", kept, hashesKept, got)
 	}
 	if h.rng.IntN(2) == 0 {
 		for visited := true; visited; { // as far as the deferred ranges allow
