@@ -111,7 +111,7 @@ var topLevel = []string{
 // commands lists what cmd and cmd/internal may contain.
 var commands = map[string][]string{
 	"cmd":          {"bench", "internal", "troupe", "troupectl"},
-	"cmd/internal": {"config", "core", "crashtest", "logging", "node", "tidy"},
+	"cmd/internal": {"config", "core", "crashtest", "logging", "monitor", "node", "tidy"},
 }
 
 // Packages in which a banned identifier may be used.
