@@ -26,6 +26,8 @@ const (
 	EdgeAutoCompact = EdgePath + "/autocompact"
 	EdgeScrub       = EdgePath + "/scrub"
 	EdgeWatchdog    = EdgePath + "/watchdog"
+	EdgeVersions    = EdgePath + "/versions"
+	EdgeCheck       = EdgePath + "/check"
 )
 
 // EdgeWatch is the path of watch stream n.

@@ -33,10 +33,6 @@ type HTTPConfig struct {
 // timeout: 5 s for queues and disk, and twice the election timeout.
 const DefaultReadTimeout = 7 * time.Second
 
-// clusterVersionPatch completes the API level in /version, which is that of the
-// cluster: major and minor version alone.
-const clusterVersionPatch = ".0"
-
 // NewHTTPHandler returns the plain HTTP of the client port: /health, /livez,
 // /readyz, /version, /metrics and /debug/.
 func NewHTTPHandler(cfg HTTPConfig) http.Handler {
@@ -89,17 +85,14 @@ func get(h http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// versionHandler serves the version of the API, and that of the cluster: the lowest of its
-// members' versions, which its leader sets. A lone member need not wait for that.
+// versionHandler serves the version of the API, of the cluster and of the storage.
 func versionHandler(m Member) http.HandlerFunc {
-	own := version.Cluster(version.Version) + clusterVersionPatch
 	return func(w http.ResponseWriter, _ *http.Request) {
-		v := version.Versions{Server: version.Version, Cluster: own, Storage: own}
+		v := version.Versions{Server: version.Version, Cluster: "not_decided", Storage: "unknown"}
 		if view := m.Keyspace().View(); view != nil {
-			if set := view.Cluster.GetVersion(); set != nil {
-				v.Cluster = fmt.Sprintf("%d.%d%s", set.Major, set.Minor, clusterVersionPatch)
-			} else if len(view.Cluster.GetMembers()) > 1 {
-				v.Cluster = "not_decided"
+			v.Storage = storageVersion(view.Cluster)
+			if set := ClusterVersion(view.Cluster); set != "" {
+				v.Cluster = set
 			}
 		}
 		writeJSON(w, v)

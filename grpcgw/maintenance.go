@@ -12,9 +12,6 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
 
-// storageVersion is the storage version that an etcd with the same API version reports.
-var storageVersion = version.V3_7.String()
-
 // maintenance is the Maintenance service.
 type maintenance struct {
 	*Gateway
@@ -36,7 +33,7 @@ func (m *maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusResp
 		RaftAppliedIndex: raft.Applied,
 		RaftTerm:         raft.Term,
 		IsLearner:        raft.IsLearner,
-		StorageVersion:   storageVersion,
+		StorageVersion:   storageVersion(view.Cluster),
 		DowngradeInfo:    &pb.DowngradeInfo{},
 	}
 	if raft.Leader == 0 {

@@ -30,7 +30,7 @@ func TestStatus(t *testing.T) {
 	wantHeader(t, got.Header, 4)
 	sizes := m.pub.View().Sizes
 	want := &pb.StatusResponse{
-		Header: got.Header, Version: "3.7.3", StorageVersion: "3.7.0",
+		Header: got.Header, Version: "3.7.3", StorageVersion: "3.5.0",
 		DbSize: sizes.Total(), DbSizeInUse: sizes.InUse(), DbSizeQuota: 2 << 30,
 		Leader: testMember, RaftTerm: testTerm, RaftIndex: 41, RaftAppliedIndex: 40,
 		DowngradeInfo: &pb.DowngradeInfo{},

@@ -170,7 +170,6 @@ func (m *Metrics) addConstants() {
 	}
 	label("etcd_server_version", "The API level that is served, as a label.", "server_version", version.Version)
 	label("etcd_server_go_version", "The Go version of this build, as a label.", "server_go_version", runtime.Version())
-	label("etcd_cluster_version", "The API level of the cluster, as a label.", "cluster_version", version.Cluster(version.Version))
 	m.gauge(namespace, "server", "quota_backend_bytes", "The quota of the keyspace in bytes.").Set(float64(exportedQuota(m.cfg.QuotaBytes)))
 	features := register(m.registry, prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Subsystem: "server", Name: "feature_enabled",

@@ -53,7 +53,6 @@ func TestMetricsOfState(t *testing.T) {
 	})
 	wantLines(t, scrapeText(t, m),
 		`etcd_server_version{server_version="3.7.3"} 1`,
-		`etcd_cluster_version{cluster_version="3.7"} 1`,
 		"etcd_server_quota_backend_bytes 2.147483648e+09",
 		`etcd_server_feature_enabled{name="FastLeaseKeepAlive",stage="BETA"} 1`,
 	)

@@ -405,7 +405,7 @@ func TestPeerHandler(t *testing.T) {
 	check("POST", "/members/promote/77", 404, "membership: ID not found\n")
 	check("POST", "/members/promote/10276657743932975437", 412, "membership: can only promote a learner member\n")
 	check("POST", "/members/promote/5", 412, "etcdserver: can only promote a learner member which is in sync with leader\n")
-	check("GET", "/version", 200, `{"etcdserver":"3.7.3","etcdcluster":"not_decided","storage":"3.7.0"}`)
+	check("GET", "/version", 200, `{"etcdserver":"3.7.3","etcdcluster":"not_decided","storage":"3.5.0"}`)
 	p.set(func() { p.match = nil })
 	check("POST", "/members/promote/5", 500, `{"message":"Internal Server Error"}`)
 	p.set(func() { p.match = map[uint64]uint64{5: 100, testMember: 100} })

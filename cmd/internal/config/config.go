@@ -126,8 +126,7 @@ type parser struct {
 	version                   bool
 	features                  featureGates
 	// Values of flags that have no effect and are validated all the same.
-	compactHashCheck time.Duration
-	tlsMin, tlsMax   string
+	tlsMin, tlsMax string
 
 	warnings []Warning
 }
@@ -241,6 +240,7 @@ func (p *parser) derive() error {
 	n.ExtensiveMetrics = p.metrics == metricsExtensive
 	n.Features = p.features.list()
 	n.SlowKeepAlive = !p.features.enabled(fastKeepAlive)
+	n.CompactHashCheck, n.InitialCorruptCheck = p.features.enabled(compactHash), p.features.enabled(initialCorrupt)
 	if n.Gateway.SlowRequest == 0 {
 		n.Gateway.SlowRequest = grpcgw.DefaultSlowRequest
 	}

@@ -121,6 +121,13 @@ func TestForms(t *testing.T) {
 		{"progress", []string{"--watch-progress-notify-interval=2s"}, nil, func(c *Config) bool { return c.Node.Gateway.WatchProgress == 2*time.Second }},
 		{"level", []string{"--log-level=WARN"}, nil, func(c *Config) bool { return c.Log.Level == "warn" }},
 		{"outputs", []string{"--log-outputs=stdout,f,stdout"}, nil, func(c *Config) bool { return slices.Equal(c.Log.Outputs, []string{"f", "stdout"}) }},
+		{"checks", []string{"--feature-gates=CompactHashCheck=true,InitialCorruptCheck=true", "--corrupt-check-time=1h"}, nil, func(c *Config) bool {
+			n := &c.Node
+			return n.CompactHashCheck && n.InitialCorruptCheck && n.CompactHashCheckTime == time.Minute && n.CorruptCheckTime == time.Hour
+		}},
+		{"no checks", nil, nil, func(c *Config) bool {
+			return !c.Node.CompactHashCheck && !c.Node.InitialCorruptCheck && c.Node.CorruptCheckTime == 0
+		}},
 		{"extensive", []string{"--metrics=extensive"}, nil, func(c *Config) bool { return c.Node.ExtensiveMetrics }},
 		{"zero warning", []string{"--warning-unary-request-duration=0"}, nil, func(c *Config) bool { return c.Node.Gateway.SlowRequest == 300*time.Millisecond }},
 		{"features", []string{"--feature-gates=AllAlpha=true,SetMemberLocalAddr=false"}, nil, func(c *Config) bool {
@@ -239,6 +246,7 @@ func TestWarnings(t *testing.T) {
 		{env: []string{"ETCD_NAME="}, want: []Warning{{"unrecognized environment variable", "ETCD_NAME", ""}}}, // as etcd
 		{args: []string{"--feature-gates=FastLeaseKeepAlive=true"}, want: nil},
 		{args: []string{"--feature-gates=FastLeaseKeepAlive=false"}, want: nil}, // it has an effect
+		{args: []string{"--feature-gates=CompactHashCheck=true,InitialCorruptCheck=true"}, want: nil},
 		{args: []string{"--feature-gates=PriorityRequest=true"}, want: []Warning{
 			{textNoEffect + "the feature gates are not implemented", "feature-gates", "PriorityRequest"}}},
 		{args: []string{"--max-request-bytes=20971520"}, want: []Warning{{"exceeded recommended request limit", "max-request-bytes", "20971520"}}},

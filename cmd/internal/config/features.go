@@ -17,18 +17,22 @@ const (
 	allAlpha = "AllAlpha"
 	allBeta  = "AllBeta"
 
-	fastKeepAlive = "FastLeaseKeepAlive"
+	fastKeepAlive  = "FastLeaseKeepAlive"
+	compactHash    = "CompactHashCheck"
+	initialCorrupt = "InitialCorruptCheck"
 )
 
-// knownFeatures are etcd 3.7's feature gates. Only FastLeaseKeepAlive changes what
-// Troupe does. Lease checkpoints are always written and persisted, whatever the
+// effective are the gates that change what Troupe does, and the groups.
+var effective = []string{allAlpha, allBeta, fastKeepAlive, compactHash, initialCorrupt}
+
+// knownFeatures are etcd 3.7's feature gates; see effective. Lease checkpoints are always written and persisted, whatever the
 // gates say: without them every new leader would restart all leases.
 var knownFeatures = []grpcgw.Feature{
 	{Name: allAlpha, Stage: alpha, Enabled: false},
 	{Name: allBeta, Stage: beta, Enabled: false},
-	{Name: "CompactHashCheck", Stage: alpha, Enabled: false},
+	{Name: compactHash, Stage: alpha, Enabled: false},
 	{Name: fastKeepAlive, Stage: beta, Enabled: true},
-	{Name: "InitialCorruptCheck", Stage: alpha, Enabled: false},
+	{Name: initialCorrupt, Stage: alpha, Enabled: false},
 	{Name: "LeaseCheckpoint", Stage: alpha, Enabled: false},
 	{Name: "LeaseCheckpointPersist", Stage: alpha, Enabled: false},
 	{Name: "PriorityRequest", Stage: alpha, Enabled: false},
@@ -95,7 +99,7 @@ func (g *featureGates) list() []grpcgw.Feature {
 // changed lists the features that differ from etcd's defaults and have no effect.
 func (g *featureGates) changed() (names []string) {
 	for i, f := range g.list() {
-		if f.Enabled != knownFeatures[i].Enabled && f.Name != allAlpha && f.Name != allBeta && f.Name != fastKeepAlive {
+		if f.Enabled != knownFeatures[i].Enabled && !slices.Contains(effective, f.Name) {
 			names = append(names, f.Name)
 		}
 	}

@@ -168,8 +168,10 @@ var registry = []section{
 		{name: "bootstrap-defrag-threshold-megabytes", state: warns, value: "0", bind: unusedNatural, usage: "space is reclaimed while the member runs"},
 		{name: "watch-progress-notify-interval", state: works, value: "0s", bind: func(p *parser) flag.Value { return duration(&p.Node.Gateway.WatchProgress) },
 			usage: "Time between progress notifications to idle watchers that ask for them, at least 100ms. 0 is 10 minutes."},
-		{name: "corrupt-check-time", state: warns, value: "0s", bind: unusedDuration, usage: noPeers},
-		{name: "compact-hash-check-time", state: warns, value: "1m", bind: func(p *parser) flag.Value { return duration(&p.compactHashCheck) }, usage: noPeers},
+		{name: "corrupt-check-time", state: works, value: "0s", bind: func(p *parser) flag.Value { return duration(&p.Node.CorruptCheckTime) },
+			usage: "Time between comparisons of the members' keyspaces by the leader; 0 is never."},
+		{name: "compact-hash-check-time", state: works, value: "1m", bind: func(p *parser) flag.Value { return duration(&p.Node.CompactHashCheckTime) },
+			usage: "Time between comparisons of the members' hashes of compactions by the leader, with the feature gate CompactHashCheck."},
 		{name: "downgrade-check-time", state: warns, value: "5s", bind: unusedDuration, usage: noPeers},
 	}},
 	{"Security", []flagSpec{
@@ -237,7 +239,7 @@ var registry = []section{
 	}},
 	{"Features", []flagSpec{
 		{name: "feature-gates", state: works, bind: func(p *parser) flag.Value { return &p.features },
-			usage: "Feature gates of etcd, as name=true,name=false. FastLeaseKeepAlive has an effect; the others cause a warning."},
+			usage: "Feature gates of etcd, as name=true,name=false. FastLeaseKeepAlive, CompactHashCheck and InitialCorruptCheck have an effect; the others cause a warning."},
 		{name: "enable-grpc-gateway", state: warns, value: "true", bind: unusedBoolean, quiet: "false", always: true,
 			usage: "there is no JSON gateway: only gRPC is served"},
 		{name: "config-file", state: refused, bind: unusedText, usage: "ignoring it would start another member than it describes"},

@@ -162,9 +162,6 @@ func (p *parser) checkUnused() error {
 	if p.features.enabled("LeaseCheckpointPersist") && !p.features.enabled("LeaseCheckpoint") {
 		return errors.New("enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint")
 	}
-	if p.compactHashCheck <= 0 {
-		return fmt.Errorf("--compact-hash-check-time must be >0 (set to %v)", p.compactHashCheck)
-	}
 	for _, version := range []string{p.tlsMin, p.tlsMax} {
 		if !slices.Contains([]string{"", "TLS1.2", "TLS1.3"}, version) {
 			return fmt.Errorf("unexpected TLS version %q (must be one of: TLS1.2, TLS1.3)", version)
@@ -182,6 +179,8 @@ func (p *parser) checkLimits() error {
 		return fmt.Errorf("--max-request-bytes must be between 1 and %d (set to %d)", mostRequestBytes, g.MaxRequestBytes)
 	case g.MaxTxnOps == 0 || g.MaxTxnOps > mostRequestBytes:
 		return fmt.Errorf("--max-txn-ops must be between 1 and %d (set to %d)", mostRequestBytes, g.MaxTxnOps)
+	case n.CompactHashCheckTime <= 0:
+		return fmt.Errorf("--compact-hash-check-time must be >0 (set to %v)", n.CompactHashCheckTime)
 	case g.MaxConcurrentStreams == 0:
 		return errors.New("--max-concurrent-streams must be >0")
 	}
@@ -189,6 +188,7 @@ func (p *parser) checkLimits() error {
 		"grpc-keepalive-min-time": g.KeepaliveMinTime, "grpc-keepalive-interval": g.KeepaliveInterval,
 		"grpc-keepalive-timeout": g.KeepaliveTimeout, "warning-apply-duration": n.SlowApply,
 		"warning-unary-request-duration": g.SlowRequest, "scrub-period": n.ScrubPeriod,
+		"corrupt-check-time": n.CorruptCheckTime,
 	} {
 		if d < 0 {
 			return fmt.Errorf("--%s must be >=0", name)

@@ -22,7 +22,8 @@ type Keyspace interface {
 	// Revisions returns the current revision and the compact revision; ok is false before
 	// the core has booted first.
 	Revisions() (current, compacted int64, ok bool)
-	// HashKV returns the hash at a revision. It is not called before Revisions returns ok.
+	// HashKV returns the hash at a revision, and reports damage that it finds to the member.
+	// It is not called before Revisions returns ok.
 	HashKV(rev int64, pause func() error) (mvcc.HashKV, error)
 	// CompactionHashes returns the hashes of the last compactions, newest first.
 	CompactionHashes() []mvcc.HashKV
@@ -36,8 +37,6 @@ type ServiceConfig struct {
 	// Pacer returns a function that pauses the computation of a hash, so that it does not
 	// slow down requests. That function returns the error of ctx.
 	Pacer func(ctx context.Context) func() error
-	// Corrupt is called with damage that the computation of a hash finds.
-	Corrupt func(error)
 }
 
 // Service answers other members. It computes one hash at a time.
@@ -117,7 +116,6 @@ func (s *Service) hash(ctx context.Context, rev int64) (*peerpb.HashKVReply, err
 	case errors.Is(err, mvcc.ErrClosed):
 		return refused(raftmsg.Code_STOPPED)
 	case errors.As(err, &damage):
-		s.cfg.Corrupt(err)
 		return refused(raftmsg.Code_CORRUPT)
 	case ctx.Err() != nil:
 		return nil, status.FromContextError(ctx.Err()).Err()

@@ -65,6 +65,16 @@ type Config struct {
 	// ScrubPeriod is the time in which the scrubber checks all packs once; zero disables
 	// it.
 	ScrubPeriod time.Duration
+	// CorruptCheckTime is the interval at which the leader compares the current keyspaces of
+	// the members; zero disables it.
+	CorruptCheckTime time.Duration
+	// CompactHashCheck makes the leader compare the members' hashes of compactions, at the
+	// interval CompactHashCheckTime.
+	CompactHashCheck     bool
+	CompactHashCheckTime time.Duration
+	// InitialCorruptCheck makes a member compare its keyspace with those of the others
+	// before it serves; it does not start if they differ.
+	InitialCorruptCheck bool
 	// LeaseCheckpoint is the interval of lease checkpoints: a new leader may extend a
 	// lease by as much. Zero is the default of leaseactor.
 	LeaseCheckpoint time.Duration

@@ -2,9 +2,11 @@ package node
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/api/v3/version"
 
 	"github.com/troupe-db/troupe/applyactor"
 	"github.com/troupe-db/troupe/cmd/internal/core"
+	"github.com/troupe-db/troupe/cmd/internal/monitor"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
@@ -20,6 +22,7 @@ type metrics struct {
 	core    core.Metrics
 	peers   *peer.Metrics
 	gateway *grpcgw.Metrics
+	monitor *monitor.Metrics
 }
 
 func (n *Node) newMetrics() metrics {
@@ -34,7 +37,8 @@ func (n *Node) newMetrics() metrics {
 			Snapshot: snapshot.NewMetrics(r),
 			MVCC:     mvccactor.NewMetrics(r, mvccactor.MetricsConfig{SlowApply: n.cfg.SlowApply, Published: n.shared.Published}),
 		},
-		peers: peer.NewMetrics(r),
+		peers:   peer.NewMetrics(r),
+		monitor: monitor.NewMetrics(r),
 		gateway: grpcgw.NewMetrics(grpcgw.MetricsConfig{
 			Registry: r, QuotaBytes: n.cfg.Gateway.QuotaBytes,
 			Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features,
@@ -42,19 +46,21 @@ func (n *Node) newMetrics() metrics {
 	}
 }
 
-// memberCollector exports the troubles of the member, and its file descriptors.
+// memberCollector exports the troubles of the member, its file descriptors, and the version
+// of the cluster.
 type memberCollector struct{ n *Node }
 
 // Descriptions of what memberCollector reads.
 var (
 	descTrouble = prometheus.NewDesc("troupe_member_trouble", "1 if this check of /readyz fails, 0 while the member is healthy.", []string{"check"}, nil)
 	descFDUsed  = prometheus.NewDesc("os_fd_used", "File descriptors that the process has open.", nil, nil)
+	descVersion = prometheus.NewDesc("etcd_cluster_version", "The API level of the cluster, as a label.", []string{"cluster_version"}, nil)
 	descFDLimit = prometheus.NewDesc("os_fd_limit", "File descriptors that the process may have open.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c memberCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descTrouble, descFDUsed, descFDLimit} {
+	for _, d := range []*prometheus.Desc{descTrouble, descVersion, descFDUsed, descFDLimit} {
 		ch <- d
 	}
 }
@@ -71,6 +77,11 @@ func (c memberCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, check := range troubleChecks {
 		gauge(descTrouble, failing[check], check)
+	}
+	if v := c.n.host.Published.View(); v != nil {
+		if set := grpcgw.ClusterVersion(v.Cluster); set != "" {
+			gauge(descVersion, 1, version.Cluster(set))
+		}
 	}
 	if used, err := c.n.files.count(); err == nil {
 		gauge(descFDUsed, float64(used))

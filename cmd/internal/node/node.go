@@ -48,6 +48,7 @@ type Node struct {
 	hasher    atomic.Pointer[actors.Handle]
 	forwarder atomic.Pointer[actors.Handle]
 	watchHub  atomic.Pointer[actors.Handle]
+	monitors  monitors
 
 	leaving  atomic.Bool   // removed was called
 	ready    chan struct{} // closed once the member serves
@@ -94,6 +95,9 @@ func New(cfg Config) (*Node, error) {
 	n.watches = n.newWatches()
 	n.metrics = n.newMetrics()
 	n.host = core.New(n.coreConfig(id), n.shared, n.wait)
+	if n.monitors, err = n.newMonitors(); err != nil {
+		return nil, err
+	}
 	if err := n.start(); err != nil {
 		return nil, err
 	}
@@ -136,7 +140,13 @@ func (n *Node) start() (err error) {
 	if err := n.startEdge(); err != nil {
 		return errors.Join(err, n.stopPeers(), n.core.Stop(context.Background()))
 	}
-	if err := n.startGateway(); err != nil {
+	if n.cfg.InitialCorruptCheck {
+		err = n.initialCheck(context.Background())
+	}
+	if err == nil {
+		err = n.startGateway()
+	}
+	if err != nil {
 		return errors.Join(err, n.stopPeers(), n.edge.Stop(context.Background()), n.core.Stop(context.Background()))
 	}
 	go n.announce() // ends when the member is ready, or with the core
@@ -155,6 +165,10 @@ func (n *Node) startEdge() (err error) {
 		{Name: actors.EdgeWatchdog, New: n.watchdogLoop},
 		{Name: actors.EdgeWatchHub, New: n.watches.Hub},
 		{Name: actors.EdgeLeases, New: n.leaseForwarder},
+		{Name: actors.EdgeVersions, New: n.versionsLoop},
+	}
+	if n.monitors.checker.Enabled() {
+		children = append(children, actors.Child{Name: actors.EdgeCheck, New: n.checkLoop})
 	}
 	children = append(children, n.host.Senders()...)
 	if n.cfg.AutoCompact != nil {

@@ -22,6 +22,7 @@ var sideways = map[[2]string]string{
 	{"cmd/troupe", "cmd/internal/core"}:             "cmd may import cmd/internal",
 	{"cmd/troupectl", "cmd/internal/core"}:          "cmd may import cmd/internal",
 	{"cmd/internal/node", "cmd/internal/core"}:      "a node is a core with a gateway and loops",
+	{"cmd/internal/node", "cmd/internal/monitor"}:   "the monitors are loops at the edge of a node",
 	{"cmd/internal/logging", "cmd/internal/config"}: "the log is configured by flags",
 	{"cmd/internal/config", "cmd/internal/node"}:    "a flag is stored where it has its effect",
 }
