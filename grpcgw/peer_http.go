@@ -55,13 +55,15 @@ type PeerConfig struct {
 	Logger   zerolog.Logger
 }
 
-// NewPeerHandler returns the plain HTTP of the peer port: /members, /members/promote/<id> and
-// /version. The last is that of the client port too.
+// NewPeerHandler returns the plain HTTP of the peer port: /members, /members/promote/<id>,
+// /members/hashkv, /downgrade/enabled and /version. The last is that of the client port too.
 func NewPeerHandler(cfg PeerConfig) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc(pathMembers, get(cfg.serveMembers))
 	mux.HandleFunc(pathPromote, cfg.servePromote)
 	mux.HandleFunc("/version", get(versionHandler(cfg.Member)))
+	mux.HandleFunc(pathHashKV, get(cfg.hashHandler()))
+	mux.HandleFunc(pathDowngrade, get(cfg.serveDowngrade))
 	return mux
 }
 
