@@ -194,6 +194,9 @@ func flagValue(on bool) float64 {
 	return 0
 }
 
+// ObserveHash records the duration of a hash of the keyspace that no client asked for.
+func (m *Metrics) ObserveHash(elapsed time.Duration) { m.hashRevision.Observe(elapsed.Seconds()) }
+
 // ObserveRange records the duration of a range.
 func (m *Metrics) ObserveRange(success bool, elapsed time.Duration) {
 	i := 0

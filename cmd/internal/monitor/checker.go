@@ -71,7 +71,7 @@ func (c *Checker) Every() time.Duration {
 
 // Due reports whether Run has anything to do: this member leads, and it is time for a check.
 func (c *Checker) Due(now time.Time) bool {
-	return c.leads() && (c.periodicDue(now) || c.compactionsDue(now))
+	return (c.periodicDue(now) || c.compactionsDue(now)) && c.leads()
 }
 
 func (c *Checker) leads() bool {

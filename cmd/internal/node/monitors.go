@@ -179,7 +179,10 @@ func (m monitored) Revisions() (current, compacted int64, ok bool) {
 
 // HashKV implements monitor.Keyspace.
 func (m monitored) HashKV(rev int64, pause func() error) (mvcc.HashKV, error) {
-	return m.n.host.Published.HashKV(rev, pause)
+	began := time.Now()
+	h, err := m.n.host.Published.HashKV(rev, pause)
+	m.n.metrics.gateway.ObserveHash(time.Since(began))
+	return h, err
 }
 
 // CompactionHashes implements monitor.Keyspace.

@@ -91,6 +91,9 @@ func TestDivergence(t *testing.T) {
 	if err := checker.Periodic(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+	if _, text := m.http("/metrics"); strings.Contains(text, "etcd_mvcc_hash_rev_duration_seconds_count 0\n") {
+		t.Error("got no durations of hashes in the metrics")
+	}
 	alarms := map[uint64]pb.AlarmType{}
 	for _, a := range m.host.Published.View().Cluster.GetAlarms() {
 		alarms[a.MemberId] = a.Type
@@ -99,4 +102,28 @@ func TestDivergence(t *testing.T) {
 	if len(alarms) != 2 || alarms[0] != pb.AlarmType_CORRUPT || alarms[0xfff] != pb.AlarmType_CORRUPT {
 		t.Errorf("got alarms %v, want CORRUPT of 0 and fff", alarms)
 	}
+}
+
+// TestChecksRun: the checks that the configuration enables run, also those before the start.
+func TestChecksRun(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m := startMember(t, dir, nil)
+	m.put("k", "v")
+	m.shut()
+	m = startMember(t, dir, func(c *Config) { c.InitialCorruptCheck = true })
+	if got := m.get("k"); got != "v" {
+		t.Errorf("got %q after a start with the check, want v", got)
+	}
+	hashed := func() bool {
+		_, text := m.http("/metrics")
+		return !strings.Contains(text, "etcd_mvcc_hash_rev_duration_seconds_count 0\n")
+	}
+	if !hashed() {
+		t.Error("got no hash before the start")
+	}
+	m.shut()
+	m = startMember(t, dir, func(c *Config) { c.CorruptCheckTime = 20 * time.Millisecond })
+	defer m.shut()
+	m.eventually("the leader makes the periodic check", hashed)
 }
