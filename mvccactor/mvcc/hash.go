@@ -219,15 +219,6 @@ func (p *Published) CompactionHashes() []HashKV {
 	return kept
 }
 
-func (h *hashes) keep(k HashKV) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.kept = append(h.kept, k)
-	if len(h.kept) > hashesKept {
-		h.kept = h.kept[1:]
-	}
-}
-
 // waiting reports whether a hash is scheduled.
 func (h *hashes) waiting() bool {
 	_, ok := h.next()
@@ -243,20 +234,30 @@ func (h *hashes) next() (hashJob, bool) {
 	return h.jobs[0], true
 }
 
-// done removes a job, unless drop did.
-func (h *hashes) done(job hashJob) {
+// done removes a job and keeps its hash, unless drop has removed it. A nil hash could not be
+// computed.
+func (h *hashes) done(job hashJob, computed *HashKV) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.jobs) > 0 && h.jobs[0] == job {
-		h.jobs = h.jobs[1:]
+	if len(h.jobs) == 0 || h.jobs[0] != job {
+		return
+	}
+	h.jobs = h.jobs[1:]
+	if computed == nil {
+		return
+	}
+	h.kept = append(h.kept, *computed)
+	if len(h.kept) > hashesKept {
+		h.kept = h.kept[1:]
 	}
 }
 
-// drop removes all jobs.
+// drop removes all jobs, and all hashes: they are of a keyspace that was replaced, perhaps
+// because they differed from those of other members.
 func (h *hashes) drop() {
 	h.mu.Lock()
 	jobs := h.jobs
-	h.jobs = nil
+	h.jobs, h.kept = nil, nil
 	h.mu.Unlock()
 	for _, job := range jobs {
 		job.pin.Release()
@@ -299,9 +300,10 @@ func (p *Published) TakeHashes(pause func() error) (took bool, err error) {
 			return took, err // try again next time
 		}
 		if err == nil {
-			p.hashes.keep(h)
+			p.hashes.done(job, &h)
+		} else {
+			p.hashes.done(job, nil)
 		}
-		p.hashes.done(job)
 		job.pin.Release()
 		took = true
 		if err != nil {
