@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"errors"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -126,4 +128,33 @@ func TestChecksRun(t *testing.T) {
 	m = startMember(t, dir, func(c *Config) { c.CorruptCheckTime = 20 * time.Millisecond })
 	defer m.shut()
 	m.eventually("the leader makes the periodic check", hashed)
+}
+
+// TestClusterMonitors: the leader learns the versions of the other members, and finds their
+// keyspaces equal, on the connections between them.
+func TestClusterMonitors(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 3, func(_ int, c *Config) { c.CorruptCheckTime = 50 * time.Millisecond })
+	c.members[0].mustPut("k", "v")
+	leader, follower := c.leader()
+	c.eventually("the followers know the version of the cluster", func() bool {
+		v, ok := monitored{follower.Node}.ClusterVersion()
+		return ok && v == monitor.Version{Major: 3, Minor: 7}
+	})
+	c.eventually("the leader has found the keyspaces of others equal", func() bool {
+		resp, err := http.Get("http://" + leader.addr + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const name = `troupe_member_hashes_compared_total{check="periodic",result="equal"} `
+		return strings.Contains(string(text), name) && !strings.Contains(string(text), name+"0\n")
+	})
+	if alarms := leader.host.Published.View().Cluster.GetAlarms(); len(alarms) > 0 {
+		t.Errorf("got alarms %v, want none", alarms)
+	}
 }
