@@ -25,6 +25,10 @@ var errAlarmAction = status.Error(codes.InvalidArgument, "etcdserver: unknown al
 // errTransferTimeout is etcd's error of a leadership transfer that took too long.
 var errTransferTimeout = status.Error(codes.Unknown, "etcdserver: request timed out, leader transfer took too long")
 
+// errNotProposed is etcd's error of a request that had no leader until its deadline. Clients
+// of etcd send such a request again, even if it is a write.
+var errNotProposed = status.Error(codes.DeadlineExceeded, context.DeadlineExceeded.Error())
+
 // errDataReplaced is the error of a member whose data directory is not the one that the
 // cluster knows. Clients never get it.
 var errDataReplaced = status.Error(codes.FailedPrecondition,
@@ -54,6 +58,7 @@ var codeErrors = map[raftmsg.Code]error{
 	raftmsg.Code_TIMED_OUT:                 rpctypes.ErrGRPCTimeout,
 	raftmsg.Code_TIMED_OUT_LEADER_FAIL:     rpctypes.ErrGRPCTimeoutDueToLeaderFail,
 	raftmsg.Code_TIMED_OUT_CONNECTION_LOST: rpctypes.ErrGRPCTimeoutDueToConnectionLost,
+	raftmsg.Code_TIMED_OUT_NOT_PROPOSED:    errNotProposed,
 	raftmsg.Code_NOT_LEADER:                rpctypes.ErrGRPCNotLeader,
 	raftmsg.Code_LEADER_CHANGED:            rpctypes.ErrGRPCLeaderChanged,
 	raftmsg.Code_NO_LEADER:                 rpctypes.ErrGRPCNoLeader,

@@ -324,8 +324,12 @@ func TestTimeoutCodes(t *testing.T) {
 		want      raftmsg.Code
 		asked     []uint64 // connections to members; 0 for a quorum
 	}{
-		{"no leader", true, func(*proposerRig) {}, raftmsg.Code_TIMED_OUT, nil},
-		{"no leader, no connection", false, func(*proposerRig) {}, raftmsg.Code_TIMED_OUT, nil},
+		{"no leader", true, func(*proposerRig) {}, raftmsg.Code_TIMED_OUT_NOT_PROPOSED, nil},
+		{"no leader, no connection", false, func(*proposerRig) {}, raftmsg.Code_TIMED_OUT_NOT_PROPOSED, nil},
+		{"no leader any more", true, func(r *proposerRig) {
+			r.role(2, false)
+			time.AfterFunc(time.Second, func() { r.role(0, false) })
+		}, raftmsg.Code_TIMED_OUT, nil},
 		{"follower, no connection to the leader", false, func(r *proposerRig) { r.role(2, false) },
 			raftmsg.Code_TIMED_OUT_CONNECTION_LOST, []uint64{2}},
 		{"leader, no quorum", false, func(r *proposerRig) { r.lead() }, raftmsg.Code_TIMED_OUT_CONNECTION_LOST, []uint64{0}},

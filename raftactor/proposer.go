@@ -474,8 +474,8 @@ func (p *Proposer) tick(t *actors.Tick) {
 	for n < len(p.backlog) && p.backlog[n].deadline <= t.At {
 		n++
 	}
-	p.failBacklog(n, p.timeoutCode)
-	p.failChanges(func(c *Call) bool { return c.deadline <= t.At }, p.timeoutCode)
+	p.failBacklog(n, p.waitCode)
+	p.failChanges(func(c *Call) bool { return c.deadline <= t.At }, p.waitCode)
 	if len(p.out.unanswered) > 0 && t.At-p.out.heard >= int64(proposerTick) {
 		p.resend(t.At)
 	}
@@ -499,6 +499,16 @@ func (p *Proposer) timeoutCode(c *Call) raftmsg.Code {
 		return raftmsg.Code_TIMED_OUT_CONNECTION_LOST
 	}
 	return raftmsg.Code_TIMED_OUT
+}
+
+// waitCode returns the code of a call whose deadline has passed before it was proposed. In
+// etcd such a call waits while no member leads, and then fails with another error than one
+// that was proposed; clients send it again. That is safe, because it is in no log.
+func (p *Proposer) waitCode(c *Call) raftmsg.Code {
+	if p.leader == 0 {
+		return raftmsg.Code_TIMED_OUT_NOT_PROPOSED
+	}
+	return p.timeoutCode(c)
 }
 
 func (p *Proposer) failBacklog(n int, code func(*Call) raftmsg.Code) {

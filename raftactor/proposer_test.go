@@ -359,7 +359,7 @@ func TestLimitHolds(t *testing.T) {
 			full(t, r)
 			time.Sleep(timeout + 2*proposerTick)
 			for _, c := range calls {
-				wantCode(t, c, raftmsg.Code_TIMED_OUT)
+				wantCode(t, c, raftmsg.Code_TIMED_OUT_NOT_PROPOSED)
 			}
 			if r.held() != 0 {
 				t.Fatalf("got %d requests held", r.held())
@@ -500,7 +500,7 @@ func TestWithoutLeader(t *testing.T) {
 		time.Sleep(timeout/2 - proposerTick)
 		wantNone(t, a)
 		time.Sleep(2 * proposerTick)
-		wantCode(t, a, raftmsg.Code_TIMED_OUT)
+		wantCode(t, a, raftmsg.Code_TIMED_OUT_NOT_PROPOSED)
 		wantNone(t, b)
 		r.lead()
 		r.deliver(r.one("b"))

@@ -50,11 +50,13 @@ const (
 	// The deadline passed, and this member lost the leader's connection, or those of a quorum,
 	// while the call waited.
 	Code_TIMED_OUT_CONNECTION_LOST Code = 21
-	Code_NOT_LEADER                Code = 22
-	Code_MEMBER_EXISTS             Code = 40
-	Code_PEER_URL_EXISTS           Code = 41
-	Code_MEMBER_NOT_LEARNER        Code = 42
-	Code_TOO_MANY_LEARNERS         Code = 43
+	// The deadline passed while no member led. The call was not proposed, and never will be.
+	Code_TIMED_OUT_NOT_PROPOSED Code = 23
+	Code_NOT_LEADER             Code = 22
+	Code_MEMBER_EXISTS          Code = 40
+	Code_PEER_URL_EXISTS        Code = 41
+	Code_MEMBER_NOT_LEARNER     Code = 42
+	Code_TOO_MANY_LEARNERS      Code = 43
 	// Without the member, or with one more, too few of the voters would be running.
 	Code_TOO_FEW_STARTED   Code = 44
 	Code_LEARNER_NOT_READY Code = 45
@@ -85,6 +87,7 @@ var (
 		17: "LEASE_TTL_TOO_LARGE",
 		20: "TIMED_OUT_LEADER_FAIL",
 		21: "TIMED_OUT_CONNECTION_LOST",
+		23: "TIMED_OUT_NOT_PROPOSED",
 		22: "NOT_LEADER",
 		40: "MEMBER_EXISTS",
 		41: "PEER_URL_EXISTS",
@@ -114,6 +117,7 @@ var (
 		"LEASE_TTL_TOO_LARGE":       17,
 		"TIMED_OUT_LEADER_FAIL":     20,
 		"TIMED_OUT_CONNECTION_LOST": 21,
+		"TIMED_OUT_NOT_PROPOSED":    23,
 		"NOT_LEADER":                22,
 		"MEMBER_EXISTS":             40,
 		"PEER_URL_EXISTS":           41,
@@ -1508,7 +1512,7 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\amembers\x18\n" +
 	" \x01(\v2 .etcdserverpb.MemberListResponseH\x00R\amembersB\n" +
 	"\n" +
-	"\bresponse*\x98\x04\n" +
+	"\bresponse*\xb4\x04\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x11\n" +
 	"\rKEY_NOT_FOUND\x10\x01\x12\x13\n" +
@@ -1527,7 +1531,8 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\fLEASE_EXISTS\x10\x10\x12\x17\n" +
 	"\x13LEASE_TTL_TOO_LARGE\x10\x11\x12\x19\n" +
 	"\x15TIMED_OUT_LEADER_FAIL\x10\x14\x12\x1d\n" +
-	"\x19TIMED_OUT_CONNECTION_LOST\x10\x15\x12\x0e\n" +
+	"\x19TIMED_OUT_CONNECTION_LOST\x10\x15\x12\x1a\n" +
+	"\x16TIMED_OUT_NOT_PROPOSED\x10\x17\x12\x0e\n" +
 	"\n" +
 	"NOT_LEADER\x10\x16\x12\x11\n" +
 	"\rMEMBER_EXISTS\x10(\x12\x13\n" +
