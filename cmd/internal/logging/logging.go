@@ -123,15 +123,28 @@ func text(v []any) string { return strings.TrimSuffix(fmt.Sprintln(v...), "\n") 
 func (l grpcLogger) Info(v ...any)                  { l.Debug().Msg(fmt.Sprint(v...)) }
 func (l grpcLogger) Infoln(v ...any)                { l.Debug().Msg(text(v)) }
 func (l grpcLogger) Infof(format string, v ...any)  { l.Debug().Msgf(format, v...) }
-func (l grpcLogger) Warning(v ...any)               { l.Logger.Info().Msg(fmt.Sprint(v...)) }
-func (l grpcLogger) Warningln(v ...any)             { l.Logger.Info().Msg(text(v)) }
-func (l grpcLogger) Warningf(f string, v ...any)    { l.Logger.Info().Msgf(f, v...) }
+func (l grpcLogger) Warning(v ...any)               { l.warning(fmt.Sprint(v...)) }
+func (l grpcLogger) Warningln(v ...any)             { l.warning(text(v)) }
+func (l grpcLogger) Warningf(f string, v ...any)    { l.warning(fmt.Sprintf(f, v...)) }
 func (l grpcLogger) Error(v ...any)                 { l.Warn().Msg(fmt.Sprint(v...)) }
 func (l grpcLogger) Errorln(v ...any)               { l.Warn().Msg(text(v)) }
 func (l grpcLogger) Errorf(format string, v ...any) { l.Warn().Msgf(format, v...) }
 func (l grpcLogger) Fatal(v ...any)                 { l.Logger.Fatal().Msg(fmt.Sprint(v...)) }
 func (l grpcLogger) Fatalln(v ...any)               { l.Logger.Fatal().Msg(text(v)) }
 func (l grpcLogger) Fatalf(format string, v ...any) { l.Logger.Fatal().Msgf(format, v...) }
+
+// redial is in gRPC's warning of an attempt to connect that failed.
+const redial = "addrConn.createTransport failed"
+
+// warning logs a warning of gRPC. Attempts to connect to a peer are repeated several times a
+// second while it is down; the transport logs the reason itself, once in a while.
+func (l grpcLogger) warning(text string) {
+	if strings.Contains(text, redial) {
+		l.Debug().CallerSkipFrame(1).Msg(text)
+		return
+	}
+	l.Logger.Info().CallerSkipFrame(1).Msg(text)
+}
 
 // V reports whether gRPC should format a message: its verbose messages are logged at
 // the debug level only.

@@ -43,10 +43,12 @@ func TestEveryLineHasTheKeys(t *testing.T) {
 	g := grpcLogger{l.Logger}
 	g.Infoln("grpc", "info")
 	g.Warningf("grpc %s", "warning")
+	g.Warningln("[core] grpc: addrConn.createTransport failed to connect")
 	g.Error("grpc error")
 	want := []struct{ level, msg string }{
 		{"info", "direct"}, {"warn", "from slog"}, {"warn", "from net/http"},
-		{"debug", "grpc info"}, {"info", "grpc warning"}, {"warn", "grpc error"},
+		{"debug", "grpc info"}, {"info", "grpc warning"},
+		{"debug", "[core] grpc: addrConn.createTransport failed to connect"}, {"warn", "grpc error"},
 	}
 	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
 	if len(lines) != len(want) {
