@@ -455,16 +455,15 @@ func TestCodesReachClients(t *testing.T) {
 // TestErrorTexts: codes and texts, which clients match, are those of etcd 3.7.
 func TestErrorTexts(t *testing.T) {
 	for code, want := range map[raftmsg.Code]string{
-		raftmsg.Code_TOO_MANY_REQUESTS: "Unknown etcdserver: too many requests",
-		raftmsg.Code_TIMED_OUT:         "Unavailable etcdserver: request timed out",
-		raftmsg.Code_LEADER_CHANGED:    "Unavailable etcdserver: leader changed",
-
+		raftmsg.Code_TOO_MANY_REQUESTS:      "Unknown etcdserver: too many requests",
+		raftmsg.Code_TIMED_OUT:              "Unavailable etcdserver: request timed out",
+		raftmsg.Code_LEADER_CHANGED:         "Unavailable etcdserver: leader changed",
 		raftmsg.Code_TIMED_OUT_NOT_PROPOSED: "DeadlineExceeded context deadline exceeded",
-		raftmsg.Code_NO_LEADER: "Unavailable etcdserver: no leader",
-		raftmsg.Code_STOPPED:   "Unavailable etcdserver: server stopped",
-		raftmsg.Code_NO_SPACE:  "ResourceExhausted etcdserver: mvcc: database space exceeded",
-		raftmsg.Code_CORRUPT:   "DataLoss etcdserver: corrupt cluster",
-		raftmsg.Code_COMPACTED: "OutOfRange etcdserver: mvcc: required revision has been compacted",
+		raftmsg.Code_NO_LEADER:              "Unavailable etcdserver: no leader",
+		raftmsg.Code_STOPPED:                "Unavailable etcdserver: server stopped",
+		raftmsg.Code_NO_SPACE:               "ResourceExhausted etcdserver: mvcc: database space exceeded",
+		raftmsg.Code_CORRUPT:                "DataLoss etcdserver: corrupt cluster",
+		raftmsg.Code_COMPACTED:              "OutOfRange etcdserver: mvcc: required revision has been compacted",
 	} {
 		err := codeError(code)
 		if got := status.Code(err).String() + " " + rpctypes.ErrorDesc(err); got != want {

@@ -67,6 +67,9 @@ func (l *leases) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb
 // order. If the lease does not exist, the TTL is -1.
 func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 	if err := l.linearize(ctx); err != nil {
+		if errors.Is(err, rpctypes.ErrGRPCTimeout) && l.member.Raft().Leader == 0 {
+			err = rpctypes.ErrGRPCNoLeader // etcd makes no linearizable read, but waits for a leader
+		}
 		return nil, err
 	}
 	view := l.keyspace.View()

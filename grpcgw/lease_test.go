@@ -139,6 +139,7 @@ func TestLeaseTimeToLive(t *testing.T) {
 		want   error
 	}{
 		{func() { m.readCode = raftmsg.Code_TIMED_OUT }, rpctypes.ErrGRPCTimeout},
+		{func() { m.raft.Leader = 0 }, rpctypes.ErrGRPCNoLeader},
 		{func() { m.readCode, m.leaseCode = 0, raftmsg.Code_TOO_MANY_REQUESTS }, rpctypes.ErrTooManyRequests},
 		{func() { m.leaseCode, m.leaseErr = 0, context.Canceled }, rpctypes.ErrGRPCCanceled},
 	} {
