@@ -3,25 +3,16 @@ package ctl
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
-	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
 
-// TestSameCluster runs one script on three members of both sides. BENCH_DIFF_CLUSTER_RIGHT
-// is compared with etcd; without it, etcd is compared with itself.
+// TestSameCluster runs one script on three members of both sides.
 func TestSameCluster(t *testing.T) {
-	right := os.Getenv("BENCH_DIFF_CLUSTER_RIGHT")
-	if right == "" {
-		right = benchtest.Program(t, tools.Etcd)
-	}
-	p := startPair(t, 3, right, []string{"--heartbeat-interval=50", "--election-timeout=500"})
+	p := startPair(t, 3, []string{"--heartbeat-interval=50", "--election-timeout=500"})
 	p.lead(0)
 	for _, part := range []struct {
 		name string

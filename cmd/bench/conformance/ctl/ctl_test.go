@@ -48,17 +48,17 @@ func newPair(t *testing.T) *pair {
 	// Short election timeouts make starts short. Progress notifications are sent every
 	// half second.
 	args := []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms"}
-	return startPair(t, 1, benchtest.Program(t, tools.Troupe), args)
+	return startPair(t, 1, args)
 }
 
-// startPair starts etcd and another server.
-func startPair(t *testing.T, members int, right string, args []string) *pair {
+// startPair starts the members of both sides.
+func startPair(t *testing.T, members int, args []string) *pair {
 	t.Helper()
 	ctl := benchtest.Program(t, tools.Etcdctl)
 	p := &pair{T: t}
 	for i, s := range []servers.Server{
 		{Name: "etcd", Binary: benchtest.Program(t, tools.Etcd), Args: []string{"--unsafe-no-fsync"}},
-		{Name: "troupe", Binary: right},
+		{Name: "troupe", Binary: benchtest.Program(t, tools.Troupe)},
 	} {
 		c, err := cluster.Start(t.Context(), cluster.Config{Server: s, Members: members, Args: args, Dir: t.TempDir()})
 		if err != nil {

@@ -89,12 +89,11 @@ func TestPlantedFaultIsFound(t *testing.T) {
 	}
 }
 
-// With several members, calls and restarts go to all of them. BENCH_DIFF_CLUSTER_RIGHT is
-// compared with etcd; without it, etcd is compared with itself.
+// With several members, calls and restarts go to all of them.
 func TestClusters(t *testing.T) {
 	flags := []string{"--unsafe-no-fsync", "--heartbeat-interval=50", "--election-timeout=500", "--strict-reconfig-check=false"}
 	left := Side{Binary: server(t, "BENCH_DIFF_LEFT", tools.Etcd), Args: flags}
-	right := Side{Binary: server(t, "BENCH_DIFF_CLUSTER_RIGHT", tools.Etcd), Args: flags}
+	right := Side{Binary: server(t, "BENCH_DIFF_RIGHT", tools.Troupe), Args: flags}
 	const seeds, steps = 1, 250
 	cfg := config(t, left, right, seeds, steps)
 	cfg.Members = 3
