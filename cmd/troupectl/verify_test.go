@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/walactor/wal"
 )
@@ -125,6 +126,25 @@ func TestVerifyGood(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
+	}
+}
+
+// TestVerifyInstalled: after a snapshot was installed the store has another folder, which
+// CURRENT names. If CURRENT is damaged, the error says so.
+func TestVerifyInstalled(t *testing.T) {
+	dir := filled(t, 2)
+	member := filepath.Join(dir, "member")
+	must(t, os.Rename(filepath.Join(member, "db"), filepath.Join(member, "db-00000000000000aa")))
+	must(t, snapshot.NewStores(member).Switch(0xaa))
+	code, rep := verifyJSON(t, dir)
+	if code != exitOK || rep.Store == nil || rep.Store.Folder != "member/db-00000000000000aa" || rep.Store.Keys != 90 {
+		t.Errorf("exit code %d, store %+v, problems %v; want 90 keys in db-00000000000000aa", code, rep.Store, rep.Problems)
+	}
+	start(t, dir, 2, nil).stop()
+	must(t, os.WriteFile(filepath.Join(member, "CURRENT"), []byte("db-00000000000000ab 00000000\n"), 0o600))
+	var stdout, stderr bytes.Buffer
+	if code := run([]string{"verify", dir}, &stdout, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "CURRENT is damaged") {
+		t.Errorf("damaged CURRENT: exit code %d, %s", code, &stderr)
 	}
 }
 

@@ -72,6 +72,8 @@ func (h *Host) boot(uint64) (_ *actors.Incarnation, err error) {
 			return nil, err
 		}
 	}
+	// IMPORTANT: the data id must be durable before a vote or an append leaves the member, so
+	// that a directory which was wiped later cannot take back what this one promised.
 	if err := h.cfg.Dir.record(h.cfg.Identity); err != nil {
 		return nil, err
 	}
@@ -170,7 +172,7 @@ func (h *Host) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Repl
 		AppliedTerm:    d.GetAppliedTerm(),
 		ConfState:      d.GetConfState(),
 	}
-	if rec.HardState == nil && len(rec.Entries) == 0 && d == nil && !h.cfg.Join {
+	if rec.HardState == nil && len(rec.Entries) == 0 && d == nil && !h.cfg.Join && !h.cfg.Identity.Joined {
 		for _, m := range h.cfg.Members {
 			context, err := proto.Marshal(m)
 			if err != nil {

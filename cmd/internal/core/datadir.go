@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
@@ -46,13 +47,19 @@ type Identity struct {
 	// members know this one by another id, it has lost its data. 0 in directories of
 	// versions without it, until their next start.
 	DataID uint64 `json:"data_id,omitempty"`
+	// Joined is set if the first start of the member joined a cluster that existed. Such a
+	// member never creates one, whatever its flags say at a later start.
+	Joined bool `json:"joined,omitempty"`
 }
 
 // Layout has the paths in a data directory.
 type Layout struct {
 	Identity string // the file
 	Log      string // the folder of the write-ahead log
-	Store    string // the folder of the store
+	Store    string // the folder of the current store
+	// Current is why the file that names the current store cannot be used; Store is then
+	// that of a member which never installed a snapshot.
+	Current error
 	// Stray is a file that etcd created when it was started on this directory and
 	// failed; empty if there is none. It is never read.
 	Stray string
@@ -77,8 +84,20 @@ func (d DataDir) LogDir() string {
 	return filepath.Join(d.member(), "wal")
 }
 
-// StoreDir returns the folder of the store.
-func (d DataDir) StoreDir() string { return filepath.Join(d.member(), "db") }
+// StoreDir returns the folder of the current store, which changes when a snapshot is
+// installed. If the file that names it is damaged, which a boot reports or repairs, it is the
+// folder of a member that never installed one.
+func (d DataDir) StoreDir() string {
+	dir, err := d.currentStore()
+	if err != nil {
+		return d.firstStore()
+	}
+	return dir
+}
+
+func (d DataDir) currentStore() (string, error) { return snapshot.NewStores(d.member()).Current() }
+
+func (d DataDir) firstStore() string { return filepath.Join(d.member(), "db") }
 
 // BallastPath returns the file that is deleted when the disk is full.
 func (d DataDir) BallastPath() string { return filepath.Join(d.member(), "ballast") }
@@ -99,6 +118,7 @@ func exists(fsys wal.FS, path string) bool {
 // that it belongs to an etcd member.
 func (d DataDir) Layout() (Layout, error) {
 	l := Layout{Identity: d.identityPath(), Log: d.LogDir(), Store: d.StoreDir()}
+	_, l.Current = d.currentStore()
 	if file, ok := etcdLog(d.fs(), l.Log); ok {
 		return l, fmt.Errorf("%w (%s)", ErrEtcdData, file)
 	}

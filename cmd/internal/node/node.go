@@ -71,7 +71,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	id, stray, err := core.OpenDataDir(cfg.dir(), core.Identity{ClusterID: cfg.ClusterID, MemberID: cfg.MemberID,
-		Name: cfg.Name, PeerURLs: cfg.PeerURLs}, rand.Uint64)
+		Name: cfg.Name, PeerURLs: cfg.PeerURLs, Joined: cfg.Join}, rand.Uint64)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +80,7 @@ func New(cfg Config) (*Node, error) {
 			Msg("etcd was started on this data directory and left a file, which is not used and may be removed")
 	}
 	cfg.ClusterID, cfg.MemberID = id.ClusterID, id.MemberID
+	cfg.Join = cfg.Join || id.Joined
 	n := &Node{
 		files:    descriptors{limit: limit, count: descriptorsUsed, now: time.Now},
 		cfg:      cfg,
