@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -103,15 +104,14 @@ func largest(entries []*raftpb.Entry) (bytes int64) {
 	return bytes
 }
 
-// tailBytes bounds the entries that a start reads from the log for members that lag. It is
-// replica's default bound of what it keeps in memory.
+// tailBytes is the default of Config.TailBytes, and that of replica.
 const tailBytes = 64 << 20
 
 func (h *Host) openLog() (*wal.Log, *wal.Recovered, error) {
 	dir := h.cfg.Dir.LogDir()
 	fsys := h.cfg.Dir.fs()
 	cfg := wal.Config{ClusterID: h.cfg.Identity.ClusterID, MemberID: h.cfg.Identity.MemberID, Rand: h.cfg.Rand,
-		SegmentBytes: h.cfg.Storage.LogSegmentBytes, TailBytes: tailBytes}
+		SegmentBytes: h.cfg.Storage.LogSegmentBytes, TailBytes: int64(cmp.Or(h.cfg.TailBytes, tailBytes))}
 	exists, err := wal.Exists(fsys, dir)
 	if err != nil {
 		return nil, nil, err
@@ -163,6 +163,7 @@ func (h *Host) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Repl
 		HeartbeatTicks: 1,
 		PreVote:        h.cfg.PreVote,
 		Logger:         &raftactor.Logger{Log: h.cfg.Logger},
+		TailBytes:      h.cfg.TailBytes,
 		TailEntries:    h.cfg.CatchUpEntries,
 		MarkIndex:      rec.TailIndex,
 		MarkTerm:       rec.TailTerm,

@@ -60,6 +60,9 @@ type Config struct {
 	// snapshot.SendConfig.BytesPerSecond.
 	CatchUpEntries   uint64
 	SnapshotSendRate int64
+	// TailBytes bounds the entries that are kept for members that lag; see
+	// replica.Config.TailBytes.
+	TailBytes int
 	// Reboot reboots the core; see actors.Core.Reboot.
 	Reboot func(reason error)
 	// Removed is called when the member learns that it was removed from the cluster; more

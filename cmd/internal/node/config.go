@@ -54,6 +54,9 @@ type Config struct {
 	// SnapshotCatchUpEntries is how many applied entries the log keeps at least for members
 	// that are behind.
 	SnapshotCatchUpEntries int64
+	// CatchUpBytes bounds the entries that are kept for members that are behind; 0 is the
+	// default of core.
+	CatchUpBytes int
 	// SnapshotSendRate bounds the bytes per second of a snapshot that is sent; 0 is no limit.
 	SnapshotSendRate int64
 	Mailboxes        Mailboxes

@@ -118,7 +118,7 @@ func (n *Node) coreConfig(id core.Identity) core.Config {
 		RequestTimeout: cfg.requestTimeout(), MinLeaseTTL: cfg.minLeaseTTL(),
 		LeaseCheckpoint: cfg.LeaseCheckpoint, SlowKeepAlive: cfg.SlowKeepAlive, LeaseClock: cfg.LeaseClock,
 		Join: cfg.Join, Disk: disk{n}, Metrics: n.metrics.core,
-		CatchUpEntries: uint64(cfg.SnapshotCatchUpEntries), SnapshotSendRate: cfg.SnapshotSendRate,
+		CatchUpEntries: uint64(cfg.SnapshotCatchUpEntries), SnapshotSendRate: cfg.SnapshotSendRate, TailBytes: cfg.CatchUpBytes,
 		Reboot: func(reason error) { n.core.Reboot(reason) }, Removed: n.removed, LeaseForwarder: n.forwarderBox,
 		Corrupt: n.corrupt, Hash: n.wakeHash, Rand: rand.Uint64,
 		Exit: cfg.Exit, Logger: cfg.Logger, Faults: cfg.Faults,
