@@ -118,6 +118,37 @@ func TestSnapshotHoldsTheTail(t *testing.T) {
 	}
 }
 
+// TestSnapshotHoldsWhileThePeerReboots: the tail is kept while the receiver of a snapshot does
+// not answer because it opens the new store; but not without end.
+func TestSnapshotHoldsWhileThePeerReboots(t *testing.T) {
+	const tail, size = 2 << 20, 128 << 10
+	b := newWithLearner(t, tail, 0)
+	b.propose(40, size)
+	b.persist()
+	must(t, b.r.Step(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)),
+		Term: new(b.r.term), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))}))
+	b.settle()
+	at := b.r.Progress()[0].PendingSnapshot
+	b.r.ReportSnapshot(2, true)
+	tick := func(n int) {
+		for range n {
+			b.r.Tick()
+			b.settle()
+		}
+		b.propose(40, size)
+		b.persist()
+	}
+	electionTicks := config(1).ElectionTicks
+	tick(3 * electionTicks)
+	if got := b.r.FirstIndex(); at == 0 || got > at+1 {
+		t.Fatalf("got first index %d while the peer reboots, want at most %d", got, at+1)
+	}
+	tick(holdElections * electionTicks)
+	if got := b.r.FirstIndex(); got <= at+1 {
+		t.Fatalf("got first index %d long after, want more than %d", got, at+1)
+	}
+}
+
 // TestTailFromBelowApplied: a start with entries from below the applied index serves a peer
 // that lags without a snapshot.
 func TestTailFromBelowApplied(t *testing.T) {

@@ -52,6 +52,9 @@ const (
 	// holdBytesMax bounds the entries kept for peers that receive a snapshot: what arrives
 	// during the last rounds of the transfer, at 100 MB/s for two seconds.
 	holdBytesMax = 256 << 20
+	// holdElections is the time, in election timeouts, that a hold outlives the transfer. Until
+	// the peer has opened what it received, it does not answer.
+	holdElections = 60
 	// unappliedBytesMax bounds the entries of a follower that are not applied. A follower
 	// whose apply is slower than the leader does not accept more.
 	unappliedBytesMax = 128 << 20
@@ -142,7 +145,9 @@ type Replica struct {
 
 	// holds has the peers that receive a snapshot. Ready adds them with their MsgSnap, and
 	// Persisted removes them when they have caught up.
-	holds map[uint64]hold
+	holds     map[uint64]hold
+	ticks     uint64 // since New
+	holdTicks uint64 // holdElections in ticks
 }
 
 // termStart is the index of the first entry of a term.
@@ -151,7 +156,8 @@ type termStart struct{ index, term uint64 }
 // hold keeps the entries after index for a peer that receives a snapshot.
 type hold struct {
 	index    uint64
-	reported bool // the transfer has ended
+	reported bool   // the transfer has ended
+	until    uint64 // the tick at which it ends after that; 0 before
 }
 
 // pendingAppend is an append that is not durable.
@@ -182,6 +188,7 @@ func New(cfg Config) (*Replica, error) {
 		durable: cfg.Applied, durableTerm: cfg.AppliedTerm, durableConf: cfg.ConfState,
 		appliedTo: cfg.Applied, appliedTerm: cfg.AppliedTerm, handedTerm: cfg.AppliedTerm,
 		tail: cfg.TailBytes, tailEntries: cfg.TailEntries, holds: make(map[uint64]hold),
+		holdTicks: uint64(holdElections * cfg.ElectionTicks),
 	}
 	if r.tail == 0 {
 		r.tail = tailBytesDefault
@@ -321,7 +328,10 @@ func (s storage) Snapshot() (*raftpb.Snapshot, error) {
 }
 
 // Tick advances raft's logical clock by one tick.
-func (r *Replica) Tick() { r.node.Tick() }
+func (r *Replica) Tick() {
+	r.ticks++
+	r.node.Tick()
+}
 
 // Campaign starts an election unless one is in progress: if it were restarted each time, it
 // would never end on a slow disk.
@@ -388,7 +398,8 @@ func (r *Replica) ReportUnreachable(id uint64) { r.node.ReportUnreachable(id) }
 // ReportSnapshot tells raft that the transfer of a snapshot to a peer has ended.
 func (r *Replica) ReportSnapshot(id uint64, ok bool) {
 	if h, found := r.holds[id]; found {
-		if h.reported = true; ok {
+		if ok {
+			h.reported, h.until = true, r.ticks+r.holdTicks
 			r.holds[id] = h
 		} else {
 			delete(r.holds, id)
@@ -614,7 +625,7 @@ func (r *Replica) needed() (lagging, held uint64) {
 	})
 	for id, h := range r.holds {
 		p, ok := peers[id]
-		if !ok || h.reported && (p.Match >= h.index || !p.RecentActive) {
+		if !ok || h.reported && (p.Match >= h.index || r.ticks >= h.until) {
 			delete(r.holds, id)
 			continue
 		}

@@ -160,8 +160,14 @@ func (h *Host) classify(f actors.Failure) error {
 
 // onReboot fails the calls that the failed incarnation has not answered.
 func (h *Host) onReboot(epoch uint64, f actors.Failure) {
-	h.cfg.Logger.Error().Str("stage", f.Stage).Uint64("epoch", epoch).Interface("reason", fmt.Sprint(f.Reason)).
-		Bytes("stack", f.Stack).Msg("a stage failed; the core reboots from disk")
+	if !f.Planned { // the supervisor has logged the reason of one that is
+		h.logFailure(epoch, f)
+	}
 	h.Raft.Reset()
 	h.Replies.FailAll(raftmsg.Code_STOPPED)
+}
+
+func (h *Host) logFailure(epoch uint64, f actors.Failure) {
+	h.cfg.Logger.Error().Str("stage", f.Stage).Uint64("epoch", epoch).Interface("reason", fmt.Sprint(f.Reason)).
+		Bytes("stack", f.Stack).Msg("a stage failed; the core reboots from disk")
 }
