@@ -4,6 +4,7 @@ import (
 	_ "embed" // for the page
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/watchactor"
@@ -23,7 +24,8 @@ func (cfg *HTTPConfig) serveActors(w http.ResponseWriter, r *http.Request) {
 		w.Write(actorsPage) // fails only if the client has disconnected
 		return
 	}
-	s := debugState{Snapshot: cfg.Member.Actors(), Leases: showLeases(r.Context(), cfg.Member)}
+	s := debugState{Snapshot: cfg.Member.Actors(), Raft: showRaft(r.Context(), cfg.Member, time.Now()),
+		Leases: showLeases(r.Context(), cfg.Member)}
 	if watches := cfg.Member.Watches(); watches != nil {
 		s.Watch = &watchState{Stats: watches.Stats(), Slowest: watches.Slowest(slowestShown)}
 	}
@@ -36,6 +38,7 @@ const slowestShown = 50
 // debugState is the JSON that the page shows.
 type debugState struct {
 	actors.Snapshot
+	Raft  raftState   `json:"raft"`
 	Watch *watchState `json:"watch,omitempty"`
 	// Leases is nil if there are no leases.
 	Leases *leaseList `json:"leases,omitempty"`

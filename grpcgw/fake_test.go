@@ -93,6 +93,8 @@ func (m *fakeMember) Raft() RaftStatus {
 	return r
 }
 
+func (m *fakeMember) Cluster(context.Context) Cluster { return Cluster{} }
+
 func (m *fakeMember) Watches() *watchactor.Streams { return m.watches }
 
 func (m *fakeMember) Keyspace() *mvcc.Published { return m.pub }

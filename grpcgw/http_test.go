@@ -7,8 +7,10 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -18,6 +20,8 @@ import (
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor/peer"
+	"github.com/troupe-db/troupe/raftactor/replica"
 	"github.com/troupe-db/troupe/watchactor"
 )
 
@@ -31,16 +35,18 @@ type monitored struct {
 	err      error
 	troubles []Trouble
 	watches  *watchactor.Streams
+	cluster  Cluster
 }
 
 func (m *monitored) Identity() Identity {
 	return Identity{ClusterID: 0xcdf818194e3a8c32, MemberID: 0x8e9e05c52164694d, Name: "default"}
 }
-func (m *monitored) Raft() RaftStatus             { return m.raft }
-func (m *monitored) Keyspace() *mvcc.Published    { return m.keyspace }
-func (m *monitored) Watches() *watchactor.Streams { return m.watches }
-func (m *monitored) Health() []Trouble            { return m.troubles }
-func (m *monitored) Requests() Requests           { return monitoredReads{m: m} }
+func (m *monitored) Raft() RaftStatus                { return m.raft }
+func (m *monitored) Keyspace() *mvcc.Published       { return m.keyspace }
+func (m *monitored) Watches() *watchactor.Streams    { return m.watches }
+func (m *monitored) Health() []Trouble               { return m.troubles }
+func (m *monitored) Requests() Requests              { return monitoredReads{m: m} }
+func (m *monitored) Cluster(context.Context) Cluster { return m.cluster }
 func (m *monitored) Actors() actors.Snapshot {
 	return actors.Snapshot{SlowestStage: actors.CoreWAL, Mailboxes: []actors.MailboxSnapshot{
 		{LoadSnapshot: actors.LoadSnapshot{Name: actors.CoreWAL}},
@@ -202,8 +208,10 @@ func TestDebugActors(t *testing.T) {
 func TestActorsPageFields(t *testing.T) {
 	b, err := json.Marshal(debugState{
 		Snapshot: actors.Snapshot{Mailboxes: []actors.MailboxSnapshot{{LastPanic: "x", LastPanicStack: "x", LastPanicAt: nil}}},
-		Leases:   &leaseList{First: []leaseShow{{Checkpoint: 1}}},
-		Watch:    &watchState{Slowest: []watchactor.StreamStats{{}}},
+		Raft: raftState{Transferee: "x", Snapshots: []transferShow{{}},
+			Peers: []peerShow{{Progress: &progressShow{PendingSnapshot: 1}, RoundTrip: 1, LastError: "x"}}},
+		Leases: &leaseList{First: []leaseShow{{Checkpoint: 1}}},
+		Watch:  &watchState{Slowest: []watchactor.StreamStats{{}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -214,7 +222,7 @@ func TestActorsPageFields(t *testing.T) {
 		return r != '_' && r != '.' && (r < 'a' || r > 'z') && (r < '0' || r > '9')
 	}) {
 		object, name, ok := strings.Cut(word, ".")
-		if !ok || !strings.Contains(name, "_") || object != "m" && object != "l" && object != "s" && object != "w" {
+		if !ok || !strings.Contains(name, "_") || !strings.Contains("mlswrpgt", object) {
 			continue
 		}
 		fields++
@@ -222,7 +230,7 @@ func TestActorsPageFields(t *testing.T) {
 			t.Errorf("the page reads %q, which is not in the JSON", word)
 		}
 	}
-	if fields < 26 {
+	if fields < 40 {
 		t.Errorf("got %d fields in the page, want more", fields)
 	}
 }
@@ -256,6 +264,40 @@ func TestMetricsHandlerServesMonitoringOnly(t *testing.T) {
 	for target, want := range map[string]int{"/metrics": 200, "/health": 200, "/livez": 200, "/readyz": 200, "/version": 404, "/debug/actors": 404} {
 		if resp := request(t, h, http.MethodGet, target); resp.StatusCode != want {
 			t.Errorf("%s: %s", target, resp.Status)
+		}
+	}
+}
+
+// TestDebugRaft: the page names the role, the other members with what the leader knows of
+// them, and the snapshots in progress.
+func TestDebugRaft(t *testing.T) {
+	m, now := newMonitored(t), time.Now()
+	const self, other = 0x8e9e05c52164694d, 5
+	m.raft = RaftStatus{Leader: self, Term: 3, Committed: 20, Applied: 19}
+	m.cluster = Cluster{
+		Transferee: other,
+		Connections: []peer.Status{{ID: other, ActiveSince: now.Add(-time.Minute), RoundTrip: 2 * time.Millisecond, LastError: "refused",
+			Queues: []peer.Queue{{Lane: "log", Messages: 4, Bytes: 100, Dropped: 1}}}},
+		Progress:  []replica.PeerProgress{{ID: other, Match: 12, Next: 15, State: "StateReplicate", InFlight: 2, RecentActive: true}},
+		Snapshots: []SnapshotTransfer{{Peer: other, Receiving: true, Bytes: 10, Estimate: 30, Rate: 5, Since: now.Add(-2 * time.Second)}},
+	}
+	want := raftState{ID: "8e9e05c52164694d", Role: "leader", Leader: "8e9e05c52164694d", Term: 3, Committed: 20, Applied: 19, Transferee: "5",
+		Peers: []peerShow{{ID: "5", Connected: true, Since: 60, RoundTrip: 2, LastError: "refused", Queues: m.cluster.Connections[0].Queues,
+			Progress: &progressShow{Match: 12, Next: 15, Lag: 8, State: "StateReplicate", InFlight: 2, RecentActive: true}}},
+		Snapshots: []transferShow{{Peer: "5", Direction: "receiving", Bytes: 10, Estimate: 30, Rate: 5, Since: 2}}}
+	if got := showRaft(t.Context(), m, now); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	for _, c := range []struct {
+		raft RaftStatus
+		want string
+	}{
+		{RaftStatus{Leader: other}, "follower"},
+		{RaftStatus{}, "candidate"},
+		{RaftStatus{Leader: other, IsLearner: true}, "learner"},
+	} {
+		if got := role(self, c.raft); got != c.want {
+			t.Errorf("%+v: got role %q, want %q", c.raft, got, c.want)
 		}
 	}
 }

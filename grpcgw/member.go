@@ -36,6 +36,9 @@ type Member interface {
 	StoreHash(ctx context.Context) (uint32, error)
 	// Watches has the watch streams.
 	Watches() *watchactor.Streams
+	// Cluster returns what this member knows of the others. It asks raft, and returns without
+	// the progress if raft does not answer in time.
+	Cluster(ctx context.Context) Cluster
 	// Health lists the current troubles of the member; empty if it is healthy.
 	Health() []Trouble
 	// Actors returns the state of every mailbox.

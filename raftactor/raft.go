@@ -121,8 +121,9 @@ type State struct {
 	// became the oldest, as actors.Now; 0 if there are none.
 	appendSince, applySince atomic.Int64
 	heard                   heard
-	// transferring is set while leadership is being transferred from this member.
-	transferring atomic.Bool
+	// transferee is the member to which leadership is being transferred from this one; 0 for
+	// none.
+	transferee atomic.Uint64
 }
 
 // Status returns the newest status.
@@ -152,7 +153,10 @@ func (s *State) Waiting() (appendSince, applySince int64) {
 
 // Transferring reports whether leadership is being transferred from this member. A leader
 // must not renew leases then.
-func (s *State) Transferring() bool { return s.transferring.Load() }
+func (s *State) Transferring() bool { return s.Transferee() != 0 }
+
+// Transferee returns the member to which leadership is being transferred; 0 for none.
+func (s *State) Transferee() uint64 { return s.transferee.Load() }
 
 // Reset clears what only holds for an incarnation of the core. It is called when one has
 // stopped.
@@ -164,7 +168,7 @@ func (s *State) Reset() {
 	s.behind.Store(false)
 	s.appendSince.Store(0)
 	s.applySince.Store(0)
-	s.transferring.Store(false)
+	s.transferee.Store(0)
 }
 
 // Raft is the actor that owns the replica.
@@ -383,7 +387,7 @@ func (r *Raft) beginTransfer(c *transferCall) {
 	default:
 		r.endTransfer(raftmsg.Code_TRANSFER_TIMED_OUT)
 		r.transfer = c
-		r.cfg.State.transferring.Store(true)
+		r.cfg.State.transferee.Store(c.to)
 		r.cfg.Replica.Transfer(c.to)
 		r.proposer.MustPost(proposerControl, &raftmsg.Transferring{Active: true}, actors.Cost{Requests: 1})
 	}
@@ -402,7 +406,7 @@ func (r *Raft) endTransfer(code raftmsg.Code) {
 	if r.transfer != nil {
 		r.transfer.reply.Resolve(code)
 		r.transfer = nil
-		r.cfg.State.transferring.Store(false)
+		r.cfg.State.transferee.Store(0)
 	}
 }
 

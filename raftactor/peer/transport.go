@@ -430,11 +430,11 @@ type Status struct {
 
 // Queue is what waits to be sent to a peer on one lane.
 type Queue struct {
-	Lane     string
-	Messages int
-	Bytes    int64
+	Lane     string `json:"lane"`
+	Messages int    `json:"messages"`
+	Bytes    int64  `json:"bytes"`
 	// Dropped counts messages that were not sent, since the peer was added.
-	Dropped uint64
+	Dropped uint64 `json:"dropped"`
 }
 
 // Status returns the state of all peers, by id.

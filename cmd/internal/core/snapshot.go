@@ -1,9 +1,12 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,9 +39,42 @@ const sendersMax = 2
 // again.
 const statusRetry = 100 * time.Millisecond
 
+// progressEvery is the interval at which the progress of a transfer is logged.
+const progressEvery = 10 * time.Second
+
+// rateWindow is the shortest time over which the rate of a transfer is measured.
+const rateWindow = time.Second
+
+// Transfer is a snapshot in progress.
+type Transfer struct {
+	Peer      uint64
+	Receiving bool // from the peer; otherwise it is sent to the peer
+	// Bytes is what was transferred so far, and Size an estimate of all, 0 until it is known.
+	Bytes, Size uint64
+	// Rate is the recent rate in bytes per second.
+	Rate  float64
+	Since time.Time
+}
+
 // transfer is a snapshot in progress.
 type transfer struct {
 	bytes, size uint64 // so far, and an estimate of all
+	since       time.Time
+	// sampled is when the sample of bytes was taken with which the next rate begins.
+	sampled time.Time
+	sample  uint64
+	rate    float64 // of the last window, in bytes per second
+	log     actors.Timer
+}
+
+// currentRate returns the rate since the last sample, or that of the window before it if the
+// sample is too new.
+func (a *transfer) currentRate(now time.Time) float64 {
+	window := now.Sub(a.sampled)
+	if window < rateWindow {
+		return a.rate
+	}
+	return float64(a.bytes-a.sample) / window.Seconds()
 }
 
 // transfers are the snapshots in progress.
@@ -53,9 +89,9 @@ type transferKey struct {
 	receiving bool
 }
 
-// begin adds a transfer. It returns false if there is one with this peer, or if it would be
-// the third one that is sent.
-func (t *transfers) begin(k transferKey) bool {
+// begin adds a transfer, and calls progress every progressEvery until it ends. It returns
+// false if there is one with this peer, or if it would be the third one that is sent.
+func (t *transfers) begin(k transferKey, progress func(Transfer)) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	sending := 0
@@ -70,8 +106,59 @@ func (t *transfers) begin(k transferKey) bool {
 	if t.active == nil {
 		t.active = make(map[transferKey]*transfer)
 	}
-	t.active[k] = new(transfer)
+	now := time.Now()
+	a := &transfer{since: now, sampled: now}
+	t.active[k] = a
+	a.log = actors.AfterFunc(progressEvery, func() {
+		t.mu.Lock()
+		active := t.active[k] == a
+		state := a.describe(k)
+		if active {
+			a.log.Reset(progressEvery)
+		}
+		t.mu.Unlock()
+		if active {
+			progress(state)
+		}
+	})
 	return true
+}
+
+// describe returns the state of a transfer. The caller holds the lock.
+func (a *transfer) describe(k transferKey) Transfer {
+	return Transfer{Peer: k.peer, Receiving: k.receiving, Bytes: a.bytes, Size: a.size,
+		Rate: a.currentRate(time.Now()), Since: a.since}
+}
+
+// Transfers returns the snapshots in progress, those that are sent first, by peer.
+func (h *Host) Transfers() []Transfer {
+	t := &h.transfers
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var list []Transfer
+	for k, a := range t.active {
+		list = append(list, a.describe(k))
+	}
+	slices.SortFunc(list, func(a, b Transfer) int {
+		switch {
+		case a.Receiving == b.Receiving:
+			return cmp.Compare(a.Peer, b.Peer)
+		case b.Receiving:
+			return -1
+		}
+		return 1
+	})
+	return list
+}
+
+// logProgress logs the state of a transfer.
+func (h *Host) logProgress(t Transfer) {
+	key, msg := "to", "sending a snapshot"
+	if t.Receiving {
+		key, msg = "from", "receiving a snapshot"
+	}
+	h.cfg.Logger.Info().Str(key, fmt.Sprintf("%x", t.Peer)).Uint64("bytes", t.Bytes).Uint64("estimate", t.Size).
+		Float64("bytes-per-second", math.Round(t.Rate)).Dur("took", time.Since(t.Since)).Msg(msg)
 }
 
 func (t *transfers) progress(k transferKey) func(done, size uint64) {
@@ -80,6 +167,10 @@ func (t *transfers) progress(k transferKey) func(done, size uint64) {
 		defer t.mu.Unlock()
 		if a := t.active[k]; a != nil {
 			a.bytes, a.size = done, size
+			if now := time.Now(); now.Sub(a.sampled) >= rateWindow {
+				a.rate = a.currentRate(now)
+				a.sampled, a.sample = now, done
+			}
 		}
 	}
 }
@@ -87,7 +178,10 @@ func (t *transfers) progress(k transferKey) func(done, size uint64) {
 func (t *transfers) end(k transferKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.active, k)
+	if a := t.active[k]; a != nil {
+		a.log.Stop()
+		delete(t.active, k)
+	}
 }
 
 // Senders returns the actors at the edge that send snapshots.
@@ -114,7 +208,7 @@ func (h *Host) Senders() []actors.Child {
 // the transfer failed, and asks again later.
 func (h *Host) sendSnapshot(to uint64) {
 	k := transferKey{peer: to}
-	if !h.transfers.begin(k) {
+	if !h.transfers.begin(k, h.logProgress) {
 		if h.transfers.sending(to) {
 			return // the transfer in progress will be reported
 		}
@@ -230,7 +324,7 @@ func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
 // ReceiveSnapshot receives a snapshot from a member, and begins to install it.
 func (h *Host) ReceiveSnapshot(ctx context.Context, from uint64, stream peerpb.Peer_SnapshotServer) error {
 	k := transferKey{peer: from, receiving: true}
-	if !h.transfers.begin(k) {
+	if !h.transfers.begin(k, h.logProgress) {
 		return snapshot.ErrBusy
 	}
 	defer h.transfers.end(k)

@@ -1,8 +1,12 @@
 package node
 
 import (
+	"context"
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/version"
+	"go.etcd.io/raft/v3/tracker"
 
 	"github.com/troupe-db/troupe/applyactor"
 	"github.com/troupe-db/troupe/cmd/internal/core"
@@ -46,8 +50,8 @@ func (n *Node) newMetrics() metrics {
 	}
 }
 
-// memberCollector exports the troubles of the member, its file descriptors, and the version
-// of the cluster.
+// memberCollector exports the troubles of the member, its file descriptors, the version of
+// the cluster, what the leader knows of its followers, and the snapshots in progress.
 type memberCollector struct{ n *Node }
 
 // Descriptions of what memberCollector reads.
@@ -56,11 +60,24 @@ var (
 	descFDUsed  = prometheus.NewDesc("os_fd_used", "File descriptors that the process has open.", nil, nil)
 	descVersion = prometheus.NewDesc("etcd_cluster_version", "The API level of the cluster, as a label.", []string{"cluster_version"}, nil)
 	descFDLimit = prometheus.NewDesc("os_fd_limit", "File descriptors that the process may have open.", nil, nil)
+
+	descLag       = peerDesc("match_lag_entries", "Committed entries that are not known to be in the log of a member. On the leader only.")
+	descInFlight  = peerDesc("in_flight_appends", "Appends to a member that it has not acknowledged. On the leader only.")
+	descActive    = peerDesc("recent_active", "1 if a member answered within the last election timeout. On the leader only.")
+	descReplicate = peerDesc("replicating", "1 if a member gets the entries of the log in a stream, 0 if it is probed or receives a snapshot. On the leader only.")
+
+	descTransferred = prometheus.NewDesc("troupe_snapshot_transferred_bytes", "Bytes so far of the snapshots in progress.", []string{"peer", "direction"}, nil)
+	descEstimated   = prometheus.NewDesc("troupe_snapshot_estimated_bytes", "Estimated size of the snapshots in progress.", []string{"peer", "direction"}, nil)
 )
+
+func peerDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("troupe_raft_peer_"+name, help, []string{"To"}, nil)
+}
 
 // Describe implements prometheus.Collector.
 func (c memberCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descTrouble, descVersion, descFDUsed, descFDLimit} {
+	for _, d := range []*prometheus.Desc{descTrouble, descVersion, descFDUsed, descFDLimit,
+		descLag, descInFlight, descActive, descReplicate, descTransferred, descEstimated} {
 		ch <- d
 	}
 }
@@ -86,5 +103,32 @@ func (c memberCollector) Collect(ch chan<- prometheus.Metric) {
 	if used, err := c.n.files.count(); err == nil {
 		gauge(descFDUsed, float64(used))
 		gauge(descFDLimit, float64(c.n.files.limit))
+	}
+	c.collectPeers(gauge)
+}
+
+func (c memberCollector) collectPeers(gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+	flag := func(on bool) float64 {
+		if on {
+			return 1
+		}
+		return 0
+	}
+	hex := func(id uint64) string { return strconv.FormatUint(id, 16) }
+	cluster, committed := c.n.Cluster(context.Background()), c.n.host.Raft.Status().Committed
+	for _, p := range cluster.Progress {
+		to := hex(p.ID)
+		gauge(descLag, float64(grpcgw.PeerLag(committed, p)), to)
+		gauge(descInFlight, float64(p.InFlight), to)
+		gauge(descActive, flag(p.RecentActive), to)
+		gauge(descReplicate, flag(p.State == tracker.StateReplicate.String()), to)
+	}
+	for _, t := range cluster.Snapshots {
+		direction := "send"
+		if t.Receiving {
+			direction = "receive"
+		}
+		gauge(descTransferred, float64(t.Bytes), hex(t.Peer), direction)
+		gauge(descEstimated, float64(t.Estimate), hex(t.Peer), direction)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/troupe-db/troupe/proto/raftmsg"
 	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/raftactor/peer"
+	"github.com/troupe-db/troupe/raftactor/replica"
 )
 
 // errRemoved: the member was removed from the cluster.
@@ -158,15 +159,13 @@ func (p peers) ActiveSince(id uint64) (since time.Time, ok bool) {
 	return since, !since.IsZero()
 }
 
-// matchTimeout bounds the wait for raft, which answers between two batches.
-const matchTimeout = time.Second
+// progressTimeout bounds the wait for raft, which answers between two batches.
+const progressTimeout = time.Second
 
 // Match implements grpcgw.Peers.
 func (p peers) Match() map[uint64]uint64 {
-	ctx, cancel := context.WithTimeout(context.Background(), matchTimeout)
-	defer cancel()
-	progress, err := p.n.host.Requests.Progress(ctx)
-	if err != nil || progress == nil {
+	progress := p.n.progress(context.Background())
+	if progress == nil {
 		return nil
 	}
 	match := map[uint64]uint64{p.n.id.MemberID: p.n.host.Raft.Status().Committed} // at least
@@ -174,4 +173,26 @@ func (p peers) Match() map[uint64]uint64 {
 		match[s.ID] = s.Match
 	}
 	return match
+}
+
+// progress returns what raft knows of the other members; nil if this member does not lead, or
+// raft does not answer in time.
+func (n *Node) progress(ctx context.Context) []replica.PeerProgress {
+	ctx, cancel := context.WithTimeout(ctx, progressTimeout)
+	defer cancel()
+	progress, err := n.host.Requests.Progress(ctx)
+	if err != nil {
+		return nil
+	}
+	return progress
+}
+
+// Cluster implements grpcgw.Member.
+func (n *Node) Cluster(ctx context.Context) grpcgw.Cluster {
+	c := grpcgw.Cluster{Transferee: n.host.Raft.Transferee(), Connections: n.peers.Status(), Progress: n.progress(ctx)}
+	for _, t := range n.host.Transfers() {
+		c.Snapshots = append(c.Snapshots, grpcgw.SnapshotTransfer{Peer: t.Peer, Receiving: t.Receiving,
+			Bytes: t.Bytes, Estimate: t.Size, Rate: t.Rate, Since: t.Since})
+	}
+	return c
 }

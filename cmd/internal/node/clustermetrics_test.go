@@ -1,0 +1,158 @@
+package node
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// samples are the values of a member's metrics, by name with labels.
+type samples map[string]float64
+
+func (m *clusterMember) scrape() (samples, string) {
+	m.c.t.Helper()
+	resp, err := http.Get("http://" + m.addr + "/metrics")
+	if err != nil {
+		m.c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		m.c.t.Fatal(err)
+	}
+	all := samples{}
+	for line := range bytes.Lines(text) {
+		name, value, ok := strings.Cut(strings.TrimSpace(string(line)), " ")
+		if v, err := strconv.ParseFloat(value, 64); ok && err == nil {
+			all[name] = v
+		}
+	}
+	return all, string(text)
+}
+
+// clusterTypes are the metrics that etcd 3.7.3 exports only as a member of a cluster.
+var clusterTypes = map[string]string{
+	"etcd_network_active_peers":                 "gauge",
+	"etcd_network_disconnected_peers_total":     "counter",
+	"etcd_network_peer_received_bytes_total":    "counter",
+	"etcd_network_peer_round_trip_time_seconds": "histogram",
+	"etcd_network_peer_sent_bytes_total":        "counter",
+	"etcd_network_peer_sent_failures_total":     "counter",
+}
+
+// TestClusterMetrics: what etcd's alerts and its dashboard read of a cluster is exported, and
+// changes as in etcd when members write, stop and return.
+func TestClusterMetrics(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	leader, _ := c.leader()
+	for i := range 20 {
+		c.members[i%3].mustPut("k", fmt.Sprint(i))
+	}
+	c.wantEqual()
+	peer := func(name, label string, m *clusterMember) string {
+		return fmt.Sprintf("%s{%s=%q}", name, label, fmt.Sprintf("%x", m.id))
+	}
+	between := func(name string, local, remote *clusterMember) string {
+		return fmt.Sprintf("%s{Local=%q,Remote=%q}", name, fmt.Sprintf("%x", local.id), fmt.Sprintf("%x", remote.id))
+	}
+	var others []*clusterMember // of the leader
+	for _, m := range c.members {
+		if m != leader {
+			others = append(others, m)
+		}
+		c.eventually(fmt.Sprintf("m%d has round-trip times", m.i), func() bool {
+			s, _ := m.scrape()
+			n := 0.0
+			for _, other := range c.members {
+				n += min(1, s[peer("etcd_network_peer_round_trip_time_seconds_count", "To", other)])
+			}
+			return n == 2
+		})
+		s, text := m.scrape()
+		for name, kind := range clusterTypes {
+			if !strings.Contains(text, "# TYPE "+name+" "+kind+"\n") {
+				t.Errorf("m%d: %s is not exported as a %s", m.i, name, kind)
+			}
+		}
+		leads := 0.0
+		if m == leader {
+			leads = 1
+		}
+		for name, want := range map[string]float64{
+			"etcd_server_has_leader": 1, "etcd_server_is_leader": leads, "etcd_server_is_learner": 0,
+			"etcd_server_proposals_pending": 0, "etcd_server_proposals_failed_total": 0,
+			"etcd_server_learner_promote_successes": 0, "etcd_server_heartbeat_send_failures_total": s["etcd_server_heartbeat_send_failures_total"],
+		} {
+			if got, ok := s[name]; !ok || got != want {
+				t.Errorf("m%d: %s: got %v, %v, want %v", m.i, name, got, ok, want)
+			}
+		}
+		for _, name := range []string{"etcd_server_leader_changes_seen_total", "etcd_server_proposals_committed_total", "etcd_server_proposals_applied_total"} {
+			if least := map[bool]float64{true: 20, false: 1}[strings.Contains(name, "proposals")]; s[name] < least {
+				t.Errorf("m%d: %s: got %v, want at least %v", m.i, name, s[name], least)
+			}
+		}
+		for _, other := range c.members {
+			if got := s[between("etcd_network_known_peers", m, other)]; got != 1 {
+				t.Errorf("m%d: known_peers of m%d: got %v, want 1", m.i, other.i, got)
+			}
+			if other == m {
+				continue
+			}
+			if got := s[between("etcd_network_active_peers", m, other)]; got != 1 {
+				t.Errorf("m%d: active_peers of m%d: got %v, want 1", m.i, other.i, got)
+			}
+			for _, name := range []string{peer("etcd_network_peer_sent_bytes_total", "To", other), peer("etcd_network_peer_received_bytes_total", "From", other)} {
+				if s[name] == 0 {
+					t.Errorf("m%d: %s: got 0, want bytes", m.i, name)
+				}
+			}
+		}
+	}
+
+	gone := others[0]
+	before, _ := leader.scrape()
+	gone.stop()
+	for i := range 20 {
+		others[1].mustPut("k", fmt.Sprint(i))
+	}
+	lag := peer("troupe_raft_peer_match_lag_entries", "To", gone)
+	c.eventually("the leader counts what the stopped member lacks", func() bool {
+		s, _ := leader.scrape()
+		return s[between("etcd_network_active_peers", leader, gone)] == 0 && s[lag] >= 20 &&
+			s[peer("troupe_raft_peer_recent_active", "To", gone)] == 0 &&
+			s[between("etcd_network_disconnected_peers_total", leader, gone)] > before[between("etcd_network_disconnected_peers_total", leader, gone)] &&
+			s[peer("etcd_network_peer_sent_failures_total", "To", gone)] > before[peer("etcd_network_peer_sent_failures_total", "To", gone)]
+	})
+	s, _ := leader.scrape()
+	if got := s[peer("troupe_raft_peer_match_lag_entries", "To", others[1])]; got > 1 {
+		t.Errorf("a member in step lags by %v entries, want at most 1", got)
+	}
+	gone.start(nil)
+	gone.awaitReady()
+	c.eventually("the member that returned is in step", func() bool {
+		s, _ := leader.scrape()
+		lag, known := s[lag]
+		return known && lag == 0 && s[peer("troupe_raft_peer_replicating", "To", gone)] == 1 && s[between("etcd_network_active_peers", leader, gone)] == 1
+	})
+
+	seen, _ := others[1].scrape()
+	leader.stop()
+	c.leader()
+	c.eventually("the change of leader is counted", func() bool {
+		s, _ := others[1].scrape()
+		return s["etcd_server_leader_changes_seen_total"] > seen["etcd_server_leader_changes_seen_total"] && s["etcd_server_has_leader"] == 1
+	})
+	others[0].stop()
+	c.eventually("a member without a quorum reports that it has no leader", func() bool {
+		s, _ := others[1].scrape()
+		return s["etcd_server_has_leader"] == 0 && s["etcd_server_is_leader"] == 0
+	})
+	if s, _ := others[1].scrape(); s[lag] != 0 {
+		t.Errorf("a member that does not lead exports a lag of %v", s[lag])
+	}
+}
