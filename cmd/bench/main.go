@@ -46,6 +46,7 @@ var groups = []group{
 		{"replay", "measure a watch over a long history", runReplay},
 		{"lease-storm", "measure a second in which very many leases expire", runLeaseStorm},
 		{"failover", "measure the time without writes when the leader fails", runFailover},
+		{"catchup", "measure how a member catches up by a snapshot under load", runCatchUp},
 		{"replace", "replace and restart all members under load", runReplace},
 	}},
 }

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -14,14 +15,20 @@ const (
 )
 
 // logTail is the writer for a server's stdout and stderr. It keeps the last lines and
-// signals when an expected line arrives.
+// signals when expected lines arrive.
 type logTail struct {
-	mu      sync.Mutex
-	lines   [][]byte // ring of the last tailLines lines
-	next    int      // where the next line goes
-	partial []byte   // an unfinished line
-	needle  []byte
-	found   chan struct{} // closed by Write at a line that contains needle; nil if no line is expected
+	mu       sync.Mutex
+	lines    [][]byte // ring of the last tailLines lines
+	next     int      // where the next line goes
+	partial  []byte   // an unfinished line
+	expected []expectation
+}
+
+// expectation is a text that a line is expected to contain. found is closed by Write at the
+// first such line, which ends the expectation.
+type expectation struct {
+	needle []byte
+	found  chan struct{}
 }
 
 func newLogTail() *logTail { return &logTail{lines: make([][]byte, tailLines)} }
@@ -31,8 +38,9 @@ func newLogTail() *logTail { return &logTail{lines: make([][]byte, tailLines)} }
 func (l *logTail) expect(needle string) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.needle, l.found = []byte(needle), make(chan struct{})
-	return l.found
+	e := expectation{[]byte(needle), make(chan struct{})}
+	l.expected = append(l.expected, e)
+	return e.found
 }
 
 // clear removes the kept lines.
@@ -64,10 +72,13 @@ func (l *logTail) Write(p []byte) (int, error) {
 func (l *logTail) finishLine() {
 	l.lines[l.next] = bytes.Clone(l.partial)
 	l.next = (l.next + 1) % len(l.lines)
-	if l.found != nil && bytes.Contains(l.partial, l.needle) {
-		close(l.found)
-		l.found = nil
-	}
+	l.expected = slices.DeleteFunc(l.expected, func(e expectation) bool {
+		arrived := bytes.Contains(l.partial, e.needle)
+		if arrived {
+			close(e.found)
+		}
+		return arrived
+	})
 	l.partial = l.partial[:0]
 }
 

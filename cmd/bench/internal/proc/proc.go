@@ -196,6 +196,10 @@ func (s *Server) DataDir() string { return filepath.Join(s.root, "data") }
 // Log returns the last lines that the server wrote.
 func (s *Server) Log() string { return s.log.String() }
 
+// Expect returns a channel that is closed when the server, or a later start of it, writes a
+// line that contains a text.
+func (s *Server) Expect(text string) <-chan struct{} { return s.log.expect(text) }
+
 // Running reports whether the process is alive.
 func (s *Server) Running() bool {
 	select {
