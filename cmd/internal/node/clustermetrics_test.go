@@ -2,12 +2,16 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 )
 
 // samples are the values of a member's metrics, by name with labels.
@@ -114,6 +118,17 @@ func TestClusterMetrics(t *testing.T) {
 		}
 	}
 
+	names := map[string]bool{}
+	for _, b := range leader.Actors().Mailboxes {
+		names[b.Name] = true
+	}
+	for _, want := range []string{actors.EdgePeer(others[0].id, "control"), actors.EdgePeer(others[1].id, "log"),
+		actors.EdgePeer(others[1].id, "forward"), actors.EdgeSnapshot(0), actors.EdgeSnapshot(1), actors.EdgeLeases} {
+		if !names[want] {
+			t.Errorf("the debug page has no %s", want)
+		}
+	}
+
 	gone := others[0]
 	before, _ := leader.scrape()
 	gone.stop()
@@ -155,4 +170,50 @@ func TestClusterMetrics(t *testing.T) {
 	if s, _ := others[1].scrape(); s[lag] != 0 {
 		t.Errorf("a member that does not lead exports a lag of %v", s[lag])
 	}
+}
+
+// TestSnapshotMetrics: a snapshot in progress is shown on both sides, and is counted when it
+// has ended.
+func TestSnapshotMetrics(t *testing.T) {
+	const value, missed = 1 << 20, 72 // more than the log in memory
+	c := startCluster(t, 3, func(_ int, cfg *Config) {
+		cfg.SnapshotSendRate = 32 << 20
+		cfg.Storage = core.Storage{LogSegmentBytes: 8 << 20, MemTableBytes: 8 << 20, ValueLogBytes: 32 << 20}
+	})
+	leader, gone := c.leader()
+	gone.stop()
+	text := make([]byte, value)
+	for i := range text {
+		text[i] = byte('a' + i%26)
+	}
+	for i := range missed {
+		leader.mustPut(fmt.Sprint("k", i), string(text))
+	}
+	gone.start(nil)
+	exported := func() bool {
+		s, _ := leader.scrape()
+		return s[fmt.Sprintf("troupe_snapshot_transferred_bytes{direction=\"send\",peer=\"%x\"}", gone.id)] > 0
+	}
+	c.eventually("the snapshot is in progress on both sides", func() bool {
+		out, in := leader.Cluster(context.Background()), gone.Cluster(context.Background())
+		for _, p := range out.Progress {
+			if p.ID == gone.id && p.PendingSnapshot == 0 {
+				return false
+			}
+		}
+		return len(out.Snapshots) == 1 && !out.Snapshots[0].Receiving && out.Snapshots[0].Peer == gone.id && out.Snapshots[0].Bytes > 0 &&
+			out.Snapshots[0].Estimate > value && exported() && len(in.Snapshots) == 1 && in.Snapshots[0].Receiving && in.Snapshots[0].Peer == leader.id
+	})
+	gone.awaitReady()
+	to, from := fmt.Sprintf("{To=\"%x\"}", gone.id), fmt.Sprintf("{From=\"%x\"}", leader.id)
+	c.eventually("the snapshot is counted", func() bool {
+		out, _ := leader.scrape()
+		in, _ := gone.scrape()
+		return out["etcd_network_snapshot_send_success"+to] == 1 && out["etcd_network_snapshot_send_inflights_total"+to] == 0 &&
+			out["etcd_network_snapshot_send_total_duration_seconds_count"+to] == 1 &&
+			in["etcd_network_snapshot_receive_success"+from] == 1 && in["etcd_network_snapshot_receive_inflights_total"+from] == 0 &&
+			in["etcd_snap_db_save_total_duration_seconds_count"] == 1 && out["etcd_network_snapshot_send_failures"+to] == 0 &&
+			len(leader.Cluster(context.Background()).Snapshots) == 0
+	})
+	c.wantEqual()
 }
