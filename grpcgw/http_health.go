@@ -49,6 +49,9 @@ func (cfg *HTTPConfig) serveHealth(w http.ResponseWriter, r *http.Request) {
 // is healthy.
 func (cfg *HTTPConfig) healthReason(ctx context.Context, serializable bool, except []string) string {
 	for _, a := range cfg.alarms() {
+		if a.Damage && a.MemberId != cfg.Member.Identity().MemberID {
+			continue // of that member alone
+		}
 		if name := a.GetType().String(); !slices.Contains(except, name) {
 			return "ALARM " + name
 		}

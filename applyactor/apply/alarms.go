@@ -14,7 +14,8 @@ func FindAlarm(active []*applymsg.Alarm, member uint64, of pb.AlarmType) int {
 	return slices.IndexFunc(active, func(a *applymsg.Alarm) bool { return a.MemberId == member && a.Type == of })
 }
 
-// HasAlarm reports whether any member has an active alarm of a type.
+// HasAlarm reports whether any member has an active alarm of a type that concerns the whole
+// cluster: a member's alarm for damage to its own store does not.
 func HasAlarm(active []*applymsg.Alarm, of pb.AlarmType) bool {
-	return slices.ContainsFunc(active, func(a *applymsg.Alarm) bool { return a.Type == of })
+	return slices.ContainsFunc(active, func(a *applymsg.Alarm) bool { return a.Type == of && !a.Damage })
 }

@@ -118,6 +118,9 @@ func (s *State) decide(req *applymsg.Request) *raftmsg.Result {
 	case *applymsg.Request_DiskAlarm:
 		s.diskAlarm(op.DiskAlarm)
 		return &raftmsg.Result{}
+	case *applymsg.Request_DamageAlarm:
+		s.damageAlarm(op.DamageAlarm)
+		return &raftmsg.Result{}
 	case *applymsg.Request_MemberAttributes:
 		return &raftmsg.Result{Code: s.attributes(op.MemberAttributes)}
 	case *applymsg.Request_ClusterVersion:
@@ -134,8 +137,9 @@ func (s *State) decide(req *applymsg.Request) *raftmsg.Result {
 }
 
 // forbidden returns the error with which an active alarm refuses a request. NOSPACE refuses
-// what adds data; deletes and compactions go on. CORRUPT refuses everything. Checkpoints
-// of leases are never refused: they take almost no space and change no key.
+// what adds data; deletes and compactions go on. CORRUPT refuses everything, unless it is a
+// member's alarm for damage to its own store. Checkpoints of leases are never refused: they
+// take almost no space and change no key.
 func (s *State) forbidden(req *applymsg.Request) raftmsg.Code {
 	if req.GetLeaseCheckpoint() != nil {
 		return raftmsg.Code_OK
@@ -176,7 +180,7 @@ func (s *State) alarm(req *pb.AlarmRequest) *pb.AlarmResponse {
 		switch {
 		case found < 0:
 			s.update(func(c *mvccmsg.Cluster) { c.Alarms = append(c.Alarms, a) })
-		case s.cluster.Alarms[found].Disk:
+		case s.cluster.Alarms[found].Disk, s.cluster.Alarms[found].Damage:
 			s.update(func(c *mvccmsg.Cluster) { c.Alarms[found] = a }) // from now on only an operator clears it
 		}
 		resp.Alarms = append(resp.Alarms, alarmMember(a))
@@ -202,6 +206,19 @@ func (s *State) diskAlarm(req *applymsg.DiskAlarm) {
 		})
 		if req.Raised && FindAlarm(c.Alarms, req.MemberId, pb.AlarmType_NOSPACE) < 0 {
 			c.Alarms = append(c.Alarms, &applymsg.Alarm{MemberId: req.MemberId, Type: pb.AlarmType_NOSPACE, Disk: true})
+		}
+	})
+}
+
+// damageAlarm raises or clears a member's alarm for damage to its store, which clients see as
+// CORRUPT. It never clears a CORRUPT that was raised otherwise.
+func (s *State) damageAlarm(req *applymsg.DamageAlarm) {
+	s.update(func(c *mvccmsg.Cluster) {
+		c.Alarms = slices.DeleteFunc(c.Alarms, func(a *applymsg.Alarm) bool {
+			return a.Damage && a.MemberId == req.MemberId
+		})
+		if req.Raised && FindAlarm(c.Alarms, req.MemberId, pb.AlarmType_CORRUPT) < 0 {
+			c.Alarms = append(c.Alarms, &applymsg.Alarm{MemberId: req.MemberId, Type: pb.AlarmType_CORRUPT, Damage: true})
 		}
 	})
 }

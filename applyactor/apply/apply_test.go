@@ -71,6 +71,10 @@ func disk(member uint64, raised bool) *applymsg.Request {
 	return &applymsg.Request{Op: &applymsg.Request_DiskAlarm{DiskAlarm: &applymsg.DiskAlarm{MemberId: member, Raised: raised}}}
 }
 
+func damage(member uint64, raised bool) *applymsg.Request {
+	return &applymsg.Request{Op: &applymsg.Request_DamageAlarm{DamageAlarm: &applymsg.DamageAlarm{MemberId: member, Raised: raised}}}
+}
+
 func attributes(id uint64, name string) *applymsg.Request {
 	return &applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{
 		MemberId: id, Name: name, ClientUrls: []string{"http://" + name}}}}
@@ -323,6 +327,40 @@ func TestDiskAlarm(t *testing.T) {
 			}
 			if got := f.alarms(all); got != tc.want {
 				t.Fatalf("%q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+// TestDamageAlarm: a member's alarm for its damaged store is listed as CORRUPT and refuses
+// nothing. An alarm of an operator replaces it, and is not cleared with it.
+func TestDamageAlarm(t *testing.T) {
+	const corrupt = pb.AlarmType_CORRUPT
+	for _, tc := range []struct {
+		name   string
+		steps  []*applymsg.Request
+		alarms string
+		code   raftmsg.Code // of a put
+	}{
+		{"raised", []*applymsg.Request{damage(1, true)}, "1:CORRUPT ", raftmsg.Code_OK},
+		{"raised twice", []*applymsg.Request{damage(1, true), damage(1, true)}, "1:CORRUPT ", raftmsg.Code_OK},
+		{"cleared", []*applymsg.Request{damage(1, true), damage(1, false)}, "", raftmsg.Code_OK},
+		{"of two members", []*applymsg.Request{damage(1, true), damage(2, true), damage(1, false)}, "2:CORRUPT ", raftmsg.Code_OK},
+		{"operator first", []*applymsg.Request{activate(1, corrupt), damage(1, true), damage(1, false)}, "1:CORRUPT ", raftmsg.Code_CORRUPT},
+		{"operator second", []*applymsg.Request{damage(1, true), activate(1, corrupt), damage(1, false)}, "1:CORRUPT ", raftmsg.Code_CORRUPT},
+		{"operator clears", []*applymsg.Request{damage(1, true), deactivate(1, corrupt)}, "", raftmsg.Code_OK},
+		{"of another member", []*applymsg.Request{damage(1, true), activate(2, corrupt)}, "1:CORRUPT 2:CORRUPT ", raftmsg.Code_CORRUPT},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := newFeeder(t)
+			for _, req := range tc.steps {
+				f.requests(req)
+			}
+			if got := f.alarms(get(0, pb.AlarmType_NONE)); got != tc.alarms {
+				t.Errorf("alarms: got %q, want %q", got, tc.alarms)
+			}
+			if got := f.requests(put("a")).Ops[0].Answer.GetCode(); got != tc.code {
+				t.Errorf("put: got %v, want %v", got, tc.code)
 			}
 		})
 	}

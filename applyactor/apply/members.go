@@ -57,9 +57,11 @@ func (s *State) memberChange(cc *raftpb.ConfChangeV2, change *applymsg.MemberCha
 		case applymsg.MemberChangeKind_MEMBER_UPDATE:
 			c.Members[s.find(id)].PeerUrls = change.Member.PeerUrls
 		case applymsg.MemberChangeKind_MEMBER_REMOVE:
-			// Only the member itself would clear the alarm of its disk. Its other alarms
-			// stay until an operator clears them, as in etcd.
-			c.Alarms = slices.DeleteFunc(c.Alarms, func(a *applymsg.Alarm) bool { return a.Disk && a.MemberId == id })
+			// Only the member itself would clear the alarms of its disk and its store. Its
+			// other alarms stay until an operator clears them, as in etcd.
+			c.Alarms = slices.DeleteFunc(c.Alarms, func(a *applymsg.Alarm) bool {
+				return (a.Disk || a.Damage) && a.MemberId == id
+			})
 		}
 		s.followConf(c)
 	})

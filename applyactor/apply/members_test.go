@@ -120,12 +120,15 @@ func TestMemberChanges(t *testing.T) {
 	}
 }
 
-// TestRemovalClearsDiskAlarm: nobody but the removed member would clear it.
-func TestRemovalClearsDiskAlarm(t *testing.T) {
+// TestRemovalClearsOwnAlarms: nobody but the removed member would clear them.
+func TestRemovalClearsOwnAlarms(t *testing.T) {
 	f := newFeeder(t)
 	f.change(raftpb.ConfChangeAddNode, 1, "u1")
 	f.memberChange(add, 2, "u2")
 	f.requests(disk(1, true), disk(2, true), activate(2, pb.AlarmType_CORRUPT))
+	f.memberChange(add, 3, "u3")
+	f.requests(damage(3, true))
+	f.memberChange(remove, 3, "")
 	f.memberChange(remove, 2, "")
 	if got, want := f.alarms(get(0, pb.AlarmType_NONE)), "1:NOSPACE 2:CORRUPT "; got != want {
 		t.Errorf("alarms: got %q, want %q", got, want)

@@ -57,7 +57,7 @@ func TestUpdateKeepsEveryField(t *testing.T) {
 	filled := func() *mvccmsg.Cluster {
 		c := new(mvccmsg.Cluster)
 		fill(c.ProtoReflect())
-		c.Alarms[0].Disk = false // else raising it again would change it
+		c.Alarms[0].Disk, c.Alarms[0].Damage = false, false // else raising it again would change it
 		c.Removed[0] = 3         // 7 is a member
 		return c
 	}

@@ -132,6 +132,8 @@ func describeRequest(req *applymsg.Request, values bool) string {
 	case *applymsg.Request_MemberAttributes:
 		a := op.MemberAttributes
 		return fmt.Sprintf("MemberAttributes member=%x name=%q client-urls=%s", a.GetMemberId(), a.GetName(), strings.Join(a.GetClientUrls(), ","))
+	case *applymsg.Request_DamageAlarm:
+		return fmt.Sprintf("DamageAlarm member=%x raised=%t", op.DamageAlarm.GetMemberId(), op.DamageAlarm.GetRaised())
 	case *applymsg.Request_DiskAlarm:
 		return fmt.Sprintf("DiskAlarm member=%x raised=%t", op.DiskAlarm.GetMemberId(), op.DiskAlarm.GetRaised())
 	case *applymsg.Request_ClusterVersion:

@@ -147,6 +147,8 @@ func TestDescribe(t *testing.T) {
 			`Compact revision=5 physical=true`},
 		{&applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: 0xab, Alarm: pb.AlarmType_NOSPACE}}},
 			`Alarm ACTIVATE NOSPACE member=ab`},
+		{&applymsg.Request{Op: &applymsg.Request_DamageAlarm{DamageAlarm: &applymsg.DamageAlarm{MemberId: 0xab}}},
+			`DamageAlarm member=ab raised=false`},
 		{&applymsg.Request{Op: &applymsg.Request_DiskAlarm{DiskAlarm: &applymsg.DiskAlarm{MemberId: 0xab, Raised: true}}},
 			`DiskAlarm member=ab raised=true`},
 		{&applymsg.Request{Op: &applymsg.Request_MemberAttributes{MemberAttributes: &applymsg.MemberAttributes{MemberId: 1, Name: "n", ClientUrls: []string{"http://a", "http://b"}}}},

@@ -200,6 +200,7 @@ type Request struct {
 	//	*Request_LeaseRevoke
 	//	*Request_LeaseCheckpoint
 	//	*Request_ClusterVersion
+	//	*Request_DamageAlarm
 	Op            isRequest_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -341,6 +342,15 @@ func (x *Request) GetClusterVersion() *Version {
 	return nil
 }
 
+func (x *Request) GetDamageAlarm() *DamageAlarm {
+	if x != nil {
+		if x, ok := x.Op.(*Request_DamageAlarm); ok {
+			return x.DamageAlarm
+		}
+	}
+	return nil
+}
+
 type isRequest_Op interface {
 	isRequest_Op()
 }
@@ -389,6 +399,10 @@ type Request_ClusterVersion struct {
 	ClusterVersion *Version `protobuf:"bytes,12,opt,name=cluster_version,json=clusterVersion,proto3,oneof"`
 }
 
+type Request_DamageAlarm struct {
+	DamageAlarm *DamageAlarm `protobuf:"bytes,13,opt,name=damage_alarm,json=damageAlarm,proto3,oneof"`
+}
+
 func (*Request_Put) isRequest_Op() {}
 
 func (*Request_DeleteRange) isRequest_Op() {}
@@ -410,6 +424,8 @@ func (*Request_LeaseRevoke) isRequest_Op() {}
 func (*Request_LeaseCheckpoint) isRequest_Op() {}
 
 func (*Request_ClusterVersion) isRequest_Op() {}
+
+func (*Request_DamageAlarm) isRequest_Op() {}
 
 // MemberAttributes publishes a member's name and client URLs when it begins to serve.
 type MemberAttributes struct {
@@ -591,6 +607,61 @@ func (x *DiskAlarm) GetRaised() bool {
 	return false
 }
 
+// DamageAlarm raises or clears a member's alarm for damage to its own store, when other
+// members have the data. Clients see it as CORRUPT of that member, but it refuses nothing. It
+// is cleared by the member when it has replaced its store.
+type DamageAlarm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MemberId      uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	Raised        bool                   `protobuf:"varint,2,opt,name=raised,proto3" json:"raised,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DamageAlarm) Reset() {
+	*x = DamageAlarm{}
+	mi := &file_applymsg_apply_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DamageAlarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DamageAlarm) ProtoMessage() {}
+
+func (x *DamageAlarm) ProtoReflect() protoreflect.Message {
+	mi := &file_applymsg_apply_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DamageAlarm.ProtoReflect.Descriptor instead.
+func (*DamageAlarm) Descriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DamageAlarm) GetMemberId() uint64 {
+	if x != nil {
+		return x.MemberId
+	}
+	return 0
+}
+
+func (x *DamageAlarm) GetRaised() bool {
+	if x != nil {
+		return x.Raised
+	}
+	return false
+}
+
 // LeaseRevoke revokes leases and deletes their keys, each lease in a revision of its
 // own. A request of a client has one id, of a lease that must exist.
 type LeaseRevoke struct {
@@ -610,7 +681,7 @@ type LeaseRevoke struct {
 
 func (x *LeaseRevoke) Reset() {
 	*x = LeaseRevoke{}
-	mi := &file_applymsg_apply_proto_msgTypes[6]
+	mi := &file_applymsg_apply_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +693,7 @@ func (x *LeaseRevoke) String() string {
 func (*LeaseRevoke) ProtoMessage() {}
 
 func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[6]
+	mi := &file_applymsg_apply_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +706,7 @@ func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRevoke.ProtoReflect.Descriptor instead.
 func (*LeaseRevoke) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{6}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LeaseRevoke) GetIds() []int64 {
@@ -680,7 +751,7 @@ type LeaseCheckpoint struct {
 
 func (x *LeaseCheckpoint) Reset() {
 	*x = LeaseCheckpoint{}
-	mi := &file_applymsg_apply_proto_msgTypes[7]
+	mi := &file_applymsg_apply_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +763,7 @@ func (x *LeaseCheckpoint) String() string {
 func (*LeaseCheckpoint) ProtoMessage() {}
 
 func (x *LeaseCheckpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[7]
+	mi := &file_applymsg_apply_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +776,7 @@ func (x *LeaseCheckpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseCheckpoint.ProtoReflect.Descriptor instead.
 func (*LeaseCheckpoint) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{7}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LeaseCheckpoint) GetLeases() []*LeaseRemaining {
@@ -741,7 +812,7 @@ type LeaseRemaining struct {
 
 func (x *LeaseRemaining) Reset() {
 	*x = LeaseRemaining{}
-	mi := &file_applymsg_apply_proto_msgTypes[8]
+	mi := &file_applymsg_apply_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +824,7 @@ func (x *LeaseRemaining) String() string {
 func (*LeaseRemaining) ProtoMessage() {}
 
 func (x *LeaseRemaining) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[8]
+	mi := &file_applymsg_apply_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +837,7 @@ func (x *LeaseRemaining) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRemaining.ProtoReflect.Descriptor instead.
 func (*LeaseRemaining) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{8}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LeaseRemaining) GetId() int64 {
@@ -800,7 +871,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_applymsg_apply_proto_msgTypes[9]
+	mi := &file_applymsg_apply_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +883,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[9]
+	mi := &file_applymsg_apply_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +896,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Member) GetId() uint64 {
@@ -888,7 +959,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_applymsg_apply_proto_msgTypes[10]
+	mi := &file_applymsg_apply_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +971,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[10]
+	mi := &file_applymsg_apply_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +984,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{10}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MemberChange) GetBatchId() uint64 {
@@ -950,14 +1021,17 @@ type Alarm struct {
 	MemberId uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	Type     etcdserverpb.AlarmType `protobuf:"varint,2,opt,name=type,proto3,enum=etcdserverpb.AlarmType" json:"type,omitempty"`
 	// Raised by the member's own check of disk space, not by the quota or an operator.
-	Disk          bool `protobuf:"varint,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	Disk bool `protobuf:"varint,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	// Raised by the member for damage to its own store, of which others have a copy. It
+	// forbids nothing.
+	Damage        bool `protobuf:"varint,4,opt,name=damage,proto3" json:"damage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_applymsg_apply_proto_msgTypes[11]
+	mi := &file_applymsg_apply_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1043,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[11]
+	mi := &file_applymsg_apply_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1056,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{11}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Alarm) GetMemberId() uint64 {
@@ -1006,6 +1080,13 @@ func (x *Alarm) GetDisk() bool {
 	return false
 }
 
+func (x *Alarm) GetDamage() bool {
+	if x != nil {
+		return x.Damage
+	}
+	return false
+}
+
 var File_applymsg_apply_proto protoreflect.FileDescriptor
 
 const file_applymsg_apply_proto_rawDesc = "" +
@@ -1016,7 +1097,7 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\aentries\x18\x01 \x03(\v2\r.raftpb.EntryR\aentries\"T\n" +
 	"\fRequestBatch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x124\n" +
-	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\xd3\x05\n" +
+	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\x96\x06\n" +
 	"\aRequest\x12,\n" +
 	"\x03put\x18\x02 \x01(\v2\x18.etcdserverpb.PutRequestH\x00R\x03put\x12E\n" +
 	"\fdelete_range\x18\x03 \x01(\v2 .etcdserverpb.DeleteRangeRequestH\x00R\vdeleteRange\x12,\n" +
@@ -1033,7 +1114,8 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\flease_revoke\x18\n" +
 	" \x01(\v2\x1c.troupe.applymsg.LeaseRevokeH\x00R\vleaseRevoke\x12M\n" +
 	"\x10lease_checkpoint\x18\v \x01(\v2 .troupe.applymsg.LeaseCheckpointH\x00R\x0fleaseCheckpoint\x12C\n" +
-	"\x0fcluster_version\x18\f \x01(\v2\x18.troupe.applymsg.VersionH\x00R\x0eclusterVersionB\x04\n" +
+	"\x0fcluster_version\x18\f \x01(\v2\x18.troupe.applymsg.VersionH\x00R\x0eclusterVersion\x12A\n" +
+	"\fdamage_alarm\x18\r \x01(\v2\x1c.troupe.applymsg.DamageAlarmH\x00R\vdamageAlarmB\x04\n" +
 	"\x02op\"}\n" +
 	"\x10MemberAttributes\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x12\n" +
@@ -1045,6 +1127,9 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\x05major\x18\x01 \x01(\rR\x05major\x12\x14\n" +
 	"\x05minor\x18\x02 \x01(\rR\x05minor\"@\n" +
 	"\tDiskAlarm\x12\x1b\n" +
+	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x16\n" +
+	"\x06raised\x18\x02 \x01(\bR\x06raised\"B\n" +
+	"\vDamageAlarm\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x16\n" +
 	"\x06raised\x18\x02 \x01(\bR\x06raised\"b\n" +
 	"\vLeaseRevoke\x12\x10\n" +
@@ -1072,11 +1157,12 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	"\bbatch_id\x18\x10 \x01(\x04R\abatchId\x125\n" +
 	"\x04kind\x18\x11 \x01(\x0e2!.troupe.applymsg.MemberChangeKindR\x04kind\x12/\n" +
 	"\x06member\x18\x12 \x01(\v2\x17.troupe.applymsg.MemberR\x06member\x12!\n" +
-	"\fmax_learners\x18\x13 \x01(\rR\vmaxLearners\"e\n" +
+	"\fmax_learners\x18\x13 \x01(\rR\vmaxLearners\"}\n" +
 	"\x05Alarm\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12+\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x17.etcdserverpb.AlarmTypeR\x04type\x12\x12\n" +
-	"\x04disk\x18\x03 \x01(\bR\x04disk*\x88\x01\n" +
+	"\x04disk\x18\x03 \x01(\bR\x04disk\x12\x16\n" +
+	"\x06damage\x18\x04 \x01(\bR\x06damage*\x88\x01\n" +
 	"\x10MemberChangeKind\x12\x12\n" +
 	"\x0eMEMBER_UNKNOWN\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1099,7 +1185,7 @@ func file_applymsg_apply_proto_rawDescGZIP() []byte {
 }
 
 var file_applymsg_apply_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_applymsg_apply_proto_goTypes = []any{
 	(MemberChangeKind)(0),                   // 0: troupe.applymsg.MemberChangeKind
 	(*Apply)(nil),                           // 1: troupe.applymsg.Apply
@@ -1108,44 +1194,46 @@ var file_applymsg_apply_proto_goTypes = []any{
 	(*MemberAttributes)(nil),                // 4: troupe.applymsg.MemberAttributes
 	(*Version)(nil),                         // 5: troupe.applymsg.Version
 	(*DiskAlarm)(nil),                       // 6: troupe.applymsg.DiskAlarm
-	(*LeaseRevoke)(nil),                     // 7: troupe.applymsg.LeaseRevoke
-	(*LeaseCheckpoint)(nil),                 // 8: troupe.applymsg.LeaseCheckpoint
-	(*LeaseRemaining)(nil),                  // 9: troupe.applymsg.LeaseRemaining
-	(*Member)(nil),                          // 10: troupe.applymsg.Member
-	(*MemberChange)(nil),                    // 11: troupe.applymsg.MemberChange
-	(*Alarm)(nil),                           // 12: troupe.applymsg.Alarm
-	(*raftpb.Entry)(nil),                    // 13: raftpb.Entry
-	(*etcdserverpb.PutRequest)(nil),         // 14: etcdserverpb.PutRequest
-	(*etcdserverpb.DeleteRangeRequest)(nil), // 15: etcdserverpb.DeleteRangeRequest
-	(*etcdserverpb.TxnRequest)(nil),         // 16: etcdserverpb.TxnRequest
-	(*etcdserverpb.CompactionRequest)(nil),  // 17: etcdserverpb.CompactionRequest
-	(*etcdserverpb.AlarmRequest)(nil),       // 18: etcdserverpb.AlarmRequest
-	(*etcdserverpb.LeaseGrantRequest)(nil),  // 19: etcdserverpb.LeaseGrantRequest
-	(etcdserverpb.AlarmType)(0),             // 20: etcdserverpb.AlarmType
+	(*DamageAlarm)(nil),                     // 7: troupe.applymsg.DamageAlarm
+	(*LeaseRevoke)(nil),                     // 8: troupe.applymsg.LeaseRevoke
+	(*LeaseCheckpoint)(nil),                 // 9: troupe.applymsg.LeaseCheckpoint
+	(*LeaseRemaining)(nil),                  // 10: troupe.applymsg.LeaseRemaining
+	(*Member)(nil),                          // 11: troupe.applymsg.Member
+	(*MemberChange)(nil),                    // 12: troupe.applymsg.MemberChange
+	(*Alarm)(nil),                           // 13: troupe.applymsg.Alarm
+	(*raftpb.Entry)(nil),                    // 14: raftpb.Entry
+	(*etcdserverpb.PutRequest)(nil),         // 15: etcdserverpb.PutRequest
+	(*etcdserverpb.DeleteRangeRequest)(nil), // 16: etcdserverpb.DeleteRangeRequest
+	(*etcdserverpb.TxnRequest)(nil),         // 17: etcdserverpb.TxnRequest
+	(*etcdserverpb.CompactionRequest)(nil),  // 18: etcdserverpb.CompactionRequest
+	(*etcdserverpb.AlarmRequest)(nil),       // 19: etcdserverpb.AlarmRequest
+	(*etcdserverpb.LeaseGrantRequest)(nil),  // 20: etcdserverpb.LeaseGrantRequest
+	(etcdserverpb.AlarmType)(0),             // 21: etcdserverpb.AlarmType
 }
 var file_applymsg_apply_proto_depIdxs = []int32{
-	13, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
+	14, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
 	3,  // 1: troupe.applymsg.RequestBatch.requests:type_name -> troupe.applymsg.Request
-	14, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
-	15, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
-	16, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
-	17, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
-	18, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
+	15, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
+	16, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
+	17, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
+	18, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
+	19, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
 	4,  // 7: troupe.applymsg.Request.member_attributes:type_name -> troupe.applymsg.MemberAttributes
 	6,  // 8: troupe.applymsg.Request.disk_alarm:type_name -> troupe.applymsg.DiskAlarm
-	19, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
-	7,  // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
-	8,  // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
+	20, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
+	8,  // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
+	9,  // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
 	5,  // 12: troupe.applymsg.Request.cluster_version:type_name -> troupe.applymsg.Version
-	9,  // 13: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
-	0,  // 14: troupe.applymsg.MemberChange.kind:type_name -> troupe.applymsg.MemberChangeKind
-	10, // 15: troupe.applymsg.MemberChange.member:type_name -> troupe.applymsg.Member
-	20, // 16: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	7,  // 13: troupe.applymsg.Request.damage_alarm:type_name -> troupe.applymsg.DamageAlarm
+	10, // 14: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
+	0,  // 15: troupe.applymsg.MemberChange.kind:type_name -> troupe.applymsg.MemberChangeKind
+	11, // 16: troupe.applymsg.MemberChange.member:type_name -> troupe.applymsg.Member
+	21, // 17: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_applymsg_apply_proto_init() }
@@ -1165,6 +1253,7 @@ func file_applymsg_apply_proto_init() {
 		(*Request_LeaseRevoke)(nil),
 		(*Request_LeaseCheckpoint)(nil),
 		(*Request_ClusterVersion)(nil),
+		(*Request_DamageAlarm)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1172,7 +1261,7 @@ func file_applymsg_apply_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_applymsg_apply_proto_rawDesc), len(file_applymsg_apply_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
