@@ -25,6 +25,7 @@ const (
 	EdgeSpares      = EdgePath + "/spares"
 	EdgeAutoCompact = EdgePath + "/autocompact"
 	EdgeScrub       = EdgePath + "/scrub"
+	EdgeRepair      = EdgePath + "/repair"
 	EdgeWatchdog    = EdgePath + "/watchdog"
 	EdgeVersions    = EdgePath + "/versions"
 	EdgeCheck       = EdgePath + "/check"

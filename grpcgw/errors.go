@@ -18,6 +18,10 @@ var (
 	errStreamFilters = status.Error(codes.Unimplemented, "RangeStream does not support revision filters")
 )
 
+// ErrDamaged is the error of reads on a member whose store is damaged, when other members have
+// the data: clientv3 turns to one of them. etcd has no such state.
+var ErrDamaged = status.Error(codes.Unavailable, "etcdserver: the store of this member is damaged")
+
 // errAlarmAction is the error of an alarm request with an unknown action, which etcd does
 // not handle.
 var errAlarmAction = status.Error(codes.InvalidArgument, "etcdserver: unknown alarm action")
@@ -114,6 +118,8 @@ func storeError(err error) error {
 		return rpctypes.ErrGRPCKeyNotFound
 	case errors.Is(err, mvcc.ErrLeaseNotFound):
 		return rpctypes.ErrGRPCLeaseNotFound
+	case errors.As(err, &corrupt) && corrupt.Replicated:
+		return ErrDamaged
 	case errors.As(err, &corrupt):
 		return rpctypes.ErrGRPCCorrupt
 	}

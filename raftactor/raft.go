@@ -97,6 +97,9 @@ type Config struct {
 	// Removed reports whether a member was removed from the cluster: its votes and
 	// requests to vote are dropped. nil means that none was.
 	Removed func(id uint64) bool
+	// KeepLog reports whether the log must keep its mark for now: a snapshot will be installed
+	// that may be older than what the store has. nil means never.
+	KeepLog func() bool
 	// Random returns a random number in [0, 1); nil means actors.Float64.
 	Random func() float64
 }
@@ -446,7 +449,7 @@ func (r *Raft) applied(m *raftmsg.Applied) {
 func (r *Raft) persisted(m *raftmsg.Persisted) {
 	must(r.cfg.Replica.Persisted(m.AppliedIndex, m.AppliedTerm, m.ConfState))
 	first := r.cfg.Replica.FirstIndex()
-	if m.AppliedIndex < r.marked+markEvery && first <= r.marked+1 {
+	if m.AppliedIndex < r.marked+markEvery && first <= r.marked+1 || r.cfg.KeepLog != nil && r.cfg.KeepLog() {
 		return
 	}
 	r.marked = m.AppliedIndex

@@ -34,7 +34,9 @@ var (
 type CorruptError struct {
 	Pack   Revision
 	Record Revision // zero if the whole pack is corrupt
-	Err    error
+	// Replicated is set by Config.Corrupt if other members have the data.
+	Replicated bool
+	Err        error
 }
 
 func (e *CorruptError) Error() string {

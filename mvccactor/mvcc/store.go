@@ -30,7 +30,8 @@ type Config struct {
 	// Published receives the views.
 	Published *Published
 	// Corrupt, if set, is called when any reader finds corruption, before the
-	// reader returns. It is called concurrently and must not block.
+	// reader returns. It may set the error's Replicated. It is called concurrently and must
+	// not block.
 	Corrupt func(*CorruptError)
 }
 

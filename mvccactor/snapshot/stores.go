@@ -134,13 +134,19 @@ func (s *Stores) Choose(mark uint64, applied func(path string) (uint64, error)) 
 	return s.path(folder(mark)), s.Switch(mark)
 }
 
-// errDone ends the Open of AppliedIndex.
+// errDone ends the Open of State.
 var errDone = errors.New("snapshot: state was read")
 
-// AppliedIndex returns the applied index of a store that is not open, without reading its
-// packs; 0 if nothing was applied. It changes nothing. open is backend.Open, or a replacement
-// in tests. Errors: those of open.
+// AppliedIndex returns the applied index of a store as State does; 0 if nothing was applied.
 func AppliedIndex(cfg backend.Config, open func(backend.Config) (backend.Store, error)) (uint64, error) {
+	d, err := State(cfg, open)
+	return d.GetAppliedIndex(), err
+}
+
+// State returns the state of a store that is not open, without reading its packs; nil if
+// nothing was applied. It changes nothing. open is backend.Open, or a replacement in tests.
+// Errors: those of open.
+func State(cfg backend.Config, open func(backend.Config) (backend.Store, error)) (*mvccmsg.Durable, error) {
 	var d mvccmsg.Durable
 	cfg.MustExist = true
 	cfg.VisitPack = nil
@@ -155,12 +161,12 @@ func AppliedIndex(cfg backend.Config, open func(backend.Config) (backend.Store, 
 	}
 	store, err := open(cfg)
 	if errors.Is(err, errDone) {
-		return d.AppliedIndex, nil
+		return &d, nil
 	}
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return 0, store.Close()
+	return nil, store.Close()
 }
 
 // Check returns ErrNotReceived unless the store of a snapshot is there. IMPORTANT: it must be

@@ -26,9 +26,23 @@ import (
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
-// boot opens log and store, and creates the stages with what they contain.
-func (h *Host) boot(uint64) (_ *actors.Incarnation, err error) {
-	if h.stopping.Load() {
+// boot creates an incarnation of the core. If the store is damaged, and others have the data,
+// it replaces the store before.
+func (h *Host) boot(uint64) (*actors.Incarnation, error) {
+	for {
+		inc, err := h.open()
+		if err == nil || !h.repairable(err) {
+			return inc, err
+		}
+		if err := h.replaceStore(err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// open opens log and store, and creates the stages with what they contain.
+func (h *Host) open() (_ *actors.Incarnation, err error) {
+	if h.isStopping() {
 		return nil, ErrStopping
 	}
 	if err := h.cfg.Disk.MakeRoom(); err != nil {
@@ -51,9 +65,10 @@ func (h *Host) boot(uint64) (_ *actors.Incarnation, err error) {
 	if store.Dir, err = h.chooseStore(rec.Mark.Index); err != nil {
 		return nil, h.cfg.Disk.Full(err)
 	}
+	installed := h.installed.Swap(false)
 	opened, err := mvccactor.Open(mvccactor.OpenConfig{
 		Backend:     store,
-		Installed:   h.installed.Swap(false),
+		Installed:   installed,
 		OpenBackend: h.cfg.Storage.OpenStore,
 		Check:       func(d *mvccmsg.Durable) error { return h.checkTogether(log, rec, d) },
 		CacheBytes:  h.cfg.CacheBytes,
@@ -81,6 +96,9 @@ func (h *Host) boot(uint64) (_ *actors.Incarnation, err error) {
 	rep, err := h.newReplica(rec, opened.Durable)
 	if err != nil {
 		return nil, err
+	}
+	if installed {
+		h.cfg.Replaced()
 	}
 	switch removed, err := h.stores.Clean(); {
 	case err != nil:
@@ -231,7 +249,7 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 		Replica: rep, Heartbeat: h.cfg.Heartbeat,
 		WAL: walStage.Mailbox, Apply: applyStage.Mailbox, Peers: h.cfg.Network,
 		State: h.Raft, Timeline: h.Timeline, Metrics: h.cfg.Metrics.Raft, Faults: faults,
-		Removed: h.isRemoved,
+		Removed: h.isRemoved, KeepLog: h.keepLog.Load,
 	}, raftBox)
 	readStage := raftactor.NewReadIndex(raftactor.ReadIndexConfig{
 		Limit: limits.Proposer, Raft: raftBox, State: h.Raft,

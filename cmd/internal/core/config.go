@@ -72,6 +72,10 @@ type Config struct {
 	LeaseForwarder func() *actors.Mailbox
 	// Corrupt is called when damage to the store is found; see mvcc.Config.
 	Corrupt func(error)
+	// Damaged reports whether Corrupt was called since the store was opened or replaced.
+	Damaged func() bool
+	// Replaced is called when a store that was received as a snapshot has been opened.
+	Replaced func()
 	// Hash wakes the loop that computes the hashes of compactions.
 	Hash func()
 	// Rand returns random numbers: for the names of segments of the log and the ids of

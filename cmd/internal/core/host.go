@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/troupe-db/troupe/actors"
@@ -12,6 +13,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/mvccactor/snapshot"
+	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/walactor"
@@ -59,14 +61,19 @@ type Host struct {
 	cfg       Config
 	stores    *snapshot.Stores
 	transfers transfers
-	received  atomic.Pointer[snapshot.Received] // a snapshot to install at the next reboot
-	installed atomic.Bool                       // the next boot opens an installed store
-	removed   atomic.Pointer[[]uint64]          // ids of removed members
-	otherIDs  atomic.Pointer[[]uint64]          // ids of the other members
-	sequence  atomic.Uint64                     // the last unique id that was assigned
+	received  atomic.Pointer[snapshot.Received]  // a snapshot to install at the next reboot
+	installed atomic.Bool                        // the next boot opens an installed store
+	members   atomic.Pointer[[]*applymsg.Member] // as last passed to the network; immutable
+	removed   atomic.Pointer[[]uint64]           // ids of removed members
+	sequence  atomic.Uint64                      // the last unique id that was assigned
+	otherIDs  atomic.Pointer[[]uint64]           // ids of the other members
 	current   atomic.Pointer[Handles]
 	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
-	stopping  atomic.Bool
+	keepLog   atomic.Bool   // a snapshot that is not newer than the log will be installed
+	installs  atomic.Uint64 // snapshots that were installed
+	repairing atomic.Bool   // boot waits for a snapshot
+	stopping  chan struct{} // closed by Stop
+	stop      sync.Once
 }
 
 // Handles are the parts of one incarnation that others use.
@@ -84,7 +91,8 @@ func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
 	if cfg.Storage.OpenStore == nil {
 		cfg.Storage.OpenStore = backend.Open
 	}
-	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: snapshot.NewStores(cfg.Dir.member())}
+	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: snapshot.NewStores(cfg.Dir.member()),
+		stopping: make(chan struct{})}
 	h.Requests = raftactor.NewClient(raftactor.ClientConfig{Timeout: cfg.RequestTimeout, State: h.Raft,
 		Full: cfg.Disk.LogFull, Metrics: cfg.Metrics.Raft})
 	h.Leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.RequestTimeout,
@@ -117,7 +125,16 @@ func (h *Host) CoreConfig(registry *actors.Registry) actors.CoreConfig {
 }
 
 // Stop prevents further reboots.
-func (h *Host) Stop() { h.stopping.Store(true) }
+func (h *Host) Stop() { h.stop.Do(func() { close(h.stopping) }) }
+
+func (h *Host) isStopping() bool {
+	select {
+	case <-h.stopping:
+		return true
+	default:
+		return false
+	}
+}
 
 // ErrStopping ends a reboot of the core while the member stops.
 var ErrStopping = errors.New("core: the member is stopping")

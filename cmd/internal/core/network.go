@@ -59,7 +59,7 @@ func (h receiver) Forward(m *raftmsg.Forward) { _ = h.Requests.Receive(m) }
 func (h receiver) Forwarded(m *raftmsg.Forwarded) { _ = h.Requests.Receive(m) }
 
 // Snapshot implements peer.Receiver.
-func (h receiver) Snapshot(to uint64, _ *raftpb.Message) { h.sendSnapshot(to) }
+func (h receiver) Snapshot(to uint64, _ *raftpb.Message) { _ = h.sendSnapshot(to) } // raft learns
 
 // Unreachable implements peer.Receiver. The transport reports again while messages are lost.
 func (h receiver) Unreachable(id uint64) { _ = h.Requests.Receive(&raftmsg.Unreachable{Id: id}) }
@@ -77,6 +77,7 @@ func (h *Host) membersChanged(c *mvccmsg.Cluster) {
 	if len(members) == 0 {
 		members = h.cfg.Members // nothing is applied yet
 	}
+	h.members.Store(&members)
 	removed := c.GetRemoved()
 	h.removed.Store(&removed)
 	var others []uint64

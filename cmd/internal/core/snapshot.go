@@ -23,8 +23,8 @@ import (
 
 // The way of a snapshot, in the order of time:
 //
-//	MsgSnap    raft of the leader wants a member to have one; sendSnapshot passes it to a
-//	           sender that is idle
+//	MsgSnap    raft of the leader wants a member to have one, or the member itself does; see
+//	           repair.go. sendSnapshot passes it to a sender that is idle
 //	send       a sender at the edge holds reclaiming, and streams the store
 //	status     raft learns once, however the transfer ended, and continues with the log
 //	receive    the member writes a store of its own, and asks for a planned reboot
@@ -204,32 +204,34 @@ func (h *Host) Senders() []actors.Child {
 	return children
 }
 
-// sendSnapshot passes a request of raft to an idle sender. If there is none, raft learns that
-// the transfer failed, and asks again later.
-func (h *Host) sendSnapshot(to uint64) {
+// sendSnapshot passes a request of raft, or of the member itself, to an idle sender. If there
+// is none, it returns false, and raft learns that the transfer failed, and asks again later.
+// raft ignores the end of a transfer for which it did not ask.
+func (h *Host) sendSnapshot(to uint64) bool {
 	k := transferKey{peer: to}
 	if !h.transfers.begin(k, h.logProgress) {
-		if h.transfers.sending(to) {
-			return // the transfer in progress will be reported
+		if h.transfers.inProgress(k) {
+			return true // the transfer in progress will be reported
 		}
 		h.report(to, false)
-		return
+		return false
 	}
 	h.transfers.mu.Lock()
 	senders := h.transfers.senders
 	h.transfers.mu.Unlock()
 	for _, box := range senders {
 		if box != nil && box.TryPost(0, &sendCall{to}, actors.Cost{Requests: 1}) == nil {
-			return
+			return true
 		}
 	}
 	h.sent(to, false)
+	return false
 }
 
-func (t *transfers) sending(to uint64) bool {
+func (t *transfers) inProgress(k transferKey) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.active[transferKey{peer: to}] != nil
+	return t.active[k] != nil
 }
 
 // sent ends a transfer and reports it to raft.
@@ -324,8 +326,8 @@ func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
 // ReceiveSnapshot receives a snapshot from a member, and begins to install it.
 func (h *Host) ReceiveSnapshot(ctx context.Context, from uint64, stream peerpb.Peer_SnapshotServer) error {
 	k := transferKey{peer: from, receiving: true}
-	if !h.transfers.begin(k, h.logProgress) {
-		return snapshot.ErrBusy
+	if h.current.Load() == nil && !h.repairing.Load() || !h.transfers.begin(k, h.logProgress) {
+		return snapshot.ErrBusy // without a core, there is nothing to reboot
 	}
 	defer h.transfers.end(k)
 	log := h.cfg.Logger.With().Str("from", fmt.Sprintf("%x", from)).Logger()
@@ -346,17 +348,20 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from uint64, stream peerpb.P
 	if old := h.received.Swap(got); old != nil {
 		return errors.Join(snapshot.ErrBusy, h.stores.Discard(got.Index))
 	}
-	h.cfg.Reboot(fmt.Errorf("core: a snapshot of index %d was received from member %x", got.Index, from))
+	if !h.repairing.Load() {
+		h.cfg.Reboot(fmt.Errorf("core: a snapshot of index %d was received from member %x", got.Index, from))
+	}
 	return stream.SendAndClose(&peerpb.SnapshotResult{Index: got.Index})
 }
 
 // install makes the received snapshot, if there is one, the state of the next incarnation. All
 // stages have stopped, and the store is closed; the log is still open.
 func (h *Host) install(log *wal.Log) error {
-	got := h.received.Swap(nil)
+	got := h.received.Load()
 	if got == nil {
 		return nil
 	}
+	defer h.received.Store(nil)
 	err := h.stores.Check(got.Index)
 	if err == nil {
 		err = log.Install(wal.Mark{Index: got.Index, Term: got.Term, ConfState: got.ConfState})
@@ -369,8 +374,12 @@ func (h *Host) install(log *wal.Log) error {
 		return err
 	}
 	h.cfg.Logger.Info().Uint64("index", got.Index).Msg("installed a snapshot")
+	if err := h.stores.Switch(got.Index); err != nil {
+		return err
+	}
 	h.installed.Store(true)
-	return h.stores.Switch(got.Index)
+	h.installs.Add(1)
+	return nil
 }
 
 // chooseStore returns the folder of the store to open.

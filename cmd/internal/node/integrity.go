@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -25,6 +26,8 @@ type integrity struct {
 	seen   map[string]struct{} // texts of the findings; at most damageKept
 	oldest string              // the first of them; empty if there is none
 	due    bool                // the alarm must be raised; cleared when it is active
+
+	damaged atomic.Bool // there is a finding
 }
 
 func (i *integrity) first() string {
@@ -38,6 +41,7 @@ func (i *integrity) note(text string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.due = true
+	i.damaged.Store(true)
 	if _, known := i.seen[text]; known || len(i.seen) == damageKept {
 		return false
 	}
@@ -49,6 +53,15 @@ func (i *integrity) note(text string) bool {
 		i.oldest = text
 	}
 	return true
+}
+
+// reset forgets all findings, because the store was replaced.
+func (i *integrity) reset() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	clear(i.seen)
+	i.oldest, i.due = "", false
+	i.damaged.Store(false)
 }
 
 func (i *integrity) alarmDue() bool {
@@ -64,18 +77,21 @@ func (i *integrity) raised() {
 }
 
 // corrupt is called when a reader, the compactor or the scrubber finds damage. It logs the
-// finding, and has the CORRUPT alarm raised. The caller returns an error to those who need
-// the data.
+// finding, and has the alarm raised and, if other members have the data, the store replaced.
+// The caller returns an error to those who need the data.
 func (n *Node) corrupt(err error) {
+	var pack *mvcc.CorruptError
+	if errors.As(err, &pack) {
+		pack.Replicated = n.host.Replicated()
+	}
 	if !n.integrity.note(err.Error()) {
 		return
 	}
 	event := n.cfg.Logger.Error().Err(err)
-	var pack *mvcc.CorruptError
 	var file *backend.CorruptError
 	if errors.As(err, &file) {
 		event = event.Str("file", file.File).Stringer("pack", file.Pack)
-	} else if errors.As(err, &pack) {
+	} else if pack != nil {
 		event = event.Stringer("pack", pack.Pack)
 	}
 	event.Msg("the store is corrupt")
@@ -110,11 +126,23 @@ func (n *Node) raiseCorrupt(ctx context.Context) {
 		n.integrity.raised()
 		return
 	}
+	if n.host.Replicated() {
+		n.proposeAlarm(ctx, damageAlarm(n.cfg.MemberID, true))
+		return
+	}
+	n.proposeAlarm(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
+		MemberID: n.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT}}})
+}
+
+func (n *Node) proposeAlarm(ctx context.Context, req *applymsg.Request) {
 	ctx, cancel := context.WithTimeout(ctx, corruptTimeout)
 	defer cancel()
-	_, err := n.host.Requests.Propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
-		MemberID: n.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT}}})
-	if err != nil && ctx.Err() == nil {
+	if _, err := n.host.Requests.Propose(ctx, req); err != nil && ctx.Err() == nil {
 		n.cfg.Logger.Warn().Err(err).Msg("failed to propose the alarm CORRUPT")
 	}
+}
+
+func damageAlarm(member uint64, raised bool) *applymsg.Request {
+	return &applymsg.Request{Op: &applymsg.Request_DamageAlarm{
+		DamageAlarm: &applymsg.DamageAlarm{MemberId: member, Raised: raised}}}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/watchactor"
 )
 
@@ -35,7 +36,22 @@ func (n *Node) Raft() grpcgw.RaftStatus {
 func (n *Node) Keyspace() *mvcc.Published { return n.host.Published }
 
 // Requests implements grpcgw.Member.
-func (n *Node) Requests() grpcgw.Requests { return n.host.Requests }
+func (n *Node) Requests() grpcgw.Requests { return n.requests }
+
+// requests refuses linearizable reads while the store is damaged and other members have the
+// data. Writes go on.
+type requests struct {
+	*raftactor.Client
+	n *Node
+}
+
+// ReadIndex implements grpcgw.Requests.
+func (r *requests) ReadIndex(ctx context.Context) (raftmsg.Code, error) {
+	if r.n.repairDue() {
+		return raftmsg.Code_STOPPED, grpcgw.ErrDamaged
+	}
+	return r.Client.ReadIndex(ctx)
+}
 
 // Leases implements grpcgw.Member.
 func (n *Node) Leases() grpcgw.Leases { return n.host.Leases }

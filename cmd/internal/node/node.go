@@ -37,6 +37,7 @@ type Node struct {
 	reconfig *grpcgw.Reconfig
 
 	host      *core.Host
+	requests  *requests
 	shared    core.Shared
 	registry  *actors.Registry
 	watches   *watchactor.Streams
@@ -99,6 +100,7 @@ func New(cfg Config) (*Node, error) {
 	if n.monitors, err = n.newMonitors(); err != nil {
 		return nil, err
 	}
+	n.requests = &requests{Client: n.host.Requests, n: n}
 	if err := n.start(); err != nil {
 		return nil, err
 	}
@@ -120,7 +122,7 @@ func (n *Node) coreConfig(id core.Identity) core.Config {
 		Join: cfg.Join, Disk: disk{n}, Metrics: n.metrics.core,
 		CatchUpEntries: uint64(cfg.SnapshotCatchUpEntries), SnapshotSendRate: cfg.SnapshotSendRate, TailBytes: cfg.CatchUpBytes,
 		Reboot: func(reason error) { n.core.Reboot(reason) }, Removed: n.removed, LeaseForwarder: n.forwarderBox,
-		Corrupt: n.corrupt, Hash: n.wakeHash, Rand: rand.Uint64,
+		Corrupt: n.corrupt, Damaged: n.integrity.damaged.Load, Replaced: n.integrity.reset, Hash: n.wakeHash, Rand: rand.Uint64,
 		Exit: cfg.Exit, Logger: cfg.Logger, Faults: cfg.Faults,
 	}
 }
@@ -163,6 +165,7 @@ func (n *Node) startEdge() (err error) {
 		{Name: actors.EdgeDisk, New: n.diskLoop},
 		{Name: actors.EdgeHash, New: n.hashLoop},
 		{Name: actors.EdgeScrub, New: n.scrubLoop},
+		{Name: actors.EdgeRepair, New: n.repairLoop},
 		{Name: actors.EdgeWatchdog, New: n.watchdogLoop},
 		{Name: actors.EdgeWatchHub, New: n.watches.Hub},
 		{Name: actors.EdgeLeases, New: n.leaseForwarder},

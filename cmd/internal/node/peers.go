@@ -40,6 +40,7 @@ func (n *Node) startPeers() (err error) {
 		Register: func(r grpc.ServiceRegistrar) {
 			peerpb.RegisterLeasesServer(r, leaseactor.NewServer(n.host.Leases))
 			peerpb.RegisterMonitorServer(r, n.monitors.service)
+			peerpb.RegisterRepairServer(r, n.host.RepairServer())
 		},
 		HTTP:  grpcgw.NewPeerHandler(grpcgw.PeerConfig{Member: n, Reconfig: n.reconfig, Logger: n.cfg.Logger}),
 		Spawn: n.edge.Spawn, Metrics: n.metrics.peers, Logger: n.cfg.Logger, Faults: n.cfg.Faults,

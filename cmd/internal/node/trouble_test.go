@@ -1,0 +1,254 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// everywhere returns a client that has all members as endpoints.
+func (c *testCluster) everywhere() *clientv3.Client {
+	c.t.Helper()
+	var addrs []string
+	for _, m := range c.members {
+		addrs = append(addrs, m.addr)
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: addrs, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// fill writes more than members with a small cache keep in memory, and waits until all have
+// it in their stores.
+func (c *testCluster) fill() {
+	c.t.Helper()
+	for i := range damagedKeys {
+		c.members[0].mustPut(fmt.Sprint(i), damagedValue(i))
+	}
+	for _, m := range c.members {
+		c.eventually(fmt.Sprintf("the packs of m%d are in the store", m.i), func() bool {
+			m.mustPut("tick", "") // publishes the new resident size
+			v := m.host.Published.View()
+			return v.Sizes.Keys > damagedKeys && v.Sizes.Resident < 256<<10
+		})
+	}
+}
+
+// damage flips a byte of the value of a key in the member's store.
+func (m *clusterMember) damage(key int) {
+	m.c.t.Helper()
+	text := []byte(damagedValue(key))
+	files, err := filepath.Glob(filepath.Join(m.dir, "member", "db*", "*.vlog"))
+	if err != nil {
+		m.c.t.Fatal(err)
+	}
+	for _, path := range files {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			m.c.t.Fatal(err)
+		}
+		at := bytes.LastIndex(content, text) // of the last version of the pack
+		if at < 0 {
+			continue
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			m.c.t.Fatal(err)
+		}
+		defer f.Close()
+		at += len(text) / 2
+		if _, err := f.WriteAt([]byte{content[at] ^ 4}, int64(at)); err != nil {
+			m.c.t.Fatal(err)
+		}
+		return
+	}
+	m.c.t.Fatalf("no file of m%d has the value", m.i)
+}
+
+// store returns the content of CURRENT: the name of a store that was received; empty if the
+// store was never replaced.
+func (m *clusterMember) store() string {
+	m.c.t.Helper()
+	b, err := os.ReadFile(filepath.Join(m.dir, "member", "CURRENT"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		m.c.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// corruptAlarms returns the members for which CORRUPT is active, as a member sees it.
+func (m *clusterMember) corruptAlarms() (ids []uint64) {
+	for _, a := range m.host.Published.View().Cluster.GetAlarms() {
+		if a.Type == pb.AlarmType_CORRUPT {
+			ids = append(ids, a.MemberId)
+		}
+	}
+	return ids
+}
+
+// load writes and reads through all members until stop is called, which returns how many calls
+// succeeded. A write is tried again as long as its error permits that; any other error fails
+// the test.
+func (c *testCluster) load() (stop func() (calls int)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	total := 0
+	client := c.everywhere()
+	count := func() {
+		mu.Lock()
+		total++
+		mu.Unlock()
+	}
+	for w := range 3 {
+		wait.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				_, err := client.Put(ctx, fmt.Sprintf("load/%d", w), fmt.Sprint(i))
+				switch {
+				case err == nil:
+					count()
+				case ctx.Err() != nil || isUnavailable(err):
+				default:
+					c.t.Errorf("put: %v", err)
+					return
+				}
+			}
+		})
+		wait.Go(func() {
+			for i := w; ctx.Err() == nil; i++ {
+				key := i % damagedKeys
+				resp, err := client.Get(ctx, fmt.Sprint(key))
+				switch {
+				case ctx.Err() != nil:
+				case err != nil:
+					c.t.Errorf("get %d: %v", key, err)
+					return
+				case len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != damagedValue(key):
+					c.t.Errorf("get %d: got %d keys or another value", key, len(resp.Kvs))
+					return
+				default:
+					count()
+				}
+			}
+		})
+	}
+	return func() int {
+		cancel()
+		wait.Wait()
+		return total
+	}
+}
+
+// isUnavailable reports whether an error of clientv3 permits another attempt.
+func isUnavailable(err error) bool {
+	var e rpctypes.EtcdError
+	return errors.As(err, &e) && e.Code() == codes.Unavailable || status.Code(err) == codes.Unavailable
+}
+
+// wantRepaired waits until the alarm for the member is active, and then until it is cleared and
+// the member is healthy.
+func (m *clusterMember) wantRepaired(observer *clusterMember, bad int) {
+	m.c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	named := make(chan struct{})
+	go func() { // the alarm may be active for a moment only
+		for ctx.Err() == nil {
+			if ids := observer.corruptAlarms(); len(ids) == 1 && ids[0] == m.id {
+				close(named)
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	// The client tries again until the store is replaced.
+	resp, err := m.client.Get(ctx, fmt.Sprint(bad), clientv3.WithSerializable())
+	if err != nil || string(resp.Kvs[0].Value) != damagedValue(bad) {
+		m.c.t.Fatalf("m%d: get of the damaged key: got %v, %v", m.i, resp, err)
+	}
+	select {
+	case <-named:
+	case <-ctx.Done():
+		m.c.t.Fatalf("m%d: no alarm names the member", m.i)
+	}
+	m.c.eventually("the alarm is cleared", func() bool { return len(observer.corruptAlarms()) == 0 })
+	if found := m.Health(); len(found) != 0 {
+		m.c.t.Errorf("m%d: health: got %v, want no trouble", m.i, found)
+	}
+	if m.store() == "" {
+		m.c.t.Errorf("m%d: the store was not replaced", m.i)
+	}
+}
+
+// TestClusterRepairsDamage: damage to the store of one member fails no call. An alarm names the
+// member until it has replaced its store by that of another.
+func TestClusterRepairsDamage(t *testing.T) {
+	for _, leads := range []bool{false, true} {
+		t.Run(fmt.Sprint("leads=", leads), func(t *testing.T) {
+			c := startCluster(t, 3, func(_ int, c *Config) { c.CacheBytes = 64 << 10 })
+			c.fill()
+			leader, victim := c.leader()
+			if leads {
+				leader, victim = victim, leader
+			}
+			const bad = 100
+			victim.damage(bad)
+			stop := c.load()
+			victim.wantRepaired(leader, bad)
+			if calls := stop(); calls == 0 {
+				t.Error("no call succeeded")
+			}
+			c.wantEqual()
+		})
+	}
+}
+
+// TestClusterRepairsAtStart: a member that finds damage at its start, or in a write that depends
+// on it, gets the store of another member before it goes on.
+func TestClusterRepairsAtStart(t *testing.T) {
+	c := startCluster(t, 3, func(_ int, c *Config) { c.CacheBytes = 64 << 10 })
+	c.fill()
+	_, victim := c.leader()
+	victim.stop()
+	c.members[(victim.i+1)%3].mustPut("meanwhile", "1")
+	victim.damage(100)
+	victim.start(nil)
+	victim.awaitReady()
+	first := victim.store()
+	if first == "" {
+		t.Error("the store was not replaced at the start")
+	}
+	victim.wantGet("meanwhile", "1")
+	victim.wantGet("100", damagedValue(100))
+	c.wantEqual()
+
+	victim.damage(200)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	other := c.members[(victim.i+1)%3]
+	resp, err := other.client.Txn(ctx).If(clientv3.Compare(clientv3.Value("200"), "=", damagedValue(200))).
+		Then(clientv3.OpPut("200", "changed")).Commit()
+	if err != nil || !resp.Succeeded {
+		t.Fatalf("transaction: got %v, %v, want success", resp, err)
+	}
+	c.eventually("the store is replaced again", func() bool { return victim.store() != first })
+	victim.wantGet("200", "changed")
+	c.wantEqual()
+	c.eventually("no alarm is active", func() bool { return len(other.corruptAlarms()) == 0 })
+}
