@@ -26,6 +26,7 @@ const (
 	EdgeAutoCompact = EdgePath + "/autocompact"
 	EdgeScrub       = EdgePath + "/scrub"
 	EdgeRepair      = EdgePath + "/repair"
+	EdgeHandOver    = EdgePath + "/handover"
 	EdgeWatchdog    = EdgePath + "/watchdog"
 	EdgeVersions    = EdgePath + "/versions"
 	EdgeCheck       = EdgePath + "/check"

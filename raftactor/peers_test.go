@@ -294,6 +294,35 @@ func TestWaiting(t *testing.T) {
 	})
 }
 
+// TestStalledDoesNotCampaign: a voter whose log has been hanging for longer than StallMax does
+// not campaign, neither after the election timeout nor when a leader requests it, until the log
+// continues.
+func TestStalledDoesNotCampaign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, twoVoters())
+		r.follow()
+		r.from(&raftpb.Message{Type: raftpb.MsgApp.Enum(), Term: new(uint64(2)), Index: new(uint64(1)), LogTerm: new(uint64(1)),
+			Entries: []*raftpb.Entry{{Index: new(uint64(2)), Term: new(uint64(2))}}, Commit: new(uint64(1))})
+		for range StallMax/heartbeat + 2 { // the leader lives, but the append is not answered
+			time.Sleep(heartbeat)
+			r.from(&raftpb.Message{Type: raftpb.MsgHeartbeat.Enum(), Term: new(uint64(2)), Commit: new(uint64(1))})
+		}
+		r.from(&raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), Term: new(uint64(2))})
+		time.Sleep(100 * heartbeat)
+		if s := r.state.Status(); s.Term != 2 || s.Leader != 2 {
+			t.Fatalf("got %+v, want no campaign while the log hangs", s)
+		}
+		r.collect()
+		r.durable(len(r.appends))
+		r.settle()
+		time.Sleep(100 * heartbeat)
+		r.settle()
+		if m := r.sentTo(raftpb.MsgPreVote); m == nil {
+			t.Fatal("got no campaign after the log has continued, want one")
+		}
+	})
+}
+
 // TestBehind: more than 5,000 entries that are committed and not applied refuse calls.
 func TestBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -83,6 +83,10 @@ const (
 	gapMax = 5000
 )
 
+// StallMax is how long the oldest append may wait for the log, or the oldest apply for the view,
+// before the member should not lead: its peers are faster to elect another leader than to wait.
+const StallMax = time.Second
+
 // Config is what the raft actor needs.
 type Config struct {
 	Replica   *replica.Replica
@@ -149,7 +153,7 @@ func (s *State) Behind() bool { return s.behind.Load() }
 
 // Waiting returns since when the oldest append has been waiting for the log, and the oldest
 // apply for the view, as actors.Now; 0 for none. A leader for which either is longer ago
-// than a second should transfer its leadership.
+// than StallMax should transfer its leadership.
 func (s *State) Waiting() (appendSince, applySince int64) {
 	return s.appendSince.Load(), s.applySince.Load()
 }
@@ -320,6 +324,9 @@ func (r *Raft) batch(b *actors.Batch) {
 func (r *Raft) step(m *raftpb.Message) {
 	switch m.GetType() {
 	case raftpb.MsgVote, raftpb.MsgPreVote, raftpb.MsgVoteResp, raftpb.MsgPreVoteResp, raftpb.MsgTimeoutNow:
+		if m.GetType() == raftpb.MsgTimeoutNow && r.stalled() {
+			return
+		}
 		if r.cfg.Removed != nil && r.cfg.Removed(m.GetFrom()) {
 			return
 		}
@@ -347,7 +354,7 @@ func (r *Raft) peer(msg any) {
 	case *raftmsg.LeaderRefused:
 		r.leaderRefused(m)
 	case *raftmsg.Campaign:
-		if s := r.cfg.Replica.Status(); s.Term == m.Term && s.Leader == 0 {
+		if s := r.cfg.Replica.Status(); s.Term == m.Term && s.Leader == 0 && !r.stalled() {
 			_ = r.cfg.Replica.Campaign() // refused while a configuration change is not applied
 		}
 	case *transferCall:
@@ -459,8 +466,17 @@ func (r *Raft) persisted(m *raftmsg.Persisted) {
 	}, actors.Cost{Requests: 1})
 }
 
+// stalled reports whether the log's disk hangs, and there are other voters: this member must
+// not become the leader then. Its votes are not durable either, so it does not vote.
+func (r *Raft) stalled() bool {
+	since := r.cfg.State.appendSince.Load()
+	return since != 0 && actors.Now()-since > int64(StallMax) && !r.cfg.Replica.OnlyVoter()
+}
+
 func (r *Raft) tick() {
-	r.cfg.Replica.Tick()
+	if r.isLeader || !r.stalled() { // the ticks of a follower make it campaign
+		r.cfg.Replica.Tick()
+	}
 	r.campaignAlone()
 	r.checkTransfer()
 	r.probe()

@@ -167,6 +167,7 @@ func (n *Node) startEdge() (err error) {
 		{Name: actors.EdgeScrub, New: n.scrubLoop},
 		{Name: actors.EdgeRepair, New: n.repairLoop},
 		{Name: actors.EdgeWatchdog, New: n.watchdogLoop},
+		{Name: actors.EdgeHandOver, New: n.handOverLoop},
 		{Name: actors.EdgeWatchHub, New: n.watches.Hub},
 		{Name: actors.EdgeLeases, New: n.leaseForwarder},
 		{Name: actors.EdgeVersions, New: n.versionsLoop},

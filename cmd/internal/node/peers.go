@@ -103,8 +103,8 @@ func (n *Node) removed(reason string) {
 	time.AfterFunc(removedGrace*n.cfg.Heartbeat, func() { n.fail(errRemoved) })
 }
 
-// handOver transfers the leadership to another member before a stop. It does not take longer
-// than an election would.
+// handOver transfers the leadership to another member, if this one leads and another is
+// connected. It does not take longer than an election would.
 func (n *Node) handOver(ctx context.Context) {
 	if !n.host.Raft.Status().IsLeader || n.host.Raft.Alone() {
 		return

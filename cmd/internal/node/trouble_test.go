@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +19,10 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // everywhere returns a client that has all members as endpoints.
@@ -251,4 +257,87 @@ func TestClusterRepairsAtStart(t *testing.T) {
 	victim.wantGet("200", "changed")
 	c.wantEqual()
 	c.eventually("no alarm is active", func() bool { return len(other.corruptAlarms()) == 0 })
+}
+
+// hangingFS is a file system whose disk may hang: Datasync then waits until release is closed.
+type hangingFS struct {
+	wal.FS
+	hang atomic.Pointer[chan struct{}] // nil while it works
+}
+
+type hangingFile struct {
+	wal.File
+	fs *hangingFS
+}
+
+func (h *hangingFS) file(f wal.File, err error) (wal.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return hangingFile{f, h}, nil
+}
+
+func (h *hangingFS) Create(path string) (wal.File, error) { return h.file(h.FS.Create(path)) }
+
+func (h *hangingFS) Open(path string, write bool) (wal.File, error) {
+	return h.file(h.FS.Open(path, write))
+}
+
+func (f hangingFile) Datasync() error {
+	if released := f.fs.hang.Load(); released != nil {
+		<-*released
+	}
+	return f.File.Datasync()
+}
+
+// TestClusterLeaderStalls: a leader whose disk hangs, or whose apply stands still, transfers its
+// leadership within two seconds. Writes through the others go on; it does not lead again
+// meanwhile, and catches up afterwards.
+func TestClusterLeaderStalls(t *testing.T) {
+	for _, what := range []string{troubleFsync, troubleApply} {
+		t.Run(what, func(t *testing.T) {
+			disks := make([]*hangingFS, 3)
+			c := startCluster(t, 3, func(i int, c *Config) {
+				disks[i] = &hangingFS{FS: wal.OSFS{}}
+				c.FS = disks[i]
+			})
+			c.members[0].mustPut("k", "before")
+			leader, follower := c.leader()
+			released := make(chan struct{})
+			if what == troubleFsync {
+				disks[leader.i].hang.Store(&released)
+			} else {
+				leader.Faults().Delay(actors.CoreMVCC, 4*time.Second)
+			}
+			release := sync.OnceFunc(func() {
+				leader.Faults().Delay(actors.CoreMVCC, 0)
+				disks[leader.i].hang.Store(nil)
+				close(released)
+			})
+			t.Cleanup(release) // before the members stop
+			began := time.Now()
+			c.eventually("another member leads", func() bool {
+				follower.mustPut("k", "during") // an answer may need no disk and no apply of the leader
+				s := follower.host.Raft.Status()
+				return s.Leader != 0 && s.Leader != leader.id
+			})
+			// A second more, for a machine that is busy.
+			if took := time.Since(began); took > 3*time.Second {
+				t.Errorf("another member leads after %v, want at most 2s", took)
+			}
+			for i := range 20 {
+				follower.mustPut("k", fmt.Sprint(i))
+			}
+			if s := leader.host.Raft.Status(); s.IsLeader {
+				t.Error("the stalled member leads")
+			}
+			if found := leader.Health(); !slices.ContainsFunc(found, func(f grpcgw.Trouble) bool { return f.Check == what }) {
+				t.Errorf("health of the stalled member: got %v, want %s", found, what)
+			}
+			release()
+			leader.wantGet("k", "19")
+			c.wantEqual()
+			c.eventually("the member is healthy", func() bool { return len(leader.Health()) == 0 })
+		})
+	}
 }

@@ -7,12 +7,14 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/raftactor"
 )
 
 // Troubles of a member, as named by the checks of /readyz and the label of the metric
 // troupe_member_trouble.
 const (
 	troubleFsync      = "fsync"
+	troubleApply      = "apply"
 	troubleStore      = "store"
 	troubleSpares     = "log"
 	troubleSpace      = "space"
@@ -20,7 +22,7 @@ const (
 )
 
 // troubleChecks has all of them.
-var troubleChecks = []string{troubleFsync, troubleStore, troubleSpares, troubleSpace, troubleCorruption}
+var troubleChecks = []string{troubleFsync, troubleApply, troubleStore, troubleSpares, troubleSpace, troubleCorruption}
 
 // trouble is the state of Health that no other part has.
 type trouble struct {
@@ -35,8 +37,14 @@ func (n *Node) Health() []grpcgw.Trouble {
 	// In a longer time, the other members would have elected a new leader if they had
 	// noticed.
 	late := 2 * n.cfg.Election
+	if n.host.Replicated() {
+		late = min(late, raftactor.StallMax) // a leader then transfers its leadership
+	}
 	if d := n.host.Fsync.Outstanding(); d > late {
 		add(troubleFsync, "an fsync of the log has been under way for "+d.Round(time.Millisecond).String())
+	}
+	if _, since := n.host.Raft.Waiting(); since != 0 && actors.Now()-since > int64(late) {
+		add(troubleApply, "no entry has been applied for "+time.Duration(actors.Now()-since).Round(time.Millisecond).String())
 	}
 	if d := n.host.Commit.Outstanding(); d > late {
 		add(troubleStore, "a commit to the store has been under way for "+d.Round(time.Millisecond).String())
@@ -51,6 +59,24 @@ func (n *Node) Health() []grpcgw.Trouble {
 		add(troubleCorruption, first)
 	}
 	return found
+}
+
+// stalled reports whether an append or an apply has been waiting for longer than StallMax.
+func (n *Node) stalled() bool {
+	appends, applies := n.host.Raft.Waiting()
+	limit := actors.Now() - int64(raftactor.StallMax)
+	return appends != 0 && appends < limit || applies != 0 && applies < limit
+}
+
+// handOverLoop transfers the leadership to another member while this one is stalled. The
+// transfer needs neither its disk nor its apply: the other member has the entries already, and
+// the other voters elect it.
+func (n *Node) handOverLoop(uint64) (actors.Stage, error) {
+	return actors.NewLoop(actors.LoopConfig{
+		Name: actors.EdgeHandOver, Every: n.cfg.Heartbeat, Faults: n.cfg.Faults,
+		Due: func() bool { return n.stalled() && n.host.Raft.Status().IsLeader },
+		Do:  func(ctx context.Context, _ actors.Tick) { n.handOver(ctx) },
+	}), nil
 }
 
 // watchdogLoop logs when a trouble begins and ends: an operation on a disk that hangs does
