@@ -269,11 +269,19 @@ func (n *Node) stopCore(ctx context.Context) error {
 }
 
 // drainTimeout bounds how long a stop waits for the requests in progress. Then it closes
-// their connections, and with them the streams, which do not end by themselves.
-const drainTimeout = 3 * time.Second
+// their connections, and with them the streams, which do not end by themselves. With other
+// voters it is drainTimeoutReplicated: the clients turn to another member.
+const (
+	drainTimeout           = 3 * time.Second
+	drainTimeoutReplicated = 500 * time.Millisecond
+)
 
 func (n *Node) stopGateway(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	timeout := drainTimeout
+	if n.host.Replicated() {
+		timeout = drainTimeoutReplicated
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := n.gateway.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		return err

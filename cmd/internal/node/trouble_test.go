@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -167,6 +168,24 @@ func isUnavailable(err error) bool {
 	return errors.As(err, &e) && e.Code() == codes.Unavailable || status.Code(err) == codes.Unavailable
 }
 
+// getsAgain reads from the member until its store is replaced: until then, the error permits
+// another attempt.
+func (m *clusterMember) getsAgain(key, want string) {
+	m.c.t.Helper()
+	m.c.eventually(fmt.Sprintf("m%d answers a read of %s", m.i, key), func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		resp, err := m.client.Get(ctx, key)
+		switch {
+		case err == nil && (len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != want):
+			m.c.t.Fatalf("m%d: %s: got %v, want %.20q", m.i, key, resp, want)
+		case err != nil && !isUnavailable(err):
+			m.c.t.Fatalf("m%d: %s: got %v, want an error that permits another attempt", m.i, key, err)
+		}
+		return err == nil
+	})
+}
+
 // wantRepaired waits until the alarm for the member is active, and then until it is cleared and
 // the member is healthy.
 func (m *clusterMember) wantRepaired(observer *clusterMember, bad int) {
@@ -183,11 +202,7 @@ func (m *clusterMember) wantRepaired(observer *clusterMember, bad int) {
 			time.Sleep(time.Millisecond)
 		}
 	}()
-	// The client tries again until the store is replaced.
-	resp, err := m.client.Get(ctx, fmt.Sprint(bad), clientv3.WithSerializable())
-	if err != nil || string(resp.Kvs[0].Value) != damagedValue(bad) {
-		m.c.t.Fatalf("m%d: get of the damaged key: got %v, %v", m.i, resp, err)
-	}
+	m.getsAgain(fmt.Sprint(bad), damagedValue(bad))
 	select {
 	case <-named:
 	case <-ctx.Done():
@@ -340,4 +355,112 @@ func TestClusterLeaderStalls(t *testing.T) {
 			c.eventually("the member is healthy", func() bool { return len(leader.Health()) == 0 })
 		})
 	}
+}
+
+// TestClusterStopsFast: a leader that stops transfers its leadership first, and does not wait
+// for clients that keep streams open. Writes through the others go on.
+func TestClusterStopsFast(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	c.members[0].mustPut("k", "v")
+	leader, follower := c.leader()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	watch := leader.client.Watch(ctx, "w", clientv3.WithCreatedNotify())
+	if resp := <-watch; !resp.Created {
+		t.Fatalf("watch: got %v, want created", resp)
+	}
+	lease, err := leader.client.Grant(ctx, 60)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := leader.client.KeepAlive(ctx, lease.ID); err != nil {
+		t.Fatal(err)
+	}
+	half, err := net.Dial("tcp", leader.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer half.Close()
+	if _, err := half.Write([]byte("GET /health HTTP/1.1\r\n")); err != nil { // and no more
+		t.Fatal(err)
+	}
+	writing, stop := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	var longest time.Duration
+	wait.Go(func() {
+		for writing.Err() == nil {
+			began := time.Now()
+			follower.mustPut("k", "v")
+			longest = max(longest, time.Since(began))
+		}
+	})
+	began := time.Now()
+	leader.stop()
+	took := time.Since(began)
+	stop()
+	wait.Wait()
+	if took > 1500*time.Millisecond {
+		t.Errorf("stop of the leader: got %v, want at most 1.5s", took)
+	}
+	if longest > time.Second {
+		t.Errorf("the longest put through another member: got %v, want at most 1s", longest)
+	}
+	t.Logf("stop %v, longest put %v", took, longest)
+}
+
+// TestClusterLeaderPaused: a leader that was stopped for longer than an election answers no
+// read with a value that was overwritten meanwhile.
+func TestClusterLeaderPaused(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	c.members[0].mustPut("k", "old")
+	leader, follower := c.leader()
+	leader.Faults().Delay(actors.CoreRaft, 2*time.Second) // it sends and receives nothing
+	c.eventually("another member leads", func() bool {
+		s := follower.host.Raft.Status()
+		return s.Leader != 0 && s.Leader != leader.id
+	})
+	follower.mustPut("k", "new")
+	if s := leader.host.Raft.Status(); !s.IsLeader {
+		t.Errorf("the paused member: got %+v, want it to believe that it leads", s)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { leader.Faults().Delay(actors.CoreRaft, 0) })
+	leader.wantGet("k", "new")
+	c.wantEqual()
+}
+
+// TestClusterDamageWithoutSpare: while a quorum depends on the damaged member, it votes and
+// appends, but it does not serve.
+func TestClusterDamageWithoutSpare(t *testing.T) {
+	c := startCluster(t, 3, func(_ int, c *Config) {
+		c.CacheBytes = 64 << 10
+		c.SnapshotSendRate = 200 << 10 // the repair takes some seconds
+	})
+	c.fill()
+	leader, victim := c.leader()
+	for _, m := range c.members {
+		if m != leader && m != victim {
+			m.stop()
+		}
+	}
+	const bad = 100
+	victim.damage(bad)
+	short, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	_, _ = victim.client.Get(short, fmt.Sprint(bad)) // finds the damage
+	c.eventually("the damage is found", func() bool { return len(victim.Health()) > 0 })
+	for i := range 10 {
+		leader.mustPut("k", fmt.Sprint(i)) // needs the log of the damaged member
+		victim.mustPut("k", fmt.Sprint(i))
+	}
+	short, cancel = context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	if resp, err := victim.client.Get(short, "k"); err == nil {
+		t.Errorf("linearizable read on the damaged member: got %v, want none", resp)
+	}
+	if victim.store() != "" || !victim.integrity.damaged.Load() {
+		t.Error("the store was replaced before the test was over")
+	}
+	victim.getsAgain("k", "9")
+	c.eventually("the alarm is cleared", func() bool { return len(leader.corruptAlarms()) == 0 })
+	c.wantEqual()
 }
