@@ -48,7 +48,7 @@ func (g *Gateway) checkQuota(ctx context.Context, cost int64) error {
 	if view.Sizes.InUse()+cost < g.cfg.QuotaBytes {
 		return nil
 	}
-	if !g.hasNoSpace(view, false) {
+	if !g.exceedsQuota(view) {
 		// This request does not fit, even if the alarm cannot be raised.
 		_, _ = g.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: &pb.AlarmRequest{
 			MemberID: g.identity.MemberID,
@@ -59,26 +59,25 @@ func (g *Gateway) checkQuota(ctx context.Context, cost int64) error {
 	return rpctypes.ErrGRPCNoSpace
 }
 
-// checkSpace refuses a write that the NOSPACE alarm would refuse when it is applied. Such a
-// write must not reach the log and take the space that is left. It is called after all
-// other checks.
+// checkSpace refuses a write that a NOSPACE alarm, of any member, would refuse when it is
+// applied. Such a write must not reach the log and take the space that is left. It is called
+// after all other checks.
 func (g *Gateway) checkSpace(cost int64) error {
-	view := g.keyspace.View()
-	if cost == 0 || !g.hasNoSpace(view, true) {
+	alarms := g.keyspace.View().Cluster.GetAlarms()
+	if cost == 0 || !apply.HasAlarm(alarms, pb.AlarmType_NOSPACE) {
 		return nil
 	}
-	if apply.HasAlarm(view.Cluster.GetAlarms(), pb.AlarmType_CORRUPT) {
+	if apply.HasAlarm(alarms, pb.AlarmType_CORRUPT) {
 		return nil // when the write is applied, CORRUPT takes precedence
 	}
 	return rpctypes.ErrGRPCNoSpace
 }
 
-// hasNoSpace reports whether this member has raised NOSPACE because of the quota, or, if
-// any is set, for any reason.
-func (g *Gateway) hasNoSpace(view *mvcc.View, any bool) bool {
+// exceedsQuota reports whether this member has raised NOSPACE because of the quota.
+func (g *Gateway) exceedsQuota(view *mvcc.View) bool {
 	alarms := view.Cluster.GetAlarms()
 	i := apply.FindAlarm(alarms, g.identity.MemberID, pb.AlarmType_NOSPACE)
-	return i >= 0 && (any || !alarms[i].Disk)
+	return i >= 0 && !alarms[i].Disk
 }
 
 // envelopeBytes returns the size of the header that etcd adds to a request before it

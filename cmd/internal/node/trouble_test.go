@@ -464,3 +464,59 @@ func TestClusterDamageWithoutSpare(t *testing.T) {
 	c.eventually("the alarm is cleared", func() bool { return len(leader.corruptAlarms()) == 0 })
 	c.wantEqual()
 }
+
+// TestClusterDiskFull: while the disk of one member is full, all members refuse puts, before
+// they reach the log. Log and store of the member survive.
+func TestClusterDiskFull(t *testing.T) {
+	var free atomic.Int64 // of the third member
+	free.Store(1 << 40)
+	c := startCluster(t, 3, func(i int, c *Config) {
+		c.Small = true
+		c.FreeSpace = func(string) (uint64, error) {
+			if i == 2 {
+				return uint64(free.Load()), nil
+			}
+			return 1 << 40, nil
+		}
+	})
+	full := c.members[2]
+	c.members[0].mustPut("k", "v")
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	free.Store(int64(full.cfg.sizes().diskReserve) / 2) // also too little to write to the store
+	refused := func(m *clusterMember) bool {
+		_, err := m.client.Put(ctx, "k", "refused")
+		return errors.Is(err, rpctypes.ErrNoSpace)
+	}
+	for _, m := range c.members {
+		c.eventually(fmt.Sprintf("m%d refuses puts", m.i), func() bool { return refused(m) })
+	}
+	leader, _ := c.leader()
+	c.eventually("refused puts add nothing to the log", func() bool { // when the alarm is in it, perhaps twice
+		before := leader.host.Raft.Status().Committed
+		for _, m := range c.members {
+			if !refused(m) {
+				t.Errorf("m%d: a put was not refused", m.i)
+			}
+		}
+		return leader.host.Raft.Status().Committed == before
+	})
+	for i := range 20 { // deletes go on, into the log of the full member too
+		if _, err := c.members[i%3].client.Delete(ctx, "k"); err != nil {
+			t.Fatalf("m%d: delete: %v", i%3, err)
+		}
+	}
+	free.Store(1 << 40)
+	for _, m := range c.members {
+		c.eventually(fmt.Sprintf("m%d accepts puts", m.i), func() bool {
+			_, err := m.client.Put(ctx, "k", "again")
+			return err == nil
+		})
+	}
+	c.wantEqual()
+	full.stop()
+	full.start(nil)
+	full.awaitReady()
+	full.wantGet("k", "again")
+	c.wantEqual()
+}
