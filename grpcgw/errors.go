@@ -104,6 +104,15 @@ func proposalError(err error) error {
 	return plainError(err)
 }
 
+// timeoutError returns err, but leaderless instead of a timeout if no member leads: etcd has
+// other errors for requests that it waits with in another way.
+func timeoutError(m Member, err, leaderless error) error {
+	if errors.Is(err, rpctypes.ErrGRPCTimeout) && m.Raft().Leader == 0 {
+		return leaderless
+	}
+	return err
+}
+
 // storeError returns the error for a read that the store refused; nil for none.
 func storeError(err error) error {
 	var corrupt *mvcc.CorruptError

@@ -67,10 +67,8 @@ func (l *leases) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb
 // order. If the lease does not exist, the TTL is -1.
 func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 	if err := l.linearize(ctx); err != nil {
-		if errors.Is(err, rpctypes.ErrGRPCTimeout) && l.member.Raft().Leader == 0 {
-			err = rpctypes.ErrGRPCNoLeader // etcd makes no linearizable read, but waits for a leader
-		}
-		return nil, err
+		// Etcd makes no linearizable read here, but waits for a leader.
+		return nil, timeoutError(l.member, err, rpctypes.ErrGRPCNoLeader)
 	}
 	view := l.keyspace.View()
 	t, code, err := l.member.Leases().Left(ctx, r.ID)

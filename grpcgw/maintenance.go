@@ -68,7 +68,7 @@ func (m *maintenance) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmR
 	switch r.Action {
 	case pb.AlarmRequest_GET:
 		if err := m.linearize(ctx); err != nil {
-			return nil, err
+			return nil, timeoutError(m.member, err, errNotProposed)
 		}
 		return &pb.AlarmResponse{
 			Header: m.fill(nil),

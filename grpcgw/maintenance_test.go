@@ -15,6 +15,7 @@ import (
 
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
 func TestStatus(t *testing.T) {
@@ -88,6 +89,10 @@ func TestAlarm(t *testing.T) {
 	}
 	if m.proposals != 2 || m.readIndexes != 4 {
 		t.Errorf("got %d proposals and %d read indexes", m.proposals, m.readIndexes)
+	}
+	m.set(func() { m.readCode, m.raft.Leader = raftmsg.Code_TIMED_OUT, 0 })
+	if _, err := maint.Alarm(t.Context(), &pb.AlarmRequest{}); !isError(err, errNotProposed) {
+		t.Errorf("without a leader: got %v, want %v", err, errNotProposed)
 	}
 	if _, err := maint.Alarm(t.Context(), &pb.AlarmRequest{Action: 7}); !isError(err, errAlarmAction) {
 		t.Errorf("unknown action: got %v, want %v", err, errAlarmAction)

@@ -140,7 +140,7 @@ func (r *Reconfig) promote(ctx context.Context, id uint64) ([]*pb.Member, error)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, proposalError(ctx.Err())
+			return nil, timeoutError(r.cfg.Member, proposalError(ctx.Err()), rpctypes.ErrGRPCNoLeader)
 		case <-time.After(promoteRetry):
 		}
 	}

@@ -454,17 +454,19 @@ func TestPromoteOnFollower(t *testing.T) {
 	}
 }
 
-// TestPromoteTimesOut: without a leader, a promotion ends with etcd's timeout.
+// TestPromoteTimesOut: without a leader that answers, a promotion ends with etcd's errors.
 func TestPromoteTimesOut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newFakePeers(t, member(5, "", true), member(testMember, "b", false))
-		p.match, p.raft.Leader = nil, 0
-		began := time.Now()
-		_, err := p.reconfig(true).promote(context.Background(), 5)
-		if !errors.Is(err, rpctypes.ErrGRPCTimeout) || time.Since(began) != time.Minute {
-			t.Errorf("got %v after %v, want %v after a minute", err, time.Since(began), rpctypes.ErrGRPCTimeout)
-		}
-	})
+	for leader, want := range map[uint64]error{0: rpctypes.ErrGRPCNoLeader, 7: rpctypes.ErrGRPCTimeout} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newFakePeers(t, member(5, "", true), member(testMember, "b", false))
+			p.match, p.raft.Leader = nil, leader
+			began := time.Now()
+			_, err := p.reconfig(true).promote(context.Background(), 5)
+			if !errors.Is(err, want) || time.Since(began) != time.Minute {
+				t.Errorf("leader %d: got %v after %v, want %v after a minute", leader, err, time.Since(began), want)
+			}
+		})
+	}
 }
 
 type contextStream struct {
