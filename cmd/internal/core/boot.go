@@ -93,6 +93,13 @@ func (h *Host) open() (_ *actors.Incarnation, err error) {
 	if err := h.cfg.Dir.record(h.cfg.Identity); err != nil {
 		return nil, err
 	}
+	var forced []uint64
+	if h.cfg.ForceNewCluster && !h.forced.Load() {
+		if forced, err = h.forceAlone(log, rec, opened.Durable); err != nil {
+			return nil, err
+		}
+		h.forced.Store(true)
+	}
 	rep, err := h.newReplica(rec, opened.Durable)
 	if err != nil {
 		return nil, err
@@ -106,7 +113,7 @@ func (h *Host) open() (_ *actors.Incarnation, err error) {
 	case len(removed) > 0:
 		h.cfg.Logger.Info().Strs("folders", removed).Msg("removed stores that are no longer used")
 	}
-	h.membersChanged(opened.Durable.GetCluster())
+	h.membersChanged(aloneIn(opened.Durable.GetCluster(), forced))
 	return h.assemble(log, rep, opened), nil
 }
 

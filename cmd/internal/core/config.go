@@ -52,10 +52,12 @@ type Config struct {
 
 	// Join means that the members of a running cluster have added this one: it creates no
 	// cluster of its own.
-	Join    bool
-	Network Network
-	Disk    Disk
-	Metrics Metrics
+	Join bool
+	// ForceNewCluster removes all other members at the first boot.
+	ForceNewCluster bool
+	Network         Network
+	Disk            Disk
+	Metrics         Metrics
 	// CatchUpEntries and SnapshotSendRate are replica.Config.TailEntries and
 	// snapshot.SendConfig.BytesPerSecond.
 	CatchUpEntries   uint64

@@ -74,6 +74,7 @@ type Host struct {
 	repairing atomic.Bool   // boot waits for a snapshot
 	stopping  chan struct{} // closed by Stop
 	stop      sync.Once
+	forced    atomic.Bool // ForceNewCluster has had its effect
 }
 
 // Handles are the parts of one incarnation that others use.

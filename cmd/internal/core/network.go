@@ -79,6 +79,7 @@ func (h *Host) membersChanged(c *mvccmsg.Cluster) {
 	}
 	h.members.Store(&members)
 	removed := c.GetRemoved()
+	members = slices.DeleteFunc(slices.Clone(members), func(m *applymsg.Member) bool { return slices.Contains(removed, m.Id) })
 	h.removed.Store(&removed)
 	var others []uint64
 	for _, m := range members {

@@ -119,7 +119,7 @@ func (n *Node) coreConfig(id core.Identity) core.Config {
 		Mailboxes: cfg.Mailboxes.Mailboxes, CacheBytes: cfg.CacheBytes,
 		RequestTimeout: cfg.requestTimeout(), MinLeaseTTL: cfg.minLeaseTTL(),
 		LeaseCheckpoint: cfg.LeaseCheckpoint, SlowKeepAlive: cfg.SlowKeepAlive, LeaseClock: cfg.LeaseClock,
-		Join: cfg.Join, Disk: disk{n}, Metrics: n.metrics.core,
+		Join: cfg.Join, ForceNewCluster: cfg.ForceNewCluster, Disk: disk{n}, Metrics: n.metrics.core,
 		CatchUpEntries: uint64(cfg.SnapshotCatchUpEntries), SnapshotSendRate: cfg.SnapshotSendRate, TailBytes: cfg.CatchUpBytes,
 		Reboot: func(reason error) { n.core.Reboot(reason) }, Removed: n.removed, LeaseForwarder: n.forwarderBox,
 		Corrupt: n.corrupt, Damaged: n.integrity.damaged.Load, Replaced: n.integrity.reset, Hash: n.wakeHash, Rand: rand.Uint64,

@@ -89,6 +89,7 @@ func (c *testCluster) promote(through, learner *clusterMember) {
 		}
 		return err == nil
 	})
+	c.eventually(fmt.Sprintf("m%d is a voter", learner.i), func() bool { return !learner.host.Raft.Status().IsLearner })
 }
 
 // removeMember removes a member through another one (perhaps itself), and waits until it has
@@ -538,5 +539,47 @@ func TestSnapshotCatchUp(t *testing.T) {
 	follower.stop()
 	follower.start(nil) // opens the store that was installed
 	follower.awaitReady()
+	c.wantEqual()
+}
+
+// TestForceNewCluster: one of three members continues alone with all data when the other two
+// are lost; those are removed, and stop when they come back. The cluster can grow again.
+func TestForceNewCluster(t *testing.T) {
+	force := false
+	c := startCluster(t, 3, func(i int, cfg *Config) { cfg.ForceNewCluster = force && i == 0 })
+	c.addMember(c.members[0], true)
+	for i := range 20 {
+		c.members[i%3].mustPut(fmt.Sprint("k", i), fmt.Sprint(i))
+	}
+	c.wantEqual()
+	c.shut()
+	for _, m := range c.members {
+		m.client = nil
+	}
+	m := c.members[0]
+	force = true
+	for range 2 { // the flag stays for another start
+		m.start(nil)
+		m.awaitReady()
+		c.wantMembers(nil, m)
+		for i := range 20 {
+			m.wantGet(fmt.Sprint("k", i), fmt.Sprint(i))
+		}
+		m.mustPut("alone", "yes")
+		if s := m.host.Raft.Status(); !s.IsLeader || !s.Alone {
+			t.Errorf("got %+v, want a leader that is alone", s)
+		}
+		m.stop()
+	}
+	force = false
+	m.start(nil)
+	m.awaitReady()
+	lost := c.members[1]
+	lost.start(nil)
+	lost.wantRemoved(lost.Done())
+	added := c.addMember(m, true)
+	c.promote(m, added)
+	added.wantGet("alone", "yes")
+	c.wantMembers(nil, m, added)
 	c.wantEqual()
 }
