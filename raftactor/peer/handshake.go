@@ -103,8 +103,12 @@ func (t *Transport) check(h *peerpb.Hello, from uint64) error {
 			h.From, h.DataId, known)
 	}
 	if h.ToDataId != 0 && t.cfg.DataID != 0 && h.ToDataId != t.cfg.DataID {
-		return refuse(peerpb.RefusalReason_DATA_REPLACED, "the data directory of member %x was replaced: it has data id %x instead of %x; remove the member and add it again",
+		err := refuse(peerpb.RefusalReason_DATA_REPLACED, "the data directory of member %x was replaced: it has data id %x instead of %x; remove the member and add it again",
 			t.cfg.ID, t.cfg.DataID, h.ToDataId)
+		if t.cfg.Replaced != nil && t.replaced.CompareAndSwap(false, true) {
+			t.cfg.Replaced(err.Error())
+		}
+		return err
 	}
 	return nil
 }

@@ -62,7 +62,10 @@ type Config struct {
 	// DataID is the id of this member's data directory, and Bootstrap the digest of its
 	// bootstrap configuration. They are not compared if they are 0.
 	DataID, Bootstrap uint64
-	ServerVersion     string
+	// Replaced is called once when a peer knows this member by another data id: this member has
+	// lost its data, and with it what it promised. It must not block. nil if nobody wants to know.
+	Replaced      func(reason string)
+	ServerVersion string
 	// Heartbeat is the interval of raft's heartbeats, and Election the election timeout.
 	Heartbeat, Election time.Duration
 	// ClientCredentials are for peers with https URLs.
@@ -107,6 +110,7 @@ type Transport struct {
 	server   *server
 	troubles troubles
 	gone     atomic.Bool // Removed was called
+	replaced atomic.Bool // Config.Replaced was called
 
 	// members is the newest set, which the handshake checks; peers are the connections of
 	// an older or the same set. Both maps are immutable.

@@ -78,6 +78,10 @@ func (n *Node) publishAttributes(ctx context.Context) {
 		if err == nil && (out.Result.Code == raftmsg.Code_OK || out.Result.Code == raftmsg.Code_MEMBER_NOT_FOUND) {
 			return
 		}
+		if err == nil && out.Result.Code == raftmsg.Code_DATA_REPLACED {
+			n.replaced("the cluster knows this member by another data id")
+			return
+		}
 		if !n.wait(ctx) {
 			return
 		}

@@ -26,6 +26,9 @@ import (
 // errRemoved: the member was removed from the cluster.
 var errRemoved = errors.New("node: the member has been removed from the cluster")
 
+// errReplaced: the other members know this one by another data directory.
+var errReplaced = errors.New("node: the data directory of the member was replaced; remove the member from the cluster and add it again")
+
 // startPeers starts the transport to the other members.
 func (n *Node) startPeers() (err error) {
 	n.reconfig = grpcgw.NewReconfig(grpcgw.ReconfigConfig{
@@ -42,8 +45,8 @@ func (n *Node) startPeers() (err error) {
 			peerpb.RegisterMonitorServer(r, n.monitors.service)
 			peerpb.RegisterRepairServer(r, n.host.RepairServer())
 		},
-		HTTP:  grpcgw.NewPeerHandler(grpcgw.PeerConfig{Member: n, Reconfig: n.reconfig, Logger: n.cfg.Logger}),
-		Spawn: n.edge.Spawn, Metrics: n.metrics.peers, Logger: n.cfg.Logger, Faults: n.cfg.Faults,
+		HTTP:     grpcgw.NewPeerHandler(grpcgw.PeerConfig{Member: n, Reconfig: n.reconfig, Logger: n.cfg.Logger}),
+		Replaced: n.replaced, Spawn: n.edge.Spawn, Metrics: n.metrics.peers, Logger: n.cfg.Logger, Faults: n.cfg.Faults,
 	}, n.cfg.PeerListeners...)
 	if err != nil {
 		return err
@@ -101,6 +104,16 @@ func (n *Node) removed(reason string) {
 	}
 	n.cfg.Logger.Error().Str("reason", reason).Msg("the member was removed from the cluster and stops")
 	time.AfterFunc(removedGrace*n.cfg.Heartbeat, func() { n.fail(errRemoved) })
+}
+
+// replaced stops the member because it has lost the data with which it was a member. No member
+// takes a message from it.
+func (n *Node) replaced(reason string) {
+	if n.leaving.Swap(true) {
+		return
+	}
+	n.cfg.Logger.Error().Str("reason", reason).Msg("the data directory was replaced and the member stops")
+	n.fail(errReplaced)
 }
 
 // handOver transfers the leadership to another member, if this one leads and another is

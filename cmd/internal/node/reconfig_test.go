@@ -292,6 +292,9 @@ func TestReconfigAddAndRemove(t *testing.T) {
 	if text := follower.httpGet(follower.peerURL + "/members"); !strings.Contains(text, `"isLearner":true`) {
 		t.Errorf("/members of a follower: got %s, want a learner", text)
 	}
+	c.eventually("/version has the version of the cluster", func() bool {
+		return strings.Contains(follower.httpGet(follower.peerURL+"/version"), `"etcdcluster":"3.`)
+	})
 	c.promote(follower, m4) // over the HTTP of the leader's peer port
 	c.wantMembers(nil, slices.Clone(c.members)...)
 	m4.mustPut("k", "3")
@@ -311,6 +314,61 @@ func TestReconfigAddAndRemove(t *testing.T) {
 	follower.start(nil)
 	follower.wantRemoved(follower.Done())
 	next.mustPut("k", "5")
+}
+
+// TestWipedMember: a member that lost its data directory and starts again under its old id is
+// refused by the others and stops. Both sides say why, and nothing is damaged.
+func TestWipedMember(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	c.members[0].mustPut("k", "1")
+	c.wantEqual()
+	m := c.members[2]
+	m.stop()
+	m.dir = t.TempDir()
+	m.start(nil)
+	select {
+	case err := <-m.Done():
+		if !errors.Is(err, errReplaced) {
+			t.Errorf("got %v, want %v", err, errReplaced)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a member without its data goes on")
+	}
+	m.awaitLog("the data directory was replaced and the member stops")
+	for _, other := range c.members[:2] {
+		other.awaitLog(fmt.Sprintf("the data directory of member %x was replaced", m.id))
+	}
+	if v := m.host.Published.View(); v != nil && v.Revision > 1 {
+		t.Errorf("the member got revision %d, want nothing", v.Revision)
+	}
+	m.stop()
+	c.members[0].mustPut("k", "2")
+	if _, err := c.members[0].client.MemberRemove(within(10*time.Second), m.id); err != nil {
+		t.Fatal(err)
+	}
+	c.promote(c.members[0], c.addMember(c.members[0], true)) // as the message says
+	c.wantEqual()
+}
+
+// TestMemberOfAnotherCluster: a member that listens where one of another cluster is expected is
+// refused, and refuses; both go on.
+func TestMemberOfAnotherCluster(t *testing.T) {
+	a, b := startCluster(t, 3, nil), startCluster(t, 3, nil)
+	lost, stranger := a.members[2], b.members[2]
+	lost.stop()
+	stranger.stop()
+	stranger.peerURL = lost.peerURL
+	stranger.start(nil)
+	text := fmt.Sprintf("is of cluster %x, and member %x of cluster %x", a.members[0].cluster, stranger.id, b.members[0].cluster)
+	stranger.awaitLog(text)
+	a.members[0].awaitLog(text)
+	a.members[0].mustPut("k", "a")
+	b.members[0].mustPut("k", "b")
+	stranger.stop()
+	lost.start(nil)
+	lost.awaitReady()
+	lost.wantGet("k", "a")
+	a.wantEqual()
 }
 
 // TestReconfigUpdate: a learner moves to another URL. It stays a learner, and the others
