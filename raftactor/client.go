@@ -155,6 +155,14 @@ func (c *Client) Progress(ctx context.Context) ([]replica.PeerProgress, error) {
 	return call.reply.Wait(ctx)
 }
 
+// Advance lets a number of ticks pass at once while this member knows no leader, so that its
+// election timeout ends sooner. If the mailbox is full, or there is no core, nothing happens.
+func (c *Client) Advance(ticks int) {
+	if core := c.core.Load(); core != nil {
+		_ = core.raft.TryPost(raftPeers, &advanceCall{ticks}, actors.Cost{Requests: 1}) // only saves time
+	}
+}
+
 // Receive passes on what came from another member: a *raftpb.Message, *raftmsg.Forward or
 // *raftmsg.Forwarded; or a report on one: *raftmsg.Unreachable, *raftmsg.LeaderRefused or
 // *raftmsg.SnapshotStatus. It never blocks. Errors: those of actors.Mailbox.TryPost; the

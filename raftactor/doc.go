@@ -28,6 +28,7 @@
 //	Campaign      raft: start an election, some time after LeaderRefused
 //	transferCall  raft: transfer leadership
 //	progressCall  raft: what it knows of the peers
+//	advanceCall   raft: let ticks pass at once while there is no leader
 //	Tick          all: time passes; sent only while one needs it
 //	ReadCall      readindex: one reader of the gateway
 //	ReadIndexed   readindex: the answer to a ReadIndex

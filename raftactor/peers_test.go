@@ -142,6 +142,24 @@ func leaderRefused(t *testing.T, random float64, want time.Duration) {
 	}
 }
 
+// TestAdvance: ticks that pass at once start an election if there is no leader, and have no
+// effect if there is one.
+func TestAdvance(t *testing.T) {
+	for _, follows := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRaftRigWith(t, twoVoters(), func(*Config) {})
+			if follows {
+				r.follow()
+			}
+			r.ref.MustPost(raftLocal, &advanceCall{ticks: 100}, one)
+			r.settle()
+			if got := r.sentTo(raftpb.MsgPreVote) != nil; got == follows {
+				t.Errorf("follows a leader %v: got an election %v, want %v", follows, got, !follows)
+			}
+		})
+	}
+}
+
 // TestLeaderRefusedAndFound: there is no campaign if a leader shows up during the delay.
 func TestLeaderRefusedAndFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

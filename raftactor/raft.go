@@ -226,6 +226,9 @@ type progressCall struct {
 	reply actors.Reply[[]replica.PeerProgress]
 }
 
+// advanceCall lets ticks pass at once while no leader is known.
+type advanceCall struct{ ticks int }
+
 // postPeer posts a peer's message to the raft actor, in the lane of its type. Errors: those
 // of actors.Mailbox.TryPost; the message is lost then.
 func postPeer(box *actors.Mailbox, m *raftpb.Message) error {
@@ -361,6 +364,10 @@ func (r *Raft) peer(msg any) {
 		r.beginTransfer(m)
 	case *progressCall:
 		m.reply.Resolve(r.cfg.Replica.Progress())
+	case *advanceCall:
+		for i := 0; i < m.ticks && r.cfg.Replica.Status().Leader == 0; i++ {
+			r.cfg.Replica.Tick()
+		}
 	}
 }
 

@@ -48,8 +48,8 @@ type Config struct {
 
 	Heartbeat, Election time.Duration
 	PreVote             bool
-	// ElectionTickAdvance makes a member that has started wait only a heartbeat for a leader
-	// before its election timeout ends.
+	// ElectionTickAdvance makes a member that has started, and is connected to others, wait
+	// only two heartbeats for a leader before its election timeout ends.
 	ElectionTickAdvance bool
 	// SnapshotCatchUpEntries is how many applied entries the log keeps at least for members
 	// that are behind.

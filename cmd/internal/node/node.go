@@ -152,7 +152,8 @@ func (n *Node) start() (err error) {
 	if err != nil {
 		return errors.Join(err, n.stopPeers(), n.edge.Stop(context.Background()), n.core.Stop(context.Background()))
 	}
-	go n.announce() // ends when the member is ready, or with the core
+	go n.announce()        // ends when the member is ready, or with the core
+	go n.advanceElection() // ends after advanceWait, or with the core
 	return nil
 }
 

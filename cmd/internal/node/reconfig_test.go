@@ -641,3 +641,20 @@ func TestForceNewCluster(t *testing.T) {
 	c.wantMembers(nil, m, added)
 	c.wantEqual()
 }
+
+// TestElectionTickAdvance: members that start wait for an election only as long as it takes to
+// hear from a leader, unless the flag is off.
+func TestElectionTickAdvance(t *testing.T) {
+	const election = 8 * time.Second
+	began := time.Now()
+	c := startCluster(t, 3, func(_ int, cfg *Config) {
+		cfg.Heartbeat, cfg.Election, cfg.ElectionTickAdvance = 100*time.Millisecond, election, true
+	})
+	// With randomization, the timeout has up to an election timeout more.
+	if took := time.Since(began); took >= election {
+		t.Errorf("the members are ready after %v, want less than an election timeout, %v", took, election)
+	}
+	leader, _ := c.leader()
+	leader.mustPut("k", "v")
+	c.wantEqual()
+}
