@@ -55,8 +55,6 @@ func NewMetrics(r prometheus.Registerer, cfg MetricsConfig) *Metrics {
 // declareSnapshots declares etcd's metrics of raft snapshots that stay at zero: the data of a
 // snapshot does not pass through raft.
 func declareSnapshots(f promauto.Factory) {
-	f.NewGauge(prometheus.GaugeOpts{Namespace: "etcd", Subsystem: "server", Name: "snapshot_apply_in_progress_total",
-		Help: "1 while a snapshot from the leader is applied."})
 	for _, h := range []struct {
 		namespace, name, help string
 		start                 float64 // seconds

@@ -277,6 +277,7 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 			h.current.Store(&Handles{Log: log, Store: o.Backend, Keyspace: o.Store, MVCC: mvccStage.Mailbox})
 			h.Requests.Connect(raftBox, proposerStage.Mailbox, readStage.Mailbox)
 			h.Leases.Connect(leaseStage.Mailbox)
+			h.installing.Store(false)
 		},
 		Halt: func() error {
 			h.Requests.Disconnect()

@@ -61,20 +61,22 @@ type Host struct {
 	cfg       Config
 	stores    *snapshot.Stores
 	transfers transfers
-	received  atomic.Pointer[snapshot.Received]  // a snapshot to install at the next reboot
-	installed atomic.Bool                        // the next boot opens an installed store
-	members   atomic.Pointer[[]*applymsg.Member] // as last passed to the network; immutable
-	removed   atomic.Pointer[[]uint64]           // ids of removed members
-	sequence  atomic.Uint64                      // the last unique id that was assigned
-	otherIDs  atomic.Pointer[[]uint64]           // ids of the other members
-	current   atomic.Pointer[Handles]
-	lastPanic atomic.Uint64 // index of the entry at which a stage last panicked
-	keepLog   atomic.Bool   // a snapshot that is not newer than the log will be installed
-	installs  atomic.Uint64 // snapshots that were installed
-	repairing atomic.Bool   // boot waits for a snapshot
-	stopping  chan struct{} // closed by Stop
-	stop      sync.Once
-	forced    atomic.Bool // ForceNewCluster has had its effect
+	received  atomic.Pointer[snapshot.Received] // a snapshot to install at the next reboot
+	installed atomic.Bool                       // the next boot opens an installed store
+	// installing is set when a snapshot was received, and cleared when the core has booted.
+	installing atomic.Bool
+	members    atomic.Pointer[[]*applymsg.Member] // as last passed to the network; immutable
+	removed    atomic.Pointer[[]uint64]           // ids of removed members
+	sequence   atomic.Uint64                      // the last unique id that was assigned
+	otherIDs   atomic.Pointer[[]uint64]           // ids of the other members
+	current    atomic.Pointer[Handles]
+	lastPanic  atomic.Uint64 // index of the entry at which a stage last panicked
+	keepLog    atomic.Bool   // a snapshot that is not newer than the log will be installed
+	installs   atomic.Uint64 // snapshots that were installed
+	repairing  atomic.Bool   // boot waits for a snapshot
+	stopping   chan struct{} // closed by Stop
+	stop       sync.Once
+	forced     atomic.Bool // ForceNewCluster has had its effect
 }
 
 // Handles are the parts of one incarnation that others use.
@@ -103,6 +105,9 @@ func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
 	h.sequence.Store((cfg.Rand()^cfg.Identity.MemberID)&^(1<<32-1) | 1)
 	return h
 }
+
+// Installing reports whether a snapshot was received and the core reboots to install it.
+func (h *Host) Installing() bool { return h.installing.Load() }
 
 // Connect sets the network. IMPORTANT: it must be called before the core starts.
 func (h *Host) Connect(n Network) { h.cfg.Network = n }

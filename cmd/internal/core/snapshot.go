@@ -348,6 +348,7 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from uint64, stream peerpb.P
 	if old := h.received.Swap(got); old != nil {
 		return errors.Join(snapshot.ErrBusy, h.stores.Discard(got.Index))
 	}
+	h.installing.Store(true)
 	if !h.repairing.Load() {
 		h.cfg.Reboot(fmt.Errorf("core: a snapshot of index %d was received from member %x", got.Index, from))
 	}

@@ -66,6 +66,7 @@ var (
 	descActive    = peerDesc("recent_active", "1 if a member answered within the last election timeout. On the leader only.")
 	descReplicate = peerDesc("replicating", "1 if a member gets the entries of the log in a stream, 0 if it is probed or receives a snapshot. On the leader only.")
 
+	descInstalling  = prometheus.NewDesc("etcd_server_snapshot_apply_in_progress_total", "1 while a snapshot from the leader is applied.", nil, nil)
 	descTransferred = prometheus.NewDesc("troupe_snapshot_transferred_bytes", "Bytes so far of the snapshots in progress.", []string{"peer", "direction"}, nil)
 	descEstimated   = prometheus.NewDesc("troupe_snapshot_estimated_bytes", "Estimated size of the snapshots in progress.", []string{"peer", "direction"}, nil)
 )
@@ -77,7 +78,7 @@ func peerDesc(name, help string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (c memberCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descTrouble, descVersion, descFDUsed, descFDLimit,
-		descLag, descInFlight, descActive, descReplicate, descTransferred, descEstimated} {
+		descInstalling, descLag, descInFlight, descActive, descReplicate, descTransferred, descEstimated} {
 		ch <- d
 	}
 }
@@ -115,6 +116,7 @@ func (c memberCollector) collectPeers(gauge func(d *prometheus.Desc, v float64, 
 		return 0
 	}
 	hex := func(id uint64) string { return strconv.FormatUint(id, 16) }
+	gauge(descInstalling, flag(c.n.host.Installing()))
 	cluster, committed := c.n.Cluster(context.Background()), c.n.host.Raft.Status().Committed
 	for _, p := range cluster.Progress {
 		to := hex(p.ID)

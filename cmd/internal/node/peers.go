@@ -233,6 +233,9 @@ func (p peers) Match() map[uint64]uint64 {
 // progress returns what raft knows of the other members; nil if this member does not lead, or
 // raft does not answer in time.
 func (n *Node) progress(ctx context.Context) []replica.PeerProgress {
+	if !n.host.Raft.Status().IsLeader {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, progressTimeout)
 	defer cancel()
 	progress, err := n.host.Requests.Progress(ctx)
