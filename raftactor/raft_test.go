@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -555,6 +556,33 @@ func TestPersisted(t *testing.T) {
 		}
 		if got := persisted(markEvery + 1); len(got) > 0 {
 			t.Fatalf("trimmed again: %v", got)
+		}
+	})
+}
+
+// TestKeepLog: the log keeps its mark while a snapshot is on its way that may be older than the
+// store, and gets the next one afterwards.
+func TestKeepLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var keep atomic.Bool
+		keep.Store(true)
+		r := newRaftRigWith(t, replicaConfig(true), func(c *Config) { c.KeepLog = keep.Load })
+		r.settle()
+		for id := range uint64(markEvery) {
+			r.propose(100 + id)
+		}
+		r.settle()
+		persisted := func() []*walmsg.Trim {
+			r.ref.MustPost(raftLocal, &raftmsg.Persisted{AppliedIndex: markEvery, AppliedTerm: 2,
+				ConfState: &raftpb.ConfState{Voters: []uint64{1}}}, one)
+			return r.trims.next()
+		}
+		if got := persisted(); len(got) > 0 {
+			t.Fatalf("got marks %v, want none meanwhile", got)
+		}
+		keep.Store(false)
+		if got := persisted(); len(got) != 1 || got[0].MarkIndex != markEvery {
+			t.Fatalf("got marks %v, want one at %d", got, markEvery)
 		}
 	})
 }
