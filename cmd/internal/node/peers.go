@@ -170,7 +170,15 @@ func (n *Node) handOver(ctx context.Context) {
 		return
 	}
 	code, err := n.host.Requests.TransferLeadership(ctx, to)
-	n.cfg.Logger.Info().Str("to", strconv.FormatUint(to, 16)).Stringer("result", code).AnErr("error", err).Msg("transferred leadership")
+	hex := strconv.FormatUint(to, 16)
+	switch {
+	case err != nil: // such as when all members are stopped at the same time
+		n.cfg.Logger.Warn().Str("to", hex).Err(err).Msg("failed to transfer leadership before the stop")
+	case code != raftmsg.Code_OK:
+		n.cfg.Logger.Warn().Str("to", hex).Stringer("result", code).Msg("failed to transfer leadership before the stop")
+	default:
+		n.cfg.Logger.Info().Str("to", hex).Msg("transferred leadership before the stop")
+	}
 }
 
 // successor returns the voter whose log is the longest of those that are connected; 0 if
