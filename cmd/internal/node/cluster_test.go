@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -372,6 +373,38 @@ func TestClusterWithoutQuorum(t *testing.T) {
 		return err == nil
 	})
 	c.members[1].wantGet("k", "3")
+}
+
+// TestRemovedMemberStopsAtOnce: a read that waits for a leader does not delay the stop of a
+// member that was removed.
+func TestRemovedMemberStopsAtOnce(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	c.wantEqual()
+	c.members[1].stop()
+	c.members[2].stop()
+	m := c.members[0]
+	c.eventually("there is no leader", func() bool { return m.Raft().Leader == 0 })
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	read := make(chan error, 1)
+	go func() {
+		_, err := pb.NewKVClient(m.client.ActiveConnection()).Range(ctx, &pb.RangeRequest{Key: []byte("k")})
+		read <- err
+	}()
+	c.eventually("a read waits", func() bool {
+		return slices.ContainsFunc(m.Actors().Mailboxes, func(b actors.MailboxSnapshot) bool {
+			return b.Name == actors.CoreReadIndex && b.DepthRequests > 0
+		})
+	})
+	m.removed("test")
+	began := time.Now()
+	m.stop()
+	if took := time.Since(began); took >= drainTimeout {
+		t.Errorf("got %v for the stop, want less than %v", took, drainTimeout)
+	}
+	if err := <-read; err == nil {
+		t.Error("got no error of the read, want one")
+	}
 }
 
 var _ = pb.AlarmType_NONE

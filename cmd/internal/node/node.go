@@ -52,6 +52,7 @@ type Node struct {
 	monitors  monitors
 
 	leaving  atomic.Bool   // removed was called
+	left     chan struct{} // closed by removed
 	ready    chan struct{} // closed once the member serves
 	done     chan error    // receives an error if serving fails
 	stop     sync.Once
@@ -91,6 +92,7 @@ func New(cfg Config) (*Node, error) {
 		ready:    make(chan struct{}),
 		done:     make(chan error, 1),
 		stopping: make(chan struct{}),
+		left:     make(chan struct{}),
 	}
 	n.reads = grpcgw.NewReads(cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
 	n.registry.Add(n.reads.Gate())
@@ -271,7 +273,8 @@ func (n *Node) stopCore(ctx context.Context) error {
 
 // drainTimeout bounds how long a stop waits for the requests in progress. Then it closes
 // their connections, and with them the streams, which do not end by themselves. With other
-// voters it is drainTimeoutReplicated: the clients turn to another member.
+// voters it is drainTimeoutReplicated: the clients turn to another member. A member that
+// was removed waits for none, because its requests cannot complete.
 const (
 	drainTimeout           = 3 * time.Second
 	drainTimeoutReplicated = 500 * time.Millisecond
@@ -284,10 +287,18 @@ func (n *Node) stopGateway(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := n.gateway.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		return err
+	go func() { // ends with the stop
+		select {
+		case <-n.left:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	err := n.gateway.Stop(ctx)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // announce waits until reads succeed, publishes the attributes of the member to the

@@ -143,6 +143,7 @@ func (n *Node) removed(reason string) {
 	if n.leaving.Swap(true) {
 		return
 	}
+	close(n.left)
 	n.cfg.Logger.Error().Str("reason", reason).Msg("the member was removed from the cluster and stops")
 	time.AfterFunc(removedGrace*n.cfg.Heartbeat, func() { n.fail(errRemoved) })
 }

@@ -287,7 +287,7 @@ func TestReconfigAddAndRemove(t *testing.T) {
 	m3.awaitReady()
 	m3.wantGet("k", "2")
 
-	leader, follower := c.leader()
+	_, follower := c.leader()
 	m4 := c.addMember(follower, true)
 	c.wantMembers(m4, slices.Clone(c.members)...)
 	if _, err := m4.client.Put(within(5*time.Second), "k", "3"); !strings.Contains(fmt.Sprint(err), "not supported for learner") {
@@ -307,7 +307,7 @@ func TestReconfigAddAndRemove(t *testing.T) {
 	leader, follower = c.leader()
 	c.removeMember(leader, follower)
 	c.wantMembers(nil, c.live()...)
-	leader, _ = c.leader()
+	leader, _ := c.leader()
 	c.removeMember(leader, leader)
 	c.wantMembers(nil, c.live()...)
 	next, _ := c.leader()
