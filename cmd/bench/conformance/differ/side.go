@@ -10,7 +10,9 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
@@ -21,6 +23,9 @@ import (
 // callTimeout is the timeout of a call. It is longer than a server's own timeout of a
 // proposal.
 const callTimeout = 20 * time.Second
+
+// catchUpPause is the pause before another attempt of a read that an election has ended.
+const catchUpPause = 20 * time.Millisecond
 
 // Side says how to run one of the two servers.
 type Side struct {
@@ -229,12 +234,29 @@ func (r *running) catchUp(ctx context.Context, c Call) error {
 		behind = r.members // the leader checks some of these before they are replicated
 	}
 	for _, m := range behind {
-		// It is a linearizable read that no alarm refuses.
-		if _, err := pb.NewClusterClient(m.conn).MemberList(ctx, &pb.MemberListRequest{Linearizable: true}); err != nil {
+		if err := m.catchUp(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// catchUp waits until the member has applied everything that was acknowledged before. The
+// read that it makes is not a call of the sequence, so it is made again if an election on an
+// overloaded machine has ended it.
+func (m *member) catchUp(ctx context.Context) error {
+	for {
+		// It is a linearizable read that no alarm refuses.
+		_, err := pb.NewClusterClient(m.conn).MemberList(ctx, &pb.MemberListRequest{Linearizable: true})
+		if status.Code(err) != codes.Unavailable {
+			return err
+		}
+		select {
+		case <-time.After(catchUpPause):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // settle waits for the compaction of the other members if the call has waited for that of
