@@ -304,10 +304,11 @@ func TestReconfigAddAndRemove(t *testing.T) {
 	m4.mustPut("k", "3")
 	c.wantEqual()
 
+	var leader *clusterMember
 	leader, follower = c.leader()
 	c.removeMember(leader, follower)
 	c.wantMembers(nil, c.live()...)
-	leader, _ := c.leader()
+	leader, _ = c.leader()
 	c.removeMember(leader, leader)
 	c.wantMembers(nil, c.live()...)
 	next, _ := c.leader()
