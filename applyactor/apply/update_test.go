@@ -58,7 +58,7 @@ func TestUpdateKeepsEveryField(t *testing.T) {
 		c := new(mvccmsg.Cluster)
 		fill(c.ProtoReflect())
 		c.Alarms[0].Disk, c.Alarms[0].Damage = false, false // else raising it again would change it
-		c.Removed[0] = 3         // 7 is a member
+		c.Removed[0] = 3                                    // 7 is a member
 		return c
 	}
 	conf := &raftpb.ConfState{Voters: []uint64{7}}
