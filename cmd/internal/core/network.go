@@ -77,9 +77,9 @@ func (h *Host) membersChanged(c *mvccmsg.Cluster) {
 	if len(members) == 0 {
 		members = h.cfg.Members // nothing is applied yet
 	}
-	h.members.Store(&members)
 	removed := c.GetRemoved()
 	members = slices.DeleteFunc(slices.Clone(members), func(m *applymsg.Member) bool { return slices.Contains(removed, m.Id) })
+	h.members.Store(&members)
 	h.removed.Store(&removed)
 	var others []uint64
 	for _, m := range members {

@@ -257,6 +257,7 @@ func (c *testCluster) wantEqual() {
 // TestClusterReplicates: writes through any member are seen by linearizable reads on all,
 // also after members restart.
 func TestClusterReplicates(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	for i := range 30 {
 		c.members[i%3].mustPut("k", fmt.Sprint(i))
@@ -288,6 +289,7 @@ func TestClusterReplicates(t *testing.T) {
 // TestClusterSurvivesItsLeader: writes through the surviving members do not fail when the
 // leader stops, and none is applied twice.
 func TestClusterSurvivesItsLeader(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	for round := range 3 {
 		leader, _ := c.leader()
@@ -350,6 +352,7 @@ func TestClusterSurvivesItsLeader(t *testing.T) {
 // TestClusterWithoutQuorum: without a quorum writes time out with etcd's error, and
 // serializable reads are served. When members return, writes are again accepted.
 func TestClusterWithoutQuorum(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	c.members[0].mustPut("k", "1")
 	c.wantEqual()

@@ -68,6 +68,7 @@ var clusterTypes = map[string]string{
 // TestClusterMetrics: what etcd's alerts and its dashboard read of a cluster is exported, and
 // changes as in etcd when members write, stop and return.
 func TestClusterMetrics(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	leader, _ := c.leader()
 	for i := range 20 {
@@ -192,6 +193,7 @@ func TestClusterMetrics(t *testing.T) {
 // TestSnapshotMetrics: a snapshot in progress is shown on both sides, and is counted when it
 // has ended.
 func TestSnapshotMetrics(t *testing.T) {
+	t.Parallel()
 	const value, missed = 256 << 10, 24 // more than the log in memory
 	var serves atomic.Bool              // the member that was away
 	var installing atomic.Int64         // how often it exported so while it opened a store

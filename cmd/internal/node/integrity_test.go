@@ -110,6 +110,7 @@ func (d *damaged) wantReported() {
 // TestCorruptRead: a read of damaged data fails, every time. Other reads succeed. The log,
 // the alarm and /readyz show the damage, and the member does not start with it.
 func TestCorruptRead(t *testing.T) {
+	t.Parallel()
 	const victim = 100
 	d := damage(t, victim, nil)
 	if _, err := d.client.Get(t.Context(), fmt.Sprint(victim)); !errors.Is(err, rpctypes.ErrCorrupt) {

@@ -200,6 +200,7 @@ var leaseCount = flag.Int("leases", 5_000, "leases that expire at once in TestMa
 // served meanwhile. The figures are logged:
 // go test -run TestManyLeasesExpire -leases 100000 -v ./cmd/internal/node
 func TestManyLeasesExpire(t *testing.T) {
+	t.Parallel()
 	const perTxn, writers = 100, 8
 	m := startMember(t, t.TempDir(), nil)
 	defer m.shut()

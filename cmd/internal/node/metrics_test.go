@@ -99,7 +99,7 @@ func TestTroubleOfHealthyMember(t *testing.T) {
 			got = append(got, strings.TrimSpace(rest))
 		}
 	}
-	want := []string{`check="corruption"} 0`, `check="fsync"} 0`, `check="log"} 0`, `check="space"} 0`, `check="store"} 0`}
+	want := []string{`check="apply"} 0`, `check="corruption"} 0`, `check="fsync"} 0`, `check="log"} 0`, `check="space"} 0`, `check="store"} 0`}
 	if !slices.Equal(got, want) {
 		t.Errorf("got the samples %q, want %q", got, want)
 	}

@@ -122,6 +122,7 @@ func TestRestart(t *testing.T) {
 
 // TestStopCutsStreams: the member stops without an error while a client has a stream open.
 func TestStopCutsStreams(t *testing.T) {
+	t.Parallel()
 	m := startMember(t, t.TempDir(), nil)
 	stream, err := healthpb.NewHealthClient(m.client.ActiveConnection()).Watch(context.Background(), &healthpb.HealthCheckRequest{})
 	if err != nil {

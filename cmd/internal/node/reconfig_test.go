@@ -276,6 +276,7 @@ func (l *writers) end(through *clusterMember) {
 // follower, and a follower and the leader are removed. Removed members stop by themselves,
 // and again when they are started again.
 func TestReconfigAddAndRemove(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	c.members[0].mustPut("k", "1")
 	m3 := c.addMember(c.members[0], false)
@@ -324,6 +325,7 @@ func TestReconfigAddAndRemove(t *testing.T) {
 // TestWipedMember: a member that lost its data directory and starts again under its old id is
 // refused by the others and stops. Both sides say why, and nothing is damaged.
 func TestWipedMember(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	c.members[0].mustPut("k", "1")
 	c.wantEqual()
@@ -358,6 +360,7 @@ func TestWipedMember(t *testing.T) {
 // TestMemberOfAnotherCluster: a member that listens where one of another cluster is expected is
 // refused, and refuses; both go on.
 func TestMemberOfAnotherCluster(t *testing.T) {
+	t.Parallel()
 	a, b := startCluster(t, 3, nil), startCluster(t, 3, nil)
 	lost, stranger := a.members[2], b.members[2]
 	lost.stop()
@@ -480,6 +483,7 @@ func TestReconfigInvalid(t *testing.T) {
 // TestRollingReplacement: all three members are replaced, one by one, as learners, while
 // clients write and watch. No acknowledged write is lost, the watch has no gap.
 func TestRollingReplacement(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	l := c.startLoad(8, 100)
 	l.more(50)
@@ -527,6 +531,7 @@ const snapshotsSent = "etcd_network_snapshot_send_success"
 
 // TestRollingRestartSendsNoSnapshot: members that restart get what they missed from the log.
 func TestRollingRestartSendsNoSnapshot(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	l := c.startLoad(4, 1000)
 	l.more(40)
@@ -552,6 +557,7 @@ func TestRollingRestartSendsNoSnapshot(t *testing.T) {
 // TestSnapshotCatchUp: a follower that has missed more than the leader keeps catches up by
 // exactly one snapshot while writes go on. A watch on it goes on without a gap.
 func TestSnapshotCatchUp(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, func(_ int, cfg *Config) {
 		cfg.SnapshotCatchUpEntries, cfg.CatchUpBytes = 10, 64<<10
 		cfg.Storage = core.Storage{LogSegmentBytes: 256 << 10}
@@ -608,6 +614,7 @@ func TestSnapshotCatchUp(t *testing.T) {
 // TestForceNewCluster: one of three members continues alone with all data when the other two
 // are lost; those are removed, and stop when they come back. The cluster can grow again.
 func TestForceNewCluster(t *testing.T) {
+	t.Parallel()
 	force := false
 	c := startCluster(t, 3, func(i int, cfg *Config) { cfg.ForceNewCluster = force && i == 0 })
 	c.addMember(c.members[0], true)
@@ -650,6 +657,7 @@ func TestForceNewCluster(t *testing.T) {
 // TestElectionTickAdvance: members that start wait for an election only as long as it takes to
 // hear from a leader, unless the flag is off.
 func TestElectionTickAdvance(t *testing.T) {
+	t.Parallel()
 	const election = 8 * time.Second
 	began := time.Now()
 	c := startCluster(t, 3, func(_ int, cfg *Config) {

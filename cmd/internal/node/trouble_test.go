@@ -220,6 +220,7 @@ func (m *clusterMember) wantRepaired(observer *clusterMember, bad int) {
 // TestClusterRepairsDamage: damage to the store of one member fails no call. An alarm names the
 // member until it has replaced its store by that of another.
 func TestClusterRepairsDamage(t *testing.T) {
+	t.Parallel()
 	for _, leads := range []bool{false, true} {
 		t.Run(fmt.Sprint("leads=", leads), func(t *testing.T) {
 			c := startCluster(t, 3, func(_ int, c *Config) { c.CacheBytes = 64 << 10 })
@@ -243,6 +244,7 @@ func TestClusterRepairsDamage(t *testing.T) {
 // TestClusterRepairsAtStart: a member that finds damage at its start, or in a write that depends
 // on it, gets the store of another member before it goes on.
 func TestClusterRepairsAtStart(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, func(_ int, c *Config) { c.CacheBytes = 64 << 10 })
 	c.fill()
 	_, victim := c.leader()
@@ -360,6 +362,7 @@ func TestClusterLeaderStalls(t *testing.T) {
 // TestClusterStopsFast: a leader that stops transfers its leadership first, and does not wait
 // for clients that keep streams open. Writes through the others go on.
 func TestClusterStopsFast(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	c.members[0].mustPut("k", "v")
 	leader, follower := c.leader()
@@ -411,6 +414,7 @@ func TestClusterStopsFast(t *testing.T) {
 // TestClusterLeaderPaused: a leader that was stopped for longer than an election answers no
 // read with a value that was overwritten meanwhile.
 func TestClusterLeaderPaused(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, nil)
 	c.members[0].mustPut("k", "old")
 	leader, follower := c.leader()
@@ -431,6 +435,7 @@ func TestClusterLeaderPaused(t *testing.T) {
 // TestClusterDamageWithoutSpare: while a quorum depends on the damaged member, it votes and
 // appends, but it does not serve.
 func TestClusterDamageWithoutSpare(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, func(_ int, c *Config) {
 		c.CacheBytes = 64 << 10
 		c.SnapshotSendRate = 200 << 10 // the repair takes some seconds
@@ -468,6 +473,7 @@ func TestClusterDamageWithoutSpare(t *testing.T) {
 // TestClusterDiskFull: while the disk of one member is full, all members refuse puts, before
 // they reach the log. Log and store of the member survive.
 func TestClusterDiskFull(t *testing.T) {
+	t.Parallel()
 	var free atomic.Int64 // of the third member
 	free.Store(1 << 40)
 	c := startCluster(t, 3, func(i int, c *Config) {
