@@ -117,6 +117,11 @@ func releaseWhenIdle(log zerolog.Logger, small bool) (stop func()) {
 			}
 			if before := read(); heap.due(before) {
 				debug.FreeOSMemory()
+				if small {
+					if err := releaseImage(); err != nil {
+						log.Debug().Err(err).Msg("failed to return memory while idle")
+					}
+				}
 				after := read()
 				heap.last = after.allocated
 				log.Debug().Uint64("heap-bytes-before", before.held).Uint64("heap-bytes-after", after.held).
