@@ -22,7 +22,7 @@ func (l *Logger) Error(v ...any)                   { l.Log.Error().Msg(fmt.Sprin
 func (l *Logger) Errorf(format string, v ...any)   { l.Log.Error().Msgf(format, v...) }
 
 // infoLevel returns the level of a message that raft logs as information. With asynchronous
-// writes to storage, raft is told of the same durable entry more than once in normal
+// writes to storage, raft receives the acknowledgement of an entry more than once in normal
 // operation, and each time it logs that it ignores this.
 func infoLevel(format string) zerolog.Level {
 	if strings.HasSuffix(format, "; ignoring") {

@@ -210,8 +210,8 @@ func (r *raftRig) transferTo(id uint64) *transferCall {
 	return c
 }
 
-// TestTransferLeadership: the codes of transfers. The proposer is told to hold its batches,
-// and to go on if the transfer ends without success.
+// TestTransferLeadership: the codes of transfers. The proposer holds its batches,
+// and continues if the transfer ends without success.
 func TestTransferLeadership(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRaftRig(t, twoVoters())

@@ -89,7 +89,7 @@ func (h *Host) open() (_ *actors.Incarnation, err error) {
 		}
 	}
 	// IMPORTANT: the data id must be durable before a vote or an append leaves the member, so
-	// that a directory which was wiped later cannot take back what this one promised.
+	// that a directory that is wiped later is recognised, and cannot break its promises.
 	if err := h.cfg.Dir.record(h.cfg.Identity); err != nil {
 		return nil, err
 	}

@@ -68,7 +68,6 @@ type Host struct {
 	members    atomic.Pointer[[]*applymsg.Member] // as last passed to the network; immutable
 	removed    atomic.Pointer[[]uint64]           // ids of removed members
 	sequence   atomic.Uint64                      // the last unique id that was assigned
-	otherIDs   atomic.Pointer[[]uint64]           // ids of the other members
 	current    atomic.Pointer[Handles]
 	lastPanic  atomic.Uint64 // index of the entry at which a stage last panicked
 	keepLog    atomic.Bool   // a snapshot that is not newer than the log will be installed
@@ -88,6 +87,11 @@ type Handles struct {
 	MVCC     *actors.Mailbox
 }
 
+// Core returns the parts that the compactor, the scrubber and the senders of snapshots use.
+func (c *Handles) Core() mvccactor.Core {
+	return mvccactor.Core{MVCC: c.MVCC, Store: c.Store, Keyspace: c.Keyspace}
+}
+
 // New returns a host. wait waits between two attempts of a call; see
 // leaseactor.ClientConfig.Pause.
 func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
@@ -100,7 +104,7 @@ func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
 		Full: cfg.Disk.LogFull, Metrics: cfg.Metrics.Raft})
 	h.Leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.RequestTimeout,
 		ReadIndex: h.Requests.ReadIndex, Alone: h.Raft.Alone, Slow: cfg.SlowKeepAlive, Pause: wait,
-		Self: cfg.Identity.MemberID, Leader: h.leader, Forwarder: cfg.LeaseForwarder})
+		Self: cfg.Identity.MemberID, Leader: h.Leader, Forwarder: cfg.LeaseForwarder})
 	// Ids are unique among members and boots, because the upper half is random.
 	h.sequence.Store((cfg.Rand()^cfg.Identity.MemberID)&^(1<<32-1) | 1)
 	return h
@@ -112,7 +116,9 @@ func (h *Host) Installing() bool { return h.installing.Load() }
 // Connect sets the network. IMPORTANT: it must be called before the core starts.
 func (h *Host) Connect(n Network) { h.cfg.Network = n }
 
-func (h *Host) leader() (id, term uint64) {
+// Leader returns the member that leads, and its term, as far as this one knows; 0 if there is
+// none.
+func (h *Host) Leader() (id, term uint64) {
 	s := h.Raft.Status()
 	return s.Leader, s.Term
 }
@@ -145,7 +151,7 @@ func (h *Host) isStopping() bool {
 // ErrStopping ends a reboot of the core while the member stops.
 var ErrStopping = errors.New("core: the member is stopping")
 
-// Deliver passes the results of a batch to the callers, with the ranges of their
+// deliver passes the results of a batch to the callers, with the ranges of their
 // transactions that they have yet to read.
 func (h *Host) deliver(b *raftmsg.ResultBatch, ranges []*mvcc.TxnRanges) {
 	var rests []raftactor.Rest

@@ -81,13 +81,6 @@ func (h *Host) membersChanged(c *mvccmsg.Cluster) {
 	members = slices.DeleteFunc(slices.Clone(members), func(m *applymsg.Member) bool { return slices.Contains(removed, m.Id) })
 	h.members.Store(&members)
 	h.removed.Store(&removed)
-	var others []uint64
-	for _, m := range members {
-		if m.Id != h.cfg.Identity.MemberID {
-			others = append(others, m.Id)
-		}
-	}
-	h.otherIDs.Store(&others)
 	h.cfg.Network.SetMembers(peerMembers(members), removed)
 	if slices.Contains(removed, h.cfg.Identity.MemberID) {
 		h.cfg.Removed("the member has been permanently removed from the cluster")
@@ -109,11 +102,17 @@ func (h *Host) isRemoved(id uint64) bool {
 }
 
 // others returns the ids of the other members, as far as this one knows them.
-func (h *Host) others() []uint64 {
-	if others := h.otherIDs.Load(); others != nil {
-		return *others
+func (h *Host) others() (ids []uint64) {
+	members := h.members.Load()
+	if members == nil {
+		return nil
 	}
-	return nil
+	for _, m := range *members {
+		if m.Id != h.cfg.Identity.MemberID {
+			ids = append(ids, m.Id)
+		}
+	}
+	return ids
 }
 
 // quorumRoundTrip returns the recent round-trip time to the leader, or on the leader to the
@@ -146,11 +145,11 @@ func (h *Host) connected(member uint64, since int64) bool {
 	if member != 0 {
 		return up(member)
 	}
-	n := 0
-	for _, id := range h.others() {
+	others, n := h.others(), 0
+	for _, id := range others {
 		if up(id) {
 			n++
 		}
 	}
-	return n >= (len(h.others())+1)/2
+	return n >= (len(others)+1)/2
 }

@@ -292,7 +292,7 @@ func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
 	if c == nil {
 		return nil, actors.ErrClosed
 	}
-	hold, err := h.Holds.Acquire(s.ctx, mvccactor.Core{MVCC: c.MVCC, Store: c.Store, Keyspace: c.Keyspace})
+	hold, err := h.Holds.Acquire(s.ctx, c.Core())
 	if err != nil {
 		return nil, err
 	}
@@ -308,16 +308,11 @@ func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
 		Store: c.Store, Hold: hold, BytesPerSecond: h.cfg.SnapshotSendRate,
 		Progress: h.transfers.progress(transferKey{peer: to}), Metrics: h.cfg.Metrics.Snapshot,
 	}, stream)
-	if err != nil && !errors.Is(err, context.Canceled) {
-		if _, reason := stream.CloseAndRecv(); reason != nil {
-			err = errors.Join(err, reason) // what the receiver says about it
-		}
+	if errors.Is(err, context.Canceled) {
 		return nil, err
 	}
-	if err != nil {
-		return nil, err
-	}
-	if _, err := stream.CloseAndRecv(); err != nil {
+	_, reason := stream.CloseAndRecv() // what the receiver says about it
+	if err := errors.Join(err, reason); err != nil {
 		return nil, err
 	}
 	return sent, nil
@@ -345,9 +340,7 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from uint64, stream peerpb.P
 	}
 	log.Info().Uint64("index", got.Index).Uint64("bytes", got.Bytes).Dur("took", time.Since(began)).
 		Msg("received a snapshot: rebooting the core to install it")
-	if old := h.received.Swap(got); old != nil {
-		return errors.Join(snapshot.ErrBusy, h.stores.Discard(got.Index))
-	}
+	h.received.Store(got) // there is no other: Stores receives none while one waits
 	h.installing.Store(true)
 	if !h.repairing.Load() {
 		h.cfg.Reboot(fmt.Errorf("core: a snapshot of index %d was received from member %x", got.Index, from))

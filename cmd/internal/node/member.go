@@ -191,5 +191,5 @@ func (n *Node) currentCore() (core mvccactor.Core, ok bool) {
 	if c == nil {
 		return core, false
 	}
-	return mvccactor.Core{MVCC: c.MVCC, Store: c.Store, Keyspace: c.Keyspace}, true
+	return c.Core(), true
 }

@@ -70,7 +70,7 @@ func (n *Node) bootstrapDigest() uint64 {
 	for _, m := range n.cfg.Members {
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 		if err != nil {
-			return 0 // New has refused it
+			return 0 // the boot of the core fails for the same reason
 		}
 		h.Write(b)
 	}
@@ -81,8 +81,7 @@ func (n *Node) bootstrapDigest() uint64 {
 func (n *Node) leaseForwarder(uint64) (actors.Stage, error) {
 	return leaseactor.NewForwarder(leaseactor.ForwarderConfig{
 		Limit: n.cfg.Mailboxes.Lease, Election: n.cfg.Election, Self: n.id.MemberID,
-		Leader: func() (id, term uint64) { s := n.host.Raft.Status(); return s.Leader, s.Term },
-		Conn:   n.peers.Conn, Metrics: n.metrics.core.Lease, Faults: n.cfg.Faults,
+		Leader: n.host.Leader, Conn: n.peers.Conn, Metrics: n.metrics.core.Lease, Faults: n.cfg.Faults,
 	}), nil
 }
 
