@@ -355,6 +355,12 @@ func (m *Mailbox) tryPost(lane int, msg any, c Cost, mayWait bool) error {
 	return nil
 }
 
+// TryPostDeferrable is TryPost for a message that is of no use to an actor that has nothing
+// else to do; see MustPostDeferrable.
+func (m *Mailbox) TryPostDeferrable(lane int, msg any, c Cost) error {
+	return m.tryPost(lane, msg, c, true)
+}
+
 // MustPost queues msg in a Credit lane. The sender holds a window that makes overflow
 // impossible, so a full lane is a broken invariant and panics. If the mailbox is closed,
 // the message goes to OnReject.
@@ -367,7 +373,7 @@ func (m *Mailbox) MustPost(lane int, msg any, c Cost) { m.mustPost(lane, msg, c,
 func (m *Mailbox) MustPostDeferrable(lane int, msg any, c Cost) { m.mustPost(lane, msg, c, true) }
 
 // Defer sets whether the actor waits for something else to happen before it handles
-// messages of MustPostDeferrable. The actor calls it while it handles a batch. After
+// messages of MustPostDeferrable and TryPostDeferrable. The actor calls it while it handles a batch. After
 // Defer(false), messages that were deferred are handled next.
 func (m *Mailbox) Defer(on bool) {
 	m.mu.Lock()

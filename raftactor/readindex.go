@@ -14,9 +14,9 @@ import (
 //
 //	queued    readers wait for the next attempt
 //	attempt   raft is asked for a read index, under an id of its own; readers that come
-//	          later wait for the next attempt. If there is no answer, the attempt is
-//	          repeated under a new id. On a slow network the next attempt follows before
-//	          the answer
+//	          later wait for the next attempt, without waking the actor. If there is no
+//	          answer, the attempt is repeated under a new id. On a slow network the next
+//	          attempt follows before the answer
 //	settled   the attempt has an index; its readers wait until that is applied
 //	release   answers the readers
 
@@ -32,10 +32,11 @@ const (
 	// readRetry is the time after which an attempt without an answer counts as lost.
 	readRetry = 500 * time.Millisecond
 	// slowRTT is the round-trip time to the other members from which several attempts are
-	// outstanding, one after each readPace-th part of it. On a faster network one is better,
-	// because each attempt costs a heartbeat to every member.
-	slowRTT  = 300 * time.Microsecond
+	// outstanding, one after each readPace-th part of it, but not before paceMin. On a faster
+	// network one is better, because each attempt costs a heartbeat to every member.
+	slowRTT  = time.Millisecond
 	readPace = 8
+	paceMin  = time.Millisecond
 	// attemptsMax bounds the outstanding attempts; raft's own lists have no bound. raft waits
 	// with as many before the first entry of a term.
 	attemptsMax = waitingReadsMax
@@ -57,7 +58,7 @@ func (c *ReadCall) resolve(code raftmsg.Code) { c.reply.Resolve(code) }
 
 // postRead posts a reader to the batcher. Errors: those of actors.Mailbox.TryPost.
 func postRead(box *actors.Mailbox, c *ReadCall) error {
-	return box.TryPost(readCalls, c, actors.Cost{Requests: 1})
+	return box.TryPostDeferrable(readCalls, c, actors.Cost{Requests: 1})
 }
 
 // ReadIndexConfig is what the batcher needs.
@@ -85,6 +86,8 @@ type ReadIndex struct {
 	asked    int64       // when the newest attempt was begun, as actors.Now
 	settled  []readWait  // readers whose index is not applied, in the order of their indexes
 	ticker   *actors.Ticker
+	pacer    actors.Timer // wakes the actor for the next attempt on a slow network; nil before the first
+	paced    int64        // when pacer ends, as actors.Now
 }
 
 // attempt is a request for a read index with its readers.
@@ -127,6 +130,9 @@ func (r *ReadIndex) Receive(ctx actor.Context) {
 		r.batch(m)
 	case *actor.Stopping:
 		r.ticker.Stop()
+		if r.pacer != nil {
+			r.pacer.Stop()
+		}
 		r.failAll(raftmsg.Code_STOPPED)
 	}
 }
@@ -147,20 +153,26 @@ func (r *ReadIndex) batch(b *actors.Batch) {
 	}
 	r.ask()
 	r.release()
+	r.await()
 	if len(r.queued)+len(r.attempts)+len(r.settled) > 0 {
 		r.ticker.Arm()
 	}
 }
 
-// answer completes a call and releases its room in the mailbox.
-func (r *ReadIndex) answer(c *ReadCall, code raftmsg.Code) {
-	r.box.ReleaseLane(readCalls, actors.Cost{Requests: 1})
-	c.resolve(code)
+// answer completes calls and releases their room in the mailbox.
+func (r *ReadIndex) answer(calls []*ReadCall, code raftmsg.Code) {
+	if len(calls) == 0 {
+		return
+	}
+	r.box.ReleaseLane(readCalls, actors.Cost{Requests: len(calls)})
+	for _, c := range calls {
+		c.resolve(code)
+	}
 }
 
 // ask starts an attempt for all queued readers, if another one may be outstanding.
 func (r *ReadIndex) ask() {
-	if len(r.queued) == 0 || r.leader == 0 || !r.mayAsk() {
+	if len(r.queued) == 0 || r.leader == 0 || r.wait() != 0 {
 		return
 	}
 	a := &attempt{calls: r.queued}
@@ -169,18 +181,38 @@ func (r *ReadIndex) ask() {
 	r.asked = a.sent
 }
 
-// mayAsk reports whether one more attempt may be outstanding. It is checked whenever a
-// reader comes and an attempt is answered, which is often enough to need no timer.
-func (r *ReadIndex) mayAsk() bool {
-	n := len(r.attempts)
-	if n == 0 {
-		return true
-	}
-	if n >= attemptsMax || r.cfg.RTT == nil {
-		return false
+// wait returns after how long one more attempt may be outstanding; negative means that only
+// an answer allows it.
+func (r *ReadIndex) wait() time.Duration {
+	switch n := len(r.attempts); {
+	case n == 0:
+		return 0
+	case n >= attemptsMax || r.cfg.RTT == nil:
+		return -1
 	}
 	rtt := r.cfg.RTT()
-	return rtt >= slowRTT && actors.Now()-r.asked >= int64(rtt/readPace)
+	if rtt < slowRTT {
+		return -1
+	}
+	return max(0, time.Duration(r.asked-actors.Now())+max(rtt/readPace, paceMin))
+}
+
+// await decides what wakes the actor next. A reader does only if an attempt could begin at
+// once: otherwise the answer, the pacer or a tick takes all that have come until then.
+func (r *ReadIndex) await() {
+	wait := r.wait()
+	if wait > 0 && len(r.queued) > 0 && r.paced <= actors.Now() {
+		r.paced = actors.Now() + int64(wait)
+		if r.pacer == nil {
+			// If the mailbox is full, the actor is awake anyway.
+			r.pacer = actors.AfterFunc(wait, func() {
+				_ = r.box.TryPost(readControl, &actors.Tick{At: actors.Now()}, actors.Cost{Requests: 1})
+			})
+		} else {
+			r.pacer.Reset(wait)
+		}
+	}
+	r.box.Defer(len(r.attempts) > 0 && (wait < 0 || wait > 0 && len(r.queued) > 0))
 }
 
 func (r *ReadIndex) send(a *attempt) {
@@ -208,9 +240,7 @@ func (r *ReadIndex) release() {
 	r.cfg.State.readers.Store(len(r.settled) > 0)
 	applied := r.cfg.Applied()
 	for len(r.settled) > 0 && r.settled[0].index <= applied {
-		for _, c := range r.settled[0].calls {
-			r.answer(c, raftmsg.Code_OK)
-		}
+		r.answer(r.settled[0].calls, raftmsg.Code_OK)
 		r.settled = r.settled[1:]
 	}
 	r.cfg.State.readers.Store(len(r.settled) > 0)
@@ -221,10 +251,8 @@ func (r *ReadIndex) release() {
 func (r *ReadIndex) roleChanged(m *raftmsg.RoleChanged) {
 	r.leader = m.Leader
 	for _, a := range r.attempts {
-		for _, c := range a.calls {
-			r.cfg.Metrics.failedReads.Inc()
-			r.answer(c, raftmsg.Code_LEADER_CHANGED)
-		}
+		r.cfg.Metrics.failedReads.Add(float64(len(a.calls)))
+		r.answer(a.calls, raftmsg.Code_LEADER_CHANGED)
 	}
 	r.attempts = nil
 }
@@ -252,15 +280,17 @@ func (r *ReadIndex) tick(t *actors.Tick) {
 
 // expire answers the readers whose deadline has passed, and returns the others.
 func (r *ReadIndex) expire(calls []*ReadCall, now int64) []*ReadCall {
+	var late []*ReadCall
 	left := calls[:0]
 	for _, c := range calls {
 		if c.deadline > now {
 			left = append(left, c)
-			continue
+		} else {
+			late = append(late, c)
 		}
-		r.cfg.Metrics.failedReads.Inc()
-		r.answer(c, raftmsg.Code_TIMED_OUT)
 	}
+	r.cfg.Metrics.failedReads.Add(float64(len(late)))
+	r.answer(late, raftmsg.Code_TIMED_OUT)
 	return left
 }
 
@@ -272,8 +302,6 @@ func (r *ReadIndex) failAll(code raftmsg.Code) {
 	for _, a := range r.attempts {
 		calls = append(calls, a.calls...)
 	}
-	for _, c := range calls {
-		r.answer(c, code)
-	}
+	r.answer(calls, code)
 	r.queued, r.attempts, r.settled = nil, nil, nil
 }

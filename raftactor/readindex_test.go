@@ -142,49 +142,105 @@ func TestReadersShareAnAttempt(t *testing.T) {
 	})
 }
 
+// TestReadersDoNotWakeTheActor: what comes during an attempt waits in the mailbox, and is in
+// the next attempt as a whole.
+func TestReadersDoNotWakeTheActor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.role(1)
+		a := r.read()
+		first := r.attempt()
+		before := r.ref.Mailbox.Stats().Batches
+		var later []*ReadCall
+		for range 50 {
+			later = append(later, r.read())
+		}
+		if got := r.ref.Mailbox.Stats().Batches - before; got != 0 {
+			t.Errorf("readers during an attempt: the actor ran %d times, want 0", got)
+		}
+		r.applied.Store(100)
+		r.answer(first, 7)
+		r.want(raftmsg.Code_OK, a)
+		r.answer(r.attempt(), 8)
+		r.want(raftmsg.Code_OK, later...)
+
+		// The attempt is over, so the next reader wakes the actor.
+		b := r.read()
+		r.answer(r.attempt(), 9)
+		r.want(raftmsg.Code_OK, b)
+
+		// Those that wait are seen by the tick that ends them.
+		r.read()
+		r.attempt()
+		late := r.read()
+		time.Sleep(timeout + 2*readTick)
+		r.want(raftmsg.Code_TIMED_OUT, late)
+	})
+}
+
 // TestPacedAttempts: on a slow network a further attempt follows after an eighth of the
 // round-trip time, up to sixteen. Each has its own index, also if they are answered out of
 // order.
 func TestPacedAttempts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const rtt = 16 * slowRTT
 		r := newReadRig(t, roomy)
 		r.role(1)
 		r.rtt.Store(int64(slowRTT - 1))
 		a := r.read()
 		first := r.attempt()
-		time.Sleep(slowRTT)
+		time.Sleep(rtt)
 		b := r.read()
 		if got := r.next(); len(got) > 0 {
 			t.Fatalf("fast network: got the attempts %v, want none", got)
 		}
-		r.rtt.Store(int64(slowRTT))
-		c := r.read()
+		r.rtt.Store(int64(rtt))
+		r.tell(&actors.Tick{At: actors.Now()})
 		second := r.attempt()
+		c := r.read()
 		d := r.read()
+		time.Sleep(rtt/readPace - 1)
+		synctest.Wait()
 		if got := r.next(); len(got) > 0 {
 			t.Fatalf("too early: got the attempts %v, want none", got)
 		}
-		time.Sleep(slowRTT / readPace)
-		e := r.read()
-		third := r.attempt()
+		time.Sleep(1)
+		synctest.Wait()
+		third := r.attempt() // nothing but the time has woken the actor
 		r.answer(third, 30)
 		r.answer(first, 10)
 		r.answer(second, 20)
 		r.apply(10)
 		r.want(raftmsg.Code_OK, a)
-		r.waits(b, c, d, e)
+		r.waits(b, c, d)
 		r.apply(20)
-		r.want(raftmsg.Code_OK, b, c)
-		r.waits(d, e)
+		r.want(raftmsg.Code_OK, b)
+		r.waits(c, d)
 		r.apply(30)
-		r.want(raftmsg.Code_OK, d, e)
+		r.want(raftmsg.Code_OK, c, d)
 		for range 2 * attemptsMax {
-			time.Sleep(slowRTT)
+			time.Sleep(rtt / readPace)
 			r.read()
 		}
 		if got := len(r.next()); got != attemptsMax {
 			t.Fatalf("got %d attempts, want %d", got, attemptsMax)
 		}
+
+		// A round-trip time just above the limit: attempts cost more than they gain.
+		r2 := newReadRig(t, roomy)
+		r2.role(1)
+		r2.rtt.Store(int64(slowRTT))
+		r2.read()
+		r2.attempt()
+		r2.read()
+		time.Sleep(paceMin - 1)
+		synctest.Wait()
+		if got := r2.next(); len(got) > 0 {
+			t.Fatalf("before the least pace: got the attempts %v, want none", got)
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		r2.attempt()
 	})
 }
 
