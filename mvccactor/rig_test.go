@@ -67,14 +67,8 @@ func (d *disk) batches() []backend.Batch {
 // openMemory opens a store in memory as backend.Open does one on disk.
 func openMemory(m *backend.Memory, wrap func(*backend.Memory) backend.Store) func(backend.Config) (backend.Store, error) {
 	return func(cfg backend.Config) (backend.Store, error) {
-		again, err := m.Reopen()
+		again, err := m.Reopen(cfg)
 		if err != nil {
-			return nil, err
-		}
-		if err := again.State(cfg.VisitState); err != nil {
-			return nil, err
-		}
-		if err := again.Scan(cfg.VisitPack); err != nil {
 			return nil, err
 		}
 		return wrap(again), nil

@@ -19,6 +19,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/peerpb"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // tape records the encoded chunks of a snapshot, and replays them. between runs before each
@@ -107,7 +108,7 @@ func newTransfer(t *testing.T, seed uint64, held bool) *transfer {
 // receive receives what was sent, and returns the path of the store.
 func (x *transfer) receive() (path string, got *snapshot.Received) {
 	x.t.Helper()
-	stores := snapshot.NewStores(x.t.TempDir())
+	stores := snapshot.NewStores(wal.OSFS{}, x.t.TempDir())
 	got, err := snapshot.Receive(context.Background(), snapshot.ReceiveConfig{ClusterID: 1, Member: 3, From: 2, Stores: stores,
 		OpenBackend: backend.Open, Check: CheckState}, &x.tape)
 	if err != nil {

@@ -135,7 +135,7 @@ func TestVerifyInstalled(t *testing.T) {
 	dir := filled(t, 2)
 	member := filepath.Join(dir, "member")
 	must(t, os.Rename(filepath.Join(member, "db"), filepath.Join(member, "db-00000000000000aa")))
-	must(t, snapshot.NewStores(member).Switch(0xaa))
+	must(t, snapshot.NewStores(wal.OSFS{}, member).Switch(0xaa))
 	code, rep := verifyJSON(t, dir)
 	if code != exitOK || rep.Store == nil || rep.Store.Folder != "member/db-00000000000000aa" || rep.Store.Keys != 90 {
 		t.Errorf("exit code %d, store %+v, problems %v; want 90 keys in db-00000000000000aa", code, rep.Store, rep.Problems)

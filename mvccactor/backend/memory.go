@@ -18,6 +18,7 @@ type Memory struct {
 	closed  bool
 	failure error
 	fault   memoryFault
+	before  func() error // of BeforeEach
 	garbage uint64
 }
 
@@ -52,17 +53,35 @@ func NewMemory() *Memory {
 }
 
 // Reopen closes m and returns a store with what is durable in it, as after a crash or a
-// restart. Like Open it fails if a pack is damaged.
-func (m *Memory) Reopen() (*Memory, error) {
+// restart. Like Open it calls the Visit functions of cfg, whose other fields have no effect,
+// and fails if a pack is damaged.
+func (m *Memory) Reopen(cfg Config) (*Memory, error) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.closed = true
-	for _, id := range m.disk.ids() {
-		if _, err := m.disk.load(id); err != nil {
+	m.mu.Unlock()
+	again := &Memory{limits: m.limits, disk: m.disk}
+	if cfg.VisitState != nil {
+		if err := again.State(cfg.VisitState); err != nil {
 			return nil, err
 		}
 	}
-	return &Memory{limits: m.limits, disk: m.disk}, nil
+	visit := cfg.VisitPack
+	if visit == nil {
+		visit = func(PackID, []byte) error { return nil }
+	}
+	if err := again.Scan(visit); err != nil {
+		return nil, err
+	}
+	return again, nil
+}
+
+// BeforeEach makes every Commit call fn before each of its transactions, which are those of
+// FailCommit, and once more after the last. If fn returns an error, the store fails with it,
+// and what follows is not durable. fn must not use the store.
+func (m *Memory) BeforeEach(fn func() error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.before = fn
 }
 
 // FailCommit makes the nth Commit from now (1 is the next) fail with cause, after its first
@@ -110,24 +129,41 @@ func (m *Memory) Commit(b Batch) error {
 	if _, err := planBatch(b, m.limits); err != nil {
 		return err
 	}
+	if cause := m.commit(fineSteps(b)); cause != nil {
+		m.failure = fmt.Errorf("%w: %w", ErrFailed, cause)
+	}
+	return m.failure
+}
+
+// commit makes one transaction after another durable, until one is to fail.
+func (m *Memory) commit(steps []step) error {
 	left := -1
 	if m.fault.in > 0 {
 		if m.fault.in--; m.fault.in == 0 {
 			left = m.fault.after
 		}
 	}
-	for _, st := range fineSteps(b) {
+	for _, st := range steps {
 		if left == 0 {
 			break
 		}
 		left--
+		if err := m.step(); err != nil {
+			return err
+		}
 		m.apply(st)
 	}
 	if m.fault.cause != nil && m.fault.in == 0 {
-		m.failure = fmt.Errorf("%w: %w", ErrFailed, m.fault.cause)
-		return m.failure
+		return m.fault.cause
 	}
-	return nil
+	return m.step()
+}
+
+func (m *Memory) step() error {
+	if m.before == nil {
+		return nil
+	}
+	return m.before()
 }
 
 // fineSteps splits a batch into the smallest transactions that a store may make.

@@ -23,7 +23,7 @@ func TestMemoryFaults(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	old := m
-	m, err := m.Reopen()
+	m, err := m.Reopen(Config{})
 	must(t, err)
 	if _, err := old.Load(PackID{Main: 1}); !errors.Is(err, ErrClosed) {
 		t.Fatalf("got %v", err)
@@ -42,6 +42,6 @@ func TestMemoryFaults(t *testing.T) {
 		}
 	}
 	wantCorrupt(t, m.Scan(func(PackID, []byte) error { return nil }))
-	_, err = m.Reopen()
+	_, err = m.Reopen(Config{})
 	wantCorrupt(t, err)
 }

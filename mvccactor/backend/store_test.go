@@ -23,7 +23,7 @@ func TestModel(t *testing.T) {
 	t.Run("memory", func(t *testing.T) {
 		var m Store = NewMemory()
 		testModel(t, func() Store { return m }, func() Store {
-			r, err := m.(*Memory).Reopen()
+			r, err := m.(*Memory).Reopen(Config{})
 			must(t, err)
 			m = r
 			return r

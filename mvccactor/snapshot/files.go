@@ -2,89 +2,92 @@ package snapshot
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
+	"slices"
+
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // All operations on files are in this file, except those of the store itself.
 
-// exists reports whether there is a file or folder.
-func exists(path string) (bool, error) {
-	_, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
+// currentBytesMax bounds the file CURRENT, which has one line.
+const currentBytesMax = 4 << 10
+
+// exists reports whether there is a folder of this name.
+func (s *Stores) exists(name string) (bool, error) {
+	names, err := s.list()
+	return slices.Contains(names, name), err
 }
 
-// readFile returns the content of a file; nil if it does not exist.
-func readFile(path string) ([]byte, error) {
-	b, err := os.ReadFile(path)
+// list returns the names in the folder of the stores; none if it does not exist.
+func (s *Stores) list() ([]string, error) {
+	names, err := s.fs.List(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return names, err
+}
+
+// readCurrent returns the content of CURRENT; nil if there is no such file.
+func (s *Stores) readCurrent() ([]byte, error) {
+	b, err := wal.ReadFile(s.fs, s.path(currentFile), currentBytesMax)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	return b, err
 }
 
-// replaceFile makes the content of a file durable: a crash leaves the old or the new one.
-func replaceFile(path string, content []byte) (err error) {
-	tmp := path + tmpSuffix
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+// rename renames a folder, and makes that durable.
+func (s *Stores) rename(from, to string) error {
+	if err := s.fs.Rename(s.path(from), s.path(to)); err != nil {
 		return err
 	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return renameFolder(tmp, path)
+	return s.fs.SyncDir(s.dir)
 }
 
-// renameFolder renames a file or folder within its parent, and makes that durable.
-func renameFolder(from, to string) error {
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(to))
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// removeFolder removes a folder, if it exists. A crash leaves it whole, or under a temporary
-// name.
-func removeFolder(path string) error {
-	there, err := exists(path)
+// remove removes a folder, or a temporary file, if it exists. A crash leaves a store whole, or
+// under a temporary name.
+func (s *Stores) remove(name string) error {
+	there, err := s.exists(name)
 	if err != nil || !there {
 		return err
 	}
-	if filepath.Ext(path) != tmpSuffix {
-		tmp := path + tmpSuffix
-		if err := os.RemoveAll(tmp); err != nil {
+	if filepath.Ext(name) != tmpSuffix {
+		tmp := name + tmpSuffix
+		if err := s.removeAll(s.path(tmp), 0); err != nil {
 			return err
 		}
-		if err := renameFolder(path, tmp); err != nil {
+		if err := s.rename(name, tmp); err != nil {
 			return err
 		}
-		path = tmp
+		name = tmp
 	}
-	return os.RemoveAll(path)
+	return s.removeAll(s.path(name), 0)
 }
 
-// list returns the names in a folder.
-func list(dir string) (names []string, err error) {
-	entries, err := os.ReadDir(dir)
-	for _, e := range entries {
-		names = append(names, e.Name())
+// depthMax bounds the folders within folders that are removed: a store has one, for a moment.
+const depthMax = 8
+
+// removeAll removes a file, or a folder with all that is in it. It does nothing if there is
+// none.
+func (s *Stores) removeAll(path string, depth int) error {
+	failed := s.fs.Remove(path)
+	if failed == nil || errors.Is(failed, fs.ErrNotExist) {
+		return nil
 	}
-	return names, err
+	names, err := s.fs.List(path)
+	if err != nil || len(names) == 0 {
+		return failed
+	}
+	if depth == depthMax {
+		return fmt.Errorf("snapshot: %s is more than %d folders deep", path, depthMax)
+	}
+	for _, name := range names {
+		if err := s.removeAll(filepath.Join(path, name), depth+1); err != nil {
+			return err
+		}
+	}
+	return s.fs.Remove(path)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/peerpb"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // tape records chunks and replays them.
@@ -100,13 +101,13 @@ func record(t testing.TB, packs int) *tape {
 }
 
 func receiveConfig(t testing.TB) ReceiveConfig {
-	return ReceiveConfig{ClusterID: 1, Member: 3, From: 2, Stores: NewStores(t.TempDir()), OpenBackend: backend.Open}
+	return ReceiveConfig{ClusterID: 1, Member: 3, From: 2, Stores: NewStores(wal.OSFS{}, t.TempDir()), OpenBackend: backend.Open}
 }
 
 // leftovers returns what is in the folder of the stores.
 func leftovers(t testing.TB, s *Stores) []string {
 	t.Helper()
-	names, err := list(s.dir)
+	names, err := s.list()
 	must(t, err)
 	return names
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 // Names; see FORMAT.md.
@@ -40,6 +41,7 @@ var (
 
 // Stores are the folders of a member's stores. Its methods may be called concurrently.
 type Stores struct {
+	fs  wal.FS
 	dir string
 
 	mu sync.Mutex
@@ -48,8 +50,9 @@ type Stores struct {
 	pending string
 }
 
-// NewStores returns the stores in a folder, which must exist.
-func NewStores(dir string) *Stores { return &Stores{dir: dir} }
+// NewStores returns the stores in a folder of a file system. The folder must exist before
+// anything is changed.
+func NewStores(fsys wal.FS, dir string) *Stores { return &Stores{fs: fsys, dir: dir} }
 
 // folder returns the name of a store that was received.
 func folder(index uint64) string { return fmt.Sprintf("%s%016x", storePrefix, index) }
@@ -77,7 +80,7 @@ func (s *Stores) Current() (string, error) {
 }
 
 func (s *Stores) current() (string, error) {
-	b, err := readFile(s.path(currentFile))
+	b, err := s.readCurrent()
 	if err != nil {
 		return "", fmt.Errorf("snapshot: %w", err)
 	}
@@ -111,7 +114,7 @@ func (s *Stores) Choose(mark uint64, applied func(path string) (uint64, error)) 
 	there := false
 	if mark > 0 {
 		var statErr error
-		if there, statErr = exists(s.path(folder(mark))); statErr != nil {
+		if there, statErr = s.exists(folder(mark)); statErr != nil {
 			return "", fmt.Errorf("snapshot: %w", statErr)
 		}
 	}
@@ -172,7 +175,7 @@ func State(cfg backend.Config, open func(backend.Config) (backend.Store, error))
 // Check returns ErrNotReceived unless the store of a snapshot is there. IMPORTANT: it must be
 // called before the log records the mark of the snapshot.
 func (s *Stores) Check(index uint64) error {
-	there, err := exists(s.path(folder(index)))
+	there, err := s.exists(folder(index))
 	if err == nil && !there {
 		err = fmt.Errorf("%w: %d", ErrNotReceived, index)
 	}
@@ -186,7 +189,7 @@ func (s *Stores) Switch(index uint64) error {
 	if err := s.Check(index); err != nil {
 		return err
 	}
-	if err := replaceFile(s.path(currentFile), []byte(line(folder(index)))); err != nil {
+	if err := wal.ReplaceFile(s.fs, s.path(currentFile), []byte(line(folder(index)))); err != nil {
 		return fmt.Errorf("snapshot: switch to %s: %w", folder(index), err)
 	}
 	s.release(folder(index))
@@ -198,7 +201,7 @@ func (s *Stores) Switch(index uint64) error {
 func (s *Stores) Discard(index uint64) error {
 	name, err := s.current()
 	if err == nil && name != folder(index) {
-		err = removeFolder(s.path(folder(index)))
+		err = s.remove(folder(index))
 	}
 	s.release(folder(index))
 	return err
@@ -214,7 +217,7 @@ func (s *Stores) Clean() (removed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := list(s.dir)
+	names, err := s.list()
 	if err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
@@ -222,7 +225,7 @@ func (s *Stores) Clean() (removed []string, err error) {
 		if name == current || name == s.pending || !ours(name) {
 			continue
 		}
-		if err := removeFolder(s.path(name)); err != nil {
+		if err := s.remove(name); err != nil {
 			return removed, fmt.Errorf("snapshot: remove %s: %w", name, err)
 		}
 		removed = append(removed, name)
@@ -245,7 +248,7 @@ func (s *Stores) begin() (path string, err error) {
 		return "", fmt.Errorf("%w: %s", ErrBusy, s.pending)
 	}
 	path = s.path(incomingName)
-	if err := removeFolder(path); err != nil {
+	if err := s.remove(incomingName); err != nil {
 		return "", fmt.Errorf("snapshot: remove %s: %w", incomingName, err)
 	}
 	s.pending = incomingName
@@ -260,11 +263,11 @@ func (s *Stores) finish(index uint64) error {
 	if current, err := s.current(); err == nil && current == name {
 		return fmt.Errorf("snapshot: index %d is that of the current store", index)
 	}
-	if err := removeFolder(s.path(name)); err != nil {
+	if err := s.remove(name); err != nil {
 		return fmt.Errorf("snapshot: remove %s: %w", name, err)
 	}
-	if err := renameFolder(s.path(incomingName), s.path(name)); err != nil {
-		return errors.Join(fmt.Errorf("snapshot: rename to %s: %w", name, err), removeFolder(s.path(name)))
+	if err := s.rename(incomingName, name); err != nil {
+		return errors.Join(fmt.Errorf("snapshot: rename to %s: %w", name, err), s.remove(name))
 	}
 	s.pending = name
 	return nil
@@ -272,7 +275,7 @@ func (s *Stores) finish(index uint64) error {
 
 // abort removes the store that is being received.
 func (s *Stores) abort() error {
-	err := removeFolder(s.path(incomingName))
+	err := s.remove(incomingName)
 	s.release(incomingName)
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/mvccactor/backend"
+	"github.com/troupe-db/troupe/mvccactor/backend/backendtest"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/walactor/wal"
 	"github.com/troupe-db/troupe/walactor/wal/waltest"
@@ -22,6 +23,7 @@ import (
 type install struct {
 	t      *testing.T
 	stores *Stores
+	open   func(backend.Config) (backend.Store, error)
 	disk   *waltest.MemFS
 	log    *wal.Log // nil while the member is stopped
 }
@@ -33,9 +35,10 @@ func logConfig() wal.Config {
 }
 
 // writeStore makes a store with an applied index.
-func writeStore(t *testing.T, path string, index uint64) {
+func (m *install) writeStore(name string, index uint64) {
+	t := m.t
 	t.Helper()
-	store, err := backend.Open(backend.Config{Dir: path})
+	store, err := m.open(backend.Config{Dir: m.stores.path(name)})
 	must(t, err)
 	state, err := proto.Marshal(&mvccmsg.Durable{Format: 2, ClusterId: 1, MemberId: 3, AppliedIndex: index, AppliedTerm: 5})
 	must(t, err)
@@ -44,9 +47,26 @@ func writeStore(t *testing.T, path string, index uint64) {
 	must(t, store.Close())
 }
 
+// newInstall returns a member whose stores are on disk, and its log in memory.
 func newInstall(t *testing.T) *install {
-	m := &install{t: t, stores: NewStores(t.TempDir()), disk: waltest.New()}
-	writeStore(t, m.stores.path(firstStore), oldIndex)
+	m := &install{t: t, stores: NewStores(wal.OSFS{}, t.TempDir()), open: backend.Open, disk: waltest.New()}
+	m.start()
+	return m
+}
+
+// newMemoryInstall returns a member of which all is in memory.
+func newMemoryInstall(t *testing.T) *install {
+	m := &install{t: t, disk: waltest.New()}
+	must(t, m.disk.Mkdir("/member"))
+	must(t, m.disk.SyncDir("/"))
+	m.stores, m.open = NewStores(m.disk, "/member"), backendtest.New(m.disk).Open
+	m.start()
+	return m
+}
+
+func (m *install) start() {
+	t := m.t
+	m.writeStore(firstStore, oldIndex)
 	var es []*raftpb.Entry
 	for i := range uint64(oldIndex + 2) {
 		es = append(es, &raftpb.Entry{Index: proto.Uint64(i + 1), Term: proto.Uint64(2)})
@@ -55,13 +75,12 @@ func newInstall(t *testing.T) *install {
 	m.log, err = wal.Create(m.disk, "/wal", logConfig(), wal.Batch{Entries: es,
 		HardState: &raftpb.HardState{Term: proto.Uint64(2), Vote: proto.Uint64(9), Commit: proto.Uint64(oldIndex)}})
 	must(t, err)
-	return m
 }
 
 // crash loses what is in memory: the reservations of folders, and what the log did not sync.
 func (m *install) crash(seed uint64) {
 	m.disk.Crash(seed)
-	m.stores, m.log = NewStores(m.stores.dir), nil
+	m.stores, m.log = NewStores(m.stores.fs, m.stores.dir), nil
 }
 
 // boot opens log and store as the core does, and returns the applied index.
@@ -70,9 +89,9 @@ func (m *install) boot() uint64 {
 	log, rec, err := wal.Open(m.disk, "/wal", logConfig())
 	must(m.t, err)
 	m.log = log
-	path, err := m.stores.Choose(rec.Mark.Index, applied)
+	path, err := m.stores.Choose(rec.Mark.Index, m.applied)
 	must(m.t, err)
-	index, err := applied(path)
+	index, err := m.applied(path)
 	must(m.t, err)
 	if index < rec.Mark.Index || index > log.LastIndex() {
 		m.t.Fatalf("%s ends at %d, the log has a mark at %d and ends at %d: they do not belong together",
@@ -90,28 +109,35 @@ func (m *install) boot() uint64 {
 	return index
 }
 
-func applied(path string) (uint64, error) {
-	return AppliedIndex(backend.Config{Dir: path}, backend.Open)
+func (m *install) applied(path string) (uint64, error) {
+	return AppliedIndex(backend.Config{Dir: path, MustExist: true}, m.open)
+}
+
+func (m *install) receive() error {
+	cfg := ReceiveConfig{ClusterID: 1, Member: 3, From: 2, Stores: m.stores, OpenBackend: m.open}
+	_, err := Receive(context.Background(), cfg, record(m.t, 10))
+	return err
+}
+
+// mark makes the snapshot that was received the state that the log begins with.
+func (m *install) mark() error {
+	if err := m.stores.Check(testIndex); err != nil {
+		return err
+	}
+	return m.log.Install(wal.Mark{Index: testIndex, Term: 5})
 }
 
 // The steps of an installation. After a crash between any two of them, and at any call of the
 // log, the member is in the old or the new state, and never refuses to start.
 func TestInstallCrashes(t *testing.T) {
 	// Packs and state in the temporary folder.
-	written := func(m *install) { writeStore(m.t, m.stores.path(incomingName), testIndex) }
+	written := func(m *install) { m.writeStore(incomingName, testIndex) }
 	partly := func(m *install) {
 		must(m.t, os.Mkdir(m.stores.path(incomingName), 0o700))
 		must(m.t, os.WriteFile(filepath.Join(m.stores.path(incomingName), "000001.vlog"), []byte("x"), 0o600))
 	}
-	renamed := func(m *install) {
-		cfg := ReceiveConfig{ClusterID: 1, Member: 3, From: 2, Stores: m.stores, OpenBackend: backend.Open}
-		_, err := Receive(context.Background(), cfg, record(m.t, 10))
-		must(m.t, err)
-	}
-	marked := func(m *install) {
-		must(m.t, m.stores.Check(testIndex))
-		must(m.t, m.log.Install(wal.Mark{Index: testIndex, Term: 5}))
-	}
+	renamed := func(m *install) { must(m.t, m.receive()) }
+	marked := func(m *install) { must(m.t, m.mark()) }
 	switched := func(m *install) { must(m.t, m.stores.Switch(testIndex)) }
 	halfSwitched := func(m *install) {
 		must(m.t, os.WriteFile(m.stores.path(currentFile+tmpSuffix), []byte("db-"), 0o600))
@@ -150,20 +176,45 @@ func TestInstallCrashes(t *testing.T) {
 			}
 		})
 	}
-	for cut := 1; cut < 100; cut++ {
-		m := newInstall(t)
-		writeStore(t, m.stores.path(folder(testIndex)), testIndex)
+}
+
+// A power cut during any call of the file system, of a transfer, its installation and the start
+// after it, leaves the old or the new state. It is the new one if the installation has ended,
+// and the member always starts.
+func TestInstallPowerCuts(t *testing.T) {
+	const cutsMax = 2000
+	for cut := 1; cut < cutsMax; cut++ {
+		m := newMemoryInstall(t)
 		m.disk.CutPower(m.disk.Calls()+cut, uint64(cut))
-		err := m.log.Install(wal.Mark{Index: testIndex, Term: 5})
-		m.crash(uint64(cut))
-		if got := m.boot(); got != testIndex && (err == nil || got != oldIndex) {
-			t.Fatalf("power cut at call %d of Install, which returned %v: got a store at %d", cut, err, got)
+		received := m.receive()
+		err := received
+		if err == nil {
+			err = m.mark()
+		}
+		marked := err == nil
+		if marked {
+			err = m.stores.Switch(testIndex)
 		}
 		if err == nil {
+			_, err = m.stores.Clean()
+		}
+		m.crash(uint64(cut))
+		got := m.boot()
+		if got != testIndex && (marked || got != oldIndex) {
+			t.Fatalf("power cut at call %d; received: %v, installed: %v: got a store at %d", cut, received, err, got)
+		}
+		m.crash(uint64(cut + 1))
+		if again := m.boot(); again != got {
+			t.Fatalf("power cut at call %d: the first start had a store at %d, the second one at %d", cut, got, again)
+		}
+		if err == nil {
+			if cut < 50 {
+				t.Fatalf("an installation makes %d calls, want more than 50", cut)
+			}
 			return
 		}
 	}
-	t.Fatal("Install did not succeed after 100 calls")
+	t.Fatalf("the installation did not end within %d calls", cutsMax)
 }
 
 func TestChoose(t *testing.T) {
@@ -190,7 +241,7 @@ func TestChoose(t *testing.T) {
 		{"unreadable", true, mark, 0, lost, "", lost},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := NewStores(t.TempDir())
+			s := NewStores(wal.OSFS{}, t.TempDir())
 			must(t, os.Mkdir(s.path(firstStore), 0o700))
 			if c.received {
 				must(t, os.Mkdir(s.path(folder(mark)), 0o700))
@@ -223,7 +274,7 @@ func TestDamagedCurrent(t *testing.T) {
 	}
 	contents = append(contents, good+"\n", line("db-1"), line("../db"), line(incomingName), line(currentFile))
 	for _, content := range contents {
-		s := NewStores(t.TempDir())
+		s := NewStores(wal.OSFS{}, t.TempDir())
 		must(t, os.WriteFile(s.path(currentFile), []byte(content), 0o600))
 		never := func(string) (uint64, error) { t.Error("a store was read"); return 0, nil }
 		if _, err := s.Choose(testIndex, never); !errors.Is(err, ErrCurrent) {
@@ -240,7 +291,7 @@ func TestDamagedCurrent(t *testing.T) {
 }
 
 func TestCleanLeavesOtherFiles(t *testing.T) {
-	s := NewStores(t.TempDir())
+	s := NewStores(wal.OSFS{}, t.TempDir())
 	keep := []string{"db-notes", "db.bak", "db-00000000000000GG", "db-1", "wal", firstStore}
 	for _, name := range append([]string{folder(5), folder(6) + tmpSuffix, firstStore + tmpSuffix, incomingName}, keep...) {
 		must(t, os.Mkdir(s.path(name), 0o700))
@@ -259,13 +310,16 @@ func TestCleanLeavesOtherFiles(t *testing.T) {
 
 func TestAppliedIndex(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := applied(filepath.Join(dir, "none")); !errors.Is(err, backend.ErrMissing) {
+	applied := func(name string) (uint64, error) {
+		return AppliedIndex(backend.Config{Dir: filepath.Join(dir, name)}, backend.Open)
+	}
+	if _, err := applied("none"); !errors.Is(err, backend.ErrMissing) {
 		t.Errorf("no store: got %v, want ErrMissing", err)
 	}
 	empty, err := backend.Open(backend.Config{Dir: filepath.Join(dir, "empty")})
 	must(t, err)
 	must(t, empty.Close())
-	if index, err := applied(filepath.Join(dir, "empty")); err != nil || index != 0 {
+	if index, err := applied("empty"); err != nil || index != 0 {
 		t.Errorf("an empty store: got %d, %v, want 0", index, err)
 	}
 }

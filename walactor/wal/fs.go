@@ -1,9 +1,16 @@
 package wal
 
-import "io"
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+)
 
-// FS is the file system that holds a log. Paths are those of package filepath. A
-// missing file is reported as fs.ErrNotExist, a full disk as syscall.ENOSPC.
+// FS is the file system of a member: of its log, its identity and the folders of its stores.
+// Paths are those of package filepath. A missing file is reported as fs.ErrNotExist, a full
+// disk as syscall.ENOSPC.
 //
 // Durability is that of POSIX: the bytes and the length of a file survive a power cut
 // after its Datasync, a name after SyncDir of its directory.
@@ -20,7 +27,7 @@ type FS interface {
 	// Rename moves a file or directory. An existing file, or an existing
 	// empty directory, at the new path is replaced atomically.
 	Rename(oldPath, newPath string) error
-	// Remove deletes a file.
+	// Remove deletes a file or an empty directory.
 	Remove(path string) error
 	// SyncDir makes the names in dir durable.
 	SyncDir(dir string) error
@@ -43,4 +50,52 @@ type File interface {
 	// Datasync makes the content and the length durable. After an error it is
 	// unknown what is on disk.
 	Datasync() error
+}
+
+// temporarySuffix ends the name of the file that ReplaceFile writes first.
+const temporarySuffix = ".tmp"
+
+// ReplaceFile replaces a file atomically and durably: a crash leaves the old content or the
+// new one, and perhaps a file with the same name and the suffix .tmp.
+func ReplaceFile(fsys FS, path string, content []byte) error {
+	temporary := path + temporarySuffix
+	if err := fsys.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := fsys.Create(temporary)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(content, 0)
+	if err == nil {
+		err = f.Datasync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := fsys.Rename(temporary, path); err != nil {
+		return err
+	}
+	return fsys.SyncDir(filepath.Dir(path))
+}
+
+// ReadFile returns the content of a file of at most limit bytes; a larger one is an error.
+func ReadFile(fsys FS, path string, limit int64) ([]byte, error) {
+	f, err := fsys.Open(path, false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	if size > limit {
+		return nil, fmt.Errorf("%s has %d bytes, the limit is %d", path, size, limit)
+	}
+	content := make([]byte, size)
+	if _, err := f.ReadAt(content, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return content, nil
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -32,7 +31,8 @@ type DataDir struct {
 	Path string
 	// WAL, if set, is the folder of the write-ahead log instead of one in Path.
 	WAL string
-	// FS is the file system; nil is that of the operating system.
+	// FS is the file system of all but the content of stores, which Storage.OpenStore opens;
+	// nil is that of the operating system.
 	FS wal.FS
 }
 
@@ -95,7 +95,10 @@ func (d DataDir) StoreDir() string {
 	return dir
 }
 
-func (d DataDir) currentStore() (string, error) { return snapshot.NewStores(d.member()).Current() }
+// stores returns the folders of the stores.
+func (d DataDir) stores() *snapshot.Stores { return snapshot.NewStores(d.fs(), d.member()) }
+
+func (d DataDir) currentStore() (string, error) { return d.stores().Current() }
 
 func (d DataDir) firstStore() string { return filepath.Join(d.member(), "db") }
 
@@ -221,7 +224,7 @@ const identityBytesMax = 1 << 20
 // ReadIdentity reads the file of Layout.Identity. Errors: fs.ErrNotExist until the first
 // start has succeeded; ErrOtherMember if the file has no ids.
 func ReadIdentity(fsys wal.FS, path string) (Identity, error) {
-	text, err := readFile(fsys, path, identityBytesMax)
+	text, err := wal.ReadFile(fsys, path, identityBytesMax)
 	if err != nil {
 		return Identity{}, fmt.Errorf("core: identity: %w", err)
 	}
@@ -237,26 +240,6 @@ func parseIdentity(text []byte) (id Identity, err error) {
 		return Identity{}, errors.Join(err, ErrOtherMember)
 	}
 	return id, nil
-}
-
-func readFile(fsys wal.FS, path string, limit int64) ([]byte, error) {
-	f, err := fsys.Open(path, false)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	size, err := f.Size()
-	if err != nil {
-		return nil, err
-	}
-	if size > limit {
-		return nil, fmt.Errorf("%s has %d bytes, the limit is %d", path, size, limit)
-	}
-	text := make([]byte, size)
-	if _, err := f.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	return text, nil
 }
 
 // record writes the identity file, if it is missing or differs. It is called when the data
@@ -277,31 +260,8 @@ func writeIdentity(fsys wal.FS, path string, id Identity) error {
 	if err != nil {
 		return fmt.Errorf("core: identity: %w", err)
 	}
-	if err := replaceFile(fsys, path, append(text, '\n')); err != nil {
+	if err := wal.ReplaceFile(fsys, path, append(text, '\n')); err != nil {
 		return fmt.Errorf("core: identity: %w", err)
 	}
 	return nil
-}
-
-// replaceFile replaces a file atomically: a crash leaves the old or the new one.
-func replaceFile(fsys wal.FS, path string, text []byte) error {
-	temporary := path + ".tmp"
-	if err := fsys.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := fsys.Create(temporary)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(text, 0)
-	if err == nil {
-		err = f.Datasync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := fsys.Rename(temporary, path); err != nil {
-		return err
-	}
-	return fsys.SyncDir(filepath.Dir(path))
 }

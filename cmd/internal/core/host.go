@@ -98,7 +98,7 @@ func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
 	if cfg.Storage.OpenStore == nil {
 		cfg.Storage.OpenStore = backend.Open
 	}
-	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: snapshot.NewStores(cfg.Dir.member()),
+	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: cfg.Dir.stores(),
 		stopping: make(chan struct{})}
 	h.Requests = raftactor.NewClient(raftactor.ClientConfig{Timeout: cfg.RequestTimeout, State: h.Raft,
 		Full: cfg.Disk.LogFull, Metrics: cfg.Metrics.Raft})

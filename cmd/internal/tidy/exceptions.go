@@ -7,7 +7,11 @@ var sideways = map[[2]string]string{
 	{"raftactor/peer/peertest", "raftactor/peer"}:    "test support of the transport",
 	{"raftactor/peer/peertest", "raftactor/replica"}: "it stands in for the transport",
 
+	{"mvccactor/backend/backendtest", "mvccactor/backend"}: "test support of the adapter",
+	{"mvccactor/backend/backendtest", "walactor/wal"}:      "its stores are in the folders of a file system",
+
 	{"mvccactor/snapshot", "mvccactor/backend"}: "a snapshot is read from a store and written to one",
+	{"mvccactor/snapshot", "walactor/wal"}:      "log and stores have one file system",
 
 	{"proto/mvccmsg", "proto/applymsg"}: "mvcc executes the requests that apply hears",
 	{"proto/mvccmsg", "proto/raftmsg"}:  "mvcc answers with raft's results",
@@ -69,7 +73,7 @@ var unsimulated = map[[2]string]string{
 }
 
 // testSupport are packages that only tests import.
-var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/mvcc/mvcctest", "raftactor/peer/peertest", "cmd/internal/crashtest"}
+var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/backend/backendtest", "mvccactor/mvcc/mvcctest", "raftactor/peer/peertest", "cmd/internal/crashtest"}
 
 // implemented are names that CheckUnused skips, with the reason: methods that other
 // modules call through an interface, and functions that only tests use.
@@ -98,6 +102,7 @@ var implemented = map[string]string{
 	"NewFaults": "tests arm faults", "Delay": "tests arm faults", "ArmEntry": "tests arm faults",
 	"NewMemory": "the store in memory is for tests", "Reopen": "the store in memory is for tests",
 	"FailCommit": "the store in memory is for tests", "Drop": "the store in memory is for tests",
+	"BeforeEach":   "the store in memory is for tests",
 	"DurableIndex": "the model of the log compares it",
 	"SetRuntime":   "simulations replace the runtime",
 }

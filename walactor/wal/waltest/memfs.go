@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/troupe-db/troupe/walactor/wal"
 )
@@ -564,9 +565,12 @@ func (m *MemFS) Remove(path string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n, err := m.file(path)
-	if err != nil {
-		return err
+	n := m.lookup(path)
+	switch {
+	case n == nil:
+		return pathError("remove", path, fs.ErrNotExist)
+	case len(n.names) > 0:
+		return pathError("remove", path, syscall.ENOTEMPTY)
 	}
 	parent, err := m.parent(OpRemove, path)
 	if err != nil {
