@@ -21,6 +21,7 @@ func runFailover(ctx context.Context, args []string) error {
 		extra = s.Flags.String("args", "", servers.ArgsUsage)
 	)
 	s.Flags.IntVar(&cfg.Rounds, "rounds", 50, "faults of each server")
+	s.Flags.IntVar(&cfg.EtcdRounds, "etcd-rounds", 0, "faults of etcd, evenly among the rounds; 0 for as many as the others")
 	s.Flags.IntVar(&cfg.Members, "members", 3, "members of each cluster")
 	s.Flags.IntVar(&cfg.Writers, "writers", 8, "clients of each member")
 	s.Flags.DurationVar(&cfg.Before, "before", 500*time.Millisecond, "time between the first writes and the fault")

@@ -373,6 +373,15 @@ func (c *Cluster) Endpoints() []string {
 	return list
 }
 
+// Conns lists the connections to all members.
+func (c *Cluster) Conns() []*grpc.ClientConn {
+	var list []*grpc.ClientConn
+	for _, m := range c.Members {
+		list = append(list, m.Conn)
+	}
+	return list
+}
+
 // Usage returns the sum of the members' resource usage.
 func (c *Cluster) Usage() (proc.Usage, error) {
 	var sum proc.Usage

@@ -13,6 +13,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/ledger"
+	"github.com/troupe-db/troupe/cmd/bench/measure/registers"
 )
 
 // Kind is what happens to the leader.
@@ -30,13 +31,16 @@ type Config struct {
 	Servers []servers.Server
 	Kind    Kind
 	Rounds  int
-	Members int
-	Writers int           // clients of each member, with one put at a time, besides the one at fixed intervals
-	Before  time.Duration // writing before the fault
-	After   time.Duration // writing after there is another leader
-	Args    []string      // flags of all servers
-	Dir     string
-	Out     io.Writer
+	// EtcdRounds, if not 0, are the rounds of servers that are not judged, evenly among the
+	// others' rounds: theirs take longer.
+	EtcdRounds int
+	Members    int
+	Writers    int           // clients of each member, with one put at a time, besides the one at fixed intervals
+	Before     time.Duration // writing before the fault
+	After      time.Duration // writing after there is another leader
+	Args       []string      // flags of all servers
+	Dir        string
+	Out        io.Writer
 }
 
 func (c Config) validate() error {
@@ -45,10 +49,18 @@ func (c Config) validate() error {
 	default:
 		return fmt.Errorf("failover: unknown kind %q: want %s, %s or %s", c.Kind, Terminated, Killed, Partitioned)
 	}
-	if len(c.Servers) == 0 || c.Rounds < 1 || c.Members < 3 || c.Writers < 1 || c.Before < 0 || c.After < 0 {
+	if len(c.Servers) == 0 || c.Rounds < 1 || c.EtcdRounds < 0 || c.EtcdRounds > c.Rounds || c.Members < 3 || c.Writers < 1 || c.Before < 0 || c.After < 0 {
 		return errors.New("failover: at least a server, a round, three members and a writer are needed")
 	}
 	return nil
+}
+
+// turn reports whether a server has a round after n others of all rounds.
+func (c Config) turn(s servers.Server, n int) bool {
+	if s.Judged() || c.EtcdRounds == 0 {
+		return true
+	}
+	return (n+1)*c.EtcdRounds/c.Rounds > n*c.EtcdRounds/c.Rounds
 }
 
 // Round is the result of one fault.
@@ -59,6 +71,11 @@ type Round struct {
 	Writes   ledger.Balance
 	Failed   Errors // of writers on surviving members
 	OnLeader int    // failed writes on the old leader
+	// Registers are the calls whose order was checked, Reads their failed reads on surviving
+	// members. Broken is why no order exists; nil if one does.
+	Registers registers.Result
+	Reads     Errors
+	Broken    error
 }
 
 // Run measures all servers and returns the verdicts.
@@ -91,6 +108,9 @@ func run(ctx context.Context, cfg Config) (results [][]Round, err error) {
 	}
 	for n := range cfg.Rounds {
 		for i, s := range cfg.Servers {
+			if !cfg.turn(s, n) {
+				continue
+			}
 			r, err := round(ctx, cfg, clusters[i], n)
 			if err != nil {
 				return nil, fmt.Errorf("failover: round %d: %s: %w", n+1, s.Name, err)
@@ -121,12 +141,18 @@ func round(ctx context.Context, cfg Config, c *cluster.Cluster, n int) (Round, e
 	if err := c.Sync(ctx); err != nil {
 		return Round{}, err
 	}
-	for i, w := range load.failures() {
+	for i, f := range load.failures() {
 		if i == leader {
-			r.OnLeader += w.Count()
+			r.OnLeader += f.writes.Count()
 		} else {
-			r.Failed.Merge(w)
+			r.Failed.Merge(f.writes)
+			r.Reads.Merge(f.reads)
 		}
+	}
+	if r.Registers, err = load.registers.Check(ctx, c.Conns()); errors.Is(err, registers.ErrNotLinearizable) {
+		r.Broken = err
+	} else if err != nil {
+		return Round{}, err
 	}
 	// Any member has all writes; ask the one that missed some.
 	r.Writes, err = load.compare(ctx, c.Members[leader].Conn)

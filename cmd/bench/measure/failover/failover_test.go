@@ -14,6 +14,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/measure/ledger"
+	"github.com/troupe-db/troupe/cmd/bench/measure/registers"
 )
 
 func TestGaps(t *testing.T) {
@@ -80,11 +81,11 @@ func TestErrors(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	const ms = time.Millisecond
-	good := ledger.Balance{Acknowledged: 5}
+	good, checked := ledger.Balance{Acknowledged: 5}, registers.Result{Calls: 5}
 	gaps := func(all ...time.Duration) []Round {
 		var rounds []Round
 		for _, g := range all {
-			rounds = append(rounds, Round{Gap: g, Writes: good})
+			rounds = append(rounds, Round{Gap: g, Writes: good, Registers: checked})
 		}
 		return rounds
 	}
@@ -106,7 +107,14 @@ func TestJudge(t *testing.T) {
 		"nothing written": {Killed, []Round{{}}, "troupe: no acknowledged write"},
 		"twice":           {Killed, []Round{{Writes: ledger.Balance{Acknowledged: 1, Twice: 1}}}, "troupe: no write is applied twice"},
 		"wrong":           {Killed, []Round{{Writes: ledger.Balance{Acknowledged: 1, Wrong: 1}}}, "troupe: every key"},
+		"no order":        {Killed, []Round{{Writes: good}, {Writes: good, Broken: registers.ErrNotLinearizable}}, "troupe: 10 reads and writes"},
+		"nothing checked": {Killed, []Round{{Writes: good}}, "troupe: 0 reads and writes"},
 	} {
+		for i := range c.rounds {
+			if name != "nothing checked" {
+				c.rounds[i].Registers = checked
+			}
+		}
 		cfg := Config{Kind: c.kind, Servers: []servers.Server{{Name: "etcd"}, {Name: "troupe"}}}
 		failed := benchtest.Failed(judge(cfg, [][]Round{gaps(time.Hour), c.rounds}))
 		if c.want == "" && len(failed) == 0 {
@@ -127,6 +135,28 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// The rounds of etcd are spread over those of the others.
+func TestTurn(t *testing.T) {
+	etcd, troupe := servers.Server{Name: "etcd"}, servers.Server{Name: "troupe"}
+	for rounds, want := range map[int]string{0: "eeeeeeeeee", 1: "---------e", 3: "---e--e--e", 10: "eeeeeeeeee"} {
+		cfg := Config{Rounds: 10, EtcdRounds: rounds}
+		got := ""
+		for n := range cfg.Rounds {
+			if !cfg.turn(troupe, n) {
+				t.Errorf("%d rounds of etcd: troupe has no round %d", rounds, n)
+			}
+			if cfg.turn(etcd, n) {
+				got += "e"
+			} else {
+				got += "-"
+			}
+		}
+		if got != want {
+			t.Errorf("%d rounds of etcd: got %s, want %s", rounds, got, want)
+		}
+	}
+}
+
 // A short form with etcd, whose leader is cut off.
 func TestSmall(t *testing.T) {
 	var table strings.Builder
@@ -138,7 +168,8 @@ func TestSmall(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := rounds[0][0]
-	if r.Gap < 100*time.Millisecond || r.Elected < 100*time.Millisecond || r.Writes.Acknowledged == 0 || r.Writes.Lost+r.Writes.Twice+r.Writes.Wrong != 0 {
-		t.Errorf("got %+v, want a gap of about an election timeout, and all writes once\n%s", r, table.String())
+	if r.Gap < 100*time.Millisecond || r.Elected < 100*time.Millisecond || r.Writes.Acknowledged == 0 || r.Writes.Lost+r.Writes.Twice+r.Writes.Wrong != 0 ||
+		r.Registers.Calls == 0 || r.Broken != nil {
+		t.Errorf("got %+v, want a gap of about an election timeout, all writes once, and linearizable calls\n%s", r, table.String())
 	}
 }

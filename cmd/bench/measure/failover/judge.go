@@ -2,12 +2,14 @@ package failover
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/ledger"
+	"github.com/troupe-db/troupe/cmd/bench/measure/registers"
 )
 
 // bound is the limits of the gap between acknowledged writes; 0 for no limit.
@@ -28,6 +30,9 @@ type summary struct {
 	writes                  ledger.Balance
 	failed                  Errors
 	onLeader                int
+	registers               registers.Result
+	reads                   Errors
+	broken                  []error
 }
 
 func summarise(rounds []Round) summary {
@@ -40,6 +45,11 @@ func summarise(rounds []Round) summary {
 		s.writes.Add(r.Writes)
 		s.failed.Merge(r.Failed)
 		s.onLeader += r.OnLeader
+		s.registers.Add(r.Registers)
+		s.reads.Merge(r.Reads)
+		if r.Broken != nil {
+			s.broken = append(s.broken, r.Broken)
+		}
 	}
 	s.gaps, s.elected, s.returned = stats.Summarise(gaps), stats.Summarise(elected), stats.Summarise(returned)
 	return s
@@ -58,7 +68,7 @@ func progress(cfg Config, n int, who servers.Server, r Round) error {
 
 // table prints the servers side by side.
 func table(cfg Config, results [][]Round) error {
-	text := fmt.Sprintf("\nleader: %s, %d rounds, %d members with %d writers each; median (least, greatest)\n", cfg.Kind, cfg.Rounds, cfg.Members, cfg.Writers)
+	text := fmt.Sprintf("\nleader: %s, %s rounds, %d members with %d writers each; median (least, greatest)\n", cfg.Kind, counts(results), cfg.Members, cfg.Writers)
 	text += fmt.Sprintf("%-8s %28s %28s %28s %9s %5s %6s %10s %10s\n",
 		"server", "gap between writes, ms", "another leader after, ms", "caught up after, ms", "writes", "lost", "twice", "survivors", "old leader")
 	for i, rounds := range results {
@@ -67,14 +77,32 @@ func table(cfg Config, results [][]Round) error {
 			cell(s.gaps), cell(s.elected), cell(s.returned), s.writes.Acknowledged, s.writes.Lost, s.writes.Twice, s.failed.Count(), s.onLeader)
 	}
 	for i, rounds := range results {
-		if s := summarise(rounds); len(s.failed) > 0 {
-			text += fmt.Sprintf("%s, failed writes on surviving members: %s\n", cfg.Servers[i].Name, s.failed)
+		s, who := summarise(rounds), cfg.Servers[i].Name
+		if len(s.failed) > 0 {
+			text += fmt.Sprintf("%s, failed writes on surviving members: %s\n", who, s.failed)
+		}
+		if len(s.reads) > 0 {
+			text += fmt.Sprintf("%s, failed reads on surviving members: %s\n", who, s.reads)
+		}
+		text += fmt.Sprintf("%s: %d reads and writes of shared keys, %d puts without an answer; rounds that are not linearizable: %d\n",
+			who, s.registers.Calls, s.registers.Unknown, len(s.broken))
+		for _, err := range s.broken {
+			text += fmt.Sprintf("%s: %v\n", who, err)
 		}
 	}
 	if _, err := fmt.Fprint(cfg.Out, text); err != nil {
 		return fmt.Errorf("failover: %w", err)
 	}
 	return nil
+}
+
+// counts lists the rounds of the servers.
+func counts(results [][]Round) string {
+	var list []string
+	for _, rounds := range results {
+		list = append(list, fmt.Sprint(len(rounds)))
+	}
+	return strings.Join(list, " and ")
 }
 
 func cell(s stats.Summary) string {
@@ -103,7 +131,9 @@ func judge(cfg Config, results [][]Round) []verdict.Verdict {
 			verdict.Of(len(s.failed) == 0, "%s: no write through a surviving member fails (%d)", who.Name, s.failed.Count()),
 			verdict.Of(s.writes.Acknowledged > 0 && s.writes.Lost == 0, "%s: no acknowledged write is lost (%d of %d)", who.Name, s.writes.Lost, s.writes.Acknowledged),
 			verdict.Of(s.writes.Twice == 0, "%s: no write is applied twice (%d)", who.Name, s.writes.Twice),
-			verdict.Of(s.writes.Wrong == 0, "%s: every key has the value that was written (%d have not)", who.Name, s.writes.Wrong))
+			verdict.Of(s.writes.Wrong == 0, "%s: every key has the value that was written (%d have not)", who.Name, s.writes.Wrong),
+			verdict.Of(s.registers.Calls > 0 && len(s.broken) == 0, "%s: %d reads and writes of shared keys are linearizable (%d rounds are not)",
+				who.Name, s.registers.Calls, len(s.broken)))
 	}
 	return verdicts
 }

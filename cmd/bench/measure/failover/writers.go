@@ -16,6 +16,7 @@ import (
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
 	"github.com/troupe-db/troupe/cmd/bench/measure/ledger"
+	"github.com/troupe-db/troupe/cmd/bench/measure/registers"
 )
 
 const (
@@ -35,6 +36,9 @@ const (
 	writesMax = 120_000
 	// ackTimeout is how long the cluster may take to acknowledge a write after a fault.
 	ackTimeout = time.Minute
+	// registerClients is the number of clients of a member whose calls are checked to be
+	// linearizable.
+	registerClients = 2
 )
 
 // Errors counts failed writes by code and text.
@@ -148,7 +152,8 @@ func (g *gaps) longest() time.Duration {
 
 // writers is the load of one round: clients of every member, each of which puts one new
 // key after another, and one that starts a put at a fixed interval. The latter shows when
-// a member acknowledges writes again while earlier ones still wait for their timeout.
+// a member acknowledges writes again while earlier ones still wait for their timeout. Further
+// clients of every member share keys, and their calls must be linearizable.
 type writers struct {
 	prefix string
 	gaps   gaps
@@ -157,6 +162,9 @@ type writers struct {
 	wg     sync.WaitGroup
 	conns  []*grpc.ClientConn // by member
 	all    [][]*writer        // by member
+	// registers has registerClients for each member, in the order of members; nil until all
+	// writers run.
+	registers *registers.Load
 }
 
 // writer is one client.
@@ -191,6 +199,14 @@ func startWriters(ctx context.Context, endpoints []string, n int, prefix string)
 			w.wg.Go(func() { run(ctx) })
 		}
 	}
+	var shared []*grpc.ClientConn
+	for _, conn := range w.conns {
+		for range registerClients {
+			shared = append(shared, conn)
+		}
+	}
+	// The prefix is not that of the writers, whose keys are compared.
+	w.registers = registers.Start(ctx, shared, "registers/"+prefix)
 	return w, nil
 }
 
@@ -283,6 +299,9 @@ func (w *writers) awaitAll(ctx context.Context) error {
 // stop waits until every writer has finished its current write.
 func (w *writers) stop() error {
 	close(w.halt)
+	if w.registers != nil {
+		w.registers.Stop()
+	}
 	w.wg.Wait()
 	w.cancel()
 	var err error
@@ -292,12 +311,27 @@ func (w *writers) stop() error {
 	return err
 }
 
-// failures returns the failed writes by member. The writers must have stopped.
-func (w *writers) failures() []Errors {
-	list := make([]Errors, len(w.all))
+// failures are failed calls of one member's clients.
+type failures struct {
+	writes Errors
+	reads  Errors
+}
+
+// failures returns the failed calls by member. The writers must have stopped.
+func (w *writers) failures() []failures {
+	list := make([]failures, len(w.all))
 	for i, member := range w.all {
 		for _, one := range member {
-			list[i].Merge(one.failed)
+			list[i].writes.Merge(one.failed)
+		}
+		for j := range registerClients {
+			f := w.registers.Failures(i*registerClients + j)
+			for _, err := range f.Puts {
+				list[i].writes.Add(err)
+			}
+			for _, err := range f.Gets {
+				list[i].reads.Add(err)
+			}
 		}
 	}
 	return list
