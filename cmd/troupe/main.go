@@ -20,6 +20,7 @@ import (
 
 	"github.com/troupe-db/troupe/cmd/internal/config"
 	"github.com/troupe-db/troupe/cmd/internal/logging"
+	"github.com/troupe-db/troupe/cmd/internal/node"
 )
 
 // Exit codes.
@@ -175,6 +176,12 @@ func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 			p.notifyState(log, daemon.SdNotifyReady)
 			ready = nil // once
 		case err := <-m.Done():
+			// As in etcd, a removal is no failure: a service manager that restarts failed
+			// processes must not start the member again.
+			if errors.Is(err, node.ErrRemoved) {
+				log.Warn().Err(err).Msg("the member ended")
+				return exitOK
+			}
 			if err != nil {
 				return fail(log, "stopped serving", err)
 			}

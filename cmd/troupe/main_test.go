@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/troupe-db/troupe/cmd/internal/config"
+	"github.com/troupe-db/troupe/cmd/internal/node"
 )
 
 // fakeMember stands in for the member.
@@ -171,7 +173,11 @@ func TestMemberEndsByItself(t *testing.T) {
 		err  error
 		code int
 		text string
-	}{{nil, exitOK, "the member ended"}, {errors.New("broken pipe"), exitFailed, `"level":"fatal"`}} {
+	}{
+		{nil, exitOK, "the member ended"},
+		{fmt.Errorf("wrapped: %w", node.ErrRemoved), exitOK, `"error":"wrapped: node: the member has been removed`},
+		{errors.New("broken pipe"), exitFailed, `"level":"fatal"`},
+	} {
 		m := newFake()
 		m.done <- tc.err
 		start(m, nil).want(t, tc.code, tc.text)

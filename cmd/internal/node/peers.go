@@ -23,8 +23,8 @@ import (
 	"github.com/troupe-db/troupe/raftactor/replica"
 )
 
-// errRemoved: the member was removed from the cluster.
-var errRemoved = errors.New("node: the member has been removed from the cluster")
+// ErrRemoved is received from Done when the member was removed from the cluster.
+var ErrRemoved = errors.New("node: the member has been removed from the cluster")
 
 // errReplaced: the other members know this one by another data directory.
 var errReplaced = errors.New("node: the data directory of the member was replaced; remove the member from the cluster and add it again")
@@ -144,7 +144,7 @@ func (n *Node) removed(reason string) {
 	}
 	close(n.left)
 	n.cfg.Logger.Error().Str("reason", reason).Msg("the member was removed from the cluster and stops")
-	time.AfterFunc(removedGrace*n.cfg.Heartbeat, func() { n.fail(errRemoved) })
+	time.AfterFunc(removedGrace*n.cfg.Heartbeat, func() { n.fail(ErrRemoved) })
 }
 
 // replaced stops the member because it has lost the data with which it was a member. No member

@@ -112,8 +112,8 @@ func (m *clusterMember) wantRemoved(done <-chan error) {
 	m.c.t.Helper()
 	select {
 	case err := <-done:
-		if !errors.Is(err, errRemoved) {
-			m.c.t.Errorf("m%d: got %v, want %v", m.i, err, errRemoved)
+		if !errors.Is(err, ErrRemoved) {
+			m.c.t.Errorf("m%d: got %v, want %v", m.i, err, ErrRemoved)
 		}
 	case <-time.After(stopsWithin):
 		m.c.t.Fatalf("m%d: was removed and still runs after %v", m.i, stopsWithin)
