@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,8 @@ const (
 	callTimeout = 20 * time.Second
 	// refusedPause is how long a client waits after a refusal.
 	refusedPause = time.Millisecond
+	// failedPause is how long a client with Persist waits after a failed call.
+	failedPause = 30 * time.Millisecond
 	// pastWindow is how many revisions back reads of the past go.
 	pastWindow = 400
 	// opsMax bounds the operations of a transaction's branch.
@@ -46,6 +49,8 @@ type LoadConfig struct {
 	// CompactAll makes compactions go up to the newest revision. Otherwise they keep the
 	// revisions that the load writes.
 	CompactAll bool
+	// Persist makes clients go on after failed calls.
+	Persist bool
 }
 
 // Load is a number of running clients. Each makes one call at a time, never retries one,
@@ -60,8 +65,12 @@ type Load struct {
 	// newest is the highest revision in a response, floor the highest acknowledged
 	// compaction.
 	newest, floor atomic.Int64
+	// top is the highest revision of compactions, unless they go up to the newest.
+	top atomic.Int64
 	// hints has a recent state of each key, for comparisons that succeed.
 	hints [Keys]atomic.Pointer[mvccpb.KeyValue]
+	// calls is held for reading by each client during a call.
+	calls sync.RWMutex
 
 	target  int64
 	reached chan struct{} // closed by the call that makes answered reach target
@@ -88,23 +97,40 @@ func Dial(t testing.TB, addr string) *grpc.ClientConn {
 // succeeded. IMPORTANT: the caller must stop the load.
 func StartLoad(t testing.TB, addr string, cfg LoadConfig, target int) *Load {
 	t.Helper()
-	l := &Load{cfg: cfg, began: time.Now(), target: int64(target), reached: make(chan struct{})}
-	l.newest.Store(cfg.Start)
-	l.floor.Store(cfg.Floor)
+	l := newLoad(cfg, target)
 	var conn *grpc.ClientConn
 	for i := range cfg.Clients {
 		if i%clientsPerConn == 0 {
 			conn = Dial(t, addr)
 		}
-		var key [32]byte
-		copy(key[:], fmt.Sprintf("%d/%d", cfg.Seed, i))
-		source := rand.NewChaCha8(key)
-		l.clients = append(l.clients, &client{Load: l, id: i, conn: conn, kv: pb.NewKVClient(conn), source: source, rng: rand.New(source)})
+		l.add(pb.NewKVClient(conn)).conn = conn
 	}
+	l.start()
+	return l
+}
+
+func newLoad(cfg LoadConfig, target int) *Load {
+	l := &Load{cfg: cfg, began: time.Now(), target: int64(target), reached: make(chan struct{})}
+	l.newest.Store(cfg.Start)
+	l.floor.Store(cfg.Floor)
+	l.top.Store(cfg.Start)
+	return l
+}
+
+// add adds a client before the start.
+func (l *Load) add(kv pb.KVClient) *client {
+	var key [32]byte
+	copy(key[:], fmt.Sprintf("%d/%d", l.cfg.Seed, len(l.clients)))
+	source := rand.NewChaCha8(key)
+	c := &client{Load: l, id: len(l.clients), kv: kv, source: source, rng: rand.New(source)}
+	l.clients = append(l.clients, c)
+	return c
+}
+
+func (l *Load) start() {
 	for _, c := range l.clients {
 		l.ended.Go(c.run) // ends after Stop, within callTimeout
 	}
-	return l
 }
 
 // Reached returns a channel that is closed when the target number of calls has succeeded.
@@ -124,7 +150,9 @@ func (l *Load) Stop() *Record {
 	l.ended.Wait()
 	r := &Record{Clock: l}
 	for _, c := range l.clients {
-		_ = c.conn.Close() // several clients share it: the second close fails
+		if c.conn != nil {
+			_ = c.conn.Close() // several clients share it: the second close fails
+		}
 		r.Operations = append(r.Operations, c.operations...)
 		r.FloorCalls = append(r.FloorCalls, c.floorCalls...)
 		r.Failures = append(r.Failures, c.failures...)
@@ -150,7 +178,7 @@ type Failure struct {
 type client struct {
 	*Load
 	id     int
-	conn   *grpc.ClientConn
+	conn   *grpc.ClientConn // nil if the load does not own it
 	kv     pb.KVClient
 	source *rand.ChaCha8
 	rng    *rand.Rand // of source
@@ -164,21 +192,31 @@ type client struct {
 // run makes calls until the load is stopped or the server is unavailable.
 func (c *client) run() {
 	for alive := true; alive && !c.stopped.Load(); {
-		switch n := c.rng.IntN(1000); {
-		case n < 5:
-			alive = c.compact()
-		case n < 80:
-			alive = c.readPast()
-		case n < 280:
-			alive = c.operate(c.get(c.keyRange()))
-		case n < 600:
-			alive = c.operate(c.put(c.rng.IntN(Keys)))
-		case n < 700:
-			alive = c.operate(c.delete(c.keyRange()))
-		default:
-			alive = c.operate(c.txn())
+		c.calls.RLock()
+		alive = c.act()
+		c.calls.RUnlock()
+		if !alive && c.cfg.Persist {
+			<-time.After(failedPause)
+			alive = true
 		}
 	}
+}
+
+// act makes a call. It reports whether the server is available.
+func (c *client) act() bool {
+	switch n := c.rng.IntN(1000); {
+	case n < 5:
+		return c.compact()
+	case n < 80:
+		return c.readPast()
+	case n < 280:
+		return c.operate(c.get(c.keyRange()))
+	case n < 600:
+		return c.operate(c.put(c.rng.IntN(Keys)))
+	case n < 700:
+		return c.operate(c.delete(c.keyRange()))
+	}
+	return c.operate(c.txn())
 }
 
 // operate makes a call and records it. It reports whether the client should continue.
@@ -198,13 +236,17 @@ func (c *client) operate(req *pb.RequestOp) bool {
 	case isRefusal(err):
 		o.Refused = true
 		<-time.After(refusedPause)
-		return true
+		return !c.cfg.Persist
 	}
 	return c.failed(returned, err)
 }
 
-// failed records a failure. It reports whether the server is still available.
+// failed records a failure. It reports whether the server is still available. With Persist
+// failures are expected, and not recorded.
 func (c *client) failed(at int64, err error) bool {
+	if c.cfg.Persist {
+		return false
+	}
 	c.failures = append(c.failures, Failure{At: at, Err: err})
 	return status.Code(err) != codes.Unavailable
 }
@@ -227,9 +269,12 @@ func raise(a *atomic.Int64, to int64) {
 }
 
 // isRefusal reports whether an error proves that the request was not executed: the
-// proposer's mailbox was full. Other errors do not prove anything.
+// proposer's mailbox was full, the disk is, or there was no connection. Other errors do not
+// prove anything.
 func isRefusal(err error) bool {
-	return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCRequestTooManyRequests)
+	text := status.Convert(err).Message()
+	return text == rpctypes.ErrorDesc(rpctypes.ErrGRPCRequestTooManyRequests) || text == rpctypes.ErrorDesc(rpctypes.ErrGRPCNoSpace) ||
+		strings.Contains(text, "Error while dialing")
 }
 
 // execute makes the call for a request.
@@ -293,7 +338,7 @@ func (c *client) hint(kv *mvccpb.KeyValue) {
 
 // compact compacts below the revisions that the load writes, or at any revision.
 func (c *client) compact() bool {
-	top := c.cfg.Start
+	top := c.top.Load()
 	if c.cfg.CompactAll {
 		top = c.newest.Load()
 	}

@@ -44,6 +44,9 @@ type Round struct {
 
 	Operations []*Operation
 	FloorCalls []*FloorCall
+
+	// Foreign permits revisions that change none of the keys: other clients write other ones.
+	Foreign bool
 }
 
 // Summary counts the calls of a round.
@@ -54,6 +57,7 @@ type Summary struct {
 	Unknown      int // of these, all others
 	Took         int // of the unknown ones, calls that made a revision
 	Revisions    int
+	Foreign      int // of these, revisions that change none of the keys
 	FloorCalls   int // compactions and reads of the past
 }
 
@@ -65,6 +69,7 @@ func (s *Summary) Add(o Summary) {
 	s.Unknown += o.Unknown
 	s.Took += o.Took
 	s.Revisions += o.Revisions
+	s.Foreign += o.Foreign
 	s.FloorCalls += o.FloorCalls
 }
 
@@ -98,6 +103,7 @@ type checker struct {
 	// without any is not in the map.
 	candidates map[*Operation]map[int64]bool
 	took       int // revisions made by calls without a response
+	foreign    []int64
 }
 
 // claim collects the acknowledged writes and finds those that the store cannot have.
@@ -128,6 +134,10 @@ func (c *checker) resolve() error {
 	unanswered := slices.DeleteFunc(slices.Clone(c.Operations), func(o *Operation) bool { return o.Response != nil || o.Refused })
 	for rev := c.Start.Revision + 1; rev <= c.End.Revision; rev++ {
 		if c.claims[rev] == nil {
+			if c.isForeign(rev) {
+				c.foreign = append(c.foreign, rev)
+				continue
+			}
 			c.took++
 		}
 		var err error
@@ -149,6 +159,12 @@ func (c *checker) resolve() error {
 		return fmt.Errorf("%w: the end read as a revision is %v", ErrRevisions, last)
 	}
 	return nil
+}
+
+// isForeign reports whether a revision changed none of the keys.
+func (c *checker) isForeign(rev int64) bool {
+	before, after := c.Revisions[rev-1], c.Revisions[rev]
+	return c.Foreign && before != nil && after != nil && before.unlike(after) < 0
 }
 
 func (c *checker) mayBe(o *Operation, rev int64) {
@@ -201,6 +217,8 @@ type placed struct {
 	// at is the revision of the response; writes is set if the operation made it.
 	at     int64
 	writes bool
+	// foreign means that at was made by a write that is not in the record; it changes nothing.
+	foreign bool
 }
 
 // position is a state of the model: a state of the keyspace, and the number of
@@ -258,6 +276,10 @@ func (c *checker) history() (history []porcupine.Operation, seen map[int64]int) 
 		}
 		history = append(history, porcupine.Operation{ClientId: o.Client, Input: p, Call: o.Call, Return: o.Return})
 	}
+	for _, rev := range c.foreign {
+		p := &placed{Operation: &Operation{Client: -1, Request: &pb.RequestOp{}}, at: rev, foreign: true}
+		history = append(history, porcupine.Operation{ClientId: -1, Input: p, Call: math.MinInt64, Return: Never})
+	}
 	return history, seen
 }
 
@@ -283,6 +305,10 @@ func everything() *pb.RequestOp {
 func (c *checker) step(at position, o *placed, seen map[int64]int) (bool, position) {
 	complete := at.seen == seen[at.Revision]
 	switch {
+	case o.foreign && complete && o.at == at.Revision+1:
+		return true, position{State: &State{Revision: o.at, keys: at.keys}}
+	case o.foreign:
+		return false, at
 	case o.Response == nil && complete && o.candidates[at.Revision+1]:
 		if next, _ := at.Apply(o.Request); next.Revision > at.Revision {
 			return true, position{State: next}
@@ -327,7 +353,7 @@ func explain(model porcupine.Model, history []porcupine.Operation) string {
 	listed := 0
 	for i, h := range history {
 		o := h.Input.(*placed)
-		if done[i] || listed == explainMax || o.Response != nil && o.at != at.Revision && !(o.writes && o.at == at.Revision+1) {
+		if done[i] || listed == explainMax || o.foreign || o.Response != nil && o.at != at.Revision && !(o.writes && o.at == at.Revision+1) {
 			continue
 		}
 		listed++
@@ -336,7 +362,7 @@ func explain(model porcupine.Model, history []porcupine.Operation) string {
 	}
 	until, first := int64(math.MaxInt64), -1
 	for i, h := range history {
-		if !done[i] && h.Return < until {
+		if !done[i] && h.Return < until && !h.Input.(*placed).foreign {
 			until, first = h.Return, i
 		}
 	}
@@ -408,7 +434,7 @@ func (c *checker) floors() error {
 }
 
 func (c *checker) summary() Summary {
-	s := Summary{Operations: len(c.Operations), Took: c.took, Revisions: int(c.End.Revision - c.Start.Revision), FloorCalls: len(c.FloorCalls)}
+	s := Summary{Operations: len(c.Operations), Took: c.took, Revisions: int(c.End.Revision - c.Start.Revision), Foreign: len(c.foreign), FloorCalls: len(c.FloorCalls)}
 	for _, o := range c.Operations {
 		switch {
 		case o.Response != nil:

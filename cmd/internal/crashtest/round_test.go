@@ -33,6 +33,13 @@ func (s *script) do(req *pb.RequestOp, before, after int64) *Operation {
 	return o
 }
 
+// foreign makes a revision that changes no key.
+func (s *script) foreign() {
+	s.now += 10
+	s.state = &State{Revision: s.state.Revision + 1, keys: s.state.keys}
+	s.round.Revisions[s.state.Revision] = s.state
+}
+
 func (s *script) end() *Round {
 	s.round.End = s.state
 	return s.round
@@ -245,6 +252,28 @@ func TestFinds(t *testing.T) {
 		{"compacted twice", func(s *script) {
 			s.floors(&FloorCall{Compact: true, Revision: 3, Outcome: Done}, &FloorCall{Compact: true, Revision: 3, Outcome: Done})
 		}, ErrFloor},
+		{"foreign revisions", func(s *script) {
+			s.foreign()
+			s.do(get(1), 1, 1)
+			s.foreign()
+			s.do(put(1, "c"), 1, 1)
+			s.round.Foreign = true
+		}, nil},
+		{"foreign revisions are not expected", func(s *script) { s.foreign() }, ErrRevisions},
+		{"stale read after a foreign revision", func(s *script) {
+			stale := s.do(get(1), 1, 1)
+			s.foreign()
+			s.do(get(1), 1, 1)
+			stale.Call, stale.Return = s.now+10, s.now+11
+			s.round.Foreign = true
+		}, ErrNotLinearizable},
+		{"write lost to a foreign revision", func(s *script) {
+			before := s.state
+			s.do(put(1, "c"), 1, 1)
+			s.state = before
+			s.foreign()
+			s.round.Foreign = true
+		}, ErrLost},
 		{"read of the past", func(s *script) {
 			read := get(1).GetRequestRange()
 			_, resp := s.round.Revisions[2].Apply(get(1))

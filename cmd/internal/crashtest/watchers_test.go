@@ -42,6 +42,7 @@ type watcher struct {
 	resumed  int // how often it resumed by itself
 	mu       sync.Mutex
 	events   []receivedEvent // guarded by mu until the watcher has ended
+	after    int64           // revision of the last event that take returned
 	received chan struct{}   // signaled when there are new events
 }
 
@@ -60,7 +61,7 @@ func startWatchers(t testing.TB, addr string, clock *aliveClock) []*watcher {
 		return func(ctx context.Context, w *watcher) { w.raw(ctx, addr, req) }
 	}
 	byClient := func(opts ...clientv3.OpOption) func(context.Context, *watcher) {
-		return func(ctx context.Context, w *watcher) { w.byClient(ctx, addr, opts) }
+		return func(ctx context.Context, w *watcher) { w.byClient(ctx, []string{addr}, opts) }
 	}
 	start("raw", "", raw(&pb.WatchCreateRequest{}))
 	start("raw with pairs before, in fragments", "", raw(&pb.WatchCreateRequest{PrevKv: true, Fragment: true}))
@@ -88,9 +89,21 @@ func (w *watcher) next() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.events) == 0 {
-		return 1
+		return w.after + 1
 	}
 	return w.events[len(w.events)-1].Kv.ModRevision + 1
+}
+
+// take removes the events up to a revision and returns them.
+func (w *watcher) take(revision int64) (taken []receivedEvent) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for n < len(w.events) && w.events[n].Kv.ModRevision <= revision {
+		n++
+	}
+	taken, w.events, w.after = w.events[:n:n], slices.Clone(w.events[n:]), revision
+	return taken
 }
 
 // rangeEnd returns the end of the range of the keys with a prefix.
@@ -143,8 +156,8 @@ func (w *watcher) raw(ctx context.Context, addr string, req *pb.WatchCreateReque
 }
 
 // byClient watches with etcd's client, which resumes by itself.
-func (w *watcher) byClient(ctx context.Context, addr string, opts []clientv3.OpOption) {
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{addr}})
+func (w *watcher) byClient(ctx context.Context, addrs []string, opts []clientv3.OpOption) {
+	client, err := clientv3.New(clientv3.Config{Endpoints: addrs})
 	if err != nil {
 		w.t.Error(err)
 		return

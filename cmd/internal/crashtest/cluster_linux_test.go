@@ -1,0 +1,363 @@
+package crashtest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+const (
+	// memberPortMin and memberPortMax are below the ports that the kernel gives to outgoing
+	// connections, so that no connection takes the port of a member that does not run.
+	memberPortMin, memberPortMax = 15_000, 32_000
+	// outageMax is the longest time for which a cluster may answer nothing although a quorum
+	// is healthy.
+	outageMax = 5 * time.Second
+	// changeTimeout bounds a change of the members, with all its attempts.
+	changeTimeout = time.Minute
+)
+
+// cluster is members in processes of their own, with a proxy in front of each peer port. Its
+// methods are for the goroutine of the test.
+type cluster struct {
+	*testing.T
+	binary  string
+	args    []string // of all members
+	net     *network
+	members []*clusterMember
+	made    int    // members so far
+	what    string // the test does, for failures
+}
+
+// clusterMember is a member over all its processes.
+type clusterMember struct {
+	name   string
+	node   int    // in the network
+	peer   string // URL at which the others reach it
+	cfg    Config // to start it
+	server *Server
+	down   bool // killed, and not yet started again
+	paused bool
+	id     uint64
+	client *clientv3.Client // connects to this member only
+}
+
+// startCluster starts n members and returns when all are ready. change, if not nil, changes
+// the configuration of a member before its start.
+func startCluster(t *testing.T, binary string, n int, args []string, change func(i int, cfg *Config)) *cluster {
+	t.Helper()
+	c := &cluster{T: t, binary: binary, args: args, net: newNetwork(t)}
+	t.Cleanup(c.explain) // before the folders with the logs are removed
+	var all []string
+	for i := range n {
+		m := c.seat()
+		if change != nil {
+			change(i, &m.cfg)
+		}
+		c.members = append(c.members, m)
+		all = append(all, m.name+"="+m.peer)
+	}
+	for _, m := range c.members {
+		m.cfg.Args = append(m.cfg.Args, "--initial-cluster="+strings.Join(all, ","))
+		c.launch(m)
+	}
+	for _, m := range c.members {
+		c.ready(m)
+	}
+	return c
+}
+
+// explain logs the end of the members' logs after a failure.
+func (c *cluster) explain() {
+	if !c.Failed() {
+		return
+	}
+	for _, m := range c.members {
+		const shown = 6 << 10
+		log := m.server.Log()
+		c.Logf("log of %s, down %v, paused %v:\n%s", m.name, m.down, m.paused, log[max(0, len(log)-shown):])
+	}
+}
+
+// seat makes a member that has not started.
+func (c *cluster) seat() *clusterMember {
+	c.Helper()
+	c.made++
+	m := &clusterMember{name: fmt.Sprintf("m%d", c.made), down: true}
+	ports := freePorts(c, 2)
+	var advertised string
+	m.node, advertised = c.net.add(c, ports[1])
+	m.peer = "http://" + advertised
+	m.cfg = Config{Binary: c.binary, DataDir: filepath.Join(c.TempDir(), m.name), Client: ports[0], Peer: ports[1],
+		Args: slices.Concat(c.args, []string{"--name=" + m.name, "--initial-advertise-peer-urls=" + m.peer})}
+	m.client = dialAll(c, m.cfg.Client)
+	return m
+}
+
+// freePorts returns loopback addresses on which nothing listens.
+func freePorts(t testing.TB, n int) (found []string) {
+	t.Helper()
+	const draws = 1000
+	for range draws {
+		addr := fmt.Sprintf("127.0.0.1:%d", memberPortMin+rand.IntN(memberPortMax-memberPortMin))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		defer func() { _ = l.Close() }() // if this fails, the member cannot start
+		if found = append(found, addr); len(found) == n {
+			return found
+		}
+	}
+	t.Fatal("no free ports")
+	return nil
+}
+
+// dialAll returns a client with the given endpoints.
+func dialAll(t testing.TB, addrs ...string) *clientv3.Client {
+	t.Helper()
+	client, err := clientv3.New(clientv3.Config{Endpoints: addrs, DialTimeout: time.Second, BackoffWaitBetween: 20 * time.Millisecond,
+		MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() }) // nothing is pending
+	return client
+}
+
+// addrs lists the client addresses of all members.
+func (c *cluster) addrs() (addrs []string) {
+	for _, m := range c.members {
+		addrs = append(addrs, m.cfg.Client)
+	}
+	return addrs
+}
+
+// launch starts the process of a member.
+func (c *cluster) launch(m *clusterMember) {
+	c.Helper()
+	m.server = Start(c, m.cfg)
+	m.down = false
+	c.net.setProcess(m.node, m.server.cmd.Process.Pid)
+}
+
+// ready waits until the member is ready.
+func (c *cluster) ready(m *clusterMember) {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), readyTimeout)
+	defer cancel()
+	if err := m.server.Ready(ctx); err != nil {
+		c.Fatalf("%s: %v", m.name, err)
+	}
+	status, err := m.client.Status(ctx, m.cfg.Client)
+	if err != nil {
+		c.Fatalf("%s: %v", m.name, err)
+	}
+	m.id = status.Header.MemberId
+}
+
+func (c *cluster) kill(m *clusterMember) {
+	m.server.Kill()
+	m.down = true
+}
+
+// signal pauses a member by SIGSTOP or resumes it by SIGCONT.
+func (c *cluster) signal(m *clusterMember, s syscall.Signal) {
+	c.Helper()
+	if err := m.server.cmd.Process.Signal(s); err != nil {
+		c.Fatalf("%v to %s: %v", s, m.name, err)
+	}
+	m.paused = s == syscall.SIGSTOP
+}
+
+// repair restores the network and resumes and starts all members, without waiting for them.
+func (c *cluster) repair() {
+	c.Helper()
+	c.net.heal()
+	for _, m := range c.members {
+		if m.paused {
+			c.signal(m, syscall.SIGCONT)
+		}
+		if m.down {
+			c.launch(m)
+		}
+	}
+}
+
+// leader returns a member that another one, or itself, knows as the leader.
+func (c *cluster) leader() *clusterMember {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), readyTimeout)
+	defer cancel()
+	for ctx.Err() == nil {
+		for _, m := range c.members {
+			if m.down || m.paused {
+				continue
+			}
+			short, done := context.WithTimeout(ctx, time.Second)
+			status, err := m.client.Status(short, m.cfg.Client)
+			done()
+			if err != nil || status.Leader == 0 {
+				continue
+			}
+			for _, l := range c.members {
+				if l.id == status.Leader {
+					return l
+				}
+			}
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	c.Fatal("no leader")
+	return nil
+}
+
+// serves waits until a member answers a write and a linearizable read, and returns how long
+// that took. It fails the test if it takes longer than limit.
+func (c *cluster) serves(m *clusterMember, limit time.Duration) time.Duration {
+	c.Helper()
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(c.Context(), limit)
+	defer cancel()
+	var err error
+	for ctx.Err() == nil {
+		if _, err = m.client.Put(ctx, "probe/"+m.name, ""); err == nil {
+			if _, err = m.client.Get(ctx, "probe/"+m.name); err == nil {
+				return time.Since(began)
+			}
+		}
+		if m.server.State() != nil {
+			c.Fatalf("%s: %s ended by itself: %v", c.what, m.name, m.server.State())
+		}
+		<-time.After(failedPause)
+	}
+	c.Fatalf("%s: %s answers nothing for %v: %v", c.what, m.name, time.Since(began), err)
+	return 0
+}
+
+// sameHash checks that all members have the same keyspace at a revision.
+func (c *cluster) sameHash(revision int64) {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), readyTimeout)
+	defer cancel()
+	var first *pb.HashKVResponse
+	for _, m := range c.members {
+		if _, err := m.client.Get(ctx, "none"); err != nil { // it has applied everything then
+			c.Fatalf("%s: %v", m.name, err)
+		}
+		got, err := pb.NewMaintenanceClient(m.client.ActiveConnection()).HashKV(ctx, &pb.HashKVRequest{Revision: revision})
+		if err != nil {
+			c.Fatalf("%s: hash at revision %d: %v", m.name, revision, err)
+		}
+		if first == nil {
+			first = got
+		}
+		if got.Hash != first.Hash || got.CompactRevision != first.CompactRevision {
+			c.Fatalf("%s: hash at revision %d: got %d (compacted at %d), want %d (%d) as %s", m.name, revision,
+				got.Hash, got.CompactRevision, first.Hash, first.CompactRevision, c.members[0].name)
+		}
+	}
+}
+
+// again makes a request until it succeeds, or done says that an attempt without an answer
+// has.
+func (c *cluster) again(what string, request func(context.Context) error, done func([]*pb.Member) bool, via *clusterMember) {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), changeTimeout)
+	defer cancel()
+	var err error
+	for ctx.Err() == nil {
+		short, end := context.WithTimeout(ctx, callTimeout)
+		if err = request(short); err != nil {
+			if list, failed := via.client.MemberList(short); failed == nil && done(list.Members) {
+				err = nil
+			}
+		}
+		end()
+		if err == nil {
+			return
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	c.Fatalf("%s: %v", what, err)
+}
+
+// replace adds a member as a learner, promotes it, and removes another one, whose process
+// must end with status 0. before is called between the steps.
+func (c *cluster) replace(old *clusterMember, change func(cfg *Config), before func()) *clusterMember {
+	c.Helper()
+	via := c.members[(slices.Index(c.members, old)+1)%len(c.members)]
+	m := c.seat()
+	if change != nil {
+		change(&m.cfg)
+	}
+	has := func(wanted func(*pb.Member) bool) func([]*pb.Member) bool {
+		return func(list []*pb.Member) bool { return slices.ContainsFunc(list, wanted) }
+	}
+	c.again("add "+m.name, func(ctx context.Context) error {
+		_, err := via.client.MemberAddAsLearner(ctx, []string{m.peer})
+		return err
+	}, has(func(o *pb.Member) bool { return slices.Contains(o.PeerURLs, m.peer) }), via)
+	all := []string{m.name + "=" + m.peer}
+	for _, o := range c.members {
+		all = append(all, o.name+"="+o.peer)
+	}
+	m.cfg.Args = append(m.cfg.Args, "--initial-cluster="+strings.Join(all, ","), "--initial-cluster-state=existing")
+	before()
+	c.launch(m)
+	c.awaitMember(m)
+	before()
+	c.again("promote "+m.name, func(ctx context.Context) error {
+		_, err := via.client.MemberPromote(ctx, m.id)
+		return err
+	}, has(func(o *pb.Member) bool { return o.ID == m.id && !o.IsLearner }), via)
+	before()
+	c.again("remove "+old.name, func(ctx context.Context) error {
+		_, err := via.client.MemberRemove(ctx, old.id)
+		return err
+	}, func(list []*pb.Member) bool {
+		return !slices.ContainsFunc(list, func(o *pb.Member) bool { return o.ID == old.id })
+	}, via)
+	select {
+	case <-old.server.Exited():
+	case <-time.After(readyTimeout):
+		c.Fatalf("%s was removed and still runs", old.name)
+	}
+	if state := old.server.State(); state.ExitCode() != 0 {
+		c.Errorf("%s was removed: got %v, want exit status 0 as of etcd\n%s", old.name, state, old.server.Log())
+	}
+	c.members[slices.Index(c.members, old)] = m
+	return m
+}
+
+// awaitMember waits until a new member, which may be a learner, knows its id.
+func (c *cluster) awaitMember(m *clusterMember) {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), readyTimeout)
+	defer cancel()
+	for ctx.Err() == nil {
+		short, done := context.WithTimeout(ctx, time.Second)
+		status, err := m.client.Status(short, m.cfg.Client)
+		done()
+		if err == nil {
+			m.id = status.Header.MemberId
+			return
+		}
+		if m.server.State() != nil {
+			c.Fatalf("%s ended by itself: %v\n%s", m.name, m.server.State(), m.server.Log())
+		}
+		<-time.After(failedPause)
+	}
+	c.Fatalf("%s does not answer: %v", m.name, ctx.Err())
+}
