@@ -2,7 +2,9 @@ package replica
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"go.etcd.io/raft/v3"
@@ -27,6 +29,8 @@ type member struct {
 	log       []*raftpb.Entry
 	hard      *raftpb.HardState // with the commit index as last written
 	unsynced  *raftpb.HardState // written, may be lost
+	mark      uint64            // the log begins after it; 0 before an installation
+	markTerm  uint64
 	applied   uint64
 	appliedAt uint64 // term
 	conf      *raftpb.ConfState
@@ -47,15 +51,23 @@ type cluster struct {
 	changes   int               // applied
 	terms     map[uint64]uint64 // leader by term
 	reads     map[uint64]uint64 // lowest index a read may return, by id
+
+	peers []raft.Peer // that the cluster began with
+	tail  int         // Config.TailBytes of all members
+	// note records what a transcript shows; see transcript_test.go.
+	note func(format string, args ...any)
 }
 
-func newCluster(t *testing.T, seed uint64) *cluster {
-	c := &cluster{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), lossy: true,
-		seen: map[string]uint64{}, proposals: map[string]uint64{}, terms: map[uint64]uint64{}, reads: map[uint64]uint64{}}
-	peers := []raft.Peer{{ID: 1}, {ID: 2}, {ID: 3}}
-	for _, p := range peers {
+func newCluster(t *testing.T, seed uint64, size, tail int) *cluster {
+	c := &cluster{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), lossy: true, tail: tail,
+		seen: map[string]uint64{}, proposals: map[string]uint64{}, terms: map[uint64]uint64{}, reads: map[uint64]uint64{},
+		note: func(string, ...any) {}}
+	for id := range uint64(size) {
+		c.peers = append(c.peers, raft.Peer{ID: id + 1})
+	}
+	for _, p := range c.peers {
 		cfg := config(p.ID)
-		cfg.Bootstrap = peers
+		cfg.Bootstrap, cfg.TailBytes = c.peers, tail
 		c.members = append(c.members, &member{id: p.ID, rep: mustNew(t, cfg)})
 	}
 	return c
@@ -74,6 +86,7 @@ func (c *cluster) ready(m *member) {
 		}
 		m.appends = append(m.appends, out.Appends...)
 		m.applies = append(m.applies, out.Applies...)
+		c.noteOutput(m, out)
 		c.send(out.Peers)
 		for _, rs := range out.Reads {
 			if low := c.reads[rs.ID]; rs.Index < low {
@@ -98,7 +111,13 @@ func (c *cluster) send(ms []*raftpb.Message) {
 
 // durable completes some of the pending appends.
 func (c *cluster) durable(m *member, n int) {
-	var own []*raftpb.Message
+	must(c.t, m.rep.Appended(n, c.write(m, n)))
+	c.ready(m)
+}
+
+// write writes some of the pending appends, and sends their responses to the other members. It
+// returns those to the member itself.
+func (c *cluster) write(m *member, n int) (own []*raftpb.Message) {
 	for _, a := range m.appends[:n] {
 		m.log = write(m.log, a.Message)
 		if a.Message.Term != nil {
@@ -110,6 +129,7 @@ func (c *cluster) durable(m *member, n int) {
 		if a.MustSync && m.unsynced != nil {
 			m.hard = m.unsynced
 		}
+		c.noteDurable(m, a)
 		for _, resp := range a.Message.Responses {
 			if resp.GetTo() == m.id {
 				own = append(own, resp)
@@ -119,8 +139,7 @@ func (c *cluster) durable(m *member, n int) {
 		}
 	}
 	m.appends = m.appends[n:]
-	must(c.t, m.rep.Appended(n, own))
-	c.ready(m)
+	return own
 }
 
 // apply completes some of the pending applies, all at once.
@@ -129,6 +148,7 @@ func (c *cluster) apply(m *member, n int) {
 	for _, msg := range m.applies[:n] {
 		for _, e := range msg.Entries {
 			c.check(m, e)
+			c.note("%d applies %s", m.id, describeEntry(e))
 			m.applied, m.appliedAt = e.GetIndex(), e.GetTerm()
 			if cc := confChange(c.t, e); cc != nil {
 				changes = append(changes, cc)
@@ -136,10 +156,10 @@ func (c *cluster) apply(m *member, n int) {
 		}
 	}
 	m.applies = m.applies[n:]
-	if m.applied >= 3 { // the members that the cluster began with
-		m.conf = &raftpb.ConfState{Voters: []uint64{1, 2, 3}}
-	}
 	must(c.t, m.rep.Applied(m.applied, changes))
+	if m.applied >= uint64(len(c.peers)) { // their entries are the first of the log
+		m.conf = &raftpb.ConfState{Voters: slices.Sorted(maps.Keys(m.rep.voters))}
+	}
 	c.ready(m)
 }
 
@@ -155,7 +175,7 @@ func (c *cluster) check(m *member, e *raftpb.Entry) {
 		return
 	}
 	switch data := string(e.Data); {
-	case data != "" && i > 3 && c.proposals[data] != e.GetTerm():
+	case data != "" && i > uint64(len(c.peers)) && c.proposals[data] != e.GetTerm():
 		c.fatalf("%q, proposed in term %d, is an entry of term %d", data, c.proposals[data], e.GetTerm())
 	case data == "" && c.committed[i-2].GetTerm() == e.GetTerm():
 		c.fatalf("entry %d is empty, and not the first of its term: raft has replaced a change", i)
@@ -216,16 +236,17 @@ func (c *cluster) crash(m *member) {
 
 func (c *cluster) start(m *member) {
 	cfg := config(m.id)
+	cfg.TailBytes, cfg.MarkIndex, cfg.MarkTerm = c.tail, m.mark, m.markTerm
 	cfg.Entries, cfg.HardState = m.log, m.hard
 	// The store may be behind what was applied; what it has is in the log.
 	cfg.Applied, cfg.AppliedTerm, cfg.ConfState = m.applied, m.appliedAt, m.conf
-	if m.applied < 3 || c.rng.IntN(3) == 0 {
+	if m.applied < uint64(len(c.peers)) || c.lossy && c.rng.IntN(3) == 0 {
 		cfg.Applied, cfg.AppliedTerm, cfg.ConfState = 0, 0, nil
 		m.applied, m.appliedAt, m.conf = 0, 0, nil
 	}
-	if len(m.log) == 0 {
+	if len(m.log) == 0 && m.mark == 0 {
 		cfg.HardState = nil
-		cfg.Bootstrap = []raft.Peer{{ID: 1}, {ID: 2}, {ID: 3}}
+		cfg.Bootstrap = c.peers
 	}
 	m.down, m.unsynced, m.rep = false, nil, mustNew(c.t, cfg)
 	c.ready(m)
@@ -241,11 +262,21 @@ func (c *cluster) deliver() {
 	last := len(c.network) - 1
 	c.network[i] = c.network[last]
 	c.network = c.network[:last]
-	to := c.members[m.GetTo()-1]
-	if to.down || c.lossy && c.rng.IntN(10) == 0 {
+	if c.lossy && c.rng.IntN(10) == 0 {
 		return
 	}
-	_ = to.rep.Step(m) // a message that is refused is lost
+	c.receive(m)
+}
+
+// receive passes a message of the network to its receiver.
+func (c *cluster) receive(m *raftpb.Message) {
+	to := c.members[m.GetTo()-1]
+	if to.down {
+		return
+	}
+	if err := to.rep.Step(m); err != nil { // a message that is refused is lost
+		c.note("%d refuses it: %v", to.id, err)
+	}
 	c.ready(to)
 }
 
@@ -343,7 +374,7 @@ func (c *cluster) agreed() bool {
 func TestCluster(t *testing.T) {
 	leaders, committed, changes := 0, 0, 0
 	for seed := range uint64(60) {
-		c := newCluster(t, seed)
+		c := newCluster(t, seed, 3, 0)
 		for range 6000 {
 			c.step()
 		}
