@@ -23,7 +23,7 @@ func runCatchUp(ctx context.Context, args []string) error {
 	s.Flags.IntVar(&cfg.ValueBytes, "value-bytes", 16<<10, "size of these values")
 	s.Flags.IntVar(&cfg.PutRate, "put-rate", 5000, "puts a second, of 256 bytes, meanwhile")
 	s.Flags.IntVar(&cfg.Clients, "clients", 256, "how many of these puts can be in flight")
-	s.Flags.DurationVar(&cfg.Window, "window", 20*time.Second, "time for which puts are measured before the member stops")
+	s.Flags.DurationVar(&cfg.Window, "window", 20*time.Second, "time for which puts are measured before the member stops, while it is down, and when it is in step")
 	s.Flags.IntVar(&cfg.Kills, "kills", 0, "how often the member is killed while it catches up a second time")
 	if err := s.Parse(); err != nil {
 		return err

@@ -1,5 +1,16 @@
 // Package catchup measures how a member that missed many writes catches up by a snapshot
 // while clients write, and kills it meanwhile.
+//
+// The windows of puts, in order of time:
+//
+//	before      all members are in step
+//	without     the member is down, and has missed the writes
+//	sending     from its start until it has received the snapshot
+//	installing  until it is in step
+//	after       all members are in step
+//
+// The same load runs in all of them, so that those without a snapshot frame those with one: a
+// machine that becomes slower meanwhile shows in after.
 package catchup
 
 import (
@@ -14,6 +25,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
+	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/verdict"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
@@ -26,7 +38,7 @@ const (
 	fillConns, fillClients = 4, 32
 	// putConns, putKeys and putBytes describe the puts at a fixed rate.
 	putConns, putKeys, putBytes = 4, 10_000, 256
-	// warmUp is the time between the start of the puts and their first window.
+	// warmUp is the time between a change of the load or of the members and the next window.
 	warmUp = 3 * time.Second
 	// putTimeout is longer than a server's own timeout of a proposal.
 	putTimeout = 10 * time.Second
@@ -40,11 +52,11 @@ const (
 // Config describes the measurement.
 type Config struct {
 	Servers    []servers.Server
-	Bytes      int64 // of values that the member misses
-	ValueBytes int   // of one of them
-	PutRate    int   // puts a second at all times but while the former are written
-	Clients    int   // how many of these puts can be in flight
-	Window     time.Duration
+	Bytes      int64         // of values that the member misses
+	ValueBytes int           // of one of them
+	PutRate    int           // puts a second at all times but while the former are written
+	Clients    int           // how many of these puts can be in flight
+	Window     time.Duration // of puts with no snapshot in progress, three times
 	Kills      int
 	Args       []string
 	Dir        string
@@ -60,15 +72,22 @@ func (c Config) validate() error {
 
 // Sample is the result of one server.
 type Sample struct {
-	Before, During loadgen.Window // puts with all members, and while the member catches up
-	Fill           time.Duration  // for the writes that the member misses
-	Took           time.Duration  // from the start of the member until it is in step
-	Sent, Failed   int64          // snapshots, without those of the kills
-	Kills          int
-	Late           int           // kills of a member that was in step already
-	Last           time.Duration // from the start after the last kill until the member is in step
-	Hashes         []uint32
+	Before, Without, Sending, Installing, After loadgen.Window // see the package
+
+	Fill       time.Duration // for the writes that the member misses
+	Received   time.Duration // from the start of the member until it has the snapshot; 0 without one
+	Took       time.Duration // from the start of the member until it is in step
+	Rest, Peak proc.Memory   // of the leader, just before Sending, and until the end of Installing
+	Sent       int64         // snapshots, and how many failed, without those of the kills
+	Failed     int64
+	Kills      int
+	Late       int           // kills of a member that was in step already
+	Last       time.Duration // from the start after the last kill until the member is in step
+	Hashes     []uint32
 }
+
+// During returns the puts while the member caught up.
+func (s Sample) During() loadgen.Window { return s.Sending.Join(s.Installing) }
 
 // Run measures all servers and returns the verdicts.
 func Run(ctx context.Context, cfg Config) ([]verdict.Verdict, error) {
@@ -159,14 +178,9 @@ func (r *rig) halt() {
 
 // measure lets the member miss the writes and catch up once.
 func (r *rig) measure(ctx context.Context, s *Sample) (err error) {
-	if err := loadgen.Pause(ctx, warmUp); err != nil {
+	if s.Before, err = r.window(ctx); err != nil {
 		return err
 	}
-	r.puts.Cut()
-	if err := loadgen.Pause(ctx, r.cfg.Window); err != nil {
-		return err
-	}
-	s.Before = r.puts.Cut()
 	if err := r.away.Terminate(ctx); err != nil {
 		return err
 	}
@@ -177,19 +191,59 @@ func (r *rig) measure(ctx context.Context, s *Sample) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := loadgen.Pause(ctx, warmUp); err != nil {
+	if s.Without, err = r.window(ctx); err != nil {
 		return err
 	}
-	r.puts.Cut()
-	if s.Took, err = r.returns(ctx); err != nil {
+	if err := r.catchUp(ctx, s); err != nil {
 		return err
 	}
-	s.During = r.puts.Cut()
 	if s.Sent, s.Failed, err = r.snapshots(ctx); err != nil {
 		return err
 	}
 	s.Sent, s.Failed = s.Sent-sent, s.Failed-failed
-	return nil
+	s.After, err = r.window(ctx)
+	return err
+}
+
+// window returns the puts of Config.Window, after a warm-up.
+func (r *rig) window(ctx context.Context) (w loadgen.Window, err error) {
+	if err := loadgen.Pause(ctx, warmUp); err != nil {
+		return w, err
+	}
+	r.puts.Cut()
+	if err := loadgen.Pause(ctx, r.cfg.Window); err != nil {
+		return w, err
+	}
+	return r.puts.Cut(), nil
+}
+
+// catchUp starts the member, and measures puts and the leader's memory until it is in step.
+func (r *rig) catchUp(ctx context.Context, s *Sample) (err error) {
+	if s.Rest, err = r.leader.Memory(); err != nil {
+		return err
+	}
+	memory := r.leader.WatchMemory()
+	defer memory.Stop()
+	received, inStep := r.away.Expect(r.line), make(chan struct{})
+	var cut sync.WaitGroup
+	began := time.Now()
+	r.puts.Cut()
+	cut.Go(func() {
+		select {
+		case <-received:
+			s.Received, s.Sending = time.Since(began), r.puts.Cut()
+		case <-inStep:
+		}
+	})
+	s.Took, err = r.returns(ctx)
+	close(inStep)
+	cut.Wait()
+	if err != nil {
+		return err
+	}
+	s.Installing = r.puts.Cut()
+	s.Peak, err = memory.Cut()
+	return err
 }
 
 // fill writes, without the other puts, what the member misses.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
+	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
@@ -18,21 +19,26 @@ import (
 func TestJudge(t *testing.T) {
 	cfg := Config{Kills: 3}
 	good := func() Sample {
-		return Sample{Before: loadgen.Window{Latencies: []time.Duration{10}}, During: loadgen.Window{Latencies: []time.Duration{20}},
+		window := func(d time.Duration) loadgen.Window { return loadgen.Window{Latencies: []time.Duration{d}} }
+		return Sample{Before: window(10), Without: window(10), Sending: window(20), Installing: window(5), After: window(9),
+			Rest: proc.Memory{Resident: 600 << 20}, Peak: proc.Memory{Resident: 750 << 20},
 			Sent: 1, Kills: 3, Late: 1, Hashes: []uint32{7, 7, 7}}
 	}
 	if failed := benchtest.Failed(judge(cfg, "x", good())); len(failed) != 0 {
 		t.Errorf("good figures fail: %q", failed)
 	}
 	for want, spoil := range map[string]func(*Sample){
-		"x: the p99 of puts while":        func(s *Sample) { s.During.Latencies[0] = 21 },
-		"x: the p99 of puts":              func(s *Sample) { s.Before.Latencies = nil },
-		"x: no put fails":                 func(s *Sample) { s.During.Failed = 1 },
-		"x: no put fails or":              func(s *Sample) { s.During.Missed = 1 },
-		"x: no put fails or is":           func(s *Sample) { s.During.Latencies = nil },
+		"x: the p99 of puts while":        func(s *Sample) { s.Before.Latencies[0], s.After.Latencies[0] = 9, 9 },
+		"x: the p99 of puts":              func(s *Sample) { s.Before.Latencies, s.After.Latencies = nil, nil },
+		"x: it is at most 2 times":        func(s *Sample) { s.Without.Latencies[0] = 9 },
+		"x: it is at most 2":              func(s *Sample) { s.Without.Latencies = nil },
+		"x: no put fails":                 func(s *Sample) { s.Installing.Failed = 1 },
+		"x: no put fails or":              func(s *Sample) { s.Sending.Missed = 1 },
+		"x: no put fails or is":           func(s *Sample) { s.Sending.Latencies, s.Installing.Latencies = nil, nil },
 		"x: one snapshot is sent":         func(s *Sample) { s.Sent = 0 },
 		"x: one snapshot is":              func(s *Sample) { s.Sent = 2 },
 		"x: one snapshot":                 func(s *Sample) { s.Failed = 1 },
+		"x: the leader's memory":          func(s *Sample) { s.Peak.Resident++ },
 		"x: all members have the same":    func(s *Sample) { s.Hashes[2] = 8 },
 		"x: all members have":             func(s *Sample) { s.Hashes = s.Hashes[:2] },
 		"x: the member is killed before":  func(s *Sample) { s.Late = 3 },
@@ -165,5 +171,9 @@ func TestSmall(t *testing.T) {
 	}
 	if s.Took == 0 || s.Last == 0 || s.Kills != 2 {
 		t.Errorf("got %+v, want two kills", s)
+	}
+	if s.Received == 0 || s.Received >= s.Took || len(s.Sending.Latencies) == 0 || len(s.Without.Latencies) == 0 || len(s.After.Latencies) == 0 || s.Peak.Resident < s.Rest.Resident {
+		t.Errorf("got %v of %v until the snapshot was received, %d, %d and %d puts without the member, meanwhile and after, peak %+v, rest %+v",
+			s.Received, s.Took, len(s.Without.Latencies), len(s.Sending.Latencies), len(s.After.Latencies), s.Peak, s.Rest)
 	}
 }

@@ -247,6 +247,16 @@ func (p *Paced) Cut() Window {
 	return w
 }
 
+// Join returns the results of two windows together.
+func (w Window) Join(other Window) Window {
+	all := Window{Latencies: slices.Concat(w.Latencies, other.Latencies), Failed: w.Failed + other.Failed,
+		Missed: w.Missed + other.Missed, LastError: w.LastError}
+	if other.LastError != nil {
+		all.LastError = other.LastError
+	}
+	return all
+}
+
 // Percentile returns a percentile of the latencies.
 func (w Window) Percentile(percent float64) time.Duration {
 	return stats.Percentile(slices.Sorted(slices.Values(w.Latencies)), percent)
