@@ -87,7 +87,7 @@ func TestARefusedMemberLogsTheReason(t *testing.T) {
 
 func TestAStreamWithoutAHelloEnds(t *testing.T) {
 	m := start(t, 1, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*handshakeTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), 12*handshakeTimeout)
 	defer cancel()
 	cc, _, err := m.dial(m.url())
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,9 +68,12 @@ func TestMessagesArriveInOrderOnEachLane(t *testing.T) {
 		t.Errorf("got %v, want index 7 and its data", app)
 	}
 	sent := actorstest.Metric(t, a.registry, "etcd_network_peer_sent_bytes_total", "2")
-	if received := actorstest.Metric(t, b.registry, "etcd_network_peer_received_bytes_total", "1"); sent == 0 || received < sent {
-		t.Errorf("got %v bytes received and %v sent, want at least as many received", received, sent)
+	if sent == 0 {
+		t.Error("got no bytes sent, want some")
 	}
+	actorstest.Await(t, "as many bytes received as were sent", func() bool { // a probe may be on its way
+		return actorstest.Metric(t, b.registry, "etcd_network_peer_received_bytes_total", "1") >= sent
+	})
 }
 
 func TestSnapshotMessagesGoToTheCallback(t *testing.T) {
@@ -182,11 +186,16 @@ func TestURLsChange(t *testing.T) {
 		a.Send([]*raftpb.Message{heartbeat(1, 2, 3)})
 		return len(moved.got.of(raftpb.MsgHeartbeat)) > 0
 	})
-	before := len(b.got.of(raftpb.MsgHeartbeat))
-	a.Send([]*raftpb.Message{heartbeat(1, 2, 3)})
-	if after := len(b.got.of(raftpb.MsgHeartbeat)); after != before {
-		t.Errorf("got %d messages at the old URL after the change, want %d", after, before)
+	a.Send([]*raftpb.Message{heartbeat(1, 2, 4)})
+	actorstest.Await(t, "another message at the new URL", func() bool { return has(moved.got.of(raftpb.MsgHeartbeat), 4) })
+	if has(b.got.of(raftpb.MsgHeartbeat), 4) {
+		t.Error("got a message at the old URL after the change, want none")
 	}
+}
+
+// has reports whether a message has a term.
+func has(ms []*raftpb.Message, term uint64) bool {
+	return slices.ContainsFunc(ms, func(m *raftpb.Message) bool { return m.GetTerm() == term })
 }
 
 func TestARemovedMemberLearnsIt(t *testing.T) {
@@ -261,13 +270,11 @@ func TestALateHeartbeatIsLogged(t *testing.T) {
 	a, b := pair(t)
 	a.Send([]*raftpb.Message{heartbeat(1, 2, 4)})
 	actorstest.Await(t, "the heartbeat", func() bool { return len(b.got.of(raftpb.MsgHeartbeat)) == 1 })
-	time.Sleep(3 * a.cfg.Heartbeat) // the gap itself, nothing is awaited
+	time.Sleep(10 * a.cfg.Heartbeat) // the gap itself, nothing is awaited
 	a.Send([]*raftpb.Message{heartbeat(1, 2, 4)})
-	actorstest.Await(t, "the metric", func() bool {
-		return actorstest.Metric(t, a.registry, "etcd_server_heartbeat_send_failures_total") == 1
-	})
-	if n := a.log.count("heartbeat late"); n != 1 {
-		t.Errorf("got %d lines about a late heartbeat, want 1", n)
+	actorstest.Await(t, "the line", func() bool { return a.log.count("heartbeat late") == 1 })
+	if n := actorstest.Metric(t, a.registry, "etcd_server_heartbeat_send_failures_total"); n != 1 {
+		t.Errorf("got %v late heartbeats, want 1", n)
 	}
 	// A new term begins anew.
 	time.Sleep(3 * a.cfg.Heartbeat)
@@ -457,7 +464,7 @@ func TestStopEndsHalfOpenConnections(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(sniffTimeout / 2):
+	case <-time.After(sniffTimeout * 9 / 10):
 		t.Fatalf("Stop waits for a connection that sends nothing")
 	}
 }
