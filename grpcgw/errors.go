@@ -127,7 +127,7 @@ func storeError(err error) error {
 		return rpctypes.ErrGRPCKeyNotFound
 	case errors.Is(err, mvcc.ErrLeaseNotFound):
 		return rpctypes.ErrGRPCLeaseNotFound
-	case errors.As(err, &corrupt) && corrupt.Replicated:
+	case isDamaged(err):
 		return ErrDamaged
 	case errors.As(err, &corrupt):
 		return rpctypes.ErrGRPCCorrupt
@@ -135,8 +135,21 @@ func storeError(err error) error {
 	return plainError(err)
 }
 
-// StoreErrorText returns the text of storeError, for responses that have no code.
-func StoreErrorText(err error) string { return status.Convert(storeError(err)).Message() }
+// WatchReason returns the cancel reason of watchers for an error of reading the log. It is
+// empty for damage when other members have the data: a watcher that is canceled never resumes,
+// one whose stream ends with ErrDamaged does.
+func WatchReason(err error) string {
+	if isDamaged(err) {
+		return ""
+	}
+	return status.Convert(storeError(err)).Message()
+}
+
+// isDamaged reports whether an error is damage to the store when other members have the data.
+func isDamaged(err error) bool {
+	var corrupt *mvcc.CorruptError
+	return errors.As(err, &corrupt) && corrupt.Replicated
+}
 
 // plainError returns the error for a failure that etcd has no text for. Errors of contexts
 // are converted by gRPC, as in etcd.

@@ -116,10 +116,13 @@ func (w *watchService) await(ctx context.Context, st *watchactor.Stream, receive
 			}
 			return ended(ctx)
 		case <-st.Done():
-			if ctx.Err() == nil && st.Err() != nil {
-				return rpctypes.ErrGRPCStopped // the client resumes
+			switch err := st.Err(); {
+			case ctx.Err() != nil || err == nil:
+				return ended(ctx)
+			case isDamaged(err):
+				return ErrDamaged
 			}
-			return ended(ctx)
+			return rpctypes.ErrGRPCStopped // the client resumes, as after ErrDamaged
 		case <-ctx.Done():
 			return ended(ctx)
 		case <-w.stopping:

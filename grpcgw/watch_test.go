@@ -35,7 +35,7 @@ func withFaults(t *testing.T, m *fakeMember, faults *actors.Faults) {
 		t.Fatal(err)
 	}
 	m.watches = watchactor.NewStreams(watchactor.Config{
-		Published: m.pub, Spawn: edge.Spawn, Unpinned: func() {}, Reason: StoreErrorText, Faults: faults,
+		Published: m.pub, Spawn: edge.Spawn, Unpinned: func() {}, Reason: WatchReason, Faults: faults,
 	})
 	m.pub.Notify(m.watches.Wake)
 	if _, err := edge.Spawn(actors.Child{Name: actors.EdgeWatchHub, New: m.watches.Hub}); err != nil {

@@ -153,7 +153,7 @@ func (h *hub) postSome(v *mvcc.View) bool {
 	h.streams.cfg.Faults.Point(actors.EdgeWatchHub, "middle")
 	if err != nil {
 		// Corruption, which the store has reported. Each stream will meet it when it
-		// reads the log, and cancel the watchers that need the damaged part.
+		// reads the log, and cancel the watchers that need the damaged part, or end.
 		h.fan.Discard()
 		for _, id := range slices.Sorted(maps.Keys(h.boxes)) {
 			h.loseStream(id)

@@ -343,7 +343,12 @@ func (s *stream) turn() {
 	case errors.Is(err, mvcc.ErrClosed), errors.Is(err, errNoTurn):
 		s.retry = actors.AfterFunc(retryAfter, s.nextTurn)
 	default:
-		s.endOn(s.table.Fail(s.streams.cfg.Reason(err), v.Revision, s.send))
+		reason := s.streams.cfg.Reason(err)
+		if reason == "" {
+			s.endOn(err)
+			return
+		}
+		s.endOn(s.table.Fail(reason, v.Revision, s.send))
 	}
 }
 

@@ -31,7 +31,8 @@ type Config struct {
 	// and returns the function that ends it. ok is false if too many wait already. nil
 	// lets every stream scan that may read from the log.
 	Turn func() (done func(), ok bool)
-	// Reason returns the cancel reason for an error of reading the log.
+	// Reason returns the cancel reason for an error of reading the log. If it is empty, the
+	// stream ends with the error instead, so that its client resumes on another member.
 	Reason func(error) string
 	Faults *actors.Faults
 }

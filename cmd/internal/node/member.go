@@ -129,7 +129,8 @@ func (n *Node) storeError(err error) error {
 		return mvcc.ErrClosed
 	case errors.As(err, &damage):
 		n.corrupt(err)
-		return &mvcc.CorruptError{Pack: mvcc.Revision{Main: damage.Pack.Main, Sub: damage.Pack.Sub}, Err: err}
+		return &mvcc.CorruptError{Pack: mvcc.Revision{Main: damage.Pack.Main, Sub: damage.Pack.Sub},
+			Replicated: n.host.Replicated(), Err: err}
 	}
 	return err
 }
@@ -145,7 +146,7 @@ func (n *Node) newWatches() *watchactor.Streams {
 			}
 		},
 		Turn:   n.reads.Turn,
-		Reason: grpcgw.StoreErrorText,
+		Reason: grpcgw.WatchReason,
 		Faults: n.cfg.Faults,
 	})
 	n.shared.Published.Notify(w.Wake)

@@ -162,6 +162,27 @@ func (c *testCluster) load() (stop func() (calls int)) {
 	}
 }
 
+// watchAll watches all keys from the first revision. seen waits until the watch, which must not
+// end, has the event of a key of fill.
+func (m *clusterMember) watchAll() (seen func(key int) error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	m.c.t.Cleanup(cancel)
+	events := m.client.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(1))
+	return func(key int) error {
+		for resp := range events {
+			if err := resp.Err(); err != nil {
+				return err
+			}
+			for _, e := range resp.Events {
+				if string(e.Kv.Key) == fmt.Sprint(key) {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("the watch ended without an event of key %d; its context: %v", key, ctx.Err())
+	}
+}
+
 // isUnavailable reports whether an error of clientv3 permits another attempt.
 func isUnavailable(err error) bool {
 	var e rpctypes.EtcdError
@@ -173,7 +194,7 @@ func isUnavailable(err error) bool {
 func (m *clusterMember) getsAgain(key, want string) {
 	m.c.t.Helper()
 	m.c.eventually(fmt.Sprintf("m%d answers a read of %s", m.i, key), func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		resp, err := m.client.Get(ctx, key)
 		switch {
@@ -209,9 +230,7 @@ func (m *clusterMember) wantRepaired(observer *clusterMember, bad int) {
 		m.c.t.Fatalf("m%d: no alarm names the member", m.i)
 	}
 	m.c.eventually("the alarm is cleared", func() bool { return len(observer.corruptAlarms()) == 0 })
-	if found := m.Health(); len(found) != 0 {
-		m.c.t.Errorf("m%d: health: got %v, want no trouble", m.i, found)
-	}
+	m.c.eventually("the member is healthy", func() bool { return len(m.Health()) == 0 })
 	if m.store() == "" {
 		m.c.t.Errorf("m%d: the store was not replaced", m.i)
 	}
@@ -231,8 +250,12 @@ func TestClusterRepairsDamage(t *testing.T) {
 			}
 			const bad = 100
 			victim.damage(bad)
+			seen := victim.watchAll()
 			stop := c.load()
 			victim.wantRepaired(leader, bad)
+			if err := seen(bad); err != nil {
+				t.Errorf("a watch on the member: %v", err)
+			}
 			if calls := stop(); calls == 0 {
 				t.Error("no call succeeded")
 			}
