@@ -80,7 +80,7 @@ func (c *testCluster) newMember(i int) *clusterMember {
 
 func listen(t *testing.T, addr string) net.Listener {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		l, err := net.Listen("tcp", addr)
 		if err == nil {
 			return l
@@ -141,7 +141,7 @@ func (m *clusterMember) awaitReady() {
 	}
 	select {
 	case <-m.Ready():
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		m.c.t.Fatalf("m%d is not ready", m.i)
 	}
 }
@@ -151,7 +151,7 @@ func (m *clusterMember) stop() {
 	if m.Node == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := m.Stop(ctx); err != nil {
 		m.c.t.Errorf("m%d: stop: %v", m.i, err)
@@ -192,7 +192,7 @@ func (c *testCluster) leader() (leader, follower *clusterMember) {
 
 func (c *testCluster) eventually(what string, ok func() bool) {
 	c.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			c.t.Fatalf("timed out waiting until %s", what)
 		}
@@ -201,7 +201,7 @@ func (c *testCluster) eventually(what string, ok func() bool) {
 
 func (m *clusterMember) mustPut(key, value string) {
 	m.c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if _, err := m.client.Put(ctx, key, value); err != nil {
 		m.c.t.Fatalf("m%d: put %s: %v", m.i, key, err)
@@ -210,7 +210,7 @@ func (m *clusterMember) mustPut(key, value string) {
 
 func (m *clusterMember) wantGet(key, want string) {
 	m.c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	resp, err := m.client.Get(ctx, key)
 	if err != nil {
@@ -239,7 +239,7 @@ func (c *testCluster) wantEqual() {
 			v := m.host.Published.View()
 			return v != nil && v.Revision >= rev
 		})
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		resp, err := m.client.HashKV(ctx, m.addr, rev)
 		cancel()
 		if err != nil {

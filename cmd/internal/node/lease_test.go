@@ -301,7 +301,7 @@ func TestStopEndsKeepAlives(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-alive
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	began := time.Now()
 	if err := m.Stop(ctx); err != nil {

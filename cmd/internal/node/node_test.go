@@ -60,7 +60,7 @@ func startMember(t *testing.T, dir string, change func(*Config)) *testMember {
 	m := &testMember{Node: n, t: t, cfg: cfg}
 	select {
 	case <-n.Ready():
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("not ready")
 	}
 	m.client, err = clientv3.New(clientv3.Config{Endpoints: []string{l.Addr().String()}, DialTimeout: 5 * time.Second})
@@ -73,7 +73,7 @@ func startMember(t *testing.T, dir string, change func(*Config)) *testMember {
 func (m *testMember) shut() {
 	m.t.Helper()
 	m.client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := m.Stop(ctx); err != nil {
 		m.t.Error(err)
@@ -82,7 +82,7 @@ func (m *testMember) shut() {
 
 func (m *testMember) put(key, value string) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if _, err := m.client.Put(ctx, key, value); err != nil {
 		m.t.Fatal(err)
@@ -91,7 +91,7 @@ func (m *testMember) put(key, value string) {
 
 func (m *testMember) get(key string) string {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	resp, err := m.client.Get(ctx, key)
 	if err != nil {
@@ -131,7 +131,7 @@ func TestStopCutsStreams(t *testing.T) {
 	if _, err := stream.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := m.Stop(ctx); err != nil {
 		t.Fatal(err)

@@ -72,7 +72,7 @@ func TestReboot(t *testing.T) {
 			for i, point := range points {
 				l.await(20)
 				m.Faults().Arm(stage, point, 3)
-				for end := time.Now().Add(20 * time.Second); m.core.Restarts() <= i; {
+				for end := time.Now().Add(time.Minute); m.core.Restarts() <= i; {
 					if time.Now().After(end) {
 						t.Fatalf("no panic at %s", point)
 					}
@@ -244,7 +244,7 @@ func (l *load) await(n int) {
 		l.mu.Unlock()
 		select {
 		case <-success:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			l.m.t.Error("no call of the load succeeds")
 			return
 		}
@@ -263,7 +263,7 @@ func (l *load) served(after time.Time) time.Time {
 		}
 		select {
 		case <-success:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			l.m.t.Error("the member does not serve again")
 			return time.Now()
 		}
@@ -340,7 +340,7 @@ func awaitExit(t *testing.T, exit <-chan error) error {
 	select {
 	case reason := <-exit:
 		return reason
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the process does not end")
 		return nil
 	}
@@ -349,7 +349,7 @@ func awaitExit(t *testing.T, exit <-chan error) error {
 // abandon stops a member that has called Exit.
 func (m *testMember) abandon() {
 	m.client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	_ = m.Stop(ctx) // the reason was passed to Exit
 }

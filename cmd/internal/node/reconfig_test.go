@@ -63,7 +63,7 @@ func (c *testCluster) addMember(through *clusterMember, learner bool) *clusterMe
 	if learner {
 		add = through.client.MemberAddAsLearner
 	}
-	resp, err := add(within(10*time.Second), []string{m.peerURL})
+	resp, err := add(within(time.Minute), []string{m.peerURL})
 	if err != nil {
 		c.t.Fatalf("add m%d: %v", m.i, err)
 	}
@@ -83,7 +83,7 @@ func (c *testCluster) addMember(through *clusterMember, learner bool) *clusterMe
 func (c *testCluster) promote(through, learner *clusterMember) {
 	c.t.Helper()
 	c.eventually(fmt.Sprintf("m%d is promoted", learner.i), func() bool {
-		_, err := through.client.MemberPromote(within(10*time.Second), learner.id)
+		_, err := through.client.MemberPromote(within(time.Minute), learner.id)
 		if err != nil && !errors.Is(err, rpctypes.ErrMemberLearnerNotReady) {
 			c.t.Fatalf("promote m%d: %v", learner.i, err)
 		}
@@ -97,7 +97,7 @@ func (c *testCluster) promote(through, learner *clusterMember) {
 func (c *testCluster) removeMember(through, m *clusterMember) {
 	c.t.Helper()
 	done := m.Done()
-	if _, err := through.client.MemberRemove(within(10*time.Second), m.id); err != nil {
+	if _, err := through.client.MemberRemove(within(time.Minute), m.id); err != nil {
 		c.t.Fatalf("remove m%d through m%d: %v", m.i, through.i, err)
 	}
 	m.wantRemoved(done)
@@ -160,7 +160,7 @@ func (c *testCluster) wantMembers(learner *clusterMember, want ...*clusterMember
 	text := strings.Join(lines, "; ")
 	for _, m := range c.live() {
 		last := ""
-		for deadline := time.Now().Add(10 * time.Second); last != text; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); last != text; time.Sleep(5 * time.Millisecond) {
 			if last = m.list(); last != text && time.Now().After(deadline) {
 				c.t.Fatalf("m%d: got members %s, want %s", m.i, last, text)
 			}
@@ -257,7 +257,7 @@ func (l *writers) end(through *clusterMember) {
 	l.c.t.Helper()
 	l.cancel()
 	l.wait.Wait()
-	resp, err := through.client.Get(within(10*time.Second), "load/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := through.client.Get(within(time.Minute), "load/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		l.c.t.Fatal(err)
 	}
@@ -350,7 +350,7 @@ func TestWipedMember(t *testing.T) {
 	}
 	m.stop()
 	c.members[0].mustPut("k", "2")
-	if _, err := c.members[0].client.MemberRemove(within(10*time.Second), m.id); err != nil {
+	if _, err := c.members[0].client.MemberRemove(within(time.Minute), m.id); err != nil {
 		t.Fatal(err)
 	}
 	c.promote(c.members[0], c.addMember(c.members[0], true)) // as the message says
@@ -387,7 +387,7 @@ func TestReconfigUpdate(t *testing.T) {
 	m.stop()
 	l := listen(t, "127.0.0.1:0")
 	m.peerURL = "http://" + l.Addr().String()
-	if _, err := c.members[1].client.MemberUpdate(within(10*time.Second), m.id, []string{m.peerURL}); err != nil {
+	if _, err := c.members[1].client.MemberUpdate(within(time.Minute), m.id, []string{m.peerURL}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantMembers(m, slices.Clone(c.members)...)
@@ -466,7 +466,7 @@ func TestReconfigInvalid(t *testing.T) {
 				return err
 			}, rpctypes.ErrPeerURLExist},
 		} {
-			if err := step.do(within(10 * time.Second)); !errors.Is(err, step.want) {
+			if err := step.do(within(time.Minute)); !errors.Is(err, step.want) {
 				t.Errorf("through m%d: %s: got %v, want %v", i, step.what, err, step.want)
 			}
 		}
@@ -507,7 +507,7 @@ func TestRollingReplacement(t *testing.T) {
 // order.
 func wantWatch(t *testing.T, m *clusterMember, prefix string, atLeast int) {
 	t.Helper()
-	ctx := within(10 * time.Second)
+	ctx := within(time.Minute)
 	last, n := int64(0), 0
 	for resp := range m.client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(1)) {
 		if err := resp.Err(); err != nil {

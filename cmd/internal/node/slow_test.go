@@ -104,7 +104,7 @@ func (m *testMember) snapshot() (s actors.Snapshot) {
 // eventually waits for a condition.
 func (m *testMember) eventually(what string, ok func() bool) {
 	m.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			m.t.Fatalf("still waiting until %s", what)
 		}

@@ -40,7 +40,7 @@ func (w *watching) next() clientv3.WatchResponse {
 			w.t.Fatal("the watch ended")
 		}
 		return r
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		w.t.Fatal("no response")
 	}
 	return clientv3.WatchResponse{}
@@ -184,7 +184,7 @@ func TestWatchReboot(t *testing.T) {
 		}
 		m.Faults().Arm(f.stage, f.point, 3)
 		check(50)
-		for end := time.Now().Add(20 * time.Second); f.count != nil && f.count() == before; check(1) {
+		for end := time.Now().Add(time.Minute); f.count != nil && f.count() == before; check(1) {
 			if time.Now().After(end) {
 				t.Fatalf("no panic at %s of %s", f.point, f.stage)
 			}
