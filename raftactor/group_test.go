@@ -37,6 +37,9 @@ const (
 type groups struct {
 	t       *testing.T
 	members map[uint64]*group
+	// play has the steps of a transcript, which decide what happens; nil in the group test. See
+	// transcript_test.go.
+	play *transcript
 
 	mu       sync.Mutex // guards what follows
 	rng      *rand.Rand
@@ -51,66 +54,102 @@ type groups struct {
 type group struct {
 	all      *groups
 	id       uint64
+	sys      *actor.ActorSystem
 	client   *Client
 	state    State
 	raft     *actors.Mailbox
 	proposer *actors.Mailbox
 	replies  *Replies
+	metrics  *Metrics
+	ids      atomic.Uint64
 	applied  atomic.Uint64
+	gone     sync.Map // members whose removal is applied here, by id
+	played   played   // of a transcript
 }
 
 func newGroups(t *testing.T, seed uint64) *groups {
-	c := &groups{t: t, members: map[uint64]*group{}, rng: rand.New(rand.NewPCG(seed, 9)), lossy: true,
-		cut: map[uint64]bool{}, seen: map[string]uint64{}}
-	var peers []raft.Peer
+	c := newNetwork(t, seed)
 	for id := range uint64(groupSize) {
-		peers = append(peers, raft.Peer{ID: id + 1})
-	}
-	for _, p := range peers {
-		c.start(p.ID, peers)
+		c.add(id + 1).boot(bootstrap())
 	}
 	return c
 }
 
-func (c *groups) start(id uint64, peers []raft.Peer) {
-	sys := actorstest.NewSystem(c.t)
+// newNetwork returns a cluster without members.
+func newNetwork(t *testing.T, seed uint64) *groups {
+	return &groups{t: t, members: map[uint64]*group{}, rng: rand.New(rand.NewPCG(seed, 9)), lossy: true,
+		cut: map[uint64]bool{}, seen: map[string]uint64{}}
+}
+
+// bootstrap returns the configuration of a replica of the new cluster.
+func bootstrap() replica.Config {
 	cfg := replicaConfig(false)
-	cfg.ID, cfg.Bootstrap = id, peers
+	for id := range uint64(groupSize) {
+		cfg.Bootstrap = append(cfg.Bootstrap, raft.Peer{ID: id + 1})
+	}
+	return cfg
+}
+
+// add adds a member, which is not started.
+func (c *groups) add(id uint64) *group {
+	g := &group{all: c, id: id, sys: actorstest.NewSystem(c.t), replies: NewReplies(), metrics: NewMetrics(nil, MetricsConfig{})}
+	g.client = NewClient(ClientConfig{Timeout: groupTimeout, State: &g.state, Metrics: g.metrics,
+		Full: func(*applymsg.Request) bool { return false }})
+	c.members[id] = g
+	return g
+}
+
+func (g *group) next() uint64 { return g.id<<48 | g.ids.Add(1) }
+
+// boot starts the core of a member.
+func (g *group) boot(cfg replica.Config) {
+	c, every := g.all, heartbeat
+	if c.play != nil {
+		every = time.Hour // its ticks are steps
+	}
+	cfg.ID = g.id
 	rep, err := replica.New(cfg)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	g := &group{all: c, id: id, replies: NewReplies()}
-	var ids atomic.Uint64
-	next := func() uint64 { return id<<48 | ids.Add(1) }
-	metrics := NewMetrics(nil, MetricsConfig{})
 	g.raft = NewMailbox(roomy, nil)
 	below := actors.Stage{Name: actors.CoreWAL, Actor: g, Mailbox: actors.NewMailbox(actors.MailboxConfig{
 		Name: actors.CoreWAL, Class: actors.Credit, Limit: roomy})}
-	r, raftStage := New(Config{Replica: rep, Heartbeat: heartbeat, WAL: below.Mailbox, Apply: below.Mailbox,
-		Peers: g, State: &g.state, Timeline: actors.NewTimeline(), Metrics: metrics}, g.raft)
-	proposer := NewProposer(ProposerConfig{Limit: roomy, Metrics: metrics, Replies: g.replies, Raft: g.raft,
-		NextBatch: next, Fsync: func() time.Duration { return time.Duration(id-1) * slowFsync },
-		Member: id, Election: 10 * heartbeat,
-		Forward: func(to uint64, f *raftmsg.Forward) { c.send(id, to, f) },
-		Answer:  func(to uint64, f *raftmsg.Forwarded) { c.send(id, to, f) },
+	r, raftStage := New(Config{Replica: rep, Heartbeat: every, WAL: below.Mailbox, Apply: below.Mailbox,
+		Peers: g, State: &g.state, Timeline: actors.NewTimeline(), Metrics: g.metrics, Removed: g.removed}, g.raft)
+	proposer := NewProposer(ProposerConfig{Limit: roomy, Metrics: g.metrics, Replies: g.replies, Raft: g.raft,
+		NextBatch: g.next, Fsync: func() time.Duration { return time.Duration(g.id-1) * slowFsync },
+		Member: g.id, Election: 10 * heartbeat,
+		Forward: func(to uint64, f *raftmsg.Forward) { c.send(g.id, to, f) },
+		Answer:  func(to uint64, f *raftmsg.Forwarded) { c.send(g.id, to, f) },
 		RTT:     func(uint64) time.Duration { return 10 * time.Millisecond },
 	})
-	readIndex := NewReadIndex(ReadIndexConfig{Limit: roomy, Metrics: metrics, Raft: g.raft, State: &g.state,
-		Applied: g.applied.Load, NextID: next, RTT: func() time.Duration { return 10 * time.Millisecond }})
+	readIndex := NewReadIndex(ReadIndexConfig{Limit: roomy, Metrics: g.metrics, Raft: g.raft, State: &g.state,
+		Applied: g.applied.Load, NextID: g.next, RTT: func() time.Duration { return 10 * time.Millisecond }})
 	g.proposer = proposer.Mailbox
 	r.Connect(proposer.Mailbox, readIndex.Mailbox)
-	c.members[id] = g
-	g.client = NewClient(ClientConfig{Timeout: groupTimeout, State: &g.state, Metrics: metrics,
-		Full: func(*applymsg.Request) bool { return false }})
 	g.client.Connect(g.raft, proposer.Mailbox, readIndex.Mailbox)
 	for _, s := range []actors.Stage{below, raftStage, proposer, readIndex} {
-		actorstest.Spawn(c.t, sys, s)
+		if c.play != nil {
+			c.play.spawn(g, s)
+		} else {
+			actorstest.Spawn(c.t, g.sys, s)
+		}
 	}
+}
+
+// removed reports whether a member was removed.
+func (g *group) removed(id uint64) bool {
+	_, ok := g.gone.Load(id)
+	return ok
 }
 
 // send delivers a message after a random delay, or loses it.
 func (c *groups) send(from, to uint64, m proto.Message) {
+	if c.play != nil {
+		c.play.send(from, to, m)
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cut[from] || c.cut[to] || c.lossy && c.rng.IntN(20) == 0 {
@@ -146,19 +185,33 @@ func (g *group) Receive(ctx actor.Context) {
 	for ; b.Done < len(b.Msgs); b.Done++ {
 		switch m := b.Msgs[b.Done].(type) {
 		case *walmsg.Append:
-			done := &raftmsg.Appended{Appends: 1}
-			for _, resp := range m.Message.Responses {
-				if resp.GetTo() == g.id || raft.IsLocalMsgTarget(resp.GetTo()) {
-					done.Responses = append(done.Responses, resp)
-				} else {
-					g.Send([]*raftpb.Message{resp})
-				}
+			if g.all.play != nil {
+				g.all.play.write(g, m)
+				continue
 			}
-			g.raft.MustPost(raftLocal, done, one)
+			g.raft.MustPost(raftLocal, g.append(m), one)
 		case *applymsg.Apply:
+			if g.all.play != nil {
+				g.all.play.apply(g, m)
+				continue
+			}
 			g.apply(m)
 		}
 	}
+}
+
+// append sends the responses of an append that is durable to the other members, and returns
+// the answer to raft.
+func (g *group) append(m *walmsg.Append) *raftmsg.Appended {
+	done := &raftmsg.Appended{Appends: 1}
+	for _, resp := range m.Message.Responses {
+		if resp.GetTo() == g.id {
+			done.Responses = append(done.Responses, resp)
+		} else {
+			g.Send([]*raftpb.Message{resp})
+		}
+	}
+	return done
 }
 
 func (g *group) apply(m *applymsg.Apply) {
@@ -170,6 +223,9 @@ func (g *group) apply(m *applymsg.Apply) {
 			cc := new(raftpb.ConfChange)
 			must(proto.Unmarshal(e.Data, cc))
 			done.ConfChanges = append(done.ConfChanges, cc.AsV2())
+			if cc.GetType() == raftpb.ConfChangeRemoveNode {
+				g.gone.Store(cc.GetNodeId(), true)
+			}
 			if id, err := batchID(e); err == nil {
 				batch.Id, batch.Requests = id, []*applymsg.Request{put(fmt.Sprint("change ", cc.GetNodeId()), 0)}
 			}

@@ -52,6 +52,11 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
+const (
+	ticksMax  = 100  // of an election timeout; it is 10 to 19
+	roundsMax = 1000 // of settle
+)
+
 type transcript struct {
 	*cluster
 	out     strings.Builder
@@ -88,7 +93,8 @@ func (s *transcript) step(d *datadriven.TestData) {
 		s.elect(s.one(d), s.named(by))
 	case "timeout":
 		m := s.one(d)
-		for sent := len(s.network); len(s.network) == sent; {
+		sent := len(s.network)
+		for n := 0; len(s.network) == sent && n < ticksMax; n++ {
 			m.rep.Tick()
 			s.ready(m)
 		}
@@ -315,8 +321,11 @@ func (s *transcript) settle(among []*member) {
 	inside := func(m *raftpb.Message) bool {
 		return m.GetType() != raftpb.MsgSnap && slices.Contains(among, s.members[m.GetFrom()-1]) && slices.Contains(among, s.members[m.GetTo()-1])
 	}
-	for busy := true; busy; {
-		busy = false
+	busy := true
+	for round := 0; busy; round++ {
+		if busy = false; round > roundsMax {
+			s.fatalf("got no end of the messages")
+		}
 		for _, msg := range s.take(inside) {
 			s.receive(msg)
 			busy = true
