@@ -170,18 +170,20 @@ func (t *table) snapshot(from PackID) *Snapshot {
 	return snap
 }
 
+// Bytes returns how many bytes the values of the listed packs have.
+func (s *Snapshot) Bytes() (n int64) {
+	for _, p := range s.Packs {
+		n += int64(p.Size)
+	}
+	return n
+}
+
 func (s *Snapshot) sort() {
 	slices.SortFunc(s.Packs, func(a, b PackInfo) int { return a.ID.Compare(b.ID) })
 }
 
 // fits reports whether the values of the listed packs have fewer than limit bytes.
-func (s *Snapshot) fits(limit int64) bool {
-	var bytes int64
-	for _, p := range s.Packs {
-		bytes += int64(p.Size)
-	}
-	return bytes < limit
-}
+func (s *Snapshot) fits(limit int64) bool { return s.Bytes() < limit }
 
 // LoadStored implements Store.
 func (s *store) LoadStored(p PackInfo, buf []byte) ([]byte, error) {

@@ -28,7 +28,8 @@ import (
 // After any error, and after a panic, the folder is removed.
 
 const (
-	// commitBytes is how many bytes of packs one commit has, unless a chunk has more.
+	// commitBytes is how many bytes of packs one commit has, unless a chunk has more, or the
+	// transfer rests after each chunk.
 	commitBytes = 4 << 20
 	// stateBytes and stateCount bound the state of one commit: it must fit a transaction
 	// of the store. A single larger entry did so at the sender.
@@ -144,6 +145,7 @@ func (r *receiver) run() (*Received, error) {
 			return nil, err
 		}
 		c, err := r.source.Recv()
+		began := time.Now()
 		if err == io.EOF {
 			return nil, fmt.Errorf("%w: it ends before the snapshot", ErrStream)
 		}
@@ -158,6 +160,15 @@ func (r *receiver) run() (*Received, error) {
 		}
 		if c.End != nil {
 			return r.end(c.End)
+		}
+		if c.Rest {
+			// Committed now, so that the disk gets little at a time.
+			if err := r.commit(); err != nil {
+				return nil, err
+			}
+			if err := rest(r.ctx, began); err != nil {
+				return nil, err
+			}
 		}
 	}
 }
@@ -271,8 +282,11 @@ func (r *receiver) state(e *peerpb.SnapshotState) error {
 	return nil
 }
 
-// commit makes the batch durable.
+// commit makes the batch durable, if there is something in it.
 func (r *receiver) commit() error {
+	if len(r.batch.Put)+len(r.batch.Set) == 0 {
+		return nil
+	}
 	if !r.room(2 * (r.pending + r.stated)) {
 		return ErrNoRoom
 	}

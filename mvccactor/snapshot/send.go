@@ -53,7 +53,8 @@ var (
 	ErrNoState = errors.New("snapshot: the store has no state")
 )
 
-// Stream takes chunks. Send may keep a chunk, and blocks while the receiver is slow.
+// Stream takes chunks. Send blocks while the receiver is slow. It must not keep the chunk:
+// the next one has its memory.
 type Stream interface {
 	Send(*peerpb.SnapshotChunk) error
 }
@@ -67,6 +68,9 @@ type SendConfig struct {
 	Hold interface{ Err() error }
 	// BytesPerSecond bounds the rate; 0 means no bound.
 	BytesPerSecond int64
+	// Busy reports whether clients write, so that the transfer must leave them room; see
+	// pace.go. nil means that they do not.
+	Busy func() bool
 	// Progress, if set, is called after each chunk with the bytes sent and an estimate
 	// of all bytes.
 	Progress func(sent, total uint64)
@@ -104,7 +108,8 @@ func Send(ctx context.Context, cfg SendConfig, stream Stream) (sent *Sent, err e
 	if cfg.LastRoundBytes == 0 {
 		cfg.LastRoundBytes = lastRoundBytes
 	}
-	s := &sender{ctx: ctx, cfg: cfg, stream: stream, start: time.Now()}
+	now := time.Now()
+	s := &sender{ctx: ctx, cfg: cfg, stream: stream, start: now, worked: now}
 	sent, err = s.run()
 	done = true
 	if err != nil {
@@ -121,14 +126,23 @@ type sender struct {
 
 	chunk *peerpb.SnapshotChunk // being filled
 	size  int                   // of its values and names, in bytes
-	sent  uint64                // bytes of values and names
-	total uint64                // estimate
-	print backend.Fingerprint   // of what was sent
+	// used are the buffers of the packs in the chunk that were read for it, and free those of
+	// earlier chunks. A transfer needs no more memory than a chunk.
+	used, free [][]byte
+	// worked is when the work on the chunk began.
+	worked time.Time
+	// hurried is set while a round is more than half as large as the one before it: with
+	// rests, the writers might outrun the transfer.
+	hurried bool
+	sent    uint64              // bytes of values and names
+	total   uint64              // estimate
+	print   backend.Fingerprint // of what was sent
 }
 
 func (s *sender) run() (*Sent, error) {
 	s.chunk = new(peerpb.SnapshotChunk)
 	var next backend.PackID
+	var before int64 // bytes of the round before
 	limit := int64(s.cfg.LastRoundBytes)
 	for round := 0; ; round++ {
 		snap, err := s.cfg.Store.Snapshot(next, limit)
@@ -150,6 +164,9 @@ func (s *sender) run() (*Sent, error) {
 			limit = max(limit, int64(snap.Packs[0].Size)+1)
 			continue
 		}
+		bytes := snap.Bytes()
+		s.hurried = round > 0 && bytes > before/2
+		before = bytes
 		if next, err = s.round(snap); err != nil {
 			return nil, err
 		}
@@ -168,15 +185,27 @@ func (s *sender) round(snap *backend.Snapshot) (last backend.PackID, err error) 
 		if err := s.check(); err != nil {
 			return last, err
 		}
-		value, err := s.cfg.Store.LoadStored(p, nil) // the stream may keep it
+		value, err := s.cfg.Store.LoadStored(p, s.buffer())
 		if err != nil {
 			return last, err
 		}
 		if err := s.pack(p, value); err != nil {
 			return last, err
 		}
+		s.used = append(s.used, value)
 	}
 	return snap.Packs[len(snap.Packs)-1].ID, nil
+}
+
+// buffer returns a buffer for a pack; nil if there is none.
+func (s *sender) buffer() []byte {
+	n := len(s.free)
+	if n == 0 {
+		return nil
+	}
+	b := s.free[n-1]
+	s.free = s.free[:n-1]
+	return b
 }
 
 // last sends what was copied, and the end.
@@ -257,35 +286,47 @@ func (s *sender) room(n int) error {
 	return nil
 }
 
-// flush sends the chunk, and waits if the rate is bounded.
+// flush sends the chunk, and waits if clients write or the rate is bounded.
 func (s *sender) flush() error {
 	if err := s.check(); err != nil {
 		return err
 	}
+	s.chunk.Rest = s.resting()
 	if err := s.stream.Send(s.chunk); err != nil {
 		return err
 	}
-	s.chunk, s.size = new(peerpb.SnapshotChunk), 0
+	if s.chunk.Rest {
+		if err := rest(s.ctx, s.worked); err != nil {
+			return err
+		}
+	}
+	s.reuse()
 	if s.cfg.Progress != nil {
 		s.cfg.Progress(s.sent, max(s.total, s.sent))
 	}
-	if s.cfg.BytesPerSecond <= 0 {
-		return nil
+	if s.cfg.BytesPerSecond > 0 {
+		due := time.Duration(float64(s.sent) / float64(s.cfg.BytesPerSecond) * float64(time.Second))
+		if err := sleep(s.ctx, due-time.Since(s.start)); err != nil {
+			return err
+		}
 	}
-	due := time.Duration(float64(s.sent) / float64(s.cfg.BytesPerSecond) * float64(time.Second))
-	return sleep(s.ctx, due-time.Since(s.start))
+	s.worked = time.Now()
+	return nil
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return nil
+// resting reports whether the transfer must rest after this chunk.
+func (s *sender) resting() bool {
+	return s.cfg.Busy != nil && s.chunk.End == nil && !s.hurried && time.Since(s.start) < restingMax && s.cfg.Busy()
+}
+
+// reuse begins the next chunk with the memory of the one that was sent.
+func (s *sender) reuse() {
+	for _, b := range s.used {
+		if cap(b) <= s.cfg.ChunkBytes { // not the rare larger one
+			s.free = append(s.free, b)
+		}
 	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	clear(s.used)
+	s.used = s.used[:0]
+	s.chunk, s.size = new(peerpb.SnapshotChunk), 0
 }

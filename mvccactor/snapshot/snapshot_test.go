@@ -31,7 +31,7 @@ type tape struct {
 }
 
 func (p *tape) Send(c *peerpb.SnapshotChunk) error {
-	p.chunks = append(p.chunks, c)
+	p.chunks = append(p.chunks, proto.CloneOf(c)) // Send reuses the memory
 	if p.onSend != nil {
 		return p.onSend(len(p.chunks))
 	}

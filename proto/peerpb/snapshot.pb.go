@@ -27,11 +27,14 @@ const (
 // its own, or in one with what follows or precedes it. A chunk has at most 1 MiB, unless a
 // single pack or state entry is larger.
 type SnapshotChunk struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Begin         *SnapshotBegin         `protobuf:"bytes,1,opt,name=begin,proto3" json:"begin,omitempty"`
-	Packs         []*SnapshotPack        `protobuf:"bytes,2,rep,name=packs,proto3" json:"packs,omitempty"`
-	End           *SnapshotEnd           `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
-	State         []*SnapshotState       `protobuf:"bytes,4,rep,name=state,proto3" json:"state,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Begin *SnapshotBegin         `protobuf:"bytes,1,opt,name=begin,proto3" json:"begin,omitempty"`
+	Packs []*SnapshotPack        `protobuf:"bytes,2,rep,name=packs,proto3" json:"packs,omitempty"`
+	End   *SnapshotEnd           `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+	State []*SnapshotState       `protobuf:"bytes,4,rep,name=state,proto3" json:"state,omitempty"`
+	// Clients write, and the sender rests after this chunk. A receiver that knows this field
+	// rests after it has made the chunk durable.
+	Rest          bool `protobuf:"varint,5,opt,name=rest,proto3" json:"rest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -92,6 +95,13 @@ func (x *SnapshotChunk) GetState() []*SnapshotState {
 		return x.State
 	}
 	return nil
+}
+
+func (x *SnapshotChunk) GetRest() bool {
+	if x != nil {
+		return x.Rest
+	}
+	return false
 }
 
 type SnapshotBegin struct {
@@ -411,12 +421,13 @@ var File_peerpb_snapshot_proto protoreflect.FileDescriptor
 const file_peerpb_snapshot_proto_rawDesc = "" +
 	"\n" +
 	"\x15peerpb/snapshot.proto\x12\rtroupe.peerpb\x1a\n" +
-	"raft.proto\"\xd8\x01\n" +
+	"raft.proto\"\xec\x01\n" +
 	"\rSnapshotChunk\x122\n" +
 	"\x05begin\x18\x01 \x01(\v2\x1c.troupe.peerpb.SnapshotBeginR\x05begin\x121\n" +
 	"\x05packs\x18\x02 \x03(\v2\x1b.troupe.peerpb.SnapshotPackR\x05packs\x12,\n" +
 	"\x03end\x18\x03 \x01(\v2\x1a.troupe.peerpb.SnapshotEndR\x03end\x122\n" +
-	"\x05state\x18\x04 \x03(\v2\x1c.troupe.peerpb.SnapshotStateR\x05state\"\x80\x01\n" +
+	"\x05state\x18\x04 \x03(\v2\x1c.troupe.peerpb.SnapshotStateR\x05state\x12\x12\n" +
+	"\x04rest\x18\x05 \x01(\bR\x04rest\"\x80\x01\n" +
 	"\rSnapshotBegin\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x12\n" +

@@ -305,7 +305,7 @@ func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
 	}
 	sent, err := snapshot.Send(ctx, snapshot.SendConfig{
 		ClusterID: h.cfg.Identity.ClusterID, From: h.cfg.Identity.MemberID, To: to,
-		Store: c.Store, Hold: hold, BytesPerSecond: h.cfg.SnapshotSendRate,
+		Store: c.Store, Hold: hold, BytesPerSecond: h.cfg.SnapshotSendRate, Busy: busyFunc(h.Applied),
 		Progress: h.transfers.progress(transferKey{peer: to}), Metrics: h.cfg.Metrics.Snapshot,
 	}, stream)
 	if errors.Is(err, context.Canceled) {
@@ -316,6 +316,24 @@ func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
 		return nil, err
 	}
 	return sent, nil
+}
+
+// busyFor is the time after a write for which clients are assumed to write.
+const busyFor = time.Second
+
+// busyFunc returns a function that reports whether clients write: whether an entry was applied
+// within busyFor, as far as it has been called meanwhile. What the members propose themselves
+// counts too, but is rare.
+func busyFunc(applied func() uint64) func() bool {
+	index, changed := applied(), time.Now()
+	busy := false // an entry was applied since the first call
+	return func() bool {
+		now := time.Now()
+		if i := applied(); i != index {
+			index, changed, busy = i, now, true
+		}
+		return busy && now.Sub(changed) < busyFor
+	}
 }
 
 // ReceiveSnapshot receives a snapshot from a member, and begins to install it.

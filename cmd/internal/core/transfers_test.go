@@ -50,3 +50,28 @@ func TestTransfers(t *testing.T) {
 		}
 	})
 }
+
+// TestBusy: clients write until a second after the last entry that was applied.
+func TestBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		index := uint64(7)
+		busy := busyFunc(func() uint64 { return index })
+		check := func(when string, want bool) {
+			t.Helper()
+			if got := busy(); got != want {
+				t.Errorf("%s: got busy %v, want %v", when, got, want)
+			}
+		}
+		check("nothing was applied", false)
+		index++
+		check("an entry was applied", true)
+		time.Sleep(busyFor - 1)
+		check("almost a second later", true)
+		index += 5
+		check("more entries were applied", true)
+		time.Sleep(busyFor - 1)
+		check("almost a second later again", true)
+		time.Sleep(1)
+		check("a second later", false)
+	})
+}

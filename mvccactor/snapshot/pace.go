@@ -1,0 +1,45 @@
+package snapshot
+
+import (
+	"context"
+	"time"
+)
+
+// A transfer must not make clients wait that write meanwhile. While they do, sender and
+// receiver rest after each chunk for restFactor times as long as it took them. So whatever
+// bounds the transfer (a processor, the disk, the connection) is free for others most of the
+// time; and if it is congested, a chunk takes longer, and so does the rest. A constant rate
+// would be too high on one machine and needlessly low on another.
+//
+// The sender decides, because it leads and knows whether clients write. Its chunks tell the
+// receiver, whose disk may be that of another member. The connection buffers some chunks, so
+// the rests of the sender do not spare the receiver.
+
+const (
+	// restFactor is the length of a rest as a multiple of the work before it.
+	restFactor = 2
+	// restMax bounds a rest: work that took that long was waiting for something else.
+	restMax = time.Second
+	// restingMax bounds the time for which a transfer rests at all: dead records occupy
+	// the disk of the sender meanwhile, and mvccactor.Holds allows an hour.
+	restingMax = 20 * time.Minute
+)
+
+// rest pauses after work that began at a moment.
+func rest(ctx context.Context, began time.Time) error {
+	return sleep(ctx, min(restFactor*time.Since(began), restMax))
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
