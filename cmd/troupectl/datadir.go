@@ -37,9 +37,6 @@ func openDataDir(path, walDir string) (*dataDir, error) {
 	if err != nil {
 		return nil, err
 	}
-	if layout.Current != nil {
-		return nil, fmt.Errorf("%s: it is not known which store is the current one: %w", path, layout.Current)
-	}
 	d := &dataDir{path: path, Layout: layout}
 	if err := d.recognise(); err != nil {
 		return nil, err

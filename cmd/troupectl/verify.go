@@ -9,10 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/walactor/wal"
 )
@@ -63,6 +66,9 @@ func verify(path, walDir string) (_ *report, err error) {
 	c := &checker{dir: d, report: report{DataDir: path, Problems: []problem{}, Notes: []string{}}}
 	c.identity()
 	c.log()
+	if err := c.choose(); err != nil {
+		return nil, err
+	}
 	if err := c.store(); err != nil {
 		return nil, err
 	}
@@ -143,6 +149,49 @@ func (c *checker) log() {
 	if s := rep.Segments[len(rep.Segments)-1]; l.whole && s.Ended {
 		c.note("%s: the segment was ended and the next one not begun; the log continues in this one", c.dir.name(c.dir.Log, s.File))
 	}
+}
+
+// choose finds the store that a start would open. It is not the one that CURRENT names if the
+// installation of a snapshot was interrupted: from the mark in the log on, the snapshot counts.
+func (c *checker) choose() error {
+	mark := uint64(0)
+	if l := c.report.Log; l != nil && l.whole {
+		mark = l.MarkIndex
+	}
+	member := filepath.Dir(c.dir.Identity)
+	path, interrupted, err := snapshot.NewStores(wal.OSFS{}, member).Find(mark, appliedIndex)
+	switch {
+	case c.dir.Current != nil && !interrupted:
+		return fmt.Errorf("%s: it is not known which store is the current one: %w", c.dir.path, c.dir.Current)
+	case errors.Is(err, backend.ErrInUse):
+		return fmt.Errorf("%s: %w", c.dir.path, errInUse)
+	case err != nil:
+		c.problem(problem{Area: areaStore, File: c.dir.name(c.dir.Store, ""), Reason: "it cannot be checked: " + oneLine(err)})
+		return nil
+	}
+	if interrupted {
+		c.note("%s: a snapshot whose installation was interrupted after its mark was written to the log; the next start completes it, and removes %s",
+			c.dir.name(path, ""), c.dir.name(c.dir.Store, ""))
+	}
+	c.dir.Store = path
+	return nil
+}
+
+// appliedIndex returns the applied index of a store, without changing anything in its folder.
+// Errors: those of backend.VerifyWith; a *backend.CorruptError if the index cannot be read.
+func appliedIndex(path string) (uint64, error) {
+	var d *mvccmsg.Durable
+	_, err := backend.VerifyWith(backend.VerifyConfig{Dir: path, VisitState: func(e backend.Entry) error {
+		if e.Key != snapshot.StateName {
+			return nil
+		}
+		d = new(mvccmsg.Durable)
+		return proto.Unmarshal(e.Value, d)
+	}})
+	if err == nil && d == nil {
+		err = &backend.CorruptError{Reason: "the state cannot be read"}
+	}
+	return d.GetAppliedIndex(), err
 }
 
 // errUnread ends the simulated start in store.

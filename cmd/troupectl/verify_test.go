@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -146,6 +147,64 @@ func TestVerifyInstalled(t *testing.T) {
 	if code := run([]string{"verify", dir}, &stdout, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "CURRENT is damaged") {
 		t.Errorf("damaged CURRENT: exit code %d, %s", code, &stderr)
 	}
+}
+
+// TestVerifyInterruptedInstall: between the mark in the log and the switch of CURRENT, the
+// report is about the store that a start would open, whether CURRENT names the old store, one
+// that is damaged or missing, or is damaged itself.
+func TestVerifyInterruptedInstall(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, member string){
+		"the old store": func(*testing.T, string) {},
+		"a damaged store": func(t *testing.T, member string) {
+			must(t, os.WriteFile(filepath.Join(member, "db", "MANIFEST"), []byte("?"), 0o600))
+		},
+		"a missing store": func(t *testing.T, member string) { must(t, os.RemoveAll(filepath.Join(member, "db"))) },
+		"a damaged CURRENT": func(t *testing.T, member string) {
+			must(t, os.WriteFile(filepath.Join(member, "CURRENT"), []byte("?"), 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, index := interrupted(t)
+			member := filepath.Join(dir, "member")
+			spoil(t, member)
+			folder := fmt.Sprintf("member/db-%016x", index)
+			code, rep := verifyJSON(t, dir)
+			if code != exitOK || rep.Store == nil || rep.Store.Folder != folder || rep.Store.Keys != 90 || rep.Log.MarkIndex != index {
+				t.Errorf("exit code %d, store %+v, log %+v, problems %+v; want 90 keys in %s, and its mark", code, rep.Store, rep.Log, rep.Problems, folder)
+			}
+			if len(rep.Notes) != 1 || !strings.HasPrefix(rep.Notes[0], folder+": a snapshot whose installation was interrupted") {
+				t.Errorf("got notes %q, want one about the snapshot", rep.Notes)
+			}
+		})
+	}
+	dir, _ := interrupted(t)
+	m := start(t, dir, 2, nil) // as the note says
+	m.stop()
+	if code, rep := verifyJSON(t, dir); code != exitOK || len(rep.Notes) != 0 {
+		t.Errorf("after a start: exit code %d, notes %q, problems %+v, want none", code, rep.Notes, rep.Problems)
+	}
+}
+
+// interrupted returns a data directory as a crash leaves it that interrupts the installation of
+// a snapshot between the mark and CURRENT, and the index of the snapshot. The old store is empty.
+func interrupted(t *testing.T) (dir string, index uint64) {
+	t.Helper()
+	dir = filled(t, 2)
+	member := filepath.Join(dir, "member")
+	_, rep := verifyJSON(t, dir)
+	index = rep.Store.AppliedIndex
+	must(t, os.Rename(filepath.Join(member, "db"), filepath.Join(member, fmt.Sprintf("db-%016x", index))))
+	old, err := backend.Open(backend.Config{Dir: filepath.Join(member, "db")})
+	must(t, err)
+	state, err := proto.Marshal(&mvccmsg.Durable{Format: 2, ClusterId: 0xc1, MemberId: 2, AppliedIndex: 1, AppliedTerm: 1})
+	must(t, err)
+	must(t, old.Commit(backend.Batch{Set: []backend.Entry{{Key: snapshot.StateName, Value: state}}}))
+	must(t, old.Close())
+	log, _, err := wal.Open(wal.OSFS{}, filepath.Join(member, "wal"), wal.Config{ClusterID: 0xc1, MemberID: 2, Rand: rand.Uint64, SegmentBytes: 64 << 10})
+	must(t, err)
+	must(t, log.Install(wal.Mark{Index: index, Term: rep.Store.AppliedTerm, ConfState: &raftpb.ConfState{Voters: []uint64{2}}}))
+	must(t, log.Close())
+	return dir, index
 }
 
 // TestVerifyWALDir: the log may be elsewhere; without the flag it is missing.

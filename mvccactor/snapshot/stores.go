@@ -107,34 +107,45 @@ func line(name string) string {
 // is damaged, Choose switches to the snapshot: the log begins after it. Errors: ErrCurrent,
 // those of applied, and those of the file system.
 func (s *Stores) Choose(mark uint64, applied func(path string) (uint64, error)) (path string, err error) {
+	path, interrupted, err := s.Find(mark, applied)
+	if err == nil && interrupted {
+		err = s.Switch(mark)
+	}
+	return path, err
+}
+
+// Find returns the path that Choose would return, and changes nothing. interrupted reports
+// whether that is a snapshot whose installation was interrupted, so that Choose would switch to
+// it.
+func (s *Stores) Find(mark uint64, applied func(path string) (uint64, error)) (path string, interrupted bool, err error) {
 	name, err := s.current()
 	if err != nil && !errors.Is(err, ErrCurrent) {
-		return "", err
+		return "", false, err
 	}
 	there := false
 	if mark > 0 {
 		var statErr error
 		if there, statErr = s.exists(folder(mark)); statErr != nil {
-			return "", fmt.Errorf("snapshot: %w", statErr)
+			return "", false, fmt.Errorf("snapshot: %w", statErr)
 		}
 	}
 	if !there {
-		return s.path(name), err
+		return s.path(name), false, err
 	}
 	if err == nil {
 		if name == folder(mark) {
-			return s.path(name), nil
+			return s.path(name), false, nil
 		}
 		index, err := applied(s.path(name))
 		var damage *backend.CorruptError
 		switch {
 		case err == nil && index >= mark:
-			return s.path(name), nil
+			return s.path(name), false, nil
 		case err != nil && !errors.As(err, &damage) && !errors.Is(err, backend.ErrMissing):
-			return "", err
+			return "", false, err
 		}
 	}
-	return s.path(folder(mark)), s.Switch(mark)
+	return s.path(folder(mark)), true, nil
 }
 
 // errDone ends the Open of State.
