@@ -18,8 +18,8 @@ import (
 // How a member whose store is damaged gets that of another member, in the order of time:
 //
 //	request   the member asks another one for a snapshot, the leader first. It goes on
-//	          meanwhile: it votes, appends and applies. Its log keeps all entries, because
-//	          the snapshot may be older than the store that it replaces
+//	          meanwhile: it votes, appends and applies. Its log keeps all entries while the
+//	          disk has room, because the snapshot may be older than the store that it replaces
 //	receive   as of any snapshot; see snapshot.go
 //	install   the mark of the log may be below what was applied here: the entries after it are
 //	          in the log, and the next incarnation applies them to the new store
@@ -207,9 +207,20 @@ func (h *Host) awaitTransfer(ctx context.Context, from uint64, done func() bool)
 		}
 		select {
 		case <-tick.C:
+			h.boundLog()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// boundLog ends the keeping of the log when the disk has no room for it: the alarm for that
+// refuses puts on all members. If the log is then trimmed beyond the snapshot, the snapshot is
+// discarded, and the next attempt requests another one.
+func (h *Host) boundLog() {
+	if h.keepLog.Load() && !h.cfg.Disk.Room(0) {
+		h.keepLog.Store(false)
+		h.cfg.Logger.Warn().Msg("no room to keep the log until the snapshot arrives")
 	}
 }
 
