@@ -118,6 +118,33 @@ func TestSnapshotHoldsTheTail(t *testing.T) {
 	}
 }
 
+// TestSnapshotHoldsTheNewest: during a transfer the newest entries are kept within a bound of
+// their own, because the snapshot will have those before; from its end on, none is removed.
+func TestSnapshotHoldsTheNewest(t *testing.T) {
+	const tail, transfer, size = 2 << 20, 3 << 20, 128 << 10
+	b := newWithLearner(t, tail, 0)
+	b.r.transferMax = transfer
+	b.propose(40, size)
+	b.persist()
+	must(t, b.r.Step(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)),
+		Term: new(b.r.term), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))}))
+	b.settle()
+	at := b.r.Progress()[0].PendingSnapshot
+	b.propose(40, size)
+	b.persist()
+	first := b.r.FirstIndex()
+	if got := b.r.tailBytes; at == 0 || first <= at+1 || got > transfer || got <= transfer-size {
+		t.Errorf("got %d bytes from index %d on during the transfer from %d on, want the newest %d bytes", got, first, at, transfer)
+	}
+	b.r.ReportSnapshot(2, true)
+	b.settle()
+	b.propose(40, size)
+	b.persist()
+	if got := b.r.FirstIndex(); got != first {
+		t.Errorf("got first index %d after the transfer, want %d as at its end", got, first)
+	}
+}
+
 // TestSnapshotHoldsWhileThePeerReboots: the tail is kept while the receiver of a snapshot does
 // not answer because it opens the new store; but not without end.
 func TestSnapshotHoldsWhileThePeerReboots(t *testing.T) {

@@ -49,8 +49,12 @@ const (
 	// tailBytesAlone bounds them if there are no peers.
 	tailBytesDefault = 64 << 20
 	tailBytesAlone   = 1 << 20
-	// holdBytesMax bounds the entries kept for peers that receive a snapshot: what arrives
-	// during the last rounds of the transfer, at 100 MB/s for two seconds.
+	// transferBytesMax bounds the entries kept while a snapshot is sent. Its index is that of
+	// its end, so that only the newest entries will be needed: those that the store does not
+	// have durably, at most 64 MiB, and those that arrive while the last packs are sent.
+	transferBytesMax = 128 << 20
+	// holdBytesMax bounds the entries kept from the end of a transfer on: what arrives while
+	// the peer opens the store.
 	holdBytesMax = 256 << 20
 	// holdElections is the time, in election timeouts, that a hold outlives the transfer. Until
 	// the peer has opened what it received, it does not answer.
@@ -145,9 +149,10 @@ type Replica struct {
 
 	// holds has the peers that receive a snapshot. Ready adds them with their MsgSnap, and
 	// Persisted removes them when they have caught up.
-	holds     map[uint64]hold
-	ticks     uint64 // since New
-	holdTicks uint64 // holdElections in ticks
+	holds       map[uint64]hold
+	ticks       uint64 // since New
+	holdTicks   uint64 // holdElections in ticks
+	transferMax int    // transferBytesMax; less in tests
 }
 
 // termStart is the index of the first entry of a term.
@@ -188,7 +193,7 @@ func New(cfg Config) (*Replica, error) {
 		durable: cfg.Applied, durableTerm: cfg.AppliedTerm, durableConf: cfg.ConfState,
 		appliedTo: cfg.Applied, appliedTerm: cfg.AppliedTerm, handedTerm: cfg.AppliedTerm,
 		tail: cfg.TailBytes, tailEntries: cfg.TailEntries, holds: make(map[uint64]hold),
-		holdTicks: uint64(holdElections * cfg.ElectionTicks),
+		holdTicks: uint64(holdElections * cfg.ElectionTicks), transferMax: transferBytesMax,
 	}
 	if r.tail == 0 {
 		r.tail = tailBytesDefault
@@ -583,7 +588,7 @@ func (r *Replica) Persisted(index, term uint64, conf *raftpb.ConfState) error {
 	if err != nil {
 		return fmt.Errorf("replica: compact: %w", err)
 	}
-	lagging, held := r.needed()
+	lagging, held, heldMax := r.needed()
 	drop := uint64(0)
 	for _, e := range entries {
 		i := e.GetIndex()
@@ -591,7 +596,7 @@ func (r *Replica) Persisted(index, term uint64, conf *raftpb.ConfState) error {
 		// that a peer needs may take the whole budget, or more during a snapshot.
 		if r.tailBytes <= budget/2 ||
 			r.tailBytes <= budget && (i > lagging || last-i < r.tailEntries) ||
-			r.tailBytes <= holdBytesMax && i > held {
+			r.tailBytes <= heldMax && i > held {
 			break
 		}
 		r.tailBytes -= len(e.Data)
@@ -605,13 +610,13 @@ func (r *Replica) Persisted(index, term uint64, conf *raftpb.ConfState) error {
 }
 
 // needed returns the indexes above which entries are needed: by the slowest peer that is
-// connected, and by peers that receive a snapshot. It removes holds of peers that have
-// caught up, or are gone.
-func (r *Replica) needed() (lagging, held uint64) {
-	lagging, held = math.MaxUint64, math.MaxUint64
+// connected, and by peers that receive a snapshot, for which at most heldMax bytes are kept. It
+// removes holds of peers that have caught up, or are gone.
+func (r *Replica) needed() (lagging, held uint64, heldMax int) {
+	lagging, held, heldMax = math.MaxUint64, math.MaxUint64, r.transferMax
 	if !r.isLeader {
 		clear(r.holds)
-		return lagging, held
+		return lagging, held, heldMax
 	}
 	peers := make(map[uint64]tracker.Progress)
 	r.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
@@ -630,8 +635,11 @@ func (r *Replica) needed() (lagging, held uint64) {
 			continue
 		}
 		held = min(held, h.index)
+		if h.reported {
+			heldMax = holdBytesMax
+		}
 	}
-	return lagging, held
+	return lagging, held, heldMax
 }
 
 // FirstIndex returns the index of the first entry in memory. The log below it may be
