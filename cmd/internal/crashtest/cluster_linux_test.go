@@ -58,6 +58,7 @@ type clusterMember struct {
 func startCluster(t *testing.T, binary string, n int, args []string, change func(i int, cfg *Config)) *cluster {
 	t.Helper()
 	c := &cluster{T: t, binary: binary, args: args, net: newNetwork(t)}
+	t.ArtifactDir()      // its removal must come after what follows
 	t.Cleanup(c.explain) // before the folders with the logs are removed
 	var all []string
 	for i := range n {
@@ -84,7 +85,7 @@ func (c *cluster) explain() {
 		return
 	}
 	for _, m := range c.members {
-		const shown = 6 << 10
+		const shown = 12 << 10
 		log := m.server.Log()
 		c.Logf("log of %s, down %v, paused %v:\n%s", m.name, m.down, m.paused, log[max(0, len(log)-shown):])
 	}
@@ -147,6 +148,7 @@ func (c *cluster) addrs() (addrs []string) {
 // launch starts the process of a member.
 func (c *cluster) launch(m *clusterMember) {
 	c.Helper()
+	c.net.up(c, m.node)
 	m.server = Start(c, m.cfg)
 	m.down = false
 	c.net.setProcess(m.node, m.server.cmd.Process.Pid)
@@ -158,7 +160,7 @@ func (c *cluster) ready(m *clusterMember) {
 	ctx, cancel := context.WithTimeout(c.Context(), readyTimeout)
 	defer cancel()
 	if err := m.server.Ready(ctx); err != nil {
-		c.Fatalf("%s: %v", m.name, err)
+		c.Fatalf("%s: %s: %v", c.what, m.name, err)
 	}
 	status, err := m.client.Status(ctx, m.cfg.Client)
 	if err != nil {
@@ -168,6 +170,7 @@ func (c *cluster) ready(m *clusterMember) {
 }
 
 func (c *cluster) kill(m *clusterMember) {
+	c.net.down(m.node) // before the process, so that no attempt to connect is accepted
 	m.server.Kill()
 	m.down = true
 }
@@ -295,12 +298,12 @@ func (c *cluster) again(what string, request func(context.Context) error, done f
 
 // replace adds a member as a learner, promotes it, and removes another one, whose process
 // must end with status 0. before is called between the steps.
-func (c *cluster) replace(old *clusterMember, change func(cfg *Config), before func()) *clusterMember {
+func (c *cluster) replace(old *clusterMember, change func(i int, cfg *Config), before func()) *clusterMember {
 	c.Helper()
 	via := c.members[(slices.Index(c.members, old)+1)%len(c.members)]
 	m := c.seat()
 	if change != nil {
-		change(&m.cfg)
+		change(len(c.members), &m.cfg)
 	}
 	has := func(wanted func(*pb.Member) bool) func([]*pb.Member) bool {
 		return func(list []*pb.Member) bool { return slices.ContainsFunc(list, wanted) }

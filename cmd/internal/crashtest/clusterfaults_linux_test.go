@@ -22,6 +22,7 @@ var (
 	faultCount   = flag.Int("faults", 10, "faults in TestClusterFaults, for each size of cluster")
 	faultSizes   = flag.String("fault-members", "3", "members in TestClusterFaults, separated by commas")
 	faultKinds   = flag.String("fault-kinds", "", "kinds of faults in TestClusterFaults, separated by commas; all if empty")
+	faultLeaps   = flag.Bool("fault-leaps", false, "TestClusterFaults runs members of its own executable, whose lease clocks leap and whose disks stall")
 	faultSeed    = flag.Uint64("fault-seed", 0, "seed of TestClusterFaults; 0 is a new one")
 	faultMinimum = flag.Int("fault-operations", 0, "operations that TestClusterFaults must have checked")
 )
@@ -33,6 +34,8 @@ const (
 	faultForMin, faultForMax = 200 * time.Millisecond, 2500 * time.Millisecond
 	// faultRest is the time without a fault between two.
 	faultRest = 200 * time.Millisecond
+	// stallKind is the kind of fault that needs -fault-leaps.
+	stallKind = "stall-leader"
 	// faultsPerCheck is the number of faults between two checks.
 	faultsPerCheck = 2
 	// faultReturn is the longest time for a member that was killed to serve again.
@@ -44,10 +47,11 @@ const (
 // faults is the state of TestClusterFaults for one cluster.
 type faults struct {
 	*cluster
-	rng   *rand.Rand
-	clock *aliveClock
-	load  *Load
-	side  *sideLoad
+	change func(i int, cfg *Config) // of new members; may be nil
+	rng    *rand.Rand
+	clock  *aliveClock
+	load   *Load
+	side   *sideLoad
 
 	clients   []*clientv3.Client // the i-th connects to the i-th member, the last to all
 	watchers  []*watcher         // of each of the clients
@@ -105,11 +109,16 @@ var faultTable = []fault{
 		f.links(f.members, condition{lossPercent: 1 + f.rng.IntN(5)})
 		return nil
 	}},
+	{stallKind, func(f *faults) []*clusterMember {
+		m := f.leader()
+		f.stall(m, true)
+		return f.quorum([]*clusterMember{m})
+	}},
 	{"replace", func(f *faults) []*clusterMember {
 		// The links are slow meanwhile, and another member is killed and paused.
 		f.links(f.some(1), condition{delay: 5 * time.Millisecond})
 		old := f.some(1)[0]
-		f.replace(old, nil, func() { f.disturb(old) })
+		f.replace(old, f.change, func() { f.disturb(old) })
 		f.readdress()
 		return nil
 	}},
@@ -117,7 +126,8 @@ var faultTable = []fault{
 
 // TestClusterFaults runs clients on all members of a cluster of real processes, and injects one
 // fault after another: members are killed, paused, cut off in one or both directions, and
-// replaced; links are slow and lossy. Between faults it checks
+// replaced; links are slow and lossy. With -fault-leaps the lease clocks of the members leap by
+// days, and the disk of a leader stalls. Between faults it checks
 //
 //   - that the calls of the keyspace are linearizable, each revision being made by one write
 //     of the record (Round.Check), and reads of compacted revisions consistent;
@@ -147,7 +157,10 @@ func runFaults(t *testing.T, binary string, n int) {
 		seed = rand.Uint64()
 	}
 	f := &faults{rng: rand.New(rand.NewPCG(seed, 0)), clock: newAliveClock(), revisions: map[int64]*State{}, counts: map[string]int{}}
-	f.cluster = startCluster(t, binary, n, []string{"--max-learners=1"}, nil)
+	if *faultLeaps {
+		f.change = faultyMember
+	}
+	f.cluster = startCluster(t, binary, n, nil, f.change)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("to run it again: -run TestClusterFaults -faults %d -fault-members %d -fault-seed %d", *faultCount, n, seed)
@@ -155,7 +168,7 @@ func runFaults(t *testing.T, binary string, n int) {
 	})
 	f.begin(seed)
 	kinds := slices.DeleteFunc(slices.Clone(faultTable), func(k fault) bool {
-		return *faultKinds != "" && !slices.Contains(strings.Split(*faultKinds, ","), k.name)
+		return !*faultLeaps && k.name == stallKind || *faultKinds != "" && !slices.Contains(strings.Split(*faultKinds, ","), k.name)
 	})
 	var order []fault
 	for i := range *faultCount {
@@ -324,6 +337,9 @@ func (f *faults) one(k fault) {
 	}
 	f.what = fmt.Sprintf("after fault %q", k.name)
 	f.repair()
+	for _, m := range f.members {
+		f.stall(m, false)
+	}
 	for _, m := range restarted {
 		f.ready(m)
 	}

@@ -52,8 +52,10 @@ type network struct {
 }
 
 type netNode struct {
-	listener net.Listener
-	pid      int // 0 before its first start
+	target   string
+	addr     string       // of the proxy
+	listener net.Listener // nil while the node is down: connections are refused then
+	pid      int          // 0 before its first start
 }
 
 // newNetwork returns a network without nodes, which the end of the test closes.
@@ -67,16 +69,41 @@ func newNetwork(t testing.TB) *network {
 // address of the proxy.
 func (n *network) add(t testing.TB, target string) (int, string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr := freePorts(t, 1)[0] // one that no connection takes while the node is down
+	n.mu.Lock()
+	node := len(n.nodes)
+	n.nodes = append(n.nodes, &netNode{target: target, addr: addr})
+	n.mu.Unlock()
+	n.up(t, node)
+	return node, addr
+}
+
+// up makes the proxy of a node accept connections.
+func (n *network) up(t testing.TB, node int) {
+	t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	one := n.nodes[node]
+	if one.listener != nil {
+		return
+	}
+	l, err := net.Listen("tcp", one.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
+	one.listener = l
+	n.wg.Go(func() { n.accept(node, l, one.target) })
+}
+
+// down makes the proxy of a node refuse connections, as its host does while the process does
+// not run.
+func (n *network) down(node int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	node := len(n.nodes)
-	n.nodes = append(n.nodes, &netNode{listener: l})
-	n.wg.Go(func() { n.accept(node, l, target) })
-	return node, l.Addr().String()
+	if one := n.nodes[node]; one.listener != nil {
+		_ = one.listener.Close() // ends accept
+		one.listener = nil
+	}
 }
 
 // setProcess sets the process of a node.
@@ -131,7 +158,9 @@ func (n *network) close() {
 	n.closed = true
 	close(n.changed)
 	for _, node := range n.nodes {
-		_ = node.listener.Close() // ends accept
+		if node.listener != nil {
+			_ = node.listener.Close() // ends accept
+		}
 	}
 	for c := range n.conns {
 		_ = c.Close() // its goroutine closes it too
@@ -370,6 +399,17 @@ func TestNetwork(t *testing.T) {
 	n.set(condition{cut: true}, link{1 - self, 1 - self}, link{5, 0})
 	send()
 	<-answers
+	n.down(0)
+	if c, err := net.Dial("tcp", addr); err == nil {
+		_ = c.Close()
+		t.Error("a node that is down accepted a connection")
+	}
+	n.up(t, 0)
+	if c, err := net.Dial("tcp", addr); err != nil {
+		t.Error(err)
+	} else {
+		_ = c.Close()
+	}
 	n.set(condition{lossPercent: 100}, there)
 	began := send()
 	for open := true; open; {

@@ -103,7 +103,7 @@ func Start(t testing.TB, cfg Config) *Server {
 
 func launch(t testing.TB, cfg Config) *Server {
 	t.Helper()
-	output, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	output, err := os.CreateTemp(t.ArtifactDir(), "log-"+filepath.Base(cfg.DataDir)+"-")
 	if err != nil {
 		t.Fatal(err)
 	}
