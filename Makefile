@@ -7,7 +7,7 @@ DEADCODE    ?= $(GO) run golang.org/x/tools/cmd/deadcode@v0.44.0
 BENCH       := cmd/bench
 FUZZTIME    ?= 60s
 
-.PHONY: build cluster generate test test-long test-durable bench fuzz \
+.PHONY: build cluster generate test test-long test-durable test-faults bench fuzz \
 	check-format check-vet check-static check-dead check-generated check-tidy test-unit test-bench
 
 # The server and the operator's tool, as bin/troupe and bin/troupectl.
@@ -62,11 +62,12 @@ test-bench:
 	cd $(BENCH) && $(GO) test -timeout 10m ./...
 
 # What takes minutes: everything again without cached results, the full
-# differential test, and the proofs of durability.
+# differential test, the proofs of durability, and clusters amid faults.
 test-long: test
 	$(GO) test -race -count=1 -timeout 30m ./...
 	cd $(BENCH) && $(GO) run . diff -seeds 200 -steps 2000 -min-coverage 100
 	$(MAKE) test-durable
+	$(MAKE) test-faults
 
 # The proofs of durability in their long form, some twenty minutes: what the short
 # forms in test-unit play a few times. -v shows what came of it.
@@ -78,6 +79,16 @@ test-durable:
 		-reboot-keys 100000 -lease-steps 3000 | grep '_test.go\|^---\|^ok\|FAIL'
 	$(GO) test -count=1 -timeout 60m -v -run 'TestKill$$|TestKillLeases|TestPowerCut|TestDamagedImage|TestDiskFull' ./cmd/internal/crashtest \
 		-kill-rounds 100 -lease-rounds 30 -power-cuts 2000 -damaged-bytes 3000 | grep -v '^=== '
+
+# Clusters of three and of five processes amid faults, some two hours; then members whose lease
+# clocks leap and whose disks stall, under the race detector.
+test-faults: SHELL := /bin/bash
+test-faults: .SHELLFLAGS := -o pipefail -c
+test-faults:
+	$(GO) test -count=1 -timeout 4h -v -run 'TestCluster' ./cmd/internal/crashtest \
+		-faults 500 -fault-members 3,5 -fault-operations 1000000 | grep -v '^=== '
+	$(GO) test -race -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
+		-faults 100 -fault-leaps | grep -v '^=== '
 
 # Every fuzz target for FUZZTIME, one after another. An input that breaks one is
 # left in testdata/fuzz beside it, where plain go test finds it again. Making

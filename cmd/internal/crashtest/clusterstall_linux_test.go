@@ -117,4 +117,3 @@ func (c *cluster) await(what string, ok func() bool) {
 		}
 	}
 }
-

@@ -155,7 +155,7 @@ func longKeys(t *testing.T, client *clientv3.Client) (n int64) {
 // again runs this test in a process with its own mount namespace.
 func again(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), inNamespace+"=1", "ETCD_CLIENT_DEBUG=fatal")
+	cmd.Env = append(os.Environ(), inNamespace+"=1", builtBinary+"="+Build(t, false), "ETCD_CLIENT_DEBUG=fatal")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER

@@ -13,6 +13,13 @@
 // Leases and watches have a separate test with a simpler model: each client has its own
 // leases and keys, so that it knows their expected state.
 //
+// TestClusterFaults and other tests of clusters run several members with TCP proxies in front
+// of their peer ports. There, leases, locks and watches run beside the load: revisions that
+// change none of its keys are permitted in a round, and watchers of all members must receive
+// the same events, which explain every revision. What is not covered: a proxy delays bytes
+// and breaks connections, but loses no packets, and a disk stalls and clocks leap only in
+// members that the test's own executable runs.
+//
 // # Calls with an unknown outcome
 //
 // A call that failed may have been executed or not. The history after the restart shows

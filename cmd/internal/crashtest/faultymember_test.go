@@ -115,4 +115,3 @@ func (f stallingFile) Datasync() error {
 		<-time.After(stallPoll)
 	}
 }
-

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -41,11 +42,38 @@ const (
 	logTail = 32 << 10
 )
 
-// Build compiles the server of this module into a temporary folder of the test
-// and returns the path of the executable. With race it has the race detector.
+// builtBinary in the environment is the path of an executable without the race detector that
+// a parent process has built.
+const builtBinary = "TROUPE_TEST_BINARY"
+
+// builds is what Build has compiled in this process.
+var builds struct {
+	mu    sync.Mutex // guards the rest; held while compiling
+	dir   string     // empty before the first one
+	paths map[bool]string
+}
+
+// Build compiles the server of this module and returns the path of the executable. With race
+// it has the race detector. Each is compiled once in a process, which must call removeBuilds
+// before it ends.
 func Build(t testing.TB, race bool) string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "troupe")
+	builds.mu.Lock()
+	defer builds.mu.Unlock()
+	if path := os.Getenv(builtBinary); path != "" && !race {
+		return path
+	}
+	if path := builds.paths[race]; path != "" {
+		return path
+	}
+	if builds.dir == "" {
+		var err error
+		if builds.dir, err = os.MkdirTemp("", "crashtest-"); err != nil {
+			t.Fatal(err)
+		}
+		builds.paths = map[bool]string{}
+	}
+	binary := filepath.Join(builds.dir, fmt.Sprintf("troupe-%v", race))
 	args := []string{"build", "-o", binary}
 	if race {
 		args = append(args, "-race")
@@ -54,7 +82,20 @@ func Build(t testing.TB, race bool) string {
 	if out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput(); err != nil {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
+	builds.paths[race] = binary
 	return binary
+}
+
+// removeBuilds removes what Build has compiled.
+func removeBuilds() error {
+	builds.mu.Lock()
+	defer builds.mu.Unlock()
+	dir := builds.dir
+	builds.dir, builds.paths = "", nil
+	if dir == "" {
+		return nil
+	}
+	return os.RemoveAll(dir)
 }
 
 // Config configures a server.
