@@ -2,6 +2,7 @@ package crashtest
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -21,12 +22,22 @@ const (
 	// memberPortMin and memberPortMax are below the ports that the kernel gives to outgoing
 	// connections, so that no connection takes the port of a member that does not run.
 	memberPortMin, memberPortMax = 15_000, 32_000
-	// outageMax is the longest time for which a cluster may answer nothing although a quorum
-	// is healthy.
-	outageMax = 5 * time.Second
+	// outageStrict is the longest time for which a cluster may answer nothing although a quorum
+	// is healthy. Without -fault-strict it is outageLoose.
+	outageStrict, outageLoose = 5 * time.Second, time.Minute
 	// changeTimeout bounds a change of the members, with all its attempts.
 	changeTimeout = time.Minute
 )
+
+var faultStrict = flag.Bool("fault-strict", false, "the tests of clusters apply the bounds of time of a machine that does nothing else")
+
+// outageMax is the longest outage that is permitted.
+func outageMax() time.Duration {
+	if *faultStrict {
+		return outageStrict
+	}
+	return outageLoose
+}
 
 // cluster is members in processes of their own, with a proxy in front of each peer port. Its
 // methods are for the goroutine of the test.

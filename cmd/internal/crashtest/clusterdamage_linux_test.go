@@ -123,7 +123,7 @@ func (c *cluster) awaitHealed(m *clusterMember, began time.Time) {
 		}
 	}
 	c.what = "after the alarm"
-	c.serves(m, outageMax)
+	c.serves(m, outageMax())
 }
 
 // coldLoad is clients of all members, and of each one, that read cold keys and write others.

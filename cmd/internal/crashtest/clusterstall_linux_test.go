@@ -16,7 +16,8 @@ import (
 const (
 	// stallFor is for how long TestClusterStalledDisk stalls a disk.
 	stallFor = 10 * time.Second
-	// stallLeader is the longest time for another member to lead when the leader's disk stalls.
+	// stallLeader is the longest time for another member to lead when the leader's disk stalls,
+	// with -fault-strict.
 	stallLeader = 2 * time.Second
 )
 
@@ -85,11 +86,11 @@ func TestClusterStalledDisk(t *testing.T) {
 		return true
 	})
 	elected := time.Since(began)
-	if elected > stallLeader {
+	if *faultStrict && elected > stallLeader {
 		t.Errorf("another member leads after %v, want at most %v", elected, stallLeader)
 	}
 	before := writes.Load()
-	<-time.After(stallFor - elected)
+	<-time.After(stallFor - elected) // until the stall has lasted stallFor
 	if got := writes.Load(); got == before {
 		t.Errorf("no write while the disk stalled")
 	}
@@ -98,7 +99,7 @@ func TestClusterStalledDisk(t *testing.T) {
 	}
 	c.stall(old, false)
 	c.what = "after the stall"
-	c.serves(old, outageMax)
+	c.serves(old, outageMax())
 	stop()
 	resp, err := old.client.Get(t.Context(), "none")
 	if err != nil {
