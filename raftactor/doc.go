@@ -39,6 +39,7 @@
 //	Settled, TermApplied, Transferring, Unreachable   to the proposer
 //	RoleChanged                 to the proposer and readindex
 //	Campaign                    to raft itself, later
+//	Tick                        to readindex itself, when the next attempt may begin
 //	Forward, Forwarded          to the proposers of other members
 //	Applied, ReadIndexed        to readindex
 //	Append, Trim                to walactor
