@@ -138,18 +138,33 @@ func (h *Host) quorumRoundTrip() time.Duration {
 // actors.Now; for member 0, to as many as make a quorum with it.
 func (h *Host) connected(member uint64, since int64) bool {
 	ago := time.Duration(actors.Now() - since)
-	up := func(id uint64) bool {
-		active := h.cfg.Network.ActiveSince(id)
-		return !active.IsZero() && time.Since(active) >= ago
-	}
 	if member != 0 {
-		return up(member)
+		return h.connectedFor(member, ago)
 	}
-	others, n := h.others(), 0
+	n, quorum := h.countConnected(ago)
+	return n >= quorum
+}
+
+func (h *Host) connectedFor(member uint64, ago time.Duration) bool {
+	active := h.cfg.Network.ActiveSince(member)
+	return !active.IsZero() && time.Since(active) >= ago
+}
+
+// countConnected returns to how many members this one has been connected for a time, and how
+// many make a quorum with it.
+func (h *Host) countConnected(ago time.Duration) (n, quorum int) {
+	others := h.others()
 	for _, id := range others {
-		if up(id) {
+		if h.connectedFor(id, ago) {
 			n++
 		}
 	}
-	return n >= (len(others)+1)/2
+	return n, (len(others) + 1) / 2
+}
+
+// ConnectedToQuorum reports whether this member is connected to as many others as make a
+// quorum with it; never if there are no others.
+func (h *Host) ConnectedToQuorum() bool {
+	n, quorum := h.countConnected(0)
+	return n > 0 && n >= quorum
 }

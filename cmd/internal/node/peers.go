@@ -118,15 +118,8 @@ func (n *Node) advanceElection() {
 			return
 		case <-time.After(advanceEvery):
 		}
-		status := n.peers.Status()
-		up := 0
-		for _, s := range status {
-			if !s.ActiveSince.IsZero() {
-				up++
-			}
-		}
-		if up > 0 && up >= (len(status)+1)/2 {
-			n.cfg.Logger.Info().Int("ticks", ticks).Int("peers", up).Msg("initialized peer connections; fast-forwarding election ticks")
+		if n.host.ConnectedToQuorum() {
+			n.cfg.Logger.Info().Int("ticks", ticks).Msg("initialized peer connections; fast-forwarding election ticks")
 			n.host.Requests.Advance(ticks)
 			return
 		}
