@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"os"
-	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/troupe-db/troupe/mvccactor/backend"
 )
 
 // releaseImage returns the memory of the program's own code and constants. Most of it was
@@ -14,28 +12,14 @@ import (
 // of the kernel.
 func releaseImage() error {
 	exe, err := os.Readlink("/proc/self/exe")
+	if err == nil {
+		err = backend.ReleaseMappings(func(permissions, path string) bool {
+			// Only what cannot have been changed may be read from the file again.
+			return path == exe && (permissions == "r-xp" || permissions == "r--p")
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("release the memory of the program: %w", err)
 	}
-	maps, err := os.Open("/proc/self/maps")
-	if err != nil {
-		return fmt.Errorf("release the memory of the program: %w", err)
-	}
-	defer maps.Close()
-	lines := bufio.NewScanner(maps)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
-		// Only what cannot have been changed may be read from the file again.
-		if len(fields) < 6 || fields[5] != exe || fields[1] != "r-xp" && fields[1] != "r--p" {
-			continue
-		}
-		var from, to uintptr
-		if _, err := fmt.Sscanf(fields[0], "%x-%x", &from, &to); err != nil {
-			return fmt.Errorf("release the memory of the program: %q: %w", fields[0], err)
-		}
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
-			return fmt.Errorf("release the memory of the program: %w", errno)
-		}
-	}
-	return lines.Err()
+	return nil
 }

@@ -79,10 +79,10 @@ func TestParseMapping(t *testing.T) {
 		line string
 		want mapping
 	}{
-		{"7f0a1c000000-7f0a20000000 rw-s 00000000 fd:01 1234   /var/lib/a b/000001.vlog", mapping{0x7f0a1c000000, 0x7f0a20000000, "/var/lib/a b/000001.vlog"}},
+		{"7f0a1c000000-7f0a20000000 rw-s 00000000 fd:01 1234   /var/lib/a b/000001.vlog", mapping{0x7f0a1c000000, 0x7f0a20000000, "rw-s", "/var/lib/a b/000001.vlog"}},
 		{"c000000000-c000400000 rw-p 00000000 00:00 0 ", mapping{}},
 		{"c000000000-c000400000 rw-s 00000000 00:00 0 ", mapping{}},
-		{"00400000-00600000 r-xp 00000000 fd:01 77 /usr/bin/troupe", mapping{}},
+		{"00400000-00600000 r-xp 00000000 fd:01 77 /usr/bin/troupe", mapping{0x400000, 0x600000, "r-xp", "/usr/bin/troupe"}},
 		{"7ffd0000-7ffe0000 rw-p 00000000 00:00 0 [stack]", mapping{}},
 		{"Rss:                  64 kB", mapping{}},
 		{"", mapping{}},
