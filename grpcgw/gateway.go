@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/raftactor/peer"
 )
 
 // grpcOverheadBytes is by how much a message may exceed the largest request, as
@@ -61,7 +62,7 @@ type Gateway struct {
 	health *health.Server
 	conns  *connTable
 	// The servers' listeners: connections whose protocol is identified.
-	grpcConns, httpConns *connQueue
+	grpcConns, httpConns *peer.ConnQueue
 	serving              sync.Once
 
 	stopping chan struct{} // closed by Stop: ends the streams that have no end of their own
@@ -88,8 +89,8 @@ func New(cfg Config) (*Gateway, error) {
 		}),
 		health:    health.NewServer(),
 		stopping:  make(chan struct{}),
-		grpcConns: newConnQueue(),
-		httpConns: newConnQueue(),
+		grpcConns: peer.NewConnQueue("client listeners"),
+		httpConns: peer.NewConnQueue("client listeners"),
 		listeners: make(map[net.Listener]struct{}),
 		reads:     cfg.Reads,
 		leaders:   newLeaderMonitor(),
@@ -254,6 +255,6 @@ func (g *Gateway) close() {
 		_ = l.Close() // fails only if it is closed already
 	}
 	g.conns.close()
-	g.grpcConns.shut()
-	g.httpConns.shut()
+	_ = g.grpcConns.Close()
+	_ = g.httpConns.Close()
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -111,7 +110,7 @@ func (g *Gateway) dispatch(c *conn) {
 	if isGRPC {
 		queue = g.grpcConns
 	}
-	if !queue.put(c) {
+	if !queue.Put(c) {
 		_ = c.Close()
 	}
 }
@@ -269,50 +268,3 @@ func (r *recorder) cut(unread, n int) {
 	end := len(r.head) - unread
 	r.head = append(r.head[:end-n], r.head[end:]...)
 }
-
-// connQueue is a net.Listener of connections that others accepted.
-type connQueue struct {
-	conns chan net.Conn // unbuffered: what is in it has been taken
-	done  chan struct{} // closed by shut
-	once  sync.Once
-}
-
-func newConnQueue() *connQueue {
-	return &connQueue{conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-// put hands over a connection; false when the queue is shut.
-func (q *connQueue) put(c net.Conn) bool {
-	select {
-	case q.conns <- c:
-		return true
-	case <-q.done:
-		return false
-	}
-}
-
-func (q *connQueue) shut() { q.once.Do(func() { close(q.done) }) }
-
-// Accept waits for the next connection.
-func (q *connQueue) Accept() (net.Conn, error) {
-	select {
-	case c := <-q.conns:
-		return c, nil
-	case <-q.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close shuts the queue.
-func (q *connQueue) Close() error {
-	q.shut()
-	return nil
-}
-
-// Addr is not a real address: the connections came from several listeners.
-func (q *connQueue) Addr() net.Addr { return queueAddr{} }
-
-type queueAddr struct{}
-
-func (queueAddr) Network() string { return "tcp" }
-func (queueAddr) String() string  { return "client listeners" }

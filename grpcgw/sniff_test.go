@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/troupe-db/troupe/actors/actorstest"
+	"github.com/troupe-db/troupe/raftactor/peer"
 )
 
 // conns reads the metrics of connections.
@@ -272,16 +273,22 @@ func TestIdentify(t *testing.T) {
 						_ = theirs.Close()
 					}
 				}()
+				taken := make(chan string, 2)
+				for protocol, q := range map[string]*peer.ConnQueue{toGRPC: g.grpcConns, toHTTP: g.httpConns} {
+					defer q.Close()
+					go func() { // ends with the queue
+						if _, err := q.Accept(); err == nil {
+							taken <- protocol
+						}
+					}()
+				}
 				c := g.conns.add(ours, true)
 				go g.dispatch(c)
 				time.Sleep(sniffTimeout + requestWait)
 				synctest.Wait()
 				got := closed
 				select {
-				case <-g.grpcConns.conns:
-					got = toGRPC
-				case <-g.httpConns.conns:
-					got = toHTTP
+				case got = <-taken:
 				default:
 					if seen.count(RefusedTimeout) > 0 {
 						got = late
@@ -576,12 +583,12 @@ func TestStopDuringHandshake(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := newConnQueue()
+		l := peer.NewConnQueue("test")
 		served := make(chan error, 1)
 		go func() { served <- g.Serve(l) }()
 		ours, theirs := net.Pipe()
 		defer theirs.Close()
-		l.put(ours)
+		l.Put(ours)
 		go func() { _, _ = theirs.Write(flight(func(f *http2.Framer) { _ = f.WriteSettings() })) }()
 		time.Sleep(2 * requestWait) // then gRPC has it, and writes
 		synctest.Wait()

@@ -54,7 +54,7 @@ type server struct {
 	t     *Transport
 	grpc  *grpc.Server
 	http  *http.Server
-	queue [2]*connQueue // of connections with HTTP/1, and with HTTP/2
+	queue [2]*ConnQueue // of connections with HTTP/1, and with HTTP/2
 	wg    sync.WaitGroup
 
 	mu        sync.Mutex
@@ -71,7 +71,7 @@ type inboundKey struct {
 
 func newServer(t *Transport) *server {
 	s := &server{t: t, conns: map[*portConn]struct{}{}, inbound: map[inboundKey]*inbound{}}
-	s.queue = [2]*connQueue{newConnQueue(), newConnQueue()}
+	s.queue = [2]*ConnQueue{NewConnQueue("peer listeners"), NewConnQueue("peer listeners")}
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(frames),
 		grpc.MaxRecvMsgSize(FrameBytesMax+frameOverhead),
@@ -118,7 +118,7 @@ func (s *server) stop() {
 	}
 	s.mu.Unlock()
 	for _, q := range s.queue {
-		q.shut()
+		_ = q.Close()
 	}
 	// A closed connection ends its RPCs and requests.
 	for _, c := range conns {
@@ -201,7 +201,7 @@ func (s *server) dispatch(c *portConn) {
 	if isHTTP2 {
 		queue = s.queue[1]
 	}
-	if !queue.put(c) {
+	if !queue.Put(c) {
 		_ = c.Close()
 	}
 }
@@ -255,47 +255,6 @@ func (c *portConn) Close() error {
 	})
 	return c.Conn.Close()
 }
-
-// connQueue is a net.Listener of connections that were accepted elsewhere.
-type connQueue struct {
-	conns chan net.Conn // unbuffered: what is in it has been taken
-	done  chan struct{} // closed by shut
-	once  sync.Once
-}
-
-func newConnQueue() *connQueue {
-	return &connQueue{conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-func (q *connQueue) put(c net.Conn) bool {
-	select {
-	case q.conns <- c:
-		return true
-	case <-q.done:
-		return false
-	}
-}
-
-func (q *connQueue) shut() { q.once.Do(func() { close(q.done) }) }
-
-// Accept implements net.Listener.
-func (q *connQueue) Accept() (net.Conn, error) {
-	select {
-	case c := <-q.conns:
-		return c, nil
-	case <-q.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (q *connQueue) Close() error {
-	q.shut()
-	return nil
-}
-
-// Addr implements net.Listener. The connections come from several listeners.
-func (q *connQueue) Addr() net.Addr { return &net.UnixAddr{Name: "peer", Net: "unix"} }
 
 // service implements peerpb.Peer.
 type service struct {
