@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,16 +11,17 @@ import (
 // fakeDisk has room or not.
 type fakeDisk struct {
 	Disk
-	room bool
+	room atomic.Bool
 }
 
-func (d *fakeDisk) Room(int64) bool { return d.room }
+func (d *fakeDisk) Room(int64) bool { return d.room.Load() }
 
 // TestKeepLogEnds: while a member waits for a snapshot that replaces its store, its log keeps
 // all entries, but only as long as the disk has room for them.
 func TestKeepLogEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &fakeDisk{room: true}
+		d := &fakeDisk{}
+		d.room.Store(true)
 		h := &Host{cfg: Config{Disk: d}}
 		h.keepLog.Store(true)
 		if !h.transfers.begin(transferKey{peer: 7, receiving: true}, func(Transfer) {}) {
@@ -32,7 +34,7 @@ func TestKeepLogEnds(t *testing.T) {
 		if !h.keepLog.Load() {
 			t.Error("the log is not kept, although there is room")
 		}
-		d.room = false
+		d.room.Store(false)
 		time.Sleep(2 * repairPoll)
 		synctest.Wait()
 		if h.keepLog.Load() {
