@@ -271,13 +271,22 @@ func (n *network) untrack(c net.Conn) {
 	delete(n.conns, c)
 }
 
-// source returns the node whose process made the connection, or -1, whose links are good.
+// source returns the node whose process made the connection, or -1, whose links are good. It
+// does not hold mu while it searches: on a busy machine that takes so long that members would
+// give up their connections, and make new ones.
 func (n *network) source(c net.Conn) int {
 	inode := socketInode(c.RemoteAddr(), c.LocalAddr())
+	if inode == "" {
+		return -1
+	}
+	var pids []int
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	for i, node := range n.nodes {
-		if inode != "" && node.pid != 0 && hasSocket(node.pid, inode) {
+	for _, node := range n.nodes {
+		pids = append(pids, node.pid)
+	}
+	n.mu.Unlock()
+	for i, pid := range pids {
+		if pid != 0 && hasSocket(pid, inode) {
 			return i
 		}
 	}
