@@ -23,8 +23,9 @@ import (
 
 const (
 	coldKeys = 300
-	// healedMax is the longest time from the damage until the member has healed.
-	healedMax = time.Minute
+	// healedStrict is the longest time from the damage until the member has healed. Without
+	// -fault-strict it is healedLoose.
+	healedStrict, healedLoose = time.Minute, 4 * time.Minute
 	// coldPause is the pause of a reader of cold keys.
 	coldPause = 2 * time.Millisecond
 )
@@ -103,6 +104,10 @@ func (c *cluster) flip(m *clusterMember, key int) {
 // cleared and the member serves.
 func (c *cluster) awaitHealed(m *clusterMember, began time.Time) {
 	c.Helper()
+	healedMax := healedLoose
+	if *faultStrict {
+		healedMax = healedStrict
+	}
 	ctx, cancel := context.WithDeadline(c.Context(), began.Add(healedMax))
 	defer cancel()
 	other := c.members[(slices.Index(c.members, m)+1)%len(c.members)]
