@@ -40,8 +40,6 @@ const (
 	stallKind = "stall-leader"
 	// faultsPerCheck is the number of faults between two checks.
 	faultsPerCheck = 2
-	// faultReturn is the longest time for a member that was killed to serve again.
-	faultReturn = time.Minute
 	// faultEnds is the longest time for all leases to end after the load.
 	faultEnds = 30 * time.Second
 )

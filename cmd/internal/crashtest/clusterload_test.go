@@ -156,7 +156,7 @@ func (s *sideLoad) contest(name string, client *clientv3.Client, rng *rand.Rand)
 		defer session.Orphan()
 	}
 	var key string
-	release := func() {}
+	var release func()
 	if name == lockName {
 		m := concurrency.NewMutex(session, name)
 		if err := m.Lock(ctx); err != nil {
