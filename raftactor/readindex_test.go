@@ -199,12 +199,12 @@ func TestPacedAttempts(t *testing.T) {
 		second := r.attempt()
 		c := r.read()
 		d := r.read()
-		time.Sleep(rtt/readPace - 1)
+		time.Sleep(rtt/readPace - time.Nanosecond)
 		synctest.Wait()
 		if got := r.next(); len(got) > 0 {
 			t.Fatalf("too early: got the attempts %v, want none", got)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		third := r.attempt() // nothing but the time has woken the actor
 		r.answer(third, 30)
@@ -233,12 +233,12 @@ func TestPacedAttempts(t *testing.T) {
 		r2.read()
 		r2.attempt()
 		r2.read()
-		time.Sleep(paceMin - 1)
+		time.Sleep(paceMin - time.Nanosecond)
 		synctest.Wait()
 		if got := r2.next(); len(got) > 0 {
 			t.Fatalf("before the least pace: got the attempts %v, want none", got)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		r2.attempt()
 	})
