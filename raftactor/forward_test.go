@@ -295,7 +295,7 @@ func TestMemberChange(t *testing.T) {
 			if change.BatchId != got[0].Id || change.Member.PeerUrls[0] != "http://x" || got[0].ConfChange.GetNodeId() != 9 {
 				t.Fatalf("got the change %v in batch %d", change, got[0].Id)
 			}
-			if id, err := batchID(newEntry(got[0])); err != nil || id != change.BatchId {
+			if id, err := BatchID(newEntry(got[0])); err != nil || id != change.BatchId {
 				t.Fatalf("got id %d (%v) in the entry, want %d", id, err, change.BatchId)
 			}
 			return got[0]

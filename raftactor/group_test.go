@@ -226,7 +226,7 @@ func (g *group) apply(m *applymsg.Apply) {
 			if cc.GetType() == raftpb.ConfChangeRemoveNode {
 				g.gone.Store(cc.GetNodeId(), true)
 			}
-			if id, err := batchID(e); err == nil {
+			if id, err := BatchID(e); err == nil {
 				batch.Id, batch.Requests = id, []*applymsg.Request{put(fmt.Sprint("change ", cc.GetNodeId()), 0)}
 			}
 		} else {

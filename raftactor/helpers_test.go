@@ -65,7 +65,7 @@ func keys(t *testing.T, p *raftmsg.Batch) []string {
 	if batch.Id != p.Id || int(p.Requests) != len(batch.Requests) {
 		t.Fatalf("got batch %d with %d requests, want batch %d with %d", batch.Id, len(batch.Requests), p.Id, p.Requests)
 	}
-	if id, err := batchID(newEntry(p)); err != nil || id != p.Id {
+	if id, err := BatchID(newEntry(p)); err != nil || id != p.Id {
 		t.Fatalf("got id %d (%v) in the entry, want %d", id, err, p.Id)
 	}
 	var found []string

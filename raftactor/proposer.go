@@ -374,9 +374,9 @@ func encodeBatch(id uint64, calls []*Call, size int) []byte {
 
 var errBatchID = errors.New("raftactor: entry without a batch id")
 
-// batchID reads the batch id of an entry: without decoding the rest from an encoded
+// BatchID reads the batch id of an entry: without decoding the rest from an encoded
 // RequestBatch, and from the context of a configuration change.
-func batchID(e *raftpb.Entry) (uint64, error) {
+func BatchID(e *raftpb.Entry) (uint64, error) {
 	data := e.Data
 	if e.GetType() != raftpb.EntryNormal {
 		return changeBatchID(e)

@@ -615,7 +615,7 @@ func (r *Raft) dispatchAppend(a replica.Append) {
 		if len(r.proposals) == 0 {
 			break
 		}
-		id, err := batchID(e)
+		id, err := BatchID(e)
 		if err != nil {
 			continue
 		}

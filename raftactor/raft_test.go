@@ -204,7 +204,7 @@ func (r *raftRig) readIndexed(id uint64) {
 // batches returns the ids of the applied batches.
 func (r *raftRig) batches() (ids []uint64) {
 	for _, e := range r.applied {
-		if id, err := batchID(e); err == nil && e.GetType() == raftpb.EntryNormal {
+		if id, err := BatchID(e); err == nil && e.GetType() == raftpb.EntryNormal {
 			ids = append(ids, id)
 		}
 	}

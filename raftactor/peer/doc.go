@@ -23,6 +23,7 @@
 //	Forward    the sender of proposals: batches for the proposer of the leader
 //	Forwarded  the sender of proposals: the answer to a Forward
 //	Tick       a sender: time for a probe
+//	hurry      a sender: an append that waits for the next one has waited long enough
 //	Refusal    not an actor: the status with which a peer ended a stream
 //
 // # Says

@@ -78,6 +78,7 @@ type outlet struct {
 	handle  *actors.Handle
 	stream  atomic.Pointer[outStream] // nil while there is no connection
 	dropped atomic.Uint64
+	holding atomic.Bool // the sender holds an append back
 
 	// Counters of Metrics, with the labels of this lane.
 	sentBytes, failed, lost prometheus.Counter
@@ -108,6 +109,18 @@ func (o *outlet) post(msg any, bytes int) bool {
 	}
 	return false
 }
+
+// hurry makes the sender write what it holds back.
+func (o *outlet) hurry() {
+	if o.holding.Load() {
+		// If the lane is full, the tick in it has the same effect.
+		_ = o.handle.Mailbox().TryPost(sendTicks, &hurry{}, actors.Cost{Requests: 1})
+	}
+}
+
+// hurry is the message of outlet.hurry and of the timer. It is not a protobuf message, because
+// it never leaves the process.
+type hurry struct{}
 
 // drop counts messages that were not sent, and reports the peer as unreachable.
 func (o *outlet) drop(n int) {
@@ -162,7 +175,8 @@ func (o *outlet) fail(err error) {
 //	post    raft and wal post messages; without a connection they are dropped at once
 //	batch   the sender takes all that is queued
 //	flush   coalesce drops superfluous messages and merges appends; what remains goes out
-//	        in frames of about frameBytes
+//	        in frames of about frameBytes. A lone commit index may wait for the next append
+//	hurry   ends that wait
 //	tick    once in a second a probe: its answer is the round-trip time, and no answer
 //	        means that the connection is broken
 //
@@ -175,6 +189,10 @@ type sender struct {
 	ticker *actors.Ticker
 
 	pending []*raftpb.Message
+
+	held    *raftpb.Message // waits for the next append; nil for none
+	timer   actors.Timer    // ends the wait; nil before the first
+	commits commits
 
 	// The last heartbeat: when it was sent, in which term, and on which stream.
 	heartbeat     time.Time
@@ -193,8 +211,17 @@ func (s *sender) Receive(ctx actor.Context) {
 		if s.ticker != nil {
 			s.ticker.Stop()
 		}
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+		s.holding.Store(false)
 	case *actors.Batch:
 		out := s.stream.Load()
+		late := false
+		if s.held != nil {
+			s.pending = append(s.pending, s.held)
+			s.held = nil
+		}
 		for ; m.Done < len(m.Msgs); m.Done++ {
 			s.peer.t.cfg.Faults.Point(s.box.Name(), "message")
 			switch msg := m.Msgs[m.Done].(type) {
@@ -206,20 +233,31 @@ func (s *sender) Receive(ctx actor.Context) {
 				s.write(out, &peerpb.Frame{Forwarded: msg}, 1)
 			case *actors.Tick:
 				s.ping(out)
+				late = true
+			case *hurry:
+				late = true
 			}
 		}
-		s.flush(out)
+		s.flush(out, late)
 		clear(s.pending)
 		s.pending = s.pending[:0]
 	}
 }
 
-// flush sends the pending messages.
-func (s *sender) flush(out *outStream) {
+// flush sends the pending messages. If one may wait that is not late, it does.
+func (s *sender) flush(out *outStream, late bool) {
 	if len(s.pending) == 0 {
 		return
 	}
 	rest := coalesce(s.pending)
+	if !late && len(rest) == 1 && s.commits.mayWait(out, rest[0]) {
+		s.hold(rest[0])
+		return
+	}
+	if s.holding.Load() {
+		s.holding.Store(false)
+		s.timer.Stop()
+	}
 	for len(rest) > 0 {
 		n, bytes := 0, 0
 		for n < len(rest) && (n == 0 || bytes < frameBytes) {
@@ -231,9 +269,32 @@ func (s *sender) flush(out *outStream) {
 			n++
 		}
 		if s.write(out, &peerpb.Frame{Messages: rest[:n]}, n) {
-			s.beat(out, rest[:n])
+			s.sent(out, rest[:n])
 		}
 		rest = rest[n:]
+	}
+}
+
+// hold keeps an append for the next flush, which the timer brings about at the latest.
+func (s *sender) hold(m *raftpb.Message) {
+	s.held = m
+	switch {
+	case s.holding.Swap(true): // the timer runs since the first
+	case s.timer == nil:
+		s.timer = actors.AfterFunc(s.peer.t.cfg.hold, s.hurry)
+	default:
+		s.timer.Reset(s.peer.t.cfg.hold)
+	}
+}
+
+// sent notes messages that were written.
+func (s *sender) sent(out *outStream, ms []*raftpb.Message) {
+	if s.lane != laneLog {
+		s.beat(out, ms)
+		return
+	}
+	for _, m := range ms {
+		s.commits.sent(out, m, s.peer.t.cfg.Awaited)
 	}
 }
 

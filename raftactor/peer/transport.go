@@ -66,6 +66,10 @@ type Config struct {
 	// lost its data, and with it what it promised. It must not block. nil if nobody wants to know.
 	Replaced      func(reason string)
 	ServerVersion string
+	// Awaited reports whether somebody at another member waits until an entry of this leader
+	// is committed. nil means always.
+	Awaited func(*raftpb.Entry) bool
+	hold    time.Duration // holdMax, except in tests
 	// Heartbeat is the interval of raft's heartbeats, and Election the election timeout.
 	Heartbeat, Election time.Duration
 	// ClientCredentials are for peers with https URLs.
@@ -142,6 +146,12 @@ var _ replica.Peers = (*Transport)(nil)
 func New(cfg Config, listeners ...net.Listener) (*Transport, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
+	}
+	if cfg.Awaited == nil {
+		cfg.Awaited = func(*raftpb.Entry) bool { return true }
+	}
+	if cfg.hold == 0 {
+		cfg.hold = holdMax
 	}
 	t := &Transport{cfg: cfg, changed: make(chan struct{}, 1), introduced: map[uint64]Member{}}
 	t.members.Store(&memberSet{})
@@ -354,6 +364,9 @@ func (t *Transport) Send(ms []*raftpb.Message) {
 			p.outlets[laneLog].post(m, messageBytes(m))
 		default:
 			p.outlets[laneControl].post(m, messageBytes(m))
+			if m.GetType() == raftpb.MsgReadIndexResp {
+				p.outlets[laneLog].hurry() // a reader may wait for the commit
+			}
 		}
 	}
 }

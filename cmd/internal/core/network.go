@@ -13,6 +13,7 @@ import (
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/peerpb"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/raftactor"
 	"github.com/troupe-db/troupe/raftactor/peer"
 	"github.com/troupe-db/troupe/raftactor/replica"
 )
@@ -54,6 +55,14 @@ func (h receiver) Raft(_ uint64, ms []*raftpb.Message) {
 
 // Forward implements peer.Receiver. A message that is lost is sent again.
 func (h receiver) Forward(m *raftmsg.Forward) { _ = h.Requests.Receive(m) }
+
+// Awaited reports whether somebody at another member may wait for the commit of an entry: it
+// has a batch that was made there, or is the first entry of a term, after which proposers
+// send again what was lost.
+func (h *Host) Awaited(e *raftpb.Entry) bool {
+	id, err := raftactor.BatchID(e)
+	return err != nil || id>>32 != h.sequence.Load()>>32
+}
 
 // Forwarded implements peer.Receiver.
 func (h receiver) Forwarded(m *raftmsg.Forwarded) { _ = h.Requests.Receive(m) }

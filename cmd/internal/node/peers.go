@@ -39,7 +39,7 @@ func (n *Node) startPeers() (err error) {
 	n.peers, err = peer.New(peer.Config{
 		ClusterID: n.id.ClusterID, ID: n.id.MemberID, DataID: n.id.DataID, Bootstrap: n.bootstrapDigest(),
 		ServerVersion: version.Version, Heartbeat: n.cfg.Heartbeat, Election: n.cfg.Election,
-		Receiver: n.host.Receiver(), ReceiveSnapshot: n.host.ReceiveSnapshot,
+		Awaited: n.host.Awaited, Receiver: n.host.Receiver(), ReceiveSnapshot: n.host.ReceiveSnapshot,
 		Register: func(r grpc.ServiceRegistrar) {
 			peerpb.RegisterLeasesServer(r, leaseactor.NewServer(n.host.Leases))
 			peerpb.RegisterMonitorServer(r, n.monitors.service)
