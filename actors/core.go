@@ -63,7 +63,7 @@ func (f Failure) Unwrap() error {
 }
 
 func failureOf(stage string, epoch uint64, reason any) Failure {
-	f := Failure{Stage: stage, Reason: reason, Epoch: epoch, At: wall()}
+	f := Failure{Stage: stage, Reason: reason, Epoch: epoch, At: Wall()}
 	if p, ok := reason.(*Panic); ok {
 		f.Reason, f.Stack, f.Message, f.At = p.Value, p.Stack, p.Message, p.At
 	}
@@ -396,7 +396,7 @@ func (s *coreActor) verdict(f Failure) error {
 			return err
 		}
 	}
-	horizon := wall().Add(-s.cfg.Window)
+	horizon := Wall().Add(-s.cfg.Window)
 	s.recent = slices.DeleteFunc(s.recent, func(t time.Time) bool { return !t.After(horizon) })
 	if len(s.recent) >= s.cfg.Limit {
 		return fmt.Errorf("%w: %d in %v, then %w", ErrTooManyReboots, len(s.recent), s.cfg.Window, f)
@@ -512,7 +512,7 @@ func (s *coreActor) reboot(ctx actor.Context, f Failure) {
 }
 
 func (s *coreActor) countFailure(f Failure) {
-	s.recent = append(s.recent, wall())
+	s.recent = append(s.recent, Wall())
 	s.handle.mu.Lock()
 	s.handle.reboot++
 	s.handle.mu.Unlock()

@@ -95,7 +95,7 @@ func newPanic(value, message any) *Panic {
 		return p
 	}
 	stack := debug.Stack()
-	return &Panic{Value: value, Stack: stack[:min(len(stack), stackMax)], Message: message, At: wall()}
+	return &Panic{Value: value, Stack: stack[:min(len(stack), stackMax)], Message: message, At: Wall()}
 }
 
 // run is the actor's loop. It runs from the wake-up until the mailbox is empty, and

@@ -296,7 +296,7 @@ func (s *edgeActor) incarnate(ctx actor.Context, c *edgeChild) error {
 	if !c.spec.Unlisted {
 		s.cfg.Registry.Add(stage.Mailbox)
 	}
-	c.pid, c.stage, c.started, c.failed = ref.PID, stage, wall(), false
+	c.pid, c.stage, c.started, c.failed = ref.PID, stage, Wall(), false
 	c.handle.box.Store(stage.Mailbox)
 	return nil
 }
@@ -325,7 +325,7 @@ func (s *edgeActor) terminated(ctx actor.Context, path string) {
 		s.forget(ctx, c)
 		return
 	}
-	if wall().Sub(c.started) > s.cfg.Max {
+	if Wall().Sub(c.started) > s.cfg.Max {
 		c.failures = 0
 	}
 	s.schedule(ctx, c)

@@ -12,7 +12,7 @@ import (
 // those of Go, besides the dispatchers. A deterministic simulation replaces all of
 // them at once, and then runs whole members on one goroutine, in an order of its own:
 //
-//	Now, wall   the simulation's clock, which it advances when nothing else can run
+//	Now, Wall   the simulation's clock, which it advances when nothing else can run
 //	AfterFunc   a timer is queued, and is one of the things that may happen next
 //	schedule    an actor that wakes up is queued as a task, which runs until the
 //	            mailbox is empty
@@ -82,8 +82,8 @@ func stamp() int64 {
 	return Now()
 }
 
-// wall reads the wall clock.
-func wall() time.Time {
+// Wall reads the wall clock.
+func Wall() time.Time {
 	if replaced != nil {
 		return replaced.Wall()
 	}

@@ -90,7 +90,7 @@ func (t *Ticker) arm() {
 	t.armed = true
 	wait := t.every
 	if wait <= alignedMax {
-		wait -= time.Duration(wall().UnixNano()) % wait
+		wait -= time.Duration(Wall().UnixNano()) % wait
 	}
 	if t.timer == nil {
 		t.timer = AfterFunc(wait, t.fire)

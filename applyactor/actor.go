@@ -27,10 +27,13 @@ type Config struct {
 	// MembersChanged is called for each entry that changes members or alarms, in order; nil
 	// is not. It must not block.
 	MembersChanged func(*mvccmsg.Cluster)
-	Timeline       *actors.Timeline
-	Metrics        *Metrics
-	Logger         zerolog.Logger
-	Faults         *actors.Faults
+	// Committed, if set, is called for each entry before it is applied; simulations compare
+	// the entries of members. It must not change the entry.
+	Committed func(*raftpb.Entry)
+	Timeline  *actors.Timeline
+	Metrics   *Metrics
+	Logger    zerolog.Logger
+	Faults    *actors.Faults
 }
 
 // Actor is the apply actor.
@@ -67,6 +70,9 @@ func (a *Actor) batch(b *actors.Batch) {
 	bytes := 0
 	for ; b.Done < len(b.Msgs); b.Done++ {
 		m := b.Msgs[b.Done].(*applymsg.Apply)
+		if n := len(m.Entries); actors.Planted("apply out of order") && n > 1 {
+			m.Entries[n-1].Data, m.Entries[n-2].Data = m.Entries[n-2].Data, m.Entries[n-1].Data
+		}
 		for _, e := range m.Entries {
 			out.Entries = append(out.Entries, a.apply(e))
 			bytes += len(e.Data)
@@ -85,6 +91,9 @@ func (a *Actor) batch(b *actors.Batch) {
 func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 	defer actors.GuardEntry(e.GetIndex())
 	a.cfg.Faults.Entry(actors.CoreApply, e.GetIndex())
+	if a.cfg.Committed != nil {
+		a.cfg.Committed(e)
+	}
 	ops, err := a.cfg.State.Apply(e)
 	if err != nil {
 		panic(err)

@@ -362,7 +362,7 @@ func (a *Actor) heard() bool {
 // leads reports whether this member still leads in the term of the table, and is not
 // handing over.
 func (a *Actor) leads() bool {
-	return a.term != 0 && a.cfg.Term() == a.term && (a.cfg.Transferring == nil || !a.cfg.Transferring())
+	return a.term != 0 && a.cfg.Term() == a.term && (a.cfg.Transferring == nil || actors.Planted("renew during a transfer") || !a.cfg.Transferring())
 }
 
 func (a *Actor) renew(c *RenewCall) {

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
@@ -61,6 +62,9 @@ func Open(cfg OpenConfig) (*Opened, error) {
 	leases := o.Store.RestoreLeases()
 	cfg.Backend.VisitState = func(e backend.Entry) error {
 		if e.Key != stateName {
+			if cfg.Installed && actors.Planted("forget leases on install") {
+				return nil
+			}
 			if leases.Take(e.Key, e.Value) {
 				return nil
 			}

@@ -83,6 +83,9 @@ func newChange(change *applymsg.MemberChange, timeout time.Duration) *Call {
 	if err != nil {
 		panic("raftactor: " + err.Error()) // cannot happen: gRPC has checked the strings
 	}
+	if change.Kind == applymsg.MemberChangeKind_MEMBER_ADD_LEARNER && actors.Planted("count a learner's vote") {
+		kind = raftpb.ConfChangeAddNode
+	}
 	now := actors.Now()
 	return &Call{encoded: context, posted: now, deadline: now + int64(timeout), reply: actors.NewReply[Answer](),
 		change: &raftpb.ConfChange{Type: kind.Enum(), NodeId: new(change.Member.GetId())}}

@@ -453,6 +453,9 @@ func (p *Proposer) roleChanged(m *raftmsg.RoleChanged) {
 		p.elected = actors.Now()
 	}
 	newTerm := m.Term != p.term
+	if newTerm && m.Leader != 0 && actors.Planted("retry when the leader is known") {
+		p.requeue(p.cfg.Replies.recallBefore(m.Term))
+	}
 	p.term, p.leader, p.isLeader = m.Term, m.Leader, m.IsLeader
 	p.paused, p.held, p.changesPaused = false, false, false
 	clear(p.outstanding)

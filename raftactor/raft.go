@@ -330,7 +330,7 @@ func (r *Raft) step(m *raftpb.Message) {
 		if m.GetType() == raftpb.MsgTimeoutNow && r.stalled() {
 			return
 		}
-		if r.cfg.Removed != nil && r.cfg.Removed(m.GetFrom()) {
+		if r.cfg.Removed != nil && !actors.Planted("hear a removed member") && r.cfg.Removed(m.GetFrom()) {
 			return
 		}
 	case raftpb.MsgReadIndex:
@@ -463,6 +463,9 @@ func (r *Raft) applied(m *raftmsg.Applied) {
 func (r *Raft) persisted(m *raftmsg.Persisted) {
 	must(r.cfg.Replica.Persisted(m.AppliedIndex, m.AppliedTerm, m.ConfState))
 	first := r.cfg.Replica.FirstIndex()
+	if actors.Planted("trim above the durable index") {
+		m.AppliedIndex = max(m.AppliedIndex, r.cfg.Replica.Status().Applied)
+	}
 	if m.AppliedIndex < r.marked+markEvery && first <= r.marked+1 || r.cfg.KeepLog != nil && r.cfg.KeepLog() {
 		return
 	}
@@ -532,6 +535,8 @@ func newEntry(b *raftmsg.Batch) *raftpb.Entry {
 
 func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
 	switch {
+	case actors.Planted("read before the term's first commit") && r.isLeader:
+		r.answerRead(m.Id, r.cfg.Replica.Status().Committed)
 	case !r.cfg.Replica.OnlyVoter():
 		r.sawRead(m.Id)
 		r.cfg.Replica.ReadIndex(m.Id)

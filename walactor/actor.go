@@ -119,6 +119,10 @@ func (a *Actor) batch(b *actors.Batch) {
 		}
 	}
 	a.cfg.Faults.Point(actors.CoreWAL, "middle")
+	if actors.Planted("acknowledge before fsync") {
+		a.answer()
+		a.appends = a.appends[:0]
+	}
 	a.write()
 	a.cfg.Faults.Point(actors.CoreWAL, "batch")
 	a.note(b)
@@ -140,7 +144,7 @@ func (a *Actor) batch(b *actors.Batch) {
 // gather adds an append to what the next write holds.
 func (a *Actor) gather(m *walmsg.Append) {
 	b := wal.Batch{Entries: m.Message.Entries, Sync: m.MustSync}
-	if m.Message.Term != nil {
+	if m.Message.Term != nil && !(actors.Planted("vote not persisted") && len(m.Message.Entries) == 0) {
 		b.HardState = &raftpb.HardState{Term: m.Message.Term, Vote: m.Message.Vote, Commit: m.Message.Commit}
 	}
 	if s := m.Message.Snapshot; s != nil {

@@ -198,6 +198,9 @@ func (h *Host) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Repl
 		AppliedTerm:    d.GetAppliedTerm(),
 		ConfState:      d.GetConfState(),
 	}
+	if rec.Mark.Index > 0 && actors.Planted("drop a configuration change on reboot") {
+		cfg.ConfState = rec.Mark.ConfState
+	}
 	if rec.HardState == nil && len(rec.Entries) == 0 && d == nil && !h.cfg.Join && !h.cfg.Identity.Joined {
 		for _, m := range h.cfg.Members {
 			context, err := proto.Marshal(m)
@@ -243,8 +246,8 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 	persister.Connect(mvccStage.Mailbox)
 	applyStage := applyactor.New(applyactor.Config{
 		State:          apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
-		MembersChanged: h.membersChanged,
-		Limit:          limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
+		MembersChanged: h.membersChanged, Committed: h.cfg.Committed,
+		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
 		Timeline: h.Timeline, Metrics: h.cfg.Metrics.Apply, Logger: h.cfg.Logger, Faults: faults,
 	})
 	walStage := walactor.New(walactor.Config{

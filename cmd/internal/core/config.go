@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor"
@@ -80,6 +81,8 @@ type Config struct {
 	Replaced func()
 	// Hash wakes the loop that computes the hashes of compactions.
 	Hash func()
+	// Committed is applyactor.Config.Committed.
+	Committed func(*raftpb.Entry)
 	// Rand returns random numbers: for the names of segments of the log and the ids of
 	// batches.
 	Rand func() uint64
@@ -125,6 +128,12 @@ type Storage struct {
 	LogSegmentBytes int64 // zero is wal.DefaultSegmentBytes
 	// MemTableBytes and ValueLogBytes are those of backend.Config.
 	MemTableBytes, ValueLogBytes int64
+	// SnapshotChunkBytes and SnapshotLastRoundBytes are those of snapshot.SendConfig; zero is
+	// the usual size.
+	SnapshotChunkBytes, SnapshotLastRoundBytes int
+	// SnapshotNoRest keeps transfers from resting while clients write, for simulations: a
+	// rest is measured by the clock of the process.
+	SnapshotNoRest bool
 	// OpenStore opens the store; nil is backend.Open.
 	OpenStore func(backend.Config) (backend.Store, error)
 }

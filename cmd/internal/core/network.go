@@ -156,7 +156,7 @@ func (h *Host) connected(member uint64, since int64) bool {
 
 func (h *Host) connectedFor(member uint64, ago time.Duration) bool {
 	active := h.cfg.Network.ActiveSince(member)
-	return !active.IsZero() && time.Since(active) >= ago
+	return !active.IsZero() && actors.Wall().Sub(active) >= ago
 }
 
 // countConnected returns to how many members this one has been connected for a time, and how

@@ -303,10 +303,15 @@ func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
 	if err != nil {
 		return nil, err
 	}
+	busy := busyFunc(h.Applied)
+	if h.cfg.Storage.SnapshotNoRest {
+		busy = nil
+	}
 	sent, err := snapshot.Send(ctx, snapshot.SendConfig{
 		ClusterID: h.cfg.Identity.ClusterID, From: h.cfg.Identity.MemberID, To: to,
-		Store: c.Store, Hold: hold, BytesPerSecond: h.cfg.SnapshotSendRate, Busy: busyFunc(h.Applied),
+		Store: c.Store, Hold: hold, BytesPerSecond: h.cfg.SnapshotSendRate, Busy: busy,
 		Progress: h.transfers.progress(transferKey{peer: to}), Metrics: h.cfg.Metrics.Snapshot,
+		ChunkBytes: h.cfg.Storage.SnapshotChunkBytes, LastRoundBytes: h.cfg.Storage.SnapshotLastRoundBytes,
 	}, stream)
 	if errors.Is(err, context.Canceled) {
 		return nil, err
@@ -376,7 +381,11 @@ func (h *Host) install(log *wal.Log) error {
 	defer h.received.Store(nil)
 	err := h.stores.Check(got.Index)
 	if err == nil {
-		err = log.Install(wal.Mark{Index: got.Index, Term: got.Term, ConfState: got.ConfState})
+		mark := got.Index
+		if actors.Planted("lose the tail of a snapshot") {
+			mark++
+		}
+		err = log.Install(wal.Mark{Index: mark, Term: got.Term, ConfState: got.ConfState})
 	}
 	if errors.Is(err, wal.ErrStaleMark) {
 		h.cfg.Logger.Info().Err(err).Msg("the received snapshot is not newer than the log, and is discarded")
