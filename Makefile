@@ -7,7 +7,7 @@ DEADCODE    ?= $(GO) run golang.org/x/tools/cmd/deadcode@v0.44.0
 BENCH       := cmd/bench
 FUZZTIME    ?= 60s
 
-.PHONY: build cluster generate test test-long test-durable test-faults bench fuzz \
+.PHONY: build cluster generate test test-long test-durable test-faults test-simulated bench fuzz \
 	check-format check-vet check-static check-dead check-generated check-tidy test-unit test-bench
 
 # The server and the operator's tool, as bin/troupe and bin/troupectl.
@@ -67,12 +67,18 @@ test-long: test
 	$(GO) test -race -count=1 -timeout 30m ./...
 	cd $(BENCH) && $(GO) run . diff -seeds 200 -steps 2000 -min-coverage 100
 	$(MAKE) test-durable
+	$(MAKE) test-simulated
 	$(MAKE) test-faults
+
+# Clusters of which a seed decides everything, and the bugs that this must find.
+test-simulated:
+	$(GO) test -count=1 -timeout 60m -v -run 'TestSeeds$$' ./cmd/internal/simtest -sim-seeds 5000 -sim-workers 2 | grep -v '^=== '
+	$(GO) test -count=1 -timeout 60m -v -tags planted -run TestPlanted ./cmd/internal/simtest | grep -v '^=== '
 
 # The proofs of durability in their long form, some twenty minutes: what the short
 # forms in test-unit play a few times. -v shows what came of it.
-test-durable: SHELL := /bin/bash
-test-durable: .SHELLFLAGS := -o pipefail -c
+test-durable test-simulated: SHELL := /bin/bash
+test-durable test-simulated: .SHELLFLAGS := -o pipefail -c
 test-durable:
 	TROUPE_WAL_CRASHES=10000 $(GO) test -count=1 -timeout 30m -v -run 'TestCrash$$|TestDamage' ./walactor/wal | grep -v '^ *--- \|^=== '
 	$(GO) test -count=1 -timeout 30m -v -run 'TestReboot|TestLeasePromises' ./cmd/internal/node \

@@ -105,6 +105,7 @@ var implemented = map[string]string{
 	"BeforeEach":   "the store in memory is for tests",
 	"DurableIndex": "the model of the log compares it",
 	"SetRuntime":   "simulations replace the runtime",
+	"Plant":        "the build with planted bugs switches one on",
 }
 
 // topLevel lists what the root may contain, besides what .gitignore names.
@@ -117,7 +118,7 @@ var topLevel = []string{
 // commands lists what cmd and cmd/internal may contain.
 var commands = map[string][]string{
 	"cmd":          {"bench", "internal", "troupe", "troupectl"},
-	"cmd/internal": {"config", "core", "crashtest", "logging", "monitor", "node", "tidy"},
+	"cmd/internal": {"config", "core", "crashtest", "logging", "monitor", "node", "simtest", "tidy"},
 }
 
 // Packages in which a banned identifier may be used.
