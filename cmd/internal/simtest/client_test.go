@@ -355,7 +355,6 @@ type watcher struct {
 	at      int64  // the revision after the last event
 	p       *process
 	pending bool // an open is scheduled
-	created bool
 	stream  *watchactor.Stream
 }
 

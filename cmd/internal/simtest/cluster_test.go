@@ -156,6 +156,8 @@ func (c *cluster) settle() {
 		cl := &client{c: c}
 		var try func()
 		try = func() {
+			o.number++ // an attempt whose outcome is unknown may have written the value before
+			o.value = fmt.Sprintf("last %s.%d", m.name(), o.number)
 			if o.run(cl) {
 				c.check.answered(o)
 				served++
