@@ -230,7 +230,8 @@ func (m *member) replaced() {
 // exited ends the process, because the member cannot continue.
 func (m *member) exited(reason error) {
 	m.c.w.logf("%s exits: %v", m.p.name, reason)
-	if !errors.Is(reason, errIO) && !errors.Is(reason, syscall.ENOSPC) {
+	var injected actors.Fault // too often for the limit of reboots
+	if !errors.Is(reason, errIO) && !errors.Is(reason, syscall.ENOSPC) && !errors.As(reason, &injected) {
 		m.c.w.fail("%s exits: %v", m.p.name, reason)
 	}
 	m.c.w.exit()
