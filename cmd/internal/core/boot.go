@@ -182,6 +182,7 @@ func (h *Host) checkTogether(log *wal.Log, rec *wal.Recovered, d *mvccmsg.Durabl
 }
 
 func (h *Host) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Replica, error) {
+	h.committed.Store(rec.HardState.GetCommit())
 	cfg := replica.Config{
 		ID:             h.cfg.Identity.MemberID,
 		ElectionTicks:  int(h.cfg.Election / h.cfg.Heartbeat),

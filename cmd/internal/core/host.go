@@ -71,6 +71,7 @@ type Host struct {
 	current    atomic.Pointer[Handles]
 	lastPanic  atomic.Uint64 // index of the entry at which a stage last panicked
 	keepLog    atomic.Bool   // a snapshot that is not newer than the log will be installed
+	committed  atomic.Uint64 // as the log knew at the last boot
 	installs   atomic.Uint64 // snapshots that were installed
 	repairing  atomic.Bool   // boot waits for a snapshot
 	stopping   chan struct{} // closed by Stop
@@ -127,6 +128,12 @@ func (h *Host) nextID() uint64 { return h.sequence.Add(1) }
 
 // Current returns the handles of the running incarnation; nil if none is running.
 func (h *Host) Current() *Handles { return h.current.Load() }
+
+// Replayed reports whether the view has all that the log knew to be committed at the last
+// boot. The store may have been behind.
+func (h *Host) Replayed() bool {
+	return h.Published.View() != nil && h.Applied() >= h.committed.Load()
+}
 
 // CoreConfig returns the configuration of the supervisor.
 func (h *Host) CoreConfig(registry *actors.Registry) actors.CoreConfig {

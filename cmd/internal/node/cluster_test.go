@@ -102,7 +102,7 @@ func (m *clusterMember) start(peers net.Listener) {
 	cfg := Config{
 		Name: fmt.Sprint("m", m.i), PeerURLs: []string{m.peerURL}, ClusterID: m.cluster, MemberID: m.id,
 		Members: m.initial, Join: m.join, MaxLearners: 1, ClientURLs: []string{"http://" + m.addr}, DataDir: m.dir,
-		Heartbeat: 20 * time.Millisecond, Election: 200 * time.Millisecond, PreVote: true,
+		Heartbeat: 50 * time.Millisecond, Election: 500 * time.Millisecond, PreVote: true,
 		Mailboxes: DefaultMailboxes(), CacheBytes: 16 << 20,
 		Listeners: []net.Listener{clients}, PeerListeners: []net.Listener{peers},
 		Gateway: grpcgw.DefaultConfig(),

@@ -79,7 +79,7 @@ func (n *Node) checkLoop(uint64) (actors.Stage, error) {
 // initialCheck compares the keyspace with those of the other members before clients are
 // served. A member that has no data yet has nothing to compare.
 func (n *Node) initialCheck(ctx context.Context) error {
-	for n.host.Published.View() == nil {
+	for !n.host.Replayed() {
 		if !n.wait(ctx) {
 			return errNotReady
 		}
