@@ -92,7 +92,7 @@ test-faults: SHELL := /bin/bash
 test-faults: .SHELLFLAGS := -o pipefail -c
 test-faults:
 	$(GO) test -count=1 -timeout 4h -v -run 'TestCluster' ./cmd/internal/crashtest \
-		-faults 500 -fault-members 3,5 -fault-operations 1000000 -fault-strict | grep -v '^=== '
+		-faults 500 -fault-members 3,5 -fault-operations 1000000 -fault-strict -fault-all | grep -v '^=== '
 	$(GO) test -race -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
 		-faults 100 -fault-leaps | grep -v '^=== '
 

@@ -23,7 +23,7 @@ const crashesPerSeed = 50
 func crashes(t *testing.T) int {
 	s := os.Getenv("TROUPE_WAL_CRASHES")
 	if s == "" {
-		return 2000
+		return 500
 	}
 	n, err := strconv.Atoi(s)
 	must(t, err)

@@ -29,6 +29,18 @@ const (
 	changeTimeout = time.Minute
 )
 
+// faultAll also runs what cmd/internal/node tests within one process, and what differs little
+// from another test.
+var faultAll = flag.Bool("fault-all", false, "run the tests of clusters with a stalled disk, a full disk, and a damaged leader too")
+
+// onlyLong skips a test in the short form.
+func onlyLong(t *testing.T) {
+	t.Helper()
+	if !*faultAll {
+		t.Skip("only with -fault-all")
+	}
+}
+
 var faultStrict = flag.Bool("fault-strict", false, "the tests of clusters apply the bounds of time of a machine that does nothing else")
 
 // outageMax is the longest outage that is permitted.

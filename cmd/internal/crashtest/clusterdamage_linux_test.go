@@ -47,6 +47,9 @@ func TestClusterDamage(t *testing.T) {
 	binary := Build(t, false)
 	for _, leads := range []bool{false, true} {
 		t.Run(fmt.Sprint("leads=", leads), func(t *testing.T) {
+			if leads {
+				onlyLong(t)
+			}
 			t.Parallel()
 			c := startCluster(t, binary, 3, coldArgs, nil)
 			l := startColdLoad(c)

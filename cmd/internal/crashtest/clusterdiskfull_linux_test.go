@@ -13,6 +13,7 @@ import (
 // The disk is a tmpfs in the mount namespace of a separate process.
 func TestClusterDiskFull(t *testing.T) {
 	if os.Getenv(inNamespace) == "" {
+		onlyLong(t)
 		t.Parallel() // it mostly waits
 		again(t)
 		return

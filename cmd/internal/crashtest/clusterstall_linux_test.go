@@ -47,6 +47,7 @@ func (c *cluster) stall(m *clusterMember, on bool) {
 // TestClusterStalledDisk: when the leader's fsync stalls, another member leads soon, and
 // clients of the others go on without an error. Afterwards the member catches up.
 func TestClusterStalledDisk(t *testing.T) {
+	onlyLong(t)
 	t.Parallel() // it mostly waits
 	c := startCluster(t, "", 3, nil, faultyMember)
 	old := c.leader()
