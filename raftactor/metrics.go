@@ -101,13 +101,13 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(d, v)
 	}
-	s := m.cfg.State.Status()
+	s := m.cfg.State.Status().WithView(m.cfg.Applied())
 	flag(descHasLeader, s.Leader != 0)
 	flag(descIsLeader, s.Leader == m.cfg.Member)
 	flag(descIsLearner, s.IsLearner)
 	gauge(descServerID, 1, strconv.FormatUint(m.cfg.Member, 16))
 	gauge(descCommitted, float64(s.Committed))
-	gauge(descApplied, float64(max(s.Applied, m.cfg.Applied())))
+	gauge(descApplied, float64(s.Applied))
 	gauge(descTerm, float64(s.Term))
 	if box := m.proposer.Load(); box != nil {
 		// The mailbox holds the place of a request until it is answered.

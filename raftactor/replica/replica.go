@@ -836,6 +836,14 @@ type Status struct {
 	Solitary bool
 }
 
+// WithView returns the status together with the applied index of a view that may be newer than
+// it: what is applied is committed, though the status does not say so yet.
+func (s Status) WithView(applied uint64) Status {
+	s.Applied = max(s.Applied, applied)
+	s.Committed = max(s.Committed, s.Applied)
+	return s
+}
+
 // Status returns the status as of the last Ready.
 func (r *Replica) Status() Status {
 	s := Status{

@@ -575,3 +575,18 @@ func TestReplacedEntriesDoNotCount(t *testing.T) {
 		t.Fatalf("compacted to %d with one large entry in memory", got)
 	}
 }
+
+// TestWithView: a view may be newer than the status, and what it has is committed.
+func TestWithView(t *testing.T) {
+	for _, c := range []struct{ committed, applied, view, wantCommitted, wantApplied uint64 }{
+		{5, 3, 4, 5, 4},
+		{5, 5, 7, 7, 7},
+		{5, 4, 2, 5, 4},
+	} {
+		got := Status{Committed: c.committed, Applied: c.applied}.WithView(c.view)
+		if got.Committed != c.wantCommitted || got.Applied != c.wantApplied {
+			t.Errorf("committed %d, applied %d, view %d: got %d and %d, want %d and %d",
+				c.committed, c.applied, c.view, got.Committed, got.Applied, c.wantCommitted, c.wantApplied)
+		}
+	}
+}

@@ -27,9 +27,9 @@ func (n *Node) Identity() grpcgw.Identity {
 
 // Raft implements grpcgw.Member.
 func (n *Node) Raft() grpcgw.RaftStatus {
-	s := n.host.Raft.Status()
+	s := n.host.Raft.Status().WithView(n.host.Applied())
 	return grpcgw.RaftStatus{Leader: s.Leader, Term: s.Term, Committed: s.Committed,
-		Applied: max(s.Applied, n.host.Applied()), IsLearner: s.IsLearner}
+		Applied: s.Applied, IsLearner: s.IsLearner}
 }
 
 // Keyspace implements grpcgw.Member.

@@ -104,10 +104,10 @@ var (
 
 // Status implements monitor.Cluster.
 func (m monitored) Status() *peerpb.MemberStatus {
-	raft := m.n.host.Raft.Status()
+	raft := m.n.host.Raft.Status().WithView(m.n.host.Applied())
 	s := &peerpb.MemberStatus{
 		ServerVersion: version.Version, Term: raft.Term, Leader: raft.Leader, Committed: raft.Committed,
-		Applied: max(raft.Applied, m.n.host.Applied()), Role: peerpb.MemberRole_MEMBER_ROLE_FOLLOWER,
+		Applied: raft.Applied, Role: peerpb.MemberRole_MEMBER_ROLE_FOLLOWER,
 	}
 	switch {
 	case raft.IsLeader:

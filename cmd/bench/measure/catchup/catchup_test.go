@@ -30,8 +30,8 @@ func TestJudge(t *testing.T) {
 	for want, spoil := range map[string]func(*Sample){
 		"x: the p99 of puts while":        func(s *Sample) { s.Before.Latencies[0], s.After.Latencies[0] = 9, 9 },
 		"x: the p99 of puts":              func(s *Sample) { s.Before.Latencies, s.After.Latencies = nil, nil },
-		"x: it is at most 2 times":        func(s *Sample) { s.Without.Latencies[0] = 9 },
-		"x: it is at most 2":              func(s *Sample) { s.Without.Latencies = nil },
+		"x: beside the load without the":  func(s *Sample) { s.Without.Latencies[0] = 9 },
+		"x: beside the load without":      func(s *Sample) { s.Without.Latencies = nil },
 		"x: no put fails":                 func(s *Sample) { s.Installing.Failed = 1 },
 		"x: no put fails or":              func(s *Sample) { s.Sending.Missed = 1 },
 		"x: no put fails or is":           func(s *Sample) { s.Sending.Latencies, s.Installing.Latencies = nil, nil },

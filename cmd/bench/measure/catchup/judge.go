@@ -58,7 +58,7 @@ func judge(cfg Config, name string, s Sample) []verdict.Verdict {
 	verdicts := []verdict.Verdict{
 		verdict.Of(all > 0 && p99 <= latencyMax*all, "%s: the p99 of puts while the member catches up is at most %d times that with all members in step (%.1f ms, %.1f ms before and after)",
 			name, latencyMax, stats.Milliseconds(p99), stats.Milliseconds(all)),
-		verdict.Of(without > 0 && p99 <= latencyMax*without, "%s: it is at most %d times that while the member is down (%.1f ms, %.1f ms)",
+		verdict.Of(without > 0 && p99 <= latencyMax*without, "%s: beside the load without the member, the p99 of puts while it catches up is at most %d times as long (%.1f ms, %.1f ms)",
 			name, latencyMax, stats.Milliseconds(p99), stats.Milliseconds(without)),
 		verdict.Of(len(during.Latencies) > 0 && during.Failed == 0 && during.Missed == 0, "%s: no put fails or is left out meanwhile (%d, %d of %d)",
 			name, during.Failed, during.Missed, len(during.Latencies)),
