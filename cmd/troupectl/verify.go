@@ -424,6 +424,9 @@ func (c *checker) together() {
 	if l == nil || !l.whole || s == nil {
 		return
 	}
+	if d != nil && (l.clusterID != d.ClusterId || l.memberID != d.MemberId) {
+		return // the indexes of two members say nothing about each other
+	}
 	switch {
 	case s.AppliedIndex < l.MarkIndex:
 		disagree(storeName, "the store has applied entries up to %d, the log begins after %d: what is between is lost",
