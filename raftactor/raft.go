@@ -101,7 +101,7 @@ type Config struct {
 	// Removed reports whether a member was removed from the cluster: its votes and
 	// requests to vote are dropped. nil means that none was.
 	Removed func(id uint64) bool
-	// KeepLog reports whether the log must keep its mark for now: a snapshot will be installed
+	// KeepLog reports whether the log must keep its mark: a snapshot will be installed
 	// that may be older than what the store has. nil means never.
 	KeepLog func() bool
 	// Random returns a random number in [0, 1); nil means actors.Float64.

@@ -40,8 +40,8 @@ func TestWhichAppendsMayWait(t *testing.T) {
 		{"awaited", []*raftpb.Message{mixed(4, "own", "foreign")}, stream, commit(app(1, 6, 0), 6), false},
 		{"below the awaited", []*raftpb.Message{mixed(4, "own", "foreign")}, stream, commit(app(1, 6, 0), 5), true},
 		{"above the awaited", []*raftpb.Message{mixed(4, "foreign", "own")}, stream, commit(app(1, 6, 0), 6), false},
-		{"the awaited was told", []*raftpb.Message{mixed(4, "foreign"), commit(mixed(5, "own"), 5)}, stream, commit(app(1, 6, 0), 6), true},
-		{"one of two was told", []*raftpb.Message{mixed(4, "foreign", "own", "foreign"), commit(app(1, 7, 0), 5)}, stream, commit(app(1, 7, 0), 7), false},
+		{"the awaited commit was sent", []*raftpb.Message{mixed(4, "foreign"), commit(mixed(5, "own"), 5)}, stream, commit(app(1, 6, 0), 6), true},
+		{"one of two awaited commits was sent", []*raftpb.Message{mixed(4, "foreign", "own", "foreign"), commit(app(1, 7, 0), 5)}, stream, commit(app(1, 7, 0), 7), false},
 		{"a new term forgets", []*raftpb.Message{mixed(4, "foreign"), commit(app(2, 5, 1), 4)}, stream, commit(app(2, 6, 0), 6), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -33,11 +33,11 @@ const (
 // from another test.
 var faultAll = flag.Bool("fault-all", false, "run the tests of clusters with a stalled disk, a full disk, and a damaged leader too")
 
-// onlyLong skips a test in the short form.
+// onlyLong skips a test that make test-faults runs, and make test leaves out.
 func onlyLong(t *testing.T) {
 	t.Helper()
 	if !*faultAll {
-		t.Skip("only with -fault-all")
+		t.Skip("runs with -fault-all, as make test-faults has it")
 	}
 }
 

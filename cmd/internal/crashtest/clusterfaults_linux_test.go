@@ -144,7 +144,7 @@ var faultTable = []fault{
 //   - that watchers of each member, and one of all, received every event once and in order,
 //     and that their events explain the state;
 //   - that no lease ended early, and none was renewed after its end was seen;
-//   - that whoever wrote a fencing token held the lock, or was elected, at that revision;
+//   - that each writer of a fencing token held the lock, or was elected, at that revision;
 //   - that all members have equal hashes;
 //   - that nothing is unavailable for longer than outageStrict, with -fault-strict, while a quorum is healthy.
 //

@@ -57,7 +57,7 @@ func (s *totals) add(o *outcome) {
 // the number of seeds.
 func TestSeeds(t *testing.T) {
 	if *seedFlag != 0 {
-		t.Skip("-sim-seed")
+		t.Skip("-sim-seed replays one seed instead")
 	}
 	if *workersFlag > 1 {
 		runWorkers(t)
@@ -119,7 +119,7 @@ func runWorkers(t *testing.T) {
 // TestSeed replays the seed of -sim-seed. If it fails, its last steps are printed.
 func TestSeed(t *testing.T) {
 	if *seedFlag == 0 {
-		t.Skip("no -sim-seed")
+		t.Skip("replays the seed of -sim-seed, which is not set")
 	}
 	p := newPlan(*seedFlag)
 	if *minimiseFlag {
