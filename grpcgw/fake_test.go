@@ -47,6 +47,7 @@ type fakeMember struct {
 	proposeErr  error
 	readCode    raftmsg.Code
 	readErr     error
+	onRead      func() // called by each read index with mu held, unless nil
 	reclaimErr  error
 	leaseCode   raftmsg.Code
 	leaseErr    error
@@ -190,6 +191,9 @@ func (m *fakeMember) ReadIndex(context.Context) (raftmsg.Code, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.readIndexes++
+	if m.onRead != nil {
+		m.onRead()
+	}
 	return m.readCode, m.readErr
 }
 

@@ -117,7 +117,7 @@ func (k *kv) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error)
 	if err := k.checkPutSize(r); err != nil {
 		return nil, err
 	}
-	if err := k.checkSpace(putCost(r)); err != nil {
+	if err := k.checkSpace(ctx, putCost(r)); err != nil {
 		return nil, err
 	}
 	res, err := k.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Put{Put: r}})
@@ -181,7 +181,7 @@ func (k *kv) txn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.TxnRes
 	if err := k.checkSize(r); err != nil {
 		return nil, nil, err
 	}
-	if err := k.checkSpace(txnCost(r)); err != nil {
+	if err := k.checkSpace(ctx, txnCost(r)); err != nil {
 		return nil, nil, err
 	}
 	out, err := k.proposeOutcome(ctx, &applymsg.Request{Op: &applymsg.Request_Txn{Txn: r}})

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/troupe-db/troupe/proto/applymsg"
+	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
@@ -391,6 +393,54 @@ func TestQuota(t *testing.T) {
 	}
 	if _, err := pb.NewKVClient(serve(t, cfg)).Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: big.Value}); err != nil {
 		t.Errorf("put without quota: got %v, want no error", err)
+	}
+}
+
+// TestClearedAlarm: a member that has not applied the end of an alarm yet refuses no write
+// because of it.
+func TestClearedAlarm(t *testing.T) {
+	m := newFakeMember()
+	cleared := m.cluster
+	cfg := leaseConfig(m)
+	cfg.QuotaBytes = -1
+	conn := serve(t, cfg)
+	kv, lease, ctx := pb.NewKVClient(conn), pb.NewLeaseClient(conn), t.Context()
+	for name, write := range map[string]func() error{
+		"put": func() error {
+			_, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("a")})
+			return err
+		},
+		"txn": func() error {
+			_, err := kv.Txn(ctx, &pb.TxnRequest{Success: ops(putOp("a"))})
+			return err
+		},
+		"grant": func() error {
+			_, err := lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: 60})
+			return err
+		},
+	} {
+		m.set(func() {
+			m.cluster = &mvccmsg.Cluster{Alarms: []*applymsg.Alarm{{MemberId: 5, Type: pb.AlarmType_NOSPACE, Disk: true}}}
+			m.publish()
+			m.onRead, m.readErr = nil, nil
+		})
+		if err := write(); !isError(err, rpctypes.ErrGRPCNoSpace) {
+			t.Errorf("%s with an alarm: got %v, want no space", name, err)
+		}
+		m.set(func() { m.readCode = raftmsg.Code_TIMED_OUT })
+		if err := write(); !isError(err, rpctypes.ErrGRPCTimeout) {
+			t.Errorf("%s without a quorum: got %v, want a timeout", name, err)
+		}
+		m.set(func() {
+			m.readCode = raftmsg.Code_OK
+			m.onRead = func() {
+				m.cluster = cleared
+				m.publish()
+			}
+		})
+		if err := write(); err != nil {
+			t.Errorf("%s after the alarm was cleared: got %v, want no error", name, err)
+		}
 	}
 }
 

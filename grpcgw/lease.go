@@ -35,7 +35,7 @@ func (l *leases) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.L
 	if err := l.checkQuota(ctx, leaseCost); err != nil {
 		return nil, err
 	}
-	if err := l.checkSpace(leaseCost); err != nil {
+	if err := l.checkSpace(ctx, leaseCost); err != nil {
 		return nil, err
 	}
 	grant := &pb.LeaseGrantRequest{ID: r.ID, TTL: max(r.TTL, l.cfg.MinLeaseTTL)}

@@ -61,16 +61,26 @@ func (g *Gateway) checkQuota(ctx context.Context, cost int64) error {
 
 // checkSpace refuses a write that a NOSPACE alarm, of any member, would refuse when it is
 // applied. Such a write must not reach the log and take the space that is left. It is called
-// after all other checks.
-func (g *Gateway) checkSpace(cost int64) error {
-	alarms := g.keyspace.View().Cluster.GetAlarms()
-	if cost == 0 || !apply.HasAlarm(alarms, pb.AlarmType_NOSPACE) {
+// after all other checks. An alarm may have been cleared before the call on a member that has
+// applied more than this one, so only a linearizable view refuses.
+func (g *Gateway) checkSpace(ctx context.Context, cost int64) error {
+	if cost == 0 || !g.lacksSpace() {
 		return nil
 	}
-	if apply.HasAlarm(alarms, pb.AlarmType_CORRUPT) {
-		return nil // when the write is applied, CORRUPT takes precedence
+	if err := g.linearize(ctx); err != nil {
+		return err
 	}
-	return rpctypes.ErrGRPCNoSpace
+	if g.lacksSpace() {
+		return rpctypes.ErrGRPCNoSpace
+	}
+	return nil
+}
+
+// lacksSpace reports whether the newest view has an alarm that refuses writes with NOSPACE.
+// When a write is applied, CORRUPT takes precedence.
+func (g *Gateway) lacksSpace() bool {
+	alarms := g.keyspace.View().Cluster.GetAlarms()
+	return apply.HasAlarm(alarms, pb.AlarmType_NOSPACE) && !apply.HasAlarm(alarms, pb.AlarmType_CORRUPT)
 }
 
 // exceedsQuota reports whether this member has raised NOSPACE because of the quota.
