@@ -169,7 +169,7 @@ func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 	if err != nil {
 		return fail(log, "failed to start", err)
 	}
-	defer releaseWhenIdle(log.Logger, cfg.Node.Small)()
+	defer manageMemory(log.Logger, cfg.Node.Small)()
 	for ready := m.Ready(); ; {
 		select {
 		case <-ready:

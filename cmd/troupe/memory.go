@@ -1,6 +1,7 @@
 package main
 
 import (
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -97,10 +98,10 @@ func (h *idleHeap) due(s heapSample) bool {
 	return due
 }
 
-// releaseWhenIdle returns memory whenever the process becomes idle, until stop is
-// called.
-func releaseWhenIdle(log zerolog.Logger, small bool) (stop func()) {
-	heap := idleHeap{least: releaseBytes}
+// manageMemory returns memory whenever the process becomes idle, and keeps new stacks large
+// enough for requests unless the member is small, until stop is called.
+func manageMemory(log zerolog.Logger, small bool) (stop func()) {
+	stacks, heap := newStackHolders(), idleHeap{least: releaseBytes}
 	if small {
 		heap.least, heap.first = releaseBytesSmall, true
 	}
@@ -108,12 +109,16 @@ func releaseWhenIdle(log zerolog.Logger, small bool) (stop func()) {
 	go func() { // ends by done
 		ticker := time.NewTicker(idlePeriod)
 		defer ticker.Stop()
+		defer stacks.stop()
 		read := newHeapReader()
 		for {
 			select {
 			case <-done:
 				return
 			case <-ticker.C:
+			}
+			if !small {
+				stacks.fit(runtime.NumGoroutine())
 			}
 			if before := read(); heap.due(before) {
 				debug.FreeOSMemory()
