@@ -4,8 +4,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,12 +14,11 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+
+	"github.com/troupe-db/troupe/cmd/internal/links"
 )
 
 const (
-	// memberPortMin and memberPortMax are below the ports that the kernel gives to outgoing
-	// connections, so that no connection takes the port of a member that does not run.
-	memberPortMin, memberPortMax = 15_000, 32_000
 	// outageStrict is the longest time for which a cluster may answer nothing although a quorum
 	// is healthy. Without -fault-strict it is outageLoose.
 	outageStrict, outageLoose = 5 * time.Second, time.Minute
@@ -57,7 +54,7 @@ type cluster struct {
 	*testing.T
 	binary  string
 	args    []string // of all members
-	net     *network
+	net     *links.Net
 	members []*clusterMember
 	made    int    // members so far
 	what    string // the test does, for failures
@@ -66,7 +63,7 @@ type cluster struct {
 // clusterMember is a member over all its processes.
 type clusterMember struct {
 	name   string
-	node   int    // in the network
+	node   int    // of the network
 	peer   string // URL at which the others reach it
 	cfg    Config // to start it
 	server *Server
@@ -80,7 +77,12 @@ type clusterMember struct {
 // the configuration of a member before its start.
 func startCluster(t *testing.T, binary string, n int, args []string, change func(i int, cfg *Config)) *cluster {
 	t.Helper()
-	c := &cluster{T: t, binary: binary, args: args, net: newNetwork(t)}
+	c := &cluster{T: t, binary: binary, args: args, net: links.New()}
+	t.Cleanup(func() {
+		if err := c.net.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	t.ArtifactDir()      // its removal must come after what follows
 	t.Cleanup(c.explain) // before the folders with the logs are removed
 	var all []string
@@ -119,33 +121,19 @@ func (c *cluster) seat() *clusterMember {
 	c.Helper()
 	c.made++
 	m := &clusterMember{name: fmt.Sprintf("m%d", c.made), down: true}
-	ports := freePorts(c, 2)
+	ports, err := links.FreeAddresses(2)
+	if err != nil {
+		c.Fatal(err)
+	}
 	var advertised string
-	m.node, advertised = c.net.add(c, ports[1])
+	if m.node, advertised, err = c.net.Add(ports[1]); err != nil {
+		c.Fatal(err)
+	}
 	m.peer = "http://" + advertised
 	m.cfg = Config{Binary: c.binary, DataDir: filepath.Join(c.TempDir(), m.name), Client: ports[0], Peer: ports[1],
 		Args: slices.Concat(c.args, []string{"--name=" + m.name, "--initial-advertise-peer-urls=" + m.peer})}
 	m.client = dialAll(c, m.cfg.Client)
 	return m
-}
-
-// freePorts returns loopback addresses on which nothing listens.
-func freePorts(t testing.TB, n int) (found []string) {
-	t.Helper()
-	const draws = 1000
-	for range draws {
-		addr := fmt.Sprintf("127.0.0.1:%d", memberPortMin+rand.IntN(memberPortMax-memberPortMin))
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		defer func() { _ = l.Close() }() // if this fails, the member cannot start
-		if found = append(found, addr); len(found) == n {
-			return found
-		}
-	}
-	t.Fatal("no free ports")
-	return nil
 }
 
 // dialAll returns a client with the given endpoints.
@@ -171,10 +159,12 @@ func (c *cluster) addrs() (addrs []string) {
 // launch starts the process of a member.
 func (c *cluster) launch(m *clusterMember) {
 	c.Helper()
-	c.net.up(c, m.node)
+	if err := c.net.Up(m.node); err != nil {
+		c.Fatal(err)
+	}
 	m.server = Start(c, m.cfg)
 	m.down = false
-	c.net.setProcess(m.node, m.server.cmd.Process.Pid)
+	c.net.SetProcess(m.node, m.server.cmd.Process.Pid)
 }
 
 // ready waits until the member is ready.
@@ -193,7 +183,7 @@ func (c *cluster) ready(m *clusterMember) {
 }
 
 func (c *cluster) kill(m *clusterMember) {
-	c.net.down(m.node) // before the process, so that no attempt to connect is accepted
+	c.net.Down(m.node) // before the process, so that no attempt to connect is accepted
 	m.server.Kill()
 	m.down = true
 }
@@ -210,7 +200,7 @@ func (c *cluster) signal(m *clusterMember, s syscall.Signal) {
 // repair restores the network and resumes and starts all members, without waiting for them.
 func (c *cluster) repair() {
 	c.Helper()
-	c.net.heal()
+	c.net.Heal()
 	for _, m := range c.members {
 		if m.paused {
 			c.signal(m, syscall.SIGCONT)

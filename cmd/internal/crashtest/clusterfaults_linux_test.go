@@ -16,6 +16,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/troupe-db/troupe/cmd/internal/links"
 )
 
 var (
@@ -81,7 +83,9 @@ var faultTable = []fault{
 	{name: "kill-behind", inject: func(f *faults) []*clusterMember {
 		faulty := f.some(1)
 		quorum := f.kills(faulty)
-		f.net.up(f, faulty[0].node)
+		if err := f.net.Up(faulty[0].node); err != nil {
+			f.Fatal(err)
+		}
 		return quorum
 	}},
 	{name: "kill-leader", inject: func(f *faults) []*clusterMember { return f.kills([]*clusterMember{f.leader()}) }},
@@ -108,15 +112,15 @@ var faultTable = []fault{
 	{name: "split", inject: func(f *faults) []*clusterMember { return f.isolates(f.some((len(f.members)-1)/2), true, true) }},
 	{name: "one-way", inject: func(f *faults) []*clusterMember {
 		pair := f.some(2)
-		f.net.set(condition{cut: true}, link{pair[0].node, pair[1].node})
+		f.net.Set(links.Condition{Cut: true}, links.Link{From: pair[0].node, To: pair[1].node})
 		return nil // a quorum may depend on the link
 	}},
 	{name: "slow", inject: func(f *faults) []*clusterMember {
-		f.links(f.some(1), condition{delay: time.Duration(20+f.rng.IntN(100)) * time.Millisecond})
+		f.links(f.some(1), links.Condition{Delay: time.Duration(20+f.rng.IntN(100)) * time.Millisecond})
 		return nil
 	}},
 	{name: "lossy", inject: func(f *faults) []*clusterMember {
-		f.links(f.members, condition{lossPercent: 1 + f.rng.IntN(5)})
+		f.links(f.members, links.Condition{LossPercent: 1 + f.rng.IntN(5)})
 		return nil
 	}},
 	{name: stallKind, inject: func(f *faults) []*clusterMember {
@@ -126,7 +130,7 @@ var faultTable = []fault{
 	}},
 	{name: "replace", inject: func(f *faults) []*clusterMember {
 		// The links are slow meanwhile, and another member is killed and paused.
-		f.links(f.some(1), condition{delay: 5 * time.Millisecond})
+		f.links(f.some(1), links.Condition{Delay: 5 * time.Millisecond})
 		old := f.some(1)[0]
 		f.replace(old, f.change, func() { f.disturb(old) })
 		f.readdress()
@@ -299,20 +303,20 @@ func (f *faults) pauses(faulty []*clusterMember) []*clusterMember {
 func (f *faults) isolates(faulty []*clusterMember, from, to bool) []*clusterMember {
 	for _, m := range faulty {
 		if from {
-			f.net.set(condition{cut: true}, f.net.from(m.node)...)
+			f.net.Set(links.Condition{Cut: true}, f.net.From(m.node)...)
 		}
 		if to {
-			f.net.set(condition{cut: true}, f.net.to(m.node)...)
+			f.net.Set(links.Condition{Cut: true}, f.net.To(m.node)...)
 		}
 	}
 	return f.quorum(faulty)
 }
 
 // links sets the condition of the links to and from members.
-func (f *faults) links(members []*clusterMember, c condition) {
+func (f *faults) links(members []*clusterMember, c links.Condition) {
 	for _, m := range members {
-		f.net.set(c, f.net.from(m.node)...)
-		f.net.set(c, f.net.to(m.node)...)
+		f.net.Set(c, f.net.From(m.node)...)
+		f.net.Set(c, f.net.To(m.node)...)
 	}
 }
 

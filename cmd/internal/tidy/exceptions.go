@@ -73,7 +73,7 @@ var unsimulated = map[[2]string]string{
 }
 
 // testSupport are packages that only tests import.
-var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/backend/backendtest", "mvccactor/mvcc/mvcctest", "raftactor/peer/peertest", "cmd/internal/crashtest"}
+var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/backend/backendtest", "mvccactor/mvcc/mvcctest", "raftactor/peer/peertest", "cmd/internal/crashtest", "cmd/internal/links"}
 
 // implemented are names that CheckUnused skips, with the reason: methods that other
 // modules call through an interface, and functions that only tests use.
@@ -118,7 +118,7 @@ var topLevel = []string{
 // commands lists what cmd and cmd/internal may contain.
 var commands = map[string][]string{
 	"cmd":          {"bench", "internal", "troupe", "troupectl"},
-	"cmd/internal": {"config", "core", "crashtest", "logging", "monitor", "node", "simtest", "tidy"},
+	"cmd/internal": {"config", "core", "crashtest", "links", "logging", "monitor", "node", "simtest", "tidy"},
 }
 
 // Packages in which a banned identifier may be used.

@@ -9,8 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,17 +20,12 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/troupe-db/troupe/cmd/bench/internal/links"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
+	"github.com/troupe-db/troupe/cmd/internal/links"
 )
 
 const (
-	// firstPort and lastPort are below the ports that the kernel gives to outgoing
-	// connections, so that no connection takes the port of a stopped member.
-	firstPort, lastPort = 15_000, 32_000
-	// portDraws bounds the draws of a port that is free.
-	portDraws = 1000
 	// startAttempts bounds the retries with other ports if another process took one
 	// between the choice and the start.
 	startAttempts = 5
@@ -156,7 +149,7 @@ func (c *Cluster) nextName() string {
 
 // seats chooses the addresses of members.
 func (c *Cluster) seats(n int) ([]seat, error) {
-	addresses, err := freeAddresses(2 * n)
+	addresses, err := links.FreeAddresses(2 * n)
 	if err != nil {
 		return nil, err
 	}
@@ -172,27 +165,6 @@ func (c *Cluster) seats(n int) ([]seat, error) {
 		seats = append(seats, s)
 	}
 	return seats, nil
-}
-
-// freeAddresses returns loopback addresses on which nothing listens.
-func freeAddresses(n int) ([]string, error) {
-	var found []string
-	for range portDraws {
-		if len(found) == n {
-			break
-		}
-		address := "127.0.0.1:" + strconv.Itoa(firstPort+rand.IntN(lastPort-firstPort))
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		defer func() { _ = l.Close() }() // if this fails the port stays in use, and Start tries others
-		found = append(found, address)
-	}
-	if len(found) < n {
-		return nil, fmt.Errorf("cluster: no %d free ports between %d and %d", n, firstPort, lastPort)
-	}
-	return found, nil
 }
 
 // memberID returns the id that etcd derives for a member of a new cluster with the

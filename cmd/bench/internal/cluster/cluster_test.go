@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
+	"github.com/troupe-db/troupe/cmd/internal/links"
 )
 
 func start(t *testing.T, cfg Config) *Cluster {
@@ -131,21 +131,6 @@ func TestAgreed(t *testing.T) {
 	}
 }
 
-func TestFreeAddresses(t *testing.T) {
-	got, err := freeAddresses(6)
-	if err != nil || len(got) != 6 {
-		t.Fatalf("got %q, %v; want 6", got, err)
-	}
-	for i, a := range got {
-		if slices.Contains(got[:i], a) {
-			t.Errorf("%s is there twice", a)
-		}
-		if !strings.HasPrefix(a, "127.0.0.1:") {
-			t.Errorf("got %s, want a loopback address", a)
-		}
-	}
-}
-
 // A port that is in use is an error of its own, so that the caller can choose another.
 func TestPortInUse(t *testing.T) {
 	binary, err := tools.BuildOne(t.Context(), tools.Etcd)
@@ -157,7 +142,7 @@ func TestPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = taken.Close() }()
-	addresses, err := freeAddresses(1)
+	addresses, err := links.FreeAddresses(1)
 	if err != nil {
 		t.Fatal(err)
 	}
