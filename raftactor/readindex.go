@@ -16,8 +16,8 @@ import (
 //	queued    readers wait for the next attempt
 //	attempt   raft is asked for a read index, under an id of its own; readers that come
 //	          later wait for the next attempt, without waking the actor. If there is no
-//	          answer, the attempt is repeated under a new id. On a slow network the next
-//	          attempt follows before the answer
+//	          answer, the request is repeated under a new id; an answer to any of them will
+//	          do. On a slow network the next attempt follows before the answer
 //	settled   the attempt has an index; its readers wait until that is applied
 //	release   answers the readers
 
@@ -30,8 +30,12 @@ const (
 const (
 	// readTick is the interval of checks for lost attempts and overdue readers.
 	readTick = 100 * time.Millisecond
-	// readRetry is the time after which an attempt without an answer counts as lost.
+	// readRetry is the time after which a request without an answer counts as lost. It may be
+	// on its way: where an answer takes longer, it comes after the request was repeated.
 	readRetry = 500 * time.Millisecond
+	// requestsMax bounds the requests of an attempt whose answers are awaited: those of 16 s,
+	// which is longer than readers wait by default, and than an answer is on its way.
+	requestsMax = 32
 	// slowRTT is the round-trip time to the other members from which several attempts are
 	// outstanding, one after each readPace-th part of it, but not before paceMin. On a faster
 	// network one is better, because each attempt costs a heartbeat to every member.
@@ -93,9 +97,11 @@ type ReadIndex struct {
 
 // attempt is a request for a read index with its readers.
 type attempt struct {
-	id    uint64 // of the latest request
-	sent  int64  // when it was sent, as actors.Now
-	slow  bool   // counted as slow
+	// ids are those of its requests, the latest last. All were sent after the readers came, so
+	// the answer to each has an index that will do for them.
+	ids   []uint64
+	sent  int64 // when the latest one was sent, as actors.Now
+	slow  bool  // counted as slow
 	calls []*ReadCall
 }
 
@@ -217,12 +223,16 @@ func (r *ReadIndex) await() {
 }
 
 func (r *ReadIndex) send(a *attempt) {
-	a.id, a.sent = r.cfg.NextID(), actors.Now()
-	r.cfg.Raft.MustPost(raftProposals, &raftmsg.ReadIndex{Id: a.id}, actors.Cost{Requests: 1})
+	id := r.cfg.NextID()
+	if len(a.ids) == requestsMax {
+		a.ids = slices.Delete(a.ids, 0, 1)
+	}
+	a.ids, a.sent = append(a.ids, id), actors.Now()
+	r.cfg.Raft.MustPost(raftProposals, &raftmsg.ReadIndex{Id: id}, actors.Cost{Requests: 1})
 }
 
 func (r *ReadIndex) readIndexed(m *raftmsg.ReadIndexed) {
-	i := slices.IndexFunc(r.attempts, func(a *attempt) bool { return a.id == m.Id })
+	i := slices.IndexFunc(r.attempts, func(a *attempt) bool { return slices.Contains(a.ids, m.Id) })
 	if i < 0 {
 		return
 	}

@@ -300,14 +300,48 @@ func TestLostAttemptsAreRepeated(t *testing.T) {
 		}
 		time.Sleep(readRetry + 2*readTick)
 		third := r.attempt()
-		r.answer(first, 0) // late, and of a time before some readers came
-		r.answer(second, 0)
 		r.waits(a)
 		r.answer(third, 0)
 		r.want(raftmsg.Code_OK, a)
 		if r.slow() != 1 || r.failed() != 0 {
 			t.Fatalf("got %v slow and %v failed, want one slow attempt", r.slow(), r.failed())
 		}
+	})
+}
+
+// TestLateAnswers: where every answer takes longer than readRetry, readers get the first one.
+// Those that came after its attempt had begun do not: it may be of a time before.
+func TestLateAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadRig(t, roomy)
+		r.role(1)
+		a := r.read()
+		first := r.attempt()
+		b := newReadCall(time.Hour)
+		if err := postRead(r.ref.Mailbox, b); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(readRetry + 2*readTick)
+		second := r.attempt() // for the same reader again
+		r.answer(first, 0)
+		r.want(raftmsg.Code_OK, a)
+		r.waits(b)
+		third := r.attempt()
+		r.answer(second, 0) // of an attempt that has ended
+		r.waits(b)
+		var latest uint64
+		for asked := 1; asked <= requestsMax; { // so that the third is the oldest but one too many
+			time.Sleep(readRetry + 2*readTick)
+			synctest.Wait()
+			for _, m := range r.next() {
+				latest = m.Id
+				asked++
+			}
+		}
+		r.answer(third, 0)
+		r.waits(b)
+		r.answer(latest, 0)
+		r.want(raftmsg.Code_OK, b)
 	})
 }
 
