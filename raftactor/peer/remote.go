@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/actors"
 )
 
 // remote is another member, as seen by this one.
@@ -18,7 +20,7 @@ type remote struct {
 	control *link
 	appends *link
 
-	// reported is when the peer was last reported as unreachable, in Unix nanoseconds.
+	// reported is when the peer was last reported as unreachable, by the clock of actors.Now.
 	reported atomic.Int64
 	// wasUp is set when the control connection is up, and cleared when a refused attempt to
 	// connect was reported.
@@ -44,7 +46,7 @@ func newRemote(t *Transport, m Member) *remote {
 
 // unreachable reports the peer to raft, at most once per heartbeat interval.
 func (p *remote) unreachable() {
-	now := time.Now().UnixNano()
+	now := actors.Now()
 	last := p.reported.Load()
 	if now-last >= int64(p.t.cfg.Heartbeat) && p.reported.CompareAndSwap(last, now) {
 		p.t.cfg.Receiver.Unreachable(p.id)
