@@ -7,7 +7,7 @@ DEADCODE    ?= $(GO) run golang.org/x/tools/cmd/deadcode@v0.44.0
 BENCH       := cmd/bench
 FUZZTIME    ?= 60s
 
-.PHONY: build cluster generate test test-long test-durable test-faults test-simulated bench fuzz \
+.PHONY: build cluster generate test test-long test-durable test-faults test-simulated soak bench fuzz \
 	check-format check-vet check-static check-dead check-generated check-tidy test-unit test-bench
 
 # The server and the operator's tool, as bin/troupe and bin/troupectl.
@@ -86,15 +86,23 @@ test-durable:
 	$(GO) test -count=1 -timeout 60m -v -run 'TestKill$$|TestKillLeases|TestPowerCut|TestDamagedImage|TestDiskFull' ./cmd/internal/crashtest \
 		-kill-rounds 100 -lease-rounds 30 -power-cuts 2000 -damaged-bytes 3000 | grep -v '^=== '
 
-# Clusters of three and of five processes amid faults, some two hours; then members whose lease
-# clocks leap and whose disks stall, under the race detector.
-test-faults: SHELL := /bin/bash
-test-faults: .SHELLFLAGS := -o pipefail -c
+# Clusters of three and of five processes amid faults, some twenty-five minutes each; then the
+# shipped executable, single faults, a minute of soak, and members under the race detector.
+test-faults soak: SHELL := /bin/bash
+test-faults soak: .SHELLFLAGS := -o pipefail -c
 test-faults:
-	$(GO) test -count=1 -timeout 4h -v -run 'TestCluster' ./cmd/internal/crashtest \
-		-faults 500 -fault-members 3,5 -fault-operations 1000000 -fault-strict -fault-all | grep -v '^=== '
+	$(GO) test -count=1 -timeout 3h -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
+		-faults 500 -fault-members 3,5 -fault-inject -fault-operations 1000000 -fault-strict | grep -v '^=== '
+	$(GO) test -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
+		-faults 100 -fault-strict | grep -v '^=== '
+	$(GO) test -count=1 -timeout 60m -v -run 'TestCluster[DS]|TestSoak' ./cmd/internal/crashtest -fault-strict -fault-all | grep -v '^=== '
 	$(GO) test -race -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
-		-faults 100 -fault-leaps | grep -v '^=== '
+		-faults 100 -fault-inject | grep -v '^=== '
+
+# An hour of moderate load with a fault every 20 seconds, in which nothing may grow.
+soak:
+	$(GO) test -count=1 -timeout 2h -v -run TestSoak ./cmd/internal/crashtest \
+		-fault-all -fault-strict -soak-for 1h | grep -v '^=== '
 
 # Every fuzz target for FUZZTIME, one after another. An input that breaks one is
 # left in testdata/fuzz beside it, where plain go test finds it again. Making

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/troupe-db/troupe/cmd/internal/links"
 )
@@ -62,15 +65,23 @@ type cluster struct {
 
 // clusterMember is a member over all its processes.
 type clusterMember struct {
-	name   string
-	node   int    // of the network
-	peer   string // URL at which the others reach it
-	cfg    Config // to start it
-	server *Server
-	down   bool // killed, and not yet started again
-	paused bool
-	id     uint64
-	client *clientv3.Client // connects to this member only
+	name    string
+	node    int    // of the network
+	peer    string // URL at which the others reach it
+	cfg     Config // to start it
+	server  *Server
+	down    bool // killed, and not yet started again
+	paused  bool
+	removed bool     // from the cluster
+	faulty  []string // what is wrong with it, as in its file of faults
+	// damaged means that its store is, and has not been replaced; store is then the folder of
+	// that one, as in CURRENT. mended is when the running process had its store replaced; zero
+	// if it had not.
+	damaged bool
+	store   string
+	mended  time.Time
+	id      uint64
+	client  *clientv3.Client // connects to this member only
 }
 
 // startCluster starts n members and returns when all are ready. change, if not nil, changes
@@ -136,11 +147,17 @@ func (c *cluster) seat() *clusterMember {
 	return m
 }
 
+// redialMax is the longest pause of a client between two attempts to connect. gRPC's own pauses
+// grow to seconds, which would count as an outage of a member that has restarted.
+const redialMax = 200 * time.Millisecond
+
 // dialAll returns a client with the given endpoints.
 func dialAll(t testing.TB, addrs ...string) *clientv3.Client {
 	t.Helper()
 	client, err := clientv3.New(clientv3.Config{Endpoints: addrs, DialTimeout: time.Second, BackoffWaitBetween: 20 * time.Millisecond,
-		MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop()})
+		MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
+			Backoff: backoff.Config{BaseDelay: redialMax / 10, Multiplier: 1.5, Jitter: 0.2, MaxDelay: redialMax}})}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +180,7 @@ func (c *cluster) launch(m *clusterMember) {
 		c.Fatal(err)
 	}
 	m.server = Start(c, m.cfg)
-	m.down = false
+	m.down, m.mended = false, time.Time{}
 	c.net.SetProcess(m.node, m.server.cmd.Process.Pid)
 }
 
@@ -197,11 +214,13 @@ func (c *cluster) signal(m *clusterMember, s syscall.Signal) {
 	m.paused = s == syscall.SIGSTOP
 }
 
-// repair restores the network and resumes and starts all members, without waiting for them.
+// repair restores the network and the disks, and resumes and starts all members, without waiting
+// for them.
 func (c *cluster) repair() {
 	c.Helper()
 	c.net.Heal()
 	for _, m := range c.members {
+		c.relieve(m)
 		if m.paused {
 			c.signal(m, syscall.SIGCONT)
 		}
@@ -309,11 +328,52 @@ func (c *cluster) again(what string, request func(context.Context) error, done f
 	c.Fatalf("%s: %v", what, err)
 }
 
-// replace adds a member as a learner, promotes it, and removes another one, whose process
-// must end with status 0. before is called between the steps.
-func (c *cluster) replace(old *clusterMember, change func(i int, cfg *Config), before func()) *clusterMember {
+// replace adds a member, and removes another one, whose process must end with status 0. before is
+// called between the steps.
+func (c *cluster) replace(old *clusterMember, change func(i int, cfg *Config), before func()) {
 	c.Helper()
-	via := c.members[(slices.Index(c.members, old)+1)%len(c.members)]
+	m := c.join(old, change, before)
+	before()
+	c.remove(old)
+	select {
+	case <-old.server.Exited():
+	case <-time.After(readyTimeout):
+		c.Fatalf("%s was removed and still runs", old.name)
+	}
+	if state := old.server.State(); state.ExitCode() != 0 {
+		c.Errorf("%s was removed: got %v, want exit status 0 as of etcd\n%s", old.name, state, old.server.Log())
+	}
+	c.succeed(old, m)
+}
+
+// replaceEnded removes a member whose process has ended, and adds another one: while one does
+// not run, none is added, as in etcd.
+func (c *cluster) replaceEnded(old *clusterMember, change func(i int, cfg *Config)) {
+	c.Helper()
+	c.remove(old)
+	c.succeed(old, c.join(old, change, func() {}))
+}
+
+// succeed puts a member in the place of another one, whose data it removes: a long test replaces
+// many members.
+func (c *cluster) succeed(old, m *clusterMember) {
+	c.Helper()
+	if err := os.RemoveAll(old.cfg.DataDir); err != nil {
+		c.Fatal(err)
+	}
+	c.members[slices.Index(c.members, old)] = m
+}
+
+// others lists all members but one.
+func (c *cluster) others(old *clusterMember) []*clusterMember {
+	return slices.DeleteFunc(slices.Clone(c.members), func(m *clusterMember) bool { return m == old })
+}
+
+// join adds a member as a learner through a member other than old, and promotes it. before is
+// called between the steps.
+func (c *cluster) join(old *clusterMember, change func(i int, cfg *Config), before func()) *clusterMember {
+	c.Helper()
+	via := c.others(old)[0]
 	m := c.seat()
 	if change != nil {
 		change(len(c.members), &m.cfg)
@@ -327,7 +387,9 @@ func (c *cluster) replace(old *clusterMember, change func(i int, cfg *Config), b
 	}, has(func(o *pb.Member) bool { return slices.Contains(o.PeerURLs, m.peer) }), via)
 	all := []string{m.name + "=" + m.peer}
 	for _, o := range c.members {
-		all = append(all, o.name+"="+o.peer)
+		if !o.removed {
+			all = append(all, o.name+"="+o.peer)
+		}
 	}
 	m.cfg.Args = append(m.cfg.Args, "--initial-cluster="+strings.Join(all, ","), "--initial-cluster-state=existing")
 	before()
@@ -338,23 +400,20 @@ func (c *cluster) replace(old *clusterMember, change func(i int, cfg *Config), b
 		_, err := via.client.MemberPromote(ctx, m.id)
 		return err
 	}, has(func(o *pb.Member) bool { return o.ID == m.id && !o.IsLearner }), via)
-	before()
+	return m
+}
+
+// remove removes a member through another one.
+func (c *cluster) remove(old *clusterMember) {
+	c.Helper()
+	via := c.others(old)[0]
 	c.again("remove "+old.name, func(ctx context.Context) error {
 		_, err := via.client.MemberRemove(ctx, old.id)
 		return err
 	}, func(list []*pb.Member) bool {
 		return !slices.ContainsFunc(list, func(o *pb.Member) bool { return o.ID == old.id })
 	}, via)
-	select {
-	case <-old.server.Exited():
-	case <-time.After(readyTimeout):
-		c.Fatalf("%s was removed and still runs", old.name)
-	}
-	if state := old.server.State(); state.ExitCode() != 0 {
-		c.Errorf("%s was removed: got %v, want exit status 0 as of etcd\n%s", old.name, state, old.server.Log())
-	}
-	c.members[slices.Index(c.members, old)] = m
-	return m
+	old.removed = true
 }
 
 // awaitMember waits until a new member, which may be a learner, knows its id.

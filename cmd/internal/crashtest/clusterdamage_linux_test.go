@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/troupe-db/troupe/grpcgw"
 )
 
 const (
@@ -73,45 +76,173 @@ func TestClusterDamage(t *testing.T) {
 	}
 }
 
-// flip flips a bit of the value of a cold key in a member's store.
+// flip flips a bit of the value of a cold key in a member's store, in every copy of it: the
+// store also has packs that were rewritten, which nobody reads.
 func (c *cluster) flip(m *clusterMember, key int) {
 	c.Helper()
-	text := []byte(coldValue(key))
 	for end := time.Now().Add(readyTimeout); time.Now().Before(end); <-time.After(failedPause) { // until it is in the store
-		files, err := filepath.Glob(filepath.Join(m.cfg.DataDir, "member", "db*", "*.vlog"))
-		if err != nil {
-			c.Fatal(err)
-		}
-		for _, path := range files {
-			content, err := os.ReadFile(path)
-			at := bytes.LastIndex(content, text) // of the last version of the pack
-			if err != nil || at < 0 {
-				continue
-			}
-			f, err := os.OpenFile(path, os.O_WRONLY, 0)
-			if err != nil {
-				c.Fatal(err)
-			}
-			at += len(text) / 2
-			_, err = f.WriteAt([]byte{content[at] ^ 4}, int64(at))
-			if err = errors.Join(err, f.Close()); err != nil {
-				c.Fatal(err)
-			}
+		if c.flipIn(filepath.Join(m.cfg.DataDir, "member", "db*", "*"), []byte(coldValue(key)), 0) > 0 {
 			return
 		}
 	}
 	c.Fatalf("no file of %s has the value of %s", m.name, coldKey(key))
 }
 
+// flipIn flips a bit in the middle of each occurrence of a text in files, of the first so many
+// ones unless most is 0. It returns their number.
+func (c *cluster) flipIn(pattern string, text []byte, most int) (flipped int) {
+	c.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil {
+		c.Fatal(err)
+	}
+	for _, path := range files {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			continue // it was removed, or is a folder
+		}
+		for at := bytes.Index(content, text); at >= 0 && (most == 0 || flipped < most); {
+			if err := flipByte(path, int64(at+len(text)/2)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				c.Fatal(err)
+			}
+			flipped++
+			next := bytes.Index(content[at+len(text):], text)
+			if next < 0 {
+				break
+			}
+			at += len(text) + next
+		}
+	}
+	return flipped
+}
+
+func flipByte(path string, at int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	var b [1]byte
+	if _, err = f.ReadAt(b[:], at); err == nil {
+		_, err = f.WriteAt([]byte{b[0] ^ 4}, at)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// putCold writes the cold keys.
+func (c *cluster) putCold(ctx context.Context, client *clientv3.Client) {
+	c.Helper()
+	const perTxn = 100 // below the default limit of 128
+	for first := 0; first < coldKeys; first += perTxn {
+		var puts []clientv3.Op
+		for i := first; i < min(first+perTxn, coldKeys); i++ {
+			puts = append(puts, clientv3.OpPut(coldKey(i), coldValue(i)))
+		}
+		if _, err := client.Txn(ctx).Then(puts...).Commit(); err != nil {
+			c.Fatal(err)
+		}
+	}
+}
+
+// damageStore flips a bit in a pack of a member, and reads until that was noticed.
+func (c *cluster) damageStore(m *clusterMember) {
+	c.Helper()
+	m.damaged, m.store = true, m.current()
+	c.flip(m, coldKeys/2)
+	for end := time.Now().Add(noticeTimeout); !c.readOwn(m); {
+		if m.current() != m.store {
+			return // a snapshot that it needed for another reason has replaced the store
+		}
+		if time.Now().After(end) {
+			c.Fatalf("%s: the damaged value of %s was read for %v without an error", m.name, coldKey(coldKeys/2), noticeTimeout)
+		}
+	}
+}
+
+// readOwn reads all cold keys from the member's own store, without retries. It reports whether
+// one is damaged.
+func (c *cluster) readOwn(m *clusterMember) (damaged bool) {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), noticeTimeout)
+	defer cancel()
+	kv := pb.NewKVClient(m.client.ActiveConnection())
+	for i := range coldKeys {
+		resp, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte(coldKey(i)), Serializable: true})
+		switch {
+		case errors.Is(err, grpcgw.ErrDamaged):
+			return true
+		case err == nil && (len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != coldValue(i)):
+			c.Fatalf("%s: get %s at revision %d: got %d keys, or another value", m.name, coldKey(i), resp.Header.Revision, len(resp.Kvs))
+		}
+	}
+	return false
+}
+
+// current returns the content of the file that names the folder of the member's store.
+func (m *clusterMember) current() string {
+	content, _ := os.ReadFile(filepath.Join(m.cfg.DataDir, "member", "CURRENT")) // the first store needs no such file
+	return string(content)
+}
+
+// awaitMended waits until a member whose store is damaged has got another one, and its alarm is
+// cleared.
+func (c *cluster) awaitMended(m *clusterMember) {
+	c.Helper()
+	began := time.Now()
+	var alarms []*pb.AlarmMember
+	for end := began.Add(healedMax()); time.Now().Before(end); <-time.After(failedPause) {
+		if m.server.State() != nil {
+			c.Fatalf("%s: %s ended by itself: %v", c.what, m.name, m.server.State())
+		}
+		if m.current() == m.store {
+			c.readOwn(m) // it may have been restarted before it noticed
+			continue
+		}
+		ctx, cancel := context.WithTimeout(c.Context(), time.Second)
+		resp, err := m.client.AlarmList(ctx)
+		cancel()
+		if err == nil && !slices.ContainsFunc(resp.Alarms, func(a *pb.AlarmMember) bool { return a.MemberID == m.id }) {
+			m.damaged, m.mended = false, time.Now()
+			return
+		}
+		if err == nil {
+			alarms = resp.Alarms
+		}
+	}
+	c.Fatalf("%s: %s has not got another store within %v; alarms %v", c.what, m.name, time.Since(began), alarms)
+}
+
+// damageLog flips a bit in the log of a member while it does not run. The member must refuse to
+// start: what it has acknowledged may be damaged, so it has no vote until it was replaced.
+func (f *faults) damageLog(m *clusterMember) {
+	f.Helper()
+	f.kill(m)
+	if f.flipIn(filepath.Join(m.cfg.DataDir, "member", "wal", "*.wal"), []byte("probe/"), 1) == 0 {
+		f.Fatalf("the log of %s has no write of a probe", m.name)
+	}
+	f.launch(m)
+	ctx, cancel := context.WithTimeout(f.Context(), readyTimeout)
+	defer cancel()
+	if err := m.server.Ready(ctx); !errors.Is(err, ErrExited) || !strings.Contains(m.server.Log(), "wal: corrupt") {
+		f.Fatalf("%s: %s with a damaged log: got %v, want it to end, and to say that the log is corrupt\n%s", f.what, m.name, err, m.server.Log())
+	}
+	f.kill(m) // closes its port
+	f.replaceEnded(m, f.change)
+	f.readdress()
+}
+
+// healedMax is the longest time until a damaged member has healed.
+func healedMax() time.Duration {
+	if *faultStrict {
+		return healedStrict
+	}
+	return healedLoose
+}
+
 // awaitHealed waits until an alarm names the member, and no other, and then until it is
 // cleared and the member serves.
 func (c *cluster) awaitHealed(m *clusterMember, began time.Time) {
 	c.Helper()
-	healedMax := healedLoose
-	if *faultStrict {
-		healedMax = healedStrict
-	}
-	ctx, cancel := context.WithDeadline(c.Context(), began.Add(healedMax))
+	ctx, cancel := context.WithDeadline(c.Context(), began.Add(healedMax()))
 	defer cancel()
 	other := c.members[(slices.Index(c.members, m)+1)%len(c.members)]
 	for _, active := range []bool{true, false} {
@@ -148,11 +279,7 @@ func startColdLoad(c *cluster) *coldLoad {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &coldLoad{t: c, cancel: cancel}
 	c.Cleanup(l.stop)
-	for i := range coldKeys {
-		if _, err := c.members[0].client.Put(ctx, coldKey(i), coldValue(i)); err != nil {
-			c.Fatal(err)
-		}
-	}
+	c.putCold(ctx, c.members[0].client)
 	clients := []*clientv3.Client{dialAll(c, c.addrs()...)}
 	for _, m := range c.members {
 		clients = append(clients, dialAll(c, m.cfg.Client))

@@ -55,6 +55,8 @@ type sideLoad struct {
 	stopped atomic.Bool
 	ended   sync.WaitGroup
 
+	holdings *holdings
+
 	mu      sync.Mutex // guards the rest
 	tenures map[int64]*tenure
 
@@ -62,7 +64,7 @@ type sideLoad struct {
 }
 
 func newSideLoad(t testing.TB, clock *aliveClock) *sideLoad {
-	return &sideLoad{t: t, clock: clock, tenures: map[int64]*tenure{}}
+	return &sideLoad{t: t, clock: clock, holdings: newHoldings(), tenures: map[int64]*tenure{}}
 }
 
 // keep starts a client that grants leases, puts keys with them, renews them for a while, and
@@ -172,12 +174,15 @@ func (s *sideLoad) contest(name string, client *clientv3.Client, rng *rand.Rand)
 		key = e.Key()
 		release = func() { _ = e.Resign(ctx) } // as above
 	}
+	told := s.clock.now()
 	got, err := client.Get(ctx, key)
 	if err != nil || len(got.Kvs) == 0 {
 		return errors.Join(err, errors.New("the session has ended"))
 	}
 	token := got.Kvs[0].CreateRevision
+	s.holdings.take(name, token, told)
 	for range 1 + rng.IntN(4) {
+		called := s.clock.now()
 		resp, err := client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", token)).
 			Then(clientv3.OpPut(guardPrefix+name, fmt.Sprint(token))).Commit()
 		if err != nil {
@@ -186,6 +191,7 @@ func (s *sideLoad) contest(name string, client *clientv3.Client, rng *rand.Rand)
 		if !resp.Succeeded {
 			return errors.New("the session has ended")
 		}
+		s.holdings.use(name, token, called)
 		s.held.Add(1)
 		<-time.After(contestPause)
 	}

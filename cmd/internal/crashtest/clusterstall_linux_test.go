@@ -2,11 +2,8 @@ package crashtest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,22 +21,28 @@ const (
 // faultyMember changes the configuration to run such a member.
 func faultyMember(_ int, cfg *Config) {
 	cfg.Binary = os.Args[0]
-	cfg.Env = append(cfg.Env, asFaulty+"="+stallFile(*cfg))
+	cfg.Env = append(cfg.Env, asFaulty+"="+string(faultsOf(*cfg)))
 }
 
-// stallFile is the file that makes the disk of a faulty member stall.
-func stallFile(cfg Config) string { return cfg.DataDir + ".stall" }
+func faultsOf(cfg Config) faultFile { return faultFile(cfg.DataDir + ".faults") }
 
-// stall makes the disk of a faulty member stall, or work again.
-func (c *cluster) stall(m *clusterMember, on bool) {
+// afflict adds a fault to a faulty member.
+func (c *cluster) afflict(m *clusterMember, fault string) {
 	c.Helper()
-	err := os.WriteFile(stallFile(m.cfg), nil, 0o600)
-	if !on {
-		if err = os.Remove(stallFile(m.cfg)); errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
+	m.faulty = append(m.faulty, fault)
+	if err := faultsOf(m.cfg).set(m.faulty...); err != nil {
+		c.Fatal(err)
 	}
-	if err != nil {
+}
+
+// relieve takes all faults from a member.
+func (c *cluster) relieve(m *clusterMember) {
+	c.Helper()
+	if m.faulty == nil {
+		return
+	}
+	m.faulty = nil
+	if err := faultsOf(m.cfg).set(); err != nil {
 		c.Fatal(err)
 	}
 }
@@ -75,8 +78,8 @@ func TestClusterStalledDisk(t *testing.T) {
 	defer stop()
 	c.await("writes", func() bool { return writes.Load() > 100 })
 	began := time.Now()
-	c.stall(old, true)
-	others := slices.DeleteFunc(slices.Clone(c.members), func(m *clusterMember) bool { return m == old })
+	c.afflict(old, stalls)
+	others := c.others(old)
 	c.await("another member leads", func() bool {
 		for _, m := range others {
 			status, err := m.client.Status(ctx, m.cfg.Client)
@@ -98,7 +101,7 @@ func TestClusterStalledDisk(t *testing.T) {
 	if now := c.leader(); now == old {
 		t.Errorf("%s leads with a stalled disk", old.name)
 	}
-	c.stall(old, false)
+	c.relieve(old)
 	c.what = "after the stall"
 	c.serves(old, outageMax())
 	stop()

@@ -13,12 +13,17 @@
 // Leases and watches have a separate test with a simpler model: each client has its own
 // leases and keys, so that it knows their expected state.
 //
-// TestClusterFaults and other tests of clusters run several members with TCP proxies in front
-// of their peer ports. There, leases, locks and watches run beside the load: revisions that
-// change none of its keys are permitted in a round, and watchers of all members must receive
-// the same events, which explain every revision. What is not covered: a proxy delays bytes
-// and breaks connections, but loses no packets, and a disk stalls and clocks leap only in
-// members that the test's own executable runs.
+// TestClusterFaults and other tests of clusters run several members with the proxies of package
+// links in front of their peer ports. There, leases, locks, elections and watches run beside the
+// load: revisions that change none of its keys are permitted in a round, and watchers of all
+// members must receive the same events, which explain every revision. A probe of each member
+// measures outages. TestSoak does the same at a moderate rate for a long time, and looks for
+// growth.
+//
+// What is not covered: a proxy delays bytes and breaks connections, but loses no packets. Disks
+// stall and are full, and clocks leap, only in members that the test's own executable runs; it
+// has the file system of the log, the free space and the clock of leases injected. The wall
+// clock does not leap: only logs show it.
 //
 // # Calls with an unknown outcome
 //

@@ -42,8 +42,8 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	if stall := os.Getenv(asFaulty); stall != "" {
-		if err := runFaulty(os.Args[1:], stall); err != nil {
+	if faults := os.Getenv(asFaulty); faults != "" {
+		if err := runFaulty(os.Args[1:], faultFile(faults)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -122,6 +122,8 @@ func startLeaping(dir, client, peer string, log io.Writer) (*node.Node, error) {
 func leapOn(leap *atomic.Int64) {
 	for {
 		<-time.After(time.Duration(100+rand.IntN(900)) * time.Millisecond)
-		leap.Add(int64(24*time.Hour) * (1 - 2*rand.Int64N(2)))
+		leapOnce(leap)
 	}
 }
+
+func leapOnce(leap *atomic.Int64) { leap.Add(int64(24*time.Hour) * (1 - 2*rand.Int64N(2))) }

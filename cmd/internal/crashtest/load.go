@@ -51,6 +51,8 @@ type LoadConfig struct {
 	CompactAll bool
 	// Persist makes clients go on after failed calls.
 	Persist bool
+	// Pace is the least time between two calls of a client; 0 makes it call at once.
+	Pace time.Duration
 }
 
 // Load is a number of running clients. Each makes one call at a time, never retries one,
@@ -192,12 +194,17 @@ type client struct {
 // run makes calls until the load is stopped or the server is unavailable.
 func (c *client) run() {
 	for alive := true; alive && !c.stopped.Load(); {
+		began := time.Now()
 		c.calls.RLock()
 		alive = c.act()
 		c.calls.RUnlock()
+		pause := c.cfg.Pace - time.Since(began)
 		if !alive && c.cfg.Persist {
-			<-time.After(failedPause)
+			pause = max(pause, failedPause)
 			alive = true
+		}
+		if pause > 0 {
+			<-time.After(pause)
 		}
 	}
 }

@@ -1,12 +1,10 @@
 package crashtest
 
 import (
-	"bufio"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -132,20 +130,13 @@ func prepared(t *testing.T, dir string) (files int, disk int64) {
 // resident returns the resident memory of a process.
 func resident(t *testing.T, pid int) int64 {
 	t.Helper()
-	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if kb, ok := strings.CutPrefix(lines.Text(), "VmRSS:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(kb, "kB")), 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n << 10
-		}
+	bytes := statusBytes(status, "VmRSS:")
+	if bytes == 0 {
+		t.Fatalf("process %d tells no resident memory", pid)
 	}
-	t.Fatalf("process %d tells no resident memory", pid)
-	return 0
+	return int64(bytes)
 }
