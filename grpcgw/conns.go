@@ -2,6 +2,7 @@ package grpcgw
 
 import (
 	"container/list"
+	"crypto/tls"
 	"net"
 	"runtime"
 	"sync"
@@ -50,6 +51,10 @@ const (
 	RefusedSilent = "silent"
 	// RefusedTimeout: the connection did not send enough to be identified in time.
 	RefusedTimeout = "timeout"
+	// RefusedTLS: the handshake of TLS failed.
+	RefusedTLS = "tls"
+	// RefusedProtocol: the listener does not serve what the client speaks.
+	RefusedProtocol = "protocol"
 )
 
 // connTable holds the open connections of all listeners.
@@ -85,6 +90,9 @@ type conn struct {
 	head []byte
 	// filled is whether the last Read filled its buffer. Only the reader uses it.
 	filled bool
+	only   Only // of the listener; does not change
+	// session is that of TLS; nil without TLS. Set before the connection is handed to a server.
+	session *tls.ConnectionState
 
 	// Guarded by table.mu.
 	served bool          // handed to a server, which closes it
@@ -177,7 +185,7 @@ func (t *connTable) makeRoom(limit int, silent bool) bool {
 			return false
 		}
 		c := oldest.Value.(*conn)
-		_ = c.Conn.Close() // its reader fails and finds it removed
+		sever(c.Conn) // its reader fails and finds it removed
 		t.remove(c)
 		t.metrics.Refused(RefusedSilent)
 	}
@@ -259,7 +267,7 @@ func (t *connTable) closeIf(doomed func(*conn) bool) {
 	t.shut = true
 	for c := range t.open {
 		if doomed(c) {
-			_ = c.Conn.Close() // its reader fails
+			sever(c.Conn) // its reader fails
 			t.remove(c)
 		}
 	}

@@ -55,7 +55,9 @@ type Gateway struct {
 	slow     *slowLog
 	reads    *Reads
 	panics   *lineLimit
-	leaders  *leaderMonitor
+	// strangers bounds the lines about clients that speak what is not served.
+	strangers *lineLimit
+	leaders   *leaderMonitor
 
 	grpc   *grpc.Server
 	http   *http.Server
@@ -87,6 +89,9 @@ func New(cfg Config) (*Gateway, error) {
 		panics: newLineLimit(slowPeriod, slowLines, func(n int) {
 			cfg.Logger.Error().Int("requests", n).Msg("more request handlers panicked, not logged")
 		}),
+		strangers: newLineLimit(refusalPeriod, 1, func(n int) {
+			cfg.Logger.Warn().Int("connections", n).Msg("rejected more connections on client endpoint")
+		}),
 		health:    health.NewServer(),
 		stopping:  make(chan struct{}),
 		grpcConns: peer.NewConnQueue("client listeners"),
@@ -106,7 +111,8 @@ func New(cfg Config) (*Gateway, error) {
 // knowledge.
 func NewHTTPServer(h http.Handler) *http.Server {
 	s := &http.Server{
-		Handler:           h,
+		Handler:           showSession(h),
+		ConnContext:       withSession,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		// The errors of clients are not worth a log line.
@@ -131,6 +137,7 @@ func (g *Gateway) newGRPC() *grpc.Server {
 		grpc.MaxConcurrentStreams(g.cfg.MaxConcurrentStreams),
 		grpc.InitialWindowSize(windowBytes),
 		grpc.InitialConnWindowSize(windowBytes),
+		grpc.Creds(handshakes{}),
 		// A handshake is complete when gRPC gets the connection: its default of two
 		// minutes would only delay a stop that waits for one.
 		grpc.ConnectionTimeout(sniffTimeout),

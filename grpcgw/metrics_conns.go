@@ -17,7 +17,7 @@ func (m *Metrics) addConnections() {
 			Help: "Client connections that were closed instead of served, by reason.",
 		}, []string{"reason"})),
 	}
-	for _, reason := range []string{RefusedLimit, RefusedSilent, RefusedTimeout} {
+	for _, reason := range []string{RefusedLimit, RefusedSilent, RefusedTimeout, RefusedTLS, RefusedProtocol} {
 		m.conns.refused.WithLabelValues(reason)
 	}
 }
@@ -26,5 +26,5 @@ func (m *Metrics) addConnections() {
 func (m *Metrics) Connections(change int) { m.conns.open.Add(float64(change)) }
 
 // Refused counts a connection that was closed instead of served, for one of the
-// reasons RefusedLimit, RefusedSilent and RefusedTimeout.
+// reasons that begin with Refused.
 func (m *Metrics) Refused(reason string) { m.conns.refused.WithLabelValues(reason).Inc() }

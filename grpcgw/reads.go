@@ -451,6 +451,7 @@ func (r *Reads) evict() {
 	}
 	r.mu.Unlock()
 	for _, c := range stalled {
+		sever(c.Conn) // it does not read: it would not hear of the end
 		_ = c.Close() // releases the credit
 	}
 }

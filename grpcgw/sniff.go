@@ -11,12 +11,15 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/troupe-db/troupe/raftactor/peer"
 )
 
 // One port serves gRPC and plain HTTP, and the first bytes of a connection decide
 // which of the two it speaks:
 //
-//   - Anything but the preface of HTTP/2 (RFC 9113, section 3.4) is HTTP/1.1.
+//   - Anything but the preface of HTTP/2 (RFC 9113, section 3.4) is HTTP/1.1. With TLS,
+//     ALPN has decided between the two before, and the first bytes must agree.
 //   - HTTP/2 is gRPC if the first request has gRPC's content type, and goes to
 //     net/http otherwise: load balancers and curl ask for /health over HTTP/2.
 //
@@ -55,13 +58,14 @@ const (
 
 // accept takes connections from a listener until it is closed.
 func (g *Gateway) accept(l net.Listener) error {
-	pause := acceptPause
+	pause, only := acceptPause, onlyOf(l)
 	for {
 		raw, err := l.Accept()
 		switch {
 		case err == nil:
 			pause = acceptPause
 			if c := g.conns.add(raw, true); c != nil {
+				c.only = only
 				go g.dispatch(c)
 			}
 		case g.isStopped():
@@ -92,14 +96,33 @@ func (g *Gateway) isStopped() bool {
 
 // dispatch identifies the protocol of a connection and hands it to its server.
 func (g *Gateway) dispatch(c *conn) {
+	if err := c.handshake(); err != nil {
+		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+			g.conns.refused(refusalOf(err, RefusedTLS))
+		}
+		_ = c.Close()
+		return
+	}
 	isGRPC, err := g.identify(c)
+	if err == nil {
+		err = c.only.admit(isGRPC)
+	}
 	if err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case errors.Is(err, errTLS):
+			g.logStranger(c, err)
+			g.conns.refused(RefusedProtocol)
+			_, _ = io.WriteString(c.Conn, answerToTLS) // the client may be gone
+			peer.Linger(c.Conn)
+		case errors.Is(err, errProtocol):
+			g.conns.refused(RefusedProtocol)
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			g.conns.refused(RefusedTimeout)
 		}
 		_ = c.Close()
 		return
 	}
+	isGRPC = isGRPC && c.only != OnlyHTTP
 	if !g.conns.serve(c, isGRPC) {
 		g.conns.refused(RefusedLimit)
 		goAway(c)
@@ -115,6 +138,21 @@ func (g *Gateway) dispatch(c *conn) {
 	}
 }
 
+// logStranger logs why a connection is not served, once in a while.
+func (g *Gateway) logStranger(c *conn, err error) {
+	if g.strangers.admit() {
+		g.cfg.Logger.Warn().Stringer("remote-addr", c.Conn.RemoteAddr()).Err(err).Msg("rejected connection on client endpoint")
+	}
+}
+
+// refusalOf returns RefusedTimeout if an error is that of a deadline, and otherwise reason.
+func refusalOf(err error, reason string) string {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return RefusedTimeout
+	}
+	return reason
+}
+
 // identify reads the first bytes of a connection, and reports whether it speaks
 // gRPC. They are in c.head afterwards. An error means that the connection is of
 // no use.
@@ -126,6 +164,9 @@ func (g *Gateway) identify(c *conn) (isGRPC bool, err error) {
 	in := bufio.NewReaderSize(r, 512) // a client's first flight has 100 to 300 bytes
 	first, err := in.Peek(len(firstBytes))
 	if err != nil {
+		return false, err
+	}
+	if err := c.agrees(first); err != nil {
 		return false, err
 	}
 	if string(first) == firstBytes {

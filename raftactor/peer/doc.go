@@ -16,6 +16,7 @@
 // connection, and owns nothing else.
 //
 // The peer port tells gRPC from HTTP/1 by the first bytes of a connection. HTTP/2 is gRPC.
+// Connections of listeners with TLS make their handshake before.
 //
 // # Hears
 //

@@ -275,18 +275,23 @@ func (t *Transport) dial(peerURL string) (*grpc.ClientConn, *dialed, error) {
 		return nil, nil, fmt.Errorf("peer URL: %w", err)
 	}
 	network, address := "tcp", u.Host
-	creds := insecure.NewCredentials()
 	switch u.Scheme {
-	case "http":
-	case "https":
-		if t.cfg.ClientCredentials == nil {
-			return nil, nil, fmt.Errorf("peer URL %s: no certificates are configured", peerURL)
-		}
-		creds = t.cfg.ClientCredentials.Clone()
+	case "http", "https":
 	case "unix", "unixs":
 		network, address = "unix", u.Host+u.Path
 	default:
 		return nil, nil, fmt.Errorf("peer URL %s: unknown scheme", peerURL)
+	}
+	creds := insecure.NewCredentials()
+	if u.Scheme == "https" || u.Scheme == "unixs" {
+		if t.cfg.ClientCredentials == nil {
+			return nil, nil, fmt.Errorf("peer URL %s: no certificates are configured", peerURL)
+		}
+		creds = t.cfg.ClientCredentials.Clone()
+	}
+	authority := u.Host // the name of the server for TLS
+	if authority == "" {
+		authority = "localhost"
 	}
 	d := &dialed{}
 	connect := func(ctx context.Context, _ string) (net.Conn, error) {
@@ -295,7 +300,7 @@ func (t *Transport) dial(peerURL string) (*grpc.ClientConn, *dialed, error) {
 		return conn, err
 	}
 	cc, err := grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(creds), grpc.WithContextDialer(connect), grpc.WithNoProxy(),
+		grpc.WithTransportCredentials(creds), grpc.WithContextDialer(connect), grpc.WithNoProxy(), grpc.WithAuthority(authority),
 		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(), grpc.WithIdleTimeout(0),
 		grpc.WithUserAgent("troupe/"+t.cfg.ServerVersion),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),

@@ -122,7 +122,7 @@ func (s *server) stop() {
 	}
 	// A closed connection ends its RPCs and requests.
 	for _, c := range conns {
-		_ = c.Close()
+		c.abort()
 	}
 	_ = s.http.Close()
 	s.grpc.Stop()
@@ -188,6 +188,15 @@ var errGarbage = errors.New("the connection speaks neither gRPC nor HTTP")
 
 // dispatch finds the protocol of a connection and hands it to its server.
 func (s *server) dispatch(c *portConn) {
+	if sec, ok := c.Conn.(secured); ok {
+		if err := sec.Handshake(); err != nil { // the reason is logged there
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				s.t.cfg.Metrics.refused.Inc()
+			}
+			_ = c.Close()
+			return
+		}
+	}
 	isHTTP2, err := c.identify()
 	if err != nil {
 		// A connection without a byte is a health check of the port.
@@ -205,6 +214,9 @@ func (s *server) dispatch(c *portConn) {
 		_ = c.Close()
 	}
 }
+
+// answerToTLS makes a peer say that the server speaks no TLS.
+const answerToTLS = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent a TLS handshake to a port without TLS.\n"
 
 // portConn is a connection to the peer port.
 type portConn struct {
@@ -226,7 +238,9 @@ func (c *portConn) identify() (isHTTP2 bool, err error) {
 	case err != nil:
 		return false, err
 	case first[0] == 0x16 && first[1] == 3:
-		return false, errors.New("the connection begins with TLS, which is not configured")
+		_, _ = io.WriteString(c.Conn, answerToTLS) // the peer may be gone
+		Linger(c.Conn)
+		return false, errors.New("the connection begins with TLS, and the listener has an http URL")
 	}
 	if string(first) == http2.ClientPreface[:3] {
 		preface, err := c.in.Peek(len(http2.ClientPreface))
@@ -245,6 +259,22 @@ func (c *portConn) identify() (isHTTP2 bool, err error) {
 
 // Read implements net.Conn.
 func (c *portConn) Read(p []byte) (int, error) { return c.in.Read(p) }
+
+// secured is a connection of a listener with TLS.
+type secured interface {
+	// Handshake makes the handshake, and logs why it failed. It is bounded in time.
+	Handshake() error
+	// Abort closes the connection without blocking.
+	Abort()
+}
+
+// abort closes the connection at once. Close may wait to tell the peer.
+func (c *portConn) abort() {
+	if sec, ok := c.Conn.(secured); ok {
+		sec.Abort()
+	}
+	_ = c.Close()
+}
 
 // Close implements net.Conn.
 func (c *portConn) Close() error {

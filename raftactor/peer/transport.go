@@ -72,7 +72,8 @@ type Config struct {
 	hold    time.Duration // holdMax, except in tests
 	// Heartbeat is the interval of raft's heartbeats, and Election the election timeout.
 	Heartbeat, Election time.Duration
-	// ClientCredentials are for peers with https URLs.
+	// ClientCredentials are for peers with https or unixs URLs. The certificate of a peer must
+	// be for the host of its URL; for unixs without a host, it is localhost.
 	ClientCredentials credentials.TransportCredentials
 	Receiver          Receiver
 	// ReceiveSnapshot serves the stream of a snapshot from a peer, and may block until ctx
