@@ -73,7 +73,7 @@ var unsimulated = map[[2]string]string{
 }
 
 // testSupport are packages that only tests import.
-var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/backend/backendtest", "mvccactor/mvcc/mvcctest", "raftactor/peer/peertest", "cmd/internal/crashtest", "cmd/internal/links"}
+var testSupport = []string{"actors/actorstest", "walactor/wal/waltest", "mvccactor/backend/backendtest", "mvccactor/mvcc/mvcctest", "raftactor/peer/peertest", "cmd/internal/crashtest", "cmd/internal/links", "cmd/internal/certs/certstest"}
 
 // implemented are names that CheckUnused skips, with the reason: methods that other
 // modules call through an interface, and functions that only tests use.
@@ -94,6 +94,9 @@ var implemented = map[string]string{
 	"MemberList": "etcdserverpb.ClusterServer", "MemberAdd": "etcdserverpb.ClusterServer",
 	"MemberRemove": "etcdserverpb.ClusterServer", "MemberUpdate": "etcdserverpb.ClusterServer",
 	"MemberPromote": "etcdserverpb.ClusterServer",
+
+	"ServerHandshake": "credentials.TransportCredentials", "ClientHandshake": "credentials.TransportCredentials",
+	"OverrideServerName": "credentials.TransportCredentials",
 
 	"IsBoolFlag": "package flag", "Println": "promhttp.Logger", "Describe": "prometheus.Collector",
 	"Slice": "mem.Buffer", "Network": "net.Addr",
@@ -118,7 +121,7 @@ var topLevel = []string{
 // commands lists what cmd and cmd/internal may contain.
 var commands = map[string][]string{
 	"cmd":          {"bench", "internal", "troupe", "troupectl"},
-	"cmd/internal": {"config", "core", "crashtest", "links", "logging", "monitor", "node", "simtest", "tidy"},
+	"cmd/internal": {"certs", "config", "core", "crashtest", "links", "logging", "monitor", "node", "simtest", "tidy"},
 }
 
 // Packages in which a banned identifier may be used.
