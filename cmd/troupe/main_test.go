@@ -214,7 +214,7 @@ func TestCommandLine(t *testing.T) {
 func TestConfigurationIsLogged(t *testing.T) {
 	m := newFake()
 	m.done <- nil
-	r := start(m, nil, "--name=n7", "--auto-tls")
+	r := start(m, nil, "--name=n7", "--unsafe-no-fsync")
 	r.want(t, exitOK, "starting with this configuration")
 	var settings, warnings int
 	for line := range strings.Lines(r.stderr.String()) {
@@ -225,7 +225,7 @@ func TestConfigurationIsLogged(t *testing.T) {
 		if e["name"] == "n7" && e["data-dir"] == "n7.etcd" && e["election-timeout"] == "1000" {
 			settings++
 		}
-		if e["level"] == "warn" && e["name"] == "auto-tls" {
+		if e["level"] == "warn" && e["name"] == "unsafe-no-fsync" {
 			warnings++
 		}
 	}

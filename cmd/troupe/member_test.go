@@ -16,14 +16,13 @@ import (
 
 // TestReusePort: two processes may listen on a port if both ask for it, and only then.
 func TestReusePort(t *testing.T) {
-	one := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+	on := func(host string) []socket { return socketsOf([]url.URL{{Scheme: "http", Host: host}}, socket{}) }
 	for _, shared := range []bool{true, false} {
-		first, err := listen(one, shared)
+		first, err := listen(on("127.0.0.1:0"), shared)
 		if err != nil {
 			t.Fatal(err)
 		}
-		same := []url.URL{{Scheme: "http", Host: first[0].Addr().String()}}
-		second, err := listen(same, shared)
+		second, err := listen(on(first[0].Addr().String()), shared)
 		if (err == nil) != shared {
 			t.Errorf("a second listener, shared %v: got %v", shared, err)
 		}

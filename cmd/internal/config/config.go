@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/applyactor/membership"
+	"github.com/troupe-db/troupe/cmd/internal/certs"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
@@ -35,12 +36,24 @@ type Config struct {
 	// logger, and the exit function. Bootstrap sets its ids and its cluster's members.
 	Node node.Config
 
-	ListenClientURLs    []url.URL
-	ListenPeerURLs      []url.URL
-	ListenMetricsURLs   []url.URL // none by default
-	AdvertiseClientURLs []url.URL
-	AdvertisePeerURLs   []url.URL
-	ReusePort           bool // listen with SO_REUSEPORT
+	ListenClientURLs []url.URL
+	// ListenClientHTTPURLs, if any, serve HTTP alone, and ListenClientURLs then gRPC alone.
+	ListenClientHTTPURLs []url.URL
+	ListenPeerURLs       []url.URL
+	ListenMetricsURLs    []url.URL // none by default
+	AdvertiseClientURLs  []url.URL
+	AdvertisePeerURLs    []url.URL
+	ReusePort            bool // listen with SO_REUSEPORT
+
+	// ClientTLS is for URLs with https or unixs that clients use, and PeerTLS for those of
+	// members.
+	ClientTLS, PeerTLS certs.Options
+	// ClientAutoTLS and PeerAutoTLS have a certificate made if the options have none.
+	ClientAutoTLS, PeerAutoTLS bool
+	SelfSignedYears            int64 // validity of those
+	// SkipPeerSAN accepts the certificates of members from any address.
+	SkipPeerSAN  bool
+	CipherSuites []string // by name; Parse sets those of ClientTLS and PeerTLS
 
 	InitialCluster      string // name=url,name=url; see Bootstrap
 	InitialClusterState string // StateNew or StateExisting
@@ -125,8 +138,7 @@ type parser struct {
 	metrics, logger           string
 	version                   bool
 	features                  featureGates
-	// Values of flags that have no effect and are validated all the same.
-	tlsMin, tlsMax string
+	tlsMin, tlsMax            string
 
 	warnings []Warning
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor/membership"
+	"github.com/troupe-db/troupe/cmd/internal/certs"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
@@ -114,6 +116,12 @@ func TestForms(t *testing.T) {
 		{"hosts", []string{"--host-whitelist=b.c,a,b.c"}, nil,
 			func(c *Config) bool { return slices.Equal(c.Node.HostWhitelist, []string{"a", "b.c"}) }},
 		{"no snapshots", []string{"--snapshot-count=0"}, nil, func(*Config) bool { return true }},
+		{"TLS", []string{"--cert-file=a", "--key-file=b", "--peer-trusted-ca-file=c", "--peer-cert-allowed-cn=x,y,x", "--tls-min-version=TLS1.2",
+			"--tls-max-version=TLS1.3", "--cipher-suites=TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305"}, nil, func(c *Config) bool {
+			return reflect.DeepEqual(c.ClientTLS, certs.Options{CertFile: "a", KeyFile: "b", MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13,
+				CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256}}) &&
+				c.PeerTLS.TrustedCAFile == "c" && slices.Equal(c.PeerTLS.AllowedCNs, []string{"x", "y", "x"}) && c.PeerTLS.MinVersion == tls.VersionTLS12
+		}},
 		{"shared port", []string{"--socket-reuse-port"}, nil, func(c *Config) bool { return c.ReusePort }},
 		{"no scrub", []string{"--scrub-period=0"}, nil, func(c *Config) bool { return c.Node.ScrubPeriod == 0 }},
 		{"quota", []string{"--quota-backend-bytes=-1"}, nil, func(c *Config) bool { return c.Node.Gateway.QuotaBytes == -1 }},
@@ -191,14 +199,17 @@ func TestComplaints(t *testing.T) {
 		{args: []string{"--log-format", "foo"}, text: "unknown log format: foo, supported values json, console"},
 		{args: []string{"--log-outputs", "default,f"}, text: `multi logoutput for "default" is not supported yet`},
 		{args: []string{"--listen-peer-urls", "http://example.com:2380"}, text: "expected IP in URL for binding (http://example.com:2380)"},
-		{args: []string{"--listen-peer-urls", "https://127.0.0.1:2380"}, text: "TLS is not implemented yet (https://127.0.0.1:2380)"},
+		{args: []string{"--listen-peer-urls", "https://example.com:2380"}, text: "expected IP in URL for binding (https://example.com:2380)"},
 		{args: []string{"--initial-advertise-peer-urls", "http://:2380"},
 			text: `--initial-advertise-peer-urls "http://:2380" must be "host:port" (unexpected empty host (http://:2380))`},
 		{args: []string{"--discovery-fallback", "proxy"}, text: `v2 proxy is deprecated, and --discovery-fallback can't be configured as "proxy"`},
 		{args: []string{"--config-file", "f"}, text: "--config-file=f is not implemented: ignoring it would start another member than it describes"},
 		{env: []string{"ETCD_DISCOVERY_SRV=x"}, text: "--discovery-srv=x is not implemented: discovery is not implemented, and another cluster would be created"},
-		{args: []string{"--listen-client-http-urls=http://127.0.0.1:1"},
-			text: "--listen-client-http-urls=http://127.0.0.1:1 is not implemented: nothing would listen on them: HTTP is served on --listen-client-urls"},
+		{args: []string{"--listen-client-http-urls=http://example.com:1"}, text: "expected IP in URL for binding (http://example.com:1)"},
+		{args: []string{"--tls-max-version=TLS1.1"}, text: `unexpected TLS version "TLS1.1" (must be one of: TLS1.2, TLS1.3)`},
+		{args: []string{"--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"}, text: "min version (TLS1.3) is greater than max version (TLS1.2)"},
+		{args: []string{"--tls-min-version=TLS1.3", "--cipher-suites=TLS_AES_128_GCM_SHA256"}, text: "cipher suites cannot be configured when only TLS1.3 is enabled"},
+		{args: []string{"--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,x"}, text: `unexpected TLS cipher suite "x"`},
 		{args: []string{"--mailbox-wal-bytes=-1"}, usage: true, text: `invalid value "-1" for flag -mailbox-wal-bytes: must be >=0`},
 		{args: []string{"--cache-bytes=-1"}, usage: true, text: `invalid value "-1" for flag -cache-bytes: must be >=0`},
 		{args: []string{"--cors=foo"}, usage: true, text: `invalid value "foo" for flag -cors: URL scheme must be http, https, unix, or unixs: foo`},

@@ -36,12 +36,14 @@ type Network struct {
 	Client *http.Client
 	// Resolve returns the address of host:port as IP:port.
 	Resolve func(ctx context.Context, hostport string) (string, error)
+	// Failed, if set, is called when a peer does not answer, with its URL and the reason.
+	Failed func(url string, err error)
 }
 
-// NewNetwork returns the network of the process.
-func NewNetwork() Network {
+// NewNetwork returns the network of the process. transport sends requests to the URLs of peers.
+func NewNetwork(transport http.RoundTripper) Network {
 	return Network{
-		Client: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		Client: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		Resolve: func(ctx context.Context, hostport string) (string, error) {
 			host, port, err := net.SplitHostPort(hostport)
 			if err != nil {
@@ -87,6 +89,9 @@ func (n Network) fetchMembers(ctx context.Context, urls []string, timeout time.D
 	for _, u := range urls {
 		body, header, err := n.get(ctx, u+"/members", timeout)
 		if err != nil {
+			if n.Failed != nil {
+				n.Failed(u, err)
+			}
 			continue
 		}
 		e := new(existingCluster)

@@ -135,7 +135,7 @@ func TestResolve(t *testing.T) {
 
 // TestNewNetwork: an address resolves to itself, and redirects are not followed.
 func TestNewNetwork(t *testing.T) {
-	n := NewNetwork()
+	n := NewNetwork(nil)
 	if got, err := n.Resolve(t.Context(), "127.0.0.1:http"); err != nil || got != "127.0.0.1:80" {
 		t.Errorf("got %q and error %v, want 127.0.0.1:80", got, err)
 	}

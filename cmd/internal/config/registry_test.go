@@ -66,7 +66,8 @@ func TestEveryFlagOfEtcd(t *testing.T) {
 func other(t *testing.T, s *flagSpec, args []string) string {
 	t.Helper()
 	for _, value := range []string{"extensive", "http://127.0.0.1:1", "existing", "revision", "true", "false",
-		"7", "2000", "13s", "TLS1.3", "debug", "console", "gone", "proxy", "FastLeaseKeepAlive=false"} {
+		"7", "2000", "13s", "TLS1.3", "debug", "console", "gone", "proxy", "FastLeaseKeepAlive=false",
+		"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"} {
 		f := newParser().flags.Lookup(s.name)
 		if value == f.DefValue && !s.always || value == s.quiet || f.Value.Set(value) != nil {
 			continue
@@ -169,7 +170,8 @@ func TestHelp(t *testing.T) {
 	for _, want := range []string{
 		"\nMember:\n", "\nTroupe's own:\n",
 		"  --listen-client-urls 'http://localhost:2379'\n    URLs to listen",
-		"  --cert-file ''\n    [no effect] TLS is not implemented",
+		"  --cert-file ''\n    Certificate for clients, in PEM.",
+		"  --memory-mlock 'false'\n    [no effect] Pages are not locked",
 		"  --config-file ''\n    [refused] Ignoring it",
 		"  --mailbox-proposer-requests '10000'\n",
 	} {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -10,7 +11,10 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
+
 	"github.com/troupe-db/troupe/applyactor/membership"
+	"github.com/troupe-db/troupe/cmd/internal/certs"
 )
 
 // ErrAdvertiseClientURLs means that the URLs to listen on are given, and the URLs to
@@ -34,7 +38,7 @@ const (
 // validate rejects what cannot work, in etcd's order.
 func (p *parser) validate() error {
 	for _, check := range []func() error{
-		p.checkLog, p.checkURLs, p.checkRefused, p.checkTiming, p.checkCompaction, p.checkUnused, p.checkLimits,
+		p.checkLog, p.checkURLs, p.checkRefused, p.checkTiming, p.checkCompaction, p.checkUnused, p.checkTLS, p.checkLimits,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -62,7 +66,7 @@ func (p *parser) checkLog() error {
 
 func (p *parser) checkURLs() error {
 	c := &p.Config
-	for _, urls := range [][]url.URL{c.ListenPeerURLs, c.ListenClientURLs, c.ListenMetricsURLs} {
+	for _, urls := range [][]url.URL{c.ListenPeerURLs, c.ListenClientURLs, c.ListenClientHTTPURLs, c.ListenMetricsURLs} {
 		if err := checkBind(urls); err != nil {
 			return err
 		}
@@ -83,10 +87,7 @@ func (p *parser) checkURLs() error {
 func checkBind(urls []url.URL) error {
 	for i := range urls {
 		u := &urls[i]
-		if u.Scheme == "https" || u.Scheme == "unixs" {
-			return fmt.Errorf("TLS is not implemented yet (%s)", u)
-		}
-		if u.Scheme == "unix" {
+		if u.Scheme == "unix" || u.Scheme == "unixs" {
 			continue
 		}
 		host, _, err := net.SplitHostPort(u.Host)
@@ -157,15 +158,36 @@ func (p *parser) checkCompaction() error {
 	return fmt.Errorf("unknown auto-compaction-mode %q", p.compactionMode)
 }
 
-// checkUnused applies etcd's limits to flags that have no effect.
+// checkUnused applies etcd's limits to feature gates that have no effect.
 func (p *parser) checkUnused() error {
 	if p.features.enabled("LeaseCheckpointPersist") && !p.features.enabled("LeaseCheckpoint") {
 		return errors.New("enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint")
 	}
-	for _, version := range []string{p.tlsMin, p.tlsMax} {
-		if !slices.Contains([]string{"", "TLS1.2", "TLS1.3"}, version) {
-			return fmt.Errorf("unexpected TLS version %q (must be one of: TLS1.2, TLS1.3)", version)
-		}
+	return nil
+}
+
+// checkTLS reads the versions and cipher suites of TLS.
+func (p *parser) checkTLS() error {
+	lowest, err := tlsutil.GetTLSVersion(p.tlsMin)
+	if err != nil {
+		return err
+	}
+	highest, err := tlsutil.GetTLSVersion(p.tlsMax)
+	if err != nil {
+		return err
+	}
+	switch {
+	case highest != 0 && lowest > highest:
+		return fmt.Errorf("min version (%s) is greater than max version (%s)", p.tlsMin, p.tlsMax)
+	case lowest == tls.VersionTLS13 && len(p.CipherSuites) > 0:
+		return errors.New("cipher suites cannot be configured when only TLS1.3 is enabled")
+	}
+	suites, err := tlsutil.GetCipherSuites(p.CipherSuites)
+	if err != nil {
+		return err
+	}
+	for _, o := range []*certs.Options{&p.ClientTLS, &p.PeerTLS} {
+		o.MinVersion, o.MaxVersion, o.CipherSuites = lowest, highest, suites
 	}
 	return nil
 }

@@ -188,6 +188,12 @@ func words(p *[]string) flag.Value {
 	}, func(list []string) string { return strings.Join(list, ",") }}
 }
 
+// list is a list in its given order. As in etcd, an empty text is a list of an empty word.
+func list(p *[]string) flag.Value {
+	return value[[]string]{p, func(s string) ([]string, error) { return strings.Split(s, ","), nil },
+		func(list []string) string { return strings.Join(list, ",") }}
+}
+
 // origins is a list of URLs, or "*".
 func origins(p *[]string) flag.Value {
 	return value[[]string]{p, func(s string) ([]string, error) {

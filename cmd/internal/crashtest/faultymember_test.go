@@ -69,7 +69,7 @@ func runFaulty(args []string, faults faultFile) error {
 	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
-	if err := cfg.Bootstrap(context.Background(), core.DataDir{Path: cfg.Node.DataDir}.Exists(), config.NewNetwork()); err != nil {
+	if err := cfg.Bootstrap(context.Background(), core.DataDir{Path: cfg.Node.DataDir}.Exists(), config.NewNetwork(nil)); err != nil {
 		return err
 	}
 	nc := cfg.Node

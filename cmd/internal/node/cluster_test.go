@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -46,6 +47,13 @@ type clusterMember struct {
 // startCluster starts n members. change may change the configuration of the i-th.
 func startCluster(t *testing.T, n int, change func(i int, c *Config)) *testCluster {
 	t.Helper()
+	return startClusterOf(t, "http", n, change)
+}
+
+// startClusterOf starts members whose peer URLs have a scheme. With https, change has to
+// give them TLS.
+func startClusterOf(t *testing.T, scheme string, n int, change func(i int, c *Config)) *testCluster {
+	t.Helper()
 	c := &testCluster{t: t, change: change}
 	var initial []*applymsg.Member
 	var ids []uint64
@@ -53,7 +61,7 @@ func startCluster(t *testing.T, n int, change func(i int, c *Config)) *testClust
 	for i := range n {
 		m := c.newMember(i)
 		listeners = append(listeners, listen(t, "127.0.0.1:0"))
-		m.peerURL = "http://" + listeners[i].Addr().String()
+		m.peerURL = scheme + "://" + listeners[i].Addr().String()
 		m.id = membership.MemberID([]string{m.peerURL}, "token")
 		ids = append(ids, m.id)
 		initial = append(initial, &applymsg.Member{Id: m.id, Name: fmt.Sprint("m", i), PeerUrls: []string{m.peerURL}})
@@ -95,7 +103,8 @@ func listen(t *testing.T, addr string) net.Listener {
 func (m *clusterMember) start(peers net.Listener) {
 	t := m.c.t
 	if peers == nil {
-		peers = listen(t, m.peerURL[len("http://"):])
+		_, addr, _ := strings.Cut(m.peerURL, "://")
+		peers = listen(t, addr)
 	}
 	clients := listen(t, cmpOr(m.addr, "127.0.0.1:0"))
 	m.addr = clients.Addr().String()

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor"
@@ -91,6 +93,10 @@ type Config struct {
 	Listeners []net.Listener
 	// PeerListeners are for other members.
 	PeerListeners []net.Listener
+	// PeerCredentials connect to members with https or unixs URLs; nil if there are none.
+	PeerCredentials credentials.TransportCredentials
+	// PeerTransport sends HTTP requests to other members; nil is that of net/http.
+	PeerTransport http.RoundTripper
 	// MetricsListeners serve metrics and health only.
 	MetricsListeners []net.Listener
 	Gateway          grpcgw.Config // New sets Member, HTTP, Metrics, Logger and others

@@ -34,12 +34,12 @@ func (n *Node) startPeers() (err error) {
 	n.reconfig = grpcgw.NewReconfig(grpcgw.ReconfigConfig{
 		Member: n, Peers: peers{n}, Metrics: n.metrics.gateway, Logger: n.cfg.Logger,
 		Strict: n.cfg.StrictReconfig, MaxLearners: n.cfg.MaxLearners, Timeout: n.cfg.requestTimeout(),
-		Client: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		Client: &http.Client{Transport: n.cfg.PeerTransport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 	})
 	n.peers, err = peer.New(peer.Config{
 		ClusterID: n.id.ClusterID, ID: n.id.MemberID, DataID: n.id.DataID, Bootstrap: n.bootstrapDigest(),
 		ServerVersion: version.Version, Heartbeat: n.cfg.Heartbeat, Election: n.cfg.Election,
-		Awaited: n.host.Awaited, Receiver: n.host.Receiver(), ReceiveSnapshot: n.host.ReceiveSnapshot,
+		ClientCredentials: n.cfg.PeerCredentials, Awaited: n.host.Awaited, Receiver: n.host.Receiver(), ReceiveSnapshot: n.host.ReceiveSnapshot,
 		Register: func(r grpc.ServiceRegistrar) {
 			peerpb.RegisterLeasesServer(r, leaseactor.NewServer(n.host.Leases))
 			peerpb.RegisterMonitorServer(r, n.monitors.service)

@@ -20,6 +20,7 @@ var sideways = map[[2]string]string{
 
 	{"proto/peerpb", "proto/raftmsg"}: "a frame carries proposals between proposers",
 
+	{"cmd/troupe", "cmd/internal/certs"}:            "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/config"}:           "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/logging"}:          "cmd may import cmd/internal",
 	{"cmd/troupe", "cmd/internal/node"}:             "cmd may import cmd/internal",
@@ -28,6 +29,7 @@ var sideways = map[[2]string]string{
 	{"cmd/internal/node", "cmd/internal/core"}:      "a node is a core with a gateway and loops",
 	{"cmd/internal/node", "cmd/internal/monitor"}:   "the monitors are loops at the edge of a node",
 	{"cmd/internal/logging", "cmd/internal/config"}: "the log is configured by flags",
+	{"cmd/internal/config", "cmd/internal/certs"}:   "a flag is stored where it has its effect",
 	{"cmd/internal/config", "cmd/internal/node"}:    "a flag is stored where it has its effect",
 }
 
