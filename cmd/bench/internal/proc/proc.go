@@ -49,6 +49,7 @@ type Config struct {
 	Command []string // arguments before the flags, such as a subcommand
 	Args    []string // flags, which take precedence over those that proc sets
 	Name    string   // the member's name
+	TLS     bool     // the client URL has https; Args have the certificates
 	Dir     string   // parent of the data folder; empty means the system's temporary folder
 
 	// Of a member of a cluster.
@@ -185,7 +186,12 @@ func (s *Server) arguments() []string {
 func (s *Server) Endpoint() string { return s.client }
 
 // ClientURL is the client address as a URL.
-func (s *Server) ClientURL() string { return "http://" + s.client }
+func (s *Server) ClientURL() string {
+	if s.cfg.TLS {
+		return "https://" + s.client
+	}
+	return "http://" + s.client
+}
 
 // PeerURL is the peer address as a URL.
 func (s *Server) PeerURL() string { return "http://" + s.peer }

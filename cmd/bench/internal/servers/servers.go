@@ -24,6 +24,7 @@ type Server struct {
 	Binary  string
 	Command []string // arguments before the flags
 	Args    []string // flags; none for the server's defaults
+	TLS     bool     // its client URL has https; Args have the certificates
 }
 
 // Judged reports whether bounds apply to the server: etcd is measured, but not
@@ -34,7 +35,7 @@ func (s Server) Judged() bool { return s.Name != string(tools.Etcd) }
 // caller must close it.
 func (s Server) Start(ctx context.Context, dir string, more ...string) (*proc.Server, error) {
 	args := append(append([]string{}, s.Args...), more...)
-	return proc.Start(ctx, proc.Config{Binary: s.Binary, Command: s.Command, Args: args, Name: s.Name, Dir: dir})
+	return proc.Start(ctx, proc.Config{Binary: s.Binary, Command: s.Command, Args: args, Name: s.Name, Dir: dir, TLS: s.TLS})
 }
 
 // Binary returns the path that a name stands for: etcd and troupe are built,

@@ -113,10 +113,10 @@ func Each(ctx context.Context, p Pool, clients, n int, job func(ctx context.Cont
 // requestTimeout is the timeout of a put of Fill.
 const requestTimeout = 30 * time.Second
 
-// Fill puts n pairs with the given numbers of connections and clients. pair returns the
-// i-th one.
-func Fill(ctx context.Context, endpoint string, conns, clients, n int, pair func(i int) (key, value []byte)) (err error) {
-	pool, err := Dial(endpoint, conns)
+// Fill puts n pairs with the given numbers of connections and clients, which have the options.
+// pair returns the i-th one.
+func Fill(ctx context.Context, endpoint string, conns, clients, n int, pair func(i int) (key, value []byte), options ...grpc.DialOption) (err error) {
+	pool, err := Dial(endpoint, conns, options...)
 	if err != nil {
 		return err
 	}

@@ -89,6 +89,7 @@ type Load struct {
 	Conns    int    // connections that they share
 	Total    int    // requests; of the watch commands, puts
 	Command  Command
+	Args     []string // more flags, such as those of TLS
 }
 
 // Report is what the load generator measured.
@@ -102,7 +103,7 @@ type Report struct {
 // in order.
 func (l Load) Run(ctx context.Context) ([]Report, error) {
 	args := []string{"--precise", "--endpoints", l.Endpoint, "--clients", strconv.Itoa(l.Clients), "--conns", strconv.Itoa(l.Conns)}
-	args = append(args, l.Command.args...)
+	args = append(append(args, l.Args...), l.Command.args...)
 	args = append(args, l.Command.total, strconv.Itoa(l.Total))
 	cmd := exec.CommandContext(ctx, l.Binary, args...)
 	var out, progress bytes.Buffer

@@ -35,11 +35,11 @@ func ChooseLoads(names string, sizes Load) ([]Load, error) {
 const echoName = "echo"
 
 // Contestants resolves a comma-separated list of servers. The one with constant replies is
-// left out if there are several members.
-func Contestants(ctx context.Context, names string, members int) ([]Contestant, error) {
+// left out if there are several members, or with TLS.
+func Contestants(ctx context.Context, names string, members int, tls bool) ([]Contestant, error) {
 	var contestants []Contestant
 	for _, name := range strings.Split(names, ",") {
-		if name == echoName && members > 1 {
+		if name == echoName && (members > 1 || tls) {
 			continue
 		}
 		if name == echoName {

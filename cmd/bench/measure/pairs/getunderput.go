@@ -27,11 +27,12 @@ const (
 // getUnderPut gets one key linearizably at getRate while puts run at a fixed rate. Half of
 // the clients put. It returns the reports of the puts and of the gets. A server that does
 // not keep up with the puts shows it in their rate.
-func getUnderPut(ctx context.Context, l Load, endpoints []string) (_ []loadtool.Report, err error) {
+func getUnderPut(ctx context.Context, l Load, under subject) (_ []loadtool.Report, err error) {
 	var pool loadgen.Pool
 	defer func() { err = errors.Join(err, pool.Close()) }()
+	endpoints := under.endpoints()
 	for i := range l.Conns {
-		one, err := loadgen.Dial(endpoints[i%len(endpoints)], 1)
+		one, err := loadgen.Dial(endpoints[i%len(endpoints)], 1, under.dialOptions()...)
 		if err != nil {
 			return nil, err
 		}

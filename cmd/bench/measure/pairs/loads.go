@@ -32,9 +32,9 @@ type Load struct {
 type kind struct {
 	Load    // with its default sizes
 	command func(Load) loadtool.Command
-	prepare func(ctx context.Context, endpoint string) error // writes the keys that the load reads; may be nil
-	watch   bool                                             // events are counted, not requests
-	rows    []quantity                                       // of its table
+	prepare func(context.Context, subject) error // writes the keys that the load reads; may be nil
+	watch   bool                                 // events are counted, not requests
+	rows    []quantity                           // of its table
 }
 
 const (

@@ -11,7 +11,10 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
+	"github.com/troupe-db/troupe/cmd/bench/internal/pki"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadgen"
@@ -28,10 +31,11 @@ type Contestant struct {
 type Config struct {
 	Contestants []Contestant // the first is what the others are compared with
 	Rounds      int
-	Loads       []Load // in this order, each on the data that the previous one left
-	Benchmark   string // the load generator's binary
-	Members     int    // of each contestant; 0 and 1 for a single member
-	Target      Target // of the load, if there are several members
+	Loads       []Load     // in this order, each on the data that the previous one left
+	Benchmark   string     // the load generator's binary
+	Members     int        // of each contestant; 0 and 1 for a single member
+	Target      Target     // of the load, if there are several members
+	TLS         *pki.Files // of clients and servers; nil without TLS. There must be one member then.
 	Dir         string
 	Progress    io.Writer
 }
@@ -59,6 +63,9 @@ func (c Config) validate() error {
 	}
 	if c.clustered() && c.Target != OnLeader && c.Target != OnAll {
 		return fmt.Errorf("pairs: unknown target %q: want %s or %s", c.Target, OnLeader, OnAll)
+	}
+	if c.clustered() && c.TLS != nil {
+		return errors.New("pairs: several members with TLS are not measured")
 	}
 	for _, l := range c.Loads {
 		if err := l.validate(); err != nil {
@@ -116,8 +123,25 @@ type subject struct {
 	leader string // endpoint of the leader
 	others []string
 	target Target
+	tls    *pki.Files // nil without TLS
 	usage  func() (proc.Usage, error)
 	close  func() error
+}
+
+// dialOptions are those of this program's own clients.
+func (s subject) dialOptions() []grpc.DialOption {
+	if s.tls == nil {
+		return nil
+	}
+	return []grpc.DialOption{s.tls.DialOption()}
+}
+
+// toolArgs are flags of the load generator.
+func (s subject) toolArgs() []string {
+	if s.tls == nil {
+		return nil
+	}
+	return s.tls.ToolArgs()
 }
 
 // endpoints lists the endpoints that the load generator connects to.
@@ -131,11 +155,14 @@ func (s subject) endpoints() []string {
 // start starts a contestant on fresh data folders.
 func start(ctx context.Context, cfg Config, who Contestant) (subject, error) {
 	if !cfg.clustered() {
+		if cfg.TLS != nil {
+			who.TLS, who.Args = true, slices.Concat(who.Args, cfg.TLS.ServerArgs())
+		}
 		server, err := who.Start(ctx, cfg.Dir)
 		if err != nil {
 			return subject{}, err
 		}
-		return subject{leader: server.Endpoint(), target: OnLeader, usage: server.Usage, close: server.Close}, nil
+		return subject{leader: server.Endpoint(), target: OnLeader, tls: cfg.TLS, usage: server.Usage, close: server.Close}, nil
 	}
 	c, err := cluster.Start(ctx, cluster.Config{Server: who.Server, Members: cfg.Members, Dir: cfg.Dir})
 	if err != nil {
@@ -185,7 +212,7 @@ func turn(ctx context.Context, cfg Config, who Contestant, during func(ctx conte
 // it has exited.
 func measure(ctx context.Context, benchmark string, under subject, load Load) (Sample, error) {
 	if prepare := load.kind().prepare; prepare != nil {
-		if err := prepare(ctx, under.leader); err != nil {
+		if err := prepare(ctx, under); err != nil {
 			return Sample{}, fmt.Errorf("prepare: %w", err)
 		}
 	}
@@ -193,7 +220,7 @@ func measure(ctx context.Context, benchmark string, under subject, load Load) (S
 	if err != nil {
 		return Sample{}, err
 	}
-	reports, err := load.run(ctx, benchmark, under.endpoints())
+	reports, err := load.run(ctx, benchmark, under)
 	if err != nil {
 		return Sample{}, err
 	}
@@ -206,12 +233,13 @@ func measure(ctx context.Context, benchmark string, under subject, load Load) (S
 
 // run runs the load and returns its reports, of which the last is on the requests or
 // events.
-func (l Load) run(ctx context.Context, benchmark string, endpoints []string) ([]loadtool.Report, error) {
+func (l Load) run(ctx context.Context, benchmark string, under subject) ([]loadtool.Report, error) {
 	if l.Name == GetUnderPutLoad {
-		return getUnderPut(ctx, l, endpoints)
+		return getUnderPut(ctx, l, under)
 	}
 	return loadtool.Load{
-		Binary: benchmark, Endpoint: strings.Join(endpoints, ","), Clients: l.Clients, Conns: l.Conns, Total: l.Total, Command: l.kind().command(l),
+		Binary: benchmark, Endpoint: strings.Join(under.endpoints(), ","), Clients: l.Clients, Conns: l.Conns, Total: l.Total, Command: l.kind().command(l),
+		Args: under.toolArgs(),
 	}.Run(ctx)
 }
 
@@ -238,15 +266,15 @@ func newSample(load Load, reports []loadtool.Report, before, after proc.Usage) (
 }
 
 // putProbe writes the key that the get load reads.
-func putProbe(ctx context.Context, endpoint string) error {
-	return loadgen.Fill(ctx, endpoint, 1, 1, 1, func(int) (key, value []byte) {
+func putProbe(ctx context.Context, under subject) error {
+	return loadgen.Fill(ctx, under.leader, 1, 1, 1, func(int) (key, value []byte) {
 		return []byte(probeKey), make([]byte, probeValueBytes)
-	})
+	}, under.dialOptions()...)
 }
 
 // putRange writes the keys that the range load reads.
-func putRange(ctx context.Context, endpoint string) error {
-	return loadgen.Fill(ctx, endpoint, rangeConns, rangeClients, rangeKeys, func(i int) (key, value []byte) {
+func putRange(ctx context.Context, under subject) error {
+	return loadgen.Fill(ctx, under.leader, rangeConns, rangeClients, rangeKeys, func(i int) (key, value []byte) {
 		return fmt.Appendf(nil, "%s%0*d", rangeFirst, rangeKeyBytes-len(rangeFirst), i), loadgen.Value(probeValueBytes)
-	})
+	}, under.dialOptions()...)
 }
