@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	faultCount   = flag.Int("faults", 8, "faults in TestClusterFaults, for each size of cluster")
+	faultCount   = flag.Int("faults", 6, "faults in TestClusterFaults, for each size of cluster")
 	faultSizes   = flag.String("fault-members", "3", "members in TestClusterFaults, separated by commas")
 	faultKinds   = flag.String("fault-kinds", "", "kinds of faults in TestClusterFaults and TestSoak, separated by commas; all if empty")
 	faultInject  = flag.Bool("fault-inject", false, "TestClusterFaults runs members of its own executable, whose disks can stall and be full and whose lease clocks can leap")

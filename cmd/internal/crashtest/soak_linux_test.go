@@ -27,7 +27,7 @@ const (
 	soakSampleEvery = 5 * time.Second
 	soakSamples     = 40
 	// soakRate is the number of calls per second, of all clients of the keyspace together: a
-	// tenth of what two processors can do, so that a leak is seen and not the load.
+	// small part of what two processors can do, so that a leak is seen and not the load.
 	soakRate = 200
 	// soakRows bounds the rows of the table for each member.
 	soakRows = 30
