@@ -18,6 +18,7 @@ import (
 //	            mailbox is empty
 //	Park        a task that would block is suspended until it can go on; others run
 //	            meanwhile, so a full mailbox holds its senders back as in production
+//	Seen        rare branches are counted, to prove that a simulation takes them
 
 // Timer is a pending call of AfterFunc.
 type Timer interface {
@@ -47,6 +48,8 @@ type Runtime struct {
 	Park func(ready func() bool)
 	// Float64 returns a random number in [0, 1).
 	Float64 func() float64
+	// Seen is called when a rare branch is taken. It has no effect on the caller.
+	Seen func(name string)
 }
 
 // replaced is the runtime that SetRuntime has set; nil in production, which pays the
@@ -136,6 +139,14 @@ func isClosed(done <-chan struct{}) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// Seen notes that a rare branch was taken, by a name of its own. A simulation counts them: a
+// branch that it never takes is not tested. In production nobody does.
+func Seen(name string) {
+	if replaced != nil {
+		replaced.Seen(name)
 	}
 }
 

@@ -339,8 +339,10 @@ func (a *Actor) confirm() {
 	leads := a.leads()
 	switch {
 	case !leads:
+		actors.Seen("lease: not renewed by a member that does not lead")
 		a.failReady(raftmsg.Code_NO_LEADER)
 	case !heard:
+		actors.Seen("lease: a renewal waits for a confirmation of the leader")
 		for _, r := range a.ready {
 			a.held = append(a.held, r.call)
 		}
@@ -380,6 +382,7 @@ func (a *Actor) renew(c *RenewCall) {
 	case lease.Missing:
 		a.answer(c, 0, raftmsg.Code_LEASE_NOT_FOUND)
 	default:
+		actors.Seen("lease: a renewal waits for a proposal")
 		a.waiting[c.id] = append(a.waiting[c.id], c)
 	}
 }
@@ -388,6 +391,7 @@ func (a *Actor) renew(c *RenewCall) {
 func (a *Actor) learn(id int64) bool {
 	l, ok := a.cfg.View().Lease(id)
 	if ok {
+		actors.Seen("lease: used before the lease actor has heard of it")
 		a.table.Grant(a.now, id, l.TTL)
 	}
 	return ok
@@ -532,6 +536,7 @@ func (a *Actor) finish(id uint64, code raftmsg.Code) {
 	delete(a.inFlight, id)
 	a.count[p.kind]--
 	if p.term != a.term {
+		actors.Seen("lease: the outcome of a proposal of an earlier term")
 		return
 	}
 	switch ok := code == raftmsg.Code_OK; p.kind {
@@ -561,6 +566,9 @@ func (a *Actor) revoked(p proposal, ok bool) {
 	}
 	if ok {
 		a.cfg.Metrics.expired.Add(float64(len(p.leases) - len(left)))
+	}
+	if len(left) > 0 {
+		actors.Seen("lease: expired leases are to be revoked again")
 	}
 	a.table.RevokeFailed(a.now, left)
 }

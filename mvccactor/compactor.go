@@ -200,6 +200,7 @@ func (c *Compactor) packs(ctx context.Context, share float64, budget time.Durati
 			}
 			return err
 		}
+		actors.Seen("compactor: a pack is reclaimed")
 		m := &mvccmsg.Reclaim{Id: g.ID.PackID(), Value: value}
 		if err := PostReclaim(ctx, core.MVCC, m); err != nil {
 			return err

@@ -156,6 +156,9 @@ func (h *Holds) blocked() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.expire()
+	if len(h.holds) > 0 {
+		actors.Seen("hold: nothing is reclaimed")
+	}
 	return len(h.holds) > 0
 }
 
@@ -182,6 +185,7 @@ func (h *Holds) void(box *actors.Mailbox) {
 	h.voided = box
 	for _, hold := range h.holds {
 		if hold.box == box {
+			actors.Seen("hold: ended by a reboot")
 			h.end(hold, ErrHoldEnded)
 		}
 	}

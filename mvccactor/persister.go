@@ -189,6 +189,7 @@ func (p *Persister) write() bool {
 	for !p.stateDurable {
 		batch, bytes, last := p.nextPacks()
 		if !p.room(bytes) {
+			actors.Seen("persister: waits for room on the disk")
 			return false
 		}
 		p.commit(batch)

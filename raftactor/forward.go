@@ -119,6 +119,7 @@ func (p *Proposer) resend(now int64) {
 		}
 	}
 	p.out.heard = now
+	actors.Seen("forward: sent again")
 	p.sendForward(first, batches)
 }
 
@@ -130,6 +131,7 @@ func (p *Proposer) answered(m *raftmsg.Forwarded) {
 	}
 	if m.NotLeader {
 		// Nothing more is sent in this term. What was sent may be in a log.
+		actors.Seen("forward: refused by a member that does not lead")
 		o.refused = true
 		return
 	}
@@ -140,6 +142,7 @@ func (p *Proposer) answered(m *raftmsg.Forwarded) {
 	}
 	o.received = max(o.received, m.Received, m.Accepted)
 	if m.Gap {
+		actors.Seen("forward: the leader reports a gap")
 		p.resend(o.heard)
 	}
 }
@@ -173,6 +176,7 @@ func (p *Proposer) receive(f *raftmsg.Forward) {
 			break
 		}
 		if seq <= in.arrived {
+			actors.Seen("forward: a batch that has arrived before is skipped")
 			again = true
 			continue
 		}
@@ -218,6 +222,7 @@ func (p *Proposer) removeInbox() {
 // pass notes that a batch of a follower is passed to raft.
 func (p *Proposer) pass(f *forwarded) {
 	if f.seq <= f.in.passed {
+		actors.Seen("forward: a batch that raft dropped is passed again")
 		return // passed before, and dropped by raft
 	}
 	f.in.passed = f.seq
@@ -250,6 +255,7 @@ func (p *Proposer) answer() {
 func (p *Proposer) discardForwards() {
 	for _, f := range p.forwards {
 		if f.seq > f.in.passed {
+			actors.Seen("forward: discarded after an election")
 			p.releaseForward(actors.Cost{Requests: 1, Bytes: len(f.batch.Data)})
 		}
 	}

@@ -188,7 +188,11 @@ func (p *Proposer) batch(b *actors.Batch) {
 		case *raftmsg.RoleChanged:
 			p.roleChanged(m)
 		case *raftmsg.TermApplied:
-			p.requeue(p.cfg.Replies.recallBefore(m.Term))
+			calls := p.cfg.Replies.recallBefore(m.Term)
+			if len(calls) > 0 {
+				actors.Seen("proposer: writes are proposed again after an election")
+			}
+			p.requeue(calls)
 		case *raftmsg.Transferring:
 			p.held, p.paused = m.Active, false
 		case *raftmsg.Forward:
@@ -418,9 +422,11 @@ func (p *Proposer) settled(m *raftmsg.Settled) {
 		o := p.forget(id)
 		switch {
 		case o.change && o.fwd != nil:
+			actors.Seen("proposer: a forwarded change of the members is held back")
 			p.changesPaused = true
 			changes = append(changes, change{fwd: o.fwd})
 		case o.change:
+			actors.Seen("proposer: a change of the members is held back")
 			p.changesPaused = true
 		case o.fwd != nil:
 			p.paused = true
@@ -476,6 +482,9 @@ func (p *Proposer) tick(t *actors.Tick) {
 	n := 0
 	for n < len(p.backlog) && p.backlog[n].deadline <= t.At {
 		n++
+	}
+	if n > 0 {
+		actors.Seen("proposer: writes time out unproposed")
 	}
 	p.failBacklog(n, p.waitCode)
 	p.failChanges(func(c *Call) bool { return c.deadline <= t.At }, p.waitCode)

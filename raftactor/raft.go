@@ -328,15 +328,18 @@ func (r *Raft) step(m *raftpb.Message) {
 	switch m.GetType() {
 	case raftpb.MsgVote, raftpb.MsgPreVote, raftpb.MsgVoteResp, raftpb.MsgPreVoteResp, raftpb.MsgTimeoutNow:
 		if m.GetType() == raftpb.MsgTimeoutNow && r.stalled() {
+			actors.Seen("raft: a stalled member refuses the leadership")
 			return
 		}
 		if r.cfg.Removed != nil && !actors.Planted("hear a removed member") && r.cfg.Removed(m.GetFrom()) {
+			actors.Seen("raft: the vote of a removed member is ignored")
 			return
 		}
 	case raftpb.MsgReadIndex:
 		// raft of an only voter answers at once, also before it has committed an entry of its
 		// term; see readIndexed.
 		if r.cfg.Replica.OnlyVoter() && !r.cfg.Replica.Status().Alone {
+			actors.Seen("raft: a lone voter drops the read of a learner")
 			return
 		}
 	}
@@ -358,6 +361,7 @@ func (r *Raft) peer(msg any) {
 		r.leaderRefused(m)
 	case *raftmsg.Campaign:
 		if s := r.cfg.Replica.Status(); s.Term == m.Term && s.Leader == 0 && !r.stalled() {
+			actors.Seen("raft: campaign after a refusal")
 			_ = r.cfg.Replica.Campaign() // refused while a configuration change is not applied
 		}
 	case *transferCall:
@@ -378,6 +382,7 @@ func (r *Raft) leaderRefused(m *raftmsg.LeaderRefused) {
 	if m.Id == 0 || m.Id != s.Leader || s.IsLeader {
 		return
 	}
+	actors.Seen("raft: the leader refuses connections")
 	must(r.cfg.Replica.ForgetLeader())
 	if r.campaign != nil {
 		r.campaign.Stop()
@@ -400,8 +405,12 @@ func (r *Raft) beginTransfer(c *transferCall) {
 	case s.Leader == c.to:
 		c.reply.Resolve(raftmsg.Code_OK)
 	case !r.cfg.Replica.Voter(c.to):
+		actors.Seen("raft: no transfer to a learner")
 		c.reply.Resolve(raftmsg.Code_BAD_TRANSFEREE)
 	default:
+		if r.transfer != nil {
+			actors.Seen("raft: a transfer replaces another one")
+		}
 		r.endTransfer(raftmsg.Code_TRANSFER_TIMED_OUT)
 		r.transfer = c
 		r.cfg.State.transferee.Store(c.to)
@@ -413,6 +422,7 @@ func (r *Raft) beginTransfer(c *transferCall) {
 // checkTransfer ends a transfer that raft has given up.
 func (r *Raft) checkTransfer() {
 	if r.transfer != nil && r.isLeader && r.cfg.Replica.Transferee() == 0 {
+		actors.Seen("raft: a transfer is given up")
 		r.endTransfer(raftmsg.Code_TRANSFER_TIMED_OUT)
 		r.proposer.MustPost(proposerControl, &raftmsg.Transferring{}, actors.Cost{Requests: 1})
 	}
@@ -469,6 +479,7 @@ func (r *Raft) persisted(m *raftmsg.Persisted) {
 	if m.AppliedIndex < r.marked+markEvery && first <= r.marked+1 || r.cfg.KeepLog != nil && r.cfg.KeepLog() {
 		return
 	}
+	actors.Seen("raft: the log is trimmed")
 	r.marked = m.AppliedIndex
 	r.cfg.WAL.MustPost(0, &walmsg.Trim{
 		Index:     min(m.AppliedIndex, first-1),
@@ -486,6 +497,8 @@ func (r *Raft) stalled() bool {
 func (r *Raft) tick() {
 	if r.isLeader || !r.stalled() { // the ticks of a follower make it campaign
 		r.cfg.Replica.Tick()
+	} else {
+		actors.Seen("raft: a stalled follower does not campaign")
 	}
 	r.campaignAlone()
 	r.checkTransfer()
@@ -519,6 +532,7 @@ func (r *Raft) propose(m *raftmsg.Propose, enqueued int64) {
 		r.proposals[b.Id] = proposal{m.Enqueued, m.Started, m.Ended, enqueued}
 	}
 	if len(dropped) > 0 {
+		actors.Seen("raft: a proposal is dropped")
 		r.proposer.MustPost(proposerControl, &raftmsg.Settled{Dropped: dropped}, actors.Cost{Requests: 1})
 	}
 }
@@ -545,6 +559,7 @@ func (r *Raft) readIndexed(m *raftmsg.ReadIndex) {
 	case len(r.waiting) < waitingReadsMax:
 		// raft would answer with the commit index, which may still be of an earlier term.
 		// Entries above it may have been acknowledged.
+		actors.Seen("raft: a read waits for the first commit of a lone voter")
 		r.waiting = append(r.waiting, m.Id)
 	}
 }
@@ -651,6 +666,9 @@ func (r *Raft) roleChanged() {
 	if s.Leader != 0 && (s.Leader != r.leader || s.IsLeader != r.isLeader) {
 		r.cfg.Metrics.leaderChanges.Inc() // losing the leader does not count
 	}
+	if r.isLeader && s.Leader == 0 {
+		actors.Seen("raft: a leader steps down without another one")
+	}
 	r.leader, r.isLeader = s.Leader, s.IsLeader
 	r.forgetHeard()
 	clear(r.proposals)
@@ -660,6 +678,7 @@ func (r *Raft) roleChanged() {
 	case s.Leader == r.transfer.to:
 		r.endTransfer(raftmsg.Code_OK)
 	default:
+		actors.Seen("raft: another member than the transferee is elected")
 		r.endTransfer(raftmsg.Code_TRANSFER_TIMED_OUT)
 	}
 	m := &raftmsg.RoleChanged{Term: s.Term, Leader: s.Leader, IsLeader: s.IsLeader}

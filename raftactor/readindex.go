@@ -236,6 +236,9 @@ func (r *ReadIndex) readIndexed(m *raftmsg.ReadIndexed) {
 	if i < 0 {
 		return
 	}
+	if i > 0 {
+		actors.Seen("readindex: answered before an earlier attempt")
+	}
 	w := readWait{m.Index, r.attempts[i].calls}
 	r.attempts = slices.Delete(r.attempts, i, i+1)
 	// Answers come in the order of their indexes, except after a retry.
@@ -265,6 +268,7 @@ func (r *ReadIndex) release() {
 func (r *ReadIndex) roleChanged(m *raftmsg.RoleChanged) {
 	r.leader = m.Leader
 	for _, a := range r.attempts {
+		actors.Seen("readindex: the leader changes during an attempt")
 		r.cfg.Metrics.failedReads.Add(float64(len(a.calls)))
 		r.answer(a.calls, raftmsg.Code_LEADER_CHANGED)
 	}
@@ -288,6 +292,7 @@ func (r *ReadIndex) tick(t *actors.Tick) {
 			a.slow = true
 			r.cfg.Metrics.slowReads.Inc()
 		}
+		actors.Seen("readindex: asked again")
 		r.send(a)
 	}
 }
@@ -302,6 +307,9 @@ func (r *ReadIndex) expire(calls []*ReadCall, now int64) []*ReadCall {
 		} else {
 			late = append(late, c)
 		}
+	}
+	if len(late) > 0 {
+		actors.Seen("readindex: readers time out")
 	}
 	r.cfg.Metrics.failedReads.Add(float64(len(late)))
 	r.answer(late, raftmsg.Code_TIMED_OUT)

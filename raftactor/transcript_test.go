@@ -129,6 +129,7 @@ func (s *transcript) runtime() *actors.Runtime {
 			}
 		},
 		Float64: func() float64 { return 0 },
+		Seen:    func(string) {},
 	}
 }
 

@@ -212,6 +212,7 @@ func (s *stream) handle(msg any) {
 		}
 	case *watchmsg.Lost:
 		if m.Hub == s.hub {
+			actors.Seen("watch: a stream does not keep up with the hub")
 			s.lost.Add(1)
 			s.table.Lost(m.Revision)
 		}
@@ -322,6 +323,7 @@ func (s *stream) turn() {
 	}
 	v := s.hold()
 	if from < v.CompactRevision {
+		actors.Seen("watch: a compaction overtakes a watcher")
 		s.endOn(s.table.Compacted(v.CompactRevision, s.pinned(), s.send))
 		if from, ok = s.table.Position(); !ok || s.ended {
 			return
@@ -369,6 +371,7 @@ func (s *stream) read(v *mvcc.View, from int64) (*watch.Replay, int64, error) {
 		}
 		defer done()
 	}
+	actors.Seen("watch: events are read from the log")
 	replay := s.table.Replay()
 	floor := min(v.CompactRevision, s.pinned())
 	before := func(key []byte, main int64) ([]byte, error) {

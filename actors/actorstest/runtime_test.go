@@ -75,6 +75,7 @@ func (s *toy) runtime() *actors.Runtime {
 		Schedule: s.schedule,
 		Park:     s.park,
 		Float64:  s.rng.Float64,
+		Seen:     func(name string) { s.note("seen: %s", name) },
 	}
 }
 

@@ -116,8 +116,9 @@ type world struct {
 	trace [traceLen]traced
 	// verbose, if set, gets a line for each step.
 	verbose func(string)
-	// failures are the violations that were found; the run ends with the first.
-	failures []string
+	// failures are the violations that were found, and kinds their formats; the run ends with
+	// the first.
+	failures, kinds []string
 	// seen counts rare situations.
 	seen map[string]int
 	// onDoomed is called for a process that a task of its own has ended.
@@ -153,6 +154,11 @@ func (w *world) runtime() *actors.Runtime {
 		Schedule: func(name string, run func()) { w.spawn(w.current(), name, run) },
 		Park:     w.park,
 		Float64:  w.rng.Float64,
+		Seen: func(name string) {
+			if w.beacon(name); w.verbose != nil {
+				w.logf("seen: %s", name)
+			}
+		},
 	}
 }
 
@@ -434,7 +440,7 @@ func (w *world) last() []string {
 // fail records a violation.
 func (w *world) fail(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	w.failures = append(w.failures, text)
+	w.failures, w.kinds = append(w.failures, text), append(w.kinds, format)
 	w.logf("VIOLATION: %s", text)
 }
 
