@@ -123,6 +123,14 @@ func (a *Actor) batch(b *actors.Batch) {
 		a.answer()
 		a.appends = a.appends[:0]
 	}
+	if actors.Planted("commit-only ack before its entries are durable") {
+		for _, m := range a.appends {
+			if len(m.Message.Entries) == 0 && !m.MustSync {
+				a.cfg.Peers.Send(slices.DeleteFunc(slices.Clone(m.Message.Responses),
+					func(r *raftpb.Message) bool { return r.GetTo() == a.cfg.Member }))
+			}
+		}
+	}
 	a.write()
 	a.cfg.Faults.Point(actors.CoreWAL, "batch")
 	a.note(b)

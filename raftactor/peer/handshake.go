@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/proto/peerpb"
 )
 
@@ -98,11 +99,12 @@ func (t *Transport) check(h *peerpb.Hello, from uint64) error {
 			h.From, t.cfg.ID)
 	}
 	known := set.byID[h.From].DataID
-	if known != 0 && h.DataId != 0 && known != h.DataId {
+	switch DataReplaced(h, known, t.cfg.DataID) {
+	case 0:
+	case h.From:
 		return refuse(peerpb.RefusalReason_DATA_REPLACED, "the data directory of member %x was replaced: it has data id %x instead of %x; remove the member and add it again",
 			h.From, h.DataId, known)
-	}
-	if h.ToDataId != 0 && t.cfg.DataID != 0 && h.ToDataId != t.cfg.DataID {
+	default:
 		err := refuse(peerpb.RefusalReason_DATA_REPLACED, "the data directory of member %x was replaced: it has data id %x instead of %x; remove the member and add it again",
 			t.cfg.ID, t.cfg.DataID, h.ToDataId)
 		if t.cfg.Replaced != nil && t.replaced.CompareAndSwap(false, true) {
@@ -111,6 +113,21 @@ func (t *Transport) check(h *peerpb.Hello, from uint64) error {
 		return err
 	}
 	return nil
+}
+
+// DataReplaced returns the member whose data directory was replaced, as a hello shows it to the
+// member that receives it: the sender, or this member itself; 0 if none was. known is the data id
+// that the sender should have, and own that of this member; 0 means unknown.
+func DataReplaced(h *peerpb.Hello, known, own uint64) uint64 {
+	switch {
+	case actors.Planted("bootstrap on a wiped directory"):
+		return 0
+	case known != 0 && h.DataId != 0 && known != h.DataId:
+		return h.From
+	case h.ToDataId != 0 && own != 0 && h.ToDataId != own:
+		return h.To
+	}
+	return 0
 }
 
 // Limits of the log: the same trouble repeats with every attempt to connect.
