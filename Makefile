@@ -70,10 +70,14 @@ test-long: test
 	$(MAKE) test-simulated
 	$(MAKE) test-faults
 
-# Clusters of which a seed decides everything, and the bugs that this must find.
+# Clusters of which a seed decides everything, the bugs that this must find, and how fast it
+# is. The same seed has the same hash with and without the race detector.
+HASHES = -count=1 -timeout 30m -v -run 'TestHash$$' ./cmd/internal/simtest | grep ': hash '
 test-simulated:
 	$(GO) test -count=1 -timeout 60m -v -run 'TestSeeds$$' ./cmd/internal/simtest -sim-seeds 5000 -sim-workers 2 | grep -v '^=== '
-	$(GO) test -count=1 -timeout 60m -v -tags planted -run TestPlanted ./cmd/internal/simtest | grep -v '^=== '
+	$(GO) test -count=1 -timeout 60m -v -tags planted -run 'TestPlanted|TestMinimise' ./cmd/internal/simtest | grep -v '^=== '
+	$(GO) test -count=1 -timeout 30m -v -run 'TestRate$$' ./cmd/internal/simtest -sim-rate | grep -v '^=== '
+	diff <($(GO) test $(HASHES)) <($(GO) test -race $(HASHES))
 
 # The proofs of durability in their long form, some twenty minutes: what the short
 # forms in test-unit play a few times. -v shows what came of it.

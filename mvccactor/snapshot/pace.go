@@ -25,14 +25,38 @@ const (
 	restingMax = 20 * time.Minute
 )
 
-// rest pauses after work that began at a moment.
-func rest(ctx context.Context, began time.Time) error {
-	return sleep(ctx, min(restFactor*time.Since(began), restMax))
+// Clock is what a transfer measures and waits with. The zero value is that of the process.
+type Clock struct {
+	// Now is monotonic, in nanoseconds.
+	Now func() int64
+	// Sleep waits, or returns the error of ctx if that ends before.
+	Sleep func(ctx context.Context, d time.Duration) error
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+// clockBase is some time before every reading of the clock of the process.
+var clockBase = time.Now()
+
+func (c Clock) now() int64 {
+	if c.Now != nil {
+		return c.Now()
+	}
+	return int64(time.Since(clockBase))
+}
+
+// since returns how long ago a reading was.
+func (c Clock) since(began int64) time.Duration { return time.Duration(c.now() - began) }
+
+// rest pauses after work that began at a moment.
+func (c Clock) rest(ctx context.Context, began int64) error {
+	return c.sleep(ctx, min(restFactor*c.since(began), restMax))
+}
+
+func (c Clock) sleep(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return nil
+	}
+	if c.Sleep != nil {
+		return c.Sleep(ctx, d)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -76,7 +76,9 @@ type ReceiveConfig struct {
 	// Progress, if set, is called after each chunk with the bytes received and an
 	// estimate of all bytes.
 	Progress func(received, total uint64)
-	Metrics  *Metrics
+	// Clock measures the transfer.
+	Clock   Clock
+	Metrics *Metrics
 }
 
 // Received is a snapshot that was received and is durable. Its store waits to be installed,
@@ -145,7 +147,7 @@ func (r *receiver) run() (*Received, error) {
 			return nil, err
 		}
 		c, err := r.source.Recv()
-		began := time.Now()
+		began := r.cfg.Clock.now()
 		if err == io.EOF {
 			return nil, fmt.Errorf("%w: it ends before the snapshot", ErrStream)
 		}
@@ -166,7 +168,7 @@ func (r *receiver) run() (*Received, error) {
 			if err := r.commit(); err != nil {
 				return nil, err
 			}
-			if err := rest(r.ctx, began); err != nil {
+			if err := r.cfg.Clock.rest(r.ctx, began); err != nil {
 				return nil, err
 			}
 		}

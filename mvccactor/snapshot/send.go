@@ -76,6 +76,8 @@ type SendConfig struct {
 	Progress func(sent, total uint64)
 	Metrics  *Metrics
 
+	// Clock measures the transfer.
+	Clock Clock
 	// ChunkBytes and LastRoundBytes are the size of a chunk, and from how many bytes of
 	// packs on another round is made; 0 means 1 MiB and 8 MiB. Tests use less.
 	ChunkBytes, LastRoundBytes int
@@ -108,7 +110,7 @@ func Send(ctx context.Context, cfg SendConfig, stream Stream) (sent *Sent, err e
 	if cfg.LastRoundBytes == 0 {
 		cfg.LastRoundBytes = lastRoundBytes
 	}
-	now := time.Now()
+	now := cfg.Clock.now()
 	s := &sender{ctx: ctx, cfg: cfg, stream: stream, start: now, worked: now}
 	sent, err = s.run()
 	done = true
@@ -122,7 +124,7 @@ type sender struct {
 	ctx    context.Context
 	cfg    SendConfig
 	stream Stream
-	start  time.Time
+	start  int64 // of the transfer, by the clock
 
 	chunk *peerpb.SnapshotChunk // being filled
 	size  int                   // of its values and names, in bytes
@@ -130,7 +132,7 @@ type sender struct {
 	// earlier chunks. A transfer needs no more memory than a chunk.
 	used, free [][]byte
 	// worked is when the work on the chunk began.
-	worked time.Time
+	worked int64
 	// hurried is set while a round is more than half as large as the one before it: with
 	// rests, the writers might outrun the transfer.
 	hurried bool
@@ -296,7 +298,7 @@ func (s *sender) flush() error {
 		return err
 	}
 	if s.chunk.Rest {
-		if err := rest(s.ctx, s.worked); err != nil {
+		if err := s.cfg.Clock.rest(s.ctx, s.worked); err != nil {
 			return err
 		}
 	}
@@ -306,17 +308,17 @@ func (s *sender) flush() error {
 	}
 	if s.cfg.BytesPerSecond > 0 {
 		due := time.Duration(float64(s.sent) / float64(s.cfg.BytesPerSecond) * float64(time.Second))
-		if err := sleep(s.ctx, due-time.Since(s.start)); err != nil {
+		if err := s.cfg.Clock.sleep(s.ctx, due-s.cfg.Clock.since(s.start)); err != nil {
 			return err
 		}
 	}
-	s.worked = time.Now()
+	s.worked = s.cfg.Clock.now()
 	return nil
 }
 
 // resting reports whether the transfer must rest after this chunk.
 func (s *sender) resting() bool {
-	return s.cfg.Busy != nil && s.chunk.End == nil && !s.hurried && time.Since(s.start) < restingMax && s.cfg.Busy()
+	return s.cfg.Busy != nil && s.chunk.End == nil && !s.hurried && s.cfg.Clock.since(s.start) < restingMax && s.cfg.Busy()
 }
 
 // reuse begins the next chunk with the memory of the one that was sent.

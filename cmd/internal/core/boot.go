@@ -153,6 +153,7 @@ func (h *Host) openLog() (*wal.Log, *wal.Recovered, error) {
 		return nil, nil, err
 	}
 	if t := rec.Torn; t != nil {
+		actors.Seen("log: a torn write at the end is truncated")
 		h.cfg.Logger.Warn().Str("file", t.File).Int64("offset", t.Offset).Int64("bytes", t.Bytes).
 			Msg("truncated an unfinished write at the end of the log")
 	}

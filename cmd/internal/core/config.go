@@ -131,9 +131,6 @@ type Storage struct {
 	// SnapshotChunkBytes and SnapshotLastRoundBytes are those of snapshot.SendConfig; zero is
 	// the usual size.
 	SnapshotChunkBytes, SnapshotLastRoundBytes int
-	// SnapshotNoRest keeps transfers from resting while clients write, for simulations: a
-	// rest is measured by the clock of the process.
-	SnapshotNoRest bool
 	// OpenStore opens the store; nil is backend.Open.
 	OpenStore func(backend.Config) (backend.Store, error)
 }

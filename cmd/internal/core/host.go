@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	"github.com/troupe-db/troupe/actors"
@@ -74,9 +73,10 @@ type Host struct {
 	committed  atomic.Uint64 // as the log knew at the last boot
 	installs   atomic.Uint64 // snapshots that were installed
 	repairing  atomic.Bool   // boot waits for a snapshot
-	stopping   chan struct{} // closed by Stop
-	stop       sync.Once
-	forced     atomic.Bool // ForceNewCluster has had its effect
+	// stopping ends with Stop, which calls stop.
+	stopping context.Context
+	stop     context.CancelFunc
+	forced   atomic.Bool // ForceNewCluster has had its effect
 }
 
 // Handles are the parts of one incarnation that others use.
@@ -99,8 +99,8 @@ func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
 	if cfg.Storage.OpenStore == nil {
 		cfg.Storage.OpenStore = backend.Open
 	}
-	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: cfg.Dir.stores(),
-		stopping: make(chan struct{})}
+	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: cfg.Dir.stores()}
+	h.stopping, h.stop = context.WithCancel(context.Background())
 	h.Requests = raftactor.NewClient(raftactor.ClientConfig{Timeout: cfg.RequestTimeout, State: h.Raft,
 		Full: cfg.Disk.LogFull, Metrics: cfg.Metrics.Raft})
 	h.Leases = leaseactor.NewClient(leaseactor.ClientConfig{Timeout: cfg.RequestTimeout,
@@ -144,16 +144,9 @@ func (h *Host) CoreConfig(registry *actors.Registry) actors.CoreConfig {
 }
 
 // Stop prevents further reboots.
-func (h *Host) Stop() { h.stop.Do(func() { close(h.stopping) }) }
+func (h *Host) Stop() { h.stop() }
 
-func (h *Host) isStopping() bool {
-	select {
-	case <-h.stopping:
-		return true
-	default:
-		return false
-	}
-}
+func (h *Host) isStopping() bool { return h.stopping.Err() != nil }
 
 // ErrStopping ends a reboot of the core while the member stops.
 var ErrStopping = errors.New("core: the member is stopping")

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/mvccactor/snapshot"
@@ -105,17 +106,8 @@ func (h *Host) replaceStore(damage error) error {
 	}
 	h.repairing.Store(true)
 	defer h.repairing.Store(false)
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() { // ends with this call
-		select {
-		case <-h.stopping:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	for {
-		err := h.fetch(ctx, func() bool { return h.received.Load() != nil })
+		err := h.fetch(h.stopping, func() bool { return h.received.Load() != nil })
 		if h.isStopping() {
 			return ErrStopping
 		}
@@ -123,10 +115,7 @@ func (h *Host) replaceStore(damage error) error {
 			return h.installReceived()
 		}
 		h.cfg.Logger.Warn().Err(err).Msg("failed to get a snapshot of another member; trying again")
-		select {
-		case <-h.stopping:
-		case <-time.After(repairRetry):
-		}
+		_ = actors.Sleep(h.stopping, repairRetry)
 	}
 }
 
@@ -178,8 +167,9 @@ func (h *Host) request(ctx context.Context, from uint64) error {
 	if !ok {
 		return fmt.Errorf("%w: not connected", errRefused)
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer actors.AfterFunc(requestTimeout, cancel).Stop()
 	resp, err := peerpb.NewRepairClient(conn).RequestSnapshot(ctx, &peerpb.SnapshotRequest{
 		ClusterId: h.cfg.Identity.ClusterID, From: h.cfg.Identity.MemberID, To: from})
 	if err != nil {
@@ -193,24 +183,20 @@ func (h *Host) request(ctx context.Context, from uint64) error {
 
 // awaitTransfer waits until done, or until the transfer from a member has ended without.
 func (h *Host) awaitTransfer(ctx context.Context, from uint64, done func() bool) error {
-	tick := time.NewTicker(repairPoll)
-	defer tick.Stop()
 	k := transferKey{peer: from, receiving: true}
-	requested, seen := time.Now(), false
+	requested, seen := actors.Now(), false
 	for {
 		active := h.transfers.inProgress(k) || h.received.Load() != nil // or is being installed
 		if done() {
 			return nil
 		}
-		if seen = seen || active; !active && (seen || time.Since(requested) > transferBegin) {
+		if seen = seen || active; !active && (seen || actors.Now()-requested > int64(transferBegin)) {
 			return errTransfer
 		}
-		select {
-		case <-tick.C:
-			h.boundLog()
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := actors.Sleep(ctx, repairPoll); err != nil {
+			return err
 		}
+		h.boundLog()
 	}
 }
 

@@ -45,6 +45,9 @@ const progressEvery = 10 * time.Second
 // rateWindow is the shortest time over which the rate of a transfer is measured.
 const rateWindow = time.Second
 
+// clock is that of transfers.
+var clock = snapshot.Clock{Now: actors.Now, Sleep: actors.Sleep}
+
 // Transfer is a snapshot in progress.
 type Transfer struct {
 	Peer      uint64
@@ -106,7 +109,7 @@ func (t *transfers) begin(k transferKey, progress func(Transfer)) bool {
 	if t.active == nil {
 		t.active = make(map[transferKey]*transfer)
 	}
-	now := time.Now()
+	now := actors.Wall()
 	a := &transfer{since: now, sampled: now}
 	t.active[k] = a
 	a.log = actors.AfterFunc(progressEvery, func() {
@@ -127,7 +130,7 @@ func (t *transfers) begin(k transferKey, progress func(Transfer)) bool {
 // describe returns the state of a transfer. The caller holds the lock.
 func (a *transfer) describe(k transferKey) Transfer {
 	return Transfer{Peer: k.peer, Receiving: k.receiving, Bytes: a.bytes, Size: a.size,
-		Rate: a.currentRate(time.Now()), Since: a.since}
+		Rate: a.currentRate(actors.Wall()), Since: a.since}
 }
 
 // Transfers returns the snapshots in progress, those that are sent first, by peer.
@@ -158,7 +161,7 @@ func (h *Host) logProgress(t Transfer) {
 		key, msg = "from", "receiving a snapshot"
 	}
 	h.cfg.Logger.Info().Str(key, fmt.Sprintf("%x", t.Peer)).Uint64("bytes", t.Bytes).Uint64("estimate", t.Size).
-		Float64("bytes-per-second", math.Round(t.Rate)).Dur("took", time.Since(t.Since)).Msg(msg)
+		Float64("bytes-per-second", math.Round(t.Rate)).Dur("took", actors.Wall().Sub(t.Since)).Msg(msg)
 }
 
 func (t *transfers) progress(k transferKey) func(done, size uint64) {
@@ -167,7 +170,7 @@ func (t *transfers) progress(k transferKey) func(done, size uint64) {
 		defer t.mu.Unlock()
 		if a := t.active[k]; a != nil {
 			a.bytes, a.size = done, size
-			if now := time.Now(); now.Sub(a.sampled) >= rateWindow {
+			if now := actors.Wall(); now.Sub(a.sampled) >= rateWindow {
 				a.rate = a.currentRate(now)
 				a.sampled, a.sample = now, done
 			}
@@ -211,8 +214,10 @@ func (h *Host) sendSnapshot(to uint64) bool {
 	k := transferKey{peer: to}
 	if !h.transfers.begin(k, h.logProgress) {
 		if h.transfers.inProgress(k) {
+			actors.Seen("snapshot: requested again during the transfer")
 			return true // the transfer in progress will be reported
 		}
+		actors.Seen("snapshot: too many at once")
 		h.report(to, false)
 		return false
 	}
@@ -276,14 +281,18 @@ func (s *sender) send(to uint64) {
 	defer func() { h.sent(to, sent) }() // also if it panics
 	log := h.cfg.Logger.With().Str("to", fmt.Sprintf("%x", to)).Logger()
 	log.Info().Msg("sending a snapshot")
-	began := time.Now()
+	began := actors.Wall()
 	got, err := s.stream(to)
+	if errors.Is(err, backend.ErrChanged) {
+		// The hold was in effect; see stream.
+		log.Error().Err(err).Msg("the store has changed during a snapshot, although reclaiming was held")
+	}
 	if err != nil {
-		log.Warn().Err(err).Dur("took", time.Since(began)).Msg("failed to send a snapshot")
+		log.Warn().Err(err).Dur("took", actors.Wall().Sub(began)).Msg("failed to send a snapshot")
 		return
 	}
 	sent = true
-	log.Info().Uint64("index", got.Index).Uint64("bytes", got.Bytes).Dur("took", time.Since(began)).Msg("sent a snapshot")
+	log.Info().Uint64("index", got.Index).Uint64("bytes", got.Bytes).Dur("took", actors.Wall().Sub(began)).Msg("sent a snapshot")
 }
 
 func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
@@ -303,18 +312,17 @@ func (s *sender) stream(to uint64) (*snapshot.Sent, error) {
 	if err != nil {
 		return nil, err
 	}
-	busy := busyFunc(h.Applied)
-	if h.cfg.Storage.SnapshotNoRest {
-		busy = nil
-	}
 	sent, err := snapshot.Send(ctx, snapshot.SendConfig{
 		ClusterID: h.cfg.Identity.ClusterID, From: h.cfg.Identity.MemberID, To: to,
-		Store: c.Store, Hold: hold, BytesPerSecond: h.cfg.SnapshotSendRate, Busy: busy,
+		Store: c.Store, Hold: hold, BytesPerSecond: h.cfg.SnapshotSendRate, Busy: busyFunc(h.Applied), Clock: clock,
 		Progress: h.transfers.progress(transferKey{peer: to}), Metrics: h.cfg.Metrics.Snapshot,
 		ChunkBytes: h.cfg.Storage.SnapshotChunkBytes, LastRoundBytes: h.cfg.Storage.SnapshotLastRoundBytes,
 	}, stream)
 	if errors.Is(err, context.Canceled) {
 		return nil, err
+	}
+	if ended := hold.Err(); ended != nil && errors.Is(err, backend.ErrChanged) {
+		err = ended // what was held may change again
 	}
 	_, reason := stream.CloseAndRecv() // what the receiver says about it
 	if err := errors.Join(err, reason); err != nil {
@@ -330,14 +338,14 @@ const busyFor = time.Second
 // within busyFor, as far as it has been called meanwhile. What the members propose themselves
 // counts too, but is rare.
 func busyFunc(applied func() uint64) func() bool {
-	index, changed := applied(), time.Now()
+	index, changed := applied(), actors.Now()
 	busy := false // an entry was applied since the first call
 	return func() bool {
-		now := time.Now()
+		now := actors.Now()
 		if i := applied(); i != index {
 			index, changed, busy = i, now, true
 		}
-		return busy && now.Sub(changed) < busyFor
+		return busy && now-changed < int64(busyFor)
 	}
 }
 
@@ -345,23 +353,24 @@ func busyFunc(applied func() uint64) func() bool {
 func (h *Host) ReceiveSnapshot(ctx context.Context, from uint64, stream peerpb.Peer_SnapshotServer) error {
 	k := transferKey{peer: from, receiving: true}
 	if h.current.Load() == nil && !h.repairing.Load() || !h.transfers.begin(k, h.logProgress) {
+		actors.Seen("snapshot: refused by a member that is busy")
 		return snapshot.ErrBusy // without a core, there is nothing to reboot
 	}
 	defer h.transfers.end(k)
 	log := h.cfg.Logger.With().Str("from", fmt.Sprintf("%x", from)).Logger()
 	log.Info().Msg("receiving a snapshot")
-	began := time.Now()
+	began := actors.Wall()
 	got, err := snapshot.Receive(ctx, snapshot.ReceiveConfig{
 		ClusterID: h.cfg.Identity.ClusterID, Member: h.cfg.Identity.MemberID, From: from,
 		Stores: h.stores, Backend: h.backendConfig(0), OpenBackend: h.cfg.Storage.OpenStore,
 		Room: h.cfg.Disk.Room, Check: mvccactor.CheckState,
-		Progress: h.transfers.progress(k), Metrics: h.cfg.Metrics.Snapshot,
+		Progress: h.transfers.progress(k), Clock: clock, Metrics: h.cfg.Metrics.Snapshot,
 	}, stream)
 	if err != nil {
-		log.Warn().Err(err).Dur("took", time.Since(began)).Msg("failed to receive a snapshot")
+		log.Warn().Err(err).Dur("took", actors.Wall().Sub(began)).Msg("failed to receive a snapshot")
 		return err
 	}
-	log.Info().Uint64("index", got.Index).Uint64("bytes", got.Bytes).Dur("took", time.Since(began)).
+	log.Info().Uint64("index", got.Index).Uint64("bytes", got.Bytes).Dur("took", actors.Wall().Sub(began)).
 		Msg("received a snapshot: rebooting the core to install it")
 	h.received.Store(got) // there is no other: Stores receives none while one waits
 	h.installing.Store(true)
@@ -388,6 +397,7 @@ func (h *Host) install(log *wal.Log) error {
 		err = log.Install(wal.Mark{Index: mark, Term: got.Term, ConfState: got.ConfState})
 	}
 	if errors.Is(err, wal.ErrStaleMark) {
+		actors.Seen("snapshot: older than the log, discarded")
 		h.cfg.Logger.Info().Err(err).Msg("the received snapshot is not newer than the log, and is discarded")
 		return h.stores.Discard(got.Index)
 	}

@@ -170,7 +170,7 @@ func (n *Node) startEdge() (err error) {
 		{Name: actors.EdgeScrub, New: n.scrubLoop},
 		{Name: actors.EdgeRepair, New: n.repairLoop},
 		{Name: actors.EdgeWatchdog, New: n.watchdogLoop},
-		{Name: actors.EdgeHandOver, New: n.handOverLoop},
+		{Name: actors.EdgeHandOver, New: n.host.HandOverLoop},
 		{Name: actors.EdgeWatchHub, New: n.watches.Hub},
 		{Name: actors.EdgeLeases, New: n.leaseForwarder},
 		{Name: actors.EdgeVersions, New: n.versionsLoop},
@@ -250,7 +250,7 @@ func (n *Node) Faults() *actors.Faults { return n.cfg.Faults }
 // accepted are answered before, unless ctx ends.
 func (n *Node) Stop(ctx context.Context) (err error) {
 	n.stop.Do(func() {
-		n.handOver(ctx)
+		n.host.HandOver(ctx)
 		close(n.stopping)
 		n.host.Stop()
 		err = errors.Join(

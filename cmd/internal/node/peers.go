@@ -5,7 +5,6 @@ import (
 	"errors"
 	"hash/fnv"
 	"net/http"
-	"strconv"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
@@ -148,46 +147,6 @@ func (n *Node) replaced(reason string) {
 	}
 	n.cfg.Logger.Error().Str("reason", reason).Msg("the data directory was replaced and the member stops")
 	n.fail(errReplaced)
-}
-
-// handOver transfers the leadership to another member, if this one leads and another is
-// connected. It does not take longer than an election would.
-func (n *Node) handOver(ctx context.Context) {
-	if !n.host.Raft.Status().IsLeader || n.host.Raft.Alone() {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.Election)
-	defer cancel()
-	to := n.successor(ctx)
-	if to == 0 {
-		return
-	}
-	code, err := n.host.Requests.TransferLeadership(ctx, to)
-	hex := strconv.FormatUint(to, 16)
-	switch {
-	case err != nil: // such as when all members are stopped at the same time
-		n.cfg.Logger.Warn().Str("to", hex).Err(err).Msg("failed to transfer leadership before the stop")
-	case code != raftmsg.Code_OK:
-		n.cfg.Logger.Warn().Str("to", hex).Stringer("result", code).Msg("failed to transfer leadership before the stop")
-	default:
-		n.cfg.Logger.Info().Str("to", hex).Msg("transferred leadership before the stop")
-	}
-}
-
-// successor returns the voter whose log is the longest of those that are connected; 0 if
-// there is none.
-func (n *Node) successor(ctx context.Context) (best uint64) {
-	progress, err := n.host.Requests.Progress(ctx)
-	if err != nil {
-		return 0
-	}
-	most := uint64(0)
-	for _, p := range progress {
-		if p.ID != n.id.MemberID && !p.IsLearner && n.peers.Connected(p.ID) && (best == 0 || p.Match > most) {
-			best, most = p.ID, p.Match
-		}
-	}
-	return best
 }
 
 // peers is the gateway's interface to the other members.

@@ -60,7 +60,7 @@ func (n *Node) repairLoop(uint64) (actors.Stage, error) {
 // repair replaces the store. It returns false if that failed.
 func (n *Node) repair(ctx context.Context) bool {
 	n.raiseCorrupt(ctx)
-	n.handOver(ctx)
+	n.host.HandOver(ctx)
 	began := time.Now()
 	if err := n.host.Repair(ctx); err != nil {
 		if ctx.Err() == nil {

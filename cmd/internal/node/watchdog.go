@@ -61,24 +61,6 @@ func (n *Node) Health() []grpcgw.Trouble {
 	return found
 }
 
-// stalled reports whether an append or an apply has been waiting for longer than StallMax.
-func (n *Node) stalled() bool {
-	appends, applies := n.host.Raft.Waiting()
-	limit := actors.Now() - int64(raftactor.StallMax)
-	return appends != 0 && appends < limit || applies != 0 && applies < limit
-}
-
-// handOverLoop transfers the leadership to another member while this one is stalled. The
-// transfer needs neither its disk nor its apply: the other member has the entries already, and
-// the other voters elect it.
-func (n *Node) handOverLoop(uint64) (actors.Stage, error) {
-	return actors.NewLoop(actors.LoopConfig{
-		Name: actors.EdgeHandOver, Every: n.cfg.Heartbeat, Faults: n.cfg.Faults,
-		Due: func() bool { return n.stalled() && n.host.Raft.Status().IsLeader },
-		Do:  func(ctx context.Context, _ actors.Tick) { n.handOver(ctx) },
-	}), nil
-}
-
 // watchdogLoop logs when a trouble begins and ends: an operation on a disk that hangs does
 // not return an error.
 func (n *Node) watchdogLoop(uint64) (actors.Stage, error) {

@@ -26,6 +26,10 @@ import (
 //	            acknowledged before: when the answer arrives, and at the end
 //	watches     a watcher gets each event of its key once and in order: at each event
 //	once        a value is written once: at each event
+//	promises    a member votes once in a term, and its log has what it has acknowledged: at
+//	            each message, and after each start; see promise_test.go
+//	failures    no actor panics, no member exits or logs an error, but for a fault that was
+//	            injected; see member.failed and cluster.logger
 
 // change is one event of the history.
 type change struct {
@@ -65,6 +69,9 @@ type checker struct {
 	entries map[uint64]uint32 // sum of the entry, by index
 	last    uint64            // the highest index of entries
 	leaders map[uint64]uint64 // by term
+	newest  uint64            // the newest of these terms
+	elected int64             // when its leader was first heard of
+	voted   map[uint64]uint64 // the first candidate, by term
 	states  map[uint64]position
 	history []revision // by revision
 	values  map[string]int64
@@ -81,7 +88,7 @@ type hashed struct {
 }
 
 func newChecker(w *world) *checker {
-	return &checker{w: w, entries: map[uint64]uint32{}, leaders: map[uint64]uint64{}, states: map[uint64]position{},
+	return &checker{w: w, entries: map[uint64]uint32{}, leaders: map[uint64]uint64{}, voted: map[uint64]uint64{}, states: map[uint64]position{},
 		values: map[string]int64{}, refused: map[string]bool{}, leases: map[int64]*leaseState{}, hashes: map[[2]int64]hashed{}, history: make([]revision, 2)}
 }
 
@@ -92,6 +99,9 @@ func (k *checker) leads(id, term uint64) {
 	}
 	if k.leaders[term] == 0 {
 		k.leaders[term] = id
+		if term > k.newest {
+			k.newest, k.elected = term, k.w.now
+		}
 		if len(k.leaders) > 1 {
 			k.w.beacon("leader changed")
 		}
@@ -130,6 +140,12 @@ func (k *checker) published(m *member) {
 func (k *checker) voters(m *member, v *mvcc.View) {
 	if v.Cluster == m.seen.cluster {
 		return
+	}
+	if m.installed {
+		m.installed = false
+		if m.seen.cluster != nil && len(m.seen.cluster.Members) != len(v.Cluster.GetMembers()) {
+			k.w.beacon("a snapshot changes the members")
+		}
 	}
 	m.seen.cluster = v.Cluster
 	var voters, learners []uint64
@@ -175,6 +191,10 @@ func (k *checker) events(m *member, v *mvcc.View) {
 		return false
 	})
 	if errors.Is(err, mvcc.ErrCompacted) {
+		m.seen.revision = v.Revision
+		return
+	}
+	if m.isDamage(err) {
 		m.seen.revision = v.Revision
 		return
 	}
@@ -269,6 +289,9 @@ func (k *checker) checkLeases(m *member, v *mvcc.View) {
 		}
 		if !l.revoked {
 			k.w.beacon("lease expired")
+			if k.w.now-k.elected < int64(3*election) && len(k.leaders) > 1 {
+				k.w.beacon("lease expired soon after an election")
+			}
 		}
 	}
 }

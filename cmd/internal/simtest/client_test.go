@@ -25,9 +25,6 @@ import (
 // patience is when a client gives up a call.
 const patience = 12 * time.Second
 
-// callsMax is the number of calls after which clients slow down, so that no seed takes long.
-const callsMax = 1500
-
 // leasesMax bounds the leases of a client.
 const leasesMax = 5
 
@@ -64,6 +61,7 @@ type op struct {
 	called         int64
 	floor          int64 // revision that was acknowledged before the call
 	over           bool  // answered, lost, or given up
+	known, refused bool  // its outcome is known; it has none
 
 	// The answer.
 	revision  int64
@@ -93,7 +91,7 @@ func (cl *client) next() {
 		return
 	}
 	pause := c.w.draw(0, c.plan.pause)
-	if c.started > callsMax {
+	if c.started > c.plan.brisk {
 		pause += 200 * time.Millisecond
 	}
 	c.w.after(c.w.outside, pause, "client", cl.call)
@@ -102,7 +100,7 @@ func (cl *client) next() {
 // call makes a call to a member that is up.
 func (cl *client) call() {
 	c := cl.c
-	if c.stopping {
+	if c.stopping || c.plan.calls > 0 && c.started >= c.plan.calls {
 		return
 	}
 	m := c.anyUp()
@@ -130,6 +128,7 @@ func (cl *client) call() {
 				c.w.logf("%s: revision %d", o, o.revision)
 			}
 			c.check.answered(o)
+			o.known = true
 		}
 		cl.end(o)
 	})
@@ -141,6 +140,9 @@ func (cl *client) end(o *op) {
 		return
 	}
 	o.over = true
+	if cl.c.recording {
+		cl.c.record(o)
+	}
 	cl.c.calls = slices.DeleteFunc(cl.c.calls, func(other *op) bool { return other == o })
 	cl.next()
 }
@@ -185,7 +187,15 @@ func (o *op) run(cl *client) bool {
 	case opGet, opRange, opSerializable:
 		return o.read(cl)
 	case opRenew:
+		since := cl.c.w.now
+		before := cl.c.handingOver(since)
 		ttl, code, err := o.m.host.Leases.Renew(context.Background(), o.lease)
+		if before != nil {
+			cl.c.w.beacon("a lease is to be renewed while the leader hands over")
+		}
+		if before != nil && err == nil && code == raftmsg.Code_OK && cl.c.handingOver(since) == before {
+			cl.c.w.fail("%s is renewed by %s, which has been handing over the leadership since %v", o, before.p.name, time.Duration(before.handing))
+		}
 		switch {
 		case err != nil:
 		case code == raftmsg.Code_OK && !o.over:
@@ -246,6 +256,7 @@ func (o *op) take(cl *client, a raftactor.Answer) bool {
 		switch a.Result.Code {
 		case raftmsg.Code_TIMED_OUT_NOT_PROPOSED, raftmsg.Code_TOO_MANY_REQUESTS, raftmsg.Code_NO_SPACE, raftmsg.Code_LEASE_NOT_FOUND:
 			cl.c.check.refuse(o)
+			o.refused = true
 			cl.c.w.beacon("refused: " + a.Result.Code.String())
 		}
 		return false
@@ -281,11 +292,17 @@ func (o *op) read(cl *client) bool {
 		req = &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}
 	}
 	res, err := o.m.host.Published.Range(mvcc.Unpaced{}, req)
+	if o.m.isDamage(err) {
+		return false
+	}
 	if err != nil {
 		cl.c.w.fail("%s: %v", o, err)
 		return false
 	}
 	resp, err := res.Response()
+	if o.m.isDamage(err) {
+		return false
+	}
 	if err != nil {
 		cl.c.w.fail("%s: %v", o, err)
 		return false
@@ -354,6 +371,7 @@ type watcher struct {
 	key     string // empty for all
 	at      int64  // the revision after the last event
 	p       *process
+	m       *member
 	pending bool // an open is scheduled
 	stream  *watchactor.Stream
 }
@@ -368,7 +386,7 @@ func (wt *watcher) open() {
 		return
 	}
 	p := m.p
-	wt.p = p
+	wt.p, wt.m = p, m
 	c.w.spawn(p, "watch", func() {
 		st, err := m.watches.Open(watchactor.StreamConfig{
 			Send:        func(r *watch.Response) error { return wt.receive(p, r) },
@@ -422,6 +440,10 @@ func (wt *watcher) receive(p *process, r *watch.Response) error {
 		return errLink
 	}
 	if r.Canceled {
+		if r.CompactRevision == 0 && wt.m.damaged {
+			wt.later()
+			return errLink
+		}
 		if r.CompactRevision == 0 {
 			wt.c.w.fail("watcher %d at revision %d is cancelled: %s", wt.id, wt.at, r.CancelReason)
 		}

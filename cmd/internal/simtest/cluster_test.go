@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
+	"github.com/troupe-db/troupe/walactor/wal"
 )
 
 const (
@@ -34,10 +36,16 @@ type cluster struct {
 	calls    []*op     // that are not answered
 	watchers []*watcher
 	nextID   uint64
-	// stopping is set when clients make no more calls.
-	stopping bool
-	healed   bool
-	removing int64 // until when a removal may be under way
+	// stopping is set when clients make no more calls, and stopped when the run is over.
+	stopping, stopped bool
+	renewing          bool // leases are renewed, and the leadership is transferred
+	// recording is set if the calls are recorded, for a check that knows nothing of revisions.
+	recording bool
+	records   []record
+	healed    bool
+	removing  int64 // until when a removal may be under way
+	// removed are the members whose removal a member has applied.
+	removed map[uint64]bool
 
 	started, answered, events int
 	codes                     map[raftmsg.Code]int
@@ -53,6 +61,7 @@ type outcome struct {
 	answered  int
 	events    int
 	failures  []string
+	kinds     []string // the formats of failures
 	trace     []string
 	seen      map[string]int
 	codes     map[raftmsg.Code]int
@@ -75,11 +84,14 @@ func run(p *plan, verbose func(string)) (o *outcome) {
 	defer func(r io.Reader) { rand.Reader = r }(rand.Reader)
 	rand.Reader = seededReader{mathrand.NewChaCha8(key)}
 
-	c := &cluster{w: w, plan: p, check: newChecker(w), codes: map[raftmsg.Code]int{}}
+	c := &cluster{w: w, plan: p, check: newChecker(w), codes: map[raftmsg.Code]int{}, removed: map[uint64]bool{}}
 	c.check.keys = p.keys
 	c.net = &network{w: w, members: map[uint64]*member{}, cut: map[[2]uint64]int64{}, slow: map[uint64]time.Duration{},
 		min: p.min, max: p.max, loss: p.loss, twice: p.twice, swaps: p.swaps, check: c.check}
-	c.net.sent = c.triggered
+	c.net.sent = c.sent
+	c.net.gone = c.memberRemoved
+	c.recording = p.seed%recordEvery == 0 && !slices.Contains(p.ops, opPutLeased)
+	c.renewing = slices.Contains(p.ops, opRenew) && slices.Contains(p.ops, opTransfer)
 	w.onDoomed = func(p *process) {
 		for _, m := range c.members {
 			if m.p == p {
@@ -111,11 +123,15 @@ func run(p *plan, verbose func(string)) (o *outcome) {
 	c.until(int64(p.span))
 	c.heal()
 	c.settle()
+	if c.recording && len(w.failures) == 0 {
+		c.check.linearizable(c.records)
+	}
 	o = &outcome{seed: p.seed, hash: w.hash, steps: w.steps, simulated: time.Duration(w.now), started: c.started, answered: c.answered,
-		events: c.events, failures: w.failures, seen: w.seen, codes: c.codes}
+		events: c.events, failures: w.failures, kinds: w.kinds, seen: w.seen, codes: c.codes}
 	if len(w.failures) > 0 {
 		o.trace = w.last()
 	}
+	c.stopped = true
 	for _, m := range c.members {
 		m.crash(true)
 	}
@@ -127,6 +143,9 @@ func (c *cluster) until(at int64) {
 	for c.w.now < at && len(c.w.failures) == 0 {
 		if !c.w.step() {
 			c.w.fail("nothing can happen any more")
+		}
+		if c.renewing {
+			c.watchTransfers()
 		}
 		if c.w.steps > stepsMax {
 			c.w.fail("more than %d steps", stepsMax)
@@ -157,11 +176,16 @@ func (c *cluster) settle() {
 		var try func()
 		try = func() {
 			o.number++ // an attempt whose outcome is unknown may have written the value before
-			o.value = fmt.Sprintf("last %s.%d", m.name(), o.number)
+			o.value, o.known = fmt.Sprintf("last %s.%d", m.name(), o.number), false
 			if o.run(cl) {
 				c.check.answered(o)
+				o.known = true
 				served++
-			} else {
+			}
+			if c.recording {
+				c.record(o)
+			}
+			if !o.known {
 				actors.Yield()
 				c.w.after(m.p, heartbeat, "last", try)
 			}
@@ -253,6 +277,9 @@ func (c *cluster) heal() {
 	for _, m := range c.members {
 		m.disk.stalled, m.disk.failing, m.disk.full = 0, 0, false
 		m.kickLinks()
+		if m.damaged { // a start checks the whole store
+			c.crash(m, true)
+		}
 		c.restart(m, 0)
 	}
 }
@@ -295,6 +322,7 @@ func (c *cluster) anyUp() *member {
 // crash kills a member, and tells its clients.
 func (c *cluster) crash(m *member, power bool) {
 	p := m.p
+	c.noteCrash(m)
 	m.crash(power)
 	for _, o := range append([]*op(nil), c.calls...) {
 		if o.p == p {
@@ -316,17 +344,32 @@ func (c *cluster) restart(m *member, d time.Duration) {
 // failedBoot notes why a process did not start.
 func (c *cluster) failedBoot(m *member, err error) {
 	c.w.logf("%s does not start: %v", m.p.name, err)
+	var damage *wal.CorruptError
+	if m.flipped && errors.As(err, &damage) {
+		c.w.beacon("a damaged log is refused")
+		m.gone = "damaged"
+		return
+	}
 	if !errors.Is(err, errIO) && !errors.Is(err, syscall.ENOSPC) {
 		c.w.fail("%s does not start: %v", m.p.name, err)
 	}
 }
 
-// logger is the log of a process: a part of the trace, if that is shown.
+// judged are the errors in the log of a member whose reasons are checked where they arise.
+var judged = []string{"stage failed", "a stage failed; the core reboots from disk", "core gives up"}
+
+// logger is the log of a process: a part of the trace, if that is shown. An error in it is a
+// violation.
 func (c *cluster) logger(p *process) zerolog.Logger {
-	if c.w.verbose == nil {
-		return zerolog.Nop()
+	log := zerolog.New(io.Discard).Level(zerolog.ErrorLevel)
+	if c.w.verbose != nil {
+		log = zerolog.New(zerolog.ConsoleWriter{Out: traceWriter{c.w, p}, NoColor: true, PartsExclude: []string{"time"}})
 	}
-	return zerolog.New(zerolog.ConsoleWriter{Out: traceWriter{c.w, p}, NoColor: true, PartsExclude: []string{"time"}})
+	return log.Hook(zerolog.HookFunc(func(_ *zerolog.Event, level zerolog.Level, text string) {
+		if level >= zerolog.ErrorLevel && !p.dead && !slices.Contains(judged, text) {
+			c.w.fail("%s logs an error: %s", p.name, text)
+		}
+	}))
 }
 
 type traceWriter struct {
@@ -344,4 +387,5 @@ func (t traceWriter) Write(b []byte) (int, error) {
 func (c *cluster) erase(m *member) {
 	m.disk = newDisk(c.w)
 	m.disk.fsync = c.plan.fsync
+	m.promised.term, m.promised.index = 0, 0
 }

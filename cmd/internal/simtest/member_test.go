@@ -17,6 +17,7 @@ import (
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
+	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/mvccactor/snapshot"
 	"github.com/troupe-db/troupe/proto/applymsg"
@@ -55,8 +56,23 @@ type member struct {
 	running bool // its core has started
 	// forwarding is the mailbox of the forwarder of calls about leases.
 	forwarding *actors.Mailbox
-	faults     *actors.Faults
-	seen       position
+	// hasher is the mailbox of the loop that takes hashes.
+	hasher *actors.Mailbox
+	faults *actors.Faults
+	seen   position
+	// handing is since when it has been handing over the leadership, as far as clients of
+	// leases may see; 0 if it is not.
+	handing int64
+
+	// damaged is set when a pack of its store was damaged, until it starts or has replaced the
+	// store; noticed is set when it has found the damage. flipped is set when its log was damaged.
+	damaged, noticed, flipped bool
+
+	promised promise
+	// logged is the last index of its log when it crashed, in the term loggedTerm.
+	logged, loggedTerm uint64
+	// installed is set when it has opened a snapshot, until it publishes its first view.
+	installed bool
 }
 
 // name is how the trace calls it.
@@ -93,7 +109,7 @@ func (m *member) boot() error {
 	cfg := core.Config{
 		Dir: dir, Identity: id, Members: m.c.founders(m),
 		Storage: core.Storage{LogSegmentBytes: m.c.plan.segment, OpenStore: m.disk.open,
-			SnapshotChunkBytes: m.c.plan.chunk, SnapshotLastRoundBytes: 2 * m.c.plan.chunk, SnapshotNoRest: true},
+			SnapshotChunkBytes: m.c.plan.chunk, SnapshotLastRoundBytes: 2 * m.c.plan.chunk},
 		Heartbeat: heartbeat, Election: election, PreVote: true,
 		Mailboxes: m.c.plan.mailboxes, CacheBytes: 1 << 20,
 		RequestTimeout: 5*time.Second + 2*election, MinLeaseTTL: 2, LeaseCheckpoint: 5 * time.Minute,
@@ -113,10 +129,10 @@ func (m *member) boot() error {
 			w.after(p, 5*heartbeat, "leave", w.exit)
 		},
 		LeaseForwarder: m.forwarder,
-		Corrupt:        func(err error) { w.fail("%s: the store is damaged: %v", p.name, err) },
-		Damaged:        func() bool { return false },
-		Replaced:       func() { w.beacon("snapshot installed") },
-		Hash:           func() {},
+		Corrupt:        func(err error) { m.corrupt(p, err) },
+		Damaged:        func() bool { return m.noticed },
+		Replaced:       func() { m.replacedStore() },
+		Hash:           func() { m.wakeHasher() },
 		Rand:           w.rng.Uint64,
 		Exit:           func(reason error) { m.exited(reason) },
 		Committed:      func(e *raftpb.Entry) { m.c.check.committed(m, e) },
@@ -141,7 +157,8 @@ func (m *member) boot() error {
 		m.watches.Wake()
 	})
 	sys := actors.NewSystem(logger)
-	if m.edge, err = actors.StartEdge(sys, actors.EdgeConfig{Logger: logger}); err != nil {
+	failed := func(f actors.Failure) { m.failed(p, f) }
+	if m.edge, err = actors.StartEdge(sys, actors.EdgeConfig{Logger: zerolog.Nop(), OnFailure: failed}); err != nil {
 		return err
 	}
 	registry := actors.NewRegistry()
@@ -149,6 +166,9 @@ func (m *member) boot() error {
 	onReboot := coreConfig.OnReboot
 	coreConfig.OnReboot = func(epoch uint64, f actors.Failure) {
 		w.beacon("core rebooted")
+		if !f.Planned {
+			m.failed(p, f)
+		}
 		onReboot(epoch, f)
 	}
 	if m.core, err = actors.StartCore(sys, coreConfig); err != nil {
@@ -157,6 +177,8 @@ func (m *member) boot() error {
 	if err := m.startEdge(); err != nil {
 		return err
 	}
+	m.damaged, m.noticed = false, false // its start has read all packs
+	w.spawn(p, "promises", func() { m.c.check.kept(m) })
 	m.running = true
 	w.spawn(p, "announce", func() { m.announce(id.DataID) })
 	return nil
@@ -172,11 +194,14 @@ func (m *member) startEdge() error {
 			}
 			return c.Core(), true
 		},
-		Corrupt: func(err error) { m.c.w.fail("%s: the compactor finds damage: %v", m.p.name, err) },
+		Corrupt: func(err error) { m.corrupt(m.p, err) },
 	})
 	children := []actors.Child{
 		{Name: actors.EdgeCompactor, New: func(uint64) (actors.Stage, error) { return compactor.Stage(), nil }},
 		{Name: actors.EdgeWatchHub, New: m.watches.Hub},
+		{Name: actors.EdgeRepair, New: m.repair},
+		{Name: actors.EdgeHash, New: m.hash},
+		{Name: actors.EdgeHandOver, New: m.host.HandOverLoop},
 		{Name: actors.EdgeLeases, New: func(uint64) (actors.Stage, error) {
 			s := leaseactor.NewForwarder(leaseactor.ForwarderConfig{
 				Limit: m.c.plan.mailboxes.Lease, Election: election, Self: m.id,
@@ -237,6 +262,84 @@ func (m *member) exited(reason error) {
 	m.c.w.exit()
 }
 
+// corrupt notes that a process has found damage to its store.
+func (m *member) corrupt(p *process, err error) {
+	if !m.damaged {
+		m.c.w.fail("%s: the store is damaged: %v", p.name, err)
+	}
+	if !m.noticed {
+		m.c.w.beacon("damage noticed")
+	}
+	m.noticed = true
+}
+
+// replacedStore notes that the store of a snapshot has been opened.
+func (m *member) replacedStore() {
+	m.c.w.beacon("snapshot installed")
+	if m.noticed {
+		m.c.w.beacon("a damaged store is replaced")
+	}
+	if m.join && m.boots == 1 && !m.running {
+		m.c.w.beacon("a new member begins with a snapshot")
+	}
+	m.installed, m.damaged, m.noticed = true, false, false
+}
+
+// repair replaces a damaged store, as a node does.
+func (m *member) repair(uint64) (actors.Stage, error) {
+	host := m.host
+	return actors.NewLoop(actors.LoopConfig{Name: actors.EdgeRepair, Every: 2 * heartbeat,
+		Due: func() bool { return m.noticed && host.Replicated() },
+		Do: func(ctx context.Context, _ actors.Tick) {
+			host.HandOver(ctx)
+			_ = host.Repair(ctx) // the next tick tries again
+		},
+	}), nil
+}
+
+// hash takes the hashes that compactions wait for, as a node does.
+func (m *member) hash(uint64) (actors.Stage, error) {
+	host, p := m.host, m.p
+	s := actors.NewLoop(actors.LoopConfig{Name: actors.EdgeHash, Every: time.Second,
+		Do: func(context.Context, actors.Tick) {
+			took, err := host.Published.TakeHashes(func() error { return nil })
+			if err != nil && !errors.Is(err, backend.ErrClosed) && !m.isDamage(err) {
+				m.c.w.fail("%s: take the hash of a compaction: %v", p.name, err)
+			}
+			if c := host.Current(); took && c != nil {
+				_ = mvccactor.Continue(c.MVCC) // the next applied entry does the same
+			}
+		},
+	})
+	m.hasher = s.Mailbox
+	return s, nil
+}
+
+// wakeHasher has the hash of a compaction taken now. If the mailbox is full, it is about to be.
+func (m *member) wakeHasher() {
+	if m.hasher != nil {
+		_ = m.hasher.TryPost(0, &actors.Tick{}, actors.Cost{Requests: 1})
+	}
+}
+
+// isDamage reports whether an error is due to the damage of a member's store.
+func (m *member) isDamage(err error) bool {
+	var file *backend.CorruptError
+	var pack *mvcc.CorruptError
+	return m.damaged && (errors.As(err, &file) || errors.As(err, &pack))
+}
+
+// failed judges the failure of an actor: those that were injected are no violations.
+func (m *member) failed(p *process, f actors.Failure) {
+	var injected actors.Fault
+	err, _ := f.Reason.(error)
+	if errors.As(err, &injected) || errors.Is(err, errIO) || errors.Is(err, syscall.ENOSPC) || p.dead || m.isDamage(err) {
+		return
+	}
+	m.c.w.logf("%s", f.Stack)
+	m.c.w.fail("%s: %s has failed: %v", p.name, f.Stage, f.Reason)
+}
+
 // up reports whether clients can use the member.
 func (m *member) up() bool { return m.p != nil && !m.p.dead && m.running }
 
@@ -251,7 +354,7 @@ func (m *member) crash(power bool) {
 	m.c.net.left(m, power)
 	m.c.w.kill(p)
 	m.p, m.host, m.net, m.core, m.edge, m.watches, m.leases, m.running = nil, nil, nil, nil, nil, nil, nil, false
-	m.forwarding = nil
+	m.forwarding, m.hasher, m.handing = nil, nil, 0
 }
 
 // view is the newest view; nil if there is none.

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/proto/peerpb"
 	"github.com/troupe-db/troupe/proto/raftmsg"
@@ -35,6 +34,8 @@ const (
 	brokenAfter = 5 * time.Second
 	// queueMax bounds the frames on their way on a lane; further ones are lost.
 	queueMax = 1024
+	// linger is for how long a member that was removed still hears, and is heard.
+	linger = 5 * heartbeat
 	// chunksMax bounds the chunks of a snapshot that its receiver has not taken.
 	chunksMax = 4
 )
@@ -61,6 +62,8 @@ type network struct {
 	check   *checker
 	// sent is called with each message that a member sends.
 	sent func(*endpoint, *raftpb.Message)
+	// gone is called when a member has learned that another one was removed.
+	gone func(*endpoint, uint64)
 }
 
 // link is the connection that a member has opened to another one.
@@ -115,7 +118,9 @@ func (n *network) setCut(from, to uint64, cut bool) {
 	since := n.w.now
 	n.cut[key] = since
 	n.w.after(n.w.outside, brokenAfter, "broken", func() {
-		if n.cut[key] == since { // both connections need both directions
+		if n.cut[key] == since {
+			n.w.beacon("a connection that was cut is reset")
+			// both connections need both directions
 			n.breakLink(from, to)
 			n.breakLink(to, from)
 		}
@@ -187,16 +192,13 @@ func (e *endpoint) connect(to uint64) {
 		e.m.host.Receiver().Removed("a peer says so")
 		return
 	}
-	known := func(at *endpoint, of *endpoint) bool {
-		id := at.members[of.m.id].DataID
-		return id == 0 || id == of.dataID || actors.Planted("bootstrap on a wiped directory")
-	}
-	if !known(e, peerEnd) {
+	switch peer.DataReplaced(&peerpb.Hello{From: e.m.id, To: to, DataId: e.dataID, ToDataId: e.members[to].DataID},
+		peerEnd.members[e.m.id].DataID, peerEnd.dataID) {
+	case to:
 		n.w.spawn(peerEnd.of, "replaced", func() { peerEnd.m.replaced() })
 		e.connectLater(to)
 		return
-	}
-	if !known(peerEnd, e) {
+	case e.m.id:
 		e.m.replaced()
 		return
 	}
@@ -222,11 +224,14 @@ func (e *endpoint) SetMembers(members []peer.Member, removed []uint64) {
 	for _, m := range members {
 		e.members[m.ID] = m
 	}
+	before := e.removed
 	e.removed = slices.Clone(removed)
 	for _, id := range removed {
-		if l := e.links[id]; l != nil {
-			e.net.w.after(e.of, 500*time.Millisecond, "part", func() { e.part(l) })
+		if slices.Contains(before, id) || id == e.m.id {
+			continue
 		}
+		e.net.w.after(e.of, linger, "part", func() { e.part(id) })
+		e.net.gone(e, id)
 	}
 	for _, id := range e.net.ids() {
 		if e.knows(id) && e.links[id] == nil {
@@ -235,11 +240,28 @@ func (e *endpoint) SetMembers(members []peer.Member, removed []uint64) {
 	}
 }
 
-// part ends the connection to a member that was removed.
-func (e *endpoint) part(l *link) {
-	if e.links[l.to.m.id] == l && slices.Contains(e.removed, l.to.m.id) {
+// part ends the connections with a member that was removed.
+func (e *endpoint) part(id uint64) {
+	if l := e.links[id]; l != nil {
 		l.broken = true
-		delete(e.links, l.to.m.id)
+		delete(e.links, id)
+	}
+	if other := e.net.members[id]; other != nil && other.net != nil {
+		if l := other.net.links[e.m.id]; l != nil && l.to == e {
+			other.net.drop(e.m.id)
+		}
+	}
+}
+
+// loseCommits loses what is on its way to a member and would show it that an entry is committed.
+func (l *link) loseCommits(index uint64) {
+	for i := range l.lanes {
+		q := &l.lanes[i]
+		q.queue = slices.DeleteFunc(q.queue, func(f frame) bool {
+			m := &peerpb.Frame{}
+			unmarshal(f.data, m)
+			return slices.ContainsFunc(m.Messages, func(m *raftpb.Message) bool { return m.GetCommit() >= index })
+		})
 	}
 }
 
@@ -298,6 +320,7 @@ func (e *endpoint) send(to uint64, to2 int, f *peerpb.Frame) bool {
 		return false
 	}
 	if n.loss > 0 && n.w.chance(n.loss) {
+		n.w.beacon("a frame is lost")
 		e.unreachable(to)
 		return true
 	}
@@ -308,6 +331,7 @@ func (e *endpoint) send(to uint64, to2 int, f *peerpb.Frame) bool {
 	copies := 1
 	if n.twice > 0 && n.w.chance(n.twice) {
 		copies = 2
+		n.w.beacon("a frame arrives twice")
 	}
 	for range copies {
 		at := n.w.now + int64(n.delay(e.m.id, to))
@@ -317,6 +341,7 @@ func (e *endpoint) send(to uint64, to2 int, f *peerpb.Frame) bool {
 		q.queue = append(q.queue, frame{at, data})
 		if k := len(q.queue); k > 2 && n.swaps > 0 && n.w.chance(n.swaps) { // the first is under way
 			q.queue[k-1].data, q.queue[k-2].data = q.queue[k-2].data, q.queue[k-1].data
+			n.w.beacon("a frame overtakes another one")
 		}
 	}
 	l.arm(to2)
@@ -345,6 +370,9 @@ func (l *link) arrive(i int) {
 	if l.broken || l.net.isCut(l.from.m.id, l.to.m.id) {
 		return // setCut arms it again
 	}
+	if len(q.queue) == 0 {
+		return // loseCommits
+	}
 	data := q.queue[0].data
 	q.queue = q.queue[1:]
 	l.arm(i)
@@ -360,10 +388,10 @@ func (e *endpoint) receive(from uint64, data []byte) {
 	if err := proto.Unmarshal(data, f); err != nil {
 		panic(fmt.Sprintf("simtest: decode a frame: %v", err)) // it was encoded here
 	}
-	if slices.Contains(e.removed, from) {
-		return
-	}
 	r := e.m.host.Receiver()
+	for _, m := range f.Messages {
+		e.net.check.received(e.m, m)
+	}
 	if e.net.w.verbose != nil {
 		e.net.w.logf("from %x: %s", from, describe(f))
 	}
@@ -427,24 +455,34 @@ type conn struct{ l *link }
 // Invoke implements grpc.ClientConnInterface.
 func (c conn) Invoke(ctx context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
 	l, n := c.l, c.l.net
-	if method != peerpb.Leases_Forward_FullMethodName {
-		return fmt.Errorf("simtest: no method %s", method)
-	}
 	encoded := marshal(args.(proto.Message))
+	serve := func() (proto.Message, error) { return nil, fmt.Errorf("simtest: no method %s", method) }
+	switch method {
+	case peerpb.Leases_Forward_FullMethodName:
+		serve = func() (proto.Message, error) {
+			req := new(peerpb.LeaseRequest)
+			unmarshal(encoded, req)
+			return l.to.m.leases.Forward(context.Background(), req)
+		}
+	case peerpb.Repair_RequestSnapshot_FullMethodName:
+		serve = func() (proto.Message, error) {
+			req := new(peerpb.SnapshotRequest)
+			unmarshal(encoded, req)
+			return l.to.m.host.RepairServer().RequestSnapshot(context.Background(), req)
+		}
+	}
 	var answer []byte
 	var failed error
 	done := false
-	n.w.after(l.to.of, n.delay(l.from.m.id, l.to.m.id), "lease call", func() {
+	n.w.after(l.to.of, n.delay(l.from.m.id, l.to.m.id), "peer call", func() {
 		if l.broken || n.isCut(l.from.m.id, l.to.m.id) || l.to.m.leases == nil {
 			return
 		}
-		req := new(peerpb.LeaseRequest)
-		unmarshal(encoded, req)
-		resp, err := l.to.m.leases.Forward(context.Background(), req)
+		resp, err := serve()
 		if n.isCut(l.to.m.id, l.from.m.id) {
 			return
 		}
-		n.w.after(l.from.of, n.delay(l.to.m.id, l.from.m.id), "lease answer", func() {
+		n.w.after(l.from.of, n.delay(l.to.m.id, l.from.m.id), "peer answer", func() {
 			if failed, done = err, true; err == nil {
 				answer = marshal(resp)
 			}

@@ -111,6 +111,7 @@ var implemented = map[string]string{
 	"DurableIndex": "the model of the log compares it",
 	"SetRuntime":   "simulations replace the runtime",
 	"Plant":        "the build with planted bugs switches one on",
+	"Connected":    "tests wait for a connection",
 }
 
 // topLevel lists what the root may contain, besides what .gitignore names.
