@@ -169,7 +169,8 @@ func (e *Endpoint) Poll() {
 func (e *Endpoint) base() *tls.Config {
 	return &tls.Config{
 		Time: e.cfg.Now, MinVersion: e.cfg.minVersion(), MaxVersion: e.cfg.MaxVersion, CipherSuites: e.cfg.CipherSuites,
-		// A resumed session would skip the verification of certificates.
+		// A resumed session would skip the verification of certificates. A ticket could not be
+		// read again anyway, because each handshake has its own configuration.
 		SessionTicketsDisabled: true,
 		// Answers are written whole: small records at the beginning only cost.
 		DynamicRecordSizingDisabled: true,
