@@ -35,6 +35,7 @@ var (
 
 var (
 	pemBegin = []byte("-----BEGIN")
+	pemEnd   = []byte("-----END")
 	pemDash  = []byte("--")
 )
 
@@ -50,7 +51,7 @@ func blocks(b []byte) (found []*pem.Block, err error) {
 		found = append(found, block)
 	}
 	switch {
-	case bytes.Count(b, pemBegin) != len(found), bytes.Contains(rest, pemDash):
+	case bytes.Count(b, pemBegin) != len(found), bytes.Count(b, pemEnd) != len(found), bytes.Contains(rest, pemDash):
 		return nil, errHalf
 	case len(found) == 0:
 		return nil, errNoPEM

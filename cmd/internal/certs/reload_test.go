@@ -37,6 +37,7 @@ func badFiles(t *testing.T, w *world) []struct{ name, file, content, want string
 		{"other key", "server.key", string(other.KeyPEM(t)), "private key does not match public key"},
 		{"no authorities", "ca.crt", "", "ca.crt: there is no PEM block"},
 		{"half of the authorities", "ca.crt", ca + half([]byte(second)), "ca.crt: a PEM block is incomplete or damaged"},
+		{"second half of the first authority", "ca.crt", second[len(second)/2:] + ca, "ca.crt: a PEM block is incomplete or damaged"},
 		{"damaged first authority", "ca.crt", strings.Replace(second, "\n", "\n!", 1) + ca, "ca.crt: a PEM block is incomplete or damaged"},
 		{"no certificate among authorities", "ca.crt", ca + string(certstest.ListPEM(list)), "ca.crt: x509: "},
 		{"empty list", "crl", "", "crl: x509: malformed crl"},
