@@ -40,5 +40,8 @@ func EdgePeer(member uint64, lane string) string {
 	return EdgePath + "/peer/" + strconv.FormatUint(member, 16) + "/" + lane
 }
 
+// EdgePasswords is the path of the i-th worker that hashes passwords.
+func EdgePasswords(i int) string { return EdgePath + "/passwords/" + strconv.Itoa(i) }
+
 // EdgeSnapshot is the path of the i-th sender of snapshots.
 func EdgeSnapshot(i int) string { return EdgePath + "/snapshot/" + strconv.Itoa(i) }

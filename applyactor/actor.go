@@ -27,6 +27,9 @@ type Config struct {
 	// MembersChanged is called for each entry that changes members or alarms, in order; nil
 	// is not. It must not block.
 	MembersChanged func(*mvccmsg.Cluster)
+	// Tokens is called, before they are visible, for each entry that changes tokens and for the
+	// last one of each batch, in order; nil is not. It must not block.
+	Tokens func(index uint64, changes []apply.Token)
 	// Committed, if set, is called for each entry before it is applied; simulations compare
 	// the entries of members. It must not change the entry.
 	Committed func(*raftpb.Entry)
@@ -84,6 +87,9 @@ func (a *Actor) batch(b *actors.Batch) {
 	if len(out.Entries) == 0 {
 		return
 	}
+	if a.cfg.Tokens != nil {
+		a.cfg.Tokens(out.Entries[len(out.Entries)-1].Index, nil)
+	}
 	// Wait while mvccactor's mailbox is full.
 	a.cfg.MVCC.MustPostWait(a.ctx, a.cfg.MVCCLane, out, actors.Cost{Requests: 1, Bytes: min(bytes, ExecuteBytesMax)})
 }
@@ -105,6 +111,9 @@ func (a *Actor) apply(e *raftpb.Entry) *mvccmsg.EntryOps {
 		if a.cfg.MembersChanged != nil {
 			a.cfg.MembersChanged(ops.Cluster)
 		}
+	}
+	if tokens := a.cfg.State.TakeTokens(); tokens != nil && a.cfg.Tokens != nil {
+		a.cfg.Tokens(e.GetIndex(), tokens)
 	}
 	a.cfg.Metrics.committed.Add(float64(len(ops.Ops)))
 	return ops

@@ -1,6 +1,7 @@
 // Package applyactor decodes committed entries, in log order, and passes their requests to
-// the keyspace. It owns the members and alarms of the cluster, answers requests that
-// concern them, and refuses requests that an active alarm forbids.
+// the keyspace. It owns the members, alarms, users and roles of the cluster, answers requests that
+// concern them, and refuses requests that an active alarm forbids or that their user has no
+// permission for.
 //
 // # Hears
 //

@@ -6,8 +6,10 @@ import (
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/troupe-db/troupe/applyactor/apply"
+	"github.com/troupe-db/troupe/applyactor/membership"
 )
 
 // cluster is the Cluster service. As in etcd, the headers of its responses have no revision.
@@ -31,6 +33,9 @@ func (c *cluster) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.
 			return nil, err
 		}
 	}
+	if _, _, err := c.requireUser(ctx); err != nil {
+		return nil, err
+	}
 	resp := &pb.MemberListResponse{Header: c.head(), Members: apply.MemberList(c.keyspace.View().Cluster.GetMembers())}
 	slices.SortFunc(resp.Members, func(a, b *pb.Member) int { return cmp.Compare(a.ID, b.ID) })
 	return resp, nil
@@ -40,6 +45,12 @@ func (c *cluster) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.
 func (c *cluster) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
 	if c.cfg.Reconfig == nil {
 		return nil, errNoReconfig
+	}
+	if _, err := membership.ParseURLs(r.PeerURLs); err != nil {
+		return nil, rpctypes.ErrGRPCMemberBadURLs
+	}
+	if err := c.requireAdmin(ctx); err != nil {
+		return nil, err
 	}
 	added, members, err := c.cfg.Reconfig.add(ctx, r.PeerURLs, r.IsLearner)
 	if err != nil {
@@ -53,6 +64,9 @@ func (c *cluster) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (
 	if c.cfg.Reconfig == nil {
 		return nil, errNoReconfig
 	}
+	if err := c.requireAdmin(ctx); err != nil {
+		return nil, err
+	}
 	members, err := c.cfg.Reconfig.remove(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -64,6 +78,9 @@ func (c *cluster) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (
 func (c *cluster) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
 	if c.cfg.Reconfig == nil {
 		return nil, errNoReconfig
+	}
+	if err := c.requireAdmin(ctx); err != nil {
+		return nil, err
 	}
 	members, err := c.cfg.Reconfig.update(ctx, r.ID, r.PeerURLs)
 	if err != nil {
@@ -77,6 +94,9 @@ func (c *cluster) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest)
 	if c.cfg.Reconfig == nil {
 		return nil, errNoReconfig
 	}
+	if err := c.requireAdmin(ctx); err != nil {
+		return nil, err
+	}
 	members, err := c.cfg.Reconfig.promote(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -88,6 +108,9 @@ func (c *cluster) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest)
 func (m *maintenance) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
 	if m.cfg.Reconfig == nil {
 		return nil, errNoReconfig
+	}
+	if err := m.requireAdmin(ctx); err != nil {
+		return nil, err
 	}
 	if err := m.cfg.Reconfig.moveLeader(ctx, r.TargetID); err != nil {
 		return nil, err

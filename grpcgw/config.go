@@ -36,6 +36,7 @@ type Config struct {
 
 	// Reconfig changes the members of the cluster; nil refuses to.
 	Reconfig *Reconfig
+	Auth     AuthConfig
 
 	// MaxRequestBytes bounds the encoded size of a write, in bytes. gRPC accepts
 	// messages of 512 KiB more.

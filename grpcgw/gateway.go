@@ -50,6 +50,7 @@ type Gateway struct {
 	member   Member
 	identity Identity
 	keyspace *mvcc.Published
+	auth     authCache
 	// envelope is what etcd adds to the size of a request, in bytes.
 	envelope int
 	slow     *slowLog
@@ -167,7 +168,7 @@ func (g *Gateway) register(s *grpc.Server) {
 	pb.RegisterClusterServer(s, &cluster{Gateway: g})
 	s.RegisterService(watchDesc(), &watchService{Gateway: g})
 	pb.RegisterLeaseServer(s, &leases{Gateway: g})
-	pb.RegisterAuthServer(s, pb.UnimplementedAuthServer{})
+	pb.RegisterAuthServer(s, &authService{Gateway: g})
 	healthpb.RegisterHealthServer(s, g.health)
 }
 

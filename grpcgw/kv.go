@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 
+	"github.com/troupe-db/troupe/authactor/auth"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
@@ -86,9 +87,16 @@ func (k *kv) answerRange(ctx context.Context, r *pb.RangeRequest) (answer *range
 			return nil, err
 		}
 	}
+	check, err := k.checkRead(ctx, func(a auth.Access) raftmsg.Code { return a.Read(r.Key, r.RangeEnd) })
+	if err != nil {
+		return nil, err
+	}
 	result, err := scan(k, rd, func() (*mvcc.RangeResult, error) { return k.keyspace.Range(rd, r) })
 	if err != nil {
 		return nil, storeError(err)
+	}
+	if err := check.again(); err != nil {
+		return nil, err
 	}
 	answer = &rangeAnswer{header: k.header(result.Revision), result: result, rd: rd}
 	sendPlainIfLarge(ctx, answer)
@@ -114,13 +122,17 @@ func (k *kv) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error)
 	if err := checkPut(r); err != nil {
 		return nil, err
 	}
+	req := &applymsg.Request{Op: &applymsg.Request_Put{Put: r}}
+	if err := k.authorize(ctx, req); err != nil {
+		return nil, err
+	}
 	if err := k.checkPutSize(r); err != nil {
 		return nil, err
 	}
 	if err := k.checkSpace(ctx, putCost(r)); err != nil {
 		return nil, err
 	}
-	res, err := k.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Put{Put: r}})
+	res, err := k.propose(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -134,10 +146,14 @@ func (k *kv) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.Del
 	if err := checkDelete(r); err != nil {
 		return nil, err
 	}
+	req := &applymsg.Request{Op: &applymsg.Request_DeleteRange{DeleteRange: r}}
+	if err := k.authorize(ctx, req); err != nil {
+		return nil, err
+	}
 	if err := k.checkSize(r); err != nil {
 		return nil, err
 	}
-	res, err := k.propose(ctx, &applymsg.Request{Op: &applymsg.Request_DeleteRange{DeleteRange: r}})
+	res, err := k.propose(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -178,13 +194,17 @@ func (k *kv) txn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.TxnRes
 	if mvcc.ReadOnlyTxn(r) {
 		return k.readTxn(ctx, rd, r)
 	}
+	req := &applymsg.Request{Op: &applymsg.Request_Txn{Txn: r}}
+	if err := k.authorize(ctx, req); err != nil {
+		return nil, nil, err
+	}
 	if err := k.checkSize(r); err != nil {
 		return nil, nil, err
 	}
 	if err := k.checkSpace(ctx, txnCost(r)); err != nil {
 		return nil, nil, err
 	}
-	out, err := k.proposeOutcome(ctx, &applymsg.Request{Op: &applymsg.Request_Txn{Txn: r}})
+	out, err := k.proposeOutcome(ctx, req)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -209,25 +229,36 @@ func (k *kv) readTxn(ctx context.Context, rd *reading, r *pb.TxnRequest) (*pb.Tx
 			return nil, nil, err
 		}
 	}
+	check, err := k.checkRead(ctx, func(a auth.Access) raftmsg.Code { return a.Txn(r) })
+	if err != nil {
+		return nil, nil, err
+	}
 	type both struct {
 		resp    *pb.TxnResponse
 		results []*mvcc.RangeResult
 	}
+	var read both
 	if rd == nil { // no ranges
-		resp, _, err := k.keyspace.ReadTxn(mvcc.Unpaced{}, r)
-		return resp, nil, storeError(err)
+		read.resp, _, err = k.keyspace.ReadTxn(mvcc.Unpaced{}, r)
+	} else {
+		read, err = scan(k, rd, func() (b both, err error) {
+			b.resp, b.results, err = k.keyspace.ReadTxn(rd, r)
+			return b, err
+		})
 	}
-	read, err := scan(k, rd, func() (b both, err error) {
-		b.resp, b.results, err = k.keyspace.ReadTxn(rd, r)
-		return b, err
-	})
-	return read.resp, read.results, storeError(err)
+	if err != nil {
+		return nil, nil, storeError(err)
+	}
+	return read.resp, read.results, check.again()
 }
 
 // Compact serves a compaction. A physical one waits until all superseded versions are
 // marked dead, those of earlier compactions too, and even if the revision was compacted
 // already.
 func (k *kv) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	if err := k.requireAdmin(ctx); err != nil {
+		return nil, err
+	}
 	res, err := k.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Compaction{Compaction: r}})
 	if r.Physical && (err == nil || errors.Is(err, rpctypes.ErrGRPCCompacted)) {
 		if err := k.member.AwaitCompaction(ctx, k.keyspace.View().CompactRevision); err != nil {

@@ -607,8 +607,7 @@ func TestUnimplementedServices(t *testing.T) {
 	conn := serve(t, testConfig(newFakeMember()))
 	ctx := t.Context()
 	for _, method := range []string{
-		"/etcdserverpb.Auth/AuthStatus",
-		"/etcdserverpb.Auth/Authenticate", "/etcdserverpb.Cluster/MemberAdd", "/etcdserverpb.Maintenance/MoveLeader",
+		"/etcdserverpb.Cluster/MemberAdd", "/etcdserverpb.Maintenance/MoveLeader",
 		"/etcdserverpb.Maintenance/Downgrade", "/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign",
 	} {
 		if err := conn.Invoke(ctx, method, &pb.StatusRequest{}, &pb.StatusResponse{}); status.Code(err) != codes.Unimplemented {

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/troupe-db/troupe/authactor/auth"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
@@ -38,6 +39,9 @@ func (l *leases) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.L
 	if err := l.checkSpace(ctx, leaseCost); err != nil {
 		return nil, err
 	}
+	if _, _, err := l.requireUser(ctx); err != nil {
+		return nil, err
+	}
 	grant := &pb.LeaseGrantRequest{ID: r.ID, TTL: max(r.TTL, l.cfg.MinLeaseTTL)}
 	for grant.ID == 0 {
 		grant.ID = rand.Int64() // positive, as in etcd
@@ -51,9 +55,13 @@ func (l *leases) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.L
 	return resp, nil
 }
 
-// LeaseRevoke revokes a lease and deletes its keys.
+// LeaseRevoke revokes a lease and deletes its keys, if the user may write all of them.
 func (l *leases) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	res, err := l.propose(ctx, &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{
+	id, _, err := l.requireUser(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res, err := l.propose(ctx, &applymsg.Request{User: id.User, AuthRevision: id.Revision, Op: &applymsg.Request_LeaseRevoke{
 		LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{r.ID}}}})
 	if err != nil {
 		return nil, err
@@ -64,13 +72,24 @@ func (l *leases) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb
 }
 
 // LeaseTimeToLive returns the remaining TTL of a lease and, if requested, its keys in
-// order. If the lease does not exist, the TTL is -1.
+// order, all of which the user must have the right to read. If the lease does not exist, the TTL is
+// -1.
 func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	if _, _, err := l.requireUser(ctx); err != nil {
+		return nil, err
+	}
 	if err := l.linearize(ctx); err != nil {
 		// Etcd makes no linearizable read here, but waits for a leader.
 		return nil, timeoutError(l.member, err, rpctypes.ErrGRPCNoLeader)
 	}
 	view := l.keyspace.View()
+	var checked *auth.State
+	if r.Keys {
+		var err error
+		if checked, err = l.checkKeys(ctx, view.LeaseKeys(r.ID)); err != nil {
+			return nil, err
+		}
+	}
 	t, code, err := l.member.Leases().Left(ctx, r.ID)
 	if err != nil {
 		return nil, proposalError(err)
@@ -87,19 +106,70 @@ func (l *leases) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveReque
 			resp.Keys = view.LeaseKeys(r.ID)
 		}
 	}
+	if now := l.authState(); r.Keys && now != nil && now.Enabled() && now != checked {
+		return nil, rpctypes.ErrGRPCAuthOldRevision // what was checked may not hold any more
+	}
 	return resp, nil
+}
+
+// checkKeys checks that the user of a call may read all keys that are attached to a lease. As in
+// etcd, root may whatever the revision of its token. It returns the users and roles that it checked
+// against; nil if there never were any.
+func (l *leases) checkKeys(ctx context.Context, keys [][]byte) (*auth.State, error) {
+	id, st, err := l.requireUser(ctx)
+	if err != nil || st == nil || st.Admin(id) == raftmsg.Code_OK {
+		return st, err
+	}
+	return st, codeError(allKeys(keys, st.Access(id).Read))
+}
+
+// allKeys returns the first code with which a check refuses a key.
+func allKeys(keys [][]byte, check func(key, end []byte) raftmsg.Code) raftmsg.Code {
+	for _, key := range keys {
+		if code := check(key, nil); code != raftmsg.Code_OK {
+			return code
+		}
+	}
+	return raftmsg.Code_OK
 }
 
 // LeaseLeases lists all leases in the order of expiry. As in etcd, the list is what this
 // member knows, and not a linearizable read.
 func (l *leases) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
 	view := l.keyspace.View()
+	if err := l.checkLeases(ctx, view); err != nil {
+		return nil, err
+	}
 	resp := &pb.LeaseLeasesResponse{Header: l.fill(&pb.ResponseHeader{Revision: view.Revision})}
 	times, _, _ := l.member.Leases().List(ctx) // empty unless this member is the leader
 	for _, t := range leasesByEnd(view, times) {
 		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: t.ID})
 	}
 	return resp, nil
+}
+
+// checkLeases checks that the user of a call may read the keys of all leases, as etcd does.
+func (l *leases) checkLeases(ctx context.Context, view *mvcc.View) error {
+	id, st, err := l.requireUser(ctx)
+	if err != nil || st == nil || st.Admin(id) == raftmsg.Code_OK {
+		return err
+	}
+	access := st.Access(id)
+	for lease := range view.Leases() {
+		if err := codeError(allKeys(view.LeaseKeys(lease.ID), access.Read)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkRenewal checks that the user of a call may write the keys of a lease.
+func (l *leases) checkRenewal(ctx context.Context, lease int64) error {
+	id, st, err := l.requireUser(ctx)
+	if err != nil || st == nil || st.Admin(id) == raftmsg.Code_OK {
+		return err
+	}
+	return codeError(allKeys(l.keyspace.View().LeaseKeys(lease), st.Access(id).Write))
 }
 
 // leaseLine is a lease with its remaining time.
@@ -158,6 +228,9 @@ func (l *leases) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 		// The revision is taken before the renewal, so that a lease that is revoked at
 		// revision 3 is never reported alive at revision 4.
 		answer := &keepAliveAnswer{header: l.header(l.keyspace.View().Revision), id: req.ID}
+		if err := l.checkRenewal(stream.Context(), req.ID); err != nil {
+			return err
+		}
 		ttl, code, err := l.member.Leases().Renew(stream.Context(), req.ID)
 		switch {
 		case err != nil:

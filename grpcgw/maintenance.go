@@ -20,7 +20,10 @@ type maintenance struct {
 
 // Status returns the state of this member. The version is that of the API, by which
 // clients decide what they may use.
-func (m *maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+func (m *maintenance) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
+	if _, _, err := m.requireUser(ctx); err != nil {
+		return nil, err
+	}
 	raft, view := m.member.Raft(), m.keyspace.View()
 	resp := &pb.StatusResponse{
 		Header:           m.fill(nil),
@@ -67,6 +70,9 @@ func alarms(active []*applymsg.Alarm, of pb.AlarmType) []*pb.AlarmMember {
 func (m *maintenance) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	switch r.Action {
 	case pb.AlarmRequest_GET:
+		if _, _, err := m.requireUser(ctx); err != nil {
+			return nil, err
+		}
 		if err := m.linearize(ctx); err != nil {
 			return nil, timeoutError(m.member, err, errNotProposed)
 		}
@@ -75,6 +81,9 @@ func (m *maintenance) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmR
 			Alarms: alarms(m.keyspace.View().Cluster.GetAlarms(), r.Alarm),
 		}, nil
 	case pb.AlarmRequest_ACTIVATE, pb.AlarmRequest_DEACTIVATE:
+		if err := m.requireAdmin(ctx); err != nil {
+			return nil, err
+		}
 		res, err := m.propose(ctx, &applymsg.Request{Op: &applymsg.Request_Alarm{Alarm: r}})
 		if err != nil {
 			return nil, err
@@ -89,6 +98,9 @@ func (m *maintenance) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmR
 // Defragment reclaims the disk space of compacted revisions. Requests are served
 // meanwhile.
 func (m *maintenance) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	if err := m.requireAdmin(ctx); err != nil {
+		return nil, err
+	}
 	m.cfg.Logger.Info().Msg("starting defragmentation")
 	if err := m.member.Reclaim(ctx); err != nil {
 		m.cfg.Logger.Warn().Err(err).Msg("defragmentation failed")
@@ -101,6 +113,9 @@ func (m *maintenance) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (
 // Hash returns a hash of the whole store. Unlike that of HashKV, it can only be compared
 // with other hashes of the same member.
 func (m *maintenance) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashResponse, error) {
+	if err := m.requireAdmin(ctx); err != nil {
+		return nil, err
+	}
 	revision := m.keyspace.View().Revision
 	hash, err := m.member.StoreHash(ctx)
 	if err != nil {
@@ -112,6 +127,9 @@ func (m *maintenance) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashResp
 // HashKV returns a hash of the history of the keyspace up to a revision. It is equal on
 // all members.
 func (m *maintenance) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+	if err := m.requireAdmin(ctx); err != nil {
+		return nil, err
+	}
 	h, err := m.keyspace.HashKV(r.Revision, ctx.Err)
 	if err != nil {
 		return nil, storeError(err)
@@ -122,4 +140,22 @@ func (m *maintenance) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.Hash
 		CompactRevision: h.CompactRevision,
 		HashRevision:    h.HashRevision,
 	}, nil
+}
+
+// Downgrade and Snapshot are not implemented. As in etcd, only root learns so.
+
+// Downgrade implements etcdserverpb.MaintenanceServer.
+func (m *maintenance) Downgrade(ctx context.Context, r *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+	if err := m.requireAdmin(ctx); err != nil {
+		return nil, err
+	}
+	return m.UnimplementedMaintenanceServer.Downgrade(ctx, r)
+}
+
+// Snapshot implements etcdserverpb.MaintenanceServer.
+func (m *maintenance) Snapshot(r *pb.SnapshotRequest, stream pb.Maintenance_SnapshotServer) error {
+	if err := m.requireAdmin(stream.Context()); err != nil {
+		return err
+	}
+	return m.UnimplementedMaintenanceServer.Snapshot(r, stream)
 }

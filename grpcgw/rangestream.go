@@ -9,7 +9,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/troupe-db/troupe/authactor/auth"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/raftmsg"
 )
 
 // firstChunkKeys is the number of keys in the first chunk of a RangeStream. The size of the
@@ -39,11 +41,16 @@ func (k *kv) streamRange(ctx context.Context, r *pb.RangeRequest, send func(any)
 			return err
 		}
 	}
+	key, end := r.Key, r.RangeEnd // r becomes the rest of the range
+	check, err := k.checkRead(ctx, func(a auth.Access) raftmsg.Code { return a.Read(key, end) })
+	if err != nil {
+		return err
+	}
 	sendPlain(ctx) // the size of the chunks is not known yet
 	w := k.newWalk(r)
 	defer w.unpin()
 	for {
-		chunk, err := k.nextChunk(ctx, w)
+		chunk, err := k.nextChunk(ctx, w, &check)
 		if err != nil {
 			return storeError(err)
 		}
@@ -59,17 +66,22 @@ func (k *kv) streamRange(ctx context.Context, r *pb.RangeRequest, send func(any)
 	}
 }
 
-// nextChunk reads a chunk. Each chunk is a read of its own, so that streams take turns.
-func (k *kv) nextChunk(ctx context.Context, w *walk) (chunk *rangeChunk, err error) {
+// nextChunk reads a chunk. Each chunk is a read of its own, so that streams take turns, and is
+// checked by itself.
+func (k *kv) nextChunk(ctx context.Context, w *walk, check *readCheck) (chunk *rangeChunk, err error) {
 	rd, err := k.reads.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { rd.finish(chunk != nil) }()
-	chunk, err = scan(k, rd, func() (*rangeChunk, error) { return w.next(rd) })
+	next, err := scan(k, rd, func() (*rangeChunk, error) { return w.next(rd) })
+	if err == nil {
+		err = check.again()
+	}
 	if err != nil {
 		return nil, err
 	}
+	chunk = next
 	chunk.rd = rd
 	return chunk, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -15,6 +16,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/authactor/auth"
+	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/watchactor"
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
@@ -53,6 +56,8 @@ func (w *watchService) serve(ss grpc.ServerStream) error {
 		HeaderBytes: func(revision int64) int { h := w.header(revision); return 1 + protowire.SizeBytes(h.size()) },
 		Progress:    w.cfg.WatchProgress,
 	}
+	access := &watchAccess{gateway: w.Gateway, ctx: ctx}
+	cfg.Access = access
 	if p, ok := peer.FromContext(ctx); ok {
 		cfg.Peer = p.Addr.String()
 	}
@@ -62,7 +67,7 @@ func (w *watchService) serve(ss grpc.ServerStream) error {
 	}
 	received := make(chan error, 1) // the error that ends receive
 	go func() {                     // ends at the latest when the handler has returned, because RecvMsg fails then
-		received <- w.guard(pb.Watch_Watch_FullMethodName, func() error { return w.receive(ctx, ss, st) })
+		received <- w.guard(pb.Watch_Watch_FullMethodName, func() error { return w.receive(ctx, ss, st, access) })
 	}()
 	err = w.await(ctx, st, received)
 	st.Close()
@@ -89,13 +94,17 @@ func (w *watchService) send(ss grpc.ServerStream, r *watch.Response) error {
 }
 
 // receive passes the client's messages to the stream.
-func (w *watchService) receive(ctx context.Context, ss grpc.ServerStream, st *watchactor.Stream) error {
+func (w *watchService) receive(ctx context.Context, ss grpc.ServerStream, st *watchactor.Stream, access *watchAccess) error {
 	for {
 		req := new(pb.WatchRequest)
 		if err := ss.RecvMsg(req); err != nil {
 			return err
 		}
-		if err := st.Request(ctx, req); errors.Is(err, actors.ErrClosed) {
+		refused, err := access.identify(req.GetCreateRequest())
+		if err != nil {
+			return err
+		}
+		if err := st.Refuse(ctx, req, refused); errors.Is(err, actors.ErrClosed) {
 			return rpctypes.ErrGRPCStopped // the actor panicked; the client resumes
 		} else if err != nil {
 			return err
@@ -195,4 +204,63 @@ func (a *watchAnswer) shared() mem.BufferSlice {
 		bufs = append(bufs, mem.SliceBuffer(own[begin:]))
 	}
 	return bufs
+}
+
+// watchAccess is what the client of a stream may watch. A watcher is checked when it is created, by
+// the token of the stream; and again whenever users or roles change, by the user alone: a token
+// that expires ends no watcher, as in etcd. Unlike etcd, which checks at the creation only, it
+// cancels a watcher that would not be created any more.
+type watchAccess struct {
+	gateway *Gateway
+	ctx     context.Context // of the stream
+	// user is set when a watcher is created while authentication is on; nil until then.
+	user atomic.Pointer[string]
+	seen *applymsg.AuthState // by Changed, which the stream's actor calls
+}
+
+// identify finds out who creates a watcher, and returns why it must not be created; empty if it
+// may. It may block. A nil request is none. An error ends the stream.
+func (a *watchAccess) identify(r *pb.WatchCreateRequest) (refused string, err error) {
+	if r == nil || r.StartRevision < 0 {
+		return "", nil
+	}
+	id, st, err := a.gateway.identifyUser(a.ctx)
+	if errors.Is(err, rpctypes.ErrGRPCInvalidAuthToken) {
+		return err.Error(), nil
+	}
+	if err != nil || st == nil || !st.Enabled() {
+		return "", err
+	}
+	of := watch.RequestRange(r)
+	if err := codeError(st.Access(id).Read([]byte(of.Key), []byte(of.End))); err != nil {
+		return err.Error(), nil
+	}
+	a.user.Store(&id.User)
+	return "", nil
+}
+
+// Changed implements watchactor.Access.
+func (a *watchAccess) Changed() bool {
+	now := a.gateway.keyspace.View().Auth
+	changed := now != a.seen
+	a.seen = now
+	return changed
+}
+
+// Refused implements watchactor.Access.
+func (a *watchAccess) Refused(key, end []byte) (reason string) {
+	st := a.gateway.authState()
+	if st == nil || !st.Enabled() {
+		return ""
+	}
+	id := auth.Identity{Revision: st.Revision()}
+	if user := a.user.Load(); user != nil {
+		id.User = *user
+	} else { // all watchers were created while authentication was off
+		id = a.gateway.certificateUser(a.ctx, st)
+	}
+	if err := codeError(st.Access(id).Read(key, end)); err != nil {
+		return err.Error()
+	}
+	return ""
 }

@@ -104,6 +104,7 @@ type State struct {
 	AppliedIndex, AppliedTerm uint64
 	ConfState                 *raftpb.ConfState
 	Cluster                   *mvccmsg.Cluster
+	Auth                      *applymsg.AuthState // nil if there never were users or roles
 }
 
 // Compacted notifies waiters when the steps of a compaction are done.
@@ -166,6 +167,7 @@ type Actor struct {
 	// with any change and cleared by persist.
 	unpersisted int
 	dirty       bool
+	authDirty   bool // users or roles changed
 	// unanswered counts the Persists without an answer. takesDurable counts the calls of
 	// TakeDirty whose result is durable: that of Open, and one per answered Persist.
 	unanswered   int
@@ -312,7 +314,7 @@ func (a *Actor) publish() {
 	a.cleaned = false
 	a.store.Publish(mvcc.Applied{
 		Index: a.state.AppliedIndex, Term: a.state.AppliedTerm,
-		ConfState: a.state.ConfState, Cluster: a.state.Cluster,
+		ConfState: a.state.ConfState, Cluster: a.state.Cluster, Auth: a.state.Auth,
 	})
 }
 
@@ -337,6 +339,9 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	if e.Cluster != nil {
 		a.state.Cluster = e.Cluster
 	}
+	if e.Auth != nil {
+		a.state.Auth, a.authDirty = e.Auth, true
+	}
 	a.dirty = true
 	before := a.store.Appended()
 	defer func() {
@@ -352,7 +357,7 @@ func (a *Actor) entry(e *mvccmsg.EntryOps) {
 	var ranges []*mvcc.TxnRanges
 	start := actors.Now()
 	for i, op := range e.Ops {
-		if out.Results[i] = op.Answer; op.Answer == nil {
+		if out.Results[i] = a.answered(op); out.Results[i] == nil {
 			out.Results[i] = &results[i]
 			kind, left := a.request(op.Request, &results[i], awaited)
 			if left != nil {
@@ -514,19 +519,26 @@ func (a *Actor) persisted(m *mvccmsg.Persisted) {
 // persist sends everything that changed since the last Persist to the persister.
 func (a *Actor) persist() {
 	appended, reclaimed := a.store.TakeDirty()
+	format := uint32(storeFormat)
+	if a.state.Auth == nil {
+		format = storeFormatNoAuth
+	}
 	m := &mvccmsg.Persist{
 		Packs: appended, Reclaimed: reclaimed, Leases: a.store.TakeLeases(),
 		Durable: &mvccmsg.Durable{
-			Format:    storeFormat,
+			Format:    format,
 			ClusterId: a.state.ClusterID, MemberId: a.state.MemberID,
 			AppliedIndex: a.state.AppliedIndex, AppliedTerm: a.state.AppliedTerm,
 			ConfState: a.state.ConfState, Cluster: a.state.Cluster,
 			Revision: a.store.Revision(), CompactRevision: a.store.CompactRevision(),
 		},
 	}
+	if a.authDirty {
+		m.Auth = a.state.Auth
+	}
 	m.Bytes = int64(min(a.unpersisted+leaseSize(m.Leases), PersistBytesMax))
 	a.unanswered++
-	a.unpersisted, a.dirty = 0, false
+	a.unpersisted, a.dirty, a.authDirty = 0, false, false
 	// This waits while the persister's mailbox is full, because the store is slow.
 	a.cfg.Persister.MustPostWait(a.ctx, persisterPersist, m, actors.Cost{Requests: 1, Bytes: int(m.Bytes)})
 }

@@ -9,12 +9,14 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
 // A start rebuilds the keyspace from the store, in the order of the data:
 //
-//	leases    their buckets and changes, which precede the state by name
+//	auth      users and roles
+//	leases    their buckets and changes; like users they precede the state by name
 //	state     checked, and refused if its format is newer or Check refuses it
 //	packs     in order; each is checked and its records are added to the index
 //	restored  versions that were compacted before are marked dead again
@@ -46,6 +48,8 @@ type Opened struct {
 	Store   *mvcc.Store
 	// Durable is the state in the store; nil if the store is new.
 	Durable *mvccmsg.Durable
+	// Auth has the users and roles; nil if there never were any.
+	Auth *applymsg.AuthState
 }
 
 // Open opens the store and rebuilds the index from its packs, in the same pass that
@@ -66,6 +70,13 @@ func Open(cfg OpenConfig) (*Opened, error) {
 				return nil
 			}
 			if leases.Take(e.Key, e.Value) {
+				return nil
+			}
+			if e.Key == authName {
+				o.Auth = new(applymsg.AuthState)
+				if err := proto.Unmarshal(e.Value, o.Auth); err != nil {
+					return fmt.Errorf("mvccactor: decode the users and roles in the store: %w", err)
+				}
 				return nil
 			}
 			return fmt.Errorf("mvccactor: unknown state %q in the store", e.Key)
@@ -96,7 +107,7 @@ func Open(cfg OpenConfig) (*Opened, error) {
 			cfg.Published.Installed(o.Durable.CompactRevision)
 		}
 		o.Store.Restored(o.Durable.Revision, o.Durable.CompactRevision)
-	} else if !leases.Empty() {
+	} else if !leases.Empty() || o.Auth != nil {
 		return nil, errors.Join(errNoState, o.Backend.Close())
 	} else {
 		o.Store.Restored(o.Store.Revision(), o.Store.CompactRevision())
@@ -107,7 +118,7 @@ func Open(cfg OpenConfig) (*Opened, error) {
 	return o, nil
 }
 
-var errNoState = errors.New("mvccactor: the store has leases but no state")
+var errNoState = errors.New("mvccactor: the store has leases or users, but no state")
 
 // CheckState returns an error if Open would refuse the state of a store, such as one that was
 // received as a snapshot. The error wraps backend.ErrNewer if a later version wrote it.

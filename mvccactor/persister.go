@@ -13,6 +13,7 @@ import (
 	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/mvccactor/snapshot"
+	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
@@ -51,7 +52,12 @@ const (
 
 	// storeFormat is the version of everything that mvccactor writes to the store; see
 	// mvcc/FORMAT.md.
-	storeFormat = 2
+	storeFormat = 3
+	// storeFormatNoAuth is the format of a store without users and roles: earlier versions can
+	// read it, so members can be updated one after another.
+	storeFormatNoAuth = 2
+	// authName is the name of the users and roles in the store.
+	authName = "auth"
 	// stateName is the name of Durable in the store.
 	stateName = snapshot.StateName
 )
@@ -88,8 +94,9 @@ type Persister struct {
 	packs        map[backend.PackID]*mvccmsg.Pack
 	reclaimed    []*mvccmsg.Reclaimed // in the order in which they must be committed
 	leases       leases
-	durable      *mvccmsg.Durable // of the last Persist merged
-	stateDurable bool             // durable is committed
+	auth         *applymsg.AuthState // nil if it has not changed
+	durable      *mvccmsg.Durable    // of the last Persist merged
+	stateDurable bool                // durable is committed
 	messages     int
 	cost         actors.Cost // weight of the messages in the mailbox
 }
@@ -165,6 +172,9 @@ func (p *Persister) merge(m *mvccmsg.Persist) {
 	}
 	p.reclaimed = append(p.reclaimed, m.Reclaimed...)
 	p.leases.merge(m.Leases)
+	if m.Auth != nil {
+		p.auth = m.Auth
+	}
 	p.durable, p.stateDurable = m.Durable, false
 	p.messages++
 	p.cost.Requests++
@@ -197,7 +207,7 @@ func (p *Persister) write() bool {
 			delete(p.packs, pack.ID)
 		}
 		if p.stateDurable = last; last {
-			p.leases = leases{}
+			p.leases, p.auth = leases{}, nil
 		}
 		p.cfg.Faults.Point(actors.CorePersister, "middle")
 	}
@@ -233,6 +243,14 @@ func (p *Persister) nextPacks() (batch backend.Batch, bytes int, last bool) {
 	}
 	batch.Set = []backend.Entry{{Key: stateName, Value: state}}
 	p.leases.addTo(&batch)
+	if p.auth != nil {
+		users, err := proto.Marshal(p.auth)
+		if err != nil {
+			panic(fmt.Errorf("mvccactor: encode the users and roles: %w", err))
+		}
+		batch.Set = append(batch.Set, backend.Entry{Key: authName, Value: users})
+		bytes += len(users)
+	}
 	return batch, bytes + p.leases.bytes, true
 }
 

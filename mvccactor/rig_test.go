@@ -161,7 +161,7 @@ func newRig(t *testing.T, sys *actor.ActorSystem, cfg rigConfig) *rig {
 	r.stage = New(Config{
 		Store: r.Store, Limit: roomy,
 		State: State{ClusterID: 1, MemberID: 2, AppliedIndex: r.Durable.GetAppliedIndex(), AppliedTerm: r.Durable.GetAppliedTerm(),
-			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster()},
+			ConfState: r.Durable.GetConfState(), Cluster: r.Durable.GetCluster(), Auth: r.Auth},
 		Persister: persisterStage.Mailbox, Raft: r.raft.Mailbox, Deliver: r.deliver, Awaited: func(uint64) bool { return true }, Lease: cfg.lease,
 		Compacted: r.compacted, Holds: r.holds, ReplayedTo: cfg.replayedTo, Hash: func() { r.mu.Lock(); defer r.mu.Unlock(); r.hashes++ },
 		Timeline: actors.NewTimeline(), Metrics: r.metrics, Logger: zerolog.New(cfg.log), Faults: r.faults,

@@ -13,12 +13,14 @@
 //	Lost       stream: its mailbox was full and the hub dropped its subscriptions
 //	Started    stream: a new hub runs, without subscriptions
 //	Request    stream: create, cancel or progress, from the client
+//	Reauthorize  stream: users or roles have changed
 //	Continue   stream, from itself: read the next part of the log
 //	Tick       stream: time for progress notifications
 //
 // # Says
 //
 //	Matched, Joined, Lost, Started  from the hub to streams
+//	Reauthorize                     from the hub to streams
 //	Subscribe                       from a stream to the hub
 //	Published                       to the hub, on each publication of a view
 //	Request                         to a stream, by its gRPC handler
@@ -49,6 +51,7 @@
 //     before any later one.
 //  4. A stream holds no more memory than its mailbox and one turn of reading.
 //  5. A stream delays compaction for a second at most.
+//  6. No event is sent to a client that was not allowed to read it when it was posted.
 //
 // # Blocks
 //

@@ -9,6 +9,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/watchmsg"
 	"github.com/troupe-db/troupe/watchactor/watch"
 )
@@ -54,6 +55,8 @@ type hub struct {
 	// position is the revision up to which all events have been posted.
 	position int64
 	posts    int // since the last yield
+	// auth has the users and roles by which the streams were asked to check their watchers.
+	auth *applymsg.AuthState
 }
 
 // Hub returns the stage of the hub, for an edge child.
@@ -110,6 +113,7 @@ func (h *hub) advance() {
 	if v == nil {
 		return
 	}
+	h.reauthorize(v)
 	if h.fan.Empty() {
 		h.releasePin()
 		return
@@ -117,6 +121,20 @@ func (h *hub) advance() {
 	for h.position < v.Revision {
 		if !h.postSome(v) {
 			return
+		}
+	}
+}
+
+// reauthorize asks all streams to check their watchers if users or roles have changed, before
+// later events are posted.
+func (h *hub) reauthorize(v *mvcc.View) {
+	if v.Auth == h.auth {
+		return
+	}
+	h.auth = v.Auth
+	for _, st := range h.streams.all() {
+		if st.cfg.Access != nil && !st.reauthorizing.Swap(true) {
+			st.box.MustPostReserved(laneHub, &watchmsg.Reauthorize{})
 		}
 	}
 }

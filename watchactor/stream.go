@@ -49,8 +49,8 @@ var (
 
 // controlReserve is the room for control messages of hubs, in messages. At most one
 // Subscribe is unanswered, so at most one Joined is queued, one Lost before it and one
-// after it; and one Started, by the flag renewing.
-const controlReserve = 4
+// after it; one Started, by the flag renewing; and one Reauthorize, by the flag reauthorizing.
+const controlReserve = 5
 
 // Bounds of one turn of catching up. Its last revision may exceed them.
 const (
@@ -81,6 +81,9 @@ type stream struct {
 	// renewing is true while a Started is queued. Set by the hub that posts it;
 	// cleared by the stream, before it loads the current hub.
 	renewing atomic.Bool
+	// reauthorizing is true while a Reauthorize is queued. Set by the hub, cleared by the stream
+	// before it checks.
+	reauthorizing atomic.Bool
 
 	// Owned by the actor.
 	table    *watch.Table
@@ -166,6 +169,9 @@ func (s *stream) stop() {
 func (s *stream) batch(b *actors.Batch) {
 	for b.Done < len(b.Msgs) {
 		s.streams.cfg.Faults.Point(watchStream, "entry")
+		// IMPORTANT: before each message, because events must not be sent that the client was
+		// no longer allowed to read when they were posted.
+		s.reauthorize()
 		rest := b.Msgs[b.Done:]
 		matched, took := watch.Gather(rest, gatherBytes, turnRevisions)
 		if took > 0 {
@@ -218,9 +224,13 @@ func (s *stream) handle(msg any) {
 		}
 	case *watchmsg.Started:
 		s.resubscribe(m)
+	case *watchmsg.Reauthorize:
+		// Users or roles may have changed once more since the check before this message.
+		s.reauthorizing.Store(false)
+		s.reauthorize()
 	case *watchmsg.Request:
 		if !s.ended {
-			s.request(m.Request)
+			s.request(m.Request, m.Refused)
 		}
 	case *watchmsg.Continue:
 		if !s.ended {
@@ -283,12 +293,38 @@ func (s *stream) subscribe() {
 	_ = hub.box.TryPost(hubSubscribe, m, actors.Cost{Requests: 1})
 }
 
-// request handles a message of the client.
-func (s *stream) request(r *pb.WatchRequest) {
+// reauthorize cancels the watchers whose ranges the client may no longer read, if users or roles
+// have changed.
+func (s *stream) reauthorize() {
+	if s.cfg.Access == nil || s.ended {
+		return
+	}
+	if !s.cfg.Access.Changed() {
+		return
+	}
+	refused := func(r watch.Range) string { return s.cfg.Access.Refused([]byte(r.Key), []byte(r.End)) }
+	s.endOn(s.table.Revoke(refused, s.streams.cfg.Published.View().Revision, s.send))
+}
+
+// refusal returns why a watcher must not be created; empty if nothing is known against it.
+func (s *stream) refusal(r *pb.WatchCreateRequest, refused string) string {
+	if r.StartRevision < 0 || refused != "" || s.cfg.Access == nil {
+		return refused
+	}
+	of := watch.RequestRange(r)
+	return s.cfg.Access.Refused([]byte(of.Key), []byte(of.End))
+}
+
+// request handles a message of the client. If refused is set, a watcher must not be created.
+func (s *stream) request(r *pb.WatchRequest, refused string) {
 	revision := s.streams.cfg.Published.View().Revision
 	switch u := r.GetRequestUnion().(type) {
 	case *pb.WatchRequest_CreateRequest:
 		if u.CreateRequest == nil {
+			return
+		}
+		if reason := s.refusal(u.CreateRequest, refused); reason != "" {
+			s.endOn(s.send(watch.Refused(reason, revision)))
 			return
 		}
 		if start := u.CreateRequest.StartRevision; start == 0 || start > revision {

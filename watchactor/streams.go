@@ -108,6 +108,18 @@ type StreamConfig struct {
 	Progress time.Duration
 	// Peer is the address of the client, for the debug page.
 	Peer string
+	// Access is what the client may watch; nil is everything.
+	Access Access
+}
+
+// Access is what the client of a stream may watch. The stream's actor alone calls its methods,
+// which must not block.
+type Access interface {
+	// Changed reports whether users or roles have changed since the last call.
+	Changed() bool
+	// Refused returns why the client may not watch a range, by the newest users and roles; empty
+	// if it may. An empty end is a single key.
+	Refused(key, end []byte) (reason string)
 }
 
 // Stream is an open stream, as its handler sees it.
@@ -177,10 +189,22 @@ func (s *Streams) adopt(hub *actors.Mailbox, id uint64) (streams []*stream, post
 	defer s.mu.Unlock()
 	s.handOver()
 	s.hub.Store(&currentHub{hub, id})
+	return s.inOrder(), s.posted
+}
+
+// all returns the open streams in the order of their ids.
+func (s *Streams) all() []*stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inOrder()
+}
+
+// inOrder is all, called with mu held.
+func (s *Streams) inOrder() (streams []*stream) {
 	for _, id := range slices.Sorted(maps.Keys(s.open)) {
 		streams = append(streams, s.open[id])
 	}
-	return streams, s.posted
+	return streams
 }
 
 // pinNewest pins the newest view for the hub, and returns its revision.
@@ -222,6 +246,12 @@ func (s *Streams) releasePin() bool {
 // mailbox. Errors: actors.ErrClosed if the stream has ended, and that of ctx.
 func (s *Stream) Request(ctx context.Context, req *pb.WatchRequest) error {
 	return s.stream.box.Post(ctx, laneRequests, &watchmsg.Request{Request: req}, actors.Cost{Requests: 1})
+}
+
+// Refuse answers a request for a watcher with a reason why it is not created, after all requests
+// before it. Otherwise it is like Request.
+func (s *Stream) Refuse(ctx context.Context, req *pb.WatchRequest, reason string) error {
+	return s.stream.box.Post(ctx, laneRequests, &watchmsg.Request{Request: req, Refused: reason}, actors.Cost{Requests: 1})
 }
 
 // Close ends the stream. It does not wait; Done does.

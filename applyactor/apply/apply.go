@@ -1,13 +1,14 @@
 // Package apply turns raft entries into operations on the keyspace, in log order. It owns
-// the replicated state beside the keyspace: members, alarms and the cluster's version.
+// the replicated state beside the keyspace: members, alarms and the cluster's version, users and
+// roles.
 //
 // The result depends only on the log and on replicated state, so that all members come
 // to the same one. An entry passes these steps:
 //
 //	Apply         checks that the entry is the next one
 //	requests      decodes a normal entry into its requests
-//	decide        answers what concerns alarms and members, and what an alarm forbids;
-//	              everything else becomes an operation for mvccactor
+//	decide        answers what concerns alarms, members, users and roles, and what an alarm or
+//	              missing permissions forbid; everything else becomes an operation for mvccactor
 //	confChange    computes the new configuration by raft's rules, and updates members
 //	memberChange  the same for a change that a member proposed, if it is valid
 //	update        is the only place where members and alarms change
@@ -25,6 +26,7 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/troupe-db/troupe/authactor/auth"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
@@ -44,10 +46,12 @@ type State struct {
 	index   uint64
 	conf    *raftpb.ConfState
 	cluster *mvccmsg.Cluster // shared with views; replaced by update, never changed
+	auth    *auth.State      // replaced, never changed
+	tokens  []Token          // since the last TakeTokens
 }
 
 // NewState returns the state at an applied index, as the store holds it. A nil conf or
-// cluster is empty.
+// cluster is empty. There are no users and roles; see RestoreAuth.
 func NewState(index uint64, conf *raftpb.ConfState, cluster *mvccmsg.Cluster) *State {
 	if conf == nil {
 		conf = &raftpb.ConfState{}
@@ -55,7 +59,7 @@ func NewState(index uint64, conf *raftpb.ConfState, cluster *mvccmsg.Cluster) *S
 	if cluster == nil {
 		cluster = &mvccmsg.Cluster{}
 	}
-	return &State{index: index, conf: conf, cluster: cluster}
+	return &State{index: index, conf: conf, cluster: cluster, auth: auth.New(nil)}
 }
 
 // Cluster returns the members, alarms and version of the cluster. It is never changed: a
@@ -70,7 +74,7 @@ func (s *State) Apply(e *raftpb.Entry) (*mvccmsg.EntryOps, error) {
 	}
 	s.index++
 	ops := &mvccmsg.EntryOps{Index: e.GetIndex(), Term: e.GetTerm(), Bytes: int64(len(e.Data))}
-	before := s.cluster
+	before, authBefore := s.cluster, s.auth
 	var err error
 	switch e.GetType() {
 	case raftpb.EntryNormal:
@@ -83,6 +87,9 @@ func (s *State) Apply(e *raftpb.Entry) (*mvccmsg.EntryOps, error) {
 	}
 	if s.cluster != before {
 		ops.Cluster = s.cluster
+	}
+	if s.auth != authBefore {
+		ops.Auth = s.auth.Message()
 	}
 	return ops, nil
 }
@@ -103,37 +110,46 @@ func (s *State) requests(e *raftpb.Entry, ops *mvccmsg.EntryOps) error {
 			return errUnknown
 		}
 		ops.Ops[i] = &all[i]
-		if all[i].Answer = s.decide(req); all[i].Answer == nil {
+		if all[i].Answer, all[i].LeaseAccess = s.decide(req); all[i].Answer == nil {
 			all[i].Request = req
 		}
 	}
 	return nil
 }
 
-// decide returns the result of a request that does not reach the keyspace; nil if it does.
-func (s *State) decide(req *applymsg.Request) *raftmsg.Result {
+// decide returns the result of a request that does not reach the keyspace; nil if it does. The
+// LeaseAccess is that of Op.
+func (s *State) decide(req *applymsg.Request) (*raftmsg.Result, *mvccmsg.LeaseAccess) {
 	switch op := req.Op.(type) {
 	case *applymsg.Request_Alarm:
-		return &raftmsg.Result{Response: &raftmsg.Result_Alarm{Alarm: s.alarm(op.Alarm)}}
+		return &raftmsg.Result{Response: &raftmsg.Result_Alarm{Alarm: s.alarm(op.Alarm)}}, nil
 	case *applymsg.Request_DiskAlarm:
 		s.diskAlarm(op.DiskAlarm)
-		return &raftmsg.Result{}
+		return &raftmsg.Result{}, nil
 	case *applymsg.Request_DamageAlarm:
 		s.damageAlarm(op.DamageAlarm)
-		return &raftmsg.Result{}
+		return &raftmsg.Result{}, nil
 	case *applymsg.Request_MemberAttributes:
-		return &raftmsg.Result{Code: s.attributes(op.MemberAttributes)}
+		return &raftmsg.Result{Code: s.attributes(op.MemberAttributes)}, nil
 	case *applymsg.Request_ClusterVersion:
 		s.version(op.ClusterVersion)
-		return &raftmsg.Result{}
+		return &raftmsg.Result{}, nil
 	}
-	if len(s.cluster.Alarms) == 0 {
-		return nil
+	if result := s.authRequest(req); result != nil {
+		return result, nil
 	}
-	if code := s.forbidden(req); code != raftmsg.Code_OK {
-		return &raftmsg.Result{Code: code}
+	// As in etcd an alarm refuses a request before its user's permissions are looked at. It
+	// never permits one.
+	if len(s.cluster.Alarms) > 0 {
+		if code := s.forbidden(req); code != raftmsg.Code_OK {
+			return &raftmsg.Result{Code: code}, nil
+		}
 	}
-	return nil
+	code, leases := s.permit(req)
+	if code != raftmsg.Code_OK {
+		return &raftmsg.Result{Code: code}, nil
+	}
+	return nil, leases
 }
 
 // forbidden returns the error with which an active alarm refuses a request. NOSPACE refuses

@@ -145,7 +145,44 @@ func describeRequest(req *applymsg.Request, values bool) string {
 	case *applymsg.Request_LeaseCheckpoint:
 		return describeCheckpoint(op.LeaseCheckpoint)
 	}
+	if text := describeAuth(req); text != "" {
+		return text
+	}
 	return fmt.Sprintf("%T", req.Op)
+}
+
+// describeAuth formats a request that concerns users, roles and tokens; empty if req is none. It
+// leaves out hashes of passwords and the prefixes of tokens.
+func describeAuth(req *applymsg.Request) string {
+	switch op := req.Op.(type) {
+	case *applymsg.Request_AuthEnable:
+		return "AuthEnable"
+	case *applymsg.Request_AuthDisable:
+		return "AuthDisable"
+	case *applymsg.Request_Authenticate:
+		return fmt.Sprintf("Authenticate user=%q", op.Authenticate.GetName())
+	case *applymsg.Request_UserAdd:
+		return fmt.Sprintf("UserAdd user=%q no-password=%t", op.UserAdd.GetName(), op.UserAdd.GetOptions().GetNoPassword())
+	case *applymsg.Request_UserDelete:
+		return fmt.Sprintf("UserDelete user=%q", op.UserDelete.GetName())
+	case *applymsg.Request_UserChangePassword:
+		return fmt.Sprintf("UserChangePassword user=%q", op.UserChangePassword.GetName())
+	case *applymsg.Request_UserGrantRole:
+		return fmt.Sprintf("UserGrantRole user=%q role=%q", op.UserGrantRole.GetUser(), op.UserGrantRole.GetRole())
+	case *applymsg.Request_UserRevokeRole:
+		return fmt.Sprintf("UserRevokeRole user=%q role=%q", op.UserRevokeRole.GetName(), op.UserRevokeRole.GetRole())
+	case *applymsg.Request_RoleAdd:
+		return fmt.Sprintf("RoleAdd role=%q", op.RoleAdd.GetName())
+	case *applymsg.Request_RoleDelete:
+		return fmt.Sprintf("RoleDelete role=%q", op.RoleDelete.GetRole())
+	case *applymsg.Request_RoleGrantPermission:
+		r, p := op.RoleGrantPermission, op.RoleGrantPermission.GetPerm()
+		return fmt.Sprintf("RoleGrantPermission role=%q %s %s", r.GetName(), p.GetPermType(), describeRange(p.GetKey(), p.GetRangeEnd()))
+	case *applymsg.Request_RoleRevokePermission:
+		r := op.RoleRevokePermission
+		return fmt.Sprintf("RoleRevokePermission role=%q %s", r.GetRole(), describeRange(r.GetKey(), r.GetRangeEnd()))
+	}
+	return ""
 }
 
 // leasesShown is the most ids on a line: a batch may hold a thousand leases.

@@ -367,8 +367,8 @@ func TestVerifyDamage(t *testing.T) {
 			[]finding{{area: areaState, file: "member/db", reason: "state"}, {area: areaIndex, file: "member/db", reason: "not checked"}},
 		},
 		"state of a later version": {
-			func(dir string) { withState(t, dir, func(d *mvccmsg.Durable) { d.Format = 3 }) },
-			[]finding{{area: areaState, file: "member/db", reason: "format 3"}, {area: areaIndex, file: "member/db", reason: "not checked"}},
+			func(dir string) { withState(t, dir, func(d *mvccmsg.Durable) { d.Format = 4 }) },
+			[]finding{{area: areaState, file: "member/db", reason: "format 4"}, {area: areaIndex, file: "member/db", reason: "not checked"}},
 		},
 		"state that nobody knows": {
 			func(dir string) {

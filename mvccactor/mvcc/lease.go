@@ -133,6 +133,9 @@ func (l *leases) restoreKeys(live *tree) {
 // Lease returns a lease, if it exists.
 func (s *Store) Lease(id int64) (Lease, bool) { return s.leases.get(id) }
 
+// LeaseKeys yields the keys attached to a lease in order.
+func (s *Store) LeaseKeys(id int64) iter.Seq[string] { return leaseKeys(s.leases.keys, id) }
+
 // LeaseGrant grants a lease; index is the raft index of the entry. Errors: ErrLeaseTTL,
 // ErrLeaseExists, and ErrLeaseNotFound for the id 0.
 func (s *Store) LeaseGrant(req *pb.LeaseGrantRequest, index uint64) (*pb.LeaseGrantResponse, error) {

@@ -5,6 +5,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
@@ -168,7 +169,8 @@ func (s *Store) linkTo(e *entry, alive bool, key []byte, v *version) *entry {
 	} else {
 		old := e.head.Load()
 		if !old.revision().Less(v.revision()) {
-			panic(fmt.Sprintf("mvcc: version %v of key %q is linked after version %v", v.revision(), key, old.revision()))
+			// Without the key, which must not be in the log.
+			panic(fmt.Sprintf("mvcc: version %v of a key of %d bytes is linked after version %v", v.revision(), len(key), old.revision()))
 		}
 		v.prev.Store(old)
 		// A tombstone is noted at once: it can become dead when the last older
@@ -211,6 +213,7 @@ type Applied struct {
 	Index, Term uint64
 	ConfState   *raftpb.ConfState
 	Cluster     *mvccmsg.Cluster
+	Auth        *applymsg.AuthState // nil if there never were users or roles
 }
 
 // Publish publishes a view with all changes so far.
@@ -223,6 +226,7 @@ func (s *Store) Publish(a Applied) *View {
 		AppliedTerm:     a.Term,
 		ConfState:       a.ConfState,
 		Cluster:         a.Cluster,
+		Auth:            a.Auth,
 		Sizes:           s.Sizes(),
 		live:            s.live.Copy(),
 		deleted:         s.deleted.Copy(),

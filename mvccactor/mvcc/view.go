@@ -7,6 +7,7 @@ import (
 	"github.com/tidwall/btree"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 )
 
@@ -22,7 +23,10 @@ type View struct {
 	ConfState                 *raftpb.ConfState
 	// Cluster has the members and alarms. It must not be changed.
 	Cluster *mvccmsg.Cluster
-	Sizes   Sizes
+	// Auth has the users and roles; nil if there never were any. It must not be changed: a
+	// change replaces it.
+	Auth  *applymsg.AuthState
+	Sizes Sizes
 
 	live, deleted *tree
 	packs         []*pack

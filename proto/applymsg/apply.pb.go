@@ -9,6 +9,7 @@
 package applymsg
 
 import (
+	authpb "go.etcd.io/etcd/api/v3/authpb"
 	etcdserverpb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	raftpb "go.etcd.io/raft/v3/raftpb"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
@@ -201,7 +202,23 @@ type Request struct {
 	//	*Request_LeaseCheckpoint
 	//	*Request_ClusterVersion
 	//	*Request_DamageAlarm
-	Op            isRequest_Op `protobuf_oneof:"op"`
+	//	*Request_AuthEnable
+	//	*Request_AuthDisable
+	//	*Request_Authenticate
+	//	*Request_UserAdd
+	//	*Request_UserDelete
+	//	*Request_UserChangePassword
+	//	*Request_UserGrantRole
+	//	*Request_UserRevokeRole
+	//	*Request_RoleAdd
+	//	*Request_RoleDelete
+	//	*Request_RoleGrantPermission
+	//	*Request_RoleRevokePermission
+	Op isRequest_Op `protobuf_oneof:"op"`
+	// The user that makes the request, and the revision of the users and roles that its token is
+	// of. Unset without a token, while authentication is off, and in requests of members.
+	User          string `protobuf:"bytes,30,opt,name=user,proto3" json:"user,omitempty"`
+	AuthRevision  uint64 `protobuf:"varint,31,opt,name=auth_revision,json=authRevision,proto3" json:"auth_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -351,6 +368,128 @@ func (x *Request) GetDamageAlarm() *DamageAlarm {
 	return nil
 }
 
+func (x *Request) GetAuthEnable() *etcdserverpb.AuthEnableRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_AuthEnable); ok {
+			return x.AuthEnable
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetAuthDisable() *etcdserverpb.AuthDisableRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_AuthDisable); ok {
+			return x.AuthDisable
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetAuthenticate() *Authenticate {
+	if x != nil {
+		if x, ok := x.Op.(*Request_Authenticate); ok {
+			return x.Authenticate
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetUserAdd() *etcdserverpb.AuthUserAddRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_UserAdd); ok {
+			return x.UserAdd
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetUserDelete() *etcdserverpb.AuthUserDeleteRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_UserDelete); ok {
+			return x.UserDelete
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetUserChangePassword() *etcdserverpb.AuthUserChangePasswordRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_UserChangePassword); ok {
+			return x.UserChangePassword
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetUserGrantRole() *etcdserverpb.AuthUserGrantRoleRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_UserGrantRole); ok {
+			return x.UserGrantRole
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetUserRevokeRole() *etcdserverpb.AuthUserRevokeRoleRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_UserRevokeRole); ok {
+			return x.UserRevokeRole
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetRoleAdd() *etcdserverpb.AuthRoleAddRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_RoleAdd); ok {
+			return x.RoleAdd
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetRoleDelete() *etcdserverpb.AuthRoleDeleteRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_RoleDelete); ok {
+			return x.RoleDelete
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetRoleGrantPermission() *etcdserverpb.AuthRoleGrantPermissionRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_RoleGrantPermission); ok {
+			return x.RoleGrantPermission
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetRoleRevokePermission() *etcdserverpb.AuthRoleRevokePermissionRequest {
+	if x != nil {
+		if x, ok := x.Op.(*Request_RoleRevokePermission); ok {
+			return x.RoleRevokePermission
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Request) GetAuthRevision() uint64 {
+	if x != nil {
+		return x.AuthRevision
+	}
+	return 0
+}
+
 type isRequest_Op interface {
 	isRequest_Op()
 }
@@ -403,6 +542,55 @@ type Request_DamageAlarm struct {
 	DamageAlarm *DamageAlarm `protobuf:"bytes,13,opt,name=damage_alarm,json=damageAlarm,proto3,oneof"`
 }
 
+type Request_AuthEnable struct {
+	AuthEnable *etcdserverpb.AuthEnableRequest `protobuf:"bytes,14,opt,name=auth_enable,json=authEnable,proto3,oneof"`
+}
+
+type Request_AuthDisable struct {
+	AuthDisable *etcdserverpb.AuthDisableRequest `protobuf:"bytes,15,opt,name=auth_disable,json=authDisable,proto3,oneof"`
+}
+
+type Request_Authenticate struct {
+	Authenticate *Authenticate `protobuf:"bytes,16,opt,name=authenticate,proto3,oneof"`
+}
+
+type Request_UserAdd struct {
+	// Those with a password have its hash alone.
+	UserAdd *etcdserverpb.AuthUserAddRequest `protobuf:"bytes,17,opt,name=user_add,json=userAdd,proto3,oneof"`
+}
+
+type Request_UserDelete struct {
+	UserDelete *etcdserverpb.AuthUserDeleteRequest `protobuf:"bytes,18,opt,name=user_delete,json=userDelete,proto3,oneof"`
+}
+
+type Request_UserChangePassword struct {
+	UserChangePassword *etcdserverpb.AuthUserChangePasswordRequest `protobuf:"bytes,19,opt,name=user_change_password,json=userChangePassword,proto3,oneof"`
+}
+
+type Request_UserGrantRole struct {
+	UserGrantRole *etcdserverpb.AuthUserGrantRoleRequest `protobuf:"bytes,20,opt,name=user_grant_role,json=userGrantRole,proto3,oneof"`
+}
+
+type Request_UserRevokeRole struct {
+	UserRevokeRole *etcdserverpb.AuthUserRevokeRoleRequest `protobuf:"bytes,21,opt,name=user_revoke_role,json=userRevokeRole,proto3,oneof"`
+}
+
+type Request_RoleAdd struct {
+	RoleAdd *etcdserverpb.AuthRoleAddRequest `protobuf:"bytes,22,opt,name=role_add,json=roleAdd,proto3,oneof"`
+}
+
+type Request_RoleDelete struct {
+	RoleDelete *etcdserverpb.AuthRoleDeleteRequest `protobuf:"bytes,23,opt,name=role_delete,json=roleDelete,proto3,oneof"`
+}
+
+type Request_RoleGrantPermission struct {
+	RoleGrantPermission *etcdserverpb.AuthRoleGrantPermissionRequest `protobuf:"bytes,24,opt,name=role_grant_permission,json=roleGrantPermission,proto3,oneof"`
+}
+
+type Request_RoleRevokePermission struct {
+	RoleRevokePermission *etcdserverpb.AuthRoleRevokePermissionRequest `protobuf:"bytes,25,opt,name=role_revoke_permission,json=roleRevokePermission,proto3,oneof"`
+}
+
 func (*Request_Put) isRequest_Op() {}
 
 func (*Request_DeleteRange) isRequest_Op() {}
@@ -427,6 +615,165 @@ func (*Request_ClusterVersion) isRequest_Op() {}
 
 func (*Request_DamageAlarm) isRequest_Op() {}
 
+func (*Request_AuthEnable) isRequest_Op() {}
+
+func (*Request_AuthDisable) isRequest_Op() {}
+
+func (*Request_Authenticate) isRequest_Op() {}
+
+func (*Request_UserAdd) isRequest_Op() {}
+
+func (*Request_UserDelete) isRequest_Op() {}
+
+func (*Request_UserChangePassword) isRequest_Op() {}
+
+func (*Request_UserGrantRole) isRequest_Op() {}
+
+func (*Request_UserRevokeRole) isRequest_Op() {}
+
+func (*Request_RoleAdd) isRequest_Op() {}
+
+func (*Request_RoleDelete) isRequest_Op() {}
+
+func (*Request_RoleGrantPermission) isRequest_Op() {}
+
+func (*Request_RoleRevokePermission) isRequest_Op() {}
+
+// Authenticate assigns a token to a user whose password the proposing member has checked.
+type Authenticate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Random; with the index of the entry it is the token.
+	TokenPrefix string `protobuf:"bytes,2,opt,name=token_prefix,json=tokenPrefix,proto3" json:"token_prefix,omitempty"`
+	// The revision of the users and roles that the password was checked at. At another one the
+	// request is refused, because the password may have changed.
+	CheckedRevision uint64 `protobuf:"varint,3,opt,name=checked_revision,json=checkedRevision,proto3" json:"checked_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Authenticate) Reset() {
+	*x = Authenticate{}
+	mi := &file_applymsg_apply_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authenticate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authenticate) ProtoMessage() {}
+
+func (x *Authenticate) ProtoReflect() protoreflect.Message {
+	mi := &file_applymsg_apply_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authenticate.ProtoReflect.Descriptor instead.
+func (*Authenticate) Descriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Authenticate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Authenticate) GetTokenPrefix() string {
+	if x != nil {
+		return x.TokenPrefix
+	}
+	return ""
+}
+
+func (x *Authenticate) GetCheckedRevision() uint64 {
+	if x != nil {
+		return x.CheckedRevision
+	}
+	return 0
+}
+
+// AuthState is the users and roles, and whether authentication is on. It is a format on disk.
+type AuthState struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Enabled bool                   `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	// It grows with each change of the users and roles, and when authentication is switched off.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Both in the order of their names.
+	Users         []*authpb.User `protobuf:"bytes,3,rep,name=users,proto3" json:"users,omitempty"`
+	Roles         []*authpb.Role `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthState) Reset() {
+	*x = AuthState{}
+	mi := &file_applymsg_apply_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthState) ProtoMessage() {}
+
+func (x *AuthState) ProtoReflect() protoreflect.Message {
+	mi := &file_applymsg_apply_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthState.ProtoReflect.Descriptor instead.
+func (*AuthState) Descriptor() ([]byte, []int) {
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AuthState) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *AuthState) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *AuthState) GetUsers() []*authpb.User {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *AuthState) GetRoles() []*authpb.Role {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
 // MemberAttributes publishes a member's name and client URLs when it begins to serve.
 type MemberAttributes struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -442,7 +789,7 @@ type MemberAttributes struct {
 
 func (x *MemberAttributes) Reset() {
 	*x = MemberAttributes{}
-	mi := &file_applymsg_apply_proto_msgTypes[3]
+	mi := &file_applymsg_apply_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +801,7 @@ func (x *MemberAttributes) String() string {
 func (*MemberAttributes) ProtoMessage() {}
 
 func (x *MemberAttributes) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[3]
+	mi := &file_applymsg_apply_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +814,7 @@ func (x *MemberAttributes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberAttributes.ProtoReflect.Descriptor instead.
 func (*MemberAttributes) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{3}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MemberAttributes) GetMemberId() uint64 {
@@ -511,7 +858,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_applymsg_apply_proto_msgTypes[4]
+	mi := &file_applymsg_apply_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +870,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[4]
+	mi := &file_applymsg_apply_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +883,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{4}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Version) GetMajor() uint32 {
@@ -565,7 +912,7 @@ type DiskAlarm struct {
 
 func (x *DiskAlarm) Reset() {
 	*x = DiskAlarm{}
-	mi := &file_applymsg_apply_proto_msgTypes[5]
+	mi := &file_applymsg_apply_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +924,7 @@ func (x *DiskAlarm) String() string {
 func (*DiskAlarm) ProtoMessage() {}
 
 func (x *DiskAlarm) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[5]
+	mi := &file_applymsg_apply_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +937,7 @@ func (x *DiskAlarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskAlarm.ProtoReflect.Descriptor instead.
 func (*DiskAlarm) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{5}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DiskAlarm) GetMemberId() uint64 {
@@ -620,7 +967,7 @@ type DamageAlarm struct {
 
 func (x *DamageAlarm) Reset() {
 	*x = DamageAlarm{}
-	mi := &file_applymsg_apply_proto_msgTypes[6]
+	mi := &file_applymsg_apply_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +979,7 @@ func (x *DamageAlarm) String() string {
 func (*DamageAlarm) ProtoMessage() {}
 
 func (x *DamageAlarm) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[6]
+	mi := &file_applymsg_apply_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +992,7 @@ func (x *DamageAlarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DamageAlarm.ProtoReflect.Descriptor instead.
 func (*DamageAlarm) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{6}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DamageAlarm) GetMemberId() uint64 {
@@ -681,7 +1028,7 @@ type LeaseRevoke struct {
 
 func (x *LeaseRevoke) Reset() {
 	*x = LeaseRevoke{}
-	mi := &file_applymsg_apply_proto_msgTypes[7]
+	mi := &file_applymsg_apply_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +1040,7 @@ func (x *LeaseRevoke) String() string {
 func (*LeaseRevoke) ProtoMessage() {}
 
 func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[7]
+	mi := &file_applymsg_apply_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +1053,7 @@ func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRevoke.ProtoReflect.Descriptor instead.
 func (*LeaseRevoke) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{7}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LeaseRevoke) GetIds() []int64 {
@@ -751,7 +1098,7 @@ type LeaseCheckpoint struct {
 
 func (x *LeaseCheckpoint) Reset() {
 	*x = LeaseCheckpoint{}
-	mi := &file_applymsg_apply_proto_msgTypes[8]
+	mi := &file_applymsg_apply_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +1110,7 @@ func (x *LeaseCheckpoint) String() string {
 func (*LeaseCheckpoint) ProtoMessage() {}
 
 func (x *LeaseCheckpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[8]
+	mi := &file_applymsg_apply_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +1123,7 @@ func (x *LeaseCheckpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseCheckpoint.ProtoReflect.Descriptor instead.
 func (*LeaseCheckpoint) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{8}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LeaseCheckpoint) GetLeases() []*LeaseRemaining {
@@ -812,7 +1159,7 @@ type LeaseRemaining struct {
 
 func (x *LeaseRemaining) Reset() {
 	*x = LeaseRemaining{}
-	mi := &file_applymsg_apply_proto_msgTypes[9]
+	mi := &file_applymsg_apply_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +1171,7 @@ func (x *LeaseRemaining) String() string {
 func (*LeaseRemaining) ProtoMessage() {}
 
 func (x *LeaseRemaining) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[9]
+	mi := &file_applymsg_apply_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +1184,7 @@ func (x *LeaseRemaining) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRemaining.ProtoReflect.Descriptor instead.
 func (*LeaseRemaining) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{9}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LeaseRemaining) GetId() int64 {
@@ -871,7 +1218,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_applymsg_apply_proto_msgTypes[10]
+	mi := &file_applymsg_apply_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1230,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[10]
+	mi := &file_applymsg_apply_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1243,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{10}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Member) GetId() uint64 {
@@ -959,7 +1306,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_applymsg_apply_proto_msgTypes[11]
+	mi := &file_applymsg_apply_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1318,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[11]
+	mi := &file_applymsg_apply_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1331,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{11}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MemberChange) GetBatchId() uint64 {
@@ -1031,7 +1378,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_applymsg_apply_proto_msgTypes[12]
+	mi := &file_applymsg_apply_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1390,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_applymsg_apply_proto_msgTypes[12]
+	mi := &file_applymsg_apply_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1403,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_applymsg_apply_proto_rawDescGZIP(), []int{12}
+	return file_applymsg_apply_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Alarm) GetMemberId() uint64 {
@@ -1091,13 +1438,13 @@ var File_applymsg_apply_proto protoreflect.FileDescriptor
 
 const file_applymsg_apply_proto_rawDesc = "" +
 	"\n" +
-	"\x14applymsg/apply.proto\x12\x0ftroupe.applymsg\x1a\n" +
+	"\x14applymsg/apply.proto\x12\x0ftroupe.applymsg\x1a\x1aetcd/api/authpb/auth.proto\x1a\n" +
 	"raft.proto\x1a\trpc.proto\"0\n" +
 	"\x05Apply\x12'\n" +
 	"\aentries\x18\x01 \x03(\v2\r.raftpb.EntryR\aentries\"T\n" +
 	"\fRequestBatch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x124\n" +
-	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\x96\x06\n" +
+	"\brequests\x18\x02 \x03(\v2\x18.troupe.applymsg.RequestR\brequests\"\x80\x0e\n" +
 	"\aRequest\x12,\n" +
 	"\x03put\x18\x02 \x01(\v2\x18.etcdserverpb.PutRequestH\x00R\x03put\x12E\n" +
 	"\fdelete_range\x18\x03 \x01(\v2 .etcdserverpb.DeleteRangeRequestH\x00R\vdeleteRange\x12,\n" +
@@ -1115,8 +1462,34 @@ const file_applymsg_apply_proto_rawDesc = "" +
 	" \x01(\v2\x1c.troupe.applymsg.LeaseRevokeH\x00R\vleaseRevoke\x12M\n" +
 	"\x10lease_checkpoint\x18\v \x01(\v2 .troupe.applymsg.LeaseCheckpointH\x00R\x0fleaseCheckpoint\x12C\n" +
 	"\x0fcluster_version\x18\f \x01(\v2\x18.troupe.applymsg.VersionH\x00R\x0eclusterVersion\x12A\n" +
-	"\fdamage_alarm\x18\r \x01(\v2\x1c.troupe.applymsg.DamageAlarmH\x00R\vdamageAlarmB\x04\n" +
-	"\x02op\"}\n" +
+	"\fdamage_alarm\x18\r \x01(\v2\x1c.troupe.applymsg.DamageAlarmH\x00R\vdamageAlarm\x12B\n" +
+	"\vauth_enable\x18\x0e \x01(\v2\x1f.etcdserverpb.AuthEnableRequestH\x00R\n" +
+	"authEnable\x12E\n" +
+	"\fauth_disable\x18\x0f \x01(\v2 .etcdserverpb.AuthDisableRequestH\x00R\vauthDisable\x12C\n" +
+	"\fauthenticate\x18\x10 \x01(\v2\x1d.troupe.applymsg.AuthenticateH\x00R\fauthenticate\x12=\n" +
+	"\buser_add\x18\x11 \x01(\v2 .etcdserverpb.AuthUserAddRequestH\x00R\auserAdd\x12F\n" +
+	"\vuser_delete\x18\x12 \x01(\v2#.etcdserverpb.AuthUserDeleteRequestH\x00R\n" +
+	"userDelete\x12_\n" +
+	"\x14user_change_password\x18\x13 \x01(\v2+.etcdserverpb.AuthUserChangePasswordRequestH\x00R\x12userChangePassword\x12P\n" +
+	"\x0fuser_grant_role\x18\x14 \x01(\v2&.etcdserverpb.AuthUserGrantRoleRequestH\x00R\ruserGrantRole\x12S\n" +
+	"\x10user_revoke_role\x18\x15 \x01(\v2'.etcdserverpb.AuthUserRevokeRoleRequestH\x00R\x0euserRevokeRole\x12=\n" +
+	"\brole_add\x18\x16 \x01(\v2 .etcdserverpb.AuthRoleAddRequestH\x00R\aroleAdd\x12F\n" +
+	"\vrole_delete\x18\x17 \x01(\v2#.etcdserverpb.AuthRoleDeleteRequestH\x00R\n" +
+	"roleDelete\x12b\n" +
+	"\x15role_grant_permission\x18\x18 \x01(\v2,.etcdserverpb.AuthRoleGrantPermissionRequestH\x00R\x13roleGrantPermission\x12e\n" +
+	"\x16role_revoke_permission\x18\x19 \x01(\v2-.etcdserverpb.AuthRoleRevokePermissionRequestH\x00R\x14roleRevokePermission\x12\x12\n" +
+	"\x04user\x18\x1e \x01(\tR\x04user\x12#\n" +
+	"\rauth_revision\x18\x1f \x01(\x04R\fauthRevisionB\x04\n" +
+	"\x02op\"p\n" +
+	"\fAuthenticate\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
+	"\ftoken_prefix\x18\x02 \x01(\tR\vtokenPrefix\x12)\n" +
+	"\x10checked_revision\x18\x03 \x01(\x04R\x0fcheckedRevision\"\x89\x01\n" +
+	"\tAuthState\x12\x18\n" +
+	"\aenabled\x18\x01 \x01(\bR\aenabled\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\"\n" +
+	"\x05users\x18\x03 \x03(\v2\f.authpb.UserR\x05users\x12\"\n" +
+	"\x05roles\x18\x04 \x03(\v2\f.authpb.RoleR\x05roles\"}\n" +
 	"\x10MemberAttributes\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
@@ -1185,55 +1558,84 @@ func file_applymsg_apply_proto_rawDescGZIP() []byte {
 }
 
 var file_applymsg_apply_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_applymsg_apply_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_applymsg_apply_proto_goTypes = []any{
-	(MemberChangeKind)(0),                   // 0: troupe.applymsg.MemberChangeKind
-	(*Apply)(nil),                           // 1: troupe.applymsg.Apply
-	(*RequestBatch)(nil),                    // 2: troupe.applymsg.RequestBatch
-	(*Request)(nil),                         // 3: troupe.applymsg.Request
-	(*MemberAttributes)(nil),                // 4: troupe.applymsg.MemberAttributes
-	(*Version)(nil),                         // 5: troupe.applymsg.Version
-	(*DiskAlarm)(nil),                       // 6: troupe.applymsg.DiskAlarm
-	(*DamageAlarm)(nil),                     // 7: troupe.applymsg.DamageAlarm
-	(*LeaseRevoke)(nil),                     // 8: troupe.applymsg.LeaseRevoke
-	(*LeaseCheckpoint)(nil),                 // 9: troupe.applymsg.LeaseCheckpoint
-	(*LeaseRemaining)(nil),                  // 10: troupe.applymsg.LeaseRemaining
-	(*Member)(nil),                          // 11: troupe.applymsg.Member
-	(*MemberChange)(nil),                    // 12: troupe.applymsg.MemberChange
-	(*Alarm)(nil),                           // 13: troupe.applymsg.Alarm
-	(*raftpb.Entry)(nil),                    // 14: raftpb.Entry
-	(*etcdserverpb.PutRequest)(nil),         // 15: etcdserverpb.PutRequest
-	(*etcdserverpb.DeleteRangeRequest)(nil), // 16: etcdserverpb.DeleteRangeRequest
-	(*etcdserverpb.TxnRequest)(nil),         // 17: etcdserverpb.TxnRequest
-	(*etcdserverpb.CompactionRequest)(nil),  // 18: etcdserverpb.CompactionRequest
-	(*etcdserverpb.AlarmRequest)(nil),       // 19: etcdserverpb.AlarmRequest
-	(*etcdserverpb.LeaseGrantRequest)(nil),  // 20: etcdserverpb.LeaseGrantRequest
-	(etcdserverpb.AlarmType)(0),             // 21: etcdserverpb.AlarmType
+	(MemberChangeKind)(0),                                // 0: troupe.applymsg.MemberChangeKind
+	(*Apply)(nil),                                        // 1: troupe.applymsg.Apply
+	(*RequestBatch)(nil),                                 // 2: troupe.applymsg.RequestBatch
+	(*Request)(nil),                                      // 3: troupe.applymsg.Request
+	(*Authenticate)(nil),                                 // 4: troupe.applymsg.Authenticate
+	(*AuthState)(nil),                                    // 5: troupe.applymsg.AuthState
+	(*MemberAttributes)(nil),                             // 6: troupe.applymsg.MemberAttributes
+	(*Version)(nil),                                      // 7: troupe.applymsg.Version
+	(*DiskAlarm)(nil),                                    // 8: troupe.applymsg.DiskAlarm
+	(*DamageAlarm)(nil),                                  // 9: troupe.applymsg.DamageAlarm
+	(*LeaseRevoke)(nil),                                  // 10: troupe.applymsg.LeaseRevoke
+	(*LeaseCheckpoint)(nil),                              // 11: troupe.applymsg.LeaseCheckpoint
+	(*LeaseRemaining)(nil),                               // 12: troupe.applymsg.LeaseRemaining
+	(*Member)(nil),                                       // 13: troupe.applymsg.Member
+	(*MemberChange)(nil),                                 // 14: troupe.applymsg.MemberChange
+	(*Alarm)(nil),                                        // 15: troupe.applymsg.Alarm
+	(*raftpb.Entry)(nil),                                 // 16: raftpb.Entry
+	(*etcdserverpb.PutRequest)(nil),                      // 17: etcdserverpb.PutRequest
+	(*etcdserverpb.DeleteRangeRequest)(nil),              // 18: etcdserverpb.DeleteRangeRequest
+	(*etcdserverpb.TxnRequest)(nil),                      // 19: etcdserverpb.TxnRequest
+	(*etcdserverpb.CompactionRequest)(nil),               // 20: etcdserverpb.CompactionRequest
+	(*etcdserverpb.AlarmRequest)(nil),                    // 21: etcdserverpb.AlarmRequest
+	(*etcdserverpb.LeaseGrantRequest)(nil),               // 22: etcdserverpb.LeaseGrantRequest
+	(*etcdserverpb.AuthEnableRequest)(nil),               // 23: etcdserverpb.AuthEnableRequest
+	(*etcdserverpb.AuthDisableRequest)(nil),              // 24: etcdserverpb.AuthDisableRequest
+	(*etcdserverpb.AuthUserAddRequest)(nil),              // 25: etcdserverpb.AuthUserAddRequest
+	(*etcdserverpb.AuthUserDeleteRequest)(nil),           // 26: etcdserverpb.AuthUserDeleteRequest
+	(*etcdserverpb.AuthUserChangePasswordRequest)(nil),   // 27: etcdserverpb.AuthUserChangePasswordRequest
+	(*etcdserverpb.AuthUserGrantRoleRequest)(nil),        // 28: etcdserverpb.AuthUserGrantRoleRequest
+	(*etcdserverpb.AuthUserRevokeRoleRequest)(nil),       // 29: etcdserverpb.AuthUserRevokeRoleRequest
+	(*etcdserverpb.AuthRoleAddRequest)(nil),              // 30: etcdserverpb.AuthRoleAddRequest
+	(*etcdserverpb.AuthRoleDeleteRequest)(nil),           // 31: etcdserverpb.AuthRoleDeleteRequest
+	(*etcdserverpb.AuthRoleGrantPermissionRequest)(nil),  // 32: etcdserverpb.AuthRoleGrantPermissionRequest
+	(*etcdserverpb.AuthRoleRevokePermissionRequest)(nil), // 33: etcdserverpb.AuthRoleRevokePermissionRequest
+	(*authpb.User)(nil),                                  // 34: authpb.User
+	(*authpb.Role)(nil),                                  // 35: authpb.Role
+	(etcdserverpb.AlarmType)(0),                          // 36: etcdserverpb.AlarmType
 }
 var file_applymsg_apply_proto_depIdxs = []int32{
-	14, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
+	16, // 0: troupe.applymsg.Apply.entries:type_name -> raftpb.Entry
 	3,  // 1: troupe.applymsg.RequestBatch.requests:type_name -> troupe.applymsg.Request
-	15, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
-	16, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
-	17, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
-	18, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
-	19, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
-	4,  // 7: troupe.applymsg.Request.member_attributes:type_name -> troupe.applymsg.MemberAttributes
-	6,  // 8: troupe.applymsg.Request.disk_alarm:type_name -> troupe.applymsg.DiskAlarm
-	20, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
-	8,  // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
-	9,  // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
-	5,  // 12: troupe.applymsg.Request.cluster_version:type_name -> troupe.applymsg.Version
-	7,  // 13: troupe.applymsg.Request.damage_alarm:type_name -> troupe.applymsg.DamageAlarm
-	10, // 14: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
-	0,  // 15: troupe.applymsg.MemberChange.kind:type_name -> troupe.applymsg.MemberChangeKind
-	11, // 16: troupe.applymsg.MemberChange.member:type_name -> troupe.applymsg.Member
-	21, // 17: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	17, // 2: troupe.applymsg.Request.put:type_name -> etcdserverpb.PutRequest
+	18, // 3: troupe.applymsg.Request.delete_range:type_name -> etcdserverpb.DeleteRangeRequest
+	19, // 4: troupe.applymsg.Request.txn:type_name -> etcdserverpb.TxnRequest
+	20, // 5: troupe.applymsg.Request.compaction:type_name -> etcdserverpb.CompactionRequest
+	21, // 6: troupe.applymsg.Request.alarm:type_name -> etcdserverpb.AlarmRequest
+	6,  // 7: troupe.applymsg.Request.member_attributes:type_name -> troupe.applymsg.MemberAttributes
+	8,  // 8: troupe.applymsg.Request.disk_alarm:type_name -> troupe.applymsg.DiskAlarm
+	22, // 9: troupe.applymsg.Request.lease_grant:type_name -> etcdserverpb.LeaseGrantRequest
+	10, // 10: troupe.applymsg.Request.lease_revoke:type_name -> troupe.applymsg.LeaseRevoke
+	11, // 11: troupe.applymsg.Request.lease_checkpoint:type_name -> troupe.applymsg.LeaseCheckpoint
+	7,  // 12: troupe.applymsg.Request.cluster_version:type_name -> troupe.applymsg.Version
+	9,  // 13: troupe.applymsg.Request.damage_alarm:type_name -> troupe.applymsg.DamageAlarm
+	23, // 14: troupe.applymsg.Request.auth_enable:type_name -> etcdserverpb.AuthEnableRequest
+	24, // 15: troupe.applymsg.Request.auth_disable:type_name -> etcdserverpb.AuthDisableRequest
+	4,  // 16: troupe.applymsg.Request.authenticate:type_name -> troupe.applymsg.Authenticate
+	25, // 17: troupe.applymsg.Request.user_add:type_name -> etcdserverpb.AuthUserAddRequest
+	26, // 18: troupe.applymsg.Request.user_delete:type_name -> etcdserverpb.AuthUserDeleteRequest
+	27, // 19: troupe.applymsg.Request.user_change_password:type_name -> etcdserverpb.AuthUserChangePasswordRequest
+	28, // 20: troupe.applymsg.Request.user_grant_role:type_name -> etcdserverpb.AuthUserGrantRoleRequest
+	29, // 21: troupe.applymsg.Request.user_revoke_role:type_name -> etcdserverpb.AuthUserRevokeRoleRequest
+	30, // 22: troupe.applymsg.Request.role_add:type_name -> etcdserverpb.AuthRoleAddRequest
+	31, // 23: troupe.applymsg.Request.role_delete:type_name -> etcdserverpb.AuthRoleDeleteRequest
+	32, // 24: troupe.applymsg.Request.role_grant_permission:type_name -> etcdserverpb.AuthRoleGrantPermissionRequest
+	33, // 25: troupe.applymsg.Request.role_revoke_permission:type_name -> etcdserverpb.AuthRoleRevokePermissionRequest
+	34, // 26: troupe.applymsg.AuthState.users:type_name -> authpb.User
+	35, // 27: troupe.applymsg.AuthState.roles:type_name -> authpb.Role
+	12, // 28: troupe.applymsg.LeaseCheckpoint.leases:type_name -> troupe.applymsg.LeaseRemaining
+	0,  // 29: troupe.applymsg.MemberChange.kind:type_name -> troupe.applymsg.MemberChangeKind
+	13, // 30: troupe.applymsg.MemberChange.member:type_name -> troupe.applymsg.Member
+	36, // 31: troupe.applymsg.Alarm.type:type_name -> etcdserverpb.AlarmType
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_applymsg_apply_proto_init() }
@@ -1254,6 +1656,18 @@ func file_applymsg_apply_proto_init() {
 		(*Request_LeaseCheckpoint)(nil),
 		(*Request_ClusterVersion)(nil),
 		(*Request_DamageAlarm)(nil),
+		(*Request_AuthEnable)(nil),
+		(*Request_AuthDisable)(nil),
+		(*Request_Authenticate)(nil),
+		(*Request_UserAdd)(nil),
+		(*Request_UserDelete)(nil),
+		(*Request_UserChangePassword)(nil),
+		(*Request_UserGrantRole)(nil),
+		(*Request_UserRevokeRole)(nil),
+		(*Request_RoleAdd)(nil),
+		(*Request_RoleDelete)(nil),
+		(*Request_RoleGrantPermission)(nil),
+		(*Request_RoleRevokePermission)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1261,7 +1675,7 @@ func file_applymsg_apply_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_applymsg_apply_proto_rawDesc), len(file_applymsg_apply_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -90,7 +90,10 @@ type EntryOps struct {
 	// Set if this entry changed the members or alarms: all of them, after the change.
 	Cluster *Cluster `protobuf:"bytes,7,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// Size of the entry's data in bytes.
-	Bytes         int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Set if this entry changed the users or roles, or switched authentication on or off: all of
+	// it, after the change.
+	Auth          *applymsg.AuthState `protobuf:"bytes,9,opt,name=auth,proto3" json:"auth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -181,13 +184,23 @@ func (x *EntryOps) GetBytes() int64 {
 	return 0
 }
 
-// Op is one request of an entry. Exactly one of the fields is set.
+func (x *EntryOps) GetAuth() *applymsg.AuthState {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+// Op is one request of an entry. Exactly one of request and answer is set.
 type Op struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// To be executed by the keyspace.
 	Request *applymsg.Request `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
 	// The result, if apply has answered the request.
-	Answer        *raftmsg.Result `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"`
+	Answer *raftmsg.Result `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"`
+	// Set if the request attaches keys to leases or revokes one, and its user must have the right
+	// to write all keys that are attached to them by then.
+	LeaseAccess   *LeaseAccess `protobuf:"bytes,3,opt,name=lease_access,json=leaseAccess,proto3" json:"lease_access,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,6 +249,122 @@ func (x *Op) GetAnswer() *raftmsg.Result {
 	return nil
 }
 
+func (x *Op) GetLeaseAccess() *LeaseAccess {
+	if x != nil {
+		return x.LeaseAccess
+	}
+	return nil
+}
+
+// LeaseAccess is what the user of a request may write.
+type LeaseAccess struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The result of the request if a lease has a key that is in none of the ranges.
+	Code raftmsg.Code `protobuf:"varint,1,opt,name=code,proto3,enum=troupe.raftmsg.Code" json:"code,omitempty"`
+	// Ascending and disjoint.
+	Writable      []*KeyRange `protobuf:"bytes,2,rep,name=writable,proto3" json:"writable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseAccess) Reset() {
+	*x = LeaseAccess{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseAccess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseAccess) ProtoMessage() {}
+
+func (x *LeaseAccess) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseAccess.ProtoReflect.Descriptor instead.
+func (*LeaseAccess) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LeaseAccess) GetCode() raftmsg.Code {
+	if x != nil {
+		return x.Code
+	}
+	return raftmsg.Code(0)
+}
+
+func (x *LeaseAccess) GetWritable() []*KeyRange {
+	if x != nil {
+		return x.Writable
+	}
+	return nil
+}
+
+// KeyRange is the keys from key up to end, which is not among them. An empty end stands for
+// the end of all keys.
+type KeyRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	End           []byte                 `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyRange) Reset() {
+	*x = KeyRange{}
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyRange) ProtoMessage() {}
+
+func (x *KeyRange) ProtoReflect() protoreflect.Message {
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyRange.ProtoReflect.Descriptor instead.
+func (*KeyRange) Descriptor() ([]byte, []int) {
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *KeyRange) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *KeyRange) GetEnd() []byte {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
 // Cluster is the replicated state that apply owns: everything but the keyspace and its
 // leases.
 type Cluster struct {
@@ -252,7 +381,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[3]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +393,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[3]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -277,7 +406,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{3}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Cluster) GetMembers() []*applymsg.Member {
@@ -322,7 +451,7 @@ type Persisted struct {
 
 func (x *Persisted) Reset() {
 	*x = Persisted{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[4]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -334,7 +463,7 @@ func (x *Persisted) String() string {
 func (*Persisted) ProtoMessage() {}
 
 func (x *Persisted) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[4]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -347,7 +476,7 @@ func (x *Persisted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Persisted.ProtoReflect.Descriptor instead.
 func (*Persisted) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{4}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Persisted) GetAppliedIndex() uint64 {
@@ -383,7 +512,7 @@ type CompactStep struct {
 
 func (x *CompactStep) Reset() {
 	*x = CompactStep{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[5]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +524,7 @@ func (x *CompactStep) String() string {
 func (*CompactStep) ProtoMessage() {}
 
 func (x *CompactStep) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[5]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +537,7 @@ func (x *CompactStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactStep.ProtoReflect.Descriptor instead.
 func (*CompactStep) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{5}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CompactStep) GetResume() bool {
@@ -430,7 +559,7 @@ type Reclaim struct {
 
 func (x *Reclaim) Reset() {
 	*x = Reclaim{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[6]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +571,7 @@ func (x *Reclaim) String() string {
 func (*Reclaim) ProtoMessage() {}
 
 func (x *Reclaim) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[6]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +584,7 @@ func (x *Reclaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reclaim.ProtoReflect.Descriptor instead.
 func (*Reclaim) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{6}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Reclaim) GetId() *PackID {
@@ -483,7 +612,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +624,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[7]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +637,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{7}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Hold) GetId() uint64 {
@@ -532,14 +661,16 @@ type Persist struct {
 	// Weight of the message in the mailbox.
 	Bytes int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Unset if no lease changed since the last Persist.
-	Leases        *StoredLeases `protobuf:"bytes,5,opt,name=leases,proto3" json:"leases,omitempty"`
+	Leases *StoredLeases `protobuf:"bytes,5,opt,name=leases,proto3" json:"leases,omitempty"`
+	// Unset if it has not changed since the last Persist.
+	Auth          *applymsg.AuthState `protobuf:"bytes,6,opt,name=auth,proto3" json:"auth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Persist) Reset() {
 	*x = Persist{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +682,7 @@ func (x *Persist) String() string {
 func (*Persist) ProtoMessage() {}
 
 func (x *Persist) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[8]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +695,7 @@ func (x *Persist) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Persist.ProtoReflect.Descriptor instead.
 func (*Persist) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{8}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Persist) GetPacks() []*Pack {
@@ -602,6 +733,13 @@ func (x *Persist) GetLeases() *StoredLeases {
 	return nil
 }
 
+func (x *Persist) GetAuth() *applymsg.AuthState {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
 // StoredLeases has the changes of leases since the last one, and some buckets, which make
 // older changes obsolete. See mvccactor/mvcc/FORMAT.md.
 type StoredLeases struct {
@@ -622,7 +760,7 @@ type StoredLeases struct {
 
 func (x *StoredLeases) Reset() {
 	*x = StoredLeases{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +772,7 @@ func (x *StoredLeases) String() string {
 func (*StoredLeases) ProtoMessage() {}
 
 func (x *StoredLeases) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[9]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +785,7 @@ func (x *StoredLeases) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredLeases.ProtoReflect.Descriptor instead.
 func (*StoredLeases) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{9}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StoredLeases) GetLog() uint64 {
@@ -697,7 +835,7 @@ type StoredBucket struct {
 
 func (x *StoredBucket) Reset() {
 	*x = StoredBucket{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +847,7 @@ func (x *StoredBucket) String() string {
 func (*StoredBucket) ProtoMessage() {}
 
 func (x *StoredBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[10]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +860,7 @@ func (x *StoredBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredBucket.ProtoReflect.Descriptor instead.
 func (*StoredBucket) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{10}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StoredBucket) GetBucket() uint32 {
@@ -749,7 +887,7 @@ type LeaseList struct {
 
 func (x *LeaseList) Reset() {
 	*x = LeaseList{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +899,7 @@ func (x *LeaseList) String() string {
 func (*LeaseList) ProtoMessage() {}
 
 func (x *LeaseList) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[11]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +912,7 @@ func (x *LeaseList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseList.ProtoReflect.Descriptor instead.
 func (*LeaseList) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{11}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LeaseList) GetLeases() []*Lease {
@@ -801,7 +939,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +951,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[12]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +964,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{12}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Lease) GetId() int64 {
@@ -869,7 +1007,7 @@ type Reclaimed struct {
 
 func (x *Reclaimed) Reset() {
 	*x = Reclaimed{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1019,7 @@ func (x *Reclaimed) String() string {
 func (*Reclaimed) ProtoMessage() {}
 
 func (x *Reclaimed) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[13]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1032,7 @@ func (x *Reclaimed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reclaimed.ProtoReflect.Descriptor instead.
 func (*Reclaimed) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{13}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Reclaimed) GetId() *PackID {
@@ -923,7 +1061,7 @@ type PackID struct {
 
 func (x *PackID) Reset() {
 	*x = PackID{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1073,7 @@ func (x *PackID) String() string {
 func (*PackID) ProtoMessage() {}
 
 func (x *PackID) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[14]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1086,7 @@ func (x *PackID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackID.ProtoReflect.Descriptor instead.
 func (*PackID) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{14}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PackID) GetMain() int64 {
@@ -980,7 +1118,7 @@ type Pack struct {
 
 func (x *Pack) Reset() {
 	*x = Pack{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1130,7 @@ func (x *Pack) String() string {
 func (*Pack) ProtoMessage() {}
 
 func (x *Pack) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[15]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1143,7 @@ func (x *Pack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pack.ProtoReflect.Descriptor instead.
 func (*Pack) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{15}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Pack) GetId() *PackID {
@@ -1058,7 +1196,7 @@ type Durable struct {
 
 func (x *Durable) Reset() {
 	*x = Durable{}
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[16]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1208,7 @@ func (x *Durable) String() string {
 func (*Durable) ProtoMessage() {}
 
 func (x *Durable) ProtoReflect() protoreflect.Message {
-	mi := &file_mvccmsg_mvcc_proto_msgTypes[16]
+	mi := &file_mvccmsg_mvcc_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1221,7 @@ func (x *Durable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Durable.ProtoReflect.Descriptor instead.
 func (*Durable) Descriptor() ([]byte, []int) {
-	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{16}
+	return file_mvccmsg_mvcc_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Durable) GetFormat() uint32 {
@@ -1156,7 +1294,7 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\x12mvccmsg/mvcc.proto\x12\x0etroupe.mvccmsg\x1a\n" +
 	"raft.proto\x1a\x14applymsg/apply.proto\x1a\x12raftmsg/raft.proto\"=\n" +
 	"\aExecute\x122\n" +
-	"\aentries\x18\x01 \x03(\v2\x18.troupe.mvccmsg.EntryOpsR\aentries\"\xa7\x02\n" +
+	"\aentries\x18\x01 \x03(\v2\x18.troupe.mvccmsg.EntryOpsR\aentries\"\xd7\x02\n" +
 	"\bEntryOps\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x19\n" +
@@ -1167,10 +1305,18 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\vconf_change\x18\x06 \x01(\v2\x14.raftpb.ConfChangeV2R\n" +
 	"confChange\x121\n" +
 	"\acluster\x18\a \x01(\v2\x17.troupe.mvccmsg.ClusterR\acluster\x12\x14\n" +
-	"\x05bytes\x18\b \x01(\x03R\x05bytes\"h\n" +
+	"\x05bytes\x18\b \x01(\x03R\x05bytes\x12.\n" +
+	"\x04auth\x18\t \x01(\v2\x1a.troupe.applymsg.AuthStateR\x04auth\"\xa8\x01\n" +
 	"\x02Op\x122\n" +
 	"\arequest\x18\x01 \x01(\v2\x18.troupe.applymsg.RequestR\arequest\x12.\n" +
-	"\x06answer\x18\x02 \x01(\v2\x16.troupe.raftmsg.ResultR\x06answer\"\xba\x01\n" +
+	"\x06answer\x18\x02 \x01(\v2\x16.troupe.raftmsg.ResultR\x06answer\x12>\n" +
+	"\flease_access\x18\x03 \x01(\v2\x1b.troupe.mvccmsg.LeaseAccessR\vleaseAccess\"m\n" +
+	"\vLeaseAccess\x12(\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x14.troupe.raftmsg.CodeR\x04code\x124\n" +
+	"\bwritable\x18\x02 \x03(\v2\x18.troupe.mvccmsg.KeyRangeR\bwritable\".\n" +
+	"\bKeyRange\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\fR\x03end\"\xba\x01\n" +
 	"\aCluster\x121\n" +
 	"\amembers\x18\x01 \x03(\v2\x17.troupe.applymsg.MemberR\amembers\x12.\n" +
 	"\x06alarms\x18\x02 \x03(\v2\x16.troupe.applymsg.AlarmR\x06alarms\x12\x18\n" +
@@ -1186,13 +1332,14 @@ const file_mvccmsg_mvcc_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\v2\x16.troupe.mvccmsg.PackIDR\x02id\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\"\x16\n" +
 	"\x04Hold\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"\xed\x01\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\x9d\x02\n" +
 	"\aPersist\x12*\n" +
 	"\x05packs\x18\x01 \x03(\v2\x14.troupe.mvccmsg.PackR\x05packs\x127\n" +
 	"\treclaimed\x18\x02 \x03(\v2\x19.troupe.mvccmsg.ReclaimedR\treclaimed\x121\n" +
 	"\adurable\x18\x03 \x01(\v2\x17.troupe.mvccmsg.DurableR\adurable\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x124\n" +
-	"\x06leases\x18\x05 \x01(\v2\x1c.troupe.mvccmsg.StoredLeasesR\x06leases\"\xa8\x01\n" +
+	"\x06leases\x18\x05 \x01(\v2\x1c.troupe.mvccmsg.StoredLeasesR\x06leases\x12.\n" +
+	"\x04auth\x18\x06 \x01(\v2\x1a.troupe.applymsg.AuthStateR\x04auth\"\xa8\x01\n" +
 	"\fStoredLeases\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\x04R\x03log\x12\x18\n" +
 	"\achanges\x18\x02 \x01(\fR\achanges\x126\n" +
@@ -1245,61 +1392,70 @@ func file_mvccmsg_mvcc_proto_rawDescGZIP() []byte {
 	return file_mvccmsg_mvcc_proto_rawDescData
 }
 
-var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_mvccmsg_mvcc_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_mvccmsg_mvcc_proto_goTypes = []any{
 	(*Execute)(nil),             // 0: troupe.mvccmsg.Execute
 	(*EntryOps)(nil),            // 1: troupe.mvccmsg.EntryOps
 	(*Op)(nil),                  // 2: troupe.mvccmsg.Op
-	(*Cluster)(nil),             // 3: troupe.mvccmsg.Cluster
-	(*Persisted)(nil),           // 4: troupe.mvccmsg.Persisted
-	(*CompactStep)(nil),         // 5: troupe.mvccmsg.CompactStep
-	(*Reclaim)(nil),             // 6: troupe.mvccmsg.Reclaim
-	(*Hold)(nil),                // 7: troupe.mvccmsg.Hold
-	(*Persist)(nil),             // 8: troupe.mvccmsg.Persist
-	(*StoredLeases)(nil),        // 9: troupe.mvccmsg.StoredLeases
-	(*StoredBucket)(nil),        // 10: troupe.mvccmsg.StoredBucket
-	(*LeaseList)(nil),           // 11: troupe.mvccmsg.LeaseList
-	(*Lease)(nil),               // 12: troupe.mvccmsg.Lease
-	(*Reclaimed)(nil),           // 13: troupe.mvccmsg.Reclaimed
-	(*PackID)(nil),              // 14: troupe.mvccmsg.PackID
-	(*Pack)(nil),                // 15: troupe.mvccmsg.Pack
-	(*Durable)(nil),             // 16: troupe.mvccmsg.Durable
-	(*raftpb.ConfState)(nil),    // 17: raftpb.ConfState
-	(*raftpb.ConfChangeV2)(nil), // 18: raftpb.ConfChangeV2
-	(*applymsg.Request)(nil),    // 19: troupe.applymsg.Request
-	(*raftmsg.Result)(nil),      // 20: troupe.raftmsg.Result
-	(*applymsg.Member)(nil),     // 21: troupe.applymsg.Member
-	(*applymsg.Alarm)(nil),      // 22: troupe.applymsg.Alarm
-	(*applymsg.Version)(nil),    // 23: troupe.applymsg.Version
+	(*LeaseAccess)(nil),         // 3: troupe.mvccmsg.LeaseAccess
+	(*KeyRange)(nil),            // 4: troupe.mvccmsg.KeyRange
+	(*Cluster)(nil),             // 5: troupe.mvccmsg.Cluster
+	(*Persisted)(nil),           // 6: troupe.mvccmsg.Persisted
+	(*CompactStep)(nil),         // 7: troupe.mvccmsg.CompactStep
+	(*Reclaim)(nil),             // 8: troupe.mvccmsg.Reclaim
+	(*Hold)(nil),                // 9: troupe.mvccmsg.Hold
+	(*Persist)(nil),             // 10: troupe.mvccmsg.Persist
+	(*StoredLeases)(nil),        // 11: troupe.mvccmsg.StoredLeases
+	(*StoredBucket)(nil),        // 12: troupe.mvccmsg.StoredBucket
+	(*LeaseList)(nil),           // 13: troupe.mvccmsg.LeaseList
+	(*Lease)(nil),               // 14: troupe.mvccmsg.Lease
+	(*Reclaimed)(nil),           // 15: troupe.mvccmsg.Reclaimed
+	(*PackID)(nil),              // 16: troupe.mvccmsg.PackID
+	(*Pack)(nil),                // 17: troupe.mvccmsg.Pack
+	(*Durable)(nil),             // 18: troupe.mvccmsg.Durable
+	(*raftpb.ConfState)(nil),    // 19: raftpb.ConfState
+	(*raftpb.ConfChangeV2)(nil), // 20: raftpb.ConfChangeV2
+	(*applymsg.AuthState)(nil),  // 21: troupe.applymsg.AuthState
+	(*applymsg.Request)(nil),    // 22: troupe.applymsg.Request
+	(*raftmsg.Result)(nil),      // 23: troupe.raftmsg.Result
+	(raftmsg.Code)(0),           // 24: troupe.raftmsg.Code
+	(*applymsg.Member)(nil),     // 25: troupe.applymsg.Member
+	(*applymsg.Alarm)(nil),      // 26: troupe.applymsg.Alarm
+	(*applymsg.Version)(nil),    // 27: troupe.applymsg.Version
 }
 var file_mvccmsg_mvcc_proto_depIdxs = []int32{
 	1,  // 0: troupe.mvccmsg.Execute.entries:type_name -> troupe.mvccmsg.EntryOps
 	2,  // 1: troupe.mvccmsg.EntryOps.ops:type_name -> troupe.mvccmsg.Op
-	17, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
-	18, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
-	3,  // 4: troupe.mvccmsg.EntryOps.cluster:type_name -> troupe.mvccmsg.Cluster
-	19, // 5: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
-	20, // 6: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
-	21, // 7: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
-	22, // 8: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
-	23, // 9: troupe.mvccmsg.Cluster.version:type_name -> troupe.applymsg.Version
-	14, // 10: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
-	15, // 11: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
-	13, // 12: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
-	16, // 13: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
-	9,  // 14: troupe.mvccmsg.Persist.leases:type_name -> troupe.mvccmsg.StoredLeases
-	10, // 15: troupe.mvccmsg.StoredLeases.buckets:type_name -> troupe.mvccmsg.StoredBucket
-	12, // 16: troupe.mvccmsg.LeaseList.leases:type_name -> troupe.mvccmsg.Lease
-	14, // 17: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
-	15, // 18: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
-	14, // 19: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
-	17, // 20: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
-	3,  // 21: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	19, // 2: troupe.mvccmsg.EntryOps.conf_state:type_name -> raftpb.ConfState
+	20, // 3: troupe.mvccmsg.EntryOps.conf_change:type_name -> raftpb.ConfChangeV2
+	5,  // 4: troupe.mvccmsg.EntryOps.cluster:type_name -> troupe.mvccmsg.Cluster
+	21, // 5: troupe.mvccmsg.EntryOps.auth:type_name -> troupe.applymsg.AuthState
+	22, // 6: troupe.mvccmsg.Op.request:type_name -> troupe.applymsg.Request
+	23, // 7: troupe.mvccmsg.Op.answer:type_name -> troupe.raftmsg.Result
+	3,  // 8: troupe.mvccmsg.Op.lease_access:type_name -> troupe.mvccmsg.LeaseAccess
+	24, // 9: troupe.mvccmsg.LeaseAccess.code:type_name -> troupe.raftmsg.Code
+	4,  // 10: troupe.mvccmsg.LeaseAccess.writable:type_name -> troupe.mvccmsg.KeyRange
+	25, // 11: troupe.mvccmsg.Cluster.members:type_name -> troupe.applymsg.Member
+	26, // 12: troupe.mvccmsg.Cluster.alarms:type_name -> troupe.applymsg.Alarm
+	27, // 13: troupe.mvccmsg.Cluster.version:type_name -> troupe.applymsg.Version
+	16, // 14: troupe.mvccmsg.Reclaim.id:type_name -> troupe.mvccmsg.PackID
+	17, // 15: troupe.mvccmsg.Persist.packs:type_name -> troupe.mvccmsg.Pack
+	15, // 16: troupe.mvccmsg.Persist.reclaimed:type_name -> troupe.mvccmsg.Reclaimed
+	18, // 17: troupe.mvccmsg.Persist.durable:type_name -> troupe.mvccmsg.Durable
+	11, // 18: troupe.mvccmsg.Persist.leases:type_name -> troupe.mvccmsg.StoredLeases
+	21, // 19: troupe.mvccmsg.Persist.auth:type_name -> troupe.applymsg.AuthState
+	12, // 20: troupe.mvccmsg.StoredLeases.buckets:type_name -> troupe.mvccmsg.StoredBucket
+	14, // 21: troupe.mvccmsg.LeaseList.leases:type_name -> troupe.mvccmsg.Lease
+	16, // 22: troupe.mvccmsg.Reclaimed.id:type_name -> troupe.mvccmsg.PackID
+	17, // 23: troupe.mvccmsg.Reclaimed.pack:type_name -> troupe.mvccmsg.Pack
+	16, // 24: troupe.mvccmsg.Pack.id:type_name -> troupe.mvccmsg.PackID
+	19, // 25: troupe.mvccmsg.Durable.conf_state:type_name -> raftpb.ConfState
+	5,  // 26: troupe.mvccmsg.Durable.cluster:type_name -> troupe.mvccmsg.Cluster
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_mvccmsg_mvcc_proto_init() }
@@ -1313,7 +1469,7 @@ func file_mvccmsg_mvcc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mvccmsg_mvcc_proto_rawDesc), len(file_mvccmsg_mvcc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -64,7 +64,30 @@ const (
 	Code_BAD_TRANSFEREE     Code = 46
 	Code_TRANSFER_TIMED_OUT Code = 47
 	// The member's data directory is not the one that the cluster knows.
-	Code_DATA_REPLACED Code = 48
+	Code_DATA_REPLACED       Code = 48
+	Code_ROOT_USER_NOT_FOUND Code = 60
+	// The user root does not have the role root.
+	Code_ROOT_ROLE_NOT_GRANTED Code = 61
+	Code_USER_EXISTS           Code = 62
+	// A user without a name; or a request without a user, although authentication is on.
+	Code_USER_EMPTY     Code = 63
+	Code_USER_NOT_FOUND Code = 64
+	Code_ROLE_EXISTS    Code = 65
+	Code_ROLE_NOT_FOUND Code = 66
+	Code_ROLE_EMPTY     Code = 67
+	Code_AUTH_FAILED    Code = 68
+	// A request to grant a permission has none.
+	Code_PERMISSION_NOT_GIVEN   Code = 69
+	Code_PERMISSION_DENIED      Code = 70
+	Code_ROLE_NOT_GRANTED       Code = 71
+	Code_PERMISSION_NOT_GRANTED Code = 72
+	Code_AUTH_NOT_ENABLED       Code = 73
+	// The change would lock root out, or the range of a permission is malformed.
+	Code_INVALID_AUTH_MANAGEMENT Code = 74
+	// The users or roles have changed since the token was issued, or the password checked.
+	Code_AUTH_OLD_REVISION Code = 75
+	// The user has no password; or the hash of a password is malformed.
+	Code_NO_PASSWORD_USER Code = 76
 )
 
 // Enum value maps for Code.
@@ -98,6 +121,23 @@ var (
 		46: "BAD_TRANSFEREE",
 		47: "TRANSFER_TIMED_OUT",
 		48: "DATA_REPLACED",
+		60: "ROOT_USER_NOT_FOUND",
+		61: "ROOT_ROLE_NOT_GRANTED",
+		62: "USER_EXISTS",
+		63: "USER_EMPTY",
+		64: "USER_NOT_FOUND",
+		65: "ROLE_EXISTS",
+		66: "ROLE_NOT_FOUND",
+		67: "ROLE_EMPTY",
+		68: "AUTH_FAILED",
+		69: "PERMISSION_NOT_GIVEN",
+		70: "PERMISSION_DENIED",
+		71: "ROLE_NOT_GRANTED",
+		72: "PERMISSION_NOT_GRANTED",
+		73: "AUTH_NOT_ENABLED",
+		74: "INVALID_AUTH_MANAGEMENT",
+		75: "AUTH_OLD_REVISION",
+		76: "NO_PASSWORD_USER",
 	}
 	Code_value = map[string]int32{
 		"OK":                        0,
@@ -128,6 +168,23 @@ var (
 		"BAD_TRANSFEREE":            46,
 		"TRANSFER_TIMED_OUT":        47,
 		"DATA_REPLACED":             48,
+		"ROOT_USER_NOT_FOUND":       60,
+		"ROOT_ROLE_NOT_GRANTED":     61,
+		"USER_EXISTS":               62,
+		"USER_EMPTY":                63,
+		"USER_NOT_FOUND":            64,
+		"ROLE_EXISTS":               65,
+		"ROLE_NOT_FOUND":            66,
+		"ROLE_EMPTY":                67,
+		"AUTH_FAILED":               68,
+		"PERMISSION_NOT_GIVEN":      69,
+		"PERMISSION_DENIED":         70,
+		"ROLE_NOT_GRANTED":          71,
+		"PERMISSION_NOT_GRANTED":    72,
+		"AUTH_NOT_ENABLED":          73,
+		"INVALID_AUTH_MANAGEMENT":   74,
+		"AUTH_OLD_REVISION":         75,
+		"NO_PASSWORD_USER":          76,
 	}
 )
 
@@ -1242,6 +1299,7 @@ type Result struct {
 	//	*Result_LeaseGrant
 	//	*Result_LeaseRevoke
 	//	*Result_Members
+	//	*Result_Authenticate
 	Response      isResult_Response `protobuf_oneof:"response"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1370,6 +1428,15 @@ func (x *Result) GetMembers() *etcdserverpb.MemberListResponse {
 	return nil
 }
 
+func (x *Result) GetAuthenticate() *etcdserverpb.AuthenticateResponse {
+	if x != nil {
+		if x, ok := x.Response.(*Result_Authenticate); ok {
+			return x.Authenticate
+		}
+	}
+	return nil
+}
+
 type isResult_Response interface {
 	isResult_Response()
 }
@@ -1407,6 +1474,10 @@ type Result_Members struct {
 	Members *etcdserverpb.MemberListResponse `protobuf:"bytes,10,opt,name=members,proto3,oneof"`
 }
 
+type Result_Authenticate struct {
+	Authenticate *etcdserverpb.AuthenticateResponse `protobuf:"bytes,11,opt,name=authenticate,proto3,oneof"`
+}
+
 func (*Result_Put) isResult_Response() {}
 
 func (*Result_DeleteRange) isResult_Response() {}
@@ -1422,6 +1493,8 @@ func (*Result_LeaseGrant) isResult_Response() {}
 func (*Result_LeaseRevoke) isResult_Response() {}
 
 func (*Result_Members) isResult_Response() {}
+
+func (*Result_Authenticate) isResult_Response() {}
 
 var File_raftmsg_raft_proto protoreflect.FileDescriptor
 
@@ -1495,7 +1568,7 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\vResultBatch\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\x04R\abatchId\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x120\n" +
-	"\aresults\x18\x03 \x03(\v2\x16.troupe.raftmsg.ResultR\aresults\"\xc4\x04\n" +
+	"\aresults\x18\x03 \x03(\v2\x16.troupe.raftmsg.ResultR\aresults\"\x8e\x05\n" +
 	"\x06Result\x12(\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x14.troupe.raftmsg.CodeR\x04code\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12-\n" +
@@ -1510,9 +1583,10 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"leaseGrant\x12F\n" +
 	"\flease_revoke\x18\t \x01(\v2!.etcdserverpb.LeaseRevokeResponseH\x00R\vleaseRevoke\x12<\n" +
 	"\amembers\x18\n" +
-	" \x01(\v2 .etcdserverpb.MemberListResponseH\x00R\amembersB\n" +
+	" \x01(\v2 .etcdserverpb.MemberListResponseH\x00R\amembers\x12H\n" +
+	"\fauthenticate\x18\v \x01(\v2\".etcdserverpb.AuthenticateResponseH\x00R\fauthenticateB\n" +
 	"\n" +
-	"\bresponse*\xb4\x04\n" +
+	"\bresponse*\xa6\a\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x11\n" +
 	"\rKEY_NOT_FOUND\x10\x01\x12\x13\n" +
@@ -1543,7 +1617,26 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\x11LEARNER_NOT_READY\x10-\x12\x12\n" +
 	"\x0eBAD_TRANSFEREE\x10.\x12\x16\n" +
 	"\x12TRANSFER_TIMED_OUT\x10/\x12\x11\n" +
-	"\rDATA_REPLACED\x100B+Z)github.com/troupe-db/troupe/proto/raftmsgb\x06proto3"
+	"\rDATA_REPLACED\x100\x12\x17\n" +
+	"\x13ROOT_USER_NOT_FOUND\x10<\x12\x19\n" +
+	"\x15ROOT_ROLE_NOT_GRANTED\x10=\x12\x0f\n" +
+	"\vUSER_EXISTS\x10>\x12\x0e\n" +
+	"\n" +
+	"USER_EMPTY\x10?\x12\x12\n" +
+	"\x0eUSER_NOT_FOUND\x10@\x12\x0f\n" +
+	"\vROLE_EXISTS\x10A\x12\x12\n" +
+	"\x0eROLE_NOT_FOUND\x10B\x12\x0e\n" +
+	"\n" +
+	"ROLE_EMPTY\x10C\x12\x0f\n" +
+	"\vAUTH_FAILED\x10D\x12\x18\n" +
+	"\x14PERMISSION_NOT_GIVEN\x10E\x12\x15\n" +
+	"\x11PERMISSION_DENIED\x10F\x12\x14\n" +
+	"\x10ROLE_NOT_GRANTED\x10G\x12\x1a\n" +
+	"\x16PERMISSION_NOT_GRANTED\x10H\x12\x14\n" +
+	"\x10AUTH_NOT_ENABLED\x10I\x12\x1b\n" +
+	"\x17INVALID_AUTH_MANAGEMENT\x10J\x12\x15\n" +
+	"\x11AUTH_OLD_REVISION\x10K\x12\x14\n" +
+	"\x10NO_PASSWORD_USER\x10LB+Z)github.com/troupe-db/troupe/proto/raftmsgb\x06proto3"
 
 var (
 	file_raftmsg_raft_proto_rawDescOnce sync.Once
@@ -1560,38 +1653,39 @@ func file_raftmsg_raft_proto_rawDescGZIP() []byte {
 var file_raftmsg_raft_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_raftmsg_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_raftmsg_raft_proto_goTypes = []any{
-	(Code)(0),                                // 0: troupe.raftmsg.Code
-	(*Propose)(nil),                          // 1: troupe.raftmsg.Propose
-	(*Appended)(nil),                         // 2: troupe.raftmsg.Appended
-	(*Applied)(nil),                          // 3: troupe.raftmsg.Applied
-	(*Persisted)(nil),                        // 4: troupe.raftmsg.Persisted
-	(*Unreachable)(nil),                      // 5: troupe.raftmsg.Unreachable
-	(*SnapshotStatus)(nil),                   // 6: troupe.raftmsg.SnapshotStatus
-	(*LeaderRefused)(nil),                    // 7: troupe.raftmsg.LeaderRefused
-	(*Campaign)(nil),                         // 8: troupe.raftmsg.Campaign
-	(*ReadIndex)(nil),                        // 9: troupe.raftmsg.ReadIndex
-	(*ReadIndexed)(nil),                      // 10: troupe.raftmsg.ReadIndexed
-	(*RoleChanged)(nil),                      // 11: troupe.raftmsg.RoleChanged
-	(*TermApplied)(nil),                      // 12: troupe.raftmsg.TermApplied
-	(*Transferring)(nil),                     // 13: troupe.raftmsg.Transferring
-	(*Forward)(nil),                          // 14: troupe.raftmsg.Forward
-	(*Batch)(nil),                            // 15: troupe.raftmsg.Batch
-	(*Forwarded)(nil),                        // 16: troupe.raftmsg.Forwarded
-	(*Settled)(nil),                          // 17: troupe.raftmsg.Settled
-	(*ResultBatch)(nil),                      // 18: troupe.raftmsg.ResultBatch
-	(*Result)(nil),                           // 19: troupe.raftmsg.Result
-	(*raftpb.Message)(nil),                   // 20: raftpb.Message
-	(*raftpb.ConfChangeV2)(nil),              // 21: raftpb.ConfChangeV2
-	(*raftpb.ConfState)(nil),                 // 22: raftpb.ConfState
-	(*raftpb.ConfChange)(nil),                // 23: raftpb.ConfChange
-	(*etcdserverpb.PutResponse)(nil),         // 24: etcdserverpb.PutResponse
-	(*etcdserverpb.DeleteRangeResponse)(nil), // 25: etcdserverpb.DeleteRangeResponse
-	(*etcdserverpb.TxnResponse)(nil),         // 26: etcdserverpb.TxnResponse
-	(*etcdserverpb.CompactionResponse)(nil),  // 27: etcdserverpb.CompactionResponse
-	(*etcdserverpb.AlarmResponse)(nil),       // 28: etcdserverpb.AlarmResponse
-	(*etcdserverpb.LeaseGrantResponse)(nil),  // 29: etcdserverpb.LeaseGrantResponse
-	(*etcdserverpb.LeaseRevokeResponse)(nil), // 30: etcdserverpb.LeaseRevokeResponse
-	(*etcdserverpb.MemberListResponse)(nil),  // 31: etcdserverpb.MemberListResponse
+	(Code)(0),                                 // 0: troupe.raftmsg.Code
+	(*Propose)(nil),                           // 1: troupe.raftmsg.Propose
+	(*Appended)(nil),                          // 2: troupe.raftmsg.Appended
+	(*Applied)(nil),                           // 3: troupe.raftmsg.Applied
+	(*Persisted)(nil),                         // 4: troupe.raftmsg.Persisted
+	(*Unreachable)(nil),                       // 5: troupe.raftmsg.Unreachable
+	(*SnapshotStatus)(nil),                    // 6: troupe.raftmsg.SnapshotStatus
+	(*LeaderRefused)(nil),                     // 7: troupe.raftmsg.LeaderRefused
+	(*Campaign)(nil),                          // 8: troupe.raftmsg.Campaign
+	(*ReadIndex)(nil),                         // 9: troupe.raftmsg.ReadIndex
+	(*ReadIndexed)(nil),                       // 10: troupe.raftmsg.ReadIndexed
+	(*RoleChanged)(nil),                       // 11: troupe.raftmsg.RoleChanged
+	(*TermApplied)(nil),                       // 12: troupe.raftmsg.TermApplied
+	(*Transferring)(nil),                      // 13: troupe.raftmsg.Transferring
+	(*Forward)(nil),                           // 14: troupe.raftmsg.Forward
+	(*Batch)(nil),                             // 15: troupe.raftmsg.Batch
+	(*Forwarded)(nil),                         // 16: troupe.raftmsg.Forwarded
+	(*Settled)(nil),                           // 17: troupe.raftmsg.Settled
+	(*ResultBatch)(nil),                       // 18: troupe.raftmsg.ResultBatch
+	(*Result)(nil),                            // 19: troupe.raftmsg.Result
+	(*raftpb.Message)(nil),                    // 20: raftpb.Message
+	(*raftpb.ConfChangeV2)(nil),               // 21: raftpb.ConfChangeV2
+	(*raftpb.ConfState)(nil),                  // 22: raftpb.ConfState
+	(*raftpb.ConfChange)(nil),                 // 23: raftpb.ConfChange
+	(*etcdserverpb.PutResponse)(nil),          // 24: etcdserverpb.PutResponse
+	(*etcdserverpb.DeleteRangeResponse)(nil),  // 25: etcdserverpb.DeleteRangeResponse
+	(*etcdserverpb.TxnResponse)(nil),          // 26: etcdserverpb.TxnResponse
+	(*etcdserverpb.CompactionResponse)(nil),   // 27: etcdserverpb.CompactionResponse
+	(*etcdserverpb.AlarmResponse)(nil),        // 28: etcdserverpb.AlarmResponse
+	(*etcdserverpb.LeaseGrantResponse)(nil),   // 29: etcdserverpb.LeaseGrantResponse
+	(*etcdserverpb.LeaseRevokeResponse)(nil),  // 30: etcdserverpb.LeaseRevokeResponse
+	(*etcdserverpb.MemberListResponse)(nil),   // 31: etcdserverpb.MemberListResponse
+	(*etcdserverpb.AuthenticateResponse)(nil), // 32: etcdserverpb.AuthenticateResponse
 }
 var file_raftmsg_raft_proto_depIdxs = []int32{
 	15, // 0: troupe.raftmsg.Propose.batches:type_name -> troupe.raftmsg.Batch
@@ -1610,11 +1704,12 @@ var file_raftmsg_raft_proto_depIdxs = []int32{
 	29, // 13: troupe.raftmsg.Result.lease_grant:type_name -> etcdserverpb.LeaseGrantResponse
 	30, // 14: troupe.raftmsg.Result.lease_revoke:type_name -> etcdserverpb.LeaseRevokeResponse
 	31, // 15: troupe.raftmsg.Result.members:type_name -> etcdserverpb.MemberListResponse
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	32, // 16: troupe.raftmsg.Result.authenticate:type_name -> etcdserverpb.AuthenticateResponse
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_raftmsg_raft_proto_init() }
@@ -1631,6 +1726,7 @@ func file_raftmsg_raft_proto_init() {
 		(*Result_LeaseGrant)(nil),
 		(*Result_LeaseRevoke)(nil),
 		(*Result_Members)(nil),
+		(*Result_Authenticate)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -552,8 +552,10 @@ func (x *Event) GetWithPrev() []byte {
 
 // Request is a message of the client.
 type Request struct {
-	state         protoimpl.MessageState     `protogen:"open.v1"`
-	Request       *etcdserverpb.WatchRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	state   protoimpl.MessageState     `protogen:"open.v1"`
+	Request *etcdserverpb.WatchRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// If set, the watcher must not be created, for this reason: the client is not known.
+	Refused       string `protobuf:"bytes,2,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -595,6 +597,51 @@ func (x *Request) GetRequest() *etcdserverpb.WatchRequest {
 	return nil
 }
 
+func (x *Request) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+// Reauthorize asks a stream to check again what its watchers may read, because the users or
+// roles have changed.
+type Reauthorize struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reauthorize) Reset() {
+	*x = Reauthorize{}
+	mi := &file_watchmsg_watch_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reauthorize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reauthorize) ProtoMessage() {}
+
+func (x *Reauthorize) ProtoReflect() protoreflect.Message {
+	mi := &file_watchmsg_watch_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reauthorize.ProtoReflect.Descriptor instead.
+func (*Reauthorize) Descriptor() ([]byte, []int) {
+	return file_watchmsg_watch_proto_rawDescGZIP(), []int{10}
+}
+
 // Continue makes a stream read the next part of the log for watchers that lag behind.
 type Continue struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -604,7 +651,7 @@ type Continue struct {
 
 func (x *Continue) Reset() {
 	*x = Continue{}
-	mi := &file_watchmsg_watch_proto_msgTypes[10]
+	mi := &file_watchmsg_watch_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +663,7 @@ func (x *Continue) String() string {
 func (*Continue) ProtoMessage() {}
 
 func (x *Continue) ProtoReflect() protoreflect.Message {
-	mi := &file_watchmsg_watch_proto_msgTypes[10]
+	mi := &file_watchmsg_watch_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +676,7 @@ func (x *Continue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Continue.ProtoReflect.Descriptor instead.
 func (*Continue) Descriptor() ([]byte, []int) {
-	return file_watchmsg_watch_proto_rawDescGZIP(), []int{10}
+	return file_watchmsg_watch_proto_rawDescGZIP(), []int{11}
 }
 
 var File_watchmsg_watch_proto protoreflect.FileDescriptor
@@ -668,9 +715,11 @@ const file_watchmsg_watch_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x1a\n" +
 	"\bdeletion\x18\x02 \x01(\bR\bdeletion\x12\x14\n" +
 	"\x05plain\x18\x03 \x01(\fR\x05plain\x12\x1b\n" +
-	"\twith_prev\x18\x04 \x01(\fR\bwithPrev\"?\n" +
+	"\twith_prev\x18\x04 \x01(\fR\bwithPrev\"Y\n" +
 	"\aRequest\x124\n" +
-	"\arequest\x18\x01 \x01(\v2\x1a.etcdserverpb.WatchRequestR\arequest\"\n" +
+	"\arequest\x18\x01 \x01(\v2\x1a.etcdserverpb.WatchRequestR\arequest\x12\x18\n" +
+	"\arefused\x18\x02 \x01(\tR\arefused\"\r\n" +
+	"\vReauthorize\"\n" +
 	"\n" +
 	"\bContinueB,Z*github.com/troupe-db/troupe/proto/watchmsgb\x06proto3"
 
@@ -686,7 +735,7 @@ func file_watchmsg_watch_proto_rawDescGZIP() []byte {
 	return file_watchmsg_watch_proto_rawDescData
 }
 
-var file_watchmsg_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_watchmsg_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_watchmsg_watch_proto_goTypes = []any{
 	(*Published)(nil),                 // 0: troupe.watchmsg.Published
 	(*Subscribe)(nil),                 // 1: troupe.watchmsg.Subscribe
@@ -698,14 +747,15 @@ var file_watchmsg_watch_proto_goTypes = []any{
 	(*Hit)(nil),                       // 7: troupe.watchmsg.Hit
 	(*Event)(nil),                     // 8: troupe.watchmsg.Event
 	(*Request)(nil),                   // 9: troupe.watchmsg.Request
-	(*Continue)(nil),                  // 10: troupe.watchmsg.Continue
-	(*etcdserverpb.WatchRequest)(nil), // 11: etcdserverpb.WatchRequest
+	(*Reauthorize)(nil),               // 10: troupe.watchmsg.Reauthorize
+	(*Continue)(nil),                  // 11: troupe.watchmsg.Continue
+	(*etcdserverpb.WatchRequest)(nil), // 12: etcdserverpb.WatchRequest
 }
 var file_watchmsg_watch_proto_depIdxs = []int32{
 	2,  // 0: troupe.watchmsg.Subscribe.add:type_name -> troupe.watchmsg.Range
 	7,  // 1: troupe.watchmsg.Matched.hits:type_name -> troupe.watchmsg.Hit
 	8,  // 2: troupe.watchmsg.Hit.events:type_name -> troupe.watchmsg.Event
-	11, // 3: troupe.watchmsg.Request.request:type_name -> etcdserverpb.WatchRequest
+	12, // 3: troupe.watchmsg.Request.request:type_name -> etcdserverpb.WatchRequest
 	4,  // [4:4] is the sub-list for method output_type
 	4,  // [4:4] is the sub-list for method input_type
 	4,  // [4:4] is the sub-list for extension type_name
@@ -724,7 +774,7 @@ func file_watchmsg_watch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchmsg_watch_proto_rawDesc), len(file_watchmsg_watch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -5,7 +5,8 @@ import (
 	"slices"
 )
 
-// Cancellation by the server, of watchers that lag behind and cannot catch up.
+// Cancellation by the server, of watchers that lag behind and cannot catch up, and of watchers
+// whose client may no longer read their range (Revoke).
 //
 // A turn of reading finds that a compaction overtook the oldest laggards (Compacted),
 // or that the log cannot be read (Fail). Their clients are told; the watchers leave
@@ -23,6 +24,36 @@ func (t *Table) Compacted(revision, pinned int64, emit Emit) error {
 // Fail cancels all lagging watchers, because the revisions they lack cannot be read.
 func (t *Table) Fail(reason string, present int64, emit Emit) error {
 	return t.fail(func(*watcher) bool { return true }, Response{Revision: present, CancelReason: reason}, emit)
+}
+
+// Revoke cancels the watchers of all ranges for which refused returns a reason: their client may
+// no longer read them. Unlike after a compaction, their ids are free again.
+func (t *Table) Revoke(refused func(Range) string, present int64, emit Emit) error {
+	reasons := map[Range]string{}
+	for key := range t.groups {
+		if reason := refused(key.Range); reason != "" {
+			reasons[key.Range] = reason
+		}
+	}
+	if len(reasons) == 0 {
+		return nil
+	}
+	for _, id := range slices.Sorted(maps.Keys(t.watchers)) {
+		w := t.watchers[id]
+		if w.group == nil {
+			continue // cancelled already
+		}
+		reason := reasons[w.group.Range]
+		if reason == "" {
+			continue
+		}
+		resp := t.Cancel(id, present)
+		resp.CancelReason = reason
+		if err := emit(resp); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (t *Table) fail(affected func(*watcher) bool, resp Response, emit Emit) error {

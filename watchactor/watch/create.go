@@ -26,7 +26,7 @@ const (
 // watcher was created, and why not.
 func (t *Table) Create(req *pb.WatchCreateRequest, revision int64) *Response {
 	resp := &Response{Revision: revision, Created: true, WatchID: InvalidID, Canceled: true}
-	key := groupKey{Range: requestRange(req), prevKV: req.PrevKv}
+	key := groupKey{Range: RequestRange(req), prevKV: req.PrevKv}
 	switch {
 	case req.StartRevision < 0:
 		resp.CancelReason = reasonNegative
@@ -61,9 +61,14 @@ func (t *Table) Create(req *pb.WatchCreateRequest, revision int64) *Response {
 	return resp
 }
 
-// requestRange returns the range of a request. As in etcd an empty key stands for the
+// Refused returns the response to a request for a watcher that is not created for a reason.
+func Refused(reason string, revision int64) *Response {
+	return &Response{Revision: revision, Created: true, WatchID: InvalidID, Canceled: true, CancelReason: reason}
+}
+
+// RequestRange returns the range of a request. As in etcd an empty key stands for the
 // first possible one.
-func requestRange(req *pb.WatchCreateRequest) Range {
+func RequestRange(req *pb.WatchCreateRequest) Range {
 	r := Range{Key: string(req.Key), End: string(req.RangeEnd)}
 	if len(req.Key) == 0 {
 		r.Key = "\x00"

@@ -531,7 +531,7 @@ func (s *fakeStream) create() {
 	if s.clients[resp.WatchID] != nil || s.past[resp.WatchID] {
 		w.fatalf("id %d is given twice", resp.WatchID)
 	}
-	c := &client{key: groupKey{Range: requestRange(req), prevKV: req.PrevKv}, next: req.StartRevision, splits: req.Fragment}
+	c := &client{key: groupKey{Range: RequestRange(req), prevKV: req.PrevKv}, next: req.StartRevision, splits: req.Fragment}
 	c.key.noPut = slices.Contains(req.Filters, pb.WatchCreateRequest_NOPUT)
 	c.key.noDelete = slices.Contains(req.Filters, pb.WatchCreateRequest_NODELETE)
 	if c.next == 0 {

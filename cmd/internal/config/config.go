@@ -18,12 +18,14 @@ import (
 	"maps"
 	"math"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/troupe-db/troupe/applyactor/membership"
+	"github.com/troupe-db/troupe/authactor"
 	"github.com/troupe-db/troupe/cmd/internal/certs"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/grpcgw"
@@ -136,6 +138,8 @@ type parser struct {
 
 	compactionMode, retention string
 	metrics, logger           string
+	authToken                 string
+	authTokenTTL, bcryptCost  int64
 	version                   bool
 	features                  featureGates
 	tlsMin, tlsMax            string
@@ -278,8 +282,36 @@ func (p *parser) derive() error {
 		n.DataDir = n.Name + ".etcd"
 		p.warn("'data-dir' was empty; using default", "data-dir", n.DataDir)
 	}
+	if err := p.deriveAuth(); err != nil {
+		return err
+	}
 	return p.deriveRetention()
 }
+
+// deriveAuth reads --auth-token and the files that it names.
+func (p *parser) deriveAuth() error {
+	a := &p.Node.Auth
+	var unknown []string
+	var err error
+	if a.Tokens, a.JWT, unknown, err = authactor.ParseTokens(p.authToken, os.ReadFile); err != nil {
+		return fmt.Errorf("invalid value for --auth-token: %w", err)
+	}
+	for _, option := range unknown {
+		p.warn("unknown JWT option", "auth-token", option)
+	}
+	a.TokenTTL = time.Duration(min(p.authTokenTTL, math.MaxInt64/int64(time.Second))) * time.Second
+	a.BcryptCost = int(min(p.bcryptCost, math.MaxInt32))
+	if a.BcryptCost < bcryptCostMin || a.BcryptCost > bcryptCostMax {
+		p.warn("use default bcrypt cost instead of the invalid given cost", "bcrypt-cost", strconv.Itoa(a.BcryptCost))
+	}
+	return nil
+}
+
+// Costs that bcrypt accepts.
+const (
+	bcryptCostMin = 4
+	bcryptCostMax = 31
+)
 
 // leastRetention keeps automatic compaction, which polls ten times per period, from
 // running all the time. etcd divides by zero below ten nanoseconds.

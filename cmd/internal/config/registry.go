@@ -56,7 +56,6 @@ const (
 // Why flags have no effect.
 const (
 	noPeers     = "a cluster has one member, which listens to no others"
-	noAuth      = "authentication is not implemented"
 	noTracing   = "distributed tracing is not implemented"
 	noDiscovery = "discovery is not implemented"
 	otherStore  = "the store has no such setting"
@@ -225,9 +224,12 @@ var registry = []section{
 			usage: "Lowest version of TLS: TLS1.2 or TLS1.3."},
 		{name: "tls-max-version", state: works, bind: func(p *parser) flag.Value { return text(&p.tlsMax) },
 			usage: "Highest version of TLS: TLS1.2 or TLS1.3; Go's choice if not given."},
-		{name: "auth-token", state: warns, value: "simple", bind: unusedText, usage: noAuth},
-		{name: "auth-token-ttl", state: warns, value: "300", bind: unusedNatural, usage: noAuth},
-		{name: "bcrypt-cost", state: warns, value: "10", bind: unusedNatural, usage: noAuth},
+		{name: "auth-token", state: works, value: "simple", bind: func(p *parser) flag.Value { return text(&p.authToken) },
+			usage: "Tokens of users who log in: 'simple', or 'jwt,sign-method=...,pub-key=...,priv-key=...,ttl=...'."},
+		{name: "auth-token-ttl", state: works, value: "300", bind: func(p *parser) flag.Value { return natural(&p.authTokenTTL) },
+			usage: "Seconds after its last use until a simple token expires."},
+		{name: "bcrypt-cost", state: works, value: "10", bind: func(p *parser) flag.Value { return natural(&p.bcryptCost) },
+			usage: "Cost of the hashes of passwords, from 4 to 31: each step doubles the time that logging in takes."},
 	}},
 	{"Monitoring", []flagSpec{
 		{name: "listen-metrics-urls", state: works, bind: func(p *parser) flag.Value { return urls(&p.ListenMetricsURLs) },

@@ -67,7 +67,7 @@ func other(t *testing.T, s *flagSpec, args []string) string {
 	t.Helper()
 	for _, value := range []string{"extensive", "http://127.0.0.1:1", "existing", "revision", "true", "false",
 		"7", "2000", "13s", "TLS1.3", "debug", "console", "gone", "proxy", "FastLeaseKeepAlive=false",
-		"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"} {
+		"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "jwt,sign-method=HS256,priv-key=registry.go"} {
 		f := newParser().flags.Lookup(s.name)
 		if value == f.DefValue && !s.always || value == s.quiet || f.Value.Set(value) != nil {
 			continue

@@ -237,7 +237,7 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 		State: mvccactor.State{
 			ClusterID: h.cfg.Identity.ClusterID, MemberID: h.cfg.Identity.MemberID,
 			AppliedIndex: d.GetAppliedIndex(), AppliedTerm: d.GetAppliedTerm(),
-			ConfState: d.GetConfState(), Cluster: d.GetCluster(),
+			ConfState: d.GetConfState(), Cluster: d.GetCluster(), Auth: o.Auth,
 		},
 		Persister: persisterStage.Mailbox, Raft: raftBox, RaftLane: raftactor.RaftLocal,
 		Deliver: h.deliver, Awaited: h.Replies.Awaited, Compacted: h.Compacted,
@@ -246,9 +246,12 @@ func (h *Host) assemble(log *wal.Log, rep *replica.Replica, o *mvccactor.Opened)
 		Timeline: h.Timeline, Metrics: h.cfg.Metrics.MVCC, Logger: h.cfg.Logger, Faults: faults,
 	})
 	persister.Connect(mvccStage.Mailbox)
+	state := apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster())
+	state.RestoreAuth(o.Auth)
+	h.cfg.Tokens.Begin(d.GetAppliedIndex())
 	applyStage := applyactor.New(applyactor.Config{
-		State:          apply.NewState(d.GetAppliedIndex(), d.GetConfState(), d.GetCluster()),
-		MembersChanged: h.membersChanged, Committed: h.cfg.Committed,
+		State:          state,
+		MembersChanged: h.membersChanged, Committed: h.cfg.Committed, Tokens: h.cfg.Tokens.Apply,
 		Limit: limits.Apply, MVCC: mvccStage.Mailbox, MVCCLane: mvccactor.ExecuteLane,
 		Timeline: h.Timeline, Metrics: h.cfg.Metrics.Apply, Logger: h.cfg.Logger, Faults: faults,
 	})

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/authactor"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
@@ -98,6 +99,9 @@ func (c *Handles) Core() mvccactor.Core {
 func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
 	if cfg.Storage.OpenStore == nil {
 		cfg.Storage.OpenStore = backend.Open
+	}
+	if cfg.Tokens == nil {
+		cfg.Tokens = authactor.NewTokens(authactor.DefaultTokenTTL)
 	}
 	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: cfg.Dir.stores()}
 	h.stopping, h.stop = context.WithCancel(context.Background())

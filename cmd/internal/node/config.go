@@ -13,6 +13,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor"
+	"github.com/troupe-db/troupe/authactor"
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
@@ -100,6 +101,7 @@ type Config struct {
 	// MetricsListeners serve metrics and health only.
 	MetricsListeners []net.Listener
 	Gateway          grpcgw.Config // New sets Member, HTTP, Metrics, Logger and others
+	Auth             Auth
 	// CORS and HostWhitelist are those of grpcgw.HTTPConfig.
 	CORS, HostWhitelist []string
 	SlowApply           time.Duration
@@ -123,6 +125,20 @@ type Config struct {
 	// Exit ends the process when the member cannot continue. It does not return, except
 	// in tests.
 	Exit func(reason error)
+}
+
+// Auth configures authentication.
+type Auth struct {
+	// Tokens is the kind of the tokens that the member issues, and JWT configures those that are
+	// signed; New sets its clock.
+	Tokens authactor.Kind
+	JWT    authactor.JWTConfig
+	// TokenTTL is how long a simple token is valid after its last use; 0 is the default.
+	TokenTTL time.Duration
+	// BcryptCost is that of the hashes of passwords.
+	BcryptCost int
+	// CertificateUsers is grpcgw.AuthConfig's.
+	CertificateUsers bool
 }
 
 // Mailboxes are the limits of the stages' mailboxes.

@@ -15,7 +15,6 @@ import (
 
 // leftOut are the metrics of etcd that a member does not export, and why.
 var leftOut = map[string]string{
-	"etcd_debugging_auth_revision": "there is no authentication, hence no revision of it",
 
 	"etcd_debugging_disk_backend_commit_rebalance_duration_seconds": "a phase of bbolt's commits",
 	"etcd_debugging_disk_backend_commit_spill_duration_seconds":     "a phase of bbolt's commits",

@@ -42,6 +42,7 @@ type Node struct {
 	registry  *actors.Registry
 	watches   *watchactor.Streams
 	reads     *grpcgw.Reads
+	auth      grpcgw.AuthConfig
 	trouble   trouble
 	space     space
 	integrity integrity
@@ -97,6 +98,9 @@ func New(cfg Config) (*Node, error) {
 	n.reads = grpcgw.NewReads(cfg.Mailboxes.Reads, grpcgw.DefaultReadWait)
 	n.registry.Add(n.reads.Gate())
 	n.watches = n.newWatches()
+	if n.auth, err = newAuth(&cfg); err != nil {
+		return nil, err
+	}
 	n.metrics = n.newMetrics()
 	n.host = core.New(n.coreConfig(id), n.shared, n.wait)
 	if n.monitors, err = n.newMonitors(); err != nil {
@@ -124,7 +128,8 @@ func (n *Node) coreConfig(id core.Identity) core.Config {
 		Join: cfg.Join, ForceNewCluster: cfg.ForceNewCluster, Disk: disk{n}, Metrics: n.metrics.core,
 		CatchUpEntries: uint64(cfg.SnapshotCatchUpEntries), SnapshotSendRate: cfg.SnapshotSendRate, TailBytes: cfg.CatchUpBytes,
 		Reboot: func(reason error) { n.core.Reboot(reason) }, Removed: n.removed, LeaseForwarder: n.forwarderBox,
-		Corrupt: n.corrupt, Damaged: n.integrity.damaged.Load, Replaced: n.integrity.reset, Hash: n.wakeHash, Rand: rand.Uint64,
+		Corrupt: n.corrupt, Damaged: n.integrity.damaged.Load, Replaced: n.integrity.reset, Hash: n.wakeHash,
+		Tokens: n.auth.Tokens, Rand: rand.Uint64,
 		Exit: cfg.Exit, Logger: cfg.Logger, Faults: cfg.Faults,
 	}
 }
@@ -179,6 +184,7 @@ func (n *Node) startEdge() (err error) {
 		children = append(children, actors.Child{Name: actors.EdgeCheck, New: n.checkLoop})
 	}
 	children = append(children, n.host.Senders()...)
+	children = append(children, n.auth.Passwords.Children()...)
 	if n.cfg.AutoCompact != nil {
 		children = append(children, actors.Child{Name: actors.EdgeAutoCompact, New: n.autoCompactLoop})
 	}
@@ -211,6 +217,7 @@ func (n *Node) startGateway() (err error) {
 	cfg.Election = n.cfg.Election
 	cfg.Reads = n.reads
 	cfg.Reconfig = n.reconfig
+	cfg.Auth = n.auth
 	if n.gateway, err = grpcgw.New(cfg); err != nil {
 		return err
 	}

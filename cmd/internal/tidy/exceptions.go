@@ -10,6 +10,8 @@ var sideways = map[[2]string]string{
 	{"mvccactor/backend/backendtest", "mvccactor/backend"}: "test support of the adapter",
 	{"mvccactor/backend/backendtest", "walactor/wal"}:      "its stores are in the folders of a file system",
 
+	{"applyactor/apply", "authactor/auth"}: "users and roles are a part of what apply applies",
+
 	{"mvccactor/snapshot", "mvccactor/backend"}: "a snapshot is read from a store and written to one",
 	{"mvccactor/snapshot", "walactor/wal"}:      "log and stores have one file system",
 
@@ -99,6 +101,13 @@ var implemented = map[string]string{
 
 	"ServerHandshake": "credentials.TransportCredentials", "ClientHandshake": "credentials.TransportCredentials",
 	"OverrideServerName": "credentials.TransportCredentials",
+	"AuthEnable":         "etcdserverpb.AuthServer", "AuthDisable": "etcdserverpb.AuthServer", "AuthStatus": "etcdserverpb.AuthServer",
+	"UserAdd": "etcdserverpb.AuthServer", "UserGet": "etcdserverpb.AuthServer", "UserList": "etcdserverpb.AuthServer",
+	"UserDelete": "etcdserverpb.AuthServer", "UserChangePassword": "etcdserverpb.AuthServer",
+	"UserGrantRole": "etcdserverpb.AuthServer", "UserRevokeRole": "etcdserverpb.AuthServer",
+	"RoleAdd": "etcdserverpb.AuthServer", "RoleGet": "etcdserverpb.AuthServer", "RoleList": "etcdserverpb.AuthServer",
+	"RoleDelete": "etcdserverpb.AuthServer", "RoleGrantPermission": "etcdserverpb.AuthServer",
+	"RoleRevokePermission": "etcdserverpb.AuthServer", "Downgrade": "etcdserverpb.MaintenanceServer",
 
 	"IsBoolFlag": "package flag", "Println": "promhttp.Logger", "Describe": "prometheus.Collector",
 	"Slice": "mem.Buffer", "Network": "net.Addr",
@@ -118,7 +127,7 @@ var implemented = map[string]string{
 var topLevel = []string{
 	".ci", ".git", ".gitignore",
 	"ARCHITECTURE.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "go.mod", "go.sum",
-	"actors", "applyactor", "cmd", "grpcgw", "leaseactor", "mvccactor", "proto", "raftactor", "walactor", "watchactor",
+	"actors", "applyactor", "authactor", "cmd", "grpcgw", "leaseactor", "mvccactor", "proto", "raftactor", "walactor", "watchactor",
 }
 
 // commands lists what cmd and cmd/internal may contain.
