@@ -28,6 +28,7 @@ func runDiff(ctx context.Context, args []string) error {
 		left      = flags.String("left", "etcd", "the reference: etcd, troupe, or the path of a binary")
 		right     = flags.String("right", "troupe", "the server under test, likewise")
 		members   = flags.Int("members", 1, "members of each side")
+		auth      = flags.Bool("auth", false, "sequences with authentication, of one member")
 		both      = flags.String("args", "", "flags for both servers (default: those that make restarts short)")
 		leftArgs  = flags.String("left-args", "--unsafe-no-fsync", "further flags for the reference")
 		rightArgs = flags.String("right-args", "", "further flags for the server under test")
@@ -47,6 +48,9 @@ func runDiff(ctx context.Context, args []string) error {
 		if *members > 1 {
 			*both = clusterElections
 		}
+		if *auth {
+			*both += " --bcrypt-cost=4"
+		}
 	}
 	leftBinary, err := servers.Binary(ctx, *left)
 	if err != nil {
@@ -60,10 +64,10 @@ func runDiff(ctx context.Context, args []string) error {
 	result, err := differ.Run(ctx, differ.Config{
 		Left:      differ.Side{Binary: leftBinary, Args: append(strings.Fields(*both), strings.Fields(*leftArgs)...)},
 		Right:     differ.Side{Binary: rightBinary, Args: append(strings.Fields(*both), strings.Fields(*rightArgs)...)},
-		FirstSeed: *seed, Seeds: *seeds, Steps: *steps, Members: *members, Parallel: *parallel, MaxDiffs: *maxDiffs, Dir: s.Dir, Out: os.Stdout,
+		FirstSeed: *seed, Seeds: *seeds, Steps: *steps, Members: *members, Auth: *auth, Parallel: *parallel, MaxDiffs: *maxDiffs, Dir: s.Dir, Out: os.Stdout,
 		Rerun: func(seed uint64) string {
-			return fmt.Sprintf("go run . diff -seed %d -seeds 1 -steps %d -members %d -left %s -right %s -args '%s' -left-args '%s' -right-args '%s'",
-				seed, *steps, *members, *left, *right, *both, *leftArgs, *rightArgs)
+			return fmt.Sprintf("go run . diff -seed %d -seeds 1 -steps %d -members %d -auth=%t -left %s -right %s -args '%s' -left-args '%s' -right-args '%s'",
+				seed, *steps, *members, *auth, *left, *right, *both, *leftArgs, *rightArgs)
 		},
 	})
 	if err != nil {

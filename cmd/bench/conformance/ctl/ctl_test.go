@@ -1,5 +1,5 @@
 // Package ctl tests that real etcdctl prints the same for etcd and for Troupe. It leaves
-// out what Troupe does not implement yet: snapshots, users and roles, and downgrades.
+// out what Troupe does not implement yet: snapshots and downgrades.
 package ctl
 
 import (
@@ -47,7 +47,7 @@ func newPair(t *testing.T) *pair {
 	t.Helper()
 	// Short election timeouts make starts short. Progress notifications are sent every
 	// half second.
-	args := []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms"}
+	args := []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms", "--bcrypt-cost=4"}
 	return startPair(t, 1, args)
 }
 
@@ -374,7 +374,7 @@ func TestSame(t *testing.T) {
 	}{
 		{"keys", keys}, {"transactions", transactions}, {"watch", watch}, {"watch interactively", watchInteractively},
 		{"leases", leases}, {"locks", locks}, {"elections", elections}, {"mirror", mirror},
-		{"compaction", compaction}, {"maintenance", maintenance},
+		{"compaction", compaction}, {"maintenance", maintenance}, {"users", users},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.play(&pair{t, p.sides}) })
 	}
@@ -624,4 +624,85 @@ func maintenance(p *pair) {
 	p.run("defrag")
 	p.run("get", "", "--prefix", "-w", "json")
 	p.run("version")
+}
+
+// users is the last part: it leaves authentication off, but the users there.
+func users(p *pair) {
+	p.run("auth", "status")
+	p.run("auth", "status", "-w", "json")
+	p.run("auth", "enable")
+	p.run("user", "add", "root:pw")
+	p.run("user", "add", "root:pw")
+	p.run("user", "add", ":pw")
+	p.run("user", "add", "ann:pw", "-w", "json")
+	p.feed("pw2\n", "user", "add", "bob", "--interactive=false")
+	p.run("user", "add", "cert", "--no-password")
+	p.run("role", "add", "r")
+	p.run("role", "add", "r")
+	p.run("role", "add", "w", "-w", "json")
+	p.run("role", "grant-permission", "r", "read", "a", "b")
+	p.run("role", "grant-permission", "r", "readwrite", "c")
+	p.run("role", "grant-permission", "r", "write", "d", "--prefix")
+	p.run("role", "grant-permission", "r", "read", "x", "--from-key")
+	p.run("role", "grant-permission", "r", "readwrite", "b", "a")
+	p.run("role", "grant-permission", "none", "read", "a")
+	p.run("role", "grant-permission", "r", "everything", "a")
+	p.run("role", "get", "r")
+	p.run("role", "get", "r", "-w", "json")
+	p.run("role", "get", "none")
+	p.run("role", "list")
+	p.run("user", "grant-role", "ann", "r")
+	p.run("user", "grant-role", "ann", "none")
+	p.run("user", "grant-role", "none", "r")
+	p.run("user", "get", "ann")
+	p.run("user", "get", "ann", "--detail")
+	p.run("user", "get", "none")
+	p.run("user", "list", "-w", "json")
+	p.run("auth", "enable")
+	p.run("auth", "status")
+
+	root, ann := "--user=root:pw", "--user=ann:pw"
+	for _, user := range []string{"--user=ann:wrong", "--user=none:pw", "--user=cert:pw"} {
+		p.run("put", "c", "1", user)
+	}
+	for _, user := range []string{"", root, ann} {
+		for _, args := range [][]string{
+			{"put", "c", "1"}, {"put", "d1", "1"}, {"put", "d1", "2", "--prev-kv"}, {"put", "e", "1"},
+			{"get", "a", "b"}, {"get", "a", "--prefix"}, {"get", "c", "-w", "json"}, {"get", "x", "--from-key"}, {"get", "", "--prefix", "--keys-only"},
+			{"del", "d1"}, {"del", "d", "--prefix", "--prev-kv"}, {"del", "e"},
+			{"lease", "list"}, {"lease", "revoke", "1234abcd"}, {"lease", "timetolive", "1234abcd"},
+			{"member", "list"}, {"member", "remove", "1234abcd"}, {"endpoint", "health"}, {"endpoint", "hashkv"},
+			{"alarm", "list"}, {"alarm", "disarm"}, {"compact", "1"}, {"move-leader", "1234abcd"},
+			{"auth", "status"}, {"auth", "enable"},
+			{"user", "list"}, {"user", "get", "ann"}, {"user", "get", "root"}, {"role", "list"}, {"role", "get", "r"}, {"role", "get", "root"},
+			{"user", "add", "eve:pw"}, {"user", "passwd", "eve"}, {"user", "delete", "root"}, {"role", "add", "x"}, {"user", "grant-role", "ann", "r"},
+		} {
+			if user != "" {
+				args = append(args, user)
+			}
+			p.feed("pw\npw\n", args...)
+		}
+		txn := []string{"txn"}
+		if user != "" {
+			txn = append(txn, user)
+		}
+		p.feed("value(\"c\") = \"1\"\n\nput d2 1\n\nget a\n\n", txn...)
+		p.feed("value(\"e\") = \"1\"\n\n\n\n", txn...)
+		p.feed("\n\nput e 1\n\n", txn...)
+	}
+	p.run("user", "revoke-role", "ann", "r", root)
+	p.run("user", "revoke-role", "ann", "r", root)
+	p.run("get", "c", ann)
+	p.run("role", "revoke-permission", "r", "a", "b", root)
+	p.run("role", "revoke-permission", "r", "a", "b", root)
+	p.run("role", "revoke-permission", "r", "x", "--from-key", root)
+	p.run("role", "delete", "w", root)
+	p.run("role", "delete", "root", root)
+	p.run("user", "delete", "ann", root)
+	p.run("get", "c", ann)
+	p.run("user", "revoke-role", "root", "root", root)
+	p.run("auth", "disable", ann)
+	p.run("auth", "disable", root)
+	p.run("auth", "status")
+	p.run("put", "a", "1")
 }

@@ -59,6 +59,7 @@ type Call struct {
 	Request proto.Message // nil for a restart and for WatchSync
 	Stream  int           // the watch stream, for its methods
 	Member  int           // the member that gets the call, or that is restarted; set by the runner
+	User    string        // whose token the call has; empty for none
 }
 
 // Reply is the reply of one side.
@@ -100,6 +101,24 @@ var unary = map[Method]struct {
 	LeaseRevoke:     {pb.Lease_LeaseRevoke_FullMethodName, func() proto.Message { return new(pb.LeaseRevokeResponse) }},
 	LeaseTimeToLive: {pb.Lease_LeaseTimeToLive_FullMethodName, func() proto.Message { return new(pb.LeaseTimeToLiveResponse) }},
 	LeaseLeases:     {pb.Lease_LeaseLeases_FullMethodName, func() proto.Message { return new(pb.LeaseLeasesResponse) }},
+
+	AuthEnable:           {pb.Auth_AuthEnable_FullMethodName, func() proto.Message { return new(pb.AuthEnableResponse) }},
+	AuthDisable:          {pb.Auth_AuthDisable_FullMethodName, func() proto.Message { return new(pb.AuthDisableResponse) }},
+	AuthStatus:           {pb.Auth_AuthStatus_FullMethodName, func() proto.Message { return new(pb.AuthStatusResponse) }},
+	Authenticate:         {pb.Auth_Authenticate_FullMethodName, func() proto.Message { return new(pb.AuthenticateResponse) }},
+	UserAdd:              {pb.Auth_UserAdd_FullMethodName, func() proto.Message { return new(pb.AuthUserAddResponse) }},
+	UserGet:              {pb.Auth_UserGet_FullMethodName, func() proto.Message { return new(pb.AuthUserGetResponse) }},
+	UserList:             {pb.Auth_UserList_FullMethodName, func() proto.Message { return new(pb.AuthUserListResponse) }},
+	UserDelete:           {pb.Auth_UserDelete_FullMethodName, func() proto.Message { return new(pb.AuthUserDeleteResponse) }},
+	UserChangePassword:   {pb.Auth_UserChangePassword_FullMethodName, func() proto.Message { return new(pb.AuthUserChangePasswordResponse) }},
+	UserGrantRole:        {pb.Auth_UserGrantRole_FullMethodName, func() proto.Message { return new(pb.AuthUserGrantRoleResponse) }},
+	UserRevokeRole:       {pb.Auth_UserRevokeRole_FullMethodName, func() proto.Message { return new(pb.AuthUserRevokeRoleResponse) }},
+	RoleAdd:              {pb.Auth_RoleAdd_FullMethodName, func() proto.Message { return new(pb.AuthRoleAddResponse) }},
+	RoleGet:              {pb.Auth_RoleGet_FullMethodName, func() proto.Message { return new(pb.AuthRoleGetResponse) }},
+	RoleList:             {pb.Auth_RoleList_FullMethodName, func() proto.Message { return new(pb.AuthRoleListResponse) }},
+	RoleDelete:           {pb.Auth_RoleDelete_FullMethodName, func() proto.Message { return new(pb.AuthRoleDeleteResponse) }},
+	RoleGrantPermission:  {pb.Auth_RoleGrantPermission_FullMethodName, func() proto.Message { return new(pb.AuthRoleGrantPermissionResponse) }},
+	RoleRevokePermission: {pb.Auth_RoleRevokePermission_FullMethodName, func() proto.Message { return new(pb.AuthRoleRevokePermissionResponse) }},
 }
 
 // invoke sends an RPC and waits for its whole reply.
@@ -109,6 +128,8 @@ func invoke(ctx context.Context, conn grpc.ClientConnInterface, c Call) Reply {
 		return rangeStream(ctx, conn, c.Request.(*pb.RangeRequest))
 	case LeaseKeepAlive:
 		return keepAlive(ctx, conn, c.Request.(*pb.LeaseKeepAliveRequest))
+	case WatchOnce:
+		return watchOnce(ctx, conn, c.Request.(*pb.WatchCreateRequest))
 	}
 	u, ok := unary[c.Method]
 	if !ok {

@@ -105,3 +105,18 @@ func TestClusters(t *testing.T) {
 		t.Error("the sequence adds no members")
 	}
 }
+
+// With authentication, users with different rights make calls of all services. This is the short
+// form; the long one is the diff subcommand with -auth, 100 seeds and 1,000 steps.
+func TestAuth(t *testing.T) {
+	flags := append([]string{"--bcrypt-cost=4"}, fastElections...)
+	left := Side{Binary: server(t, "BENCH_DIFF_LEFT", tools.Etcd), Args: append([]string{"--unsafe-no-fsync"}, flags...)}
+	right := Side{Binary: server(t, "BENCH_DIFF_RIGHT", tools.Troupe), Args: flags}
+	const seeds, steps = 4, 1000
+	cfg := config(t, left, right, seeds, steps)
+	cfg.Auth = true
+	result := run(t, cfg)
+	if len(result.Differences) != 0 || result.Seeds != seeds || result.Calls < seeds*steps {
+		t.Fatalf("%d differences in %d seeds and %d calls", len(result.Differences), result.Seeds, result.Calls)
+	}
+}

@@ -25,6 +25,7 @@ type Config struct {
 	Seeds       int
 	Steps       int    // calls a seed
 	Members     int    // of each side; calls go to them in turn
+	Auth        bool   // sequences with authentication, of one member
 	Parallel    int    // seeds at a time; each runs two servers
 	MaxDiffs    int    // differences after which no new seed begins
 	Dir         string // parent of the data folders; empty means the system's temporary folder
@@ -34,7 +35,7 @@ type Config struct {
 }
 
 func (c Config) validate() error {
-	if c.Left.Binary == "" || c.Right.Binary == "" || c.Seeds < 1 || c.Steps < 1 || c.Members < 1 || c.Parallel < 1 || c.MaxDiffs < 1 {
+	if c.Left.Binary == "" || c.Right.Binary == "" || c.Seeds < 1 || c.Steps < 1 || c.Members < 1 || c.Parallel < 1 || c.MaxDiffs < 1 || c.Auth && c.Members > 1 {
 		return errors.New("differ: both binaries and at least 1 seed, step, member, sequence at a time and difference are needed")
 	}
 	return nil
@@ -124,7 +125,10 @@ func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err e
 	}
 	defer func() { err = errors.Join(err, right.end()) }()
 
-	sequence := NewGenerator(seed, cfg.Steps, cfg.Members)
+	var sequence source = NewGenerator(seed, cfg.Steps, cfg.Members)
+	if cfg.Auth {
+		sequence = newAuthGenerator(seed, cfg.Steps)
+	}
 	if cfg.Members > 1 {
 		for _, name := range wantedOfClusters() {
 			result.Coverage[name] += 0 // so that the table shows if it is never exercised
@@ -159,6 +163,14 @@ func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err e
 		}
 	}
 	return result, ctx.Err()
+}
+
+// source makes the calls of a sequence.
+type source interface {
+	// Next returns the next call, or false when the sequence is over.
+	Next() (Call, bool)
+	// Observe is called with the reference's reply to each call.
+	Observe(Call, Reply)
 }
 
 // broken reports whether the reference failed in a way that no sequence causes. It

@@ -42,7 +42,8 @@ type running struct {
 	side    Side
 	cluster *cluster.Cluster
 	members []*member
-	added   []uint64 // ids of the members that the sequence has added, in order
+	added   []uint64          // ids of the members that the sequence has added, in order
+	tokens  map[string]string // of users who have logged in
 
 	watches [watchStreams]*watchStream
 }
@@ -206,7 +207,8 @@ func (r *running) do(ctx context.Context, c Call) Reply {
 	case WatchCreate, WatchCancel, WatchSync:
 		return r.doWatch(ctx, c)
 	}
-	reply := invoke(ctx, r.members[c.Member].conn, r.own(c))
+	reply := invoke(r.identify(ctx, c), r.members[c.Member].conn, r.own(c))
+	r.keepToken(c, reply)
 	if added, ok := reply.Message.(*pb.MemberAddResponse); ok {
 		r.added = append(r.added, added.Member.GetID())
 	}
