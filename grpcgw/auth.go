@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/troupe-db/troupe/actors"
-	"github.com/troupe-db/troupe/authactor"
-	"github.com/troupe-db/troupe/authactor/auth"
+	"github.com/troupe-db/troupe/applyactor/auth"
+	"github.com/troupe-db/troupe/applyactor/authn"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
@@ -30,8 +30,8 @@ type authService struct {
 // Errors of logging in that are no gRPC errors in etcd: they have code Unknown.
 var (
 	errNoPasswordUser = status.Error(codes.Unknown, "auth: authentication failed, password was given for no password user")
-	errTooLong        = status.Error(codes.Unknown, authactor.ErrTooLong.Error())
-	errVerifyOnly     = status.Error(codes.Unknown, authactor.ErrVerifyOnly.Error())
+	errTooLong        = status.Error(codes.Unknown, authn.ErrTooLong.Error())
+	errVerifyOnly     = status.Error(codes.Unknown, authn.ErrVerifyOnly.Error())
 )
 
 // change proposes a change of users and roles and returns the header of the response.
@@ -105,7 +105,7 @@ func (a *authService) UserChangePassword(ctx context.Context, r *pb.AuthUserChan
 // hash returns the hash of a new password, as requests have it. To hash takes long, so it is done
 // for administrators only. If this member does not know the user as one, it may lag behind.
 func (a *authService) hash(ctx context.Context, password string) (string, error) {
-	if len(password) > authactor.PasswordMax {
+	if len(password) > authn.PasswordMax {
 		return "", errTooLong
 	}
 	if a.requireAdmin(ctx) != nil {
@@ -129,9 +129,9 @@ func (a *authService) hash(ctx context.Context, password string) (string, error)
 // passwordError returns the error for a password that was not hashed, or is not right.
 func passwordError(err error) error {
 	switch {
-	case errors.Is(err, authactor.ErrWrong):
+	case errors.Is(err, authn.ErrWrong):
 		return rpctypes.ErrGRPCAuthFailed
-	case errors.Is(err, authactor.ErrBusy):
+	case errors.Is(err, authn.ErrBusy):
 		return rpctypes.ErrTooManyRequests
 	case errors.Is(err, actors.ErrClosed):
 		return rpctypes.ErrGRPCStopped
@@ -281,7 +281,7 @@ func (a *authService) RoleList(ctx context.Context, _ *pb.AuthRoleListRequest) (
 }
 
 // Authenticate returns a token for a user and its password. If users or roles change meanwhile, the
-// password is checked again; see authactor.Passwords for what that costs.
+// password is checked again; see authn.Passwords for what that costs.
 func (a *authService) Authenticate(ctx context.Context, r *pb.AuthenticateRequest) (*pb.AuthenticateResponse, error) {
 	password := r.Password
 	r.Password = "" // whatever happens to the request, it is not logged
@@ -311,7 +311,7 @@ func (a *authService) checkPassword(ctx context.Context, st *auth.State, user, p
 	}
 	hash, known := st.Password(user)
 	err := a.cfg.Auth.Passwords.Check(ctx, user, hash, password)
-	if errors.Is(err, authactor.ErrWrong) && known && !st.HasPassword(user) {
+	if errors.Is(err, authn.ErrWrong) && known && !st.HasPassword(user) {
 		return errNoPasswordUser
 	}
 	if err != nil {
@@ -323,11 +323,11 @@ func (a *authService) checkPassword(ctx context.Context, st *auth.State, user, p
 // issue returns a token. Error: rpctypes.ErrGRPCAuthOldRevision if users or roles have changed.
 func (a *authService) issue(ctx context.Context, id auth.Identity) (*pb.AuthenticateResponse, error) {
 	switch a.cfg.Auth.Kind {
-	case authactor.NoTokens:
+	case authn.NoTokens:
 		return nil, rpctypes.ErrGRPCAuthFailed
-	case authactor.Signed:
+	case authn.Signed:
 		t, err := a.cfg.Auth.JWT.Sign(id)
-		if errors.Is(err, authactor.ErrVerifyOnly) {
+		if errors.Is(err, authn.ErrVerifyOnly) {
 			return nil, errVerifyOnly
 		} else if err != nil {
 			return nil, plainError(err)

@@ -12,9 +12,9 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
-	"github.com/troupe-db/troupe/authactor"
-	"github.com/troupe-db/troupe/authactor/auth"
-	"github.com/troupe-db/troupe/authactor/token"
+	"github.com/troupe-db/troupe/applyactor/auth"
+	"github.com/troupe-db/troupe/applyactor/authn"
+	"github.com/troupe-db/troupe/applyactor/authn/token"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
 )
@@ -28,10 +28,10 @@ import (
 
 // AuthConfig configures authentication. Without Passwords nobody can log in.
 type AuthConfig struct {
-	Passwords *authactor.Passwords
-	Tokens    *authactor.Tokens
-	Kind      authactor.Kind
-	JWT       *authactor.JWT // for the kind Signed
+	Passwords *authn.Passwords
+	Tokens    *authn.Tokens
+	Kind      authn.Kind
+	JWT       *authn.JWT // for the kind Signed
 	// CertificateUsers makes the common name of a verified client certificate the user of calls
 	// without a token.
 	CertificateUsers bool
@@ -81,9 +81,9 @@ func (g *Gateway) identifyUser(ctx context.Context) (auth.Identity, *auth.State,
 		return g.certificateUser(ctx, st), st, nil
 	}
 	switch g.cfg.Auth.Kind {
-	case authactor.Simple:
+	case authn.Simple:
 		return g.simpleUser(ctx, t)
-	case authactor.Signed:
+	case authn.Signed:
 		if id, ok := g.cfg.Auth.JWT.Verify(t); ok {
 			return id, st, nil
 		}

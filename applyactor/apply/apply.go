@@ -26,7 +26,7 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/troupe-db/troupe/authactor/auth"
+	"github.com/troupe-db/troupe/applyactor/auth"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/mvccmsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"

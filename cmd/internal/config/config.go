@@ -24,8 +24,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/troupe-db/troupe/applyactor/authn"
 	"github.com/troupe-db/troupe/applyactor/membership"
-	"github.com/troupe-db/troupe/authactor"
 	"github.com/troupe-db/troupe/cmd/internal/certs"
 	"github.com/troupe-db/troupe/cmd/internal/node"
 	"github.com/troupe-db/troupe/grpcgw"
@@ -291,9 +291,10 @@ func (p *parser) derive() error {
 // deriveAuth reads --auth-token and the files that it names.
 func (p *parser) deriveAuth() error {
 	a := &p.Node.Auth
+	a.CertificateUsers = p.ClientTLS.ClientCertAuth
 	var unknown []string
 	var err error
-	if a.Tokens, a.JWT, unknown, err = authactor.ParseTokens(p.authToken, os.ReadFile); err != nil {
+	if a.Tokens, a.JWT, unknown, err = authn.ParseTokens(p.authToken, os.ReadFile); err != nil {
 		return fmt.Errorf("invalid value for --auth-token: %w", err)
 	}
 	for _, option := range unknown {

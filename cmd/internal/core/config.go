@@ -18,7 +18,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor"
-	"github.com/troupe-db/troupe/authactor"
+	"github.com/troupe-db/troupe/applyactor/authn"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
@@ -81,7 +81,7 @@ type Config struct {
 	// Replaced is called when a store that was received as a snapshot has been opened.
 	Replaced func()
 	// Tokens are those that were issued; nil makes new ones, for members without a gateway.
-	Tokens *authactor.Tokens
+	Tokens *authn.Tokens
 	// Hash wakes the loop that computes the hashes of compactions.
 	Hash func()
 	// Committed is applyactor.Config.Committed.

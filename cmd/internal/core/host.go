@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/troupe-db/troupe/actors"
-	"github.com/troupe-db/troupe/authactor"
+	"github.com/troupe-db/troupe/applyactor/authn"
 	"github.com/troupe-db/troupe/leaseactor"
 	"github.com/troupe-db/troupe/mvccactor"
 	"github.com/troupe-db/troupe/mvccactor/backend"
@@ -101,7 +101,7 @@ func New(cfg Config, shared Shared, wait func(context.Context) bool) *Host {
 		cfg.Storage.OpenStore = backend.Open
 	}
 	if cfg.Tokens == nil {
-		cfg.Tokens = authactor.NewTokens(authactor.DefaultTokenTTL)
+		cfg.Tokens = authn.NewTokens(authn.DefaultTokenTTL)
 	}
 	h := &Host{Shared: shared, cfg: cfg, Holds: mvccactor.NewHolds(), stores: cfg.Dir.stores()}
 	h.stopping, h.stop = context.WithCancel(context.Background())

@@ -62,8 +62,13 @@ func TestClusterDamage(t *testing.T) {
 			}
 			l.awaitReads(100)
 			began := time.Now()
+			healed := c.awaitHealed(victim, began) // the alarm may be gone when all copies are flipped
 			c.flip(victim, coldKeys/2)
-			c.awaitHealed(victim, began)
+			if err := <-healed; err != nil {
+				t.Fatal(err)
+			}
+			c.what = "after the alarm"
+			c.serves(victim, outageMax())
 			l.awaitReads(100)
 			l.stop()
 			resp, err := victim.client.Get(t.Context(), "cold/", clientv3.WithPrefix())
@@ -239,30 +244,34 @@ func healedMax() time.Duration {
 }
 
 // awaitHealed waits until an alarm names the member, and no other, and then until it is
-// cleared and the member serves.
-func (c *cluster) awaitHealed(m *clusterMember, began time.Time) {
-	c.Helper()
+// cleared.
+func (c *cluster) awaitHealed(m *clusterMember, began time.Time) <-chan error {
 	ctx, cancel := context.WithDeadline(c.Context(), began.Add(healedMax()))
-	defer cancel()
 	other := c.members[(slices.Index(c.members, m)+1)%len(c.members)]
-	for _, active := range []bool{true, false} {
-		for {
-			resp, err := other.client.AlarmList(ctx)
-			if ctx.Err() != nil {
-				c.Fatalf("after %v: alarms %v, %v; want an alarm for %x: %v", time.Since(began), resp, err, m.id, active)
+	healed := make(chan error, 1)
+	go func() {
+		defer cancel()
+		for _, active := range []bool{true, false} {
+			for {
+				resp, err := other.client.AlarmList(ctx)
+				if ctx.Err() != nil {
+					healed <- fmt.Errorf("after %v: alarms %v, %w; want an alarm for %x: %v", time.Since(began), resp, err, m.id, active)
+					return
+				}
+				named := err == nil && slices.ContainsFunc(resp.Alarms, func(a *pb.AlarmMember) bool { return a.Alarm == pb.AlarmType_CORRUPT && a.MemberID == m.id })
+				if err == nil && (len(resp.Alarms) > 1 || len(resp.Alarms) == 1 && !named) {
+					healed <- fmt.Errorf("alarms: got %v, want none but CORRUPT for %x", resp.Alarms, m.id)
+					return
+				}
+				if err == nil && named == active {
+					break
+				}
+				<-time.After(coldPause)
 			}
-			named := err == nil && slices.ContainsFunc(resp.Alarms, func(a *pb.AlarmMember) bool { return a.Alarm == pb.AlarmType_CORRUPT && a.MemberID == m.id })
-			if err == nil && (len(resp.Alarms) > 1 || len(resp.Alarms) == 1 && !named) {
-				c.Fatalf("alarms: got %v, want none but CORRUPT for %x", resp.Alarms, m.id)
-			}
-			if err == nil && named == active {
-				break
-			}
-			<-time.After(coldPause)
 		}
-	}
-	c.what = "after the alarm"
-	c.serves(m, outageMax())
+		healed <- nil
+	}()
+	return healed
 }
 
 // coldLoad is clients of all members, and of each one, that read cold keys and write others.

@@ -23,12 +23,12 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/troupe-db/troupe/authactor"
-	"github.com/troupe-db/troupe/authactor/auth"
+	"github.com/troupe-db/troupe/applyactor/auth"
+	"github.com/troupe-db/troupe/applyactor/authn"
 )
 
 // Authentication from end to end: users are those of a client, with tokens in the metadata of calls.
-// What a user may do in detail is in the tests of authactor/auth.
+// What a user may do in detail is in the tests of applyactor/auth.
 
 // api has the services of a member.
 type api struct {
@@ -549,8 +549,8 @@ func TestAuthClient(t *testing.T) {
 // TestAuthJWT: signed tokens are valid until users or roles change.
 func TestAuthJWT(t *testing.T) {
 	t.Parallel()
-	jwt := authactor.JWTConfig{Method: "HS256", PrivateKey: []byte("the secret of the cluster"), TTL: time.Minute}
-	m := startMember(t, t.TempDir(), func(c *Config) { cheap(c); c.Auth.Tokens, c.Auth.JWT = authactor.Signed, jwt })
+	jwt := authn.JWTConfig{Method: "HS256", PrivateKey: []byte("the secret of the cluster"), TTL: time.Minute}
+	m := startMember(t, t.TempDir(), func(c *Config) { cheap(c); c.Auth.Tokens, c.Auth.JWT = authn.Signed, jwt })
 	defer m.shut()
 	a := newAPI(t, m.client)
 	root, ann := a.enable()
@@ -562,8 +562,8 @@ func TestAuthJWT(t *testing.T) {
 		t.Errorf("a good token: %v", err)
 	}
 	must(a.Put(a.with(ann), putOf("w1")))
-	other := authactor.JWTConfig{Method: "HS256", PrivateKey: []byte("another secret"), TTL: time.Minute, Now: time.Now}
-	forger := must(authactor.NewJWT(other))
+	other := authn.JWTConfig{Method: "HS256", PrivateKey: []byte("another secret"), TTL: time.Minute, Now: time.Now}
+	forger := must(authn.NewJWT(other))
 	forged := must(forger.Sign(auth.Identity{User: "root", Revision: 100}))
 	for _, token := range []string{forged, "x", ann[:len(ann)-3]} {
 		if err := get(token); !errors.Is(err, rpctypes.ErrGRPCInvalidAuthToken) {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor"
-	"github.com/troupe-db/troupe/authactor"
+	"github.com/troupe-db/troupe/applyactor/authn"
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/mvccactor"
@@ -131,8 +131,8 @@ type Config struct {
 type Auth struct {
 	// Tokens is the kind of the tokens that the member issues, and JWT configures those that are
 	// signed; New sets its clock.
-	Tokens authactor.Kind
-	JWT    authactor.JWTConfig
+	Tokens authn.Kind
+	JWT    authn.JWTConfig
 	// TokenTTL is how long a simple token is valid after its last use; 0 is the default.
 	TokenTTL time.Duration
 	// BcryptCost is that of the hashes of passwords.

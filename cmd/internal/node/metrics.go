@@ -9,7 +9,7 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 
 	"github.com/troupe-db/troupe/applyactor"
-	"github.com/troupe-db/troupe/authactor"
+	"github.com/troupe-db/troupe/applyactor/authn"
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/cmd/internal/monitor"
 	"github.com/troupe-db/troupe/grpcgw"
@@ -33,7 +33,7 @@ type metrics struct {
 func (n *Node) newMetrics() metrics {
 	r := prometheus.NewRegistry()
 	r.MustRegister(n.registry, n.watches, memberCollector{n},
-		authactor.Collector{Passwords: n.auth.Passwords, Tokens: n.auth.Tokens, Revision: n.authRevision})
+		authn.Collector{Passwords: n.auth.Passwords, Tokens: n.auth.Tokens, Revision: n.authRevision})
 	return metrics{
 		core: core.Metrics{
 			Raft:     raftactor.NewMetrics(r, raftactor.MetricsConfig{Member: n.cfg.MemberID, State: n.shared.Raft, Applied: n.shared.Applied}),

@@ -10,7 +10,7 @@ var sideways = map[[2]string]string{
 	{"mvccactor/backend/backendtest", "mvccactor/backend"}: "test support of the adapter",
 	{"mvccactor/backend/backendtest", "walactor/wal"}:      "its stores are in the folders of a file system",
 
-	{"applyactor/apply", "authactor/auth"}: "users and roles are a part of what apply applies",
+	{"applyactor/apply", "applyactor/auth"}: "users and roles are a part of what apply applies",
 
 	{"mvccactor/snapshot", "mvccactor/backend"}: "a snapshot is read from a store and written to one",
 	{"mvccactor/snapshot", "walactor/wal"}:      "log and stores have one file system",
@@ -42,7 +42,8 @@ const viewCore = "mvccactor/mvcc"
 // inner are packages inside a room that have actors of their own, and so the rank of a
 // room.
 var inner = map[string]string{
-	"raftactor/peer": "the senders to other members, at the edge",
+	"applyactor/authn": "the workers that hash passwords, at the edge",
+	"raftactor/peer":   "the senders to other members, at the edge",
 }
 
 // impure are packages inside a room that are adapters to the outside, behind an interface
@@ -127,7 +128,7 @@ var implemented = map[string]string{
 var topLevel = []string{
 	".ci", ".git", ".gitignore",
 	"ARCHITECTURE.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "go.mod", "go.sum",
-	"actors", "applyactor", "authactor", "cmd", "grpcgw", "leaseactor", "mvccactor", "proto", "raftactor", "walactor", "watchactor",
+	"actors", "applyactor", "cmd", "grpcgw", "leaseactor", "mvccactor", "proto", "raftactor", "walactor", "watchactor",
 }
 
 // commands lists what cmd and cmd/internal may contain.

@@ -1,4 +1,4 @@
-package authactor
+package authn
 
 import (
 	"sync"
@@ -6,7 +6,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor/apply"
-	"github.com/troupe-db/troupe/authactor/token"
+	"github.com/troupe-db/troupe/applyactor/authn/token"
 )
 
 // TokensMax bounds the simple tokens of a cluster: at about 300 bytes each, 30 MB. Beyond it the

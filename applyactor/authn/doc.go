@@ -1,4 +1,4 @@
-// Package authactor checks passwords and tokens. Users, roles and permissions are replicated state:
+// Package authn checks passwords and tokens. Users, roles and permissions are replicated state:
 // their pure core is package auth, which applyactor applies. This package has what a member keeps
 // for itself: the actors that compute hashes of passwords, which takes tens of milliseconds each,
 // a cache of passwords that were right, and the tokens that were issued.
@@ -31,4 +31,4 @@
 // # Blocks
 //
 //	A worker computes: it occupies a processor while it does.
-package authactor
+package authn

@@ -1,4 +1,4 @@
-package authactor
+package authn
 
 import (
 	"crypto"
@@ -11,7 +11,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
-	"github.com/troupe-db/troupe/authactor/auth"
+	"github.com/troupe-db/troupe/applyactor/auth"
 )
 
 // Errors of JWTs, in etcd's words.

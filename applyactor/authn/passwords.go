@@ -1,4 +1,4 @@
-package authactor
+package authn
 
 import (
 	"context"
@@ -27,9 +27,9 @@ import (
 
 var (
 	// ErrWrong: the password is not the user's, or there is no such user.
-	ErrWrong = errors.New("authactor: wrong password")
+	ErrWrong = errors.New("authn: wrong password")
 	// ErrBusy: more passwords wait to be checked than can be in time.
-	ErrBusy = errors.New("authactor: too many passwords to check")
+	ErrBusy = errors.New("authn: too many passwords to check")
 	// ErrTooLong is bcrypt's error for a password that it cannot hash.
 	ErrTooLong = bcrypt.ErrPasswordTooLong
 )

@@ -1,4 +1,4 @@
-package authactor
+package authn
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package authactor
+package authn
 
 import (
 	"crypto"
@@ -18,7 +18,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
-	"github.com/troupe-db/troupe/authactor/auth"
+	"github.com/troupe-db/troupe/applyactor/auth"
 )
 
 // pemKeys returns a new pair of keys for a method in PEM format.

@@ -1,4 +1,4 @@
-package authactor_test
+package authn_test
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/applyactor/apply"
-	"github.com/troupe-db/troupe/authactor"
+	"github.com/troupe-db/troupe/applyactor/authn"
 )
 
 // A password is hashed and checked by a worker; the log assigns a token.
@@ -20,7 +20,7 @@ func Example() {
 	if err != nil {
 		panic(err)
 	}
-	passwords := authactor.NewPasswords(authactor.PasswordsConfig{Cost: 4})
+	passwords := authn.NewPasswords(authn.PasswordsConfig{Cost: 4})
 	for _, worker := range passwords.Children() {
 		if _, err := edge.Spawn(worker); err != nil {
 			panic(err)
@@ -30,9 +30,9 @@ func Example() {
 	hash, err := passwords.Hash(ctx, "secret")
 	fmt.Println("hashed:", err)
 	fmt.Println("right:", passwords.Check(ctx, "ann", hash, "secret"))
-	fmt.Println("wrong:", errors.Is(passwords.Check(ctx, "ann", hash, "guess"), authactor.ErrWrong))
+	fmt.Println("wrong:", errors.Is(passwords.Check(ctx, "ann", hash, "guess"), authn.ErrWrong))
 
-	tokens := authactor.NewTokens(time.Minute)
+	tokens := authn.NewTokens(time.Minute)
 	tokens.Begin(0)
 	tokens.Apply(5, []apply.Token{{Assigned: "abc.5", User: "ann"}})
 	fmt.Println(tokens.Use("abc.5"))
