@@ -220,6 +220,7 @@ func (c *cluster) awaitMended(m *clusterMember) {
 // start: what it has acknowledged may be damaged, so it has no vote until it was replaced.
 func (f *faults) damageLog(m *clusterMember) {
 	f.Helper()
+	f.awaitServing(m) // then its log has a write of a probe
 	f.kill(m)
 	if f.flipIn(filepath.Join(m.cfg.DataDir, "member", "wal", "*.wal"), []byte("probe/"), 1) == 0 {
 		f.Fatalf("the log of %s has no write of a probe", m.name)
