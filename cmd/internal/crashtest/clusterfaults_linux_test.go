@@ -23,8 +23,12 @@ import (
 	"github.com/troupe-db/troupe/cmd/internal/links"
 )
 
+// faultsShort is the number of faults of make test. They are of the kinds that pass within
+// seconds; with more of them damage and pairs of faults are among them.
+const faultsShort = 6
+
 var (
-	faultCount   = flag.Int("faults", 6, "faults in TestClusterFaults, for each size of cluster")
+	faultCount   = flag.Int("faults", faultsShort, "faults in TestClusterFaults, for each size of cluster")
 	faultSizes   = flag.String("fault-members", "3", "members in TestClusterFaults, separated by commas")
 	faultKinds   = flag.String("fault-kinds", "", "kinds of faults in TestClusterFaults and TestSoak, separated by commas; all if empty")
 	faultInject  = flag.Bool("fault-inject", false, "TestClusterFaults runs members of its own executable, whose disks can stall and be full and whose lease clocks can leap")
@@ -115,6 +119,7 @@ type fault struct {
 	joint bool
 	rank  int
 	ends  bool // it ends or stops the process
+	long  bool // it takes long to heal
 }
 
 const (
@@ -238,8 +243,8 @@ var faultTable = []fault{
 	{name: "full", who: one, inject: afflicted(isFull), own: true, joint: true, rank: rankDisk, serves: true, least: faultFull},
 	{name: "leap", who: one, inject: afflicted(leaps), own: true, joint: true, rank: rankDisk, serves: true},
 	{name: "leap-all", who: everyone, inject: afflicted(leaps), own: true, serves: true, least: faultLong},
-	{name: "flip-store", who: intact, inject: func(f *faults, faulty []*clusterMember) { f.damageStore(faulty[0]) }, joint: true, rank: rankDisk},
-	{name: "flip-log", who: one, inject: func(f *faults, faulty []*clusterMember) { f.damageLog(faulty[0]) }},
+	{name: "flip-store", who: intact, inject: func(f *faults, faulty []*clusterMember) { f.damageStore(faulty[0]) }, joint: true, rank: rankDisk, long: true},
+	{name: "flip-log", who: one, inject: func(f *faults, faulty []*clusterMember) { f.damageLog(faulty[0]) }, long: true},
 	{name: "replace", who: func(f *faults) []*clusterMember { return f.some(f.drawable()) }, inject: func(f *faults, members []*clusterMember) {
 		// The links are slow meanwhile, and another member is killed and paused.
 		f.links(f.some(1), links.Condition{Delay: 5 * time.Millisecond})
@@ -367,7 +372,7 @@ func startFaults(t *testing.T, binary string, n int, own bool, pace time.Duratio
 	f := &faults{rng: rand.New(rand.NewPCG(seed, 0)), clock: newAliveClock(), revisions: map[int64]*State{}, counts: map[string]int{}}
 	f.available = newAvailability(n, f.clock.now)
 	for _, k := range faultTable {
-		if (own || !k.own) && (*faultKinds == "" || slices.Contains(strings.Split(*faultKinds, ","), k.name)) {
+		if (own || !k.own) && (f.long() || !k.long) && (*faultKinds == "" || slices.Contains(strings.Split(*faultKinds, ","), k.name)) {
 			f.kinds = append(f.kinds, k)
 		}
 	}
@@ -383,12 +388,15 @@ func startFaults(t *testing.T, binary string, n int, own bool, pace time.Duratio
 	return f
 }
 
+// long reports whether there is time for all kinds of faults.
+func (f *faults) long() bool { return *faultAll || *faultKinds != "" || *faultCount > faultsShort }
+
 // shuffled returns the kinds of faults in random order, with as many pairs among them as there
 // are kinds that can be joined.
 func (f *faults) shuffled() []fault {
 	order := slices.Clone(f.kinds)
 	for _, k := range f.kinds {
-		if k.joint && *faultKinds == "" {
+		if k.joint && *faultKinds == "" && f.long() {
 			order = append(order, fault{name: pairName})
 		}
 	}
