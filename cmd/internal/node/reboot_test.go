@@ -315,6 +315,12 @@ func TestBadEntry(t *testing.T) {
 			dir := t.TempDir()
 			m := startMember(t, dir, func(c *Config) { c.Exit = func(reason error) { exit <- reason } })
 			m.put("a", "1")
+			// The next entry must be the put's, and not the version of the cluster.
+			for end := time.Now().Add(time.Minute); m.host.Published.View().Cluster.GetVersion() == nil; <-time.After(10 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("the cluster has no version after a minute")
+				}
+			}
 			bad := m.host.Applied() + 1
 			m.Faults().ArmEntry(stage, bad, 2)
 			if _, err := m.client.Put(t.Context(), "a", "2"); !errors.Is(err, rpctypes.ErrStopped) {
