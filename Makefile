@@ -54,7 +54,7 @@ check-generated: generate
 		git --no-pager diff -- proto; exit 1; fi
 
 test-unit:
-	$(GO) test -race -timeout 10m ./...
+	$(GO) test -race -timeout 15m ./...
 
 # The module of benchmarks: its unit tests, and a short differential test against
 # real etcd, which is built from Go modules.
