@@ -77,7 +77,7 @@ test-simulated:
 	$(GO) test -count=1 -timeout 60m -v -run 'TestSeeds$$' ./cmd/internal/simtest -sim-seeds 5000 -sim-workers 2 | grep -v '^=== '
 	$(GO) test -count=1 -timeout 60m -v -tags planted -run 'TestPlanted|TestMinimise' ./cmd/internal/simtest | grep -v '^=== '
 	$(GO) test -count=1 -timeout 30m -v -run 'TestRate$$' ./cmd/internal/simtest -sim-rate | grep -v '^=== '
-	diff <($(GO) test $(HASHES)) <($(GO) test -race $(HASHES))
+	plain=$$($(GO) test $(HASHES)) && race=$$($(GO) test -race $(HASHES)) && diff <(echo "$$plain") <(echo "$$race")
 
 # The proofs of durability in their long form, some twenty minutes: what the short
 # forms in test-unit play a few times. -v shows what came of it.

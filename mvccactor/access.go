@@ -11,8 +11,8 @@ import (
 )
 
 // Permissions that depend on leases. A put that attaches a key to a lease, and the revocation of a
-// lease, need the right to write every key that is attached to it by then: whoever may revoke a
-// lease may delete its keys. applyactor passes what the user may write, because it does not know
+// lease, need the right to write every key that is attached to it by then, because the revocation
+// deletes these keys. applyactor passes what the user may write, because it does not know
 // the keys.
 
 // answered returns the result of an operation that is not to be executed; nil if it is.

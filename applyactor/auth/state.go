@@ -35,7 +35,7 @@ type user struct {
 	*authpb.User // never changed in place
 	root         bool
 	// merged has the user's permissions once they have been asked for. They are computed from
-	// the roles of the state; whoever comes first sets it.
+	// the roles of the state and set by the first goroutine that needs them.
 	merged atomic.Pointer[permissions]
 }
 

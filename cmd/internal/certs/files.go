@@ -112,14 +112,16 @@ func parseAuthorities(b []byte) (*authorities, error) {
 	return a, nil
 }
 
-func loadAuthorities(path string) (*authorities, error) {
+func loadAuthorities(path string) (*authorities, error) { return load(path, parseAuthorities) }
+
+// load reads and parses a file. Errors name it.
+func load[T any](path string, parse func([]byte) (T, error)) (content T, err error) {
 	b, err := readFile(path)
 	if err != nil {
-		return nil, err
+		return content, err
 	}
-	a, err := parseAuthorities(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	if content, err = parse(b); err != nil {
+		return content, fmt.Errorf("%s: %w", path, err)
 	}
-	return a, nil
+	return content, nil
 }

@@ -346,7 +346,7 @@ func TestRevokedDuringHandshake(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeft: closed connections are forgotten, whoever closes them.
+// TestNothingIsLeft: closed connections are forgotten, whichever side closes them.
 func TestNothingIsLeft(t *testing.T) {
 	w := newWorld(t, nil).serve(ListenOptions{})
 	client := w.ca.Issue(t, certstest.Leaf{CN: "a"})

@@ -73,17 +73,7 @@ func newRevocationList(l *x509.RevocationList) revocationList {
 	return list
 }
 
-func loadRevocations(path string) (revocations, error) {
-	b, err := readFile(path)
-	if err != nil {
-		return nil, err
-	}
-	r, err := parseRevocations(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return r, nil
-}
+func loadRevocations(path string) (revocations, error) { return load(path, parseRevocations) }
 
 // has reports whether a certificate is on one of the lists. A list counts for the certificates
 // of its issuer. One whose issuer is not known counts for all: it may be the list of an

@@ -244,8 +244,8 @@ func healedMax() time.Duration {
 	return healedLoose
 }
 
-// awaitHealed waits until an alarm names the member, and no other, and then until it is
-// cleared.
+// awaitHealed starts to wait until an alarm names the member, and no other, and then until it is
+// cleared. The channel receives nil then, or an error.
 func (c *cluster) awaitHealed(m *clusterMember, began time.Time) <-chan error {
 	ctx, cancel := context.WithDeadline(c.Context(), began.Add(healedMax()))
 	other := c.members[(slices.Index(c.members, m)+1)%len(c.members)]

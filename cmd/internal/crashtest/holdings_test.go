@@ -31,7 +31,7 @@ func newHoldings() *holdings {
 	return &holdings{taken: map[string][]holding{}, used: map[string][]holding{}}
 }
 
-// take records that a client was told at a time that it holds a lock.
+// take records when a client learned that it holds a lock.
 func (h *holdings) take(name string, token int64, at time.Duration) { h.add(h.taken, name, token, at) }
 
 // use records that a write of a holder, called at a time, succeeded.

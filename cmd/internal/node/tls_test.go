@@ -52,6 +52,18 @@ func newFiles(t *testing.T, ca *certstest.Authority, cn string) *files {
 	return f
 }
 
+// startSecured starts a member that serves clients with TLS and without, and returns the
+// authority and files of its certificate, and its address.
+func startSecured(t *testing.T) (*certstest.Authority, *files, *testMember, string) {
+	t.Helper()
+	ca := certstest.NewAuthority(t, "ca", nil)
+	f := newFiles(t, ca, "server")
+	m := startMember(t, t.TempDir(), func(c *Config) {
+		c.Listeners[0] = f.Listen(c.Listeners[0], certs.ListenOptions{Plain: true, Protocols: protocols})
+	})
+	return ca, f, m, m.cfg.Listeners[0].Addr().String()
+}
+
 func (f *files) path(name string) string { return filepath.Join(f.dir, name) }
 
 // renew replaces the certificate of the endpoint.
@@ -109,13 +121,8 @@ func dialTLS(t *testing.T, addr string, cfg *tls.Config) *grpc.ClientConn {
 // too. Clients without a certificate are refused, and nobody else notices.
 func TestClientTLS(t *testing.T) {
 	t.Parallel()
-	ca := certstest.NewAuthority(t, "ca", nil)
-	f := newFiles(t, ca, "server")
-	m := startMember(t, t.TempDir(), func(c *Config) {
-		c.Listeners[0] = f.Listen(c.Listeners[0], certs.ListenOptions{Plain: true, Protocols: protocols})
-	})
+	ca, _, m, addr := startSecured(t)
 	defer m.shut()
-	addr := m.cfg.Listeners[0].Addr().String()
 	m.put("plain", "1") // by the client without TLS
 	alice := clientConfig(ca, ca.Issue(t, certstest.Leaf{CN: "alice"}))
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"https://" + addr}, TLS: alice, DialTimeout: time.Minute})
@@ -160,13 +167,8 @@ func TestClientTLS(t *testing.T) {
 // new handshakes get the new certificate.
 func TestSwapUnderLoad(t *testing.T) {
 	t.Parallel()
-	ca := certstest.NewAuthority(t, "ca", nil)
-	f := newFiles(t, ca, "server")
-	m := startMember(t, t.TempDir(), func(c *Config) {
-		c.Listeners[0] = f.Listen(c.Listeners[0], certs.ListenOptions{Plain: true, Protocols: protocols})
-	})
+	ca, f, m, addr := startSecured(t)
 	defer m.shut()
-	addr := m.cfg.Listeners[0].Addr().String()
 	good := ca.Issue(t, certstest.Leaf{CN: "good"})
 
 	watch := func(cc *grpc.ClientConn) pb.Watch_WatchClient {

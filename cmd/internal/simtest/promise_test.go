@@ -83,7 +83,7 @@ func (k *checker) received(m *member, msg *raftpb.Message) {
 		}
 		k.voted[msg.GetTerm()] = msg.GetFrom()
 	case raftpb.MsgTimeoutNow:
-		k.w.beacon("a member is told to campaign at once")
+		k.w.beacon("a member is asked to campaign at once")
 	case raftpb.MsgApp:
 		if msg.GetTerm() < m.host.Raft.Status().Term {
 			k.w.beacon("an append of an earlier term arrives")

@@ -34,7 +34,7 @@ var beacons = []string{
 
 	"a connection that was cut is reset", "a crash during a boot", "a frame arrives twice", "a frame is lost",
 	"a frame overtakes another one", "a history is linearizable without its revisions", "a learner is promoted while it is behind",
-	"a lease is to be renewed while the leader hands over", "a member is removed while it is down", "a member is told to campaign at once",
+	"a lease is to be renewed while the leader hands over", "a member is removed while it is down", "a member is asked to campaign at once",
 	"a power cut loses entries that were not synced", "a removed member campaigns", "a snapshot changes the members", "a vote is refused",
 	"all members are down", "an append is refused", "an append of an earlier term arrives", "an entry is replaced",
 	"the leader crashes", "the leader crashes while it hands over", "the sender of a snapshot crashes", "two candidates in one term",

@@ -71,20 +71,8 @@ func (r *running) keepToken(c Call, reply Reply) {
 
 // watchOnce creates a watcher and returns the first response.
 func watchOnce(ctx context.Context, conn grpc.ClientConnInterface, req *pb.WatchCreateRequest) Reply {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := pb.NewWatchClient(conn).Watch(ctx)
-	if err == nil {
-		err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}})
-	}
-	if err != nil {
-		return failure(err)
-	}
-	resp, err := stream.Recv()
-	if err != nil {
-		return failure(err)
-	}
-	return Reply{Message: resp}
+	return firstResponse(ctx, pb.NewWatchClient(conn).Watch,
+		&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}})
 }
 
 var simpleToken = regexp.MustCompile(`^[A-Za-z0-9]{16,}\.[1-9][0-9]*$`)

@@ -149,9 +149,17 @@ func failure(err error) Reply {
 
 // keepAlive renews a lease once.
 func keepAlive(ctx context.Context, conn grpc.ClientConnInterface, req *pb.LeaseKeepAliveRequest) Reply {
+	return firstResponse(ctx, pb.NewLeaseClient(conn).LeaseKeepAlive, req)
+}
+
+// firstResponse opens a stream, sends a request and returns the first response.
+func firstResponse[S interface {
+	Send(Q) error
+	Recv() (R, error)
+}, Q any, R proto.Message](ctx context.Context, open func(context.Context, ...grpc.CallOption) (S, error), req Q) Reply {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := pb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
+	stream, err := open(ctx)
 	if err == nil {
 		err = stream.Send(req)
 	}
