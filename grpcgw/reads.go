@@ -52,6 +52,7 @@ type Reads struct {
 	stall time.Duration // stallTimeout, except in tests
 
 	evicted atomic.Int64 // actors.Now when evict last searched holders
+	resumed atomic.Int64 // actors.Now when evictUntil last found that the process had paused
 
 	mu      sync.Mutex
 	holders map[*reading]struct{} // the readings that hold credit
@@ -409,15 +410,22 @@ func (rd *reading) conn() *conn {
 	return addr.conn
 }
 
-// evictUntil calls evict periodically until done is closed.
+// evictUntil calls evict periodically until done is closed. If it is called late, the
+// process had no time, for its connections neither: their clients are not to blame.
 func (r *Reads) evictUntil(done <-chan struct{}) {
 	ticker := time.NewTicker(r.evictPeriod())
 	defer ticker.Stop()
+	last := actors.Now()
 	for {
 		select {
 		case <-done:
 			return
 		case <-ticker.C:
+			now := actors.Now()
+			if now-last > 2*int64(r.evictPeriod()) {
+				r.resumed.Store(now)
+			}
+			last = now
 			r.evict()
 		}
 	}
@@ -458,9 +466,10 @@ func (r *Reads) evict() {
 
 // stalled reports whether the client has read nothing of this answer for the full time, or
 // nothing of all its answers for stallLimit. Answers on one connection share its line, so a
-// client that reads many of them all the time reads little of each. The caller holds
-// reads.mu, and the answer has a client.
+// client that reads many of them all the time reads little of each. Time begins anew after a
+// pause of the process. The caller holds reads.mu, and the answer has a client.
 func (rd *reading) stalled(now, stallLimit int64) bool {
-	return rd.sending &&
-		(now-max(rd.progress, rd.client.progress.Load()) > stallLimit || now-rd.progress > int64(rd.reads.stall))
+	answer := max(rd.progress, rd.reads.resumed.Load())
+	anything := max(answer, rd.client.progress.Load())
+	return rd.sending && (now-anything > stallLimit || now-answer > int64(rd.reads.stall))
 }

@@ -348,21 +348,24 @@ func TestTxnRanges(t *testing.T) {
 }
 
 // slowConn is a client's end of a slow line that is read all the time.
-type slowConn struct{ net.Conn }
+type slowConn struct {
+	net.Conn
+	pause time.Duration // before each read of 32 KiB at most
+}
 
 func (c slowConn) Read(p []byte) (int, error) {
-	time.Sleep(5 * time.Millisecond)
+	time.Sleep(c.pause)
 	return c.Conn.Read(p[:min(len(p), 32<<10)])
 }
 
 // serveSlow runs a gateway and returns a connection to it over a slow line.
-func serveSlow(t *testing.T, cfg Config) pb.KVClient {
+func serveSlow(t *testing.T, cfg Config, pause time.Duration) pb.KVClient {
 	t.Helper()
 	g, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, stop := serveGatewayThrough(t, g, func(c net.Conn) net.Conn { return slowConn{c} })
+	conn, stop := serveGatewayThrough(t, g, func(c net.Conn) net.Conn { return slowConn{c, pause} })
 	t.Cleanup(func() {
 		_ = conn.Close()
 		stop()
@@ -381,7 +384,7 @@ func TestEvictSparesLargeValues(t *testing.T) {
 	cfg := testConfig(m)
 	cfg.Reads = NewReads(actors.Limit{Requests: 10, Bytes: 20 << 20}, time.Minute)
 	cfg.Reads.stall = stallTimeout / stallDivisorMax
-	kv := serveSlow(t, cfg)
+	kv := serveSlow(t, cfg, 5*time.Millisecond)
 	read := make(chan error, 1)
 	go func() {
 		_, err := kv.Range(context.Background(), &pb.RangeRequest{Key: []byte("k")})
@@ -440,15 +443,15 @@ func TestEvictSparesFetches(t *testing.T) {
 // not disconnected, though each of them makes little progress.
 func TestEvictSparesManyAnswers(t *testing.T) {
 	cfg := testConfig(largeMember(t))
-	// Forty answers of 256 KiB: it takes 0.2 s until each has made progress.
+	// Eighty answers of 128 KiB: it takes 0.8 s until each has made progress. A client may
+	// read nothing at all for half a second.
 	cfg.Reads = NewReads(actors.Limit{Requests: 1000, Bytes: 10 << 20}, time.Minute)
-	cfg.Reads.stall = time.Second
-	kv := serveSlow(t, cfg)
-	const clients = 60
+	kv := serveSlow(t, cfg, 20*time.Millisecond)
+	const clients = 100
 	errs := make(chan error, clients)
 	for range clients {
 		go func() {
-			_, err := kv.Range(context.Background(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Limit: 500})
+			_, err := kv.Range(context.Background(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Limit: 250})
 			errs <- err
 		}()
 	}
@@ -472,6 +475,7 @@ func TestStalled(t *testing.T) {
 	for name, c := range map[string]struct {
 		fetching     bool
 		answer, conn time.Duration // since each made progress
+		paused       time.Duration // before now, if not 0
 		want         bool
 	}{
 		"both read":          {answer: 0, conn: 0},
@@ -480,9 +484,15 @@ func TestStalled(t *testing.T) {
 		"only other answers": {answer: stallTimeout + 1, conn: 0, want: true},
 		"nothing":            {answer: time.Second, conn: time.Second, want: true},
 		"fetching":           {answer: time.Minute, conn: time.Minute, fetching: true},
+		"paused just now":    {answer: time.Minute, conn: time.Minute, paused: time.Millisecond},
+		"paused before":      {answer: time.Minute, conn: time.Minute, paused: time.Second, want: true},
 	} {
 		rd := &reading{reads: r, client: new(conn), sending: !c.fetching, progress: now - int64(c.answer)}
 		rd.client.progress.Store(now - int64(c.conn))
+		r.resumed.Store(0)
+		if c.paused > 0 {
+			r.resumed.Store(now - int64(c.paused))
+		}
 		if got := rd.stalled(now, limit); got != c.want {
 			t.Errorf("%s: got stalled %v, want %v", name, got, c.want)
 		}
