@@ -348,6 +348,29 @@ func TestTickerOnDemand(t *testing.T) {
 	})
 }
 
+// TestTickerPhase: ticks fall so much later than the multiples of their interval.
+func TestTickerPhase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := actorstest.NewProbe(t, actorstest.NewSystem(t), "phase")
+		time.Sleep(730 * time.Millisecond)
+		tk := actors.StartTicker(p.Mailbox, 0, 100*time.Millisecond, nil)
+		defer tk.Stop()
+		tk.SetPhase(33 * time.Millisecond)
+		time.Sleep(400 * time.Millisecond)
+		tk.SetPhase(266 * time.Millisecond) // as 66
+		time.Sleep(300 * time.Millisecond)
+		synctest.Wait()
+		var got []time.Duration
+		for _, m := range p.Messages() {
+			got = append(got, time.Duration(actors.Wall().UnixNano()-actors.Now()+m.(*actors.Tick).At)%time.Second/time.Millisecond)
+		}
+		// The first is armed before there is a phase.
+		if want := []time.Duration{800, 833, 933, 33, 133, 166, 266, 366}; !slices.Equal(got, want) {
+			t.Errorf("got ticks at the milliseconds %d of their seconds, want %d", got, want)
+		}
+	})
+}
+
 // TestTickerSkipsWhatIsNotDue: a periodic ticker posts nothing while its due says
 // no, and goes on afterwards.
 func TestTickerSkipsWhatIsNotDue(t *testing.T) {

@@ -31,8 +31,9 @@ var tickCost = Cost{Requests: 1}
 //
 // Ticks with an interval of up to alignedMax fall on its multiples of the wall
 // clock. All these tickers of a process thus fire at the same instant, which wakes
-// an idle process once instead of once per ticker. Those with a longer one keep
-// their phase, so that thousands of streams do not all act at once.
+// an idle process once instead of once per ticker. What processes must not all do at
+// once has a phase (SetPhase). Those with a longer interval start when they are armed,
+// so that thousands of streams do not all act at once.
 type Ticker struct {
 	box   *Mailbox
 	lane  int
@@ -43,6 +44,7 @@ type Ticker struct {
 	due      func() bool
 
 	mu      sync.Mutex
+	phase   time.Duration
 	timer   Timer // nil before the first Arm
 	armed   bool  // the timer is running
 	stopped bool
@@ -78,6 +80,14 @@ func (t *Ticker) Arm() {
 	}
 }
 
+// SetPhase lets ticks with an interval of up to alignedMax fall so much later than its
+// multiples, from the next one on. phase is at least 0.
+func (t *Ticker) SetPhase(phase time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.phase = phase % t.every
+}
+
 // Armed reports that a tick is pending.
 func (t *Ticker) Armed() bool {
 	t.mu.Lock()
@@ -90,7 +100,7 @@ func (t *Ticker) arm() {
 	t.armed = true
 	wait := t.every
 	if wait <= alignedMax {
-		wait -= time.Duration(Wall().UnixNano()) % wait
+		wait -= (time.Duration(Wall().UnixNano()) - t.phase) % wait
 	}
 	if t.timer == nil {
 		t.timer = AfterFunc(wait, t.fire)

@@ -282,6 +282,7 @@ func (r *Raft) Receive(ctx actor.Context) {
 	case *actor.Started:
 		r.ticker = actors.StartTicker(r.box, raftTicks, r.cfg.Heartbeat,
 			func() bool { return !r.cfg.State.solitary.Load() })
+		r.spread()
 		r.campaignAlone()
 		r.ready()
 	case *actors.Batch:
@@ -463,10 +464,21 @@ func (r *Raft) applied(m *raftmsg.Applied) {
 		r.appliedTerm = term
 		r.proposer.MustPost(proposerControl, &raftmsg.TermApplied{Term: term}, actors.Cost{Requests: 1})
 	}
+	if len(m.ConfChanges) > 0 {
+		r.spread()
+	}
 	if r.cfg.State.readers.Load() {
 		_ = r.readIndex.TryPost(readControl, m, actors.Cost{Requests: 1}) // readindex checks with each tick as well
 	}
 	r.campaignAlone()
+}
+
+// spread lets each voter tick at a time of its own. Two of them that began an election at the
+// same instant would both lose it, and wait for the next election timeout.
+func (r *Raft) spread() {
+	if turn, voters := r.cfg.Replica.Turn(); voters > 0 {
+		r.ticker.SetPhase(time.Duration(turn) * r.cfg.Heartbeat / time.Duration(voters))
+	}
 }
 
 // persisted drops the entries, and trims the log, that a start does not need any more.

@@ -105,6 +105,12 @@ func (c *cluster) ready(m *member) {
 
 func (c *cluster) send(ms []*raftpb.Message) {
 	for _, m := range ms {
+		durable := c.members[m.GetFrom()-1].hard.GetCommit()
+		for i := durable + 1; i <= min(m.GetCommit(), uint64(len(c.committed))); i++ {
+			if e := c.committed[i-1]; e.GetType() != raftpb.EntryNormal {
+				c.fatalf("%d tells %d of a configuration change at %d, and its log has the commit index %d", m.GetFrom(), m.GetTo(), i, durable)
+			}
+		}
 		c.network = append(c.network, proto.CloneOf(m))
 	}
 }
@@ -152,6 +158,9 @@ func (c *cluster) apply(m *member, n int) {
 			m.applied, m.appliedAt = e.GetIndex(), e.GetTerm()
 			if cc := confChange(c.t, e); cc != nil {
 				changes = append(changes, cc)
+				if durable := m.hard.GetCommit(); durable < m.applied {
+					c.fatalf("%d applies a configuration change at %d, and its log has the commit index %d", m.id, m.applied, durable)
+				}
 			}
 		}
 	}

@@ -30,7 +30,9 @@ import (
 //	Applied    its responses are stepped, and its configuration change takes effect
 //	Persisted  the store has its effect: memory and the log need not keep it
 //
-// An append that changes the commit index alone takes a shortcut: completeLocally.
+// An append that changes the commit index alone takes a shortcut: completeLocally. It does
+// not if a configuration change is committed: that must be durable before anyone acts on it
+// (see changes).
 
 const (
 	// messageBytesMax bounds the entries of one MsgApp: the most that the proposer
@@ -146,6 +148,14 @@ type Replica struct {
 	// of the last one.
 	changeProposed bool
 	changeIndex    uint64
+	// changes has the indexes of configuration changes in the log that no durable commit index
+	// covers, in order. Raft counts votes by the changes that a member has applied, which after
+	// a start are those that its commit index covers. If a voter that was removed has left,
+	// and the member that told it forgets that, the votes that are left may not suffice. So
+	// a commit index at or above the first of changes is written at once; until it is durable,
+	// peers are not told of it, and what it covers waits in delayed.
+	changes []uint64
+	delayed []*raftpb.Message // applies
 
 	// holds has the peers that receive a snapshot. Ready adds them with their MsgSnap, and
 	// Persisted removes them when they have caught up.
@@ -251,6 +261,8 @@ func (r *Replica) restore(cfg Config) error {
 	if err := r.append(cfg.Entries); err != nil {
 		return err
 	}
+	r.noteChanges(cfg.Entries)
+	r.coverChanges(max(cfg.HardState.GetCommit(), cfg.Applied))
 	for _, e := range cfg.Entries {
 		if e.GetIndex() > cfg.Applied {
 			break
@@ -433,6 +445,17 @@ func (r *Replica) Voter(id uint64) bool {
 	return ok
 }
 
+// Turn returns the place of this member among the voters, in the order of their ids, and their
+// number. A member that is no voter has the place of one with its id.
+func (r *Replica) Turn() (turn, voters int) {
+	for id := range r.voters {
+		if id < r.id {
+			turn++
+		}
+	}
+	return turn, len(r.voters)
+}
+
 // PeerProgress is what a leader knows of a peer.
 type PeerProgress struct {
 	ID, Match, Next uint64
@@ -459,8 +482,8 @@ func (r *Replica) Progress() (peers []PeerProgress) {
 	return peers
 }
 
-// ReadIndex requests a read index. Ready returns it as a ReadState with the same id, or
-// never: the request may be lost.
+// ReadIndex requests a read index. Ready returns it as a ReadState with the same id, which is
+// not 0, or never: the request may be lost.
 func (r *Replica) ReadIndex(id uint64) {
 	r.node.ReadIndex(binary.BigEndian.AppendUint64(nil, id))
 }
@@ -505,6 +528,7 @@ func (r *Replica) Appended(appends int, responses []*raftpb.Message) error {
 			if err := r.memory.SetHardState(p.hard); err != nil {
 				return err
 			}
+			r.coverChanges(p.hard.GetCommit())
 		}
 	}
 	r.appends = r.appends[appends:]
@@ -677,7 +701,8 @@ type ReadState struct{ ID, Index uint64 }
 // Ready returns the next work; ok is false if there is none.
 func (r *Replica) Ready() (out Output, ok bool) {
 	if !r.node.HasReady() {
-		return out, false
+		out.Applies = r.release(nil)
+		return out, len(out.Applies) > 0
 	}
 	rd := r.node.Ready()
 	for _, m := range rd.Messages {
@@ -702,8 +727,12 @@ func (r *Replica) Ready() (out Output, ok bool) {
 			out.Peers = append(out.Peers, m)
 		}
 	}
+	out.Applies = r.release(out.Applies)
+	r.hideChanges(out.Peers)
 	for _, rs := range rd.ReadStates {
-		out.Reads = append(out.Reads, ReadState{binary.BigEndian.Uint64(rs.RequestCtx), rs.Index})
+		if id := binary.BigEndian.Uint64(rs.RequestCtx); id > 0 {
+			out.Reads = append(out.Reads, ReadState{id, rs.Index})
+		}
 	}
 	out.RoleChanged = r.updateRole(rd)
 	return out, true
@@ -734,8 +763,10 @@ func (r *Replica) addAppend(m *raftpb.Message) Append {
 		}
 		r.unwritten = nil
 	}
+	r.noteChanges(m.Entries)
 	if m.Term != nil {
-		a.MustSync = a.MustSync || m.GetTerm() != r.hard.GetTerm() || m.GetVote() != r.hard.GetVote()
+		a.MustSync = a.MustSync || m.GetTerm() != r.hard.GetTerm() || m.GetVote() != r.hard.GetVote() ||
+			r.coversChange(m.GetCommit())
 		p.hard = &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
 		r.hard.Term, r.hard.Vote, r.hard.Commit = m.Term, m.Vote, m.Commit
 		r.committed = max(r.committed, m.GetCommit())
@@ -776,6 +807,70 @@ func (r *Replica) completeLocally(m *raftpb.Message) (peers []*raftpb.Message) {
 // Unwritten returns the hard state that no append has carried; nil if there is none. A
 // clean stop writes it, so that the next start knows the commit index.
 func (r *Replica) Unwritten() *raftpb.HardState { return r.unwritten }
+
+// noteChanges adds the configuration changes among entries that are appended to the log to
+// changes, without those that the entries replace.
+func (r *Replica) noteChanges(entries []*raftpb.Entry) {
+	if len(entries) == 0 {
+		return
+	}
+	for n := len(r.changes); n > 0 && r.changes[n-1] >= entries[0].GetIndex(); n-- {
+		r.changes = r.changes[:n-1]
+	}
+	for _, e := range entries {
+		if e.GetType() != raftpb.EntryNormal {
+			r.changes = append(r.changes, e.GetIndex())
+		}
+	}
+}
+
+// coversChange reports whether an index is at or above the first of changes.
+func (r *Replica) coversChange(index uint64) bool {
+	return len(r.changes) > 0 && r.changes[0] <= index
+}
+
+// coverChanges removes from changes what a durable commit index covers. A leader then sends
+// heartbeats, with a request for a read index that nobody waits for: they tell peers of it.
+func (r *Replica) coverChanges(commit uint64) {
+	if !r.coversChange(commit) {
+		return
+	}
+	n := 0
+	for n < len(r.changes) && r.changes[n] <= commit {
+		n++
+	}
+	r.changes = r.changes[n:]
+	if r.isLeader {
+		r.ReadIndex(0)
+	}
+}
+
+// hideChanges lowers the commit index of messages that tell peers of a configuration change
+// in changes. A commit index that is too low is as if the message were older.
+func (r *Replica) hideChanges(messages []*raftpb.Message) {
+	if len(r.changes) == 0 {
+		return
+	}
+	for _, m := range messages {
+		if r.coversChange(m.GetCommit()) {
+			m.Commit = new(r.changes[0] - 1)
+		}
+	}
+}
+
+// release adds applies to delayed, and returns those that need not wait any longer.
+func (r *Replica) release(applies []*raftpb.Message) []*raftpb.Message {
+	r.delayed = append(r.delayed, applies...)
+	n := 0
+	for n < len(r.delayed) && !r.coversChange(r.delayed[n].Entries[len(r.delayed[n].Entries)-1].GetIndex()) {
+		n++
+	}
+	released := r.delayed[:n:n]
+	if r.delayed = r.delayed[n:]; len(r.delayed) == 0 {
+		r.delayed = nil
+	}
+	return released
+}
 
 // findChange notes the index of the configuration change that was proposed.
 func (r *Replica) findChange(entries []*raftpb.Entry) {

@@ -490,6 +490,21 @@ func TestSecondVoterEndsAlone(t *testing.T) {
 	}
 }
 
+// TestTurn: voters have different turns, whatever their ids.
+func TestTurn(t *testing.T) {
+	for id, want := range map[uint64][2]int{3: {0, 3}, 70: {1, 3}, 900: {2, 3}, 50: {1, 3}, 901: {3, 3}} {
+		cfg := config(id)
+		cfg.ConfState = &raftpb.ConfState{Voters: []uint64{900, 3, 70}}
+		cfg.Entries = []*raftpb.Entry{{Index: new(uint64(1)), Term: new(uint64(1))}}
+		cfg.HardState = &raftpb.HardState{Term: new(uint64(1)), Commit: new(uint64(1))}
+		cfg.Applied, cfg.AppliedTerm = 1, 1
+		turn, voters := mustNew(t, cfg).Turn()
+		if got := [2]int{turn, voters}; got != want {
+			t.Errorf("%d: got turn and voters %v, want %v", id, got, want)
+		}
+	}
+}
+
 func TestStatusOfLearner(t *testing.T) {
 	cfg := config(2)
 	cfg.ConfState = &raftpb.ConfState{Voters: []uint64{1}, Learners: []uint64{2}}

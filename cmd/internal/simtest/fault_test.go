@@ -416,9 +416,7 @@ func (c *cluster) caughtUp(id uint64) bool {
 	return m != nil && m.view() != nil && m.view().AppliedIndex+20 > c.check.last
 }
 
-// expendable reports whether the voters without one are enough, of those that may start. Two
-// voters must not become one: if the other leaves, and this one loses the commit index of that,
-// it can never be elected. raft warns of it.
+// expendable reports whether the voters without one are enough, of those that may start.
 func (c *cluster) expendable(id uint64) bool {
 	if c.removing > c.w.now || slices.ContainsFunc(c.members, func(o *member) bool { return o.damaged }) {
 		return false
@@ -436,7 +434,7 @@ func (c *cluster) expendable(id uint64) bool {
 			}
 		}
 	}
-	return voters > 2 && 2*lost < voters-1
+	return 2*lost < voters-1
 }
 
 // lost ends a call whose process has died.

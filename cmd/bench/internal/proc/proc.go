@@ -33,8 +33,9 @@ var (
 const (
 	// readyLine is in the line that etcd and Troupe log once client calls work.
 	readyLine = "ready to serve client requests"
-	// readyTimeout covers a cold start with recovery of a few GiB.
-	readyTimeout = 2 * time.Minute
+	// readyTimeout covers a cold start with recovery of a few GiB, and a snapshot of as much
+	// that is sent with consideration for a load.
+	readyTimeout = 6 * time.Minute
 	// stopTimeout covers a graceful stop: the transfer of leadership, the last flush
 	// of the store, and a slow disk.
 	stopTimeout = 30 * time.Second
