@@ -357,7 +357,7 @@ func (r *Raft) peer(msg any) {
 			_ = r.proposer.TryPost(proposerControl, m, actors.Cost{Requests: 1})
 		}
 	case *raftmsg.SnapshotStatus:
-		r.cfg.Replica.ReportSnapshot(m.Id, m.Ok)
+		r.cfg.Replica.ReportSnapshot(m.Id, m.Index)
 	case *raftmsg.LeaderRefused:
 		r.leaderRefused(m)
 	case *raftmsg.Campaign:

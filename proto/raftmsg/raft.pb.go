@@ -516,7 +516,7 @@ func (x *Unreachable) GetId() uint64 {
 type SnapshotStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Ok            bool                   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"` // at which the snapshot ends; 0 if the transfer failed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -558,11 +558,11 @@ func (x *SnapshotStatus) GetId() uint64 {
 	return 0
 }
 
-func (x *SnapshotStatus) GetOk() bool {
+func (x *SnapshotStatus) GetIndex() uint64 {
 	if x != nil {
-		return x.Ok
+		return x.Index
 	}
-	return false
+	return 0
 }
 
 // LeaderRefused reports that a member refuses connections: its process has ended. If the
@@ -1520,10 +1520,10 @@ const file_raftmsg_raft_proto_rawDesc = "" +
 	"\n" +
 	"conf_state\x18\x03 \x01(\v2\x11.raftpb.ConfStateR\tconfState\"\x1d\n" +
 	"\vUnreachable\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"0\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"6\n" +
 	"\x0eSnapshotStatus\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x0e\n" +
-	"\x02ok\x18\x02 \x01(\bR\x02ok\"\x1f\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\x1f\n" +
 	"\rLeaderRefused\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\x1e\n" +
 	"\bCampaign\x12\x12\n" +

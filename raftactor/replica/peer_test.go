@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -76,6 +77,7 @@ func TestSnapshotHoldsTheTail(t *testing.T) {
 	const tail, size = 2 << 20, 128 << 10
 	for _, ok := range []bool{true, false} {
 		b := newWithLearner(t, tail, 0)
+		b.r.transferMax = 100 * size
 		b.propose(40, size)
 		b.persist()
 		b.peers = nil
@@ -102,7 +104,11 @@ func TestSnapshotHoldsTheTail(t *testing.T) {
 		if got := b.r.FirstIndex(); got > at+1 {
 			t.Fatalf("got first index %d during the snapshot, want at most %d", got, at+1)
 		}
-		b.r.ReportSnapshot(2, ok)
+		index := uint64(0)
+		if ok {
+			index = at
+		}
+		b.r.ReportSnapshot(2, index)
 		b.settle()
 		b.persist()
 		if got := b.r.FirstIndex(); ok != (got <= at+1) {
@@ -136,12 +142,133 @@ func TestSnapshotHoldsTheNewest(t *testing.T) {
 	if got := b.r.tailBytes; at == 0 || first <= at+1 || got > transfer || got <= transfer-size {
 		t.Errorf("got %d bytes from index %d on during the transfer from %d on, want the newest %d bytes", got, first, at, transfer)
 	}
-	b.r.ReportSnapshot(2, true)
+	b.r.ReportSnapshot(2, b.r.applied)
 	b.settle()
+	first = b.r.FirstIndex()
 	b.propose(40, size)
 	b.persist()
-	if got := b.r.FirstIndex(); got != first {
+	if got := b.r.FirstIndex(); got > b.r.holds[2].index+1 || got < first {
 		t.Errorf("got first index %d after the transfer, want %d as at its end", got, first)
+	}
+}
+
+// TestLongTransfer: after a transfer during which the log was trimmed above the index that raft
+// asked for, raft goes on after the index of the snapshot, as soon as the peer has installed it,
+// and asks for no other one.
+func TestLongTransfer(t *testing.T) {
+	const tail, transfer, size = 2 << 20, 3 << 20, 128 << 10
+	b := newWithLearner(t, tail, 0)
+	b.r.transferMax = transfer
+	b.propose(40, size)
+	b.persist()
+	answer := func(m *raftpb.Message) {
+		m.From, m.To, m.Term = new(uint64(2)), new(uint64(1)), new(b.r.term)
+		must(t, b.r.Step(m))
+		b.settle()
+	}
+	sent := func(typ raftpb.MessageType) (found []*raftpb.Message) {
+		for _, m := range b.peers {
+			if m.GetType() == typ {
+				found = append(found, m)
+			}
+		}
+		return found
+	}
+	answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))})
+	at := b.r.Progress()[0].PendingSnapshot
+	b.propose(40, size)
+	b.persist()
+	if first := b.r.FirstIndex(); at == 0 || first <= at+1 {
+		t.Fatalf("got first index %d during the transfer from %d on, want more", first, at)
+	}
+	end := b.r.applied
+	b.propose(4, size)
+	b.persist()
+	b.peers = nil
+	b.r.ReportSnapshot(2, end)
+	b.settle()
+	// The peer reboots to install it. What it answered before arrives late.
+	answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
+	for range 30 {
+		b.r.Tick()
+		b.settle()
+	}
+	probes := sent(raftpb.MsgApp)
+	if len(probes) != 31 || len(sent(raftpb.MsgSnap)) > 0 {
+		t.Fatalf("got %d appends and %d snapshots, want 31 and none", len(probes), len(sent(raftpb.MsgSnap)))
+	}
+	for _, m := range probes {
+		if m.GetIndex() != end || m.GetLogTerm() != b.r.term || len(m.Entries) > 0 || m.GetCommit() != end || m.GetTo() != 2 || m.GetTerm() != b.r.term {
+			t.Fatalf("got the append %v, want an empty one after %d", m, end)
+		}
+	}
+	b.peers = nil
+	answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
+	answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(end)})
+	if p := b.r.Progress()[0]; p.State != "StateReplicate" || p.Match != end || len(sent(raftpb.MsgSnap)) > 0 {
+		t.Errorf("got the progress %+v and %d snapshots, want that the peer is sent the entries after %d", p, len(sent(raftpb.MsgSnap)), end)
+	}
+	if got := sent(raftpb.MsgApp); len(got) == 0 || got[0].GetIndex() != end || len(got[0].Entries) == 0 {
+		t.Errorf("got the appends %v, want the entries after %d", got, end)
+	}
+	b.acknowledge(b.r.applied)
+	b.persist()
+	b.peers = nil
+	b.r.Tick()
+	b.settle()
+	if got := sent(raftpb.MsgApp); len(got) > 0 || len(b.r.holds) > 0 {
+		t.Errorf("got the appends %v and holds %v when the peer has caught up, want none", got, b.r.holds)
+	}
+}
+
+// TestLostSnapshot: raft asks for another snapshot if a peer has lost the one it received, which
+// it may have only when it has had the time to install it; and if the log is trimmed above the
+// snapshot before the peer has installed it.
+func TestLostSnapshot(t *testing.T) {
+	const tail, size = 2 << 20, 128 << 10
+	for name, c := range map[string]struct {
+		elections, written int // from the end of the transfer to the answer
+		refused            bool
+		want               string
+	}{
+		"refused before the installation": {elections: 1, refused: true, want: "StateSnapshot at 42"},
+		"refused after the installation":  {elections: installElections, refused: true, want: "StateSnapshot at 46"},
+		"installed":                       {elections: installElections, want: "StateReplicate at 0"},
+		"installed, and trimmed":          {elections: 1, written: 80, want: "StateSnapshot at 126"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newWithLearner(t, tail, 0)
+			b.propose(40, size)
+			b.persist()
+			answer := func(m *raftpb.Message) {
+				m.From, m.To, m.Term = new(uint64(2)), new(uint64(1)), new(b.r.term)
+				must(t, b.r.Step(m))
+				b.settle()
+			}
+			answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))})
+			b.propose(4, size)
+			b.persist()
+			end := b.r.applied
+			b.r.ReportSnapshot(2, end)
+			for range c.elections * config(1).ElectionTicks {
+				b.r.Tick()
+				b.settle()
+			}
+			b.propose(c.written, size)
+			b.persist()
+			if c.refused {
+				answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(end), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))})
+			} else {
+				answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(end)})
+			}
+			b.r.Tick()
+			b.settle()
+			answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
+			p := b.r.Progress()[0]
+			if got := fmt.Sprintf("%s at %d", p.State, p.PendingSnapshot); got != c.want {
+				t.Errorf("got the progress %s, want %s", got, c.want)
+			}
+		})
 	}
 }
 
@@ -156,7 +283,7 @@ func TestSnapshotHoldsWhileThePeerReboots(t *testing.T) {
 		Term: new(b.r.term), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))}))
 	b.settle()
 	at := b.r.Progress()[0].PendingSnapshot
-	b.r.ReportSnapshot(2, true)
+	b.r.ReportSnapshot(2, at)
 	tick := func(n int) {
 		for range n {
 			b.r.Tick()

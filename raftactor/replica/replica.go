@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -51,16 +52,20 @@ const (
 	// tailBytesAlone bounds them if there are no peers.
 	tailBytesDefault = 64 << 20
 	tailBytesAlone   = 1 << 20
-	// transferBytesMax bounds the entries kept while a snapshot is sent. Its index is that of
-	// its end, so that only the newest entries will be needed: those that the store does not
-	// have durably, at most 64 MiB, and those that arrive while the last packs are sent.
-	transferBytesMax = 128 << 20
-	// holdBytesMax bounds the entries kept from the end of a transfer on: what arrives while
-	// the peer opens the store.
-	holdBytesMax = 256 << 20
+	// transferFactor bounds the entries kept while a snapshot is sent, as a multiple of
+	// TailBytes. Its index is that of its end, so that only the newest entries will be needed:
+	// those that the store does not have durably, at most 64 MiB, and those that arrive while
+	// the last packs are sent.
+	transferFactor = 2
+	// holdFactor bounds the entries kept from the end of a transfer on, as a multiple of
+	// TailBytes: what arrives while the peer opens the store.
+	holdFactor = 4
 	// holdElections is the time, in election timeouts, that a hold outlives the transfer. Until
 	// the peer has opened what it received, it does not answer.
 	holdElections = 60
+	// installElections is the time, in election timeouts, from the end of a transfer on for
+	// which a peer that answers may be one that is about to install it.
+	installElections = 3
 	// unappliedBytesMax bounds the entries of a follower that are not applied. A follower
 	// whose apply is slower than the leader does not accept more.
 	unappliedBytesMax = 128 << 20
@@ -160,9 +165,10 @@ type Replica struct {
 	// holds has the peers that receive a snapshot. Ready adds them with their MsgSnap, and
 	// Persisted removes them when they have caught up.
 	holds       map[uint64]hold
-	ticks       uint64 // since New
-	holdTicks   uint64 // holdElections in ticks
-	transferMax int    // transferBytesMax; less in tests
+	probes      []*raftpb.Message // of resume, since the last Ready; one for each peer
+	ticks       uint64            // since New
+	holdTicks   uint64            // holdElections in ticks
+	transferMax int               // transferFactor in bytes
 }
 
 // termStart is the index of the first entry of a term.
@@ -170,9 +176,9 @@ type termStart struct{ index, term uint64 }
 
 // hold keeps the entries after index for a peer that receives a snapshot.
 type hold struct {
-	index    uint64
+	index    uint64 // what raft asked for, and from the end of the transfer on that of the snapshot
 	reported bool   // the transfer has ended
-	until    uint64 // the tick at which it ends after that; 0 before
+	at       uint64 // the tick of that; 0 before
 }
 
 // pendingAppend is an append that is not durable.
@@ -203,11 +209,12 @@ func New(cfg Config) (*Replica, error) {
 		durable: cfg.Applied, durableTerm: cfg.AppliedTerm, durableConf: cfg.ConfState,
 		appliedTo: cfg.Applied, appliedTerm: cfg.AppliedTerm, handedTerm: cfg.AppliedTerm,
 		tail: cfg.TailBytes, tailEntries: cfg.TailEntries, holds: make(map[uint64]hold),
-		holdTicks: uint64(holdElections * cfg.ElectionTicks), transferMax: transferBytesMax,
+		holdTicks: uint64(holdElections * cfg.ElectionTicks),
 	}
 	if r.tail == 0 {
 		r.tail = tailBytesDefault
 	}
+	r.transferMax = transferFactor * r.tail
 	if err := r.restore(cfg); err != nil {
 		return nil, err
 	}
@@ -348,6 +355,11 @@ func (s storage) Snapshot() (*raftpb.Snapshot, error) {
 func (r *Replica) Tick() {
 	r.ticks++
 	r.node.Tick()
+	for _, id := range slices.Sorted(maps.Keys(r.holds)) {
+		if h := r.holds[id]; h.reported {
+			r.resume(id, h)
+		}
+	}
 }
 
 // Campaign starts an election unless one is in progress: if it were restarted each time, it
@@ -412,21 +424,44 @@ func (r *Replica) changeReady(applied uint64) bool {
 // ReportUnreachable tells raft that messages to a peer were lost.
 func (r *Replica) ReportUnreachable(id uint64) { r.node.ReportUnreachable(id) }
 
-// ReportSnapshot tells raft that the transfer of a snapshot to a peer has ended.
-func (r *Replica) ReportSnapshot(id uint64, ok bool) {
-	if h, found := r.holds[id]; found {
-		if ok {
-			h.reported, h.until = true, r.ticks+r.holdTicks
-			r.holds[id] = h
-		} else {
-			delete(r.holds, id)
+// ReportSnapshot must be called when the transfer of a snapshot to a peer has ended. index is
+// that of the snapshot, which is not lower than what raft asked for; 0 if the transfer failed.
+func (r *Replica) ReportSnapshot(id, index uint64) {
+	h, found := r.holds[id]
+	if !found || index == 0 {
+		delete(r.holds, id)
+		r.node.ReportSnapshot(id, raft.SnapshotFailure)
+		return
+	}
+	h.index, h.reported, h.at = max(h.index, index), true, r.ticks
+	r.holds[id] = h
+	r.resume(id, h)
+}
+
+// resume asks a peer that has received a snapshot whether it has installed it. The answer ends
+// raft's wait for the peer. raft itself would go on after the index that it asked for, which the
+// log may not reach back to after a long transfer, and would ask for a snapshot again. If there
+// is no answer in time, or the entries are gone, the transfer has failed; so it has if the peer is
+// there without the snapshot, see refused.
+func (r *Replica) resume(id uint64, h hold) {
+	var peer tracker.Progress
+	r.node.WithProgress(func(of uint64, _ raft.ProgressType, p tracker.Progress) {
+		if of == id {
+			peer = p
 		}
+	})
+	if peer.State != tracker.StateSnapshot {
+		return // Persisted removes the hold
 	}
-	status := raft.SnapshotFailure
-	if ok {
-		status = raft.SnapshotFinish
+	term, err := r.memory.Term(h.index)
+	// If the peer has the snapshot, and raft still waits, the log does not reach back to it.
+	if err != nil || r.ticks-h.at >= r.holdTicks || peer.Match >= h.index {
+		r.ReportSnapshot(id, 0)
+		return
 	}
-	r.node.ReportSnapshot(id, status)
+	r.probes = slices.DeleteFunc(r.probes, func(m *raftpb.Message) bool { return m.GetTo() == id })
+	r.probes = append(r.probes, &raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(r.id), To: new(id),
+		Term: new(r.term), LogTerm: new(term), Index: new(h.index), Commit: new(h.index)})
 }
 
 // ForgetLeader makes a follower forget its leader, so that it grants votes at once.
@@ -454,6 +489,15 @@ func (r *Replica) Turn() (turn, voters int) {
 		}
 	}
 	return turn, len(r.voters)
+}
+
+// refused notes that a peer does not have an entry. If it was asked for by resume, and the peer
+// has had the time to install the snapshot, the snapshot is lost.
+func (r *Replica) refused(m *raftpb.Message) {
+	h, found := r.holds[m.GetFrom()]
+	if found && h.reported && m.GetReject() && m.GetIndex() == h.index && m.GetTerm() == r.term && r.ticks-h.at >= r.holdTicks/holdElections*installElections {
+		r.ReportSnapshot(m.GetFrom(), 0)
+	}
 }
 
 // PeerProgress is what a leader knows of a peer.
@@ -509,6 +553,9 @@ func (r *Replica) Step(m *raftpb.Message) error {
 		if len(m.Entries) > 0 && r.unappliedBytes() > unappliedBytesMax {
 			return ErrApplyBehind
 		}
+	}
+	if m.GetType() == raftpb.MsgAppResp {
+		r.refused(m)
 	}
 	if raft.IsLocalMsg(m.GetType()) || raft.IsLocalMsgTarget(m.GetFrom()) {
 		return fmt.Errorf("replica: local message %v from the network", m.GetType())
@@ -654,13 +701,13 @@ func (r *Replica) needed() (lagging, held uint64, heldMax int) {
 	})
 	for id, h := range r.holds {
 		p, ok := peers[id]
-		if !ok || h.reported && (p.Match >= h.index || r.ticks >= h.until) {
+		if !ok || h.reported && p.State != tracker.StateSnapshot && p.Match >= h.index {
 			delete(r.holds, id)
 			continue
 		}
 		held = min(held, h.index)
 		if h.reported {
-			heldMax = holdBytesMax
+			heldMax = holdFactor * r.tail
 		}
 	}
 	return lagging, held, heldMax
@@ -700,9 +747,10 @@ type ReadState struct{ ID, Index uint64 }
 
 // Ready returns the next work; ok is false if there is none.
 func (r *Replica) Ready() (out Output, ok bool) {
+	out.Peers, r.probes = r.probes, nil
 	if !r.node.HasReady() {
 		out.Applies = r.release(nil)
-		return out, len(out.Applies) > 0
+		return out, len(out.Peers)+len(out.Applies) > 0
 	}
 	rd := r.node.Ready()
 	for _, m := range rd.Messages {

@@ -41,7 +41,8 @@ import (
 //	crash 1 | start 1              what is not durable is lost
 //	snapshot 2->1                  the snapshot that was requested is installed: the log of the
 //	                               receiver gets a mark, and its core starts again
-//	report 2->1                    the sender learns that the transfer has succeeded
+//	report 2->1                    the sender learns that the transfer has succeeded, and at which
+//	                               index the snapshot ends
 //	settle [1 2]                   everything is carried out, without an output of the steps;
 //	                               only among these members, if any are named
 //	status [1]                     what members know, and what is in their logs
@@ -140,7 +141,7 @@ func (s *transcript) step(d *datadriven.TestData) {
 		s.snapshot(s.link(d))
 	case "report":
 		from, to := s.link(d)
-		from.rep.ReportSnapshot(to.id, true)
+		from.rep.ReportSnapshot(to.id, to.mark)
 		s.ready(from)
 	case "settle":
 		s.settle(s.all(d))

@@ -196,7 +196,7 @@ func (h *Host) Senders() []actors.Child {
 			ctx, cancel := context.WithCancel(context.Background())
 			box := actors.NewMailbox(actors.MailboxConfig{Name: name, Class: actors.Refuse,
 				Limit: actors.Limit{Requests: 1, Bytes: 1}, Hold: true, Faults: h.cfg.Faults,
-				OnReject: func(msg any, _ error) { h.sent(msg.(*sendCall).to, false) }})
+				OnReject: func(msg any, _ error) { h.sent(msg.(*sendCall).to, 0) }})
 			h.transfers.mu.Lock()
 			h.transfers.senders[i] = box
 			h.transfers.mu.Unlock()
@@ -218,7 +218,7 @@ func (h *Host) sendSnapshot(to uint64) bool {
 			return true // the transfer in progress will be reported
 		}
 		actors.Seen("snapshot: too many at once")
-		h.report(to, false)
+		h.report(to, 0)
 		return false
 	}
 	h.transfers.mu.Lock()
@@ -229,7 +229,7 @@ func (h *Host) sendSnapshot(to uint64) bool {
 			return true
 		}
 	}
-	h.sent(to, false)
+	h.sent(to, 0)
 	return false
 }
 
@@ -239,18 +239,19 @@ func (t *transfers) inProgress(k transferKey) bool {
 	return t.active[k] != nil
 }
 
-// sent ends a transfer and reports it to raft.
-func (h *Host) sent(to uint64, ok bool) {
+// sent ends a transfer and reports to raft at which index the snapshot ends, or 0 if the transfer
+// failed.
+func (h *Host) sent(to, index uint64) {
 	h.transfers.end(transferKey{peer: to})
-	h.report(to, ok)
+	h.report(to, index)
 }
 
 // report posts the end of a transfer to raft. It must not be lost: raft sends nothing to the
 // member until then. If there is no core, the next one does not wait for it.
-func (h *Host) report(to uint64, ok bool) {
-	err := h.Requests.Receive(&raftmsg.SnapshotStatus{Id: to, Ok: ok})
+func (h *Host) report(to, index uint64) {
+	err := h.Requests.Receive(&raftmsg.SnapshotStatus{Id: to, Index: index})
 	if errors.Is(err, actors.ErrFull) {
-		actors.AfterFunc(statusRetry, func() { h.report(to, ok) })
+		actors.AfterFunc(statusRetry, func() { h.report(to, index) })
 	}
 }
 
@@ -277,8 +278,8 @@ func (s *sender) Receive(ctx actor.Context) {
 }
 
 func (s *sender) send(to uint64) {
-	h, sent := s.h, false
-	defer func() { h.sent(to, sent) }() // also if it panics
+	h, index := s.h, uint64(0)
+	defer func() { h.sent(to, index) }() // also if it panics
 	log := h.cfg.Logger.With().Str("to", fmt.Sprintf("%x", to)).Logger()
 	log.Info().Msg("sending a snapshot")
 	began := actors.Wall()
@@ -291,7 +292,7 @@ func (s *sender) send(to uint64) {
 		log.Warn().Err(err).Dur("took", actors.Wall().Sub(began)).Msg("failed to send a snapshot")
 		return
 	}
-	sent = true
+	index = got.Index
 	log.Info().Uint64("index", got.Index).Uint64("bytes", got.Bytes).Dur("took", actors.Wall().Sub(began)).Msg("sent a snapshot")
 }
 

@@ -156,6 +156,9 @@ func (k *checker) voters(m *member, v *mvcc.View) {
 			voters = append(voters, o.Id)
 		}
 	}
+	if len(voters) == 1 {
+		k.w.beacon("one voter is left")
+	}
 	slices.Sort(voters)
 	slices.Sort(learners)
 	if !slices.Equal(voters, slices.Sorted(slices.Values(v.ConfState.GetVoters()))) ||

@@ -416,7 +416,8 @@ func (c *cluster) caughtUp(id uint64) bool {
 	return m != nil && m.view() != nil && m.view().AppliedIndex+20 > c.check.last
 }
 
-// expendable reports whether the voters without one are enough, of those that may start.
+// expendable reports whether the voters without one are enough, of those that may start. The leader
+// of two voters is not: it may leave before the other one knows that its removal is committed.
 func (c *cluster) expendable(id uint64) bool {
 	if c.removing > c.w.now || slices.ContainsFunc(c.members, func(o *member) bool { return o.damaged }) {
 		return false
@@ -434,7 +435,7 @@ func (c *cluster) expendable(id uint64) bool {
 			}
 		}
 	}
-	return 2*lost < voters-1
+	return 2*lost < voters-1 && (voters > 2 || c.check.leaders[c.check.newest] != id)
 }
 
 // lost ends a call whose process has died.

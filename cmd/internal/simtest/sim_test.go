@@ -38,7 +38,7 @@ var beacons = []string{
 	"a power cut loses entries that were not synced", "a removed member campaigns", "a snapshot changes the members", "a vote is refused",
 	"all members are down", "an append is refused", "an append of an earlier term arrives", "an entry is replaced",
 	"the leader crashes", "the leader crashes while it hands over", "the sender of a snapshot crashes", "two candidates in one term",
-	"a leader resumes after another one was elected", "the receiver of a snapshot crashes",
+	"a leader resumes after another one was elected", "the receiver of a snapshot crashes", "one voter is left",
 
 	"refused: LEASE_NOT_FOUND", "refused: NO_SPACE",
 	"compactor: a pack is reclaimed", "hold: nothing is reclaimed", "hold: ended by a reboot",
