@@ -423,6 +423,38 @@ func TestLearnersReadOfALoneVoter(t *testing.T) {
 	})
 }
 
+// TestManyWaitForAChange: entries that wait until the commit index of a change is durable are
+// applied then, also if as many as may be outstanding wait.
+func TestManyWaitForAChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRaftRig(t, twoVoters())
+		r.win()
+		next := r.state.Status().Applied + 1
+		r.post(&raftmsg.Batch{Id: 99, ConfChange: &raftpb.ConfChange{Type: raftpb.ConfChangeUpdateNode.Enum(), NodeId: new(uint64(2))}})
+		for id := range uint64(OutstandingMax) {
+			r.propose(100 + id)
+			r.collect()
+			r.durable(len(r.appends))
+		}
+		last := next + OutstandingMax
+		for i := next; i <= last; i++ { // while the log's disk hangs
+			r.from(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Term: new(r.state.Status().Term), Index: new(i)})
+		}
+		r.collect()
+		if n := len(r.applies); n > 0 {
+			t.Fatalf("got %d applies before the commit index was durable, want none", n)
+		}
+		if n := len(r.appends); n != OutstandingMax {
+			t.Fatalf("got %d appends outstanding, want %d", n, OutstandingMax)
+		}
+		r.durable(len(r.appends))
+		r.settle()
+		if got := r.state.Status().Applied; got != last {
+			t.Fatalf("got %d applied, want %d", got, last)
+		}
+	})
+}
+
 // TestReceive: what comes from other members reaches the stage that it is for.
 func TestReceive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

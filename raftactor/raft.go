@@ -589,6 +589,8 @@ func (r *Raft) ready() {
 	for {
 		appends, applies := r.cfg.Replica.Outstanding()
 		if appends >= OutstandingMax || applies >= OutstandingMax {
+			// If all of them wait for the commit index, nothing else would release them.
+			r.dispatch(replica.Output{Applies: r.cfg.Replica.Released()})
 			break
 		}
 		out, ok := r.cfg.Replica.Ready()

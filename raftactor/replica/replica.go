@@ -906,6 +906,10 @@ func (r *Replica) hideChanges(messages []*raftpb.Message) {
 	}
 }
 
+// Released returns the applies that had to wait for the commit index and need not wait any
+// longer. Ready returns them too, but they do not add to the outstanding ones.
+func (r *Replica) Released() []*raftpb.Message { return r.release(nil) }
+
 // release adds applies to delayed, and returns those that need not wait any longer.
 func (r *Replica) release(applies []*raftpb.Message) []*raftpb.Message {
 	r.delayed = append(r.delayed, applies...)
