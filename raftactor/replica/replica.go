@@ -526,8 +526,8 @@ func (r *Replica) Progress() (peers []PeerProgress) {
 	return peers
 }
 
-// ReadIndex requests a read index. Ready returns it as a ReadState with the same id, which is
-// not 0, or never: the request may be lost.
+// ReadIndex requests a read index. Ready returns it as a ReadState with the same id, or
+// never: the request may be lost.
 func (r *Replica) ReadIndex(id uint64) {
 	r.node.ReadIndex(binary.BigEndian.AppendUint64(nil, id))
 }
@@ -778,9 +778,7 @@ func (r *Replica) Ready() (out Output, ok bool) {
 	out.Applies = r.release(out.Applies)
 	r.hideChanges(out.Peers)
 	for _, rs := range rd.ReadStates {
-		if id := binary.BigEndian.Uint64(rs.RequestCtx); id > 0 {
-			out.Reads = append(out.Reads, ReadState{id, rs.Index})
-		}
+		out.Reads = append(out.Reads, ReadState{binary.BigEndian.Uint64(rs.RequestCtx), rs.Index})
 	}
 	out.RoleChanged = r.updateRole(rd)
 	return out, true
@@ -878,7 +876,7 @@ func (r *Replica) coversChange(index uint64) bool {
 }
 
 // coverChanges removes from changes what a durable commit index covers. A leader then sends
-// heartbeats, with a request for a read index that nobody waits for: they tell peers of it.
+// heartbeats, which tell peers of it.
 func (r *Replica) coverChanges(commit uint64) {
 	if !r.coversChange(commit) {
 		return
@@ -889,7 +887,9 @@ func (r *Replica) coverChanges(commit uint64) {
 	}
 	r.changes = r.changes[n:]
 	if r.isLeader {
-		r.ReadIndex(0)
+		// As raft's own tick does. This one comes from the log. A member that does not lead
+		// any more ignores it.
+		_ = r.node.Step(&raftpb.Message{Type: raftpb.MsgBeat.Enum(), From: new(raft.LocalAppendThread)})
 	}
 }
 

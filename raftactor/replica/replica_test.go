@@ -490,6 +490,35 @@ func TestSecondVoterEndsAlone(t *testing.T) {
 	}
 }
 
+// TestLearnerHearsOfAChange: the learner of a lone voter hears at once that a change is
+// committed. raft asks no other member for the read index of a lone voter.
+func TestLearnerHearsOfAChange(t *testing.T) {
+	b := newAlone(t)
+	b.elect()
+	change := func(typ raftpb.ConfChangeType, id uint64) {
+		must(t, proposeChange(b.r, &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: typ.Enum(), NodeId: new(id)}}}))
+		b.take()
+	}
+	change(raftpb.ConfChangeAddLearnerNode, 2)
+	b.settle()
+	last := b.r.Status().Committed
+	change(raftpb.ConfChangeUpdateNode, 2)
+	must(t, b.r.Step(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)),
+		Term: new(b.r.Status().Term), Index: new(last)}))
+	b.take()
+	must(t, b.r.Step(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)),
+		Term: new(b.r.Status().Term), Index: new(last + 1)}))
+	b.peers = nil
+	b.settle()
+	heard := uint64(0)
+	for _, m := range b.peers {
+		heard = max(heard, m.GetCommit())
+	}
+	if heard != last+1 {
+		t.Errorf("got commit index %d in the messages to the learner, want %d", heard, last+1)
+	}
+}
+
 // TestTurn: voters have different turns, whatever their ids.
 func TestTurn(t *testing.T) {
 	for id, want := range map[uint64][2]int{3: {0, 3}, 70: {1, 3}, 900: {2, 3}, 50: {1, 3}, 901: {3, 3}} {
