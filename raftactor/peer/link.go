@@ -114,7 +114,9 @@ func (l *link) pause(ctx context.Context, d time.Duration) {
 // report logs why a session ended, and passes on what follows from it.
 func (l *link) report(err error) {
 	l.peer.trouble(l.outlets[0].String(), err)
-	if r, ok := refusalOf(err); ok && r.reason == peerpb.RefusalReason_REMOVED {
+	// A refusal that did not come over gRPC is this member's own: the peer was removed.
+	var own *refusal
+	if r, ok := refusalOf(err); ok && r.reason == peerpb.RefusalReason_REMOVED && !errors.As(err, &own) {
 		l.peer.t.removed(r.text)
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {

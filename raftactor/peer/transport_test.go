@@ -220,6 +220,27 @@ func TestARemovedMemberLearnsIt(t *testing.T) {
 	}
 }
 
+// TestARemovedPeerIsRefused: a member that was removed while it was down, and comes back at once,
+// is refused. The member that refuses it was not removed itself.
+func TestARemovedPeerIsRefused(t *testing.T) {
+	a := start(t, 1, func(c *Config) { c.Heartbeat = time.Second }) // the peer lingers for five
+	dead := listen(t, "127.0.0.1:0")
+	dead.Close()
+	a.SetMembers([]Member{a.as(), {ID: 2, PeerURLs: []string{"http://" + dead.Addr().String()}}}, nil)
+	actorstest.Await(t, "the peer", func() bool { return a.peer(2) != nil })
+	a.SetMembers([]Member{a.as()}, []uint64{2})
+	actorstest.Await(t, "the removal", func() bool { return a.peer(2) == nil })
+	b := startAt(t, 2, listen(t, dead.Addr().String()), nil)
+	b.SetMembers([]Member{a.as(), b.as()}, nil)
+	actorstest.Await(t, "the refusal of the peer", func() bool {
+		return a.log.count(`"lane":"control","error":"member 2 was removed`)+a.log.count(`"lane":"log","error":"member 2 was removed`) > 0
+	})
+	a.Stop()
+	if got := a.got.removed; len(got) > 0 {
+		t.Errorf("got %q from a member that refused another one, want no removal", got)
+	}
+}
+
 func TestAnUnknownMemberIsAnswered(t *testing.T) {
 	noLeak(t)
 	a, b := start(t, 1, nil), start(t, 2, nil)
