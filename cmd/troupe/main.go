@@ -39,6 +39,10 @@ const (
 	// second request to stop. Earlier ones belong to the first request: a process and
 	// its group are often signalled at once, by GNU timeout for example.
 	secondSignalAfter = time.Second
+	// startStopTimeout bounds the end of a start that a signal interrupts. One that waits
+	// for other members ends at once; one that reads a large store does not look up, and
+	// loses nothing when the process ends.
+	startStopTimeout = time.Second
 )
 
 func main() {
@@ -54,12 +58,12 @@ func main() {
 const smallGCPercent = 30
 
 // startNode starts the real member.
-func startNode(cfg *config.Config, logger zerolog.Logger) (member, error) {
+func startNode(ctx context.Context, cfg *config.Config, logger zerolog.Logger) (member, error) {
 	limitMemory(logger)
 	if _, ok := os.LookupEnv("GOGC"); cfg.Node.Small && !ok {
 		debug.SetGCPercent(smallGCPercent)
 	}
-	n, err := startMember(cfg, logger, func(reason error) {
+	n, err := startMember(ctx, cfg, logger, func(reason error) {
 		logger.Fatal().Err(reason).Msg("the member cannot go on") // exits with code 1
 	})
 	if err != nil {
@@ -79,8 +83,9 @@ func notifyManager(state string) error {
 type process struct {
 	stdout, stderr io.Writer
 	signals        <-chan os.Signal
-	start          func(*config.Config, zerolog.Logger) (member, error)
-	notify         func(state string) error // the service manager
+	// start returns when the member runs, or with an error when ctx ends before.
+	start  func(ctx context.Context, cfg *config.Config, logger zerolog.Logger) (member, error)
+	notify func(state string) error // the service manager
 }
 
 // member is a running node.
@@ -165,8 +170,14 @@ func logConfig(log *logging.Log, cfg *config.Config) {
 
 // serve runs the member until a signal stops it or it cannot go on.
 func (p *process) serve(cfg *config.Config, log *logging.Log) int {
-	m, err := p.start(cfg, log.Logger)
-	if err != nil {
+	m, interrupted, err := p.begin(cfg, log)
+	switch {
+	case interrupted && err == nil:
+		return p.stop(m, log)
+	case interrupted:
+		log.Info().AnErr("start", err).Msg("stopped")
+		return exitOK
+	case err != nil:
 		return fail(log, "failed to start", err)
 	}
 	defer manageMemory(log.Logger, cfg.Node.Small)()
@@ -188,10 +199,43 @@ func (p *process) serve(cfg *config.Config, log *logging.Log) int {
 			log.Info().Msg("the member ended")
 			return exitOK
 		case s := <-p.signals:
-			log.Info().Stringer("signal", s).Msg("received signal; shutting down")
-			p.notifyState(log, daemon.SdNotifyStopping)
+			p.logSignal(log, s)
 			return p.stop(m, log)
 		}
+	}
+}
+
+func (p *process) logSignal(log *logging.Log, s os.Signal) {
+	log.Info().Stringer("signal", s).Msg("received signal; shutting down")
+	p.notifyState(log, daemon.SdNotifyStopping)
+}
+
+// begin starts the member, which may have to wait for other members. A signal ends that:
+// interrupted is then set, and m is nil unless the start was faster.
+func (p *process) begin(cfg *config.Config, log *logging.Log) (m member, interrupted bool, err error) {
+	type outcome struct {
+		m   member
+		err error
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	started := make(chan outcome, 1)
+	go func() { // ends by ctx, or with the process
+		m, err := p.start(ctx, cfg, log.Logger)
+		started <- outcome{m, err}
+	}()
+	select {
+	case o := <-started:
+		return o.m, false, o.err
+	case s := <-p.signals:
+		p.logSignal(log, s)
+	}
+	cancel()
+	select {
+	case o := <-started:
+		return o.m, true, o.err
+	case <-time.After(startStopTimeout):
+		return nil, true, errors.New("the start has not ended in time")
 	}
 }
 

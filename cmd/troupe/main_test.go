@@ -66,9 +66,14 @@ type run struct {
 }
 
 func start(m *fakeMember, err error, args ...string) *run {
+	return startBy(func(context.Context) (member, error) { return m, err }, args...)
+}
+
+// startBy runs a process whose member is started by a function.
+func startBy(start func(context.Context) (member, error), args ...string) *run {
 	r := &run{signals: make(chan os.Signal, 2), code: make(chan int, 1)}
 	p := process{stdout: &r.stdout, stderr: &r.stderr, signals: r.signals,
-		start:  func(*config.Config, zerolog.Logger) (member, error) { return m, err },
+		start:  func(ctx context.Context, _ *config.Config, _ zerolog.Logger) (member, error) { return start(ctx) },
 		notify: notifyManager}
 	go func() { r.code <- p.run(args, nil) }()
 	return r
@@ -118,6 +123,40 @@ func TestSecondSignal(t *testing.T) {
 		r.signals <- syscall.SIGINT
 		r.want(t, exitFailed, "second signal: interrupt")
 		m.release <- nil
+	})
+}
+
+// TestSignalDuringStart: a signal ends a start that waits, and the process if the start does
+// not look up; a member that has started nevertheless is stopped in order.
+func TestSignalDuringStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		waits := func(ctx context.Context) (member, error) {
+			<-ctx.Done()
+			return nil, errors.New("the start waited")
+		}
+		r := startBy(waits)
+		r.signals <- syscall.SIGTERM
+		r.want(t, exitOK, `"start":"the start waited"`)
+		if took := time.Since(began); took != 0 {
+			t.Errorf("a start that waits: got %v until the end, want none", took)
+		}
+
+		end := make(chan struct{})
+		r = startBy(func(context.Context) (member, error) { <-end; return nil, nil })
+		r.signals <- syscall.SIGTERM
+		r.want(t, exitOK, `"start":"the start has not ended in time"`)
+		if took := time.Since(began); took != startStopTimeout {
+			t.Errorf("a start that does not end: got %v until the end, want %v", took, startStopTimeout)
+		}
+		close(end)
+
+		m := newFake()
+		r = startBy(func(ctx context.Context) (member, error) { <-ctx.Done(); return m, nil })
+		r.signals <- syscall.SIGTERM
+		<-m.stopped
+		m.release <- nil
+		r.want(t, exitOK, `"msg":"stopped"`)
 	})
 }
 

@@ -24,8 +24,8 @@ func (m *runningMember) Stop(ctx context.Context) error {
 }
 
 // startMember starts the member that a configuration describes. exit is called
-// when the member cannot go on; it ends the process.
-func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (m *runningMember, err error) {
+// when the member cannot go on; it ends the process. ctx bounds the start only.
+func startMember(ctx context.Context, cfg *config.Config, logger zerolog.Logger, exit func(error)) (m *runningMember, err error) {
 	exists := core.DataDir{Path: cfg.Node.DataDir}.Exists()
 	s, err := openSecurity(cfg, logger)
 	if err != nil {
@@ -42,7 +42,7 @@ func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (m
 	network.Failed = func(url string, err error) {
 		logger.Warn().Str("address", url).Err(err).Msg("failed to get cluster response")
 	}
-	if err := cfg.Bootstrap(context.Background(), exists, network); err != nil {
+	if err := cfg.Bootstrap(ctx, exists, network); err != nil {
 		return nil, err
 	}
 	lists := make([][]net.Listener, 3)
@@ -57,7 +57,7 @@ func startMember(cfg *config.Config, logger zerolog.Logger, exit func(error)) (m
 	nc.PeerCredentials, nc.PeerTransport = s.peers.Credentials(), s.peers.Transport()
 	nc.Logger, nc.Exit = logger, exit
 	nc.Memory = availableMemory()
-	n, err := node.New(nc)
+	n, err := node.New(ctx, nc)
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ func TestStartMember(t *testing.T) {
 		return cfg
 	}
 	exit := func(reason error) { t.Errorf("exit: %v", reason) }
-	if _, err := startMember(parse("--initial-cluster-state=existing"), zerolog.Nop(), exit); err == nil {
+	if _, err := startMember(t.Context(), parse("--initial-cluster-state=existing"), zerolog.Nop(), exit); err == nil {
 		t.Fatal("a member of an existing cluster starts without data")
 	}
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
@@ -53,7 +53,7 @@ func TestStartMember(t *testing.T) {
 	}
 	var log output
 	for range 2 { // the second time with data, for which the state does not count
-		m, err := startMember(parse(), zerolog.New(zerolog.SyncWriter(&log)), exit)
+		m, err := startMember(t.Context(), parse(), zerolog.New(zerolog.SyncWriter(&log)), exit)
 		if err != nil {
 			t.Fatal(err)
 		}

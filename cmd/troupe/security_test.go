@@ -110,7 +110,7 @@ func TestWrongTLSFlags(t *testing.T) {
 	} {
 		dir := filepath.Join(t.TempDir(), "data")
 		cfg := parse(t, append([]string{"--data-dir=" + dir, "--advertise-client-urls=http://127.0.0.1:1", "--listen-peer-urls=http://127.0.0.1:0"}, tc.args...)...)
-		m, err := startMember(cfg, zerolog.Nop(), func(reason error) { t.Errorf("exit: %v", reason) })
+		m, err := startMember(t.Context(), cfg, zerolog.Nop(), func(reason error) { t.Errorf("exit: %v", reason) })
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%q: got %v, want %s", tc.args, err, tc.want)
 		}
@@ -166,7 +166,7 @@ func freePorts(t *testing.T, n int) (addrs []string) {
 // runMember starts a member and stops it with the test.
 func runMember(t *testing.T, logger zerolog.Logger, args ...string) *runningMember {
 	t.Helper()
-	m, err := startMember(parse(t, append([]string{"--small", "--heartbeat-interval=50", "--election-timeout=500"}, args...)...), logger,
+	m, err := startMember(t.Context(), parse(t, append([]string{"--small", "--heartbeat-interval=50", "--election-timeout=500"}, args...)...), logger,
 		func(reason error) { t.Errorf("exit: %v", reason) })
 	if err != nil {
 		t.Fatal(err)
@@ -355,12 +355,12 @@ func TestJoinOverTLS(t *testing.T) {
 		"--listen-peer-urls=" + second, "--initial-advertise-peer-urls=" + second, "--initial-cluster-state=existing",
 		"--initial-cluster=a=" + first + ",b=" + second}
 	var joined output
-	_, err = startMember(parse(t, append([]string{"--small"}, join...)...), zerolog.New(&joined), nil)
+	_, err = startMember(t.Context(), parse(t, append([]string{"--small"}, join...)...), zerolog.New(&joined), nil)
 	if err == nil || !strings.Contains(err.Error(), "are not presented") {
 		t.Errorf("without certificates: got %v", err)
 	}
 	other := newPKI(t)
-	_, err = startMember(parse(t, append([]string{"--small", "--peer-cert-file=" + other.cert, "--peer-key-file=" + other.key,
+	_, err = startMember(t.Context(), parse(t, append([]string{"--small", "--peer-cert-file=" + other.cert, "--peer-key-file=" + other.key,
 		"--peer-trusted-ca-file=" + p.caFile()}, join...)...), zerolog.New(&joined), nil)
 	if err == nil || !strings.Contains(joined.String(), "failed to get cluster response") || !strings.Contains(joined.String(), "unknown certificate authority") {
 		t.Errorf("with certificates of another authority: got %v, and the log\n%s", err, joined.String())

@@ -92,7 +92,7 @@ func start(t *testing.T, dir string, memberID uint64, change func(*node.Config))
 	if change != nil {
 		change(&cfg)
 	}
-	n, err := node.New(cfg)
+	n, err := node.New(t.Context(), cfg)
 	must(t, err)
 	select {
 	case <-n.Ready():

@@ -93,7 +93,7 @@ func runFaulty(args []string, faults faultFile) error {
 	}
 	nc.Logger = zerolog.New(os.Stderr).With().Timestamp().Logger()
 	nc.Exit = func(reason error) { nc.Logger.Fatal().Err(reason).Msg("the member cannot go on") }
-	n, err := node.New(nc)
+	n, err := node.New(context.Background(), nc)
 	if err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func startLeaping(dir, client, peer string, log io.Writer) (*node.Node, error) {
 	logger := zerolog.New(log).With().Timestamp().Logger()
 	var leap atomic.Int64
 	go leapOn(&leap) // ends with the process
-	return node.New(node.Config{
+	return node.New(context.Background(), node.Config{
 		// As by default in the real server, which runs on this data too.
 		Name: "default", PeerURLs: []string{peer}, ClusterID: 0xc1, MemberID: 0xa1,
 		Members:    []*applymsg.Member{{Id: 0xa1, Name: "default", PeerUrls: []string{peer}}},

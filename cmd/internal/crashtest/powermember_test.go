@@ -99,7 +99,7 @@ func startPower(dir string, fsys *waltest.MemFS, plan *powerPlan) (*powerMember,
 		return m.store, nil
 	}
 	var err error
-	m.Node, err = node.New(cfg)
+	m.Node, err = node.New(context.Background(), cfg)
 	return m, err
 }
 

@@ -102,6 +102,23 @@ func listen(t *testing.T, addr string) net.Listener {
 // start starts the member. peers is nil if it listens again where it did.
 func (m *clusterMember) start(peers net.Listener) {
 	t := m.c.t
+	n, err := New(context.Background(), m.config(peers))
+	if err != nil {
+		t.Errorf("m%d: %v", m.i, err)
+		return
+	}
+	m.Node = n
+	if m.client == nil {
+		m.client, err = clientv3.New(clientv3.Config{Endpoints: []string{m.addr}, DialTimeout: 5 * time.Second})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// config returns the configuration of a start, with listeners.
+func (m *clusterMember) config(peers net.Listener) Config {
+	t := m.c.t
 	if peers == nil {
 		_, addr, _ := strings.Cut(m.peerURL, "://")
 		peers = listen(t, addr)
@@ -122,18 +139,20 @@ func (m *clusterMember) start(peers net.Listener) {
 	if m.c.change != nil {
 		m.c.change(m.i, &cfg)
 	}
-	n, err := New(cfg)
-	if err != nil {
-		t.Errorf("m%d: %v", m.i, err)
-		return
+	return cfg
+}
+
+// refused starts the member and returns why it does not run; nil if it does, and it is stopped
+// then. ctx bounds the start.
+func (m *clusterMember) refused(ctx context.Context, cfg Config) error {
+	n, err := New(ctx, cfg)
+	for _, l := range cfg.Listeners {
+		_ = l.Close()
 	}
-	m.Node = n
-	if m.client == nil {
-		m.client, err = clientv3.New(clientv3.Config{Endpoints: []string{m.addr}, DialTimeout: 5 * time.Second})
-		if err != nil {
-			t.Error(err)
-		}
+	if err == nil {
+		_ = n.Stop(context.Background())
 	}
+	return err
 }
 
 func cmpOr(a, b string) string {

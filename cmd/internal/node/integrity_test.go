@@ -142,7 +142,7 @@ func TestCorruptRead(t *testing.T) {
 	}
 	d.shut()
 
-	n, err := New(d.cfg)
+	n, err := New(t.Context(), d.cfg)
 	if err == nil {
 		_ = n.Stop(t.Context())
 		t.Fatal("the member starts with a bad pack")

@@ -62,7 +62,11 @@ type Node struct {
 
 // New starts a member: it opens or creates the data directory, boots the core and serves.
 // It returns when the core runs. Ready is closed when the calls of clients succeed.
-func New(cfg Config) (*Node, error) {
+//
+// ctx bounds the start only, which may wait for the snapshot or for the hashes of another
+// member. If ctx ends meanwhile, New leaves nothing running and returns core.ErrStopping or
+// the error of ctx.
+func New(ctx context.Context, cfg Config) (*Node, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
@@ -107,7 +111,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n.requests = &requests{Client: n.host.Requests, n: n}
-	if err := n.start(); err != nil {
+	if err := n.start(ctx); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -134,7 +138,14 @@ func (n *Node) coreConfig(id core.Identity) core.Config {
 	}
 }
 
-func (n *Node) start() (err error) {
+func (n *Node) start(ctx context.Context) (err error) {
+	release := context.AfterFunc(ctx, n.host.Stop)
+	defer func() {
+		release()
+		if err != nil {
+			err = errors.Join(err, n.abort())
+		}
+	}()
 	n.system = actors.NewSystem(n.cfg.Logger)
 	n.registry.Observe(n.system)
 	n.edge, err = actors.StartEdge(n.system, actors.EdgeConfig{Registry: n.registry, Logger: n.cfg.Logger})
@@ -142,26 +153,44 @@ func (n *Node) start() (err error) {
 		return err
 	}
 	if err := n.startPeers(); err != nil {
-		return errors.Join(err, n.edge.Stop(context.Background()))
+		return err
 	}
 	if n.core, err = actors.StartCore(n.system, n.host.CoreConfig(n.registry)); err != nil {
-		return errors.Join(err, n.stopPeers(), n.edge.Stop(context.Background()))
+		return err
 	}
 	if err := n.startEdge(); err != nil {
-		return errors.Join(err, n.stopPeers(), n.core.Stop(context.Background()))
+		return err
 	}
 	if n.cfg.InitialCorruptCheck {
-		err = n.initialCheck(context.Background())
+		if err := n.initialCheck(ctx); err != nil {
+			return err
+		}
 	}
-	if err == nil {
-		err = n.startGateway()
+	if !release() { // the core cannot reboot any more
+		return core.ErrStopping
 	}
-	if err != nil {
-		return errors.Join(err, n.stopPeers(), n.edge.Stop(context.Background()), n.core.Stop(context.Background()))
+	if err := n.startGateway(); err != nil {
+		return err
 	}
 	go n.announce()        // ends when the member is ready, or with the core
 	go n.advanceElection() // ends after advanceWait, or with the core
 	return nil
+}
+
+// abort stops what a start that failed has started.
+func (n *Node) abort() (err error) {
+	close(n.stopping)
+	n.host.Stop()
+	if n.peers != nil {
+		err = n.stopPeers()
+	}
+	if n.edge != nil {
+		err = errors.Join(err, n.edge.Stop(context.Background()))
+	}
+	if n.core != nil {
+		err = errors.Join(err, n.stopCore(context.Background()))
+	}
+	return err
 }
 
 func (n *Node) startEdge() (err error) {

@@ -53,7 +53,7 @@ func startMember(t *testing.T, dir string, change func(*Config)) *testMember {
 	if change != nil {
 		change(&cfg)
 	}
-	n, err := New(cfg)
+	n, err := New(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -349,7 +349,7 @@ func TestLostFiles(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			n, err := New(m.cfg)
+			n, err := New(t.Context(), m.cfg)
 			if err == nil {
 				_ = n.Stop(t.Context())
 				t.Fatal("the member starts")
@@ -429,7 +429,7 @@ func TestOtherLog(t *testing.T) {
 	young := t.TempDir()
 	startMember(t, young, nil).shut()
 	m.cfg.WALDir = filepath.Join(young, "member", "wal")
-	n, err := New(m.cfg)
+	n, err := New(t.Context(), m.cfg)
 	if err == nil {
 		_ = n.Stop(t.Context())
 		t.Fatal("the member starts")

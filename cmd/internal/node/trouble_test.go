@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
 	"github.com/troupe-db/troupe/walactor/wal"
 )
@@ -265,7 +266,8 @@ func TestClusterRepairsDamage(t *testing.T) {
 }
 
 // TestClusterRepairsAtStart: a member that finds damage at its start, or in a write that depends
-// on it, gets the store of another member before it goes on.
+// on it, gets the store of another member before it goes on. A start that waits for one can be
+// ended at once.
 func TestClusterRepairsAtStart(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 3, func(_ int, c *Config) { c.CacheBytes = 64 << 10 })
@@ -297,6 +299,29 @@ func TestClusterRepairsAtStart(t *testing.T) {
 	victim.wantGet("200", "changed")
 	c.wantEqual()
 	c.eventually("no alarm is active", func() bool { return len(other.corruptAlarms()) == 0 })
+
+	c.shut()
+	victim.damage(100)
+	waiting, end := context.WithCancel(context.Background())
+	defer end()
+	victim.logs = logBuffer{}
+	cfg, refused := victim.config(nil), make(chan error, 1)
+	go func() { refused <- victim.refused(waiting, cfg) }()
+	victim.awaitLog("failed to get a snapshot of another member; trying again")
+	began := time.Now()
+	end()
+	select {
+	case err := <-refused:
+		if !errors.Is(err, core.ErrStopping) {
+			t.Errorf("start that was ended: got %v, want %v", err, core.ErrStopping)
+		}
+		// Longer than the pause between two attempts would be too long.
+		if took := time.Since(began); took > time.Second/2 {
+			t.Errorf("start that was ended: got %v until it returned, want at most 500ms", took)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the start goes on")
+	}
 }
 
 // hangingFS is a file system whose disk may hang: Datasync then waits until release is closed.
