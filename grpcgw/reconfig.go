@@ -34,6 +34,8 @@ const (
 	// A learner may be promoted when its log has readyPercent percent of the entries of
 	// the leader's, as in etcd.
 	readyPercent = 90
+	// versionPoll is the interval at which an addition looks for the version of the cluster.
+	versionPoll = 10 * time.Millisecond
 	// promoteRetry is the interval at which a promotion looks for the leader.
 	promoteRetry = 100 * time.Millisecond
 )
@@ -47,7 +49,8 @@ type ReconfigConfig struct {
 	Strict bool
 	// MaxLearners bounds the learners of the cluster.
 	MaxLearners int
-	// Timeout bounds a promotion that is passed on to the leader.
+	// Timeout bounds a promotion that is passed on to the leader, and the wait of an addition
+	// for the version of the cluster.
 	Timeout time.Duration
 	// Client sends HTTP requests to peers. It must not follow redirects.
 	Client *http.Client
@@ -75,6 +78,9 @@ func (r *Reconfig) add(ctx context.Context, peerURLs []string, learner bool) (*p
 		r.cfg.Logger.Warn().Strs("peer-urls", peerURLs).Bool("learner", learner).Err(err).Msg("rejecting member add request")
 		return nil, nil, err
 	}
+	if err := r.awaitVersion(ctx); err != nil {
+		return nil, nil, err
+	}
 	urls := membership.URLStrings(parsed)
 	change := &applymsg.MemberChange{
 		Kind:        applymsg.MemberChangeKind_MEMBER_ADD,
@@ -89,6 +95,24 @@ func (r *Reconfig) add(ctx context.Context, peerURLs []string, learner bool) (*p
 		return nil, nil, err
 	}
 	return &pb.Member{ID: change.Member.Id, PeerURLs: urls, IsLearner: learner}, members, nil
+}
+
+// awaitVersion waits until the version of the cluster is set, which the leader does soon after its
+// election. A member that joins refuses a cluster without one; and if the quorum depends on that
+// member, as in a cluster of one voter that gets a second one, it could never be set afterwards.
+func (r *Reconfig) awaitVersion(ctx context.Context) error {
+	late := time.NewTimer(r.cfg.Timeout)
+	defer late.Stop()
+	for r.cfg.Member.Keyspace().View().Cluster.GetVersion() == nil {
+		select {
+		case <-ctx.Done():
+			return proposalError(ctx.Err())
+		case <-late.C:
+			return errNotProposed
+		case <-time.After(versionPoll):
+		}
+	}
+	return nil
 }
 
 // newID returns the id of a member that is added now. If a member with these URLs was added

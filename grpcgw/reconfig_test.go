@@ -49,7 +49,7 @@ type fakePeers struct {
 func newFakePeers(t testing.TB, members ...*applymsg.Member) *fakePeers {
 	t.Helper()
 	m := newFakeMember()
-	m.cluster = &mvccmsg.Cluster{Members: members}
+	m.cluster = &mvccmsg.Cluster{Members: members, Version: &applymsg.Version{Major: 3, Minor: 7}}
 	m.raft.Leader = testMember
 	conf := &raftpb.ConfState{}
 	p := &fakePeers{fakeMember: m, match: map[uint64]uint64{}, active: map[uint64]time.Time{}}
@@ -405,6 +405,8 @@ func TestPeerHandler(t *testing.T) {
 	check("POST", "/members/promote/77", 404, "membership: ID not found\n")
 	check("POST", "/members/promote/10276657743932975437", 412, "membership: can only promote a learner member\n")
 	check("POST", "/members/promote/5", 412, "etcdserver: can only promote a learner member which is in sync with leader\n")
+	check("GET", "/version", 200, `{"etcdserver":"3.7.3","etcdcluster":"3.7.0","storage":"3.7.0"}`)
+	p.setVersion(nil)
 	check("GET", "/version", 200, `{"etcdserver":"3.7.3","etcdcluster":"not_decided","storage":"3.5.0"}`)
 	p.set(func() { p.match = nil })
 	check("POST", "/members/promote/5", 500, `{"message":"Internal Server Error"}`)
@@ -451,6 +453,46 @@ func TestPromoteOnFollower(t *testing.T) {
 	}
 	if _, err := promote(5); !isError(err, rpctypes.ErrGRPCMemberNotLearner) {
 		t.Errorf("again: got %v, want %v", err, rpctypes.ErrGRPCMemberNotLearner)
+	}
+}
+
+// setVersion sets the version of the cluster; nil is one that was never set.
+func (p *fakePeers) setVersion(v *applymsg.Version) {
+	p.set(func() {
+		p.cluster = &mvccmsg.Cluster{Members: p.cluster.Members, Version: v}
+		p.publish()
+	})
+}
+
+// TestAddAwaitsVersion: a member is added when the version of the cluster is set, or not at all.
+func TestAddAwaitsVersion(t *testing.T) {
+	for _, learner := range []bool{true, false} {
+		for what, tc := range map[string]struct {
+			decided, gone time.Duration // when the version is set, and when the client has gone
+			took          time.Duration
+			want          error
+		}{
+			"soon":               {decided: time.Second - versionPoll/2, gone: time.Hour, took: time.Second},
+			"never":              {decided: time.Hour, gone: time.Hour, took: time.Minute, want: errNotProposed},
+			"later than clients": {decided: time.Hour, gone: time.Second, took: time.Second, want: rpctypes.ErrGRPCCanceled},
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				p := lone(t)
+				p.setVersion(nil)
+				defer time.AfterFunc(tc.decided, func() { p.setVersion(&applymsg.Version{Major: 3, Minor: 7}) }).Stop()
+				ctx, cancel := context.WithCancel(context.Background())
+				defer cancel()
+				defer time.AfterFunc(tc.gone, cancel).Stop()
+				began := time.Now()
+				_, members, err := p.reconfig(true).add(ctx, []string{"http://new:2380"}, learner)
+				if took := time.Since(began); !errors.Is(err, tc.want) || took != tc.took {
+					t.Errorf("%s, learner %v: got %v after %v, want %v after %v", what, learner, err, took, tc.want, tc.took)
+				}
+				if added := len(members) == 2; added != (tc.want == nil) {
+					t.Errorf("%s, learner %v: got the members %v", what, learner, members)
+				}
+			})
+		}
 	}
 }
 

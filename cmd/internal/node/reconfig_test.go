@@ -18,6 +18,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/proto/applymsg"
 )
@@ -419,6 +420,27 @@ func TestReconfigMoveLeader(t *testing.T) {
 		t.Errorf("m%d leads, want m%d", now.i, follower.i)
 	}
 	leader.mustPut("k", "v")
+}
+
+// TestReconfigBeforeVersion: a member that is added right after the start finds a version of the
+// cluster, without which it would not join.
+func TestReconfigBeforeVersion(t *testing.T) {
+	t.Parallel()
+	// The version is set later than the member accepts calls.
+	c := startCluster(t, 1, func(_ int, c *Config) { c.Faults.Delay(actors.EdgeVersions, 500*time.Millisecond) })
+	m := c.members[0]
+	if m.host.Published.View().Cluster.GetVersion() != nil {
+		t.Fatal("the version is set before the call: the test proves nothing")
+	}
+	if _, err := m.client.MemberAdd(within(time.Minute), []string{"http://localhost:1"}); err != nil {
+		t.Fatal(err)
+	}
+	if text := m.httpGet(m.peerURL + "/version"); !strings.Contains(text, `"etcdcluster":"3.7.0"`) {
+		t.Errorf("/version after the call: got %s, want the version of the cluster", text)
+	}
+	if members := m.host.Published.View().Cluster.GetMembers(); len(members) != 2 {
+		t.Errorf("got the members %v, want two", members)
+	}
 }
 
 // TestReconfigInvalid: invalid changes get etcd's errors, and change nothing.
