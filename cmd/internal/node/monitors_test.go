@@ -1,19 +1,23 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/troupe-db/troupe/cmd/internal/monitor"
-
+	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/proto/peerpb"
 )
 
@@ -156,5 +160,72 @@ func TestClusterMonitors(t *testing.T) {
 	})
 	if alarms := leader.host.Published.View().Cluster.GetAlarms(); len(alarms) > 0 {
 		t.Errorf("got alarms %v, want none", alarms)
+	}
+}
+
+// divergingStore stores another value than it was given, with a correct checksum: as after a bit
+// flipped in memory. What is in memory stays right.
+type divergingStore struct{ backend.Store }
+
+const givenValue, storedValue = "the value as given", "the value as kept!"
+
+// Commit implements backend.Store.
+func (s divergingStore) Commit(b backend.Batch) error {
+	b.Put = slices.Clone(b.Put)
+	for i, p := range b.Put {
+		kept := bytes.ReplaceAll(bytes.Join(p.Parts, nil), []byte(givenValue), []byte(storedValue))
+		b.Put[i].Parts = [][]byte{kept}
+	}
+	return s.Store.Commit(b)
+}
+
+// TestInitialCheckRefuses: a member whose store diverged from those of the others does not start
+// with the initial check, and serves no client meanwhile. The log says which members differ.
+func TestInitialCheckRefuses(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 3, func(i int, c *Config) {
+		c.InitialCorruptCheck = true
+		if i == 2 {
+			c.Storage.OpenStore = func(cfg backend.Config) (backend.Store, error) {
+				s, err := backend.Open(cfg)
+				return divergingStore{s}, err
+			}
+		}
+	})
+	c.members[0].mustPut("k", givenValue)
+	c.wantEqual()
+	m := c.members[2]
+	m.stop()
+	m.logs = logBuffer{}
+
+	conn := must(grpc.NewClient("passthrough:///"+m.addr, grpc.WithTransportCredentials(insecure.NewCredentials())))
+	defer conn.Close()
+	calling, end := context.WithCancel(context.Background())
+	defer end()
+	answered := make(chan error, 1)
+	go func() {
+		_, err := pb.NewKVClient(conn).Range(calling, &pb.RangeRequest{Key: []byte("k"), Serializable: true}, grpc.WaitForReady(true))
+		answered <- err
+	}()
+	err := m.refused(context.Background(), m.config(nil))
+	if want := fmt.Sprintf("%x found data inconsistency with peers", m.id); err == nil || err.Error() != want {
+		t.Errorf("start of a member that diverged: got %v, want %s", err, want)
+	}
+	end()
+	if err := <-answered; err == nil {
+		t.Error("the member answered a client before it was refused")
+	}
+	for _, other := range c.members[:2] {
+		if text := fmt.Sprintf(`"remote-peer-id":"%x"`, other.id); !m.logged("found different hash values from remote peer") || !m.logged(text) {
+			t.Errorf("the log lacks that the hash of m%d differs, %s:\n%s", other.i, text, m.logs.text.String())
+		}
+	}
+	c.members[0].mustPut("k", "after")
+
+	// It is the check that refuses, and only that.
+	cfg := m.config(nil)
+	cfg.InitialCorruptCheck = false
+	if err := m.refused(context.Background(), cfg); err != nil {
+		t.Errorf("start without the check: got %v, want none", err)
 	}
 }
