@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 // The life of a client connection:
@@ -185,7 +187,7 @@ func (t *connTable) makeRoom(limit int, silent bool) bool {
 			return false
 		}
 		c := oldest.Value.(*conn)
-		sever(c.Conn) // its reader fails and finds it removed
+		port.Sever(c.Conn) // its reader fails and finds it removed
 		t.remove(c)
 		t.metrics.Refused(RefusedSilent)
 	}
@@ -267,7 +269,7 @@ func (t *connTable) closeIf(doomed func(*conn) bool) {
 	t.shut = true
 	for c := range t.open {
 		if doomed(c) {
-			sever(c.Conn) // its reader fails
+			port.Sever(c.Conn) // its reader fails
 			t.remove(c)
 		}
 	}

@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
-	"github.com/troupe-db/troupe/raftactor/peer"
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 // grpcOverheadBytes is by how much a message may exceed the largest request, as
@@ -65,7 +65,7 @@ type Gateway struct {
 	health *health.Server
 	conns  *connTable
 	// The servers' listeners: connections whose protocol is identified.
-	grpcConns, httpConns *peer.ConnQueue
+	grpcConns, httpConns *port.Queue
 	serving              sync.Once
 
 	stopping chan struct{} // closed by Stop: ends the streams that have no end of their own
@@ -95,8 +95,8 @@ func New(cfg Config) (*Gateway, error) {
 		}),
 		health:    health.NewServer(),
 		stopping:  make(chan struct{}),
-		grpcConns: peer.NewConnQueue("client listeners"),
-		httpConns: peer.NewConnQueue("client listeners"),
+		grpcConns: port.NewQueue("client listeners"),
+		httpConns: port.NewQueue("client listeners"),
 		listeners: make(map[net.Listener]struct{}),
 		reads:     cfg.Reads,
 		leaders:   newLeaderMonitor(),

@@ -15,6 +15,7 @@ import (
 
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 // Reads bounds the reads in progress and the memory of their answers. Reads need it
@@ -459,8 +460,8 @@ func (r *Reads) evict() {
 	}
 	r.mu.Unlock()
 	for _, c := range stalled {
-		sever(c.Conn) // it does not read: it would not hear of the end
-		_ = c.Close() // releases the credit
+		port.Sever(c.Conn) // it does not read: it would not hear of the end
+		_ = c.Close()      // releases the credit
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
-	"github.com/troupe-db/troupe/raftactor/peer"
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 // One port serves gRPC and plain HTTP, and the first bytes of a connection decide
@@ -34,8 +34,6 @@ import (
 // is taken for gRPC, whose clients connect in advance.
 
 const (
-	// firstBytes are enough to tell HTTP/2 from HTTP/1.1: no method begins so.
-	firstBytes = "PRI"
 	// sniffTimeout bounds how long a connection may take to send its first bytes
 	// and, with HTTP/2, its preface and SETTINGS. Clients send both at once; port
 	// scanners do not.
@@ -112,8 +110,7 @@ func (g *Gateway) dispatch(c *conn) {
 		case errors.Is(err, errTLS):
 			g.logStranger(c, err)
 			g.conns.refused(RefusedProtocol)
-			_, _ = io.WriteString(c.Conn, answerToTLS) // the client may be gone
-			peer.Linger(c.Conn)
+			port.RefuseTLS(c.Conn)
 		case errors.Is(err, errProtocol):
 			g.conns.refused(RefusedProtocol)
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -162,14 +159,15 @@ func (g *Gateway) identify(c *conn) (isGRPC bool, err error) {
 	}
 	r := &recorder{conn: c.Conn}
 	in := bufio.NewReaderSize(r, 512) // a client's first flight has 100 to 300 bytes
-	first, err := in.Peek(len(firstBytes))
+	first, err := in.Peek(port.FirstBytes)
 	if err != nil {
 		return false, err
 	}
-	if err := c.agrees(first); err != nil {
+	protocol := port.Identify(first)
+	if err := c.agrees(protocol); err != nil {
 		return false, err
 	}
-	if string(first) == firstBytes {
+	if protocol == port.HTTP2 {
 		if isGRPC, err = identifyHTTP2(in, r, func() (room bool) { return g.conns.spoke(c) }); err != nil {
 			return false, err
 		}

@@ -24,7 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/troupe-db/troupe/actors/actorstest"
-	"github.com/troupe-db/troupe/raftactor/peer"
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 // conns reads the metrics of connections.
@@ -274,7 +274,7 @@ func TestIdentify(t *testing.T) {
 					}
 				}()
 				taken := make(chan string, 2)
-				for protocol, q := range map[string]*peer.ConnQueue{toGRPC: g.grpcConns, toHTTP: g.httpConns} {
+				for protocol, q := range map[string]*port.Queue{toGRPC: g.grpcConns, toHTTP: g.httpConns} {
 					defer q.Close()
 					go func() { // ends with the queue
 						if _, err := q.Accept(); err == nil {
@@ -583,7 +583,7 @@ func TestStopDuringHandshake(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := peer.NewConnQueue("test")
+		l := port.NewQueue("test")
 		served := make(chan error, 1)
 		go func() { served <- g.Serve(l) }()
 		ours, theirs := net.Pipe()

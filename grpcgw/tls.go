@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 // TLS is the business of the listeners: their connections make the handshake when they are
@@ -17,38 +19,10 @@ import (
 // finished counts as silent. Afterwards the first bytes decide, as they do without TLS, so gRPC
 // runs on grpc-go's own transport there too.
 
-// secured is a connection of a listener with TLS.
-type secured interface {
-	// Handshake makes the handshake, and logs why it failed. It is bounded in time.
-	Handshake() error
-	// TLS returns the state of the session afterwards; nil if the client speaks no TLS, which
-	// the listener then permits.
-	TLS() *tls.ConnectionState
-	// Abort closes the connection without blocking.
-	Abort()
-}
-
 // handshake finishes the handshake of a connection with TLS.
-func (c *conn) handshake() error {
-	s, ok := c.Conn.(secured)
-	if !ok {
-		return nil
-	}
-	if err := s.Handshake(); err != nil {
-		return err
-	}
-	c.session = s.TLS()
-	return nil
-}
-
-// sever closes a connection at once. Its Close would say so to the client first, for which it
-// may wait.
-func sever(c net.Conn) {
-	if s, ok := c.(secured); ok {
-		s.Abort()
-		return
-	}
-	_ = c.Close() // there is nobody to return an error to
+func (c *conn) handshake() (err error) {
+	c.session, err = port.Handshake(c.Conn)
+	return err
 }
 
 var (
@@ -58,23 +32,16 @@ var (
 	errTLS = fmt.Errorf("%w: the client speaks TLS on a port without TLS", errProtocol)
 )
 
-// answerToTLS makes clients say that the server speaks no TLS.
-const answerToTLS = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent a TLS handshake to a port without TLS.\n"
-
-// recordHandshake is how a handshake of TLS begins (RFC 8446, section 5.1).
-const recordHandshake = 0x16
-
-// agrees compares the first bytes of a connection with what the handshake has negotiated.
-// Without ALPN, that is HTTP/1.1.
-func (c *conn) agrees(first []byte) error {
+// agrees compares the protocol of a connection with what the handshake has negotiated. Without
+// ALPN, that is HTTP/1.1.
+func (c *conn) agrees(p port.Protocol) error {
 	if c.session == nil {
-		if first[0] == recordHandshake {
+		if p == port.TLS {
 			return errTLS
 		}
 		return nil
 	}
-	isHTTP2 := c.session.NegotiatedProtocol == http2.NextProtoTLS
-	if isHTTP2 != (string(first) == firstBytes) {
+	if isHTTP2 := c.session.NegotiatedProtocol == http2.NextProtoTLS; isHTTP2 != (p == port.HTTP2) {
 		return fmt.Errorf("%w: ALPN %q", errProtocol, c.session.NegotiatedProtocol)
 	}
 	return nil

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/proto/peerpb"
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 const (
@@ -54,7 +55,7 @@ type server struct {
 	t     *Transport
 	grpc  *grpc.Server
 	http  *http.Server
-	queue [2]*ConnQueue // of connections with HTTP/1, and with HTTP/2
+	queue [2]*port.Queue // of connections with HTTP/1, and with HTTP/2
 	wg    sync.WaitGroup
 
 	mu        sync.Mutex
@@ -71,7 +72,7 @@ type inboundKey struct {
 
 func newServer(t *Transport) *server {
 	s := &server{t: t, conns: map[*portConn]struct{}{}, inbound: map[inboundKey]*inbound{}}
-	s.queue = [2]*ConnQueue{NewConnQueue("peer listeners"), NewConnQueue("peer listeners")}
+	s.queue = [2]*port.Queue{port.NewQueue("peer listeners"), port.NewQueue("peer listeners")}
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(frames),
 		grpc.MaxRecvMsgSize(FrameBytesMax+frameOverhead),
@@ -188,14 +189,12 @@ var errGarbage = errors.New("the connection speaks neither gRPC nor HTTP")
 
 // dispatch finds the protocol of a connection and hands it to its server.
 func (s *server) dispatch(c *portConn) {
-	if sec, ok := c.Conn.(secured); ok {
-		if err := sec.Handshake(); err != nil { // the reason is logged there
-			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-				s.t.cfg.Metrics.refused.Inc()
-			}
-			_ = c.Close()
-			return
+	if _, err := port.Handshake(c.Conn); err != nil {
+		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+			s.t.cfg.Metrics.refused.Inc()
 		}
+		_ = c.Close()
+		return
 	}
 	isHTTP2, err := c.identify()
 	if err != nil {
@@ -215,9 +214,6 @@ func (s *server) dispatch(c *portConn) {
 	}
 }
 
-// answerToTLS makes a peer say that the server speaks no TLS.
-const answerToTLS = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent a TLS handshake to a port without TLS.\n"
-
 // portConn is a connection to the peer port.
 type portConn struct {
 	net.Conn
@@ -231,48 +227,35 @@ func (c *portConn) identify() (isHTTP2 bool, err error) {
 	if err := c.SetDeadline(time.Now().Add(sniffTimeout)); err != nil {
 		return false, err
 	}
-	first, err := c.in.Peek(3)
+	first, err := c.in.Peek(port.FirstBytes)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return false, fmt.Errorf("nothing was received for %v", sniffTimeout)
 	case err != nil:
 		return false, err
-	case first[0] == 0x16 && first[1] == 3:
-		_, _ = io.WriteString(c.Conn, answerToTLS) // the peer may be gone
-		Linger(c.Conn)
+	}
+	switch port.Identify(first) {
+	case port.HTTP1:
+	case port.HTTP2:
+		isHTTP2 = true
+		if preface, err := c.in.Peek(len(http2.ClientPreface)); err != nil || string(preface) != http2.ClientPreface {
+			return false, errGarbage
+		}
+	case port.TLS:
+		port.RefuseTLS(c.Conn)
 		return false, errors.New("the connection begins with TLS, and the listener has an http URL")
+	default:
+		return false, errGarbage
 	}
-	if string(first) == http2.ClientPreface[:3] {
-		preface, err := c.in.Peek(len(http2.ClientPreface))
-		if err != nil || string(preface) != http2.ClientPreface {
-			return false, errGarbage
-		}
-		return true, c.SetDeadline(time.Time{})
-	}
-	for _, b := range first {
-		if b < 'A' || b > 'Z' {
-			return false, errGarbage
-		}
-	}
-	return false, c.SetDeadline(time.Time{})
+	return isHTTP2, c.SetDeadline(time.Time{})
 }
 
 // Read implements net.Conn.
 func (c *portConn) Read(p []byte) (int, error) { return c.in.Read(p) }
 
-// secured is a connection of a listener with TLS.
-type secured interface {
-	// Handshake makes the handshake, and logs why it failed. It is bounded in time.
-	Handshake() error
-	// Abort closes the connection without blocking.
-	Abort()
-}
-
-// abort closes the connection at once. Close may wait to tell the peer.
+// abort closes the connection at once.
 func (c *portConn) abort() {
-	if sec, ok := c.Conn.(secured); ok {
-		sec.Abort()
-	}
+	port.Sever(c.Conn)
 	_ = c.Close()
 }
 

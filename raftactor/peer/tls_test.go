@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -24,6 +25,8 @@ func (c *handshaking) Handshake() error {
 }
 
 func (c *handshaking) Abort() { close(c.aborted) }
+
+func (c *handshaking) TLS() *tls.ConnectionState { return nil }
 
 // oneConn is a listener of one connection.
 type oneConn struct {

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/troupe-db/troupe/raftactor/peer"
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 // ListenOptions are what one listener of an endpoint does.
@@ -71,9 +71,6 @@ type Conn struct {
 // errNoTLS: a plain client on a port with TLS.
 var errNoTLS = errors.New("the client does not speak TLS")
 
-// recordHandshake is the first byte of a handshake (RFC 8446, section 5.1).
-const recordHandshake = 0x16
-
 // Handshake makes the handshake, or finds that the client speaks no TLS. If it fails, the
 // connection is closed, and the reason is logged. Errors: io.EOF if the client has closed the
 // connection without sending anything, os.ErrDeadlineExceeded if it took too long.
@@ -97,7 +94,7 @@ func (c *Conn) fail(s *tls.Conn, err error) {
 		return
 	}
 	c.endpoint.reject(c.RemoteAddr(), s.ConnectionState(), err)
-	peer.Linger(c.Conn) // the client may not have read the alert
+	port.Linger(c.Conn) // the client may not have read the alert
 }
 
 // handshake returns the session of TLS, also with an error; nil if it did not come to that.
@@ -112,7 +109,7 @@ func (c *Conn) handshake() (*tls.Conn, error) {
 		}
 		return nil, err
 	}
-	if c.options.Plain && first[0] != recordHandshake {
+	if c.options.Plain && first[0] != port.RecordHandshake {
 		c.head = first[:]
 		return nil, nil
 	}

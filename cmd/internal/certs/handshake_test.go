@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/troupe-db/troupe/cmd/internal/certs/certstest"
+	"github.com/troupe-db/troupe/raftactor/peer/port"
 )
 
 // TestClientCertificates: which certificates of clients are accepted, and why the others are
@@ -359,7 +360,7 @@ func TestCrowd(t *testing.T) {
 		gone, theirs := pipe(w)
 		ends = append(ends, theirs)
 		ended := make(chan error, 1)
-		go func() { _, _ = theirs.Write([]byte{recordHandshake}) }()
+		go func() { _, _ = theirs.Write([]byte{port.RecordHandshake}) }()
 		go func() { ended <- gone.Handshake() }()
 		synctest.Wait()
 		gone.Abort()

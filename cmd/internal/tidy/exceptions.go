@@ -49,9 +49,10 @@ var inner = map[string]string{
 // impure are packages inside a room that are adapters to the outside, behind an interface
 // that also has an implementation in memory.
 var impure = map[string]string{
-	"mvccactor/backend":  "adapter of badger",
-	"mvccactor/snapshot": "adapter of the folders of stores",
-	"raftactor/peer":     "adapter of the network",
+	"mvccactor/backend":   "adapter of badger",
+	"mvccactor/snapshot":  "adapter of the folders of stores",
+	"raftactor/peer":      "adapter of the network",
+	"raftactor/peer/port": "connections of both ports, before a server has them",
 }
 
 // standIns are files of adapters that a simulation runs in place of the outside.

@@ -1,27 +1,27 @@
-package peer
+package port
 
 import (
 	"net"
 	"sync"
 )
 
-// ConnQueue is a net.Listener of connections that were accepted elsewhere: where one port
+// Queue is a net.Listener of connections that were accepted elsewhere: where one port
 // serves several protocols, each has a queue.
-type ConnQueue struct {
+type Queue struct {
 	addr  queueAddr
 	conns chan net.Conn // unbuffered: what is in it has been taken
 	done  chan struct{} // closed by Close
 	once  sync.Once
 }
 
-// NewConnQueue returns an empty queue. addr is its address: it has several listeners.
-func NewConnQueue(addr string) *ConnQueue {
-	return &ConnQueue{addr: queueAddr(addr), conns: make(chan net.Conn), done: make(chan struct{})}
+// NewQueue returns an empty queue. addr is its address: it has several listeners.
+func NewQueue(addr string) *Queue {
+	return &Queue{addr: queueAddr(addr), conns: make(chan net.Conn), done: make(chan struct{})}
 }
 
 // Put hands over a connection, and waits until it is accepted. It returns false if the queue
 // is closed.
-func (q *ConnQueue) Put(c net.Conn) bool {
+func (q *Queue) Put(c net.Conn) bool {
 	select {
 	case q.conns <- c:
 		return true
@@ -31,7 +31,7 @@ func (q *ConnQueue) Put(c net.Conn) bool {
 }
 
 // Accept implements net.Listener.
-func (q *ConnQueue) Accept() (net.Conn, error) {
+func (q *Queue) Accept() (net.Conn, error) {
 	select {
 	case c := <-q.conns:
 		return c, nil
@@ -41,13 +41,13 @@ func (q *ConnQueue) Accept() (net.Conn, error) {
 }
 
 // Close implements net.Listener. Put returns false then. It returns nil.
-func (q *ConnQueue) Close() error {
+func (q *Queue) Close() error {
 	q.once.Do(func() { close(q.done) })
 	return nil
 }
 
 // Addr implements net.Listener.
-func (q *ConnQueue) Addr() net.Addr { return q.addr }
+func (q *Queue) Addr() net.Addr { return q.addr }
 
 // queueAddr is not a real address.
 type queueAddr string
