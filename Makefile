@@ -66,6 +66,7 @@ test-bench:
 test-long: test
 	$(GO) test -race -count=1 -timeout 30m ./...
 	cd $(BENCH) && $(GO) run . diff -seeds 200 -steps 2000 -min-coverage 100
+	cd $(BENCH) && $(GO) test -count=1 -v -run TestWithoutQuorum ./conformance/ctl -quorum
 	$(MAKE) test-durable
 	$(MAKE) test-simulated
 	$(MAKE) test-faults
