@@ -129,7 +129,7 @@ func (m *clusterMember) config(peers net.Listener) Config {
 		Name: fmt.Sprint("m", m.i), PeerURLs: []string{m.peerURL}, ClusterID: m.cluster, MemberID: m.id,
 		Members: m.initial, Join: m.join, MaxLearners: 1, ClientURLs: []string{"http://" + m.addr}, DataDir: m.dir,
 		Heartbeat: 50 * time.Millisecond, Election: 500 * time.Millisecond, PreVote: true,
-		Mailboxes: DefaultMailboxes(), CacheBytes: 16 << 20,
+		Mailboxes: DefaultMailboxes(), CacheBytes: 16 << 20, Storage: smallFiles,
 		Listeners: []net.Listener{clients}, PeerListeners: []net.Listener{peers},
 		Gateway: grpcgw.DefaultConfig(),
 		Logger:  zerolog.New(zerolog.MultiLevelWriter(zerolog.NewTestWriter(t), &m.logs)).Level(zerolog.InfoLevel).With().Int("m", m.i).Logger(),

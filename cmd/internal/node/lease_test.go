@@ -41,6 +41,9 @@ func (m *testMember) wantTTL(id, low, high int64) {
 	}
 }
 
+// shortLeases has an election timeout with which a lease may have a TTL of one second.
+func shortLeases(c *Config) { c.Heartbeat, c.Election = 100*time.Millisecond, 500*time.Millisecond }
+
 func TestMinLeaseTTL(t *testing.T) {
 	for _, tc := range []struct {
 		heartbeat, election time.Duration
@@ -165,7 +168,7 @@ func TestLeaseExpires(t *testing.T) {
 // be renewed, and expire.
 func TestLeasesReboot(t *testing.T) {
 	t.Parallel()
-	m := startMember(t, t.TempDir(), nil)
+	m := startMember(t, t.TempDir(), shortLeases)
 	defer m.shut()
 	ctx := context.Background()
 	m.grant(1, 100)
@@ -176,7 +179,7 @@ func TestLeasesReboot(t *testing.T) {
 	<-alive
 	for i, point := range []string{"entry", "middle", "batch"} {
 		id := int64(10 + i)
-		m.grant(id, 2)
+		m.grant(id, 1)
 		if _, err := m.client.Put(ctx, fmt.Sprint(id), "", clientv3.WithLease(clientv3.LeaseID(id))); err != nil {
 			t.Fatal(err)
 		}

@@ -24,6 +24,7 @@ import (
 	"github.com/troupe-db/troupe/actors"
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/grpcgw"
+	"github.com/troupe-db/troupe/mvccactor/backend"
 	"github.com/troupe-db/troupe/walactor/wal"
 )
 
@@ -243,6 +244,7 @@ func TestClusterRepairsDamage(t *testing.T) {
 	t.Parallel()
 	for _, leads := range []bool{false, true} {
 		t.Run(fmt.Sprint("leads=", leads), func(t *testing.T) {
+			t.Parallel()
 			c := startCluster(t, 3, func(_ int, c *Config) { c.CacheBytes = 64 << 10 })
 			c.fill()
 			leader, victim := c.leader()
@@ -484,10 +486,18 @@ func TestClusterLeaderPaused(t *testing.T) {
 // appends, but it does not serve.
 func TestClusterDamageWithoutSpare(t *testing.T) {
 	t.Parallel()
+	released := make(chan struct{}) // the repair waits for it
+	release := sync.OnceFunc(func() { close(released) })
 	c := startCluster(t, 3, func(_ int, c *Config) {
 		c.CacheBytes = 64 << 10
-		c.SnapshotSendRate = 200 << 10 // the repair takes some seconds
+		c.Storage.OpenStore = func(cfg backend.Config) (backend.Store, error) {
+			if filepath.Base(cfg.Dir) != "db" { // that of a snapshot
+				<-released
+			}
+			return backend.Open(cfg)
+		}
 	})
+	t.Cleanup(release) // before the members stop
 	c.fill()
 	leader, victim := c.leader()
 	for _, m := range c.members {
@@ -511,8 +521,9 @@ func TestClusterDamageWithoutSpare(t *testing.T) {
 		t.Errorf("linearizable read on the damaged member: got %v, want none", resp)
 	}
 	if victim.store() != "" || !victim.integrity.damaged.Load() {
-		t.Error("the store was replaced before the test was over")
+		t.Error("the store was replaced before the repair could end")
 	}
+	release()
 	victim.getsAgain("k", "9")
 	c.eventually("the alarm is cleared", func() bool { return len(leader.corruptAlarms()) == 0 })
 	c.wantEqual()
