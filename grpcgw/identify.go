@@ -154,14 +154,15 @@ func (g *Gateway) authorize(ctx context.Context, req *applymsg.Request) error {
 	return err
 }
 
-// requireUser returns an error unless the call has a user, whatever it may do. It returns the user,
-// and the users and roles if authentication is on; otherwise nil.
+// requireUser returns an error unless the call has a user, whatever it may do, and of whatever
+// revision its token is. It returns the user, and the users and roles if authentication is on;
+// otherwise nil.
 func (g *Gateway) requireUser(ctx context.Context) (auth.Identity, *auth.State, error) {
 	id, st, err := g.identifyUser(ctx)
 	if err != nil || st == nil || !st.Enabled() {
 		return auth.Identity{}, nil, err
 	}
-	if id.Revision == 0 {
+	if id == (auth.Identity{}) {
 		return id, st, rpctypes.ErrGRPCUserEmpty
 	}
 	return id, st, nil

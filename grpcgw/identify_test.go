@@ -7,6 +7,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/authpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/troupe-db/troupe/applyactor/auth"
+	"github.com/troupe-db/troupe/applyactor/authn"
 	"github.com/troupe-db/troupe/mvccactor/mvcc"
 	"github.com/troupe-db/troupe/proto/applymsg"
 	"github.com/troupe-db/troupe/proto/raftmsg"
@@ -67,6 +69,42 @@ func TestCertificateUsers(t *testing.T) {
 		id, st, err := g.identifyUser(tc.ctx)
 		if id != tc.want || !errors.Is(err, tc.err) || st == nil {
 			t.Errorf("%s: got %+v, %v, want %+v, %v", tc.name, id, err, tc.want, tc.err)
+		}
+	}
+}
+
+// TestRequireUser: a call has a user if it has a token or a certificate, also if the token is of
+// no revision.
+func TestRequireUser(t *testing.T) {
+	m := newFakeMember()
+	m.withUsers(7)
+	secret := authn.JWTConfig{Method: "HS256", PrivateKey: []byte("the secret of the cluster"), TTL: time.Minute, Now: time.Now}
+	signer, err := authn.NewJWT(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := DefaultConfig()
+	all.Member, all.Auth = m, AuthConfig{CertificateUsers: true, Kind: authn.Signed, JWT: signer}
+	g, err := New(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := func(revision uint64) context.Context {
+		text, err := signer.Sign(auth.Identity{User: "ann", Revision: revision})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return metadata.NewIncomingContext(context.Background(), metadata.Pairs("token", text))
+	}
+	for name, tc := range map[string]struct {
+		ctx  context.Context
+		want error
+	}{
+		"nobody": {context.Background(), rpctypes.ErrGRPCUserEmpty}, "a token": {token(7), nil}, "an old token": {token(6), nil},
+		"a token of no revision": {token(0), nil}, "a certificate": {certificate("ann", true), nil}, "a certificate without a name": {certificate("", true), nil},
+	} {
+		if _, _, err := g.requireUser(tc.ctx); !errors.Is(err, tc.want) {
+			t.Errorf("%s: got %v, want %v", name, err, tc.want)
 		}
 	}
 }

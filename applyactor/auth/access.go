@@ -20,6 +20,9 @@ type Access struct {
 	// code refuses every check of keys; OK if the user is known and its token is current.
 	code raftmsg.Code
 	root bool
+	// admin is set for a user with the role root, also if code refuses its token. It is all
+	// that counts for the keys of a lease, as in etcd.
+	admin bool
 	// merged is nil if code is not OK, for root, and while authentication is off.
 	merged *permissions
 }
@@ -31,15 +34,16 @@ func (s *State) Access(id Identity) Access {
 		return Access{root: true}
 	}
 	u := s.users[id.User]
+	admin := u != nil && u.root
 	switch {
 	case id.Revision == 0:
-		return Access{code: raftmsg.Code_USER_EMPTY}
+		return Access{code: raftmsg.Code_USER_EMPTY, admin: admin}
 	case id.Revision < s.revision:
-		return Access{code: raftmsg.Code_AUTH_OLD_REVISION}
+		return Access{code: raftmsg.Code_AUTH_OLD_REVISION, admin: admin}
 	case u == nil:
 		return Access{code: raftmsg.Code_PERMISSION_DENIED}
-	case u.root:
-		return Access{root: true}
+	case admin:
+		return Access{root: true, admin: true}
 	}
 	merged := u.merged.Load()
 	if merged == nil {
@@ -141,7 +145,7 @@ func (a Access) Request(req *applymsg.Request) (raftmsg.Code, *mvccmsg.LeaseAcce
 // leases returns what the user may write; nil for everything.
 func (a Access) leases() *mvccmsg.LeaseAccess {
 	switch {
-	case a.root:
+	case a.root, a.admin:
 		return nil
 	case a.code != raftmsg.Code_OK:
 		return &mvccmsg.LeaseAccess{Code: a.code}

@@ -162,6 +162,8 @@ func TestLeaseAccess(t *testing.T) {
 		{"revoke of root", Identity{"root", 7}, revoke, ok, 0},
 		{"revoke without a user", Identity{}, revoke, raftmsg.Code_USER_EMPTY, 0},
 		{"revoke with an old token", Identity{"ann", 6}, revoke, raftmsg.Code_AUTH_OLD_REVISION, 0},
+		{"revoke of root with an old token", Identity{"root", 6}, revoke, ok, 0},
+		{"revoke of root with a token of no revision", Identity{"root", 0}, revoke, ok, 0},
 		{"expiry", Identity{}, &applymsg.Request{Op: &applymsg.Request_LeaseRevoke{LeaseRevoke: &applymsg.LeaseRevoke{Ids: []int64{5}, Expired: true}}}, ok, 0},
 		{"checkpoint", Identity{}, &applymsg.Request{Op: &applymsg.Request_LeaseCheckpoint{LeaseCheckpoint: &applymsg.LeaseCheckpoint{}}}, ok, 0},
 		{"compaction", Identity{}, &applymsg.Request{Op: &applymsg.Request_Compaction{Compaction: &pb.CompactionRequest{}}}, ok, 0},
