@@ -148,7 +148,7 @@ func (j *JWT) Verify(token string) (id auth.Identity, ok bool) {
 	claims, _ := parsed.Claims.(jwt.MapClaims)
 	user, ok1 := claims[claimUser].(string)
 	revision, ok2 := claims[claimRevision].(float64)
-	if !ok1 || !ok2 || revision < 0 {
+	if !ok1 || !ok2 || revision <= -1 { // fractions are cut, as in etcd
 		return id, false
 	}
 	return auth.Identity{User: user, Revision: uint64(revision)}, true

@@ -174,6 +174,11 @@ func TestForged(t *testing.T) {
 	if id, ok := j.Verify(signed(jwt.SigningMethodRS256, key, claims)); !ok || id.User != "root" {
 		t.Errorf("a good token: got %+v, %t", id, ok)
 	}
+	for revision, want := range map[float64]uint64{6.5: 6, 0: 0, -0.5: 0} { // as in etcd
+		if id, ok := j.Verify(signed(jwt.SigningMethodRS256, key, with(claimRevision, revision))); !ok || id.Revision != want {
+			t.Errorf("revision %v: got %+v, %t, want %d", revision, id, ok, want)
+		}
+	}
 	// As in etcd, a token of another issuer may have no end.
 	if _, ok := j.Verify(signed(jwt.SigningMethodRS256, key, without(claimExpires))); !ok {
 		t.Error("a token that never expires is refused")
