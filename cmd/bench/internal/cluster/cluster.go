@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/pki"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/internal/links"
@@ -50,6 +51,9 @@ type Config struct {
 	Args    []string // flags of every member
 	// Proxied puts a proxy in front of every peer port, so that links can be cut.
 	Proxied bool
+	// TLS, if set, has the certificates with which Cluster calls the members, whose client
+	// URLs have https then. Args must have those of the members.
+	TLS *pki.Files
 }
 
 // Member is one member with a connection to it.
@@ -178,7 +182,7 @@ func memberID(peerURL string) uint64 {
 func (c *Cluster) start(ctx context.Context, s seat, initial string, join bool) (*Member, error) {
 	server, err := proc.Start(ctx, proc.Config{
 		Binary: c.cfg.Server.Binary, Command: c.cfg.Server.Command, Args: slices.Concat(c.cfg.Server.Args, c.cfg.Args),
-		Name: s.name, Dir: c.cfg.Dir, Client: s.client, Peer: s.peer, AdvertisedPeer: s.advertised, InitialCluster: initial, Join: join,
+		Name: s.name, Dir: c.cfg.Dir, TLS: c.cfg.TLS != nil, Client: s.client, Peer: s.peer, AdvertisedPeer: s.advertised, InitialCluster: initial, Join: join,
 		Started: func(pid int) {
 			if c.Links != nil {
 				c.Links.SetProcess(s.node, pid)
@@ -189,7 +193,7 @@ func (c *Cluster) start(ctx context.Context, s seat, initial string, join bool) 
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
 	m := &Member{Server: server, Name: s.name, PeerURL: s.url(), Node: s.node}
-	if m.Conn, err = Dial(server.Endpoint()); err != nil {
+	if m.Conn, err = Dial(server.Endpoint(), c.dialOptions()...); err != nil {
 		return nil, errors.Join(err, server.Close())
 	}
 	status, err := m.Status(ctx)
@@ -200,15 +204,23 @@ func (c *Cluster) start(ctx context.Context, s seat, initial string, join bool) 
 	return m, nil
 }
 
-// Dial returns a connection to one member, which soon reconnects after a restart.
-func Dial(endpoint string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient("passthrough:///"+endpoint,
+func (c *Cluster) dialOptions() []grpc.DialOption {
+	if c.cfg.TLS == nil {
+		return nil
+	}
+	return []grpc.DialOption{c.cfg.TLS.DialOption()}
+}
+
+// Dial returns a connection to one member, which soon reconnects after a restart. It is without
+// TLS, unless an option has credentials.
+func Dial(endpoint string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+endpoint, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: redialMax / 10, Multiplier: 2, Jitter: 0.2, MaxDelay: redialMax},
 			MinConnectTimeout: callTimeout,
-		}))
+		})}, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
