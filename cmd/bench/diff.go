@@ -29,6 +29,8 @@ func runDiff(ctx context.Context, args []string) error {
 		right     = flags.String("right", "troupe", "the server under test, likewise")
 		members   = flags.Int("members", 1, "members of each side")
 		auth      = flags.Bool("auth", false, "sequences with authentication, of one member")
+		secure    = flags.Bool("tls", false, "with TLS and certificates of clients, which name users in every second seed of -auth")
+		decisions = flags.Int("decisions", 0, "with -auth: between changes of users and roles, compare only what so many calls at a time are allowed; 0 compares sequences")
 		both      = flags.String("args", "", "flags for both servers (default: those that make restarts short)")
 		leftArgs  = flags.String("left-args", "--unsafe-no-fsync", "further flags for the reference")
 		rightArgs = flags.String("right-args", "", "further flags for the server under test")
@@ -64,10 +66,10 @@ func runDiff(ctx context.Context, args []string) error {
 	result, err := differ.Run(ctx, differ.Config{
 		Left:      differ.Side{Binary: leftBinary, Args: append(strings.Fields(*both), strings.Fields(*leftArgs)...)},
 		Right:     differ.Side{Binary: rightBinary, Args: append(strings.Fields(*both), strings.Fields(*rightArgs)...)},
-		FirstSeed: *seed, Seeds: *seeds, Steps: *steps, Members: *members, Auth: *auth, Parallel: *parallel, MaxDiffs: *maxDiffs, Dir: s.Dir, Out: os.Stdout,
+		FirstSeed: *seed, Seeds: *seeds, Steps: *steps, Members: *members, Auth: *auth, TLS: *secure, Decisions: *decisions, Parallel: *parallel, MaxDiffs: *maxDiffs, Dir: s.Dir, Out: os.Stdout,
 		Rerun: func(seed uint64) string {
-			return fmt.Sprintf("go run . diff -seed %d -seeds 1 -steps %d -members %d -auth=%t -left %s -right %s -args '%s' -left-args '%s' -right-args '%s'",
-				seed, *steps, *members, *auth, *left, *right, *both, *leftArgs, *rightArgs)
+			return fmt.Sprintf("go run . diff -seed %d -seeds 1 -steps %d -members %d -auth=%t -tls=%t -decisions %d -left %s -right %s -args '%s' -left-args '%s' -right-args '%s'",
+				seed, *steps, *members, *auth, *secure, *decisions, *left, *right, *both, *leftArgs, *rightArgs)
 		},
 	})
 	if err != nil {

@@ -31,6 +31,9 @@ const (
 	Alarm       Method = "Alarm"
 	Defragment  Method = "Defragment"
 	MemberList  Method = "MemberList"
+	MoveLeader  Method = "MoveLeader"
+	Downgrade   Method = "Downgrade"
+	Snapshot    Method = "Snapshot" // up to the first response
 
 	MemberAdd     Method = "MemberAdd"
 	MemberRemove  Method = "MemberRemove"
@@ -59,7 +62,15 @@ type Call struct {
 	Request proto.Message // nil for a restart and for WatchSync
 	Stream  int           // the watch stream, for its methods
 	Member  int           // the member that gets the call, or that is restarted; set by the runner
-	User    string        // whose token the call has; empty for none
+
+	// Who makes the call, in a sequence with authentication.
+
+	User        string // whose token the call has; empty for none
+	Earlier     int    // how many tokens of the user are newer than the one that the call has
+	Presented   string // how it presents the token; a key of presentations or withoutToken
+	Token       string // a token that is used instead of the user's
+	Forged      string // the name of its forgery
+	Certificate string // the name of the client's certificate; empty means one that is no user's
 }
 
 // Reply is the reply of one side.
@@ -90,6 +101,8 @@ var unary = map[Method]struct {
 	Status:      {pb.Maintenance_Status_FullMethodName, func() proto.Message { return new(pb.StatusResponse) }},
 	Alarm:       {pb.Maintenance_Alarm_FullMethodName, func() proto.Message { return new(pb.AlarmResponse) }},
 	Defragment:  {pb.Maintenance_Defragment_FullMethodName, func() proto.Message { return new(pb.DefragmentResponse) }},
+	MoveLeader:  {pb.Maintenance_MoveLeader_FullMethodName, func() proto.Message { return new(pb.MoveLeaderResponse) }},
+	Downgrade:   {pb.Maintenance_Downgrade_FullMethodName, func() proto.Message { return new(pb.DowngradeResponse) }},
 	MemberList:  {pb.Cluster_MemberList_FullMethodName, func() proto.Message { return new(pb.MemberListResponse) }},
 
 	MemberAdd:     {pb.Cluster_MemberAdd_FullMethodName, func() proto.Message { return new(pb.MemberAddResponse) }},
@@ -130,6 +143,10 @@ func invoke(ctx context.Context, conn grpc.ClientConnInterface, c Call) Reply {
 		return keepAlive(ctx, conn, c.Request.(*pb.LeaseKeepAliveRequest))
 	case WatchOnce:
 		return watchOnce(ctx, conn, c.Request.(*pb.WatchCreateRequest))
+	case WatchFollow:
+		return watchFollow(ctx, conn, c.Request.(*pb.WatchCreateRequest))
+	case Snapshot:
+		return snapshot(ctx, conn, c.Request.(*pb.SnapshotRequest))
 	}
 	u, ok := unary[c.Method]
 	if !ok {
@@ -150,6 +167,21 @@ func failure(err error) Reply {
 // keepAlive renews a lease once.
 func keepAlive(ctx context.Context, conn grpc.ClientConnInterface, req *pb.LeaseKeepAliveRequest) Reply {
 	return firstResponse(ctx, pb.NewLeaseClient(conn).LeaseKeepAlive, req)
+}
+
+// snapshot returns the first part of a snapshot.
+func snapshot(ctx context.Context, conn grpc.ClientConnInterface, req *pb.SnapshotRequest) Reply {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := pb.NewMaintenanceClient(conn).Snapshot(ctx, req)
+	if err != nil {
+		return failure(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return failure(err)
+	}
+	return Reply{Message: resp}
 }
 
 // firstResponse opens a stream, sends a request and returns the first response.

@@ -3,6 +3,7 @@ package differ
 import (
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"text/tabwriter"
@@ -17,6 +18,9 @@ type Coverage map[string]int
 // Add counts one step. The reply is the reference's.
 func (c Coverage) Add(call Call, r Reply) {
 	c["call "+string(call.Method)]++
+	for _, name := range manners(call) {
+		c["manner "+name]++
+	}
 	seen := make(map[string]bool) // an option counts once a call
 	for _, option := range options(call) {
 		seen[string(call.Method)+": "+option] = true
@@ -44,11 +48,18 @@ func (c Coverage) Merge(other Coverage) {
 	}
 }
 
-// Below lists what was exercised fewer than least times, including everything in Wanted
-// that was never exercised.
+// want makes the table show names that are never exercised.
+func (c Coverage) want(names []string) {
+	for _, name := range names {
+		c[name] += 0
+	}
+}
+
+// Below lists what was exercised fewer than least times, including everything wanted that
+// was never exercised.
 func (c Coverage) Below(least int) []string {
 	var short []string
-	for _, name := range c.names() {
+	for _, name := range slices.Sorted(maps.Keys(c)) {
 		if c[name] < least {
 			short = append(short, fmt.Sprintf("%s: %d", name, c[name]))
 		}
@@ -56,20 +67,10 @@ func (c Coverage) Below(least int) []string {
 	return short
 }
 
-// names lists everything that was seen or is in Wanted, sorted.
-func (c Coverage) names() []string {
-	names := slices.Clone(Wanted)
-	for name := range c {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
 // Print writes the table.
 func (c Coverage) Print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, name := range c.names() {
+	for _, name := range slices.Sorted(maps.Keys(c)) {
 		if _, err := fmt.Fprintf(t, "%d\t%s\n", c[name], name); err != nil {
 			return fmt.Errorf("differ: %w", err)
 		}
@@ -81,6 +82,59 @@ var numbers = regexp.MustCompile(`\d+ vs\. \d+`)
 
 // withoutSizes removes the sizes from the transport's errors for large messages.
 func withoutSizes(text string) string { return numbers.ReplaceAllString(text, "N vs. M") }
+
+// manners lists in which ways the caller identifies itself.
+func manners(c Call) (list []string) {
+	for kind, name := range map[string]string{"user": c.User, "presented": c.Presented, "signed token": c.Forged, "certificate": c.Certificate} {
+		if name != "" {
+			list = append(list, kind+" "+name)
+		}
+	}
+	if c.Earlier > 0 {
+		list = append(list, "an earlier token")
+	}
+	return list
+}
+
+// wantedOfAuth lists what a long run with authentication must exercise. With TLS these are the
+// certificates, too.
+func wantedOfAuth(tls bool) (list []string) {
+	for _, m := range []Method{AuthEnable, AuthDisable, AuthStatus, Authenticate, UserAdd, UserGet, UserList, UserDelete, UserChangePassword,
+		UserGrantRole, UserRevokeRole, RoleAdd, RoleGet, RoleList, RoleDelete, RoleGrantPermission, RoleRevokePermission, WatchOnce, WatchFollow,
+		Range, RangeStream, Put, DeleteRange, Txn, Compact, HashKV, Hash, Status, Alarm, Defragment, MemberList, MemberAdd, MemberRemove, MemberUpdate,
+		MoveLeader, Downgrade, Snapshot, LeaseGrant, LeaseRevoke, LeaseTimeToLive, LeaseKeepAlive, LeaseLeases} {
+		list = append(list, "call "+string(m))
+		switch m {
+		case AuthStatus, Authenticate, WatchOnce, WatchFollow: // anybody may, or the response has the error
+			continue
+		case LeaseGrant, MemberList, Status: // any user may
+		default:
+			list = append(list, fmt.Sprintf("error %s: PermissionDenied etcdserver: permission denied", m))
+		}
+		list = append(list, fmt.Sprintf("error %s: InvalidArgument etcdserver: user name is empty", m))
+	}
+	for _, user := range append([]string{strange}, authUsers...) {
+		list = append(list, "manner user "+user)
+	}
+	for name := range presentations {
+		if name != "" {
+			list = append(list, "manner presented "+name)
+		}
+	}
+	for name := range withoutToken {
+		list = append(list, "manner presented "+name)
+	}
+	for _, f := range forgeries {
+		list = append(list, "manner signed token "+f.name)
+	}
+	if tls {
+		for _, name := range authClients {
+			list = append(list, "manner certificate "+name)
+		}
+	}
+	return append(list, "manner an earlier token", "error Put: Unauthenticated etcdserver: invalid auth token",
+		"error Put: InvalidArgument etcdserver: revision of auth store is old")
+}
 
 // options lists the options of a call.
 func options(c Call) []string {

@@ -106,17 +106,37 @@ func TestClusters(t *testing.T) {
 	}
 }
 
-// With authentication, users with different rights make calls of all services. This is the short
-// form; the long one is the diff subcommand with -auth, 100 seeds and 1,000 steps.
-func TestAuth(t *testing.T) {
+// authConfig is the configuration of sequences with authentication.
+func authConfig(t *testing.T, seeds, steps int) Config {
 	flags := append([]string{"--bcrypt-cost=4"}, fastElections...)
 	left := Side{Binary: server(t, "BENCH_DIFF_LEFT", tools.Etcd), Args: append([]string{"--unsafe-no-fsync"}, flags...)}
 	right := Side{Binary: server(t, "BENCH_DIFF_RIGHT", tools.Troupe), Args: flags}
-	const seeds, steps = 4, 1000
 	cfg := config(t, left, right, seeds, steps)
 	cfg.Auth = true
+	return cfg
+}
+
+// With authentication, users with different rights make calls of all services, over TLS. This is
+// the short form; the long one is the diff subcommand with -auth, -tls, 100 seeds and 1,000 steps.
+func TestAuth(t *testing.T) {
+	const seeds, steps = 4, 400 // a seed of each kind of tokens and certificates
+	cfg := authConfig(t, seeds, steps)
+	cfg.TLS = true
 	result := run(t, cfg)
 	if len(result.Differences) != 0 || result.Seeds != seeds || result.Calls < seeds*steps {
 		t.Fatalf("%d differences in %d seeds and %d calls", len(result.Differences), result.Seeds, result.Calls)
+	}
+}
+
+// What users may do is decided as by etcd. This is the short form; the long one is the diff
+// subcommand with -auth and -decisions.
+func TestDecisions(t *testing.T) {
+	const seeds, steps = 2, 1500
+	cfg := authConfig(t, seeds, steps)
+	cfg.Decisions = 200
+	result := run(t, cfg)
+	allowed, refused := result.Coverage["allowed"], result.Coverage["refused"]
+	if len(result.Differences) != 0 || result.Seeds != seeds || allowed < steps/2 || refused < steps/2 {
+		t.Fatalf("%d differences in %d seeds, %d allowed and %d refused", len(result.Differences), result.Seeds, allowed, refused)
 	}
 }

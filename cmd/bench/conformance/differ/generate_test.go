@@ -210,6 +210,7 @@ func TestGeneratorReachesEveryOption(t *testing.T) {
 
 func TestCoverageTable(t *testing.T) {
 	c := make(Coverage)
+	c.want(Wanted)
 	c.Add(Call{Method: Put, Request: &pb.PutRequest{PrevKv: true}}, Reply{Code: codes.ResourceExhausted, Error: "message larger than max (12 vs. 10)"})
 	for _, want := range []string{"call Put", "option Put: prev_kv", "option Put: no key", "error Put: ResourceExhausted message larger than max (N vs. M)"} {
 		if c[want] != 1 {

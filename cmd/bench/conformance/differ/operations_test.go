@@ -38,7 +38,7 @@ func TestOperationsAreCountedLikeEtcd(t *testing.T) {
 	}
 	for name, side := range sides {
 		t.Run(name, func(t *testing.T) {
-			r, err := begin(t.Context(), side, 1, t.TempDir())
+			r, err := begin(t.Context(), side, 1, t.TempDir(), nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -29,6 +29,9 @@ func (r Result) Print(w io.Writer, tables bool, least int, took time.Duration) (
 		}
 	}
 	fmt.Fprintf(&b, "\n%d seeds, %d calls, %d differences, %s\n", r.Seeds, r.Calls, len(r.Differences), took.Round(time.Second))
+	if asked := r.Coverage["allowed"] + r.Coverage["refused"]; asked > 0 {
+		fmt.Fprintf(&b, "%d of these calls ask what users may do: %d allowed, %d refused\n", asked, r.Coverage["allowed"], r.Coverage["refused"])
+	}
 	short := r.Coverage.Below(least)
 	for _, line := range short {
 		fmt.Fprintf(&b, "below %d: %s\n", least, line)
@@ -42,13 +45,33 @@ func (r Result) Print(w io.Writer, tables bool, least int, took time.Duration) (
 // report prints a sequence's differences.
 func report(cfg Config, found Result) error {
 	for _, d := range found.Differences {
-		_, err := fmt.Fprintf(cfg.Out, "\nDIFFERENCE in seed %d at step %d: %s on member %d\n--- request\n%s\n--- left\n%s\n--- right\n%s\n%sto run this seed again: %s\n",
-			d.Seed, d.Step, d.Call.Method, d.Call.Member, describe(d.Call.Request), d.Left, d.Right, d.Logs, cfg.Rerun(d.Seed))
+		_, err := fmt.Fprintf(cfg.Out, "\nDIFFERENCE in seed %d at step %d: %s on member %d%s\n--- request\n%s\n--- left\n%s\n--- right\n%s\n%sto run this seed again: %s\n",
+			d.Seed, d.Step, d.Call.Method, d.Call.Member, d.Call.caller(), describe(d.Call.Request), d.Left, d.Right, d.Logs, cfg.Rerun(d.Seed))
 		if err != nil {
 			return fmt.Errorf("differ: %w", err)
 		}
 	}
 	return nil
+}
+
+// caller says who makes a call of a sequence with authentication.
+func (c Call) caller() string {
+	var b strings.Builder
+	for _, part := range []struct {
+		present bool
+		text    string
+	}{
+		{c.User != "", "as " + c.User},
+		{c.Earlier > 0, fmt.Sprintf("with a token before %d others", c.Earlier)},
+		{c.Presented != "", "presented " + c.Presented},
+		{c.Forged != "", "with a signed token: " + c.Forged},
+		{c.Certificate != "", "with the certificate of " + c.Certificate},
+	} {
+		if part.present {
+			b.WriteString(", " + part.text)
+		}
+	}
+	return b.String()
 }
 
 // String formats a reply for a report.

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
+
+	"github.com/troupe-db/troupe/cmd/bench/internal/pki"
 )
 
 const (
@@ -23,19 +26,23 @@ type Config struct {
 	Left, Right Side   // Left is the reference
 	FirstSeed   uint64 // the seeds are FirstSeed, FirstSeed+1, …
 	Seeds       int
-	Steps       int    // calls a seed
-	Members     int    // of each side; calls go to them in turn
-	Auth        bool   // sequences with authentication, of one member
-	Parallel    int    // seeds at a time; each runs two servers
-	MaxDiffs    int    // differences after which no new seed begins
-	Dir         string // parent of the data folders; empty means the system's temporary folder
-	Out         io.Writer
+	Steps       int  // calls a seed
+	Members     int  // of each side; calls go to them in turn
+	Auth        bool // sequences with authentication, of one member
+	TLS         bool // clients and servers demand certificates of each other
+	// Decisions is how many calls at a time ask what their users may do; 0 means that
+	// sequences are compared instead. It needs Auth.
+	Decisions int
+	Parallel  int    // seeds at a time; each runs two servers
+	MaxDiffs  int    // differences after which no new seed begins
+	Dir       string // parent of the data folders; empty means the system's temporary folder
+	Out       io.Writer
 	// Rerun is the command that runs one seed again.
 	Rerun func(seed uint64) string
 }
 
 func (c Config) validate() error {
-	if c.Left.Binary == "" || c.Right.Binary == "" || c.Seeds < 1 || c.Steps < 1 || c.Members < 1 || c.Parallel < 1 || c.MaxDiffs < 1 || c.Auth && c.Members > 1 {
+	if c.Left.Binary == "" || c.Right.Binary == "" || c.Seeds < 1 || c.Steps < 1 || c.Members < 1 || c.Parallel < 1 || c.MaxDiffs < 1 || c.Auth && c.Members > 1 || c.Decisions > 0 && !c.Auth {
 		return errors.New("differ: both binaries and at least 1 seed, step, member, sequence at a time and difference are needed")
 	}
 	return nil
@@ -60,10 +67,15 @@ type Result struct {
 
 // Run runs the sequences of all seeds. Differences are in the result; an error means that
 // the run itself failed.
-func Run(ctx context.Context, cfg Config) (Result, error) {
+func Run(ctx context.Context, cfg Config) (result Result, err error) {
 	if err := cfg.validate(); err != nil {
 		return Result{}, err
 	}
+	secrets, err := newSecrets(cfg)
+	if err != nil {
+		return Result{}, err
+	}
+	defer func() { err = errors.Join(err, secrets.remove()) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	seeds := make(chan uint64) // closed below, by the only sender
@@ -73,9 +85,13 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		failed error
 		wg     sync.WaitGroup
 	)
+	play := runSeed
+	if cfg.Decisions > 0 {
+		play = decideSeed
+	}
 	worker := func() {
 		for seed := range seeds {
-			found, err := runSeed(ctx, cfg, seed)
+			found, err := play(ctx, cfg, seed, secrets)
 			mu.Lock()
 			if err != nil && ctx.Err() == nil {
 				failed = errors.Join(failed, fmt.Errorf("seed %d: %w", seed, err))
@@ -111,58 +127,140 @@ func (r *Result) add(other Result) {
 	r.Coverage.Merge(other.Coverage)
 }
 
-// runSeed runs one sequence on two fresh servers.
-func runSeed(ctx context.Context, cfg Config, seed uint64) (result Result, err error) {
-	result = Result{Coverage: make(Coverage)}
-	left, err := begin(ctx, cfg.Left, cfg.Members, cfg.Dir)
-	if err != nil {
-		return result, err
-	}
-	defer func() { err = errors.Join(err, left.end()) }()
-	right, err := begin(ctx, cfg.Right, cfg.Members, cfg.Dir)
-	if err != nil {
-		return result, err
-	}
-	defer func() { err = errors.Join(err, right.end()) }()
+// secrets are the keys and certificates of all sequences of a run.
+type secrets struct {
+	dir     string
+	signers []*signer  // nil without authentication
+	tls     *pki.Files // nil without TLS
+}
 
+// newSecrets makes the files that the configuration needs. The caller must remove them.
+func newSecrets(cfg Config) (*secrets, error) {
+	dir, err := os.MkdirTemp(cfg.Dir, "bench-keys-")
+	if err != nil {
+		return nil, fmt.Errorf("differ: %w", err)
+	}
+	s := &secrets{dir: dir}
+	if err := s.make(cfg); err != nil {
+		return nil, errors.Join(err, s.remove())
+	}
+	return s, nil
+}
+
+func (s *secrets) make(cfg Config) (err error) {
+	if cfg.Auth {
+		if s.signers, err = newSigners(s.dir); err != nil {
+			return err
+		}
+	}
+	if !cfg.TLS {
+		return nil
+	}
+	if s.tls, err = pki.Make(s.dir); err != nil {
+		return err
+	}
+	for _, client := range authClients {
+		if err := s.tls.AddClient(commonName(client)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *secrets) remove() error { return os.RemoveAll(s.dir) }
+
+// args are the flags of both servers of a sequence.
+func (s *secrets) args(mode authMode) []string {
+	args := mode.args()
+	switch {
+	case s.tls == nil:
+	case mode.certificates:
+		args = append(args, s.tls.ServerArgs()...)
+	default:
+		args = append(args, s.tls.NamelessArgs()...)
+	}
+	return args
+}
+
+// match is a sequence on two fresh servers.
+type match struct {
+	cfg         Config
+	seed        uint64
+	left, right *running
+	leases      leaseTimes
+	result      Result
+}
+
+// begin starts both sides. The caller must end them, even after an error.
+func (m *match) begin(ctx context.Context, secrets *secrets, mode authMode) (err error) {
+	m.leases, m.result = make(leaseTimes), Result{Coverage: make(Coverage)}
+	if m.left, err = begin(ctx, m.cfg.Left, m.cfg.Members, m.cfg.Dir, secrets.tls, secrets.args(mode)); err != nil {
+		return err
+	}
+	m.right, err = begin(ctx, m.cfg.Right, m.cfg.Members, m.cfg.Dir, secrets.tls, secrets.args(mode))
+	return err
+}
+
+func (m *match) end() (err error) {
+	for _, side := range []*running{m.left, m.right} {
+		if side != nil {
+			err = errors.Join(err, side.end())
+		}
+	}
+	return err
+}
+
+// runSeed runs one sequence.
+func runSeed(ctx context.Context, cfg Config, seed uint64, secrets *secrets) (result Result, err error) {
+	mode := newAuthMode(seed, secrets.signers, cfg.TLS)
+	m := &match{cfg: cfg, seed: seed}
+	defer func() { err = errors.Join(err, m.end()) }()
+	if err := m.begin(ctx, secrets, mode); err != nil {
+		return m.result, err
+	}
 	var sequence source = NewGenerator(seed, cfg.Steps, cfg.Members)
 	if cfg.Auth {
-		sequence = newAuthGenerator(seed, cfg.Steps)
+		sequence = newAuthGenerator(seed, cfg.Steps, mode)
+		m.result.Coverage.want(wantedOfAuth(cfg.TLS))
+	} else {
+		m.result.Coverage.want(Wanted)
 	}
 	if cfg.Members > 1 {
-		for _, name := range wantedOfClusters() {
-			result.Coverage[name] += 0 // so that the table shows if it is never exercised
-		}
+		m.result.Coverage.want(wantedOfClusters())
 	}
-	leases := make(leaseTimes)
 	for ctx.Err() == nil {
 		call, more := sequence.Next()
-		if !more {
-			result.Seeds = 1
-			return result, nil
-		}
-		call.Member = result.Calls % cfg.Members
-		began := time.Now()
-		l, r := both(ctx, call, left, right)
-		ended := time.Now()
-		if ctx.Err() != nil { // the replies are errors of the canceled context
+		if !more || !m.step(ctx, call, sequence) {
+			m.result.Seeds = 1
 			break
 		}
-		sequence.Observe(call, l)
-		result.Calls++
-		result.Coverage.Add(call, l)
-		leases.observe(call, l, r, began, ended)
-		l, r = normalise(left.identity(call), leases.arranged(l)), normalise(right.identity(call), leases.arranged(r))
-		if same(l, r) && !broken(call, l) {
-			continue
-		}
-		result.Differences = append(result.Differences, Difference{seed, result.Calls, call, l, r, logs(left, right)})
-		if len(result.Differences) >= perSeedMax || !left.alive() || !right.alive() {
-			result.Seeds = 1
-			return result, nil
-		}
 	}
-	return result, ctx.Err()
+	return m.result, ctx.Err()
+}
+
+// step performs one step on both sides and compares the replies. It returns false if nothing can be
+// compared after it.
+func (m *match) step(ctx context.Context, call Call, sequence source) bool {
+	call.Member = m.result.Calls % m.cfg.Members
+	began := time.Now()
+	l, r := both(ctx, call, m.left, m.right)
+	ended := time.Now()
+	if ctx.Err() != nil { // the replies are errors of the canceled context
+		return true
+	}
+	sequence.Observe(call, l)
+	m.result.Calls++
+	m.result.Coverage.Add(call, l)
+	m.leases.observe(call, l, r, began, ended)
+	l, r = normalise(m.left.identity(call), m.leases.arranged(l)), normalise(m.right.identity(call), m.leases.arranged(r))
+	if m.cfg.Decisions > 0 {
+		l, r = withoutRevision(l), withoutRevision(r)
+	}
+	if same(l, r) && !broken(call, l) {
+		return true
+	}
+	m.result.Differences = append(m.result.Differences, Difference{m.seed, m.result.Calls, call, l, r, logs(m.left, m.right)})
+	return len(m.result.Differences) < perSeedMax && m.left.alive() && m.right.alive()
 }
 
 // source makes the calls of a sequence.

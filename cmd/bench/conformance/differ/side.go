@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
+	"github.com/troupe-db/troupe/cmd/bench/internal/pki"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 )
@@ -42,8 +44,9 @@ type running struct {
 	side    Side
 	cluster *cluster.Cluster
 	members []*member
-	added   []uint64          // ids of the members that the sequence has added, in order
-	tokens  map[string]string // of users who have logged in
+	added   []uint64            // ids of the members that the sequence has added, in order
+	tokens  map[string][]string // of users who have logged in, in order
+	tls     *pki.Files          // the certificates of clients; nil without TLS
 
 	watches [watchStreams]*watchStream
 }
@@ -52,19 +55,20 @@ type running struct {
 type member struct {
 	server *proc.Server
 	conn   *grpc.ClientConn
-	stop   func() // of Intercept
+	named  map[string]*grpc.ClientConn // with the certificates of users, by name
+	stop   func()                      // of Intercept
 	id     identity
 }
 
-// begin starts a side with fresh data folders.
-func begin(ctx context.Context, side Side, members int, dir string) (*running, error) {
+// begin starts a side with fresh data folders, and with more flags.
+func begin(ctx context.Context, side Side, members int, dir string, tls *pki.Files, more []string) (*running, error) {
 	c, err := cluster.Start(ctx, cluster.Config{
-		Server: servers.Server{Name: "member", Binary: side.Binary}, Members: members, Args: side.Args, Dir: dir,
+		Server: servers.Server{Name: "member", Binary: side.Binary}, Members: members, Args: slices.Concat(side.Args, more), Dir: dir, TLS: tls,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("differ: %w", err)
 	}
-	r := &running{side: side, cluster: c}
+	r := &running{side: side, cluster: c, tls: tls}
 	for _, m := range c.Members {
 		r.members = append(r.members, &member{server: m.Server, stop: func() {}})
 	}
@@ -81,7 +85,7 @@ func (r *running) connect(ctx context.Context) error {
 		return fmt.Errorf("differ: %w", err)
 	}
 	for _, m := range r.members {
-		if err := m.connect(ctx, r.side); err != nil {
+		if err := r.connectTo(ctx, m); err != nil {
 			return err
 		}
 	}
@@ -104,25 +108,32 @@ func (r *running) connect(ctx context.Context) error {
 // watched returns the member that serves a watch stream.
 func (r *running) watched(stream int) *member { return r.members[(stream+1)%len(r.members)] }
 
-// connect opens a connection and requests the member's identity.
-func (m *member) connect(ctx context.Context, side Side) error {
+// connectTo opens connections to a member and requests its identity.
+func (r *running) connectTo(ctx context.Context, m *member) (err error) {
 	through := m.server.Endpoint()
-	if side.Intercept != nil {
-		var err error
-		if through, m.stop, err = side.Intercept(through); err != nil {
+	if r.side.Intercept != nil {
+		if through, m.stop, err = r.side.Intercept(through); err != nil {
 			return fmt.Errorf("differ: intercept: %w", err)
 		}
 	}
-	conn, err := grpc.NewClient("passthrough:///"+through,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
-	if err != nil {
-		return fmt.Errorf("differ: connect: %w", err)
+	credentials := grpc.WithTransportCredentials(insecure.NewCredentials())
+	if r.tls != nil {
+		credentials = r.tls.DialOption()
 	}
-	m.conn = conn
+	if m.conn, err = dial(through, credentials); err != nil {
+		return err
+	}
+	if r.tls != nil {
+		m.named = map[string]*grpc.ClientConn{"": m.conn}
+		for _, name := range authClients {
+			if m.named[name], err = dial(through, r.tls.DialOptionAs(commonName(name))); err != nil {
+				return err
+			}
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	list, err := pb.NewClusterClient(conn).MemberList(ctx, &pb.MemberListRequest{Linearizable: true}, grpc.WaitForReady(true))
+	list, err := pb.NewClusterClient(m.conn).MemberList(ctx, &pb.MemberListRequest{Linearizable: true}, grpc.WaitForReady(true))
 	if err != nil {
 		return fmt.Errorf("differ: learn the member's identity: %w", err)
 	}
@@ -132,6 +143,31 @@ func (m *member) connect(ctx context.Context, side Side) error {
 		peerURL: m.server.PeerURL(), clientURL: m.server.ClientURL(),
 	}
 	return checkSuccession(before, m.id)
+}
+
+// dial returns a connection, which connects with the first call.
+func dial(to string, credentials grpc.DialOption) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+to, credentials, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
+	if err != nil {
+		return nil, fmt.Errorf("differ: connect: %w", err)
+	}
+	return conn, nil
+}
+
+// commonName returns the common name of a client's certificate.
+func commonName(client string) string {
+	if client == nameless {
+		return ""
+	}
+	return client
+}
+
+// connection returns the connection for a call.
+func (m *member) connection(c Call) *grpc.ClientConn {
+	if m.named == nil {
+		return m.conn
+	}
+	return m.named[c.Certificate]
 }
 
 // checkSuccession returns an error if a restarted member is not the same as before.
@@ -157,10 +193,12 @@ func (r *running) disconnect() {
 		}
 	}
 	for _, m := range r.members {
-		if m.conn != nil {
-			_ = m.conn.Close() // fails only when closed before
-			m.conn = nil
+		for _, conn := range append(slices.Collect(maps.Values(m.named)), m.conn) {
+			if conn != nil {
+				_ = conn.Close() // fails only when closed before
+			}
 		}
+		m.conn, m.named = nil, nil
 		m.stop()
 		m.stop = func() {}
 	}
@@ -207,7 +245,7 @@ func (r *running) do(ctx context.Context, c Call) Reply {
 	case WatchCreate, WatchCancel, WatchSync:
 		return r.doWatch(ctx, c)
 	}
-	reply := invoke(r.identify(ctx, c), r.members[c.Member].conn, r.own(c))
+	reply := invoke(r.identify(ctx, c), r.members[c.Member].connection(c), r.own(c))
 	r.keepToken(c, reply)
 	if added, ok := reply.Message.(*pb.MemberAddResponse); ok {
 		r.added = append(r.added, added.Member.GetID())

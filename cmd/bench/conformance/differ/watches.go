@@ -61,22 +61,31 @@ type watchStream struct {
 	err       error           // of the stream
 }
 
-// watch opens a stream and creates its anchor.
+// watch opens a stream and creates its anchor. It ends with close, not with ctx.
 func watch(ctx context.Context, conn grpc.ClientConnInterface) (*watchStream, error) {
-	streamCtx, cancel := context.WithCancel(context.Background())
-	stream, err := pb.NewWatchClient(conn).Watch(streamCtx)
+	w, err := openWatch(context.WithoutCancel(ctx), conn)
 	if err != nil {
-		cancel()
 		return nil, fmt.Errorf("differ: watch: %w", err)
 	}
-	w := &watchStream{stream: stream, end: cancel, ended: make(chan struct{}), changed: make(chan struct{}),
-		received: map[int64]*pb.WatchResponse{}, active: map[int64]bool{}, last: map[int64]int64{}, broken: map[int64]bool{}}
-	go w.read() // ends with the stream
 	reply := w.create(ctx, &pb.WatchCreateRequest{Key: []byte(anchorKey), WatchId: anchorID})
 	if reply.Message == nil {
 		w.close()
 		return nil, fmt.Errorf("differ: watch: %s", reply)
 	}
+	return w, nil
+}
+
+// openWatch opens a stream, which ends with ctx or with close. IMPORTANT: the caller must close it.
+func openWatch(ctx context.Context, conn grpc.ClientConnInterface) (*watchStream, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := pb.NewWatchClient(conn).Watch(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	w := &watchStream{stream: stream, end: cancel, ended: make(chan struct{}), changed: make(chan struct{}),
+		received: map[int64]*pb.WatchResponse{}, active: map[int64]bool{}, last: map[int64]int64{}, broken: map[int64]bool{}}
+	go w.read() // ends with the stream
 	return w, nil
 }
 
