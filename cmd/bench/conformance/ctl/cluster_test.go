@@ -12,7 +12,7 @@ import (
 
 // TestSameCluster runs one script on three members of both sides.
 func TestSameCluster(t *testing.T) {
-	p := startPair(t, 3, []string{"--heartbeat-interval=50", "--election-timeout=500"})
+	p := startPair(t, 3, []string{"--heartbeat-interval=50", "--election-timeout=500"}, nil)
 	p.lead(0)
 	for _, part := range []struct {
 		name string
@@ -20,7 +20,7 @@ func TestSameCluster(t *testing.T) {
 	}{
 		{"lists", lists}, {"followers", followers}, {"leader", leadership}, {"members", membership},
 	} {
-		t.Run(part.name, func(t *testing.T) { part.play(&pair{t, p.sides}) })
+		t.Run(part.name, func(t *testing.T) { part.play(p.with(t)) })
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/cluster"
+	"github.com/troupe-db/troupe/cmd/bench/internal/pki"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 )
@@ -41,18 +42,24 @@ type side struct {
 type pair struct {
 	*testing.T
 	sides [2]*side
+	// flags are those of every command, such as its user.
+	flags []string
 }
+
+// with returns the same sides for a test, and for commands with flags.
+func (p *pair) with(t *testing.T, flags ...string) *pair { return &pair{t, p.sides, flags} }
 
 func newPair(t *testing.T) *pair {
 	t.Helper()
-	// Short election timeouts make starts short. Progress notifications are sent every
-	// half second.
-	args := []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms", "--bcrypt-cost=4"}
-	return startPair(t, 1, args)
+	return startPair(t, 1, loneArgs, nil)
 }
 
-// startPair starts the members of both sides.
-func startPair(t *testing.T, members int, args []string) *pair {
+// loneArgs are the flags of a member that is alone. Short election timeouts make starts short.
+// Progress notifications are sent every half second.
+var loneArgs = []string{"--heartbeat-interval=10", "--election-timeout=100", "--watch-progress-notify-interval=500ms", "--bcrypt-cost=4"}
+
+// startPair starts the members of both sides, with TLS if there are certificates.
+func startPair(t *testing.T, members int, args []string, tls *pki.Files) *pair {
 	t.Helper()
 	ctl := benchtest.Program(t, tools.Etcdctl)
 	p := &pair{T: t}
@@ -60,7 +67,7 @@ func startPair(t *testing.T, members int, args []string) *pair {
 		{Name: "etcd", Binary: benchtest.Program(t, tools.Etcd), Args: []string{"--unsafe-no-fsync"}},
 		{Name: "troupe", Binary: benchtest.Program(t, tools.Troupe)},
 	} {
-		c, err := cluster.Start(t.Context(), cluster.Config{Server: s, Members: members, Args: args, Dir: t.TempDir()})
+		c, err := cluster.Start(t.Context(), cluster.Config{Server: s, Members: members, Args: args, Dir: t.TempDir(), TLS: tls})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +81,11 @@ func startPair(t *testing.T, members int, args []string) *pair {
 func (s *side) endpoints() string {
 	var list []string
 	for _, i := range s.via {
-		list = append(list, s.cluster.Members[i].Endpoint())
+		endpoint := s.cluster.Members[i].Endpoint()
+		if secure := s.cluster.Members[i].ClientURL(); strings.HasPrefix(secure, "https:") {
+			endpoint = secure
+		}
+		list = append(list, endpoint)
 	}
 	return strings.Join(list, ",")
 }
@@ -183,7 +194,7 @@ func (p *pair) feed(stdin string, args ...string) string {
 	p.both(func(i int, s *side) {
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
-		cmd := s.command(ctx, args)
+		cmd := s.command(ctx, slices.Concat(p.flags, args))
 		var stdout, stderr bytes.Buffer
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 		err := cmd.Run()
@@ -283,7 +294,7 @@ func (p *pair) start(args ...string) *running {
 	r := &running{p: p, args: args}
 	for i, s := range p.sides {
 		ctx, cancel := context.WithCancel(context.Background())
-		one := &process{side: s, cmd: s.command(ctx, args), cancel: cancel}
+		one := &process{side: s, cmd: s.command(ctx, slices.Concat(p.flags, args)), cancel: cancel}
 		one.stdout.more = make(chan struct{}, 1)
 		one.cmd.Stdout, one.cmd.Stderr = &one.stdout, &one.stderr
 		var err error
@@ -365,18 +376,24 @@ func (r *running) end(how func(*process) error) string {
 	return r.p.compare(r.args, shown)
 }
 
+// part is a part of the script.
+type part struct {
+	name string
+	play func(*pair)
+}
+
+// parts are those without users, in their order.
+var parts = []part{
+	{"keys", keys}, {"transactions", transactions}, {"watch", watch}, {"watch interactively", watchInteractively},
+	{"leases", leases}, {"locks", locks}, {"elections", elections}, {"mirror", mirror},
+	{"compaction", compaction}, {"maintenance", maintenance},
+}
+
 // TestSame runs one script on both sides. Steps depend on the previous ones.
 func TestSame(t *testing.T) {
 	p := newPair(t)
-	for _, part := range []struct {
-		name string
-		play func(*pair)
-	}{
-		{"keys", keys}, {"transactions", transactions}, {"watch", watch}, {"watch interactively", watchInteractively},
-		{"leases", leases}, {"locks", locks}, {"elections", elections}, {"mirror", mirror},
-		{"compaction", compaction}, {"maintenance", maintenance}, {"users", users},
-	} {
-		t.Run(part.name, func(t *testing.T) { part.play(&pair{t, p.sides}) })
+	for _, part := range append(parts, part{"users", users}) {
+		t.Run(part.name, func(t *testing.T) { part.play(p.with(t)) })
 	}
 }
 
@@ -553,7 +570,7 @@ func (p *pair) waiting(prefix string, n int) {
 	p.Helper()
 	p.both(func(_ int, s *side) {
 		for end := time.Now().Add(timeout); ; <-time.After(10 * time.Millisecond) {
-			out, err := s.command(p.Context(), []string{"get", prefix, "--prefix", "--keys-only"}).Output()
+			out, err := s.command(p.Context(), slices.Concat(p.flags, []string{"get", prefix, "--prefix", "--keys-only"})).Output()
 			if err == nil && strings.Count(string(out), prefix) == n {
 				return
 			}
@@ -582,6 +599,20 @@ func elections(p *pair) {
 	p.run("elect", "-l", "vote", "proposal")
 }
 
+// mirrorFlags are the flags of the pair for the destination of a mirror.
+func (p *pair) mirrorFlags() (list []string) {
+	for _, f := range p.flags {
+		if name, ok := strings.CutPrefix(f, "--"); ok {
+			f = "--dest-" + name
+		}
+		list = append(list, f)
+	}
+	if slices.Contains(p.flags, "--cacert") {
+		list = append(list, "--dest-insecure-transport=false")
+	}
+	return list
+}
+
 // mirror copies a prefix to another one of the same server.
 func mirror(p *pair) {
 	p.run("put", "m/1", "one")
@@ -589,7 +620,7 @@ func mirror(p *pair) {
 	for _, s := range p.sides {
 		s.vars["endpoint"] = s.endpoints()
 	}
-	copies := p.start("make-mirror", "--prefix=m/", "--dest-prefix=copy/", "{endpoint}")
+	copies := p.start(slices.Concat([]string{"make-mirror", "--prefix=m/", "--dest-prefix=copy/", "{endpoint}"}, p.mirrorFlags())...)
 	p.waiting("copy/", 2)
 	p.run("put", "m/3", "three")
 	p.waiting("copy/", 3)
