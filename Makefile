@@ -66,7 +66,7 @@ test-bench:
 test-long: test
 	$(GO) test -race -count=1 -timeout 30m ./...
 	cd $(BENCH) && $(GO) run . diff -seeds 200 -steps 2000 -min-coverage 100
-	cd $(BENCH) && $(GO) run . diff -auth -tls -seeds 100 -steps 1000 -min-coverage 10
+	cd $(BENCH) && $(GO) run . diff -auth -tls -seeds 100 -steps 1000 -min-coverage 1
 	cd $(BENCH) && $(GO) run . diff -auth -decisions 500 -seeds 20 -steps 6000
 	cd $(BENCH) && $(GO) test -count=1 -timeout 20m ./conformance/ctl -args -every-user -quorum
 	$(MAKE) test-durable
