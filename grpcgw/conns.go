@@ -3,6 +3,8 @@ package grpcgw
 import (
 	"container/list"
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"runtime"
 	"sync"
@@ -252,6 +254,15 @@ func (t *connTable) refused(reason string) {
 	}
 }
 
+// shakeHands finishes the handshake of a connection with TLS, and counts one that fails.
+func (t *connTable) shakeHands(c *conn) error {
+	err := c.handshake()
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		t.refused(refusalOf(err, RefusedTLS))
+	}
+	return err
+}
+
 // close shuts the table: no connection is added any more, and those that have
 // not been handed to a server are closed.
 func (t *connTable) close() {
@@ -290,7 +301,24 @@ func (l limitedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if c := l.table.add(raw, false); c != nil {
-			return c, nil
+			return &limitedConn{conn: c}, nil
 		}
 	}
+}
+
+// limitedConn makes the handshake of TLS in its first Read, on the goroutine of the server, which
+// reads before it writes.
+type limitedConn struct {
+	*conn
+	once sync.Once
+	err  error // of the handshake; set by once
+}
+
+// Read implements net.Conn.
+func (c *limitedConn) Read(p []byte) (int, error) {
+	c.once.Do(func() { c.err = c.table.shakeHands(c.conn) })
+	if c.err != nil {
+		return 0, c.err
+	}
+	return c.conn.Read(p)
 }

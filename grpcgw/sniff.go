@@ -94,10 +94,7 @@ func (g *Gateway) isStopped() bool {
 
 // dispatch identifies the protocol of a connection and hands it to its server.
 func (g *Gateway) dispatch(c *conn) {
-	if err := c.handshake(); err != nil {
-		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-			g.conns.refused(refusalOf(err, RefusedTLS))
-		}
+	if err := g.conns.shakeHands(c); err != nil {
 		_ = c.Close()
 		return
 	}

@@ -304,3 +304,46 @@ func TestFailedHandshakes(t *testing.T) {
 		}
 	}
 }
+
+// TestFailedHandshakesOfMonitors: those of a listener that the Gateway limits, and another server
+// serves, are counted too. Other clients there are served.
+func TestFailedHandshakesOfMonitors(t *testing.T) {
+	seen := newConns(t)
+	cfg := testConfig(newFakeMember())
+	cfg.Metrics = seen.metrics
+	g, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t, "tcp", "127.0.0.1:0")
+	server := NewHTTPServer(http.NotFoundHandler())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(g.Limit(tlsListener{l})) }()
+	defer func() {
+		_ = server.Close() // Serve returns why
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	}()
+	get := func(conn net.Conn) string {
+		t.Helper()
+		if _, err := io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		line, _ := bufio.NewReader(conn).ReadString('\n') // nothing, if the connection is closed
+		return line
+	}
+	connect(t, l.Addr().String()).Close() // a probe
+	if got := get(connect(t, l.Addr().String())); got != "" {
+		t.Errorf("without TLS: got %q, want nothing", got)
+	}
+	actorstest.Await(t, "the count", func() bool { return seen.count(RefusedTLS) == 1 })
+	good := clientTLS()
+	good.ServerName = "127.0.0.1"
+	if got := get(tls.Client(connect(t, l.Addr().String()), good)); !strings.HasPrefix(got, "HTTP/1.1 404") {
+		t.Errorf("with TLS: got %q, want status 404", got)
+	}
+	if got := seen.count(RefusedTLS); got != 1 {
+		t.Errorf("got %d failed handshakes, want 1: neither a probe nor a good client is one", got)
+	}
+}
