@@ -57,6 +57,7 @@ type cluster struct {
 	*testing.T
 	binary  string
 	args    []string // of all members
+	secured *secured // nil without TLS and users
 	net     *links.Net
 	members []*clusterMember
 	made    int    // members so far
@@ -88,7 +89,13 @@ type clusterMember struct {
 // the configuration of a member before its start.
 func startCluster(t *testing.T, binary string, n int, args []string, change func(i int, cfg *Config)) *cluster {
 	t.Helper()
-	c := &cluster{T: t, binary: binary, args: args, net: links.New()}
+	return startClusterWith(t, binary, n, args, change, nil)
+}
+
+// startClusterWith is startCluster with TLS and users, if s is not nil.
+func startClusterWith(t *testing.T, binary string, n int, args []string, change func(i int, cfg *Config), s *secured) *cluster {
+	t.Helper()
+	c := &cluster{T: t, binary: binary, args: slices.Concat(args, s.flags()), secured: s, net: links.New()}
 	t.Cleanup(func() {
 		if err := c.net.Close(); err != nil {
 			t.Error(err)
@@ -112,6 +119,7 @@ func startCluster(t *testing.T, binary string, n int, args []string, change func
 	for _, m := range c.members {
 		c.ready(m)
 	}
+	c.addUsers()
 	return c
 }
 
@@ -140,10 +148,10 @@ func (c *cluster) seat() *clusterMember {
 	if m.node, advertised, err = c.net.Add(ports[1]); err != nil {
 		c.Fatal(err)
 	}
-	m.peer = "http://" + advertised
-	m.cfg = Config{Binary: c.binary, DataDir: filepath.Join(c.TempDir(), m.name), Client: ports[0], Peer: ports[1],
-		Args: slices.Concat(c.args, []string{"--name=" + m.name, "--initial-advertise-peer-urls=" + m.peer})}
-	m.client = dialAll(c, m.cfg.Client)
+	m.cfg = Config{Binary: c.binary, DataDir: filepath.Join(c.TempDir(), m.name), Client: ports[0], Peer: ports[1], TLS: c.secured.as(noUser)}
+	m.peer = m.cfg.url(advertised)
+	m.cfg.Args = slices.Concat(c.args, []string{"--name=" + m.name, "--initial-advertise-peer-urls=" + m.peer})
+	m.client = c.dial(rootUser, m.cfg.Client)
 	return m
 }
 
@@ -151,13 +159,22 @@ func (c *cluster) seat() *clusterMember {
 // grow to seconds, which would count as an outage of a member that has restarted.
 const redialMax = 200 * time.Millisecond
 
+// redial is how clients of a cluster connect again.
+var redial = grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
+	Backoff: backoff.Config{BaseDelay: redialMax / 10, Multiplier: 1.5, Jitter: 0.2, MaxDelay: redialMax}})
+
 // dialAll returns a client with the given endpoints.
 func dialAll(t testing.TB, addrs ...string) *clientv3.Client {
 	t.Helper()
-	client, err := clientv3.New(clientv3.Config{Endpoints: addrs, DialTimeout: time.Second, BackoffWaitBetween: 20 * time.Millisecond,
-		MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
-			Backoff: backoff.Config{BaseDelay: redialMax / 10, Multiplier: 1.5, Jitter: 0.2, MaxDelay: redialMax}})}})
+	return dialWith(t, clientv3.Config{DialTimeout: time.Second}, addrs...)
+}
+
+// dialWith returns a client with the given endpoints, and the given TLS and user.
+func dialWith(t testing.TB, cfg clientv3.Config, addrs ...string) *clientv3.Client {
+	t.Helper()
+	cfg.Endpoints, cfg.BackoffWaitBetween, cfg.MaxCallRecvMsgSize = addrs, 20*time.Millisecond, 64<<20
+	cfg.Logger, cfg.DialOptions = zap.NewNop(), []grpc.DialOption{redial}
+	client, err := clientv3.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

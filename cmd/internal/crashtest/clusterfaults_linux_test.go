@@ -33,6 +33,7 @@ var (
 	faultKinds   = flag.String("fault-kinds", "", "kinds of faults in TestClusterFaults and TestSoak, separated by commas; all if empty")
 	faultInject  = flag.Bool("fault-inject", false, "TestClusterFaults runs members of its own executable, whose disks can stall and be full and whose lease clocks can leap")
 	faultSeed    = flag.Uint64("fault-seed", 0, "seed of TestClusterFaults and TestSoak; 0 is a new one")
+	faultSecure  = flag.Bool("fault-secure", false, "TestClusterFaults runs clusters with TLS and users, whose rights change")
 	faultMinimum = flag.Int("fault-operations", 0, "operations that TestClusterFaults must have checked")
 )
 
@@ -76,6 +77,7 @@ type faults struct {
 	clock  *aliveClock
 	load   *Load
 	side   *sideLoad
+	access *accessLoad // nil without users
 
 	available *availability
 	full      atomic.Bool    // a disk is full: puts may be refused
@@ -332,7 +334,9 @@ func TestPairs(t *testing.T) {
 //   - that all members have equal hashes, and that a member whose store was damaged has got
 //     another one;
 //   - that no member is unavailable for longer than outageStrict, with -fault-strict, while a
-//     quorum with it is healthy.
+//     quorum with it is healthy;
+//   - with -fault-secure, in a cluster with TLS and users, that acknowledged changes of users and
+//     roles hold on every member, and that nobody does what they have no right to.
 //
 // The long form: go test ./cmd/internal/crashtest -run TestClusterFaults -faults 500 -fault-inject -fault-members 3,5 -fault-operations 1000000 -fault-strict -timeout 2h -v
 func TestClusterFaults(t *testing.T) {
@@ -344,7 +348,7 @@ func TestClusterFaults(t *testing.T) {
 			t.Fatalf("-fault-members %s: want numbers of at least 3", *faultSizes)
 		}
 		t.Run(size, func(t *testing.T) {
-			f := startFaults(t, binary, n, *faultInject, 0)
+			f := startFaults(t, binary, n, faultOptions{own: *faultInject, secure: *faultSecure})
 			var order []fault
 			for i := 0; i < *faultCount; {
 				if len(order) == 0 { // every kind once before one comes again
@@ -363,8 +367,15 @@ func TestClusterFaults(t *testing.T) {
 	}
 }
 
-// startFaults starts a cluster with all clients and watchers. own is as of -fault-inject.
-func startFaults(t *testing.T, binary string, n int, own bool, pace time.Duration) *faults {
+// faultOptions are what differs between the tests that inject faults.
+type faultOptions struct {
+	own    bool          // members are of this executable; see faultInject
+	secure bool          // see faultSecure
+	pace   time.Duration // of the load; see LoadConfig
+}
+
+// startFaults starts a cluster with all clients and watchers.
+func startFaults(t *testing.T, binary string, n int, o faultOptions) *faults {
 	seed := *faultSeed
 	if seed == 0 {
 		seed = rand.Uint64()
@@ -372,19 +383,23 @@ func startFaults(t *testing.T, binary string, n int, own bool, pace time.Duratio
 	f := &faults{rng: rand.New(rand.NewPCG(seed, 0)), clock: newAliveClock(), revisions: map[int64]*State{}, counts: map[string]int{}}
 	f.available = newAvailability(n, f.clock.now)
 	for _, k := range faultTable {
-		if (own || !k.own) && (f.long() || !k.long) && (*faultKinds == "" || slices.Contains(strings.Split(*faultKinds, ","), k.name)) {
+		if (o.own || !k.own) && (f.long() || !k.long) && (*faultKinds == "" || slices.Contains(strings.Split(*faultKinds, ","), k.name)) {
 			f.kinds = append(f.kinds, k)
 		}
 	}
 	if len(f.kinds) == 0 {
 		t.Fatalf("-fault-kinds %s: no kinds of faults", *faultKinds)
 	}
-	if own {
+	if o.own {
 		f.change = faultyMember
 	}
 	t.Logf("seed %d", seed)
-	f.cluster = startCluster(t, binary, n, faultArgs, f.change)
-	f.begin(seed, pace)
+	var s *secured
+	if o.secure {
+		s = newSecured(t, seed%2 == 1)
+	}
+	f.cluster = startClusterWith(t, binary, n, faultArgs, f.change, s)
+	f.begin(seed, o.pace)
 	return f
 }
 
@@ -418,10 +433,10 @@ func (f *faults) begin(seed uint64, pace time.Duration) {
 	f.load = newLoad(LoadConfig{Seed: seed, Name: "f", Start: f.start.Revision, Persist: true, Large: 0, Pace: pace}, -1)
 	f.side = newSideLoad(f, f.clock)
 	for _, m := range f.members {
-		f.clients = append(f.clients, dialAll(f, m.cfg.Client))
-		f.pulse = append(f.pulse, dialAll(f, m.cfg.Client))
+		f.clients = append(f.clients, f.dial(writerUser, m.cfg.Client))
+		f.pulse = append(f.pulse, f.dial(writerUser, m.cfg.Client))
 	}
-	f.clients = append(f.clients, dialAll(f, f.addrs()...))
+	f.clients = append(f.clients, f.dial(writerUser, f.addrs()...))
 	f.Cleanup(func() { // if the test ends early
 		f.load.stopped.Store(true)
 		f.side.stopped.Store(true)
@@ -441,6 +456,9 @@ func (f *faults) begin(seed uint64, pace time.Duration) {
 	for i, client := range f.pulse {
 		f.available.expect(i)
 		f.probe(i, client)
+	}
+	if f.secured != nil {
+		f.access = startAccess(f)
 	}
 	f.load.start()
 }
@@ -515,22 +533,34 @@ func (f *faults) readCold(client *clientv3.Client, rng *rand.Rand) {
 func (f *faults) watch(i int, client *clientv3.Client) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &watcher{t: f, name: fmt.Sprintf("watcher %d", i), clock: f.clock, stop: cancel, after: f.start.Revision, received: make(chan struct{}, 1)}
-	events := client.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(f.start.Revision+1))
 	w.ended.Go(func() { // ends with ctx
-		for resp := range events {
-			if err := resp.Err(); err != nil && ctx.Err() == nil {
+		for err := w.follow(ctx, client); ctx.Err() == nil; err = w.follow(ctx, client) {
+			if f.secured == nil || isDenial(err) {
 				f.Errorf("%s: %v", w.name, err)
 				return
 			}
-			var all []*mvccpb.Event
-			for _, e := range resp.Events {
-				all = append(all, (*mvccpb.Event)(e))
-			}
-			w.add(all)
+			// etcd's client ends a watch if it cannot log in to open the stream again.
+			w.resumed++
+			<-time.After(failedPause)
 		}
 	})
 	f.Cleanup(func() { cancel(); w.ended.Wait() })
 	f.watchers = append(f.watchers, w)
+}
+
+// follow receives events, from the one after the last received, until the watch ends.
+func (w *watcher) follow(ctx context.Context, client *clientv3.Client) error {
+	for resp := range client.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(w.next())) {
+		if err := resp.Err(); err != nil {
+			return err
+		}
+		var all []*mvccpb.Event
+		for _, e := range resp.Events {
+			all = append(all, (*mvccpb.Event)(e))
+		}
+		w.add(all)
+	}
+	return errors.New("the watch has ended")
 }
 
 // readdress connects the clients to the current members.
@@ -540,6 +570,9 @@ func (f *faults) readdress() {
 		f.pulse[i].SetEndpoints(m.cfg.Client)
 	}
 	f.clients[len(f.members)].SetEndpoints(f.addrs()...)
+	if f.access != nil {
+		f.access.readdress(f.members)
+	}
 }
 
 // drawable is the number of members that some draws from.
@@ -771,6 +804,10 @@ func (f *faults) finish() {
 	f.Helper()
 	f.load.Stop()
 	f.side.stop()
+	if f.access != nil {
+		f.access.stop()
+		f.access.check()
+	}
 	f.stopped.Store(true)
 	f.probes.Wait()
 	ctx, cancel := context.WithTimeout(f.Context(), faultEnds)
@@ -805,6 +842,9 @@ func (f *faults) report() {
 		checked, f.sum.Operations-f.sum.Refused, f.sum.Acknowledged, f.sum.Unknown, f.sum.Took, f.sum.FloorCalls, f.sum.Refused, f.sum.Revisions)
 	f.Logf("%d events, each received by %d watchers; %d leases granted, %d renewals, %d revoked, %d keys ended with theirs; %d writes by holders of locks and elections; %d reads of cold keys",
 		f.ledger.events, len(f.watchers), f.side.granted.Load(), f.side.renewed.Load(), f.side.revoked.Load(), f.ledger.ended, f.ledger.guarded, f.cold.Load())
+	if f.access != nil {
+		f.access.report()
+	}
 	if f.ledger.ended == 0 || f.ledger.guarded == 0 || f.sum.Acknowledged == 0 || f.cold.Load() == 0 {
 		f.Error("some clients have done nothing")
 	}

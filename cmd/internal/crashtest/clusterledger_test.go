@@ -86,6 +86,7 @@ func TestLedger(t *testing.T) {
 			s.delete("lock/1")
 			s.put("guard/lock", fmt.Sprint(token), 0)
 		}, false},
+		{"a forbidden write", func(s *eventScript, _ *tenure) { s.put("probe/m1", forbiddenValue, 0) }, false},
 		{"no holder", func(s *eventScript, _ *tenure) { s.put("guard/elect", "3", 0) }, false},
 	} {
 		s := &eventScript{revision: 1, keys: map[string]*mvccpb.KeyValue{}}

@@ -28,6 +28,8 @@ const (
 	lockName     = "lock"
 	electionName = "elect"
 	guardPrefix  = "guard/"
+	// forbiddenValue is what users write when they must not.
+	forbiddenValue = "forbidden"
 
 	// keeperTTLMin and keeperTTLMax are TTLs in seconds: as short as an election permits, so
 	// that many leases end amid faults.
@@ -247,6 +249,9 @@ func (g *ledger) follow(events []receivedEvent, revision int64, states map[int64
 
 func (g *ledger) event(next *State, e receivedEvent, s *sideLoad) error {
 	key := string(e.Kv.Key)
+	if string(e.Kv.Value) == forbiddenValue {
+		return fmt.Errorf("%w: %s was written by a user without the right to", errEvents, key)
+	}
 	i, err := keyIndex(e.Kv.Key)
 	old := g.others[key]
 	if err == nil {

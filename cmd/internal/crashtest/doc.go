@@ -20,6 +20,11 @@
 // measures outages. TestSoak does the same at a moderate rate for a long time, and looks for
 // growth.
 //
+// In a secured cluster all ports have TLS, which demands certificates, and the clients are users
+// with a password. Administrators change accounts of their own, whose rights must be on every
+// member what was acknowledged, and intruders try what nobody of theirs may do. TestClusterSwap
+// changes the TLS files of such a cluster under load.
+//
 // What is not covered: a proxy delays bytes and breaks connections, but loses no packets. Disks
 // stall and are full, and clocks leap, only in members that the test's own executable runs; it
 // has the file system of the log, the free space and the clock of leases injected. The wall

@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/troupe-db/troupe/actors"
+	"github.com/troupe-db/troupe/cmd/internal/certs"
 	"github.com/troupe-db/troupe/cmd/internal/config"
 	"github.com/troupe-db/troupe/cmd/internal/core"
 	"github.com/troupe-db/troupe/cmd/internal/node"
@@ -69,16 +70,26 @@ func runFaulty(args []string, faults faultFile) error {
 	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
-	if err := cfg.Bootstrap(context.Background(), core.DataDir{Path: cfg.Node.DataDir}.Exists(), config.NewNetwork(nil)); err != nil {
+	logger := zerolog.New(os.Stderr).With().Timestamp().Logger()
+	clients, err := certs.Open(certs.Config{Options: cfg.ClientTLS, Name: "client", Logger: logger})
+	if err != nil {
+		return err
+	}
+	peers, err := certs.Open(certs.Config{Options: cfg.PeerTLS, Name: "peer", Logger: logger})
+	if err != nil {
+		return err
+	}
+	if err := cfg.Bootstrap(context.Background(), core.DataDir{Path: cfg.Node.DataDir}.Exists(), config.NewNetwork(peers.Transport())); err != nil {
 		return err
 	}
 	nc := cfg.Node
-	if nc.PeerListeners, err = listenAll(cfg.ListenPeerURLs); err != nil {
+	if nc.PeerListeners, err = listenAll(cfg.ListenPeerURLs, cfg.PeerTLS, peers, !cfg.SkipPeerSAN); err != nil {
 		return err
 	}
-	if nc.Listeners, err = listenAll(cfg.ListenClientURLs); err != nil {
+	if nc.Listeners, err = listenAll(cfg.ListenClientURLs, cfg.ClientTLS, clients, false); err != nil {
 		return err
 	}
+	nc.PeerCredentials, nc.PeerTransport = peers.Credentials(), peers.Transport()
 	var leap atomic.Int64
 	go leapWhile(&leap, faults) // ends with the process
 	nc.LeaseClock = func() int64 { return actors.Now() + leap.Load() }
@@ -91,7 +102,7 @@ func runFaulty(args []string, faults faultFile) error {
 		free, _, err := backend.FreeSpace(dir)
 		return free, err
 	}
-	nc.Logger = zerolog.New(os.Stderr).With().Timestamp().Logger()
+	nc.Logger = logger
 	nc.Exit = func(reason error) { nc.Logger.Fatal().Err(reason).Msg("the member cannot go on") }
 	n, err := node.New(context.Background(), nc)
 	if err != nil {
@@ -110,11 +121,15 @@ func runFaulty(args []string, faults faultFile) error {
 	}
 }
 
-func listenAll(urls []url.URL) (all []net.Listener, err error) {
+// listenAll listens with TLS, if there is a certificate.
+func listenAll(urls []url.URL, o certs.Options, e *certs.Endpoint, checkSAN bool) (all []net.Listener, err error) {
 	for _, u := range urls {
 		l, err := net.Listen("tcp", u.Host)
 		if err != nil {
 			return nil, err
+		}
+		if !o.Empty() {
+			l = e.Listen(l, certs.ListenOptions{CheckSAN: checkSAN, Protocols: []string{certs.HTTP1, certs.HTTP2}})
 		}
 		all = append(all, l)
 	}

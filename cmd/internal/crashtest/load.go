@@ -281,7 +281,7 @@ func raise(a *atomic.Int64, to int64) {
 func isRefusal(err error) bool {
 	text := status.Convert(err).Message()
 	return text == rpctypes.ErrorDesc(rpctypes.ErrGRPCRequestTooManyRequests) || text == rpctypes.ErrorDesc(rpctypes.ErrGRPCNoSpace) ||
-		strings.Contains(text, "Error while dialing")
+		strings.Contains(text, "Error while dialing") || strings.Contains(text, "authentication handshake failed")
 }
 
 // execute makes the call for a request.

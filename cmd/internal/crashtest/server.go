@@ -2,6 +2,7 @@ package crashtest
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -108,12 +109,25 @@ type Config struct {
 	// Client and Peer are the addresses, as host:port. If they are empty, the kernel
 	// chooses the ports.
 	Client, Peer string
+
+	// TLS is that of a client, whose requests find out whether the server is ready. If it is
+	// not nil, both addresses have TLS, and Args name the server's files.
+	TLS *tls.Config
+}
+
+// url returns the URL of an address.
+func (c *Config) url(addr string) string {
+	if c.TLS != nil {
+		return "https://" + addr
+	}
+	return "http://" + addr
 }
 
 // Server is one process. To restart it, start another one with its Config. Its methods
 // may be called at any time and concurrently.
 type Server struct {
 	cfg     Config
+	ready   http.Client // of Ready
 	cmd     *exec.Cmd
 	logPath string
 	exited  chan struct{} // closed by the goroutine in Start, when the process has ended
@@ -149,7 +163,7 @@ func launch(t testing.TB, cfg Config) *Server {
 		t.Fatal(err)
 	}
 	defer func() { _ = output.Close() }() // this process does not write to it
-	client, peer := "http://"+cfg.Client, "http://"+cfg.Peer
+	client, peer := cfg.url(cfg.Client), cfg.url(cfg.Peer)
 	cmd := exec.Command(cfg.Binary, append([]string{
 		"--data-dir", cfg.DataDir,
 		"--listen-client-urls", client, "--advertise-client-urls", client,
@@ -162,7 +176,9 @@ func launch(t testing.TB, cfg Config) *Server {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{cfg: cfg, cmd: cmd, logPath: output.Name(), exited: make(chan struct{})}
+	// It keeps no connections, which would not work with the next process.
+	ready := http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: cfg.TLS}, Timeout: time.Second}
+	s := &Server{cfg: cfg, ready: ready, cmd: cmd, logPath: output.Name(), exited: make(chan struct{})}
 	go func() { // ends with the process, which the cleanup kills
 		_ = cmd.Wait() // the exit status is in ProcessState
 		close(s.exited)
@@ -208,15 +224,12 @@ func (s *Server) Ready(ctx context.Context) error {
 	return nil
 }
 
-// readyClient keeps no connections, which would not work with the next process.
-var readyClient = http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
-
 func (s *Server) answersReady(ctx context.Context) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.cfg.Client+"/readyz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.cfg.url(s.cfg.Client)+"/readyz", nil)
 	if err != nil {
 		panic("crashtest: " + err.Error()) // the address is valid
 	}
-	resp, err := readyClient.Do(req)
+	resp, err := s.ready.Do(req)
 	if err != nil {
 		return false
 	}

@@ -87,7 +87,7 @@ func TestSoak(t *testing.T) {
 	onlyLong(t)
 	const members = 3
 	pace := time.Second * faultClients * (members + 1) / soakRate
-	f := startFaults(t, Build(t, false), members, false, pace)
+	f := startFaults(t, Build(t, false), members, faultOptions{pace: pace})
 	f.spared = f.members[0]
 	f.kinds = slices.DeleteFunc(f.kinds, func(k fault) bool { return k.name == "kill-all" })
 	s := soak{faults: f, every: min(soakSampleEvery, *soakFor/soakSamples), born: map[int]time.Time{}}
