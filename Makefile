@@ -94,7 +94,8 @@ test-durable:
 		-kill-rounds 100 -lease-rounds 30 -power-cuts 2000 -damaged-bytes 3000 | grep -v '^=== '
 
 # Clusters of three and of five processes amid faults, some twenty-five minutes each; then the
-# shipped executable, single faults, a minute of soak, and members under the race detector.
+# shipped executable, a cluster with TLS and users, single faults and changes of TLS files, a
+# minute of soak, and members under the race detector.
 test-faults soak: SHELL := /bin/bash
 test-faults soak: .SHELLFLAGS := -o pipefail -c
 test-faults:
@@ -102,7 +103,9 @@ test-faults:
 		-faults 500 -fault-members 3,5 -fault-inject -fault-operations 1000000 -fault-strict | grep -v '^=== '
 	$(GO) test -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
 		-faults 100 -fault-strict | grep -v '^=== '
-	$(GO) test -count=1 -timeout 60m -v -run 'TestCluster[DS]|TestSoak' ./cmd/internal/crashtest -fault-strict -fault-all | grep -v '^=== '
+	$(GO) test -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
+		-faults 100 -fault-secure -fault-inject -fault-strict | grep -v '^=== '
+	$(GO) test -count=1 -timeout 60m -v -run 'TestCluster[DS]|TestSoak' ./cmd/internal/crashtest -fault-strict -fault-all -swaps 10 | grep -v '^=== '
 	$(GO) test -race -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
 		-faults 100 -fault-inject | grep -v '^=== '
 
