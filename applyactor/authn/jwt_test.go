@@ -9,8 +9,10 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 	"testing"
@@ -253,6 +255,41 @@ func FuzzJWT(f *testing.F) {
 		// Go's decoder of base64 skips line ends.
 		if id, ok := j.Verify(token); ok && strings.NewReplacer("\n", "", "\r", "").Replace(token) != good {
 			t.Errorf("%q is of %+v", token, id)
+		}
+	})
+}
+
+// FuzzClaims: whatever a token says that was signed, nothing panics, and one that is valid has a
+// user, a revision, and has not expired.
+func FuzzClaims(f *testing.F) {
+	j := mustJWT(f, JWTConfig{Method: "HS256", PrivateKey: []byte("the secret of the cluster")})
+	now := j.cfg.Now()
+	for _, claims := range []string{`{"username":"ann","revision":3,"exp":%d}`, `{"username":"ann","revision":1e300,"exp":1e300}`,
+		`{"username":7,"revision":"3"}`, `{"username":"ann","revision":-1,"exp":null}`, `[]`, `{"exp":"%d"}`, `{"nbf":%d,"iat":{}}`} {
+		f.Add([]byte(strings.ReplaceAll(claims, "%d", fmt.Sprint(now.Add(time.Hour).Unix()))))
+	}
+	f.Fuzz(func(t *testing.T, claims []byte) {
+		encoded := base64.RawURLEncoding
+		signed := encoded.EncodeToString([]byte(`{"alg":"HS256"}`)) + "." + encoded.EncodeToString(claims)
+		signature, err := j.method.Sign(signed, j.sign)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, ok := j.Verify(signed + "." + encoded.EncodeToString(signature))
+		if !ok {
+			return
+		}
+		var read map[string]any
+		if err := json.Unmarshal(claims, &read); err != nil {
+			t.Fatalf("%q: got %+v, although it is no JSON: %v", claims, id, err)
+		}
+		user, _ := read[claimUser].(string)
+		revision, ok := read[claimRevision].(float64)
+		if user != id.User || !ok || revision < 0 {
+			t.Errorf("%q: got %+v, although it does not say so", claims, id)
+		}
+		if expires, ok := read[claimExpires].(float64); ok && expires != 0 && expires < float64(now.Unix()) { // 0 is never
+			t.Errorf("%q: got %+v, although it has expired at %v", claims, id, now.Unix())
 		}
 	})
 }

@@ -2,6 +2,7 @@ package token
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 )
 
@@ -120,6 +121,64 @@ func FuzzIndex(f *testing.F) {
 	f.Fuzz(func(t *testing.T, token string) {
 		if index, ok := Index(token); ok && index == 0 && token[len(token)-1] != '0' {
 			t.Errorf("%q has the index 0", token)
+		}
+	})
+}
+
+// modelTable has the tokens of a table, the one whose last use is the oldest first.
+type modelTable []entry
+
+func (m modelTable) without(drop func(entry) bool) modelTable {
+	return slices.DeleteFunc(slices.Clone(m), drop)
+}
+
+// FuzzTable: the table agrees with a model, whatever is assigned, used and revoked.
+func FuzzTable(f *testing.F) {
+	f.Add([]byte("\x00a\x01\x01b\x02\x02a\x30\x03a\x00\x00c\x01\x00d\x01\x00e\x01"))
+	f.Add([]byte("\x00a\x01\x00a\x02\x02a\x00\x04a\x00\x01a\x09\x02a\x08"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		const most, ttl = 3, 20
+		tab, m, now := NewTable(most, ttl), modelTable{}, int64(0)
+		for ; len(data) >= 3; data = data[3:] {
+			token, user := string(data[1]%8+'a'), string(data[1]%2+'x')
+			now += int64(data[2] % 16)
+			expired := func(e entry) bool { return now-e.used >= ttl }
+			same := func(e entry) bool { return e.token == token }
+			switch data[0] % 5 {
+			case 0, 1:
+				tab.Assign(token, user, now)
+				m = m.without(expired).without(same)
+				if len(m) == most {
+					m = m[1:]
+				}
+				m = append(m, entry{token, user, now})
+			case 2:
+				got, ok := tab.Use(token, now)
+				i := slices.IndexFunc(m, same)
+				want := i >= 0 && !expired(m[i])
+				if ok != want || ok && got != m[i].user {
+					t.Fatalf("at %d: use of %s: got %q, %t, want %v of %v", now, token, got, ok, want, m)
+				}
+				if m = m.without(same); ok {
+					m = append(m, entry{token, got, now})
+				}
+			case 3:
+				tab.Revoke(user)
+				m = m.without(func(e entry) bool { return e.user == user })
+			case 4:
+				tab.Expire(now)
+				m = m.without(expired)
+			}
+			if tab.Len() != len(m) || tab.order.Len() != len(m) || len(m) > most {
+				t.Fatalf("at %d: got %d tokens, %d in order, want %v", now, tab.Len(), tab.order.Len(), m)
+			}
+			held := 0
+			for _, tokens := range tab.users {
+				held += len(tokens)
+			}
+			if held != len(m) {
+				t.Fatalf("at %d: users have %d tokens, want %d", now, held, len(m))
+			}
 		}
 	})
 }
