@@ -45,6 +45,7 @@ var groups = []group{
 		{"fanout", "measure the effect of watchers that stop reading", runFanout},
 		{"replay", "measure a watch over a long history", runReplay},
 		{"lease-storm", "measure a second in which very many leases expire", runLeaseStorm},
+		{"auth", "measure puts beside clients that log in, and beside thousands of them", runAuth},
 		{"failover", "measure the time without writes when the leader fails", runFailover},
 		{"catchup", "measure how a member catches up by a snapshot under load", runCatchUp},
 		{"replace", "replace and restart all members under load", runReplace},

@@ -2,6 +2,7 @@ package pairs
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/stats"
@@ -65,12 +66,25 @@ var clusterBounds = []bound{
 	{load: GetUnderPutLoad, figure: p99, anyOf: []limit{{against: "etcd", ratio: 0.4}}},
 }
 
+// sharedPortBounds are what is checked beside Troupe with a port for gRPC alone: that a port which
+// serves HTTP too is as fast.
+var sharedPortBounds = []bound{
+	{load: PutLoad, figure: requestRate, anyOf: []limit{{against: grpcOnlyName, ratio: 0.95, least: true}}},
+	{load: PutLoad, figure: requestCPU, anyOf: []limit{{against: grpcOnlyName, ratio: 1.05}}},
+	{load: GetLoad, figure: requestRate, anyOf: []limit{{against: grpcOnlyName, ratio: 0.95, least: true}}},
+	{load: GetLoad, figure: requestCPU, anyOf: []limit{{against: grpcOnlyName, ratio: 1.05}}},
+	{load: WatchLoad, figure: eventCPU, anyOf: []limit{{against: grpcOnlyName, ratio: 1.05}}},
+}
+
 // Judge checks the results of each load against its bounds, if it has any. If the
 // contestant of a bound was not measured, the bound does not hold.
 func Judge(cfg Config, r Results) []verdict.Verdict {
 	var verdicts []verdict.Verdict
 	list := bounds
-	if cfg.clustered() {
+	switch {
+	case slices.ContainsFunc(cfg.Contestants, func(c Contestant) bool { return c.Name == grpcOnlyName }):
+		list = sharedPortBounds
+	case cfg.clustered():
 		list = clusterBounds
 	}
 	for _, load := range cfg.Loads {

@@ -3,10 +3,12 @@ package pairs
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"strings"
 
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
+	"github.com/troupe-db/troupe/cmd/bench/internal/tools"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadtool"
 )
 
@@ -34,6 +36,10 @@ func ChooseLoads(names string, sizes Load) ([]Load, error) {
 // echoName is the contestant with constant replies, which this program serves itself.
 const echoName = "echo"
 
+// grpcOnlyName is Troupe with HTTP on a port of its own, so that the port of the clients serves
+// gRPC alone.
+const grpcOnlyName = "troupe-grpc"
+
 // Contestants resolves a comma-separated list of servers. The one with constant replies is
 // left out if there are several members, or with TLS.
 func Contestants(ctx context.Context, names string, members int, tls bool) ([]Contestant, error) {
@@ -53,6 +59,14 @@ func Contestants(ctx context.Context, names string, members int, tls bool) ([]Co
 			})
 			continue
 		}
+		if name == grpcOnlyName {
+			c, err := grpcOnly(ctx, members, tls)
+			if err != nil {
+				return nil, err
+			}
+			contestants = append(contestants, c)
+			continue
+		}
 		list, err := servers.List(ctx, name)
 		if err != nil {
 			return nil, err
@@ -60,4 +74,22 @@ func Contestants(ctx context.Context, names string, members int, tls bool) ([]Co
 		contestants = append(contestants, Contestant{Server: list[0]})
 	}
 	return contestants, nil
+}
+
+// grpcOnly returns the contestant grpcOnlyName.
+func grpcOnly(ctx context.Context, members int, tls bool) (Contestant, error) {
+	if members > 1 {
+		return Contestant{}, fmt.Errorf("pairs: %s is measured as a single member", grpcOnlyName)
+	}
+	list, err := servers.List(ctx, string(tools.Troupe))
+	if err != nil {
+		return Contestant{}, err
+	}
+	scheme := "http"
+	if tls {
+		scheme = "https"
+	}
+	server := list[0]
+	server.Name, server.Args = grpcOnlyName, []string{"--listen-client-http-urls", scheme + "://127.0.0.1:0"}
+	return Contestant{Server: server}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/troupe-db/troupe/cmd/bench/internal/benchtest"
 	"github.com/troupe-db/troupe/cmd/bench/internal/proc"
 	"github.com/troupe-db/troupe/cmd/bench/internal/servers"
 	"github.com/troupe-db/troupe/cmd/bench/measure/loadtool"
@@ -149,6 +150,30 @@ func TestJudgeClusters(t *testing.T) {
 	}
 }
 
+// Beside a port for gRPC alone, the other one has bounds of its own: within 5 %.
+func TestJudgeSharedPort(t *testing.T) {
+	cfg := Config{Contestants: []Contestant{{Server: servers.Server{Name: grpcOnlyName}}, {Server: servers.Server{Name: "troupe"}}}, Loads: []Load{{Name: PutLoad}}}
+	sample := func(perSecond float64, cpu time.Duration) []Sample {
+		return []Sample{{Report: loadtool.Report{PerSecond: perSecond}, CPU: cpu}}
+	}
+	for name, c := range map[string]struct {
+		troupe []Sample
+		failed int
+	}{
+		"the same":  {sample(95, 105), 0},
+		"slower":    {sample(94, 105), 1},
+		"expensive": {sample(95, 106), 1},
+	} {
+		got := Judge(cfg, Results{PutLoad: {grpcOnlyName: sample(100, 100), "troupe": c.troupe}})
+		if failed := benchtest.Failed(got); len(failed) != c.failed || len(got) != 2 {
+			t.Errorf("%s: got %v, want %d of 2 bounds to fail", name, got, c.failed)
+		}
+	}
+	if _, err := Contestants(t.Context(), grpcOnlyName, 3, true); err == nil {
+		t.Error("several members with a port for gRPC alone: got no error")
+	}
+}
+
 func TestEndpoints(t *testing.T) {
 	s := subject{leader: "b", others: []string{"a", "c"}, target: OnLeader}
 	if got := strings.Join(s.endpoints(), ","); got != "b" {
@@ -198,7 +223,7 @@ func TestDefaultLoads(t *testing.T) {
 	if _, err := DefaultLoad("sing"); err == nil {
 		t.Error("unknown load accepted")
 	}
-	for _, b := range slices.Concat(bounds, clusterBounds) {
+	for _, b := range slices.Concat(bounds, clusterBounds, sharedPortBounds) {
 		if _, ok := find(b.load); !ok {
 			t.Errorf("a bound for an unknown load: %s", b.load)
 		}
