@@ -27,9 +27,10 @@ const (
 	// administrators is the number of clients that change users and roles, and intruders that of
 	// clients that try what their users must not do.
 	administrators, intruders = 2, 2
-	// accessPause is the pause of each of them. Each change makes requests in progress be refused
-	// once, because they have an older revision of users and roles.
-	accessPause = 100 * time.Millisecond
+	// accessPause is the pause of each of them, and changePause that of an administrator after a
+	// change. Each change makes requests in progress be refused, because they have an older revision
+	// of users and roles: over slow links, more changes would keep all others from being served.
+	accessPause, changePause = 100 * time.Millisecond, time.Second
 	// accessTimeout bounds a call of theirs.
 	accessTimeout = 5 * time.Second
 	// strangerTimeout bounds the attempt of a client whose handshake must fail.
@@ -253,7 +254,7 @@ func (a *accessLoad) administer(n int, rng *rand.Rand) {
 					a.verify(v, rng)
 				}
 			}
-			<-time.After(accessPause)
+			<-time.After(changePause)
 		}
 	}
 }
