@@ -103,8 +103,6 @@ test-faults:
 		-faults 500 -fault-members 3,5 -fault-inject -fault-operations 1000000 -fault-strict | grep -v '^=== '
 	$(GO) test -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
 		-faults 100 -fault-strict | grep -v '^=== '
-	$(GO) test -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
-		-faults 100 -fault-secure -fault-inject -fault-strict | grep -v '^=== '
 	$(GO) test -count=1 -timeout 60m -v -run 'TestCluster[DS]|TestSoak' ./cmd/internal/crashtest -fault-strict -fault-all -swaps 10 | grep -v '^=== '
 	$(GO) test -race -count=1 -timeout 60m -v -run 'TestClusterFaults' ./cmd/internal/crashtest \
 		-faults 100 -fault-inject | grep -v '^=== '
