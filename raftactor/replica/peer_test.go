@@ -238,6 +238,7 @@ func TestLostSnapshot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newWithLearner(t, tail, 0)
+			b.r.transferMax = 2 * tail
 			b.propose(40, size)
 			b.persist()
 			answer := func(m *raftpb.Message) {

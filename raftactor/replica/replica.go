@@ -52,14 +52,13 @@ const (
 	// tailBytesAlone bounds them if there are no peers.
 	tailBytesDefault = 64 << 20
 	tailBytesAlone   = 1 << 20
-	// transferFactor bounds the entries kept while a snapshot is sent, as a multiple of
-	// TailBytes. Its index is that of its end, so that only the newest entries will be needed:
-	// those that the store does not have durably, at most 64 MiB, and those that arrive while
-	// the last packs are sent.
-	transferFactor = 2
-	// holdFactor bounds the entries kept from the end of a transfer on, as a multiple of
-	// TailBytes: what arrives while the peer opens the store.
-	holdFactor = 4
+	// transferBytesDefault bounds the entries kept while a snapshot is sent. Its index is that
+	// of its end, so that only the newest entries will be needed: those that the store does not
+	// have durably, at most 64 MiB, and those that arrive while the last packs are sent.
+	transferBytesDefault = 128 << 20
+	// holdFactor bounds the entries kept from the end of a transfer on, as a multiple of those
+	// kept during it: what arrives while the peer opens the store.
+	holdFactor = 2
 	// holdElections is the time, in election timeouts, that a hold outlives the transfer. Until
 	// the peer has opened what it received, it does not answer.
 	holdElections = 60
@@ -83,6 +82,9 @@ type Config struct {
 	// connected, within TailBytes.
 	TailBytes   int
 	TailEntries uint64
+	// TransferBytes bounds the entries kept in memory while a snapshot is sent, in bytes; 0
+	// means 128 MiB. Twice as much is kept from its end on until the peer has caught up.
+	TransferBytes int
 
 	// The log has Entries, which begin after MarkIndex, and HardState. MarkTerm is the term
 	// of the entry at MarkIndex. The store has the effect of those up to Applied, and the
@@ -168,7 +170,7 @@ type Replica struct {
 	probes      []*raftpb.Message // of resume, since the last Ready; one for each peer
 	ticks       uint64            // since New
 	holdTicks   uint64            // holdElections in ticks
-	transferMax int               // transferFactor in bytes
+	transferMax int               // Config.TransferBytes
 }
 
 // termStart is the index of the first entry of a term.
@@ -209,12 +211,11 @@ func New(cfg Config) (*Replica, error) {
 		durable: cfg.Applied, durableTerm: cfg.AppliedTerm, durableConf: cfg.ConfState,
 		appliedTo: cfg.Applied, appliedTerm: cfg.AppliedTerm, handedTerm: cfg.AppliedTerm,
 		tail: cfg.TailBytes, tailEntries: cfg.TailEntries, holds: make(map[uint64]hold),
-		holdTicks: uint64(holdElections * cfg.ElectionTicks),
+		holdTicks: uint64(holdElections * cfg.ElectionTicks), transferMax: cmp.Or(cfg.TransferBytes, transferBytesDefault),
 	}
 	if r.tail == 0 {
 		r.tail = tailBytesDefault
 	}
-	r.transferMax = transferFactor * r.tail
 	if err := r.restore(cfg); err != nil {
 		return nil, err
 	}
@@ -707,7 +708,7 @@ func (r *Replica) needed() (lagging, held uint64, heldMax int) {
 		}
 		held = min(held, h.index)
 		if h.reported {
-			heldMax = holdFactor * r.tail
+			heldMax = holdFactor * r.transferMax
 		}
 	}
 	return lagging, held, heldMax

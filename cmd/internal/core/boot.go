@@ -191,6 +191,7 @@ func (h *Host) newReplica(rec *wal.Recovered, d *mvccmsg.Durable) (*replica.Repl
 		PreVote:        h.cfg.PreVote,
 		Logger:         &raftactor.Logger{Log: h.cfg.Logger},
 		TailBytes:      h.cfg.TailBytes,
+		TransferBytes:  h.cfg.TransferBytes,
 		TailEntries:    h.cfg.CatchUpEntries,
 		MarkIndex:      rec.TailIndex,
 		MarkTerm:       rec.TailTerm,

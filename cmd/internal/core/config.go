@@ -67,6 +67,9 @@ type Config struct {
 	// TailBytes bounds the entries that are kept for members that lag; see
 	// replica.Config.TailBytes.
 	TailBytes int
+	// TransferBytes bounds those that are kept while a snapshot is sent; see
+	// replica.Config.TransferBytes.
+	TransferBytes int
 	// Reboot reboots the core; see actors.Core.Reboot.
 	Reboot func(reason error)
 	// Removed is called when the member learns that it was removed from the cluster; more

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -165,35 +166,46 @@ func TestClusterMonitors(t *testing.T) {
 
 // divergingStore stores another value than it was given, with a correct checksum: as after a bit
 // flipped in memory. What is in memory stays right.
-type divergingStore struct{ backend.Store }
+type divergingStore struct {
+	backend.Store
+	diverged *atomic.Bool // it has stored another value
+}
 
 const givenValue, storedValue = "the value as given", "the value as kept!"
 
 // Commit implements backend.Store.
 func (s divergingStore) Commit(b backend.Batch) error {
 	b.Put = slices.Clone(b.Put)
+	diverges := false
 	for i, p := range b.Put {
-		kept := bytes.ReplaceAll(bytes.Join(p.Parts, nil), []byte(givenValue), []byte(storedValue))
-		b.Put[i].Parts = [][]byte{kept}
+		given := bytes.Join(p.Parts, nil)
+		diverges = diverges || bytes.Contains(given, []byte(givenValue))
+		b.Put[i].Parts = [][]byte{bytes.ReplaceAll(given, []byte(givenValue), []byte(storedValue))}
 	}
-	return s.Store.Commit(b)
+	err := s.Store.Commit(b)
+	if err == nil && diverges {
+		s.diverged.Store(true)
+	}
+	return err
 }
 
 // TestInitialCheckRefuses: a member whose store diverged from those of the others does not start
 // with the initial check, and serves no client meanwhile. The log says which members differ.
 func TestInitialCheckRefuses(t *testing.T) {
 	t.Parallel()
+	var diverged atomic.Bool
 	c := startCluster(t, 3, func(i int, c *Config) {
 		c.InitialCorruptCheck = true
 		if i == 2 {
 			c.Storage.OpenStore = func(cfg backend.Config) (backend.Store, error) {
 				s, err := backend.Open(cfg)
-				return divergingStore{s}, err
+				return divergingStore{s, &diverged}, err
 			}
 		}
 	})
 	c.members[0].mustPut("k", givenValue)
 	c.wantEqual()
+	c.eventually("the store has another value: what the log has to tell again is right", diverged.Load)
 	m := c.members[2]
 	m.stop()
 	m.logs = logBuffer{}

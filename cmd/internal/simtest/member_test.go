@@ -114,7 +114,7 @@ func (m *member) boot() error {
 		Mailboxes: m.c.plan.mailboxes, CacheBytes: 1 << 20,
 		RequestTimeout: 5*time.Second + 2*election, MinLeaseTTL: 2, LeaseCheckpoint: 5 * time.Minute,
 		Join: m.join || id.Joined, Disk: room{m.disk},
-		CatchUpEntries: m.c.plan.catchUp, TailBytes: m.c.plan.tail,
+		CatchUpEntries: m.c.plan.catchUp, TailBytes: m.c.plan.tail, TransferBytes: 2 * m.c.plan.tail,
 		Metrics: core.Metrics{
 			Raft:     raftactor.NewMetrics(r, raftactor.MetricsConfig{Member: m.id, State: shared.Raft, Applied: shared.Applied}),
 			WAL:      walactor.NewMetrics(r),

@@ -154,7 +154,7 @@ func TestWithoutQuorum(t *testing.T) {
 	for _, strict := range []bool{true, false} {
 		t.Run(fmt.Sprint("strict=", strict), func(t *testing.T) {
 			t.Parallel() // it waits
-			p := startPair(t, 3, append(slices.Clone(quorumArgs), fmt.Sprint("--strict-reconfig-check=", strict)))
+			p := startPair(t, 3, append(slices.Clone(quorumArgs), fmt.Sprint("--strict-reconfig-check=", strict)), nil)
 			p.lead(0)
 			calls := quorumCalls()
 			var got [2][]outcome
