@@ -6,9 +6,11 @@ import (
 	"context"
 	"crypto/sha1"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,7 +87,8 @@ type seat struct {
 func (s seat) url() string { return "http://" + s.advertised }
 
 // Start runs a cluster with fresh data folders and returns when all members know the
-// leader and answer linearizable reads. IMPORTANT: the caller must close it.
+// leader and the version of the cluster, and answer linearizable reads. IMPORTANT: the caller
+// must close it.
 func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if cfg.Members < 1 {
 		return nil, errors.New("cluster: at least one member is needed")
@@ -143,7 +146,53 @@ func (c *Cluster) begin(ctx context.Context) error {
 	if _, err := c.AwaitLeader(ctx); err != nil {
 		return err
 	}
+	for _, m := range c.Members {
+		if err := m.awaitVersion(ctx); err != nil {
+			return err
+		}
+	}
 	return c.Sync(ctx)
+}
+
+// awaitVersion waits until the version of the cluster is decided. etcd refuses to join a
+// cluster before.
+func (m *Member) awaitVersion(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, healthyTimeout)
+	defer cancel()
+	for {
+		err := m.version(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(pollEvery):
+		case <-ctx.Done():
+			return fmt.Errorf("cluster: version at %s: %w", m.Name, err)
+		}
+	}
+}
+
+// version requests the version of the cluster once.
+func (m *Member) version(ctx context.Context) (err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, m.Server.PeerURL()+"/version", nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, response.Body.Close()) }()
+	var got struct {
+		Cluster string `json:"etcdcluster"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&got); err != nil {
+		return err
+	}
+	if got.Cluster == "" || got.Cluster == "not_decided" {
+		return errors.New("not decided")
+	}
+	return nil
 }
 
 func (c *Cluster) nextName() string {
