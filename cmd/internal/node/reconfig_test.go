@@ -472,8 +472,12 @@ func TestReconfigInvalid(t *testing.T) {
 				return err
 			}, rpctypes.ErrTooManyLearners},
 			{"promote a voter", func(ctx context.Context) error {
-				_, err := client.MemberPromote(ctx, c.members[1].id)
-				return err
+				for { // as in etcd, it is checked first whether it is in step
+					_, err := client.MemberPromote(ctx, c.members[1].id)
+					if !errors.Is(err, rpctypes.ErrMemberLearnerNotReady) || ctx.Err() != nil {
+						return err
+					}
+				}
 			}, rpctypes.ErrMemberNotLearner},
 			{"promote an unknown member", func(ctx context.Context) error {
 				_, err := client.MemberPromote(ctx, 1)
