@@ -254,8 +254,8 @@ func (t *connTable) refused(reason string) {
 	}
 }
 
-// shakeHands finishes the handshake of a connection with TLS, and counts one that fails.
-func (t *connTable) shakeHands(c *conn) error {
+// finishHandshake finishes the handshake of a connection with TLS, and counts one that fails.
+func (t *connTable) finishHandshake(c *conn) error {
 	err := c.handshake()
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 		t.refused(refusalOf(err, RefusedTLS))
@@ -316,7 +316,7 @@ type limitedConn struct {
 
 // Read implements net.Conn.
 func (c *limitedConn) Read(p []byte) (int, error) {
-	c.once.Do(func() { c.err = c.table.shakeHands(c.conn) })
+	c.once.Do(func() { c.err = c.table.finishHandshake(c.conn) })
 	if c.err != nil {
 		return 0, c.err
 	}

@@ -94,7 +94,7 @@ func (g *Gateway) isStopped() bool {
 
 // dispatch identifies the protocol of a connection and hands it to its server.
 func (g *Gateway) dispatch(c *conn) {
-	if err := g.conns.shakeHands(c); err != nil {
+	if err := g.conns.finishHandshake(c); err != nil {
 		_ = c.Close()
 		return
 	}

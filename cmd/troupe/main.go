@@ -40,7 +40,7 @@ const (
 	// its group are often signalled at once, by GNU timeout for example.
 	secondSignalAfter = time.Second
 	// startStopTimeout bounds the end of a start that a signal interrupts. One that waits
-	// for other members ends at once; one that reads a large store does not look up, and
+	// for other members ends at once; one that reads a large store does not notice, and
 	// loses nothing when the process ends.
 	startStopTimeout = time.Second
 )

@@ -23,12 +23,24 @@ func newWithLearner(t *testing.T, tail int, entries uint64) *bench {
 	return b
 }
 
+// answer steps a message of member 2.
+func (b *bench) answer(m *raftpb.Message) {
+	b.t.Helper()
+	m.From, m.To, m.Term = new(uint64(2)), new(uint64(1)), new(b.r.term)
+	must(b.t, b.r.Step(m))
+	b.settle()
+}
+
 // acknowledge acknowledges entries in the place of member 2.
 func (b *bench) acknowledge(index uint64) {
 	b.t.Helper()
-	must(b.t, b.r.Step(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)),
-		Term: new(b.r.term), Index: new(index)}))
-	b.settle()
+	b.answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(index)})
+}
+
+// lacks refuses an append after an index in the place of member 2, whose log ends with entry 1.
+func (b *bench) lacks(index uint64) {
+	b.t.Helper()
+	b.answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(index), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))})
 }
 
 func (b *bench) propose(n, size int) {
@@ -81,9 +93,7 @@ func TestSnapshotHoldsTheTail(t *testing.T) {
 		b.propose(40, size)
 		b.persist()
 		b.peers = nil
-		must(t, b.r.Step(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)),
-			Term: new(b.r.term), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))}))
-		b.settle()
+		b.lacks(1)
 		var snap *raftpb.Message
 		for _, m := range b.peers {
 			if m.GetType() == raftpb.MsgSnap {
@@ -132,9 +142,7 @@ func TestSnapshotHoldsTheNewest(t *testing.T) {
 	b.r.transferMax = transfer
 	b.propose(40, size)
 	b.persist()
-	must(t, b.r.Step(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)),
-		Term: new(b.r.term), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))}))
-	b.settle()
+	b.lacks(1)
 	at := b.r.Progress()[0].PendingSnapshot
 	b.propose(40, size)
 	b.persist()
@@ -161,11 +169,6 @@ func TestLongTransfer(t *testing.T) {
 	b.r.transferMax = transfer
 	b.propose(40, size)
 	b.persist()
-	answer := func(m *raftpb.Message) {
-		m.From, m.To, m.Term = new(uint64(2)), new(uint64(1)), new(b.r.term)
-		must(t, b.r.Step(m))
-		b.settle()
-	}
 	sent := func(typ raftpb.MessageType) (found []*raftpb.Message) {
 		for _, m := range b.peers {
 			if m.GetType() == typ {
@@ -174,7 +177,7 @@ func TestLongTransfer(t *testing.T) {
 		}
 		return found
 	}
-	answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))})
+	b.lacks(1)
 	at := b.r.Progress()[0].PendingSnapshot
 	b.propose(40, size)
 	b.persist()
@@ -188,7 +191,7 @@ func TestLongTransfer(t *testing.T) {
 	b.r.ReportSnapshot(2, end)
 	b.settle()
 	// The peer reboots to install it. What it answered before arrives late.
-	answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
+	b.answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
 	for range 30 {
 		b.r.Tick()
 		b.settle()
@@ -203,8 +206,8 @@ func TestLongTransfer(t *testing.T) {
 		}
 	}
 	b.peers = nil
-	answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
-	answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(end)})
+	b.answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
+	b.acknowledge(end)
 	if p := b.r.Progress()[0]; p.State != "StateReplicate" || p.Match != end || len(sent(raftpb.MsgSnap)) > 0 {
 		t.Errorf("got the progress %+v and %d snapshots, want that the peer is sent the entries after %d", p, len(sent(raftpb.MsgSnap)), end)
 	}
@@ -241,12 +244,7 @@ func TestLostSnapshot(t *testing.T) {
 			b.r.transferMax = 2 * tail
 			b.propose(40, size)
 			b.persist()
-			answer := func(m *raftpb.Message) {
-				m.From, m.To, m.Term = new(uint64(2)), new(uint64(1)), new(b.r.term)
-				must(t, b.r.Step(m))
-				b.settle()
-			}
-			answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))})
+			b.lacks(1)
 			b.propose(4, size)
 			b.persist()
 			end := b.r.applied
@@ -258,13 +256,13 @@ func TestLostSnapshot(t *testing.T) {
 			b.propose(c.written, size)
 			b.persist()
 			if c.refused {
-				answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(end), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))})
+				b.lacks(end)
 			} else {
-				answer(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), Index: new(end)})
+				b.acknowledge(end)
 			}
 			b.r.Tick()
 			b.settle()
-			answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
+			b.answer(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()})
 			p := b.r.Progress()[0]
 			if got := fmt.Sprintf("%s at %d", p.State, p.PendingSnapshot); got != c.want {
 				t.Errorf("got the progress %s, want %s", got, c.want)
@@ -280,9 +278,7 @@ func TestSnapshotHoldsWhileThePeerReboots(t *testing.T) {
 	b := newWithLearner(t, tail, 0)
 	b.propose(40, size)
 	b.persist()
-	must(t, b.r.Step(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)),
-		Term: new(b.r.term), Index: new(uint64(1)), Reject: new(true), RejectHint: new(uint64(1)), LogTerm: new(uint64(1))}))
-	b.settle()
+	b.lacks(1)
 	at := b.r.Progress()[0].PendingSnapshot
 	b.r.ReportSnapshot(2, at)
 	tick := func(n int) {

@@ -169,7 +169,7 @@ type Replica struct {
 	holds       map[uint64]hold
 	probes      []*raftpb.Message // of resume, since the last Ready; one for each peer
 	ticks       uint64            // since New
-	holdTicks   uint64            // holdElections in ticks
+	election    uint64            // election timeout in ticks
 	transferMax int               // Config.TransferBytes
 }
 
@@ -211,7 +211,7 @@ func New(cfg Config) (*Replica, error) {
 		durable: cfg.Applied, durableTerm: cfg.AppliedTerm, durableConf: cfg.ConfState,
 		appliedTo: cfg.Applied, appliedTerm: cfg.AppliedTerm, handedTerm: cfg.AppliedTerm,
 		tail: cfg.TailBytes, tailEntries: cfg.TailEntries, holds: make(map[uint64]hold),
-		holdTicks: uint64(holdElections * cfg.ElectionTicks), transferMax: cmp.Or(cfg.TransferBytes, transferBytesDefault),
+		election: uint64(cfg.ElectionTicks), transferMax: cmp.Or(cfg.TransferBytes, transferBytesDefault),
 	}
 	if r.tail == 0 {
 		r.tail = tailBytesDefault
@@ -456,7 +456,7 @@ func (r *Replica) resume(id uint64, h hold) {
 	}
 	term, err := r.memory.Term(h.index)
 	// If the peer has the snapshot, and raft still waits, the log does not reach back to it.
-	if err != nil || r.ticks-h.at >= r.holdTicks || peer.Match >= h.index {
+	if err != nil || r.ticks-h.at >= holdElections*r.election || peer.Match >= h.index {
 		r.ReportSnapshot(id, 0)
 		return
 	}
@@ -496,7 +496,8 @@ func (r *Replica) Turn() (turn, voters int) {
 // has had the time to install the snapshot, the snapshot is lost.
 func (r *Replica) refused(m *raftpb.Message) {
 	h, found := r.holds[m.GetFrom()]
-	if found && h.reported && m.GetReject() && m.GetIndex() == h.index && m.GetTerm() == r.term && r.ticks-h.at >= r.holdTicks/holdElections*installElections {
+	if found && h.reported && m.GetReject() && m.GetIndex() == h.index && m.GetTerm() == r.term &&
+		r.ticks-h.at >= installElections*r.election {
 		r.ReportSnapshot(m.GetFrom(), 0)
 	}
 }
@@ -913,6 +914,9 @@ func (r *Replica) Released() []*raftpb.Message { return r.release(nil) }
 
 // release adds applies to delayed, and returns those that need not wait any longer.
 func (r *Replica) release(applies []*raftpb.Message) []*raftpb.Message {
+	if len(r.changes) == 0 && len(r.delayed) == 0 {
+		return applies
+	}
 	r.delayed = append(r.delayed, applies...)
 	n := 0
 	for n < len(r.delayed) && !r.coversChange(r.delayed[n].Entries[len(r.delayed[n].Entries)-1].GetIndex()) {

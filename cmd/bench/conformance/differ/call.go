@@ -174,6 +174,11 @@ func snapshot(ctx context.Context, conn grpc.ClientConnInterface, req *pb.Snapsh
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := pb.NewMaintenanceClient(conn).Snapshot(ctx, req)
+	return receive(stream, err)
+}
+
+// receive returns the next response of a stream, or err if it could not be opened.
+func receive[R proto.Message](stream interface{ Recv() (R, error) }, err error) Reply {
 	if err != nil {
 		return failure(err)
 	}
@@ -195,14 +200,7 @@ func firstResponse[S interface {
 	if err == nil {
 		err = stream.Send(req)
 	}
-	if err != nil {
-		return failure(err)
-	}
-	resp, err := stream.Recv()
-	if err != nil {
-		return failure(err)
-	}
-	return Reply{Message: resp}
+	return receive(stream, err)
 }
 
 // rangeStream joins the chunks of a stream. Their boundaries are not compared. It checks

@@ -157,17 +157,25 @@ func (c *Cluster) begin(ctx context.Context) error {
 // awaitVersion waits until the version of the cluster is decided. etcd refuses to join a
 // cluster before.
 func (m *Member) awaitVersion(ctx context.Context) error {
+	if err := poll(ctx, m.version); err != nil {
+		return fmt.Errorf("cluster: version at %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+// poll calls what until it returns no error, and returns the last one after healthyTimeout.
+func poll(ctx context.Context, what func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, healthyTimeout)
 	defer cancel()
 	for {
-		err := m.version(ctx)
+		err := what(ctx)
 		if err == nil {
 			return nil
 		}
 		select {
 		case <-time.After(pollEvery):
 		case <-ctx.Done():
-			return fmt.Errorf("cluster: version at %s: %w", m.Name, err)
+			return err
 		}
 	}
 }
@@ -325,19 +333,15 @@ func (c *Cluster) Sync(ctx context.Context) error {
 // AwaitLeader returns the leader's index once all members, except those listed, report the
 // same one and it is none of the exceptions.
 func (c *Cluster) AwaitLeader(ctx context.Context, except ...int) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, healthyTimeout)
-	defer cancel()
-	for {
-		leader, err := c.leader(ctx, except)
-		if err == nil {
-			return leader, nil
-		}
-		select {
-		case <-time.After(pollEvery):
-		case <-ctx.Done():
-			return 0, fmt.Errorf("cluster: no leader: %w", err)
-		}
+	leader := 0
+	err := poll(ctx, func(ctx context.Context) (err error) {
+		leader, err = c.leader(ctx, except)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("cluster: no leader: %w", err)
 	}
+	return leader, nil
 }
 
 // leader requests every member's view of the leader once.

@@ -21,7 +21,7 @@ type Kind string
 // The kinds of storms.
 const (
 	// Right is a crowd that logs in after a restart of the server, which knows no password then.
-	// Who is refused tries again.
+	// A client that is refused tries again.
 	Right Kind = "right"
 	// Wrong is a crowd that tries wrong passwords again and again.
 	Wrong Kind = "wrong"
@@ -76,7 +76,7 @@ func measureStorm(ctx context.Context, cfg Config, server *proc.Server, kind Kin
 	}
 	memory := server.WatchMemory()
 	defer memory.Stop()
-	if err := s.rage(ctx, cfg, server.Endpoint()); err != nil {
+	if err := s.run(ctx, cfg, server.Endpoint()); err != nil {
 		return s, err
 	}
 	if s.Puts, err = w.flush(ctx); err != nil {
@@ -92,9 +92,9 @@ func measureStorm(ctx context.Context, cfg Config, server *proc.Server, kind Kin
 	return s, err
 }
 
-// rage runs the crowd: until all have logged in, or with wrong passwords for as long as a
+// run runs the clients: until all have logged in, or with wrong passwords for as long as a
 // window.
-func (s *Storm) rage(ctx context.Context, cfg Config, endpoint string) error {
+func (s *Storm) run(ctx context.Context, cfg Config, endpoint string) error {
 	pool, err := loadgen.Dial(endpoint, cfg.Crowd, cfg.dialOptions()...)
 	if err != nil {
 		return err
@@ -103,11 +103,11 @@ func (s *Storm) rage(ctx context.Context, cfg Config, endpoint string) error {
 	if s.Kind == Wrong {
 		length = cfg.Window
 	}
-	raging, cancel := context.WithTimeout(ctx, length)
+	storm, cancel := context.WithTimeout(ctx, length)
 	defer cancel()
 	began := time.Now()
 	var crowd sync.WaitGroup
-	var in, last, attempts, busy, refused, failed atomic.Int64
+	var in, attempts, busy, refused, failed atomic.Int64
 	var lastError atomic.Pointer[error]
 	for i, cc := range pool {
 		name := userName(i % cfg.Users)
@@ -116,31 +116,27 @@ func (s *Storm) rage(ctx context.Context, cfg Config, endpoint string) error {
 			text = fmt.Sprint("wrong password ", i) // another one for each, so that each is compared
 		}
 		crowd.Go(func() {
-			for raging.Err() == nil {
-				_, err := logIn(raging, loginTimeout, cc, name, text)
+			for storm.Err() == nil {
+				_, err := logIn(storm, loginTimeout, cc, name, text)
 				attempts.Add(1)
 				switch {
 				case err == nil:
 					in.Add(1)
-					last.Store(max(last.Load(), int64(time.Since(began)))) // a client more or less does not matter
 					return
 				case errors.Is(rpctypes.Error(err), rpctypes.ErrTooManyRequests):
 					busy.Add(1)
 				case errors.Is(rpctypes.Error(err), rpctypes.ErrAuthFailed):
 					refused.Add(1)
-				case raging.Err() == nil:
+				case storm.Err() == nil:
 					failed.Add(1)
 					lastError.Store(&err)
 				}
-				_ = loadgen.Pause(raging, retryMin+rand.N(retryMax-retryMin)) // the loop ends then
+				_ = loadgen.Pause(storm, retryMin+rand.N(retryMax-retryMin)) // the loop ends then
 			}
 		})
 	}
 	crowd.Wait()
-	s.In, s.Took = int(in.Load()), time.Duration(last.Load())
-	if s.In < cfg.Crowd {
-		s.Took = time.Since(began)
-	}
+	s.In, s.Took = int(in.Load()), time.Since(began)
 	s.Attempts, s.Busy, s.Refused, s.Failed = attempts.Load(), busy.Load(), refused.Load(), failed.Load()
 	if err := lastError.Load(); err != nil {
 		s.LastError = *err
