@@ -117,6 +117,7 @@ func (r *rig) open(change func(*StreamConfig)) *client {
 	if c.Stream, err = r.streams.Open(cfg); err != nil {
 		r.t.Fatal(err)
 	}
+	synctest.Wait() // until the stream has handled its first message
 	return c
 }
 
