@@ -246,7 +246,7 @@ func compareVersion(r reader, c *pb.Compare, v *version) bool {
 	case pb.Compare_VALUE:
 		kv, err := r.keyValue(v)
 		if err != nil {
-			panic(fmt.Sprintf("mvcc: read a record to compare its value: %v", err))
+			panic(fmt.Errorf("mvcc: read a record to compare its value: %w", err))
 		}
 		result = bytes.Compare(kv.Value, c.GetValue())
 	}
@@ -470,7 +470,7 @@ func leaseOf(v *version) int64 {
 func (t *transaction) mustKeyValue(v *version) *mvccpb.KeyValue {
 	kv, err := t.keyValue(v)
 	if err != nil {
-		panic(fmt.Sprintf("mvcc: read a record that a write depends on: %v", err))
+		panic(fmt.Errorf("mvcc: read a record that a write depends on: %w", err))
 	}
 	return kv
 }

@@ -456,3 +456,44 @@ func TestPutAfterDeleteInOneTxn(t *testing.T) {
 		t.Fatalf("%v, %v", res, err)
 	}
 }
+
+// TestWriteOfDamagedRecord: a write that depends on a record of a damaged pack panics with an error
+// that names the pack, so that who judges the failure knows that it is damage.
+func TestWriteOfDamagedRecord(t *testing.T) {
+	for name, write := range map[string]func(*Store) error{
+		"compare a value": func(s *Store) error {
+			_, _, err := s.Txn(&pb.TxnRequest{Compare: []*pb.Compare{{Key: []byte("a"), Target: pb.Compare_VALUE,
+				TargetUnion: &pb.Compare_Value{Value: []byte("1")}}}}, true)
+			return err
+		},
+		"put with the previous one": func(s *Store) error {
+			_, err := s.Put(&pb.PutRequest{Key: []byte("a"), Value: []byte("2"), PrevKv: true})
+			return err
+		},
+		"put with the value it has": func(s *Store) error {
+			_, err := s.Put(&pb.PutRequest{Key: []byte("a"), IgnoreValue: true})
+			return err
+		},
+		"delete with the previous ones": func(s *Store) error {
+			s.DeleteRange(&pb.DeleteRangeRequest{Key: []byte("a"), PrevKv: true})
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := NewStore(Config{Load: disk{}.load, Published: NewPublished()}) // nothing is cached
+			mustPut(t, s, "a", "1", 0)
+			s.Publish(Applied{})
+			s.TakeDirty()
+			s.openPack(Revision{Main: s.revision + 1}, 0)
+			s.Durable(s.revision, s.taken)
+			s.tail, s.open = nil, body{} // the disk has no packs
+			defer func() {
+				err, _ := recover().(error)
+				if damage := (*CorruptError)(nil); !errors.As(err, &damage) {
+					t.Errorf("got the panic %v, want one with a CorruptError", err)
+				}
+			}()
+			t.Errorf("got %v, want a panic", write(s))
+		})
+	}
+}
